@@ -1,0 +1,8 @@
+"""A2C (advantage actor-critic) as plain tensors: estimators, loss and training step that compile whole and export."""
+
+from a2c_compiled import distributions, estimators, functional
+from a2c_compiled.losses import A2CLoss, A2CLosses
+
+__version__ = "0.1.0"
+
+__all__ = ["A2CLoss", "A2CLosses", "distributions", "estimators", "functional"]

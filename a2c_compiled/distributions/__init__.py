@@ -1,0 +1,16 @@
+"""Action distributions as tensor mathematics: fast in eager mode, whole under compile, scriptable, exportable."""
+
+from a2c_compiled.distributions.base import Distribution
+from a2c_compiled.distributions.continuous import Normal, TanhNormal
+from a2c_compiled.distributions.discrete import Categorical, MaskedCategorical, OneHotCategorical
+from a2c_compiled.distributions.torch_distribution import TorchDistribution
+
+__all__ = [
+    "Categorical",
+    "Distribution",
+    "MaskedCategorical",
+    "Normal",
+    "OneHotCategorical",
+    "TanhNormal",
+    "TorchDistribution",
+]

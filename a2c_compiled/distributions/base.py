@@ -1,0 +1,99 @@
+"""What a policy's distribution offers to the loss, the rollout and the exporters."""
+
+import operator
+from typing import List, Tuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Distribution(nn.Module):
+    """Action distributions as tensor mathematics: parameters in, tensors out, no distribution object in between.
+
+    ``params`` is what the actor network returns, ``[*B, num_params]``. An action is ``[*B, *event]``, where ``event`` is nothing for
+    a single choice and ``(dim,)`` for a vector. Log-probabilities and entropies are ``[*B]``: summed over the event. Half-precision
+    parameters are computed in float32; results have the dtype of ``params``.
+
+    A sample is a deterministic function of ``params`` and of noise that does not depend on them (:meth:`noise`,
+    :meth:`sample_from`): what an exported policy needs to be reproducible, and what makes :meth:`rsample` differentiable.
+
+    Subclasses define ``num_params``, ``has_entropy`` and the methods that raise NotImplementedError here.
+    """
+
+    __constants__ = ["has_entropy"]  # unlike a Final annotation, inherited by subclasses in TorchScript
+
+    has_entropy: bool
+    num_params: int
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Log-probability (density) of ``action``, ``[*B]``."""
+        raise NotImplementedError
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """Entropy in closed form, ``[*B]``; only where ``has_entropy``."""
+        raise NotImplementedError
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The greedy action."""
+        raise NotImplementedError
+
+    def noise(self, params: Tensor) -> Tensor:
+        """A draw of what :meth:`sample_from` turns into an action."""
+        raise NotImplementedError
+
+    def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
+        """The action that ``params`` and ``noise`` make."""
+        raise NotImplementedError
+
+    def rsample(self, params: Tensor) -> Tensor:
+        """An action, differentiable in ``params``."""
+        return self.sample_from(params, self.noise(params))
+
+    def sample(self, params: Tensor) -> Tensor:
+        """An action, without gradient."""
+        return self.sample_from(params, self.noise(params)).detach()
+
+    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
+        """The action that ``noise`` makes, and its log-probability, both differentiable in ``params``."""
+        action = self.sample_from(params, noise)
+        return action, self.log_prob(params, action)
+
+    def entropy_estimate(self, params: Tensor, num_samples: int) -> Tensor:
+        """The entropy, in closed form where there is one, else the mean of ``-log_prob`` over ``num_samples`` samples."""
+        if self.has_entropy:
+            return self.entropy(params)
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
+        self.check_params(params)
+        many = params.expand([num_samples] + list(params.shape))
+        return -self.sample_and_log_prob(many, self.noise(many))[1].mean(0)
+
+    def check_params(self, params: Tensor) -> None:
+        """Raise ValueError or TypeError unless ``params`` is floating, ``[*B, num_params]``."""
+        if params.dim() == 0 or params.size(-1) != self.num_params:
+            raise ValueError(f"params: expected shape [..., {self.num_params}], got {list(params.shape)}")
+        if not params.is_floating_point():
+            raise TypeError(f"params: expected a floating dtype, got {params.dtype}")
+
+
+def positive_int(name: str, value: int) -> int:
+    """``value`` as a plain int, which TorchScript needs and gymnasium's ``n`` is not; else ValueError or TypeError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
+
+
+def working(params: Tensor) -> Tensor:
+    """Half precision in float32."""
+    return params.float() if params.dtype == torch.float16 or params.dtype == torch.bfloat16 else params
+
+
+def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None:
+    """Raise ValueError unless ``action`` is ``[*B, *event]`` where ``params`` is ``[*B, num_params]``."""
+    expected = list(params.shape[:-1]) + event
+    if list(action.shape) != expected:
+        raise ValueError(f"action: expected shape {expected}, got {list(action.shape)}")

@@ -1,0 +1,197 @@
+"""Vectors of real numbers."""
+
+import math
+from typing import Callable, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from a2c_compiled.distributions.base import Distribution, check_action_shape, positive_int, working
+
+
+class Normal(Distribution):
+    r"""A vector of ``dim`` independent normal variables; ``params`` are the locations and the raw scales side by side.
+
+    :math:`\log p = -\sum_i \big( \tfrac12 ((a_i - \mu_i)/\sigma_i)^2 + \log\sigma_i + \tfrac12\log 2\pi \big)`
+
+    The scale is made from its raw value by ``scale_mapping``, and is at least ``scale_lb``. Equal to
+    ``Independent(torch.distributions.Normal(loc, scale), 1)``; the mapping to TorchRL's ``NormalParamExtractor``.
+
+    Args:
+        dim: length of the action.
+        scale_mapping: ``"biased_softplus"`` (1 at 0), ``"softplus"`` or ``"exp"``.
+        scale_lb: smallest scale.
+        tanh_loc: make the location ``upscale * tanh(loc / upscale)``, which keeps it from running away.
+        upscale: see ``tanh_loc``.
+    """
+
+    has_entropy = True
+
+    def __init__(
+        self,
+        dim: int,
+        scale_mapping: str = "biased_softplus",
+        scale_lb: float = 1e-4,
+        tanh_loc: bool = False,
+        upscale: float = 5.0,
+    ) -> None:
+        super().__init__()
+        if scale_mapping not in ("biased_softplus", "softplus", "exp"):
+            raise ValueError(f"scale_mapping: expected 'biased_softplus', 'softplus' or 'exp', got {scale_mapping!r}")
+        if not scale_lb > 0:
+            raise ValueError(f"scale_lb: expected a positive number, got {scale_lb}")
+        if not upscale > 0:
+            raise ValueError(f"upscale: expected a positive number, got {upscale}")
+        self.dim = positive_int("dim", dim)
+        self.num_params = 2 * self.dim
+        self.scale_mapping = scale_mapping
+        self.scale_lb = float(scale_lb)
+        self.tanh_loc = bool(tanh_loc)
+        self.upscale = float(upscale)
+
+    def loc_and_scale(self, params: Tensor) -> Tuple[Tensor, Tensor]:
+        """Both ``[*B, dim]``."""
+        self.check_params(params)
+        wide = working(params)
+        loc, raw = wide.narrow(-1, 0, self.dim), wide.narrow(-1, self.dim, self.dim)
+        if self.tanh_loc:
+            loc = (loc / self.upscale).tanh() * self.upscale
+        if self.scale_mapping == "biased_softplus":
+            # TorchRL's: 1 where raw is 0, and a floor of 0.01.
+            scale = functional.softplus(raw + math.log(math.expm1(0.99))) + 0.01
+        elif self.scale_mapping == "softplus":
+            scale = functional.softplus(raw)
+        else:
+            scale = raw.exp()
+        return loc, scale.clamp_min(self.scale_lb)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Log-density of ``action`` of shape ``[*B, dim]``."""
+        _check_action(action, params, self.dim)
+        loc, scale = self.loc_and_scale(params)
+        return _normal_log_prob(loc, scale, action.to(loc.dtype)).to(params.dtype)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        r""":math:`\sum_i \big(\log\sigma_i + \tfrac12 + \tfrac12\log 2\pi\big)`."""
+        _, scale = self.loc_and_scale(params)
+        return (scale.log() + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1).to(params.dtype)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The location."""
+        return self.loc_and_scale(params)[0].to(params.dtype)
+
+    def noise(self, params: Tensor) -> Tensor:
+        """Standard normal, ``[*B, dim]``."""
+        return torch.randn_like(self.loc_and_scale(params)[0])
+
+    def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
+        """``loc + scale * noise``."""
+        loc, scale = self.loc_and_scale(params)
+        return (loc + scale * noise).to(params.dtype)
+
+
+class TanhNormal(Normal):
+    r"""A normal vector squashed into the box ``(low, high)``: :math:`a = \tfrac{h+l}{2} + \tfrac{h-l}{2}\tanh u`, :math:`u` normal.
+
+    .. math::
+        \log p(a) = \log p(u) - \sum_i \Big( \log\tfrac{h_i-l_i}{2} + 2 \big(\log 2 - u_i - \operatorname{softplus}(-2 u_i)\big) \Big)
+
+    There is no closed-form entropy, and the mode is taken to be the squashed location. Actions at the bounds are scored a rounding
+    error inside them. Equal to TorchRL's ``TanhNormal``, whose defaults these are, except that with ``tanh_loc`` TorchRL also adds the
+    middle of the box to the location before the squashing.
+
+    Args:
+        dim: length of the action.
+        low, high: bounds, numbers or one per dimension. They stay in float64 when the module changes dtype.
+        scale_mapping, scale_lb, tanh_loc, upscale: as in :class:`Normal`.
+    """
+
+    has_entropy = False
+    center: Tensor
+    half_width: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        low: Union[float, Sequence[float]] = -1.0,
+        high: Union[float, Sequence[float]] = 1.0,
+        scale_mapping: str = "biased_softplus",
+        scale_lb: float = 1e-4,
+        tanh_loc: bool = False,
+        upscale: float = 5.0,
+    ) -> None:
+        super().__init__(dim, scale_mapping, scale_lb, tanh_loc, upscale)
+        low_, high_ = _bound("low", low, self.dim), _bound("high", high, self.dim)
+        if not bool((low_ < high_).all()):
+            raise ValueError(f"low: expected less than high, {high}, got {low}")
+        self.register_buffer("center", (high_ + low_) / 2, persistent=False)
+        self.register_buffer("half_width", (high_ - low_) / 2, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TanhNormal":
+        """Bounds move with the module but keep their precision: rounded to half, they would be other bounds."""
+        exact = {"center": self.center, "half_width": self.half_width}
+        super()._apply(fn, recurse)
+        for name, bound in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != bound.dtype:
+                setattr(self, name, bound.to(moved.device))
+        return self
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Log-density of ``action`` of shape ``[*B, dim]``, inside the bounds or on them."""
+        _check_action(action, params, self.dim)
+        loc, scale = self.loc_and_scale(params)
+        squashed = (action.to(loc.dtype) - self.center.to(loc.dtype)) / self.half_width.to(loc.dtype)
+        return self._log_prob_before_tanh(loc, scale, _inside(squashed).atanh()).to(params.dtype)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """Not known in closed form."""
+        raise NotImplementedError("entropy: TanhNormal has no closed form; use entropy_estimate")
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The squashed location."""
+        return self._squash(self.loc_and_scale(params)[0]).to(params.dtype)
+
+    def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
+        """The squashed ``loc + scale * noise``."""
+        loc, scale = self.loc_and_scale(params)
+        return self._squash(loc + scale * noise).to(params.dtype)
+
+    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
+        """As in the base class, but scored before the squashing: where tanh saturates, its inverse would score another sample."""
+        loc, scale = self.loc_and_scale(params)
+        u = loc + scale * noise
+        return self._squash(u).to(params.dtype), self._log_prob_before_tanh(loc, scale, u).to(params.dtype)
+
+    def _squash(self, u: Tensor) -> Tensor:
+        return self.center.to(u.dtype) + self.half_width.to(u.dtype) * _inside(u.tanh())
+
+    def _log_prob_before_tanh(self, loc: Tensor, scale: Tensor, u: Tensor) -> Tensor:
+        log_slope = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u)) + self.half_width.to(u.dtype).log()
+        return _normal_log_prob(loc, scale, u) - log_slope.sum(-1)
+
+
+def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
+    bound = torch.as_tensor(value, dtype=torch.float64)
+    if bound.dim() > 1 or bound.numel() not in (1, dim):
+        raise ValueError(f"{name}: expected a number or {dim} of them, got shape {list(bound.shape)}")
+    if not bool(bound.isfinite().all()):
+        raise ValueError(f"{name}: expected finite numbers, got {value}")
+    return bound.expand(dim)
+
+
+def _check_action(action: Tensor, params: Tensor, dim: int) -> None:
+    check_action_shape(action, params, [dim])
+    if not action.is_floating_point():
+        raise TypeError(f"action: expected a floating dtype, got {action.dtype}")
+
+
+def _normal_log_prob(loc: Tensor, scale: Tensor, value: Tensor) -> Tensor:
+    return (-0.5 * ((value - loc) / scale).square() - scale.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+
+
+def _inside(squashed: Tensor) -> Tensor:
+    """Away from the bounds by as much as the dtype resolves in decimal digits, which is TorchRL's margin."""
+    limit = 1.0 - (1e-15 if squashed.dtype == torch.float64 else 1e-6)
+    return squashed.clamp(-limit, limit)

@@ -1,0 +1,110 @@
+"""Choices among ``n`` actions."""
+
+import torch
+from torch import Tensor
+
+from a2c_compiled.distributions.base import Distribution, check_action_shape, positive_int, working
+
+
+class Categorical(Distribution):
+    r"""One of ``n`` actions; ``params`` are logits, the action is an integer.
+
+    :math:`\log p_i = l_i - \log\sum_j e^{l_j}`. Logits may be as large as the dtype holds, and :math:`-\infty` for an action that is
+    impossible. Sampled by the Gumbel-max trick: the noise is one standard Gumbel draw per action.
+
+    Equal to ``torch.distributions.Categorical(logits=params)``.
+    """
+
+    has_entropy = True
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = positive_int("n", n)
+        self.num_params = self.n
+
+    def log_probs(self, params: Tensor) -> Tensor:
+        """Log-probabilities of all actions, ``[*B, n]``."""
+        self.check_params(params)
+        return working(params).log_softmax(-1)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Log-probability of an integer ``action`` of shape ``[*B]``."""
+        check_action_shape(action, params, [])
+        if action.is_floating_point() or action.dtype == torch.bool:
+            raise TypeError(f"action: expected an integer dtype, got {action.dtype}")
+        return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).to(params.dtype)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """:math:`-\\sum_i p_i \\log p_i`, where an impossible action adds nothing."""
+        log_probs = self.log_probs(params)
+        probs = log_probs.exp()
+        return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(-1).to(params.dtype)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The most probable action."""
+        return self.log_probs(params).argmax(-1)
+
+    def noise(self, params: Tensor) -> Tensor:
+        """Standard Gumbel, ``[*B, n]``."""
+        self.check_params(params)
+        wide = working(params)
+        shape = list(wide.shape)
+        shape[-1] = self.n
+        return -torch.empty(shape, dtype=wide.dtype, device=wide.device).exponential_().log()
+
+    def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
+        """The action whose log-probability plus noise is largest."""
+        return (self.log_probs(params) + noise).argmax(-1)
+
+    def rsample(self, params: Tensor) -> Tensor:
+        """Not defined: a choice has no gradient."""
+        raise NotImplementedError("rsample: a discrete distribution has no reparametrised sample; use sample")
+
+
+class OneHotCategorical(Categorical):
+    """One of ``n`` actions, as a one-hot vector ``[*B, n]``.
+
+    Any dtype is taken; samples are int64. Equal to ``torch.distributions.OneHotCategorical(logits=params)``.
+    """
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Log-probability of a one-hot ``action`` of shape ``[*B, n]``."""
+        check_action_shape(action, params, [self.n])
+        if action.dtype == torch.bool:
+            action = action.to(torch.uint8)
+        chosen = action.argmax(-1, keepdim=True)
+        return self.log_probs(params).gather(-1, chosen).squeeze(-1).to(params.dtype)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The most probable action."""
+        return self._one_hot(self.log_probs(params))
+
+    def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
+        """The action whose log-probability plus noise is largest."""
+        return self._one_hot(self.log_probs(params) + noise)
+
+    def _one_hot(self, score: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(score.argmax(-1), self.n)
+
+
+class MaskedCategorical(Categorical):
+    r"""One of those of ``n`` actions that are allowed.
+
+    ``params`` are the logits and the mask side by side, ``[*B, 2n]``: the mask is part of the observation, so the actor network passes
+    it through (nonzero: allowed). A forbidden action has probability 0 and log-probability :math:`-\infty`, and no gradient reaches its
+    logit. Equal to TorchRL's ``MaskedCategorical``.
+    """
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.num_params = 2 * self.n
+
+    def log_probs(self, params: Tensor) -> Tensor:
+        """Log-probabilities of all actions, ``[*B, n]``."""
+        self.check_params(params)
+        wide = working(params)
+        forbidden = wide.narrow(-1, self.n, self.n) == 0
+        # The lowest finite number: a row with nothing allowed gives no NaN.
+        lowest = -1.7e308 if wide.dtype == torch.float64 else -3.4e38
+        logits = wide.narrow(-1, 0, self.n).masked_fill(forbidden, lowest)
+        return logits.log_softmax(-1).masked_fill(forbidden, -float("inf"))

@@ -1,0 +1,103 @@
+"""What every estimator asks of its arguments, checked before anything is computed. All of it is TorchScript.
+
+Nothing here reads device memory: shapes, dtypes and devices only.
+"""
+
+from typing import List, Optional, Union
+
+import torch
+from torch import Tensor
+
+Coefficient = Union[Tensor, float, int]
+"""A discount, trace decay or threshold: a number, a one-element tensor, or a tensor that broadcasts to the data."""
+
+
+def check_steps(
+    reward: Tensor,
+    done: Optional[Tensor] = None,
+    terminated: Optional[Tensor] = None,
+    state_value: Optional[Tensor] = None,
+    next_state_value: Optional[Tensor] = None,
+    log_pi: Optional[Tensor] = None,
+    log_mu: Optional[Tensor] = None,
+) -> None:
+    """Everything that has one entry per step agrees with ``reward`` in shape and device; flags are bool, the rest is of its dtype."""
+    if not isinstance(reward, Tensor):
+        raise TypeError(f"reward: expected a tensor, got {type(reward)}")
+    if not reward.is_floating_point():
+        raise TypeError(f"reward: expected a floating dtype, got {reward.dtype}")
+    if done is not None:
+        _check_like_reward("done", done, reward, torch.bool)
+    if terminated is not None:
+        _check_like_reward("terminated", terminated, reward, torch.bool)
+    if state_value is not None:
+        _check_like_reward("state_value", state_value, reward, reward.dtype)
+    if next_state_value is not None:
+        _check_like_reward("next_state_value", next_state_value, reward, reward.dtype)
+    if log_pi is not None:
+        _check_like_reward("log_pi", log_pi, reward, reward.dtype)
+    if log_mu is not None:
+        _check_like_reward("log_mu", log_mu, reward, reward.dtype)
+
+
+def _check_like_reward(name: str, tensor: Tensor, reward: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor)}")
+    if tensor.shape != reward.shape:
+        raise ValueError(f"{name}: expected the shape of reward, {list(reward.shape)}, got {list(tensor.shape)}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
+    if tensor.device != reward.device:
+        raise ValueError(f"{name}: expected the device of reward, {reward.device}, got {tensor.device}")
+
+
+def time_dimension(tensor: Tensor, time_dim: int) -> int:
+    """``time_dim`` counted from the end: the form that an added batch dimension leaves alone."""
+    if time_dim < -tensor.dim() or time_dim >= tensor.dim():
+        raise ValueError(
+            f"time_dim: expected a dimension of data of shape {list(tensor.shape)}, got {time_dim}"
+            " (say time_dim=-1 where time comes last)"
+        )
+    return time_dim - tensor.dim() if time_dim >= 0 else time_dim
+
+
+def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
+    """``value`` as a tensor that broadcasts to ``like``, on its device, in the dtype that is computed in."""
+    dtype = working_dtype(like)
+    if not isinstance(value, Tensor):
+        # A fill, not a copy from the host: nothing waits for the device.
+        return torch.full([], float(value), dtype=dtype, device=like.device)
+    if value.numel() == 1:
+        return value.reshape([]).to(device=like.device, dtype=dtype)
+    broadcasts = value.dim() <= like.dim()
+    for i in range(1, min(value.dim(), like.dim()) + 1):
+        broadcasts = broadcasts and (value.size(-i) == 1 or value.size(-i) == like.size(-i))
+    if not broadcasts:
+        raise ValueError(
+            f"{name}: expected a number or a tensor that broadcasts to {list(like.shape)}, got shape {list(value.shape)}"
+        )
+    return value.to(device=like.device, dtype=dtype)
+
+
+def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:
+    """Whether ``value`` has an entry of its own for each step of ``like`` along ``dim``."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.dim() == like.dim() and value.size(dim) == like.size(dim)
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """float32 for the half-precision types, whose sums over time would lose what they add; otherwise the tensor's own."""
+    return torch.float32 if tensor.dtype == torch.float16 or tensor.dtype == torch.bfloat16 else tensor.dtype
+
+
+def widen(tensor: Tensor) -> Tensor:
+    return tensor.to(working_dtype(tensor))
+
+
+def last_step(tensor: Tensor, dim: int) -> Tensor:
+    """Bool, true at the last step along ``dim``, broadcastable to ``tensor``."""
+    length = tensor.size(dim)
+    shape: List[int] = [1] * tensor.dim()
+    shape[dim] = length
+    return (torch.arange(length, device=tensor.device) == length - 1).reshape(shape)

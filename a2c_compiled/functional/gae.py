@@ -1,0 +1,48 @@
+"""Generalized advantage estimation."""
+
+from typing import Optional
+
+from torch import Tensor
+
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, time_dimension, widen
+from a2c_compiled.functional.results import ValueEstimate
+from a2c_compiled.ops import linear_scan
+
+
+def generalized_advantage_estimate(
+    gamma: Coefficient,
+    lmbda: Coefficient,
+    state_value: Tensor,
+    next_state_value: Tensor,
+    reward: Tensor,
+    done: Tensor,
+    terminated: Optional[Tensor] = None,
+    time_dim: int = -2,
+) -> ValueEstimate:
+    r"""GAE: an exponentially weighted mean of the n-step advantages.
+
+    .. math::
+        \delta_t &= r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t) \\
+        A_t &= \delta_t + \gamma\lambda (1 - \text{done}_t)\, A_{t+1}
+
+    Args:
+        gamma: discount.
+        lmbda: weight of the longer returns: 0 is TD(0), 1 the Monte-Carlo return less the value.
+        state_value: :math:`V(s_t)`.
+        next_state_value: :math:`V(s_{t+1})`, of the real next observation also where an episode was truncated.
+        reward, done, terminated, time_dim: as everywhere here (see the module's text).
+
+    Returns:
+        advantage :math:`A` and value_target :math:`A + V`.
+
+    Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016, eq. 16.
+    """
+    check_steps(reward, done, terminated, state_value, next_state_value)
+    dim = time_dimension(reward, time_dim)
+    gamma_ = coefficient("gamma", gamma, reward)
+    lmbda_ = coefficient("lmbda", lmbda, reward)
+    no_bootstrap = done if terminated is None else terminated
+    value = widen(state_value)
+    delta = widen(reward) + gamma_ * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
+    advantage = linear_scan(delta, (gamma_ * lmbda_).masked_fill(done, 0.0), dim, True)
+    return ValueEstimate(advantage.to(reward.dtype), (advantage + value).to(reward.dtype))

@@ -1,0 +1,1 @@
+"""Device code alone: no shape checks, no autograd. One module a backend."""

@@ -1,0 +1,6 @@
+"""The A2C loss: the objective as a function of tensors, and the module around it."""
+
+from a2c_compiled.losses.a2c import A2CLosses, a2c_loss
+from a2c_compiled.losses.module import A2CLoss
+
+__all__ = ["A2CLoss", "A2CLosses", "a2c_loss"]

@@ -1,0 +1,149 @@
+"""The A2C objective as a function of tensors."""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from a2c_compiled.functional.arguments import widen
+
+
+class A2CLosses(NamedTuple):
+    """What :class:`~a2c_compiled.A2CLoss` returns; None for what is switched off.
+
+    Only the ``loss_*`` entries are to be minimised, and only they follow ``reduction``; the others are detached scalars.
+    """
+
+    loss_objective: Optional[Tensor] = None
+    loss_critic: Optional[Tensor] = None
+    entropy: Optional[Tensor] = None
+    loss_entropy: Optional[Tensor] = None
+    value_clip_fraction: Optional[Tensor] = None
+
+
+def a2c_loss(
+    log_prob: Tensor,
+    advantage: Tensor,
+    entropy: Optional[Tensor] = None,
+    new_state_value: Optional[Tensor] = None,
+    value_target: Optional[Tensor] = None,
+    state_value: Optional[Tensor] = None,
+    entropy_coef: Optional[Tensor] = None,
+    critic_coef: Optional[Tensor] = None,
+    clip_value: Optional[Tensor] = None,
+    loss_critic_type: str = "smooth_l1",
+    reduction: str = "mean",
+    mask: Optional[Tensor] = None,
+) -> A2CLosses:
+    r"""The advantage actor-critic objective.
+
+    .. math::
+        L_\text{objective} &= -\log\pi(a_t|s_t)\, A_t \\
+        L_\text{entropy} &= -c_\text{entropy}\, H_t \\
+        L_\text{critic} &= c_\text{critic}\, \ell(G_t, V(s_t))
+
+    With ``clip_value`` :math:`c`, the critic's distance is the larger of :math:`\ell(G, V)` and
+    :math:`\ell(G, V_\text{old} + \operatorname{clip}(V - V_\text{old}, -c, c))`.
+
+    Args:
+        log_prob: log-probability of the action taken, any shape ``[*B]``; everything below that has one entry per step has the same.
+        advantage: :math:`A`, a constant of the objective unless it carries a gradient.
+        entropy: :math:`H` of the policy; None drops the two entropy outputs.
+        new_state_value: :math:`V(s)` of the critic that learns; None drops the critic loss.
+        value_target: :math:`G`, the return.
+        state_value: :math:`V_\text{old}`, of the critic when the data was made; needed with ``clip_value``.
+        entropy_coef, critic_coef: 0-d tensors; None is 1.
+        clip_value: 0-d tensor; None clips nothing.
+        loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1).
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        mask: bool, true where a step counts. The mean is over those steps; unreduced losses are 0 elsewhere. What is masked out is
+            never read: NaN there does not leak.
+
+    Returns:
+        :class:`A2CLosses`; with ``reduction="none"`` the losses are ``[*B]``, otherwise scalars.
+
+    Raises:
+        ValueError: an option is unknown, a shape differs, or a tensor that an option needs is missing.
+
+    Half-precision inputs give float32 losses. No steps at all give a loss of 0.
+
+    Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; the clipped value loss is TorchRL's.
+    """
+    log_prob, advantage = widen(log_prob), widen(advantage)
+    _check_shape("advantage", advantage, log_prob)
+    if mask is not None:
+        _check_shape("mask", mask, log_prob)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
+    loss_objective = _reduce(-(log_prob * advantage), reduction, mask)
+
+    mean_entropy: Optional[Tensor] = None
+    loss_entropy: Optional[Tensor] = None
+    if entropy is not None:
+        _check_shape("entropy", entropy, log_prob)
+        entropy = widen(entropy)
+        mean_entropy = _mean(entropy.detach(), mask)
+        loss_entropy = _reduce(_scale(-entropy, entropy_coef), reduction, mask)
+
+    loss_critic: Optional[Tensor] = None
+    value_clip_fraction: Optional[Tensor] = None
+    if new_state_value is not None:
+        if value_target is None:
+            raise ValueError("value_target: expected the return that the critic learns, got None")
+        _check_shape("value_target", value_target, log_prob)
+        _check_shape("the critic's value", new_state_value, log_prob)
+        new_state_value, value_target = widen(new_state_value), widen(value_target)
+        distance = critic_distance(value_target, new_state_value, loss_critic_type)
+        if clip_value is not None:
+            if state_value is None:
+                raise ValueError("state_value: expected the value before the update, which clip_value needs, got None")
+            _check_shape("state_value", state_value, log_prob)
+            step = new_state_value - widen(state_value)
+            limit = clip_value.to(step.dtype)
+            clipped_step = step.clamp(-limit, limit)
+            value_clip_fraction = _mean((step != clipped_step).to(step.dtype), mask)
+            clipped = critic_distance(value_target, widen(state_value) + clipped_step, loss_critic_type)
+            distance = torch.maximum(distance, clipped)
+        loss_critic = _reduce(_scale(distance, critic_coef), reduction, mask)
+
+    return A2CLosses(loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction)
+
+
+def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type: str) -> Tensor:
+    """The elementwise distance that ``loss_critic_type`` names."""
+    if loss_critic_type == "smooth_l1":
+        return functional.smooth_l1_loss(state_value, value_target, reduction="none")
+    if loss_critic_type == "l2":
+        return functional.mse_loss(state_value, value_target, reduction="none")
+    if loss_critic_type == "l1":
+        return functional.l1_loss(state_value, value_target, reduction="none")
+    raise ValueError(f"loss_critic_type: expected 'l1', 'l2' or 'smooth_l1', got '{loss_critic_type}'")
+
+
+def _scale(loss: Tensor, coefficient: Optional[Tensor]) -> Tensor:
+    return loss if coefficient is None else loss * coefficient.to(loss.dtype)
+
+
+def _reduce(loss: Tensor, reduction: str, mask: Optional[Tensor]) -> Tensor:
+    if reduction == "mean":
+        return _mean(loss, mask)
+    if mask is not None:
+        loss = loss.masked_fill(~mask, 0.0)
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "none":
+        return loss
+    raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got '{reduction}'")
+
+
+def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """Over the steps that count; 0 where there are none."""
+    if mask is None:
+        return x.sum() / max(x.numel(), 1)
+    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp_min(1)
+
+
+def _check_shape(name: str, tensor: Tensor, log_prob: Tensor) -> None:
+    if tensor.shape != log_prob.shape:
+        raise ValueError(f"{name}: expected the shape of log_prob, {list(log_prob.shape)}, got {list(tensor.shape)}")

@@ -1,0 +1,343 @@
+"""The A2C loss as a module: networks, distribution and value estimator around the objective."""
+
+import copy
+from typing import Any, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, fx, nn
+
+from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled.distributions import Distribution
+from a2c_compiled.estimators import ValueEstimator, make_value_estimator
+from a2c_compiled.estimators.registry import EstimatorKind
+from a2c_compiled.losses.a2c import A2CLosses, a2c_loss
+
+
+class A2CLoss(CoefficientModule):
+    """Advantage actor-critic loss over an actor network, a critic network and an action distribution.
+
+    >>> loss = A2CLoss(actor, critic, distributions.Categorical(4))
+    >>> losses = loss(observation, action, reward=reward, next_observation=next_observation, done=done, terminated=terminated)
+    >>> (losses.loss_objective + losses.loss_critic + losses.loss_entropy).backward()
+
+    The actor network maps an observation to ``[*B, distribution.num_params]``, the critic network to ``[*B, 1]`` or ``[*B]``. Both are
+    used as they are: their parameters are the loss's parameters, and they may share modules.
+
+    Args:
+        actor_network, critic_network: modules; ``actor=`` and ``critic=`` are aliases and win.
+        distribution: of the actions, one of :mod:`a2c_compiled.distributions`.
+        value_estimator: for advantages computed inside: whatever :func:`~a2c_compiled.estimators.make_value_estimator` takes, None for
+            GAE with gamma 0.99 and lmbda 0.95.
+        entropy_coef: weight of the entropy bonus; 0 drops both entropy outputs.
+        critic_coef: weight of the critic loss; None drops it with what it needs.
+        loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"``.
+        entropy_bonus: False drops both entropy outputs.
+        samples_mc_entropy: number of samples for an entropy that has no closed form.
+        separate_losses: hold the parameters that actor and critic share out of the critic's loss.
+        functional: taken for TorchRL's callers; either way the networks stay plain modules that
+            ``torch.func.functional_call`` works on.
+        reduction: of the losses: ``"mean"``, ``"sum"`` or ``"none"``.
+        clip_value: largest step of the value that the critic's loss rewards; a number or a one-element tensor, None or 0 for no clipping.
+        gamma: belongs to the value estimator; anything but None is refused.
+
+    ``entropy_coef``, ``critic_coef``, ``clip_value`` and the estimator's ``gamma`` and ``lmbda`` are buffers that can be assigned numbers
+    at any time. ``out_keys`` can be assigned the names of the outputs wanted; the others are None.
+
+    Raises:
+        TypeError: a network, the distribution or the estimator is missing or of another kind, or ``gamma`` is given.
+        ValueError: an option has a value that is not listed.
+    """
+
+    __jit_unused_properties__ = ["out_keys"]
+
+    entropy_coef: Tensor
+    critic_coef: Optional[Tensor]
+    clip_value: Optional[Tensor]
+    _dropped: List[str]
+
+    def __init__(
+        self,
+        actor_network: Optional[nn.Module] = None,
+        critic_network: Optional[nn.Module] = None,
+        distribution: Optional[Distribution] = None,
+        value_estimator: Optional[EstimatorKind] = None,
+        entropy_coef: Union[float, Tensor] = 0.01,
+        critic_coef: Optional[Union[float, Tensor]] = 1.0,
+        loss_critic_type: str = "smooth_l1",
+        *,
+        entropy_bonus: bool = True,
+        samples_mc_entropy: int = 1,
+        separate_losses: bool = False,
+        functional: bool = True,
+        reduction: Optional[str] = "mean",
+        clip_value: Optional[Union[float, Tensor]] = None,
+        gamma: None = None,
+        actor: Optional[nn.Module] = None,
+        critic: Optional[nn.Module] = None,
+    ) -> None:
+        super().__init__()
+        actor_network = actor_network if actor is None else actor
+        critic_network = critic_network if critic is None else critic
+        _check_module("actor_network", actor_network, nn.Module)
+        _check_module("critic_network", critic_network, nn.Module)
+        _check_module("distribution", distribution, Distribution)
+        if gamma is not None:
+            raise TypeError("gamma: expected None, since it belongs to the value estimator (GAE(gamma=...)), got a value")
+        _check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
+        reduction = "mean" if reduction is None else reduction
+        _check_choice("reduction", reduction, ("mean", "sum", "none"))
+        if samples_mc_entropy < 1:
+            raise ValueError(f"samples_mc_entropy: expected at least 1, got {samples_mc_entropy}")
+        self.actor_network = actor_network
+        self.critic_network = critic_network
+        self.distribution = distribution
+        self.loss_critic_type = loss_critic_type
+        self.reduction = reduction
+        self.samples_mc_entropy = samples_mc_entropy
+        self.entropy_bonus = bool(entropy_bonus and entropy_coef)
+        self.separate_losses = separate_losses
+        self.register_coefficient("entropy_coef", entropy_coef)
+        self.register_coefficient("critic_coef", critic_coef)
+        self.register_coefficient("clip_value", _checked_clip_value(clip_value))
+        self.make_value_estimator(value_estimator)
+        self.to(next((parameter.device for parameter in self.parameters()), None))
+        self._dropped = []
+        # By identity, and by every name: what the critic shares with the actor.
+        actors = {id(parameter) for parameter in self.actor_network.parameters()}
+        self._held_out: List[str] = [
+            name
+            for name, parameter in self.critic_network.named_parameters(remove_duplicate=False)
+            if separate_losses and id(parameter) in actors
+        ]
+
+    def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> "A2CLoss":
+        """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
+        estimator = make_value_estimator(value_type, **hyperparams)
+        _check_module("value_estimator", estimator, ValueEstimator)
+        self.value_estimator = estimator
+        return self
+
+    @property
+    def out_keys(self) -> Tuple[str, ...]:
+        """Names of the outputs that are not None, in order."""
+        switched_off = set(self._dropped)
+        if not self.entropy_bonus:
+            switched_off |= {"entropy", "loss_entropy"}
+        if self.critic_coef is None:
+            switched_off |= {"loss_critic", "value_clip_fraction"}
+        if self.clip_value is None:
+            switched_off |= {"value_clip_fraction"}
+        return tuple(name for name in A2CLosses._fields if name not in switched_off)
+
+    @out_keys.setter
+    def out_keys(self, names: Sequence[str]) -> None:
+        for name in names:
+            _check_choice("out_keys", name, A2CLosses._fields)
+        self._dropped = [name for name in A2CLosses._fields if name not in names]
+
+    def forward(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        reward: Optional[Tensor] = None,
+        next_observation: Optional[Tensor] = None,
+        done: Optional[Tensor] = None,
+        terminated: Optional[Tensor] = None,
+        advantage: Optional[Tensor] = None,
+        value_target: Optional[Tensor] = None,
+        state_value: Optional[Tensor] = None,
+        sample_log_prob: Optional[Tensor] = None,
+        mask: Optional[Tensor] = None,
+    ) -> A2CLosses:
+        """The losses, with the advantage given or computed here.
+
+        Without ``advantage``, the value estimator computes it and the value target from ``reward``, ``next_observation``, ``done`` and
+        ``terminated``; one critic pass over observations and next observations serves it and the critic loss, and no gradient
+        reaches the critic through it.
+
+        Args:
+            observation: what the networks take, ``[*B, ...]``; a tensor, or (not in TorchScript) a tuple of tensors.
+            action: ``[*B]`` or ``[*B, *event]``, as the distribution says; must not require grad.
+            reward: ``[*B]`` or ``[*B, 1]``, with time where the value estimator expects it.
+            next_observation: as ``observation``, the real one also where an episode ends.
+            done: bool, of the shape of ``reward``: the episode ended or was cut short.
+            terminated: bool, the same: it ended; None for ``done``.
+            advantage, value_target: ``[*B]`` or ``[*B, 1]``; ``value_target`` is needed for the critic loss.
+            state_value: value of the critic when the data was made, for ``clip_value``. None, with the advantage computed here, is the
+                critic's present value.
+            sample_log_prob: log-probability of the action when it was taken, for V-trace.
+            mask: bool, ``[*B]`` or ``[*B, 1]``: which steps count; None for all.
+
+        Returns:
+            :class:`A2CLosses`; unreduced losses are ``[*B]``.
+
+        Raises:
+            ValueError: a tensor is missing or its shape is wrong, or ``action`` requires grad; the message names it.
+            TypeError: a dtype is wrong.
+        """
+        if action.requires_grad:
+            raise ValueError("action: expected a tensor that does not require grad, got one that does")
+        params = self.actor_network(observation)
+        log_prob = self.distribution.log_prob(params, action)
+
+        with_critic = self.critic_coef is not None and "loss_critic" not in self._dropped
+        new_state_value: Optional[Tensor] = None
+        if advantage is None:
+            if reward is None:
+                raise ValueError("reward: expected a tensor where no advantage is given, got None")
+            if next_observation is None:
+                raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
+            if done is None:
+                raise ValueError("done: expected a tensor where no advantage is given, got None")
+            observations = _concatenate(observation, next_observation)
+            if with_critic:
+                values = self._value(observations)
+            else:
+                with torch.no_grad():
+                    values = self._value(observations)
+            steps = reward.size(0)
+            if values.size(0) != 2 * steps:
+                raise ValueError(
+                    f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
+                    f" got shape {list(reward.shape)}"
+                )
+            new_state_value = values.narrow(0, 0, steps)
+            present_value = _like(new_state_value.detach(), reward).to(reward.dtype)
+            next_value = _like(values.narrow(0, steps, steps).detach(), reward).to(reward.dtype)
+            if self.value_estimator.needs_log_prob:
+                if sample_log_prob is None:
+                    raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
+                estimate = self.value_estimator(
+                    present_value,
+                    next_value,
+                    reward,
+                    done,
+                    terminated,
+                    _like(log_prob.detach(), reward).to(reward.dtype),
+                    _like(sample_log_prob, reward).to(reward.dtype),
+                )
+            else:
+                estimate = self.value_estimator(present_value, next_value, reward, done, terminated)
+            advantage, value_target = estimate.advantage, estimate.value_target
+            if state_value is None:
+                state_value = present_value
+        elif with_critic:
+            new_state_value = self._value(observation)
+
+        entropy: Optional[Tensor] = None
+        if self.entropy_bonus and not ("entropy" in self._dropped and "loss_entropy" in self._dropped):
+            entropy = self.distribution.entropy_estimate(params, self.samples_mc_entropy)
+        losses = a2c_loss(
+            log_prob,
+            _like(advantage, log_prob),
+            entropy,
+            _optional_like(new_state_value if with_critic else None, log_prob),
+            _optional_like(value_target, log_prob),
+            _optional_like(state_value, log_prob),
+            self.entropy_coef,
+            self.critic_coef,
+            self.clip_value,
+            self.loss_critic_type,
+            self.reduction,
+            _optional_like(mask, log_prob),
+        )
+        return A2CLosses(
+            None if "loss_objective" in self._dropped else losses.loss_objective,
+            losses.loss_critic,
+            None if "entropy" in self._dropped else losses.entropy,
+            None if "loss_entropy" in self._dropped else losses.loss_entropy,
+            None if "value_clip_fraction" in self._dropped else losses.value_clip_fraction,
+        )
+
+    def _value(self, observation: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self.critic_network(observation)
+        if not self._held_out:
+            return self.critic_network(observation)
+        parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
+        detached = {name: parameters[name].detach() for name in self._held_out}
+        return torch.func.functional_call(self.critic_network, detached, (observation,))
+
+    def __prepare_scriptable__(self) -> "A2CLoss":
+        """TorchScript has no ``functional_call``: there the critic that is held out is written out with its ``detach`` calls."""
+        if not self._held_out:
+            return self
+        prepared = copy.copy(self)
+        prepared._modules = {**self._modules, "critic_network": _detaching(self.critic_network, self._held_out)}
+        prepared._held_out = []
+        return prepared
+
+
+def _concatenate(observation: Tensor, next_observation: Tensor) -> Tensor:
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return tuple(torch.cat(pair) for pair in zip(observation, next_observation, strict=True))  # type: ignore[return-value]
+    if observation.shape != next_observation.shape:
+        raise ValueError(
+            f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
+        )
+    return torch.cat([observation, next_observation])
+
+
+def _like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """``tensor`` with or without a last dimension of 1, as ``reference`` has it."""
+    if tensor.dim() == reference.dim() + 1 and tensor.size(-1) == 1:
+        return tensor.squeeze(-1)
+    if tensor.dim() + 1 == reference.dim() and reference.size(-1) == 1:
+        return tensor.unsqueeze(-1)
+    return tensor
+
+
+def _optional_like(tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
+    return None if tensor is None else _like(tensor, reference)
+
+
+def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[Union[float, Tensor]]:
+    if clip_value is None:
+        return None
+    if isinstance(clip_value, Tensor):
+        if clip_value.numel() != 1:
+            raise ValueError(f"clip_value: expected a number or a one-element tensor, got shape {list(clip_value.shape)}")
+        return clip_value.reshape([])
+    if isinstance(clip_value, bool) or not isinstance(clip_value, (int, float)) or clip_value < 0:
+        raise ValueError(f"clip_value: expected a number from 0 up, a one-element tensor or None, got {clip_value!r}")
+    return clip_value or None
+
+
+def _check_module(name: str, module: Any, kind: type) -> None:
+    if not isinstance(module, kind):
+        raise TypeError(f"{name}: expected a {kind.__module__}.{kind.__qualname__}, got {type(module).__name__}")
+
+
+def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+class _TracerInto(fx.Tracer):
+    """Traces into the modules that own one of ``parameters``, so that each use of it is a node."""
+
+    def __init__(self, parameters: List[str]) -> None:
+        super().__init__()
+        self.owners = {name.rpartition(".")[0] for name in parameters}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if any(f"{owner}.".startswith(f"{module_qualified_name}.") for owner in self.owners):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _detaching(network: nn.Module, parameters: List[str]) -> nn.Module:
+    """``network`` with the same parameters, reading those of ``parameters`` detached."""
+    try:
+        graph = _TracerInto(parameters).trace(network)
+    except Exception as error:
+        raise TypeError(
+            "critic_network: separate_losses with shared parameters needs a critic that torch.fx can trace to be scripted"
+        ) from error
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node.target in parameters:
+            with graph.inserting_after(node):
+                detached = graph.call_method("detach", (node,))
+            node.replace_all_uses_with(detached, delete_user_cb=lambda user, kept=detached: user is not kept)
+    return fx.GraphModule(network, graph)

@@ -1,0 +1,5 @@
+"""Operators: registration, gradient, fake tensors, vmap and the choice of a backend. No mathematics, no device code."""
+
+from a2c_compiled.ops.linear_scan import linear_scan
+
+__all__ = ["linear_scan"]

@@ -1,0 +1,158 @@
+"""torch.optim's functional forms as pure functions of (parameters, gradients, state, learning rate)."""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Tuple
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.rmsprop import rmsprop
+from torch.optim.sgd import sgd
+
+Slots = Dict[str, List[Tensor]]
+"""For each kind of state, one tensor per parameter."""
+
+
+@dataclass(frozen=True)
+class OptimizerRule:
+    """An update rule of torch.optim, in place on lists of tensors, with what it needs to be called."""
+
+    defaults: Mapping[str, Any]
+    slots: Callable[[Mapping[str, Any]], Tuple[str, ...]]
+    apply: Callable[[List[Tensor], List[Tensor], Slots, List[Tensor], Tensor, Mapping[str, Any]], None]
+
+
+def _sgd(
+    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Tensor, options: Mapping[str, Any]
+) -> None:
+    # A buffer of zeros is torch's first step: momentum * 0 + gradient.
+    sgd(
+        params,
+        grads,
+        slots.get("momentum_buffer", [None] * len(params)),
+        dampening=0.0,
+        maximize=False,
+        foreach=False,
+        fused=False,
+        lr=lr,
+        **options,
+    )
+
+
+def _rmsprop(
+    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Tensor, options: Mapping[str, Any]
+) -> None:
+    rmsprop(
+        params,
+        grads,
+        slots["square_avg"],
+        slots.get("grad_avg", []),
+        slots.get("momentum_buffer", []),
+        steps,
+        foreach=False,
+        maximize=False,
+        differentiable=False,
+        capturable=False,
+        has_complex=False,
+        lr=lr,
+        **options,
+    )
+
+
+def _adam_with(function: Callable[..., None]) -> Callable[..., None]:
+    def apply(
+        params: List[Tensor],
+        grads: List[Tensor],
+        slots: Slots,
+        steps: List[Tensor],
+        lr: Tensor,
+        options: Mapping[str, Any],
+    ) -> None:
+        beta1, beta2 = options["betas"]
+        function(
+            params,
+            grads,
+            slots["exp_avg"],
+            slots["exp_avg_sq"],
+            [],
+            steps,
+            foreach=False,
+            fused=False,
+            amsgrad=False,
+            maximize=False,
+            capturable=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr,
+            weight_decay=options["weight_decay"],
+            eps=options["eps"],
+        )
+
+    return apply
+
+
+def _adam_slots(options: Mapping[str, Any]) -> Tuple[str, ...]:
+    return ("exp_avg", "exp_avg_sq")
+
+
+def _sgd_slots(options: Mapping[str, Any]) -> Tuple[str, ...]:
+    return ("momentum_buffer",) if options["momentum"] else ()
+
+
+def _rmsprop_slots(options: Mapping[str, Any]) -> Tuple[str, ...]:
+    return (
+        "square_avg",
+        *(("momentum_buffer",) if options["momentum"] else ()),
+        *(("grad_avg",) if options["centered"] else ()),
+    )
+
+
+RULES: Dict[str, OptimizerRule] = {
+    "sgd": OptimizerRule({"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}, _sgd_slots, _sgd),
+    # alpha and eps as A2C has used them since its first implementations.
+    "rmsprop": OptimizerRule(
+        {"alpha": 0.99, "eps": 1e-5, "momentum": 0.0, "centered": False, "weight_decay": 0.0}, _rmsprop_slots, _rmsprop
+    ),
+    "adam": OptimizerRule({"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 0.0}, _adam_slots, _adam_with(adam)),
+    "adamw": OptimizerRule({"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 1e-2}, _adam_slots, _adam_with(adamw)),
+}
+
+
+class FunctionalOptimizer:
+    """One of torch.optim's optimizers without its object: new parameters and state out, nothing written in place.
+
+    Args:
+        name: ``"sgd"``, ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
+        options: of that optimizer, by torch.optim's names: ``weight_decay`` for all; ``momentum`` and ``nesterov`` for SGD; ``alpha``,
+            ``eps``, ``momentum`` and ``centered`` for RMSprop; ``betas`` and ``eps`` for Adam and AdamW. ``eps`` is 1e-5 by default.
+
+    Raises:
+        ValueError: there is no optimizer of that name.
+        TypeError: it has no such option.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
+        if name not in RULES:
+            raise ValueError(f"optimizer: expected one of {', '.join(map(repr, RULES))}, got {name!r}")
+        self.name = name
+        self.rule = RULES[name]
+        for option in options:
+            if option not in self.rule.defaults:
+                raise TypeError(f"{option}: expected one of {name}'s options {', '.join(self.rule.defaults)}, got this name")
+        self.options = {**self.rule.defaults, **options}
+        self.slots = self.rule.slots(self.options)
+
+    def init(self, params: List[Tensor]) -> Slots:
+        """The state before the first step."""
+        return {slot: [torch.zeros_like(param) for param in params] for slot in self.slots}
+
+    def update(
+        self, params: List[Tensor], grads: List[Tensor], slots: Slots, step: Tensor, lr: Tensor
+    ) -> Tuple[List[Tensor], Slots, Tensor]:
+        """New parameters, state and step count. ``step`` and ``lr`` are 0-d tensors."""
+        new_params = [param.detach().clone() for param in params]
+        new_slots = {slot: [tensor.clone() for tensor in tensors] for slot, tensors in slots.items()}
+        steps = [step.clone() for _ in params]  # torch counts them one by one, in place
+        self.rule.apply(new_params, grads, new_slots, steps, lr, self.options)
+        return new_params, new_slots, step + 1

@@ -1,0 +1,33 @@
+"""What a policy has lived through, as tensors."""
+
+from typing import NamedTuple, Optional
+
+from torch import Tensor
+
+
+class Rollout(NamedTuple):
+    """Steps of ``N`` environments side by side, time first: ``[T, N]`` or ``[T, N, ...]``.
+
+    Attributes:
+        observation: what the policy saw, ``[T, N, ...]``.
+        action: what it did, ``[T, N]`` or ``[T, N, *event]``.
+        reward: what it got, ``[T, N]``.
+        next_observation: what it saw next, as ``observation``; at an episode's end the real final observation, not the next episode's.
+        done: bool, ``[T, N]``: the episode ended with this step, or was cut short.
+        terminated: bool, ``[T, N]``: it ended.
+        log_prob: log-probability of the action when it was taken, ``[T, N]``; V-trace needs it.
+        state_value: value of the observation when it was seen, ``[T, N]``; value clipping needs it.
+        mask: bool, ``[T, N]``: which steps count; None for all.
+
+    Any layout serves that the loss's value estimator expects; this is the one that its default time_dim of -2 means.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    next_observation: Tensor
+    done: Tensor
+    terminated: Tensor
+    log_prob: Optional[Tensor] = None
+    state_value: Optional[Tensor] = None
+    mask: Optional[Tensor] = None

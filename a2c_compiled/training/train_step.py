@@ -1,0 +1,168 @@
+"""One A2C update as one pure function, and the object that applies it."""
+
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled.losses import A2CLoss
+from a2c_compiled.training.optimizers import FunctionalOptimizer, Slots
+from a2c_compiled.training.rollout import Rollout
+
+
+class TrainMetrics(NamedTuple):
+    """What one update reports: the losses' scalars, and the norm of the gradient before clipping."""
+
+    loss_objective: Optional[Tensor]
+    loss_critic: Optional[Tensor]
+    entropy: Optional[Tensor]
+    loss_entropy: Optional[Tensor]
+    value_clip_fraction: Optional[Tensor]
+    grad_norm: Tensor
+
+
+class TrainState(NamedTuple):
+    """All that an update changes, in the order of ``TrainStep.parameter_names``."""
+
+    params: List[Tensor]
+    slots: Slots
+    step: Tensor
+
+
+class TrainStep(CoefficientModule):
+    """Forward, backward, gradient-norm clipping and optimizer in one call, eager or as one compiled graph.
+
+    >>> step = TrainStep(loss, optimizer="rmsprop", lr=7e-4)
+    >>> metrics = step(rollout)
+
+    Calling it updates the parameters that ``loss`` holds. ``step.lr = 3e-4`` changes the learning rate without compiling again.
+    ``state_dict`` holds parameters, coefficients, optimizer state and learning rate under the names that they have in the loss.
+
+    Args:
+        loss: whose parameters learn; those that do not require grad when the step is made stay as they are.
+        optimizer: ``"sgd"``, ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
+        lr: learning rate.
+        max_grad_norm: largest 2-norm of the gradient of all parameters together; None does not clip.
+        compile: run as one graph (``torch.compile(fullgraph=True)``); False runs eagerly.
+        dynamic: as in ``torch.compile``: None compiles for the first shape and, when another comes, once more for all.
+        options: of the optimizer, see :class:`~a2c_compiled.training.optimizers.FunctionalOptimizer`.
+
+    Raises:
+        TypeError: ``loss`` is no :class:`~a2c_compiled.A2CLoss`, or an option is unknown.
+        ValueError: the optimizer is unknown, a number is out of range, the loss reduces to no scalar, or nothing in it learns.
+    """
+
+    lr: Tensor
+
+    def __init__(
+        self,
+        loss: A2CLoss,
+        optimizer: str = "rmsprop",
+        lr: float = 7e-4,
+        max_grad_norm: Optional[float] = 0.5,
+        compile: bool = True,
+        dynamic: Optional[bool] = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, A2CLoss):
+            raise TypeError(f"loss: expected an A2CLoss, got {type(loss).__name__}")
+        if loss.reduction == "none":
+            raise ValueError("loss: expected reduction 'mean' or 'sum', which give scalars, got 'none'")
+        if not lr >= 0:
+            raise ValueError(f"lr: expected a number from 0 up, got {lr}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm: expected a positive number or None, got {max_grad_norm}")
+        self.loss = loss
+        self.optimizer = FunctionalOptimizer(optimizer, **options)
+        self.max_grad_norm = max_grad_norm
+        self.parameter_names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+        if not self.parameter_names:
+            raise ValueError("loss: expected at least one parameter that requires grad, got none")
+        self.register_coefficient("lr", lr)
+        params = self._params()
+        self.optimizer_state = _NamedTensors()
+        for slot, tensors in self.optimizer.init(params).items():
+            for name, tensor in zip(self.parameter_names, tensors, strict=True):
+                self.optimizer_state.add(f"{slot}.{name}", tensor)
+        self.optimizer_state.add("step", torch.zeros((), device=params[0].device))
+        self.to(params[0].device)
+        self._run = torch.compile(self._update, fullgraph=True, dynamic=dynamic) if compile else self._update
+
+    def pure(self, state: TrainState, rollout: Rollout, lr: Tensor) -> Tuple[TrainState, TrainMetrics]:
+        """The update as a function: the new state and the metrics, nothing written in place.
+
+        ``state.params`` are to require grad.
+        """
+        params = dict(zip(self.parameter_names, state.params, strict=True))
+        arguments = {
+            "reward": rollout.reward,
+            "next_observation": rollout.next_observation,
+            "done": rollout.done,
+            "terminated": rollout.terminated,
+            "state_value": rollout.state_value,
+            "sample_log_prob": rollout.log_prob,
+            "mask": rollout.mask,
+        }
+        with torch.enable_grad():
+            losses = torch.func.functional_call(self.loss, params, (rollout.observation, rollout.action), arguments)
+            parts = [losses.loss_objective, losses.loss_critic, losses.loss_entropy]
+            total = sum(part for part in parts if part is not None)
+        grads = torch.autograd.grad(total, state.params, allow_unused=True, materialize_grads=True)
+        grads = [grad.detach() for grad in grads]
+        grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        if self.max_grad_norm is not None:
+            # As torch.nn.utils.clip_grad_norm_ does it.
+            scale = (self.max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0)
+            grads = [grad * scale for grad in grads]
+        with torch.no_grad():
+            new_state = TrainState(*self.optimizer.update(state.params, grads, state.slots, state.step, lr))
+        reported = [None if loss is None else loss.detach() for loss in losses]
+        return new_state, TrainMetrics(*reported, grad_norm)
+
+    def state(self) -> TrainState:
+        """The tensors that the step holds, themselves."""
+        slots = {slot: [self._slot(slot, name) for name in self.parameter_names] for slot in self.optimizer.slots}
+        return TrainState(self._params(), slots, self.optimizer_state.get("step"))
+
+    def forward(self, rollout: Rollout) -> TrainMetrics:
+        """Update the parameters from ``rollout``; the metrics are detached scalars."""
+        # Lets torch.autograd.grad be traced; the graph stays one.
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            return self._run(rollout)
+
+    def _update(self, rollout: Rollout) -> TrainMetrics:
+        state = self.state()
+        new_state, metrics = self.pure(state, rollout, self.lr)
+        with torch.no_grad():
+            for old, new in zip(_tensors(state), _tensors(new_state), strict=True):
+                old.copy_(new)
+        return metrics
+
+    def _params(self) -> List[Tensor]:
+        parameters: Dict[str, Tensor] = dict(self.loss.named_parameters())
+        return [parameters[name] for name in self.parameter_names]
+
+    def _slot(self, slot: str, name: str) -> Tensor:
+        return self.optimizer_state.get(f"{slot}.{name}")
+
+
+def _tensors(state: TrainState) -> List[Tensor]:
+    return [*state.params, *(tensor for tensors in state.slots.values() for tensor in tensors), state.step]
+
+
+class _NamedTensors(nn.Module):
+    """Buffers under dotted names, so that optimizer state is saved under the names of its parameters."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        head, _, rest = name.partition(".")
+        if not rest:
+            self.register_buffer(head, tensor)
+            return
+        if head not in self._modules:
+            self._modules[head] = _NamedTensors()
+        self._modules[head].add(rest, tensor)  # type: ignore[union-attr, operator]
+
+    def get(self, name: str) -> Tensor:
+        return self.get_buffer(name)
