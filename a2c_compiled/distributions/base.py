@@ -4,10 +4,12 @@ import operator
 from typing import List, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from a2c_compiled._coefficients import CoefficientModule
 
 
-class Distribution(nn.Module):
+class Distribution(CoefficientModule):
     """Action distributions as tensor mathematics: parameters in, tensors out, no distribution object in between.
 
     ``params`` is what the actor network returns, ``[*B, num_params]``. An action is ``[*B, *event]``, where ``event`` is nothing for

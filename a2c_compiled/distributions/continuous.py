@@ -1,7 +1,7 @@
 """Vectors of real numbers."""
 
 import math
-from typing import Callable, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -54,23 +54,25 @@ class Normal(Distribution):
         """Both ``[*B, dim]``."""
         self.check_params(params)
         wide = working(params)
-        loc, raw = wide.narrow(-1, 0, self.dim), wide.narrow(-1, self.dim, self.dim)
-        if self.tanh_loc:
-            loc = (loc / self.upscale).tanh() * self.upscale
+        loc, raw = self.locate(wide.narrow(-1, 0, self.dim)), wide.narrow(-1, self.dim, self.dim)
         if self.scale_mapping == "biased_softplus":
             # TorchRL's: 1 where raw is 0, and a floor of 0.01.
             scale = functional.softplus(raw + math.log(math.expm1(0.99))) + 0.01
         elif self.scale_mapping == "softplus":
             scale = functional.softplus(raw)
         else:
-            scale = raw.exp()
+            scale = raw.clamp_max(80.0).exp()  # beyond, float32 would overflow
         return loc, scale.clamp_min(self.scale_lb)
+
+    def locate(self, loc: Tensor) -> Tensor:
+        """The location from its parameter."""
+        return (loc / self.upscale).tanh() * self.upscale if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-density of ``action`` of shape ``[*B, dim]``."""
         _check_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
-        return _normal_log_prob(loc, scale, action.to(loc.dtype)).to(params.dtype)
+        return _normal_log_prob((action.to(loc.dtype) - loc) / scale, scale).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
         r""":math:`\sum_i \big(\log\sigma_i + \tfrac12 + \tfrac12\log 2\pi\big)`."""
@@ -98,8 +100,7 @@ class TanhNormal(Normal):
         \log p(a) = \log p(u) - \sum_i \Big( \log\tfrac{h_i-l_i}{2} + 2 \big(\log 2 - u_i - \operatorname{softplus}(-2 u_i)\big) \Big)
 
     There is no closed-form entropy, and the mode is taken to be the squashed location. Actions at the bounds are scored a rounding
-    error inside them. Equal to TorchRL's ``TanhNormal``, whose defaults these are, except that with ``tanh_loc`` TorchRL also adds the
-    middle of the box to the location before the squashing.
+    error inside them. Equal to TorchRL's ``TanhNormal``, whose defaults these are.
 
     Args:
         dim: length of the action.
@@ -128,22 +129,17 @@ class TanhNormal(Normal):
         self.register_buffer("center", (high_ + low_) / 2, persistent=False)
         self.register_buffer("half_width", (high_ - low_) / 2, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TanhNormal":
-        """Bounds move with the module but keep their precision: rounded to half, they would be other bounds."""
-        exact = {"center": self.center, "half_width": self.half_width}
-        super()._apply(fn, recurse)
-        for name, bound in exact.items():
-            moved = getattr(self, name)
-            if moved.dtype != bound.dtype:
-                setattr(self, name, bound.to(moved.device))
-        return self
+    def locate(self, loc: Tensor) -> Tensor:
+        """The location from its parameter; with ``tanh_loc`` around the middle of the box, as TorchRL has it."""
+        return (loc / self.upscale).tanh() * self.upscale + self.center.to(loc.dtype) if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-density of ``action`` of shape ``[*B, dim]``, inside the bounds or on them."""
         _check_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
         squashed = (action.to(loc.dtype) - self.center.to(loc.dtype)) / self.half_width.to(loc.dtype)
-        return self._log_prob_before_tanh(loc, scale, _inside(squashed).atanh()).to(params.dtype)
+        u = _inside(squashed).atanh()
+        return self._log_prob_before_tanh((u - loc) / scale, scale, u).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
         """Not known in closed form."""
@@ -162,14 +158,14 @@ class TanhNormal(Normal):
         """As in the base class, but scored before the squashing: where tanh saturates, its inverse would score another sample."""
         loc, scale = self.loc_and_scale(params)
         u = loc + scale * noise
-        return self._squash(u).to(params.dtype), self._log_prob_before_tanh(loc, scale, u).to(params.dtype)
+        return self._squash(u).to(params.dtype), self._log_prob_before_tanh(noise, scale, u).to(params.dtype)
 
     def _squash(self, u: Tensor) -> Tensor:
         return self.center.to(u.dtype) + self.half_width.to(u.dtype) * _inside(u.tanh())
 
-    def _log_prob_before_tanh(self, loc: Tensor, scale: Tensor, u: Tensor) -> Tensor:
+    def _log_prob_before_tanh(self, standardized: Tensor, scale: Tensor, u: Tensor) -> Tensor:
         log_slope = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u)) + self.half_width.to(u.dtype).log()
-        return _normal_log_prob(loc, scale, u) - log_slope.sum(-1)
+        return _normal_log_prob(standardized, scale) - log_slope.sum(-1)
 
 
 def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
@@ -187,8 +183,8 @@ def _check_action(action: Tensor, params: Tensor, dim: int) -> None:
         raise TypeError(f"action: expected a floating dtype, got {action.dtype}")
 
 
-def _normal_log_prob(loc: Tensor, scale: Tensor, value: Tensor) -> Tensor:
-    return (-0.5 * ((value - loc) / scale).square() - scale.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+def _normal_log_prob(standardized: Tensor, scale: Tensor) -> Tensor:
+    return (-0.5 * standardized.square() - scale.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
 def _inside(squashed: Tensor) -> Tensor:

@@ -1,0 +1,152 @@
+"""The loop: collect, update, look at the returns, stop when solved."""
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from a2c_compiled.estimators import GAE
+from a2c_compiled.losses import A2CLoss
+from a2c_compiled.training.collector import RolloutCollector
+from a2c_compiled.training.environments import make_environments, make_networks
+from a2c_compiled.training.evaluation import evaluate, greedy_policy
+from a2c_compiled.training.train_step import TrainStep
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a training run is made of; every field is an option of ``a2c-compiled train``.
+
+    Attributes:
+        env: name of a gymnasium environment.
+        seed: of networks, actions and environments.
+        num_envs: environments side by side.
+        num_steps: steps of each between two updates.
+        total_steps: steps of all environments together after which training ends unsolved.
+        solved_return: greedy return, mean over 100 episodes, at which training ends; None never asks.
+        lr: learning rate at the start; it falls linearly to a tenth over ``total_steps``.
+        gamma: discount.
+        lmbda: weight of the longer returns in the advantage.
+        entropy_coef: weight of the entropy bonus.
+        critic_coef: weight of the critic loss.
+        optimizer: ``sgd``, ``rmsprop``, ``adam`` or ``adamw``.
+        max_grad_norm: largest norm of the gradient.
+        average_gae: standardise advantages over each rollout.
+        hidden: widths of the hidden layers.
+        compile: compile the update; False runs it eagerly.
+    """
+
+    env: str = "CartPole-v1"
+    seed: int = 0
+    num_envs: int = 64
+    num_steps: int = 16
+    total_steps: int = 1_000_000
+    solved_return: Optional[float] = 475.0
+    lr: float = 2e-3
+    gamma: float = 0.99
+    lmbda: float = 0.95
+    entropy_coef: float = 0.01
+    critic_coef: float = 0.5
+    optimizer: str = "rmsprop"
+    max_grad_norm: float = 0.5
+    average_gae: bool = False
+    hidden: Tuple[int, ...] = (64, 64)
+    compile: bool = True
+
+
+@dataclass
+class TrainResult:
+    """What training leaves: the loss with its trained networks, and how it went.
+
+    Attributes:
+        loss: holds actor, critic and distribution.
+        step: the training step, with the optimizer's state.
+        history: per update: ``steps`` of the environments so far, ``seconds``, ``return`` (mean over the last 100 episodes), metrics.
+        greedy_return: mean over 100 episodes at the end.
+        steps: environment steps taken.
+        seconds: wall time, compilation included.
+    """
+
+    loss: A2CLoss
+    step: TrainStep
+    history: List[Dict[str, float]]
+    greedy_return: float
+    steps: int
+    seconds: float
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def make_loss(config: TrainConfig) -> A2CLoss:
+    """The loss that ``config`` describes, with new networks."""
+    envs = make_environments(config.env, 1)
+    actor, critic, distribution = make_networks(envs, config.hidden)
+    envs.close()
+    estimator = GAE(config.gamma, config.lmbda, average_gae=config.average_gae)
+    return A2CLoss(
+        actor,
+        critic,
+        distribution,
+        estimator,
+        entropy_coef=config.entropy_coef,
+        critic_coef=config.critic_coef,
+        loss_critic_type="l2",
+    )
+
+
+def train(config: TrainConfig, progress: bool = True) -> TrainResult:
+    """Train until the greedy policy solves the environment, or ``total_steps`` are spent.
+
+    The greedy policy is asked whenever the mean return of the last 100 training episodes has come near ``solved_return``.
+
+    Raises:
+        ValueError: the environment or an option is unknown.
+    """
+    seed_everything(config.seed)
+    loss = make_loss(config)
+    step = TrainStep(loss, config.optimizer, config.lr, config.max_grad_norm, config.compile)
+    envs = make_environments(config.env, config.num_envs)
+    collector = RolloutCollector(envs, loss, config.num_steps, config.seed)
+    history: List[Dict[str, float]] = []
+    returns: List[float] = []
+    steps_per_update = config.num_envs * config.num_steps
+    updates = max(1, config.total_steps // steps_per_update)
+    greedy_return: Optional[float] = None
+    started = time.perf_counter()
+    bar = tqdm(total=config.total_steps, unit="step", unit_scale=True, disable=not progress, desc=f"seed {config.seed}")
+    with bar:
+        for update in range(updates):
+            step.lr = config.lr * (1.0 - 0.9 * update / updates)
+            metrics = step(collector.collect())
+            returns = (returns + collector.returns)[-100:]
+            mean_return = float(np.mean(returns)) if returns else float("nan")
+            history.append(
+                {
+                    "steps": (update + 1) * steps_per_update,
+                    "seconds": time.perf_counter() - started,
+                    "return": mean_return,
+                    **{name: float(value) for name, value in metrics._asdict().items() if value is not None},
+                }
+            )
+            bar.update(steps_per_update)
+            bar.set_postfix(
+                {"return": f"{mean_return:.0f}", "loss": f"{history[-1].get('loss_critic', 0.0):.3g}"}, refresh=False
+            )
+            if config.solved_return is not None and update % 10 == 9 and mean_return >= 0.8 * config.solved_return:
+                greedy_return = float(evaluate(greedy_policy(loss), config.env).mean())
+                if greedy_return >= config.solved_return:
+                    break
+    envs.close()
+    if greedy_return is None or config.solved_return is None or greedy_return < config.solved_return:
+        greedy_return = float(evaluate(greedy_policy(loss), config.env).mean())
+    seconds = time.perf_counter() - started
+    return TrainResult(loss, step, history, greedy_return, int(history[-1]["steps"]), seconds)

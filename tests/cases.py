@@ -1,0 +1,152 @@
+"""The data every test draws from: layouts, episode ends, and how a function is called and differentiated."""
+
+import functools
+import inspect
+import subprocess
+import sys
+import textwrap
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from a2c_compiled import functional
+
+FUNCTIONS = (
+    "generalized_advantage_estimate",
+    "td0_return_estimate",
+    "td0_advantage_estimate",
+    "td1_return_estimate",
+    "td1_advantage_estimate",
+    "td_lambda_return_estimate",
+    "td_lambda_advantage_estimate",
+    "vtrace_advantage_estimate",
+    "reward2go",
+)
+
+# Shape and time_dim. 32 steps is where the plain torch backend changes its algorithm.
+LAYOUTS = tuple(
+    pytest.param(shape, time_dim, id=f"{name}-{time_dim}")
+    for name, shape, time_dim in (
+        ("T", (7,), -1),
+        ("T", (7,), 0),
+        ("TN", (5, 3), -2),
+        ("TN", (5, 3), 0),
+        ("NT", (3, 5), -1),
+        ("NT", (3, 5), 1),
+        ("NT1", (3, 5, 1), -2),
+        ("BNTF", (2, 3, 5, 4), -2),
+        ("BTNF", (2, 5, 3, 4), -3),
+        ("BTNF", (2, 5, 3, 4), 1),
+        ("TBNF", (5, 2, 3, 4), -4),
+        ("BNFT", (2, 3, 4, 5), 3),
+        ("one_step", (1, 3), -2),
+        ("one_row", (5, 1), -2),
+        ("one_entry", (1, 1), -1),
+        ("odd", (13, 17), -2),
+        ("31_steps", (31, 2), -2),
+        ("32_steps", (32, 2), -2),
+        ("33_steps", (2, 33), -1),
+        ("1000_steps", (1000, 2), -2),
+    )
+)
+
+EMPTY_LAYOUTS = tuple(
+    pytest.param(shape, time_dim, id=f"{name}-{time_dim}")
+    for name, shape, time_dim in (
+        ("no_steps", (0,), -1),
+        ("no_steps", (0, 3), -2),
+        ("no_steps", (3, 0), -1),
+        ("no_steps", (2, 0, 1), -2),
+        ("no_rows", (5, 0), -2),
+        ("no_rows", (0, 40, 1), -2),
+        ("nothing", (0, 0), -2),
+    )
+)
+
+ENDS = ("some", "none", "all_done", "all_terminated")
+
+
+class Steps(NamedTuple):
+    """One entry per step of everything that a function may ask for; field names are argument names."""
+
+    state_value: torch.Tensor
+    next_state_value: torch.Tensor
+    reward: torch.Tensor
+    done: torch.Tensor
+    terminated: torch.Tensor
+    log_pi: torch.Tensor
+    log_mu: torch.Tensor
+
+
+def make_steps(shape, dtype=torch.float64, seed=0, ends="some"):
+    """Random steps. ``terminated`` implies ``done``; of the done steps about half are terminated, unless ``ends`` says all."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(scale=1.0):
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+    values = [normal(), normal(), normal()]
+    done = torch.rand(shape, generator=generator) < {"some": 0.25, "none": 0.0, "all_done": 1.0, "all_terminated": 1.0}[ends]
+    terminated = done & (torch.rand(shape, generator=generator) < (1.0 if ends == "all_terminated" else 0.5))
+    return Steps(*values, done, terminated, normal(0.5), normal(0.5))
+
+
+def per_step(shape, low=0.5, high=1.0, dtype=torch.float64, seed=1):
+    """A coefficient with an entry of its own for each step."""
+    generator = torch.Generator().manual_seed(seed)
+    return (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def call_arguments(name, steps, time_dim=-2, gamma=0.97, lmbda=0.9, **options):
+    """Those of ``steps``, coefficients and options that ``functional.<name>`` takes, by name."""
+    available = {**steps._asdict(), "gamma": gamma, "lmbda": lmbda, "time_dim": time_dim, **options}
+    return {argument: available[argument] for argument in argument_names(name) if argument in available}
+
+
+@functools.cache
+def argument_names(name):
+    return tuple(inspect.signature(getattr(functional, name)).parameters)
+
+
+@functools.cache
+def function_in_mode(name, mode):
+    """``functional.<name>``, eager or scripted; "compiled" goes through inductor, "traced" as far as autograd's graphs."""
+    function = getattr(functional, name)
+    if mode == "eager":
+        return function
+    if mode == "scripted":
+        return torch.jit.script(function)
+    return torch.compile(function, fullgraph=True, dynamic=True, backend={"compiled": "inductor", "traced": "aot_eager"}[mode])
+
+
+def evaluate(function, arguments):
+    """Results of ``function(**arguments)`` and the gradients of a fixed weighting of them to every floating argument, by name."""
+    leaves = {
+        name: value.detach().requires_grad_()
+        for name, value in arguments.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    results = function(**{**arguments, **leaves})
+    results = tuple(results) if isinstance(results, tuple) else (results,)
+    gradients = torch.autograd.grad(results, tuple(leaves.values()), [weights(r) for r in results], materialize_grads=True)
+    return results, dict(zip(leaves, gradients, strict=True))
+
+
+def weights(result):
+    """Exact in every floating dtype, and nowhere zero."""
+    generator = torch.Generator().manual_seed(result.numel())
+    return (torch.randint(1, 9, result.shape, generator=generator) / 4).to(result.dtype)
+
+
+def run_without_the_library(directory, code):
+    """``code`` in a fresh interpreter in ``directory``, where importing the library fails."""
+    head = """
+        import sys, warnings
+        sys.modules["a2c_compiled"] = None
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import torch
+    """
+    script = textwrap.dedent(head) + textwrap.dedent(code) + "\nprint('finished')"
+    done = subprocess.run([sys.executable, "-I", "-c", script], cwd=directory, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "finished", done.stderr

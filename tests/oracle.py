@@ -1,0 +1,175 @@
+"""What every estimator should return: plain loops over time in float64, one step at a time, differentiable by autograd.
+
+Nothing here calls the library. Arguments carry the library's names; coefficients are numbers or tensors that broadcast to the data.
+"""
+
+import torch
+
+
+def linear_scan(x, decay, dim, reverse):
+    x, decay = time_first(dim, *torch.broadcast_tensors(wide(x), wide(decay)))
+    y = [None] * len(x)
+    previous = None
+    for t in in_order(len(x), reverse):
+        y[t] = x[t] if previous is None else x[t] + decay[t] * previous
+        previous = y[t]
+    return stack(y, x, dim)
+
+
+def reverse_scan(x, decay, dim):
+    return linear_scan(x, decay, dim, True)
+
+
+def reward2go(reward, done, gamma, time_dim=-2):
+    reward, gamma, done = steps(time_dim, reward, gamma, done)
+    returns = [None] * len(reward)
+    for t in in_order(len(reward), True):
+        returns[t] = reward[t]
+        if t + 1 < len(reward):
+            returns[t] = reward[t] + torch.where(done[t], 0.0, gamma[t] * returns[t + 1])
+    return stack(returns, reward, time_dim)
+
+
+def generalized_advantage_estimate(gamma, lmbda, state_value, next_state_value, reward, done, terminated=None, time_dim=-2):
+    value, next_value, reward, gamma, lmbda, done, terminated = steps(
+        time_dim, state_value, next_state_value, reward, gamma, lmbda, done, done if terminated is None else terminated
+    )
+    advantage = [None] * len(reward)
+    for t in in_order(len(reward), True):
+        advantage[t] = reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) - value[t]
+        if t + 1 < len(reward):
+            advantage[t] = advantage[t] + torch.where(done[t], 0.0, gamma[t] * lmbda[t] * advantage[t + 1])
+    value_target = [advantage[t] + value[t] for t in range(len(reward))]
+    return stack(advantage, reward, time_dim), stack(value_target, reward, time_dim)
+
+
+def td0_return_estimate(gamma, next_state_value, reward, terminated):
+    return wide(reward) + torch.where(terminated, 0.0, wide(gamma) * wide(next_state_value))
+
+
+def td0_advantage_estimate(gamma, state_value, next_state_value, reward, done, terminated=None):
+    return td0_return_estimate(gamma, next_state_value, reward, done if terminated is None else terminated) - wide(state_value)
+
+
+def td_lambda_return_estimate(
+    gamma, lmbda, next_state_value, reward, done, terminated=None, rolling_gamma=None, time_dim=-2, open_end_bootstraps=True
+):
+    next_value, reward, gamma, lmbda, done, terminated = steps(
+        time_dim, next_state_value, reward, gamma, lmbda, done, done if terminated is None else terminated
+    )
+    length = len(reward)
+    bootstrap = [torch.where(terminated[t], 0.0, next_value[t]) for t in range(length)]
+    if length and not open_end_bootstraps:
+        bootstrap[-1] = torch.where(done[-1], bootstrap[-1], 0.0)
+
+    def one_step(t, later, gamma, lmbda):
+        if later is None:  # the last step bootstraps from its own next value
+            later = bootstrap[t]
+        later = torch.where(done[t], bootstrap[t], later)
+        return reward[t] + gamma * ((1 - lmbda) * bootstrap[t] + lmbda * later)
+
+    returns = [None] * length
+    if rolling_gamma is None or rolling_gamma:
+        for t in in_order(length, True):
+            returns[t] = one_step(t, None if t + 1 == length else returns[t + 1], gamma[t], lmbda[t])
+    else:
+        for start in range(length):
+            later = None
+            for t in range(length - 1, start - 1, -1):
+                later = one_step(t, later, gamma[start], lmbda[start])
+            returns[start] = later
+    return stack(returns, reward, time_dim)
+
+
+def td_lambda_advantage_estimate(
+    gamma, lmbda, state_value, next_state_value, reward, done, terminated=None, rolling_gamma=None, time_dim=-2
+):
+    returns = td_lambda_return_estimate(gamma, lmbda, next_state_value, reward, done, terminated, rolling_gamma, time_dim)
+    return returns - wide(state_value)
+
+
+def td1_return_estimate(gamma, next_state_value, reward, done, terminated=None, rolling_gamma=None, time_dim=-2):
+    rolls = rolling_gamma is None or rolling_gamma
+    return td_lambda_return_estimate(gamma, 1.0, next_state_value, reward, done, terminated, rolling_gamma, time_dim, rolls)
+
+
+def td1_advantage_estimate(
+    gamma, state_value, next_state_value, reward, done, terminated=None, rolling_gamma=None, time_dim=-2
+):
+    return td1_return_estimate(gamma, next_state_value, reward, done, terminated, rolling_gamma, time_dim) - wide(state_value)
+
+
+def vtrace_advantage_estimate(
+    gamma,
+    log_pi,
+    log_mu,
+    state_value,
+    next_state_value,
+    reward,
+    done,
+    terminated=None,
+    rho_thresh=1.0,
+    c_thresh=1.0,
+    time_dim=-2,
+):
+    log_pi, log_mu, value, next_value, reward, gamma, rho_thresh, c_thresh, done, terminated = steps(
+        time_dim,
+        log_pi,
+        log_mu,
+        state_value,
+        next_state_value,
+        reward,
+        gamma,
+        rho_thresh,
+        c_thresh,
+        done,
+        done if terminated is None else terminated,
+    )
+    length = len(reward)
+    excess, value_target, advantage = [None] * length, [None] * length, [None] * length  # excess: v - V(s)
+    for t in in_order(length, True):
+        ratio = torch.exp(log_pi[t] - log_mu[t])
+        # At the threshold itself, where data is on-policy, the gradient is the ratio's.
+        rho = torch.where(ratio <= rho_thresh[t], ratio, rho_thresh[t])
+        c = torch.where(ratio <= c_thresh[t], ratio, c_thresh[t])
+        next_target = next_value[t]
+        excess[t] = rho * (reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) - value[t])
+        if t + 1 < length:
+            excess[t] = excess[t] + torch.where(done[t], 0.0, gamma[t] * c * excess[t + 1])
+            next_target = torch.where(done[t], next_value[t], value_target[t + 1])
+        value_target[t] = value[t] + excess[t]
+        advantage[t] = rho * (reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_target) - value[t])
+    return stack(advantage, reward, time_dim), stack(value_target, reward, time_dim)
+
+
+def wide(value):
+    """A number or floating tensor in float64; flags as they are."""
+    if not isinstance(value, torch.Tensor):
+        return torch.tensor(value, dtype=torch.float64)
+    return value if value.dtype == torch.bool else value.double()
+
+
+def in_order(length, reverse):
+    return range(length - 1, -1, -1) if reverse else range(length)
+
+
+def time_first(dim, *tensors):
+    return [tensor.movedim(dim, 0) for tensor in tensors]
+
+
+def steps(dim, *arguments):
+    """All of one shape, in float64, time in front; one-element coefficients of any rank are numbers."""
+    arguments = [wide(argument) for argument in arguments]
+    shape = next(
+        argument.shape for argument in reversed(arguments) if argument.dtype == torch.bool
+    )  # a flag has the data's shape
+    arguments = [argument if argument.shape == shape else squeeze(argument).expand(shape) for argument in arguments]
+    return time_first(dim, *arguments)
+
+
+def squeeze(argument):
+    return argument.reshape(()) if argument.numel() == 1 else argument
+
+
+def stack(rows, like, dim):
+    return torch.stack(rows).movedim(0, dim) if rows else like.movedim(0, dim)

@@ -1,0 +1,342 @@
+"""Every estimator, eager and scripted, against loops in float64: results and gradients."""
+
+import oracle
+import pytest
+import torch
+from cases import (
+    EMPTY_LAYOUTS,
+    ENDS,
+    FUNCTIONS,
+    LAYOUTS,
+    argument_names,
+    call_arguments,
+    evaluate,
+    function_in_mode,
+    make_steps,
+    per_step,
+)
+from tolerances import assert_close
+
+from a2c_compiled import functional as F
+
+MODES = ("eager", "scripted")
+OF_TIME = tuple(name for name in FUNCTIONS if "time_dim" in argument_names(name))
+WITH_LMBDA = tuple(name for name in FUNCTIONS if "lmbda" in argument_names(name))
+WITH_ROLLING_GAMMA = tuple(name for name in FUNCTIONS if "rolling_gamma" in argument_names(name))
+WITH_DONE = tuple(name for name in FUNCTIONS if "done" in argument_names(name))
+TERMINATED_OPTIONAL = tuple(name for name in WITH_DONE if "terminated" in argument_names(name))
+WITH_NEXT_VALUE = tuple(name for name in FUNCTIONS if "next_state_value" in argument_names(name))
+
+
+def assert_equals_oracle(name, arguments, mode="eager"):
+    results, gradients = evaluate(function_in_mode(name, mode), arguments)
+    expected, expected_gradients = evaluate(getattr(oracle, name), arguments_in_double(arguments))
+    reward = arguments["reward"]
+    for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
+        assert result.dtype == reward.dtype
+        assert_close(result, truth, what=f"result {i}")
+    for argument, truth in expected_gradients.items():
+        assert gradients[argument].dtype == arguments[argument].dtype
+        dtype = torch.promote_types(reward.dtype, torch.float32) if gradients[argument].dtype == torch.float64 else None
+        assert_close(gradients[argument], truth, dtype, f"gradient to {argument}")
+
+
+def arguments_in_double(arguments):
+    return {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "time_dim"), LAYOUTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_equals_the_oracle_in_every_layout_and_dtype(name, shape, time_dim, dtype):
+    coefficient_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=coefficient_dtype)
+    assert_equals_oracle(name, call_arguments(name, make_steps(shape, dtype), time_dim, gamma, lmbda))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "time_dim"), [case for case in LAYOUTS if "1000" not in case.id])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_scripted_equals_the_oracle_in_every_layout(name, shape, time_dim, dtype):
+    coefficient_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=coefficient_dtype)
+    assert_equals_oracle(name, call_arguments(name, make_steps(shape, dtype), time_dim, gamma, lmbda), "scripted")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_equals_the_oracle_wherever_episodes_end(name, ends, mode):
+    assert_equals_oracle(name, call_arguments(name, make_steps((9, 4), ends=ends)), mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("name", TERMINATED_OPTIONAL)
+def test_equals_the_oracle_where_terminated_is_missing(name, ends, mode):
+    arguments = call_arguments(name, make_steps((9, 4), ends=ends))
+    del arguments["terminated"]
+    assert_equals_oracle(name, arguments, mode)
+
+
+@pytest.mark.parametrize("name", TERMINATED_OPTIONAL)
+def test_terminated_missing_means_done(name):
+    arguments = call_arguments(name, make_steps((9, 4)))
+    missing, _ = evaluate(function_in_mode(name, "eager"), {**arguments, "terminated": None})
+    given, _ = evaluate(function_in_mode(name, "eager"), {**arguments, "terminated": arguments["done"]})
+    for a, b in zip(missing, given, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param(lambda x: x.t(), id="transposed"),
+        pytest.param(lambda x: x[::2], id="every_other_step"),
+        pytest.param(lambda x: x[:, 1::3], id="every_third_row"),
+        pytest.param(lambda x: x[:, :1].expand(-1, 4), id="expanded_rows"),
+        pytest.param(lambda x: x[:1].expand(40, -1), id="expanded_steps"),
+        pytest.param(lambda x: x.unsqueeze(-1).transpose(0, 1).contiguous().transpose(0, 1), id="channels_moved"),
+    ],
+)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_equals_the_oracle_on_views(name, view):
+    steps = make_steps((10, 7))
+    steps = type(steps)(*(view(tensor) for tensor in steps))
+    assert_equals_oracle(name, call_arguments(name, steps, 0))
+
+
+@pytest.mark.parametrize("name", OF_TIME)
+def test_time_may_stand_anywhere(name):
+    steps = make_steps((6, 4, 3))
+    moved = type(steps)(*(tensor.movedim(0, 2) for tensor in steps))
+    first, _ = evaluate(function_in_mode(name, "eager"), call_arguments(name, steps, 0))
+    last, _ = evaluate(function_in_mode(name, "eager"), call_arguments(name, moved, -1))
+    for a, b in zip(first, last, strict=True):
+        assert_close(b.movedim(2, 0), a)
+
+
+COEFFICIENTS = {
+    "float": lambda shape: (0.9, 0.8),
+    "int": lambda shape: (1, 1),
+    "zero": lambda shape: (0.0, 0.0),
+    "zero_int": lambda shape: (0, 0),
+    "zero_tensor": lambda shape: (torch.tensor(0.0).double(), torch.tensor(0.0).double()),
+    "zero_gamma": lambda shape: (0.0, 0.9),
+    "zero_lmbda": lambda shape: (0.9, torch.tensor(0.0).double()),
+    "scalar_tensor": lambda shape: (torch.tensor(0.9).double(), torch.tensor(0.8).double()),
+    "one_element": lambda shape: (torch.tensor([0.9]).double(), torch.tensor([[[0.8]]]).double()),
+    "per_step": lambda shape: (per_step(shape), per_step(shape, seed=2)),
+    "per_step_some_zero": lambda shape: (per_step(shape).masked_fill(per_step(shape, seed=3) < 0.6, 0.0), per_step(shape)),
+    "per_row": lambda shape: (per_step((1, *shape[1:])), per_step(shape[1:])),
+    "per_time": lambda shape: (per_step((shape[0], *[1] * (len(shape) - 1))), 0.8),
+    "mixed": lambda shape: (0.9, per_step(shape)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", COEFFICIENTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_equals_the_oracle_for_every_kind_of_coefficient(name, kind, mode):
+    shape = (6, 5)
+    gamma, lmbda = COEFFICIENTS[kind](shape)
+    assert_equals_oracle(name, call_arguments(name, make_steps(shape), gamma=gamma, lmbda=lmbda), mode)
+
+
+@pytest.mark.parametrize("kind", COEFFICIENTS)
+@pytest.mark.parametrize("name", OF_TIME)
+def test_equals_the_oracle_for_every_kind_of_coefficient_over_many_steps(name, kind):
+    shape = (45, 3)
+    gamma, lmbda = COEFFICIENTS[kind](shape)
+    assert_equals_oracle(name, call_arguments(name, make_steps(shape, ends="some"), gamma=gamma, lmbda=lmbda))
+
+
+def test_a_coefficient_may_have_another_dtype_than_the_data():
+    arguments = call_arguments("generalized_advantage_estimate", make_steps((6, 5), torch.float32))
+    wide = F.generalized_advantage_estimate(**{**arguments, "gamma": torch.tensor(0.9, dtype=torch.float64), "lmbda": 1})
+    plain = F.generalized_advantage_estimate(**{**arguments, "gamma": 0.9, "lmbda": 1.0})
+    assert wide.advantage.dtype == torch.float32
+    assert_close(wide.advantage, plain.advantage)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("rho_thresh", "c_thresh"),
+    [(1.0, 1.0), (2, 1), (0.5, 1.5), (float("inf"), 1.0), ("tensor", "tensor"), ("per_step", "per_row")],
+    ids=str,
+)
+def test_vtrace_equals_the_oracle_for_every_threshold(rho_thresh, c_thresh, mode):
+    kinds = {"tensor": torch.tensor(0.8).double(), "per_step": per_step((9, 4)), "per_row": per_step((1, 4))}
+    options = {"rho_thresh": kinds.get(rho_thresh, rho_thresh), "c_thresh": kinds.get(c_thresh, c_thresh)}
+    name = "vtrace_advantage_estimate"
+    assert_equals_oracle(name, call_arguments(name, make_steps((9, 4)), **options), mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vtrace_on_policy_equals_the_oracle(mode):
+    steps = make_steps((9, 4))
+    name = "vtrace_advantage_estimate"
+    assert_equals_oracle(name, call_arguments(name, steps._replace(log_mu=steps.log_pi)), mode)
+
+
+def test_vtrace_on_policy_target_is_the_lambda_1_advantage():
+    steps = make_steps((9, 4))
+    steps = steps._replace(log_mu=steps.log_pi)
+    _, value_target = F.vtrace_advantage_estimate(**call_arguments("vtrace_advantage_estimate", steps))
+    gae = F.generalized_advantage_estimate(**call_arguments("generalized_advantage_estimate", steps, lmbda=1.0))
+    assert_close(value_target, gae.value_target)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rolling_gamma", [True, None, False])
+@pytest.mark.parametrize(
+    ("shape", "time_dim"),
+    [((7,), -1), ((5, 3), -2), ((3, 5), 1), ((2, 3, 5, 4), -2), ((2, 5, 3, 4), 1), ((5, 2, 3), 0), ((1, 3), -2), ((35, 2), -2)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
+def test_equals_the_oracle_whether_or_not_gamma_rolls(name, shape, time_dim, rolling_gamma, mode):
+    steps = make_steps(shape)
+    gamma, lmbda = per_step(shape), per_step(shape, seed=2)
+    assert_equals_oracle(name, call_arguments(name, steps, time_dim, gamma, lmbda, rolling_gamma=rolling_gamma), mode)
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
+def test_a_gamma_that_does_not_roll_equals_the_oracle_wherever_episodes_end(name, ends):
+    arguments = call_arguments(name, make_steps((6, 4), ends=ends), gamma=per_step((6, 4)), rolling_gamma=False)
+    assert_equals_oracle(name, arguments)
+
+
+@pytest.mark.parametrize("kind", ["per_time", "mixed"])
+@pytest.mark.parametrize("name", WITH_LMBDA[1:])
+def test_one_coefficient_per_step_is_enough_not_to_roll(name, kind):
+    shape = (6, 4)
+    gamma, lmbda = COEFFICIENTS[kind](shape)
+    assert_equals_oracle(name, call_arguments(name, make_steps(shape), gamma=gamma, lmbda=lmbda, rolling_gamma=False))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("shape", "time_dim"), EMPTY_LAYOUTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_empty_data_gives_empty_results_and_gradients(name, shape, time_dim, mode):
+    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=torch.float64)
+    arguments = call_arguments(name, make_steps(shape), time_dim, gamma, lmbda)
+    results, gradients = evaluate(function_in_mode(name, mode), arguments)
+    assert all(result.shape == shape and result.dtype == torch.float64 for result in results)
+    assert all(gradients[argument].shape == arguments[argument].shape for argument in gradients)
+    assert gradients["gamma"] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(0, 3), (5, 0)], ids=str)
+@pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
+def test_empty_data_gives_empty_results_where_gamma_does_not_roll(name, shape, mode):
+    arguments = call_arguments(name, make_steps(shape), gamma=per_step(shape), rolling_gamma=False)
+    results, _ = evaluate(function_in_mode(name, mode), arguments)
+    assert results[0].shape == shape
+
+
+def poisoned(arguments, where, names):
+    """``arguments`` with NaN at ``where`` in each of ``names``."""
+    return {k: v.masked_fill(where, torch.nan) if k in names else v for k, v in arguments.items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("length", [8, 40])
+@pytest.mark.parametrize("name", WITH_NEXT_VALUE)
+def test_nan_in_the_next_value_of_a_terminated_step_does_not_leak(name, length, mode):
+    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=torch.float64)
+    steps = make_steps((length, 5))
+    arguments = call_arguments(name, steps, gamma=gamma, lmbda=lmbda)
+    if name == "vtrace_advantage_estimate":
+        arguments["c_thresh"] = torch.tensor(0.9).double()
+    clean = evaluate(function_in_mode(name, mode), arguments)
+    results, gradients = evaluate(
+        function_in_mode(name, mode), poisoned(arguments, arguments["terminated"], {"next_state_value"})
+    )
+    for result, truth in zip(results, clean[0], strict=True):
+        assert torch.equal(result, truth)
+    for argument, truth in clean[1].items():
+        assert_close(gradients[argument], truth, what=f"gradient to {argument}")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("length", "end"), [(8, 3), (40, 20), (40, 0), (40, 38)])
+@pytest.mark.parametrize("name", WITH_DONE)
+def test_nan_in_the_next_episode_does_not_leak_into_the_steps_before(name, length, end, mode):
+    shape = (length, 3)
+    steps = make_steps(shape)
+    done, terminated = steps.done.clone(), steps.terminated.clone()
+    done[end], terminated[end] = True, torch.tensor([True, False, True])
+    steps = steps._replace(done=done, terminated=terminated)
+    arguments = call_arguments(name, steps, gamma=per_step(shape), lmbda=per_step(shape, seed=2))
+    after = torch.arange(length).unsqueeze(-1).expand(shape) > end
+    floating = {k for k, v in arguments.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+
+    def before(**tensors):
+        results = function_in_mode(name, mode)(**tensors)
+        return tuple(r[: end + 1] for r in (results if isinstance(results, tuple) else (results,)))
+
+    clean = evaluate(before, arguments)
+    results, gradients = evaluate(before, poisoned(arguments, after, floating))
+    for result, truth in zip(results, clean[0], strict=True):
+        assert torch.equal(result, truth)
+    for argument, truth in clean[1].items():
+        assert_close(gradients[argument][: end + 1], truth[: end + 1], what=f"gradient to {argument}")
+
+
+def test_reverse_scan_equals_its_definition_and_broadcasts_decay():
+    x, decay = make_steps((2, 6, 3)).reward, per_step((6, 1))
+    results, gradients = evaluate(F.reverse_scan, {"x": x, "decay": decay, "dim": 1})
+    expected, expected_gradients = evaluate(oracle.reverse_scan, {"x": x, "decay": decay, "dim": 1})
+    assert_close(results[0], expected[0])
+    assert_close(gradients["x"], expected_gradients["x"])
+    assert_close(gradients["decay"], expected_gradients["decay"])
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (40,), (1, 1), (1, 2)], ids=str)
+def test_standardize_gives_mean_0_and_deviation_1(shape):
+    x = 3 + 5 * make_steps(shape).reward
+    result = F.standardize(x, 1e-4)
+    expected = (x - x.mean()) / x.std().clamp_min(1e-4) if x.numel() > 1 else torch.zeros_like(x)
+    assert_close(result, expected)
+
+
+def test_standardize_divides_by_eps_where_nothing_varies():
+    assert torch.equal(F.standardize(torch.full((4, 2), 7.0), 1e-4), torch.zeros(4, 2))
+    spread = torch.tensor([-1e-6, 1e-6], dtype=torch.float64)
+    assert_close(F.standardize(spread, 1e-4), spread / 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3)], ids=str)
+def test_standardize_of_nothing_is_empty(shape):
+    assert F.standardize(torch.zeros(shape), 1e-4).shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_accumulates_in_float32(dtype):
+    """A sum of 4000 ones stands still at 256 in bfloat16, at 2048 in float16."""
+    reward = torch.ones(4000, 1, dtype=dtype)
+    returns = F.reward2go(reward, torch.zeros_like(reward, dtype=torch.bool), 1.0)
+    assert returns.dtype == dtype
+    assert_close(returns, torch.arange(4000, 0, -1).double().unsqueeze(-1))
+
+
+def test_results_are_named_advantage_and_value_target():
+    for name in ("generalized_advantage_estimate", "vtrace_advantage_estimate"):
+        result = getattr(F, name)(**call_arguments(name, make_steps((5, 3))))
+        assert result._fields == ("advantage", "value_target")
+        assert isinstance(result, F.ValueEstimate)
+
+
+def test_arguments_are_left_as_they_were():
+    for name in FUNCTIONS:
+        arguments = call_arguments(name, make_steps((5, 3)), gamma=per_step((5, 3)), lmbda=per_step((5, 3)))
+        before = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        getattr(F, name)(**arguments)
+        for argument, value in before.items():
+            unchanged = (
+                torch.equal(arguments[argument], value) if isinstance(value, torch.Tensor) else arguments[argument] == value
+            )
+            assert unchanged, f"{name} wrote to {argument}"

@@ -1,0 +1,107 @@
+"""Every wrong argument is refused before anything is computed, by name, with what was expected and what came."""
+
+import pytest
+import torch
+from cases import FUNCTIONS, argument_names, call_arguments, function_in_mode, make_steps, per_step
+
+from a2c_compiled import functional
+
+SHAPE = (5, 3)
+STEPS = make_steps(SHAPE)
+FLAGS = {"done", "terminated"}
+
+
+def tensor_arguments(name):
+    return [argument for argument in STEPS._fields if argument in argument_names(name)]
+
+
+def wrong_arguments():
+    """(function, changed arguments, error, words of its message)."""
+    for name in FUNCTIONS:
+        for argument in tensor_arguments(name):
+            right = getattr(STEPS, argument)
+            yield name, {argument: 1.0}, TypeError, (argument, "expected a tensor", "float")
+            if argument == "reward":
+                yield name, {"reward": right.long()}, TypeError, ("reward", "floating", "torch.int64")
+                continue
+            yield name, {argument: right[:4]}, ValueError, (argument, "[5, 3]", "[4, 3]")
+            yield name, {argument: right[..., None]}, ValueError, (argument, "[5, 3]", "[5, 3, 1]")
+            yield name, {argument: right[:, :1]}, ValueError, (argument, "[5, 3]", "[5, 1]")
+            yield name, {argument: right.to("meta")}, ValueError, (argument, "cpu", "meta")
+            if argument in FLAGS:
+                yield name, {argument: right.double()}, TypeError, (argument, "torch.bool", "torch.float64")
+                yield name, {argument: right.long()}, TypeError, (argument, "torch.bool", "torch.int64")
+            else:
+                yield name, {argument: right.float()}, TypeError, (argument, "torch.float64", "torch.float32")
+                yield name, {argument: right.long()}, TypeError, (argument, "torch.float64", "torch.int64")
+        for coefficient in ("gamma", "lmbda", "rho_thresh", "c_thresh"):
+            if coefficient in argument_names(name):
+                for wrong in ((4,), (5,), (3, 5), (1, 5, 3), (0,)):
+                    yield name, {coefficient: torch.ones(wrong)}, ValueError, (coefficient, "[5, 3]", str(list(wrong)))
+        if "time_dim" in argument_names(name):
+            for wrong in (2, -3, 7):
+                yield name, {"time_dim": wrong}, ValueError, ("time_dim", "[5, 3]", str(wrong))
+            without_rows = {argument: getattr(STEPS, argument)[:, 0] for argument in tensor_arguments(name)}
+            yield name, without_rows, ValueError, ("time_dim", "[5]", "-2", "time_dim=-1")
+            single = {argument: getattr(STEPS, argument)[0, 0] for argument in tensor_arguments(name)}
+            yield name, single, ValueError, ("time_dim", "[]", "-2")
+        if "rolling_gamma" in argument_names(name):
+            for gamma in (0.9, torch.tensor(0.9), torch.tensor([0.9]), per_step((1, 3)), per_step((3,))):
+                yield name, {"gamma": gamma, "rolling_gamma": False}, ValueError, ("rolling_gamma", "gamma", "[5, 3]", "False")
+
+
+def described(case):
+    name, changed, error, words = case
+    return pytest.param(*case, id=f"{name}-{'-'.join(changed) if len(changed) < 3 else 'all'}-{error.__name__}-{words[-1]}")
+
+
+@pytest.mark.parametrize(("name", "changed", "error", "words"), [described(case) for case in wrong_arguments()])
+def test_a_wrong_argument_is_refused_by_name(name, changed, error, words):
+    with pytest.raises(error) as caught:
+        getattr(functional, name)(**call_arguments(name, STEPS) | changed)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("generalized_advantage_estimate", {"done": STEPS.done[:4]}, ("done", "[5, 3]", "[4, 3]")),
+        ("generalized_advantage_estimate", {"state_value": STEPS.reward.float()}, ("state_value", "expected dtype")),
+        ("generalized_advantage_estimate", {"gamma": torch.ones(4)}, ("gamma", "[5, 3]", "[4]")),
+        ("vtrace_advantage_estimate", {"time_dim": 2}, ("time_dim", "[5, 3]", "2")),
+        ("td1_return_estimate", {"rolling_gamma": False}, ("rolling_gamma", "[5, 3]", "False")),
+        ("reward2go", {"reward": STEPS.reward.long()}, ("reward", "floating")),
+    ],
+)
+def test_a_script_refuses_it_with_the_same_words(name, changed, words):
+    with pytest.raises(torch.jit.Error) as caught:
+        function_in_mode(name, "scripted")(**call_arguments(name, STEPS) | changed)
+    for word in words:
+        assert word in str(caught.value)
+
+
+X = STEPS.reward
+
+
+@pytest.mark.parametrize(
+    ("x", "decay", "dim", "error", "words"),
+    [
+        (1.0, X, -2, TypeError, ("x", "expected a tensor", "float")),
+        (X, 1.0, -2, TypeError, ("decay", "expected a tensor", "float")),
+        (X.long(), X, -2, TypeError, ("x", "floating", "torch.int64")),
+        (X, X.float(), -2, TypeError, ("decay", "torch.float64", "torch.float32")),
+        (X, STEPS.done, -2, TypeError, ("decay", "torch.float64", "torch.bool")),
+        (X, X.to("meta"), -2, ValueError, ("decay", "cpu", "meta")),
+        (X, X[:4], -2, ValueError, ("decay", "[5, 3]", "[4, 3]")),
+        (X, X[None], -2, ValueError, ("decay", "[5, 3]", "[1, 5, 3]")),
+        (X, X, 2, ValueError, ("dim", "[5, 3]", "2")),
+        (X, X, -3, ValueError, ("dim", "[5, 3]", "-3")),
+        (X[0, 0], X[0, 0], -1, ValueError, ("dim", "[]", "-1")),
+    ],
+)
+def test_reverse_scan_refuses_a_wrong_argument_by_name(x, decay, dim, error, words):
+    with pytest.raises(error) as caught:
+        functional.reverse_scan(x, decay, dim)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,94 @@
+"""Every estimator against TorchRL's loop versions: results and gradients, on the same data."""
+
+import pytest
+import torch
+from cases import FUNCTIONS, argument_names, call_arguments, evaluate, make_steps, per_step
+from tolerances import assert_close
+
+from a2c_compiled import functional
+
+torchrl = pytest.importorskip("torchrl.objectives.value.functional")
+
+MODES = ("eager", "scripted")
+# Time at -2, the only place where TorchRL's V-trace is right; its reward2go knows no gradient to gamma.
+LAYOUTS = [(6, 5), (1, 4), (5, 1), (3, 7, 1), (2, 3, 9, 4), (60, 3)]
+LOOPS = tuple(name for name in FUNCTIONS if name != "reward2go")
+WITH_ROLLING_GAMMA = tuple(name for name in FUNCTIONS if "rolling_gamma" in argument_names(name))
+
+
+def assert_equals_torchrl(name, arguments, mode="eager"):
+    function = getattr(functional, name)
+    results, gradients = evaluate(torch.jit.script(function) if mode == "scripted" else function, arguments)
+    expected, expected_gradients = evaluate(getattr(torchrl, name), arguments)
+    for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
+        assert result.dtype == truth.dtype
+        assert_close(result, truth, what=f"result {i}")
+    for argument, truth in expected_gradients.items():
+        assert_close(gradients[argument], truth, what=f"gradient to {argument}")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ends", ["some", "none", "all_terminated"])
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", LOOPS)
+def test_equals_torchrl(name, shape, ends, mode):
+    arguments = call_arguments(name, make_steps(shape, ends=ends), gamma=per_step(shape), lmbda=per_step(shape, seed=2))
+    arguments.pop("time_dim", None)
+    assert_equals_torchrl(name, arguments, mode)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", LOOPS)
+def test_equals_torchrl_with_one_gamma_for_all(name, dtype):
+    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=dtype)
+    arguments = call_arguments(name, make_steps((6, 5), dtype), gamma=gamma, lmbda=lmbda)
+    arguments.pop("time_dim", None)
+    assert_equals_torchrl(name, arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in LOOPS if name != "td0_return_estimate"])
+def test_equals_torchrl_where_terminated_is_missing(name):
+    shape = (6, 5)
+    arguments = call_arguments(name, make_steps(shape), gamma=per_step(shape), lmbda=per_step(shape, seed=2))
+    arguments = {k: v for k, v in arguments.items() if k not in ("time_dim", "terminated")}
+    assert_equals_torchrl(name, arguments)
+
+
+@pytest.mark.parametrize(("shape", "time_dim"), [((3, 5), -1), ((5, 3), 0), ((2, 5, 3, 4), 1), ((2, 5, 3, 4), -3)], ids=str)
+@pytest.mark.parametrize("name", [name for name in LOOPS if name.startswith(("generalized", "td1", "td_lambda"))])
+def test_equals_torchrl_wherever_time_stands(name, shape, time_dim):
+    steps = make_steps(shape)
+    assert_equals_torchrl(name, call_arguments(name, steps, time_dim, per_step(shape), per_step(shape, seed=2)))
+
+
+@pytest.mark.parametrize("rolling_gamma", [True, None, False])
+@pytest.mark.parametrize("ends", ["some", "none", "all_terminated"])
+@pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
+def test_equals_torchrl_whether_or_not_gamma_rolls(name, ends, rolling_gamma):
+    shape = (7, 3)
+    options = {"gamma": per_step(shape), "lmbda": per_step(shape, seed=2), "rolling_gamma": rolling_gamma}
+    arguments = call_arguments(name, make_steps(shape, ends=ends), **options)
+    assert_equals_torchrl(name, arguments)
+
+
+@pytest.mark.parametrize(("rho_thresh", "c_thresh"), [(1.0, 1.0), (0.5, 1.5), (2.0, 0.75)], ids=str)
+def test_vtrace_equals_torchrl_for_every_threshold(rho_thresh, c_thresh):
+    name = "vtrace_advantage_estimate"
+    steps = make_steps((7, 3))
+    options = {"gamma": per_step((7, 3)), "rho_thresh": rho_thresh, "c_thresh": c_thresh}
+    assert_equals_torchrl(name, call_arguments(name, steps, **options))
+    assert_equals_torchrl(name, call_arguments(name, steps._replace(log_mu=steps.log_pi), **options))
+
+
+@pytest.mark.parametrize("ends", ["some", "none", "all_done"])
+@pytest.mark.parametrize(("shape", "time_dim"), [((6, 5), -2), ((40, 2), -2), ((3, 5, 1), -2), ((3, 5), -1)], ids=str)
+def test_reward2go_equals_torchrl(shape, time_dim, ends):
+    steps = make_steps(shape, ends=ends)
+    done = steps.done.clone()
+    done.select(time_dim, -1).fill_(True)  # TorchRL wants every trajectory ended
+    arguments = {"reward": steps.reward, "done": done, "gamma": 0.9, "time_dim": time_dim}
+    (result,), gradients = evaluate(functional.reward2go, arguments)
+    (expected,), expected_gradients = evaluate(torchrl.reward2go, arguments)
+    # It convolves with powers of a float32 gamma, cut off below 1e-7.
+    assert_close(result, expected, torch.float32)
+    assert_close(gradients["reward"], expected_gradients["reward"], torch.float32)
