@@ -16,11 +16,14 @@ class CoefficientModule(nn.Module):
 
     def register_coefficient(self, name: str, value: Optional[Union[float, Tensor]]) -> None:
         """Register ``value`` under ``name``; None switches off what it belongs to."""
-        if isinstance(value, bool) or not (value is None or isinstance(value, (int, float, Tensor))):
+        is_bool = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
+        if is_bool or not (value is None or isinstance(value, (int, float, Tensor))):
             raise TypeError(f"{name}: expected a number or a tensor, got {value!r}")
-        self.register_buffer(
-            name, torch.tensor(float(value), dtype=torch.float64) if isinstance(value, (int, float)) else value
-        )
+        if isinstance(value, (int, float)):
+            value = torch.tensor(float(value), dtype=torch.float64)
+        elif value is not None and not value.is_floating_point():
+            value = value.double()  # a fraction assigned later would be cut to an integer
+        self.register_buffer(name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         buffers = self.__dict__.get("_buffers", {})

@@ -1,0 +1,20 @@
+"""Deployment: graphs that run without this package, each checked against eager.
+
+Needs the extra ``export``: onnx, onnxscript and onnxruntime.
+"""
+
+from a2c_compiled.export.graphs import Graph, GreedyPolicy, SampledPolicy, graphs_of
+from a2c_compiled.export.onnx import export_onnx
+from a2c_compiled.export.torchscript import export_torchscript
+from a2c_compiled.export.verify import Report, verify
+
+__all__ = [
+    "Graph",
+    "GreedyPolicy",
+    "Report",
+    "SampledPolicy",
+    "export_onnx",
+    "export_torchscript",
+    "graphs_of",
+    "verify",
+]

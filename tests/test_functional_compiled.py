@@ -1,5 +1,7 @@
 """Every estimator compiled whole, with dynamic shapes, forward and backward; scripted and saved; exported."""
 
+import inspect
+
 import oracle
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cases import (
     make_steps,
     per_step,
     run_without_the_library,
+    weights,
 )
 from tolerances import assert_close
 
@@ -57,7 +60,7 @@ def test_compiled_equals_the_oracle_and_compiles_once_for_all_shapes(name):
 # From here on traced through dynamo and autograd's graphs, which is where these differ; the code that inductor writes is the same.
 @pytest.mark.parametrize(
     ("shape", "time_dim"),
-    [((7,), -1), ((3, 5), 1), ((2, 5, 3, 4), -3), ((1, 3), -2), ((5, 1), -2)],
+    [((7,), -1), ((2, 5, 3, 4), -3), ((1, 3), -2)],
     ids=str,
 )
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -147,10 +150,13 @@ def test_exports_with_dynamic_shapes(name):
 def test_scripted_functions_load_where_the_library_is_absent(tmp_path):
     saved = {}
     for name in FUNCTIONS:
-        arguments = call_arguments(name, make_steps((6, 5)), **coefficients())
+        # A saved function keeps no defaults: every argument is given.
+        defaults = {k: p.default for k, p in inspect.signature(getattr(functional, name)).parameters.items()}
+        arguments = defaults | call_arguments(name, make_steps((6, 5)), **coefficients())
         results, gradients = evaluate(getattr(functional, name), arguments)
         torch.jit.script(getattr(functional, name)).save(str(tmp_path / f"{name}.pt"))
-        saved[name] = {"arguments": arguments, "results": [r.detach() for r in results], "gradients": gradients}
+        saved[name] = {"arguments": arguments, "gradients": gradients, "weights": [weights(r) for r in results]}
+        saved[name]["results"] = [result.detach() for result in results]
     torch.save(saved, tmp_path / "data.pt")
     run_without_the_library(
         tmp_path,
@@ -162,7 +168,8 @@ def test_scripted_functions_load_where_the_library_is_absent(tmp_path):
             results = results if isinstance(results, tuple) else (results,)
             for result, expected in zip(results, data["results"], strict=True):
                 torch.testing.assert_close(result.detach(), expected, rtol=1e-10, atol=1e-10)
-            torch.autograd.backward(results, [torch.ones_like(result) for result in results])
-            assert leaves["reward"].grad.isfinite().all() and leaves["gamma"].grad != 0
+            gradients = torch.autograd.grad(results, tuple(leaves.values()), data["weights"], materialize_grads=True)
+            for argument, gradient in zip(leaves, gradients, strict=True):
+                torch.testing.assert_close(gradient, data["gradients"][argument], rtol=1e-10, atol=1e-10)
         """,
     )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.functional import ValueEstimate, generalized_advantage_estimate, standardize
+from a2c_compiled.functional.arguments import check_steps, coefficient, widen
 
 
 class GAE(ValueEstimator):
@@ -48,8 +49,9 @@ class GAE(ValueEstimator):
         """Advantage and value target, both of the shape of ``reward``."""
         value, reward = self.source(state_value), self.source(reward)
         if self.auto_reset_env and terminated is not None:
-            own_value = self.gamma.to(value.dtype) * value
-            reward = reward + own_value.masked_fill(terminated | ~done, 0.0)
+            check_steps(reward, done, terminated, state_value)
+            own_value = coefficient("gamma", self.gamma, reward) * widen(value)
+            reward = (widen(reward) + own_value.masked_fill(terminated | ~done, 0.0)).to(reward.dtype)
             terminated = done
         advantage, value_target = generalized_advantage_estimate(
             self.gamma, self.lmbda, value, self.source(next_state_value), reward, done, terminated, self.time_dim

@@ -12,7 +12,7 @@ from a2c_compiled.functional import (
     td1_return_estimate,
     td_lambda_return_estimate,
 )
-from a2c_compiled.functional.arguments import check_steps
+from a2c_compiled.functional.arguments import check_steps, widen
 
 
 class TDEstimator(ValueEstimator):
@@ -43,12 +43,13 @@ class TDEstimator(ValueEstimator):
         terminated: Optional[Tensor] = None,
     ) -> ValueEstimate:
         """Advantage and value target, both of the shape of ``reward``."""
-        check_steps(reward, done, terminated, state_value)
-        reward = self.source(reward)
+        check_steps(reward, done, terminated, state_value, next_state_value)
+        wide_reward = widen(self.source(reward))
         if self.average_rewards:
-            reward = standardize(reward, self.smallest_std)
-        value_target = self.returns(self.source(next_state_value), reward, done, terminated)
-        return ValueEstimate(value_target - self.source(state_value), value_target)
+            wide_reward = standardize(wide_reward, self.smallest_std)
+        value_target = self.returns(widen(self.source(next_state_value)), wide_reward, done, terminated)
+        advantage = value_target - widen(self.source(state_value))
+        return ValueEstimate(advantage.to(reward.dtype), value_target.to(reward.dtype))
 
 
 class TD0Estimator(TDEstimator):

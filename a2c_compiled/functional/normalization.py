@@ -9,5 +9,6 @@ def standardize(x: Tensor, eps: float) -> Tensor:
     r""":math:`(x - \bar x) / \max(\sigma_x, \epsilon)` over all elements, with the unbiased standard deviation; 0 for a single element."""
     wide = widen(x)
     centered = wide - wide.sum() / max(wide.numel(), 1)
-    std = (centered.square().sum() / max(wide.numel() - 1, 1)).sqrt()
-    return (centered / std.clamp_min(eps)).to(x.dtype)
+    variance = centered.square().sum() / max(wide.numel() - 1, 1)
+    # Clamped before the root, whose derivative at 0 is infinite.
+    return (centered / variance.clamp_min(eps * eps).sqrt()).to(x.dtype)

@@ -1,0 +1,103 @@
+"""How a module is called for export: named tensors in, named tensors out."""
+
+import inspect
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
+DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
+
+
+class Call:
+    """A module with example inputs by name, and which of their dimensions may vary.
+
+    Args:
+        module: whose ``forward`` returns a tensor, a tuple or a NamedTuple of tensors and Nones.
+        example_inputs: by the names of ``forward``'s arguments, or in their order.
+        dynamic_axes: names of the leading dimensions of every input, or of the dimensions of each (None: fixed). Dimensions of one name
+            are of one size.
+
+    Raises:
+        TypeError: an input is no tensor.
+        ValueError: an argument is unknown, or a dimension that may vary is smaller than 2 in the example (it would be taken for fixed) or
+            of two sizes.
+    """
+
+    def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        if not isinstance(example_inputs, Mapping):
+            if len(example_inputs) > len(names):
+                raise ValueError(f"example_inputs: expected at most {len(names)} for {names}, got {len(example_inputs)}")
+            example_inputs = dict(zip(names, example_inputs, strict=False))
+        for name, tensor in example_inputs.items():
+            if name not in names:
+                raise ValueError(f"example_inputs: expected names among {names}, got {name!r}")
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"example_inputs: expected a tensor for {name}, got {type(tensor).__name__}")
+        self.module = module
+        # Copies, since one tensor in two places would be exported as one input.
+        self.inputs = {name: example_inputs[name].detach().clone() for name in names if name in example_inputs}
+        self.axes: Dict[str, List[Optional[str]]] = {}
+        for name, tensor in self.inputs.items():
+            given = dynamic_axes.get(name, ()) if isinstance(dynamic_axes, Mapping) else dynamic_axes
+            self.axes[name] = list(given)[: tensor.dim()]
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        sizes: Dict[str, int] = {}
+        for name, axes in self.axes.items():
+            for dim, axis in enumerate(axes):
+                if axis is None:
+                    continue
+                size = self.inputs[name].size(dim)
+                if size < 2:
+                    raise ValueError(f"example_inputs: expected dimension {dim} ({axis}) of {name} to be 2 or more, got {size}")
+                if sizes.setdefault(axis, size) != size:
+                    raise ValueError(
+                        f"example_inputs: expected {sizes[axis]} for dimension {dim} ({axis}) of {name}, got {size}"
+                    )
+
+    @property
+    def axis_names(self) -> List[str]:
+        """Names of the dimensions that may vary, in the order in which they first occur."""
+        return list(dict.fromkeys(axis for axes in self.axes.values() for axis in axes if axis is not None))
+
+    def resized(self, sizes: Mapping[str, int], generator: torch.Generator) -> Dict[str, Tensor]:
+        """Inputs of other sizes, made of entries of the example: whatever is valid there is valid here."""
+        inputs: Dict[str, Tensor] = {}
+        for name, tensor in self.inputs.items():
+            for dim, axis in enumerate(self.axes[name]):
+                if axis is not None:
+                    picks = torch.randint(tensor.size(dim), (sizes[axis],), generator=generator)
+                    tensor = tensor.index_select(dim, picks.to(tensor.device))
+            inputs[name] = tensor
+        return inputs
+
+    @torch.no_grad()
+    def eager(self, inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        """What the module answers, by the names of its outputs."""
+        return named_outputs(self.module(**inputs))
+
+
+def named_outputs(result: Any) -> Dict[str, Tensor]:
+    """The tensors of a result, by field for a NamedTuple, else ``output``, ``output_1``, ...; Nones are left out."""
+    if isinstance(result, Tensor):
+        return {"output": result}
+    fields: Tuple[str, ...] = getattr(result, "_fields", ())
+    names = fields or [f"output_{i}" if i else "output" for i in range(len(result))]
+    return {name: value for name, value in zip(names, result, strict=True) if value is not None}
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Dropout and its like switched off in the block, and every submodule as it was after it."""
+    training = {submodule: submodule.training for submodule in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, mode in training.items():
+            submodule.training = mode

@@ -1,0 +1,62 @@
+"""The primitive in ONNX: the operator ``Scan`` around one step of the recurrence.
+
+onnxscript reads the source of the functions that it translates, annotations included, and keeps none of Python around them:
+hence one function per dtype and direction, made by one factory.
+"""
+
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import DOUBLE, FLOAT, graph, script
+from onnxscript import opset18 as op
+from onnxscript.values import OnnxFunction
+
+
+def _time_first_scan(real: Any, direction: int) -> OnnxFunction:
+    @script(default_opset=op)
+    def linear_scan_time_first(x: real[...], decay: real[...]) -> real[...]:
+        @graph()
+        def step(previous: real[...], x_t: real[...], decay_t: real[...]):
+            zero = op.CastLike(0.0, x_t)
+            # A zero decay cuts: it is selected, since a product would let NaN pass.
+            y = x_t + op.Where(decay_t == zero, zero, decay_t * previous)
+            y_out = op.Identity(y)
+            return y, y_out
+
+        nothing = op.Expand(op.CastLike(0.0, x), op.Shape(x, start=1))
+        _, y = op.Scan(
+            nothing,
+            x,
+            decay,
+            body=step,
+            num_scan_inputs=2,
+            scan_input_directions=[direction, direction],
+            scan_output_directions=[direction],
+        )
+        return y
+
+    return linear_scan_time_first
+
+
+_SCANS = {
+    (dtype, reverse): _time_first_scan(real, int(reverse))
+    for dtype, real in ((ir.DataType.FLOAT, FLOAT), (ir.DataType.DOUBLE, DOUBLE))
+    for reverse in (False, True)
+}
+
+
+def linear_scan(x: Any, decay: Any, dim: int, reverse: bool) -> Any:
+    """Translate ``a2c_compiled::linear_scan``; ``x`` and ``decay`` are values of the graph being built."""
+    rank = len(x.shape)
+    half = x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    dtype = ir.DataType.FLOAT if half else x.dtype
+    x_, decay_ = (op.Cast(x, to=dtype), op.Cast(decay, to=dtype)) if half else (x, decay)
+    # Scan runs along the first dimension: along another, onnxruntime 1.31 ends the process where that has length 0.
+    axis = dim % rank
+    time_first = [axis, *(i for i in range(rank) if i != axis)]
+    if axis != 0:
+        x_, decay_ = op.Transpose(x_, perm=time_first), op.Transpose(decay_, perm=time_first)
+    y = _SCANS[dtype, reverse](x_, decay_)
+    if axis != 0:
+        y = op.Transpose(y, perm=[time_first.index(i) for i in range(rank)])
+    return op.CastLike(y, x) if half else y

@@ -1,0 +1,56 @@
+"""Export to TorchScript."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Union
+
+import torch
+from torch import nn
+
+from a2c_compiled._files import written_whole
+from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.recorded import record_cases
+
+
+def script(module: nn.Module) -> torch.jit.ScriptModule:
+    """``torch.jit.script`` without its deprecation warnings: TorchScript is deprecated as a whole, and one of the formats served.
+
+    Raises:
+        RuntimeError: this version of Python has no TorchScript.
+    """
+    if sys.version_info >= (3, 14):
+        raise RuntimeError("TorchScript: not supported by torch from Python 3.14 on; use export_onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(module)
+
+
+def export_torchscript(
+    module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
+) -> Path:
+    """Write ``module`` as a TorchScript file, and eager's answers at several shapes beside it.
+
+    The file needs no operator of this package: it loads with ``torch.jit.load`` in Python and C++ where only torch is installed, and is
+    differentiable there. It takes inputs of any shape that the module takes, and is saved in evaluation mode.
+
+    Args:
+        module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or any module that TorchScript can read around them.
+        example_inputs: by the names of ``forward``'s arguments, or in their order.
+        path: of the file.
+        dynamic_axes: names of the dimensions whose size the recorded answers vary, as in :func:`~a2c_compiled.export.export_onnx`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        TypeError, ValueError: an argument is unfit; the message names it.
+        RuntimeError: TorchScript cannot read the module; the message says where.
+    """
+    path = Path(path)
+    call = Call(module, example_inputs, dynamic_axes)
+    with evaluation_mode(module), written_whole(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script(module).save(str(temporary))
+        record_cases(call, path)
+    return path

@@ -1,0 +1,191 @@
+"""What the tests of the loss and of the training step draw from: networks, steps with observations and actions, gradients."""
+
+import copy
+import inspect
+from typing import NamedTuple, Optional
+
+import torch
+from cases import make_steps, weights
+from torch import Tensor, nn
+
+from a2c_compiled import A2CLoss, distributions
+
+FEATURES = 3
+CHOICES = 4
+DIM = 2
+DISTRIBUTIONS = {
+    "Categorical": (distributions.Categorical, CHOICES),
+    "OneHotCategorical": (distributions.OneHotCategorical, CHOICES),
+    "MaskedCategorical": (distributions.MaskedCategorical, CHOICES),
+    "Normal": (distributions.Normal, DIM),
+    "TanhNormal": (distributions.TanhNormal, DIM),
+}
+ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE", "VTrace")
+# What the loss takes to compute the advantage, and what it takes where the advantage is given.
+INSIDE = ("reward", "next_observation", "done", "terminated", "sample_log_prob")
+GIVEN = ("advantage", "value_target", "state_value")
+
+
+class LossSteps(NamedTuple):
+    """One entry per step of everything that the loss may be given; field names are argument names."""
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    next_observation: Tensor
+    done: Tensor
+    terminated: Tensor
+    advantage: Tensor
+    value_target: Tensor
+    state_value: Tensor
+    sample_log_prob: Tensor
+    mask: Tensor
+
+
+def make_loss_steps(shape=(4, 5), distribution="Categorical", dtype=torch.float32, seed=0, column=True):
+    """Random steps of ``shape``; ``column`` gives what has one entry per step a last dimension of 1, as TorchRL's data has."""
+    steps = make_steps((*shape, 1) if column else shape, dtype, seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    observation, next_observation = torch.randn((2, *shape, FEATURES), generator=generator, dtype=torch.float64).to(dtype)
+    choice = torch.randint(CHOICES, shape, generator=generator)
+    if distribution == "MaskedCategorical":
+        choice = torch.where(allowed(observation).gather(-1, choice.unsqueeze(-1)).squeeze(-1), choice, 0)
+    vector = torch.randn((*shape, DIM), generator=generator, dtype=torch.float64).to(dtype)
+    action = {
+        "OneHotCategorical": nn.functional.one_hot(choice, CHOICES),
+        "Normal": vector,
+        "TanhNormal": vector.tanh(),
+    }.get(distribution, choice)
+    mask = torch.rand(steps.reward.shape, generator=generator) < 0.7
+    return LossSteps(
+        observation,
+        action,
+        steps.reward,
+        next_observation,
+        steps.done,
+        steps.terminated,
+        steps.log_pi,
+        steps.log_mu,
+        steps.state_value,
+        # Not too far from a policy that is near its initialisation.
+        steps.log_mu - 1.5,
+        mask,
+    )
+
+
+def of(steps, *names):
+    """Those of ``steps`` as keyword arguments, the observation and the action always."""
+    return {name: getattr(steps, name) for name in ("observation", "action", *names)}
+
+
+def swapped(steps, first=0, second=1):
+    """The same steps with the two batch dimensions exchanged."""
+    return LossSteps(*(tensor.transpose(first, second) for tensor in steps))
+
+
+def allowed(observation):
+    """Which choices an observation allows: the first always, one more for each positive feature."""
+    return torch.cat([torch.ones_like(observation[..., :1]), observation], -1) > 0
+
+
+class MaskingActor(nn.Module):
+    """Logits and the mask that is part of the observation, side by side."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, observation):
+        return torch.cat([self.logits(observation), allowed(observation).to(observation.dtype)], -1)
+
+
+def make_networks(distribution="Categorical", shared=False, dtype=torch.float32, seed=0):
+    """Actor and critic, the first layer of both the same one where ``shared``."""
+    kind, size = DISTRIBUTIONS[distribution]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        trunk, other = (nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh()) for _ in range(2))
+        outputs = size if distribution == "MaskedCategorical" else kind(size).num_params
+        actor = nn.Sequential(trunk, nn.Linear(8, outputs))
+        critic = nn.Sequential(trunk if shared else other, nn.Linear(8, 1))
+    if distribution == "MaskedCategorical":
+        actor = MaskingActor(actor)
+    return nn.ModuleList([actor, critic]).to(dtype)
+
+
+def make_loss(distribution="Categorical", shared=False, networks=None, dtype=torch.float32, **options):
+    """A loss over small networks; ``networks`` are used as they are."""
+    actor, critic = make_networks(distribution, shared, dtype) if networks is None else networks
+    kind, size = DISTRIBUTIONS[distribution]
+    return A2CLoss(actor, critic, kind(size), **options)
+
+
+def losses_of(outputs):
+    """The outputs that are to be minimised, by name."""
+    named = outputs._asdict() if hasattr(outputs, "_asdict") else dict(outputs.items())
+    return {name: value for name, value in named.items() if name.startswith("loss_") and value is not None}
+
+
+def gradients(outputs, module):
+    """Of a fixed weighting of all losses, to each parameter of ``module`` by name."""
+    losses = list(losses_of(outputs).values())
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    grads = torch.autograd.grad(losses, parameters, [weights(loss) for loss in losses], allow_unused=True, materialize_grads=True)
+    return dict(zip(names, grads, strict=True))
+
+
+def assert_same(actual, expected, tolerance=1e-5):
+    """Equal names, shapes and, to ``tolerance``, entries of two sets of outputs or gradients; None equals None."""
+    actual, expected = (x._asdict() if hasattr(x, "_asdict") else x for x in (actual, expected))
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        if value is None or actual[name] is None:
+            assert actual[name] is value, name
+        else:
+            torch.testing.assert_close(
+                actual[name], value, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def assert_losses_same(loss, expected_loss, arguments, expected_arguments=None, tolerance=1e-5):
+    """Two losses agree on outputs and on the gradients to all their parameters."""
+    outputs = loss(**arguments)
+    expected = expected_loss(**(arguments if expected_arguments is None else expected_arguments))
+    assert_same(outputs, expected, tolerance)
+    assert_same(gradients(outputs, loss), gradients(expected, expected_loss), tolerance)
+
+
+def copies(module, count=2):
+    return [copy.deepcopy(module) for _ in range(count)]
+
+
+def parameter_names(function):
+    return tuple(inspect.signature(function).parameters)
+
+
+class CountingCritic(nn.Module):
+    """A critic that counts its forward calls."""
+
+    def __init__(self, critic):
+        super().__init__()
+        self.critic, self.calls = critic, 0
+
+    def forward(self, observation):
+        self.calls += 1
+        return self.critic(observation)
+
+
+class TupleNetwork(nn.Module):
+    """A network over a tuple of two observations."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, outputs), nn.Linear(2, outputs)
+
+    def forward(self, observation):
+        first, second = observation
+        return self.first(first) + self.second(second).tanh()
+
+
+def optional(value: Optional[Tensor], name: str, options) -> Optional[Tensor]:
+    return value if name in options else None
