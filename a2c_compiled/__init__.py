@@ -2,7 +2,8 @@
 
 from a2c_compiled import distributions, estimators, functional
 from a2c_compiled.losses import A2CLoss, A2CLosses
+from a2c_compiled.training import Rollout, TrainStep
 
 __version__ = "0.1.0"
 
-__all__ = ["A2CLoss", "A2CLosses", "distributions", "estimators", "functional"]
+__all__ = ["A2CLoss", "A2CLosses", "Rollout", "TrainStep", "distributions", "estimators", "functional"]

@@ -14,10 +14,10 @@ class CoefficientModule(nn.Module):
     nor an optimizer over the module has to be made again.
     """
 
-    def register_coefficient(self, name: str, value: Optional[Union[float, Tensor]]) -> None:
-        """Register ``value`` under ``name``; None switches off what it belongs to."""
+    def register_coefficient(self, name: str, value: Optional[Union[float, Tensor]], optional: bool = False) -> None:
+        """Register ``value`` under ``name``; where ``optional``, None switches off what it belongs to."""
         is_bool = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
-        if is_bool or not (value is None or isinstance(value, (int, float, Tensor))):
+        if is_bool or (not isinstance(value, (int, float, Tensor)) and not (optional and value is None)):
             raise TypeError(f"{name}: expected a number or a tensor, got {value!r}")
         if isinstance(value, (int, float)):
             value = torch.tensor(float(value), dtype=torch.float64)

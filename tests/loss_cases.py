@@ -130,7 +130,9 @@ def gradients(outputs, module):
     """Of a fixed weighting of all losses, to each parameter of ``module`` by name."""
     losses = list(losses_of(outputs).values())
     names, parameters = zip(*module.named_parameters(), strict=True)
-    grads = torch.autograd.grad(losses, parameters, [weights(loss) for loss in losses], allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        losses, parameters, [weights(loss) for loss in losses], allow_unused=True, materialize_grads=True
+    )
     return dict(zip(names, grads, strict=True))
 
 

@@ -16,7 +16,7 @@ class Scaled(CoefficientModule):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2))
         self.register_coefficient("scale", scale)
-        self.register_coefficient("limit", limit)
+        self.register_coefficient("limit", limit, optional=True)
 
     def forward(self, x):
         return x * self.weight * self.scale.to(x.dtype)
@@ -49,7 +49,7 @@ def test_none_switches_off_and_is_not_saved():
     assert "limit" not in module.state_dict()
 
 
-@pytest.mark.parametrize("value", [True, False, "0.9", [0.9], torch.tensor(True), {}], ids=repr)
+@pytest.mark.parametrize("value", [True, False, None, "0.9", [0.9], torch.tensor(True), {}], ids=repr)
 def test_anything_but_a_number_or_a_tensor_is_refused_by_name(value):
     with pytest.raises(TypeError, match=r"^scale: expected a number or a tensor, got"):
         Scaled(value)

@@ -397,7 +397,9 @@ def torchrl_estimator(kind, options, gamma, lmbda, monkeypatch, log_pi):
     module = getattr(advantages, kind.__name__)(**hyperparameters)
     if kind is VTrace:
         monkeypatch.setattr(
-            type(module), "_call_value_nets", lambda self, data, **rest: (data["state_value"], data["next", "state_value"], None)
+            type(module),
+            "_call_value_nets",
+            lambda self, data, **rest: (data["state_value"], data["next", "state_value"], None),
         )
     return module
 

@@ -37,15 +37,9 @@ class ValueEstimator(CoefficientModule):
 
     def register_unit_coefficient(self, name: str, value: Union[float, Tensor]) -> None:
         """Register a coefficient that, where it is a number, lies in [0, 1]."""
-        self.register_required_coefficient(name, value)
+        self.register_coefficient(name, value)
         if not isinstance(value, Tensor) and not 0.0 <= value <= 1.0:
             raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-
-    def register_required_coefficient(self, name: str, value: Union[float, Tensor]) -> None:
-        """Register a coefficient that cannot be switched off."""
-        if value is None:
-            raise TypeError(f"{name}: expected a number or a tensor, got None")
-        self.register_coefficient(name, value)
 
     def source(self, tensor: Tensor) -> Tensor:
         """``tensor`` as the results may see it: without its gradient, unless ``differentiable``."""

@@ -49,7 +49,7 @@ class GAE(ValueEstimator):
         """Advantage and value target, both of the shape of ``reward``."""
         value, reward = self.source(state_value), self.source(reward)
         if self.auto_reset_env and terminated is not None:
-            check_steps(reward, done, terminated, state_value)
+            check_steps(reward, {"done": done}, {"state_value": state_value}, terminated)
             own_value = coefficient("gamma", self.gamma, reward) * widen(value)
             reward = (widen(reward) + own_value.masked_fill(terminated | ~done, 0.0)).to(reward.dtype)
             terminated = done

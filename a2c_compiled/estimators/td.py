@@ -43,7 +43,7 @@ class TDEstimator(ValueEstimator):
         terminated: Optional[Tensor] = None,
     ) -> ValueEstimate:
         """Advantage and value target, both of the shape of ``reward``."""
-        check_steps(reward, done, terminated, state_value, next_state_value)
+        check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
         wide_reward = widen(self.source(reward))
         if self.average_rewards:
             wide_reward = standardize(wide_reward, self.smallest_std)

@@ -35,7 +35,7 @@ class VTrace(ValueEstimator):
     ) -> None:
         super().__init__(gamma, differentiable, time_dim)
         for name, threshold in (("rho_thresh", rho_thresh), ("c_thresh", c_thresh)):
-            self.register_required_coefficient(name, threshold)
+            self.register_coefficient(name, threshold)
             if not isinstance(threshold, Tensor) and not threshold > 0.0:
                 raise ValueError(f"{name}: expected a positive number, got {threshold}")
         self.average_adv = average_adv

@@ -3,7 +3,7 @@
 Nothing here reads device memory: shapes, dtypes and devices only.
 """
 
-from typing import List, Optional, Union
+from typing import Dict, List, Optional, Union
 
 import torch
 from torch import Tensor
@@ -13,31 +13,22 @@ Coefficient = Union[Tensor, float, int]
 
 
 def check_steps(
-    reward: Tensor,
-    done: Optional[Tensor] = None,
-    terminated: Optional[Tensor] = None,
-    state_value: Optional[Tensor] = None,
-    next_state_value: Optional[Tensor] = None,
-    log_pi: Optional[Tensor] = None,
-    log_mu: Optional[Tensor] = None,
+    reward: Tensor, flags: Dict[str, Tensor], values: Dict[str, Tensor], terminated: Optional[Tensor] = None
 ) -> None:
-    """Everything that has one entry per step agrees with ``reward`` in shape and device; flags are bool, the rest is of its dtype."""
+    """Flags and values agree with ``reward`` in shape and device; flags are bool, values of its dtype.
+
+    By name, so that a message can say which is meant.
+    """
     if not isinstance(reward, Tensor):
         raise TypeError(f"reward: expected a tensor, got {type(reward)}")
     if not reward.is_floating_point():
         raise TypeError(f"reward: expected a floating dtype, got {reward.dtype}")
-    if done is not None:
-        _check_like_reward("done", done, reward, torch.bool)
+    for name, tensor in flags.items():
+        _check_like_reward(name, tensor, reward, torch.bool)
     if terminated is not None:
         _check_like_reward("terminated", terminated, reward, torch.bool)
-    if state_value is not None:
-        _check_like_reward("state_value", state_value, reward, reward.dtype)
-    if next_state_value is not None:
-        _check_like_reward("next_state_value", next_state_value, reward, reward.dtype)
-    if log_pi is not None:
-        _check_like_reward("log_pi", log_pi, reward, reward.dtype)
-    if log_mu is not None:
-        _check_like_reward("log_mu", log_mu, reward, reward.dtype)
+    for name, tensor in values.items():
+        _check_like_reward(name, tensor, reward, reward.dtype)
 
 
 def _check_like_reward(name: str, tensor: Tensor, reward: Tensor, dtype: torch.dtype) -> None:
@@ -53,6 +44,9 @@ def _check_like_reward(name: str, tensor: Tensor, reward: Tensor, dtype: torch.d
 
 def time_dimension(tensor: Tensor, time_dim: int) -> int:
     """``time_dim`` counted from the end: the form that an added batch dimension leaves alone."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if not isinstance(time_dim, int):
+            raise TypeError(f"time_dim: expected an integer, got {type(time_dim)}")
     if time_dim < -tensor.dim() or time_dim >= tensor.dim():
         raise ValueError(
             f"time_dim: expected a dimension of data of shape {list(tensor.shape)}, got {time_dim}"
@@ -65,6 +59,9 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
     """``value`` as a tensor that broadcasts to ``like``, on its device, in the dtype that is computed in."""
     dtype = working_dtype(like)
     if not isinstance(value, Tensor):
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if not isinstance(value, (int, float)):
+                raise TypeError(f"{name}: expected a number or a tensor, got {type(value)}")
         # A fill, not a copy from the host: nothing waits for the device.
         return torch.full([], float(value), dtype=dtype, device=like.device)
     if value.numel() == 1:

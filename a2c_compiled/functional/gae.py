@@ -37,7 +37,7 @@ def generalized_advantage_estimate(
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016, eq. 16.
     """
-    check_steps(reward, done, terminated, state_value, next_state_value)
+    check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     dim = time_dimension(reward, time_dim)
     gamma_ = coefficient("gamma", gamma, reward)
     lmbda_ = coefficient("lmbda", lmbda, reward)

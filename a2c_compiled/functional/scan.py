@@ -51,6 +51,6 @@ def reward2go(reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = 
     Raises:
         ValueError, TypeError: as every function here (see the module's text).
     """
-    check_steps(reward, done)
+    check_steps(reward, {"done": done}, {})
     decay = coefficient("gamma", gamma, reward).masked_fill(done, 0.0)
     return linear_scan(widen(reward), decay.expand_as(reward), time_dimension(reward, time_dim), True).to(reward.dtype)

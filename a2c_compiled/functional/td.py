@@ -22,7 +22,7 @@ def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Te
 
     Arguments, results and errors: see the module's text.
     """
-    check_steps(reward, None, terminated, None, next_state_value)
+    check_steps(reward, {"terminated": terminated}, {"next_state_value": next_state_value})
     bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
     return (widen(reward) + coefficient("gamma", gamma, reward) * bootstrap).to(reward.dtype)
 
@@ -36,7 +36,7 @@ def td0_advantage_estimate(
     terminated: Optional[Tensor] = None,
 ) -> Tensor:
     r"""One-step advantage: the one-step return less :math:`V(s_t)`."""
-    check_steps(reward, done, terminated, state_value, next_state_value)
+    check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     no_bootstrap = done if terminated is None else terminated
     returns = td0_return_estimate(gamma, widen(next_state_value), widen(reward), no_bootstrap)
     return (returns - widen(state_value)).to(reward.dtype)
@@ -73,7 +73,7 @@ def td_lambda_return_estimate(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
-    check_steps(reward, done, terminated, None, next_state_value)
+    check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
     dim = time_dimension(reward, time_dim)
     gamma_ = coefficient("gamma", gamma, reward)
     lmbda_ = coefficient("lmbda", lmbda, reward)
@@ -117,7 +117,7 @@ def td_lambda_advantage_estimate(
     time_dim: int = -2,
 ) -> Tensor:
     r"""Lambda advantage: :func:`td_lambda_return_estimate` less :math:`V(s_t)`."""
-    check_steps(reward, done, terminated, state_value, next_state_value)
+    check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     next_value, reward_ = widen(next_state_value), widen(reward)
     returns = td_lambda_return_estimate(gamma, lmbda, next_value, reward_, done, terminated, rolling_gamma, time_dim)
     return (returns - widen(state_value)).to(reward.dtype)
@@ -136,7 +136,7 @@ def td1_return_estimate(
 
     With ``rolling_gamma=False`` a last step that is not ``done`` does not bootstrap: that is TorchRL's definition.
     """
-    check_steps(reward, done, terminated, None, next_state_value)
+    check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
     if rolling_gamma is not None and not rolling_gamma:
         open_end = last_step(done, time_dimension(reward, time_dim)) & ~done
         next_state_value = next_state_value.masked_fill(open_end, 0.0)
@@ -154,6 +154,6 @@ def td1_advantage_estimate(
     time_dim: int = -2,
 ) -> Tensor:
     r""":func:`td1_return_estimate` less :math:`V(s_t)`."""
-    check_steps(reward, done, terminated, state_value, next_state_value)
+    check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     returns = td1_return_estimate(gamma, widen(next_state_value), widen(reward), done, terminated, rolling_gamma, time_dim)
     return (returns - widen(state_value)).to(reward.dtype)

@@ -54,7 +54,12 @@ def vtrace_advantage_estimate(
 
     Source: Espeholt et al., IMPALA, 2018, eq. 1 and section 4.2.
     """
-    check_steps(reward, done, terminated, state_value, next_state_value, log_pi, log_mu)
+    check_steps(
+        reward,
+        {"done": done},
+        {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu},
+        terminated,
+    )
     dim = time_dimension(reward, time_dim)
     gamma_ = coefficient("gamma", gamma, reward)
     no_bootstrap = done if terminated is None else terminated

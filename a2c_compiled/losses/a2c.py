@@ -70,19 +70,17 @@ def a2c_loss(
 
     Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; the clipped value loss is TorchRL's.
     """
-    log_prob, advantage = widen(log_prob), widen(advantage)
     _check_shape("advantage", advantage, log_prob)
     if mask is not None:
+        check_mask(mask)
         _check_shape("mask", mask, log_prob)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
-    loss_objective = _reduce(-(log_prob * advantage), reduction, mask)
+    loss_objective = _reduce(-(_counted(log_prob, mask) * _counted(advantage, mask)), reduction, mask)
 
     mean_entropy: Optional[Tensor] = None
     loss_entropy: Optional[Tensor] = None
     if entropy is not None:
         _check_shape("entropy", entropy, log_prob)
-        entropy = widen(entropy)
+        entropy = _counted(entropy, mask)
         mean_entropy = _mean(entropy.detach(), mask)
         loss_entropy = _reduce(_scale(-entropy, entropy_coef), reduction, mask)
 
@@ -93,17 +91,18 @@ def a2c_loss(
             raise ValueError("value_target: expected the return that the critic learns, got None")
         _check_shape("value_target", value_target, log_prob)
         _check_shape("the critic's value", new_state_value, log_prob)
-        new_state_value, value_target = widen(new_state_value), widen(value_target)
+        new_state_value, value_target = _counted(new_state_value, mask), _counted(value_target, mask)
         distance = critic_distance(value_target, new_state_value, loss_critic_type)
         if clip_value is not None:
             if state_value is None:
                 raise ValueError("state_value: expected the value before the update, which clip_value needs, got None")
             _check_shape("state_value", state_value, log_prob)
-            step = new_state_value - widen(state_value)
+            state_value = _counted(state_value, mask)
+            step = new_state_value - state_value
             limit = clip_value.to(step.dtype)
             clipped_step = step.clamp(-limit, limit)
             value_clip_fraction = _mean((step != clipped_step).to(step.dtype), mask)
-            clipped = critic_distance(value_target, widen(state_value) + clipped_step, loss_critic_type)
+            clipped = critic_distance(value_target, state_value + clipped_step, loss_critic_type)
             distance = torch.maximum(distance, clipped)
         loss_critic = _reduce(_scale(distance, critic_coef), reduction, mask)
 
@@ -128,8 +127,6 @@ def _scale(loss: Tensor, coefficient: Optional[Tensor]) -> Tensor:
 def _reduce(loss: Tensor, reduction: str, mask: Optional[Tensor]) -> Tensor:
     if reduction == "mean":
         return _mean(loss, mask)
-    if mask is not None:
-        loss = loss.masked_fill(~mask, 0.0)
     if reduction == "sum":
         return loss.sum()
     if reduction == "none":
@@ -138,10 +135,21 @@ def _reduce(loss: Tensor, reduction: str, mask: Optional[Tensor]) -> Tensor:
 
 
 def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """Over the steps that count; 0 where there are none."""
+    """Over the steps that count; 0 where there are none. ``x`` is 0 elsewhere."""
     if mask is None:
         return x.sum() / max(x.numel(), 1)
-    return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp_min(1)
+    return x.sum() / mask.sum().clamp_min(1)
+
+
+def _counted(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """0 where a step does not count, before anything is computed: a NaN there would return as 0 * NaN in a gradient."""
+    return widen(x) if mask is None else widen(x).masked_fill(~mask, 0.0)
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raise TypeError unless ``mask`` is bool."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
 
 
 def _check_shape(name: str, tensor: Tensor, log_prob: Tensor) -> None:

@@ -10,7 +10,7 @@ from a2c_compiled._coefficients import CoefficientModule
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.estimators import ValueEstimator, make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
-from a2c_compiled.losses.a2c import A2CLosses, a2c_loss
+from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask
 
 
 class A2CLoss(CoefficientModule):
@@ -97,8 +97,8 @@ class A2CLoss(CoefficientModule):
         self.entropy_bonus = bool(entropy_bonus and entropy_coef)
         self.separate_losses = separate_losses
         self.register_coefficient("entropy_coef", entropy_coef)
-        self.register_coefficient("critic_coef", critic_coef)
-        self.register_coefficient("clip_value", _checked_clip_value(clip_value))
+        self.register_coefficient("critic_coef", critic_coef, optional=True)
+        self.register_coefficient("clip_value", _checked_clip_value(clip_value), optional=True)
         self.make_value_estimator(value_estimator)
         self.to(next((parameter.device for parameter in self.parameters()), None))
         self._dropped = []
@@ -114,7 +114,7 @@ class A2CLoss(CoefficientModule):
         """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
         estimator = make_value_estimator(value_type, **hyperparams)
         _check_module("value_estimator", estimator, ValueEstimator)
-        self.value_estimator = estimator
+        self.value_estimator = estimator.to(self.entropy_coef.device)
         return self
 
     @property
@@ -126,7 +126,7 @@ class A2CLoss(CoefficientModule):
         if self.critic_coef is None:
             switched_off |= {"loss_critic", "value_clip_fraction"}
         if self.clip_value is None:
-            switched_off |= {"value_clip_fraction"}
+            switched_off.add("value_clip_fraction")
         return tuple(name for name in A2CLosses._fields if name not in switched_off)
 
     @out_keys.setter
@@ -159,14 +159,16 @@ class A2CLoss(CoefficientModule):
             observation: what the networks take, ``[*B, ...]``; a tensor, or (not in TorchScript) a tuple of tensors.
             action: ``[*B]`` or ``[*B, *event]``, as the distribution says; must not require grad.
             reward: ``[*B]`` or ``[*B, 1]``, with time where the value estimator expects it.
-            next_observation: as ``observation``, the real one also where an episode ends.
+            next_observation: as ``observation``, the real one also where an episode ends. What is NaN in it (not known) is taken from
+                ``observation``.
             done: bool, of the shape of ``reward``: the episode ended or was cut short.
             terminated: bool, the same: it ended; None for ``done``.
             advantage, value_target: ``[*B]`` or ``[*B, 1]``; ``value_target`` is needed for the critic loss.
             state_value: value of the critic when the data was made, for ``clip_value``. None, with the advantage computed here, is the
                 critic's present value.
             sample_log_prob: log-probability of the action when it was taken, for V-trace.
-            mask: bool, ``[*B]`` or ``[*B, 1]``: which steps count; None for all.
+            mask: bool, ``[*B]`` or ``[*B, 1]``: which steps count; None for all. The others keep their place in the value estimator's
+                trace; what is NaN or infinite in them is read as 0.
 
         Returns:
             :class:`A2CLosses`; unreduced losses are ``[*B]``.
@@ -177,10 +179,19 @@ class A2CLoss(CoefficientModule):
         """
         if action.requires_grad:
             raise ValueError("action: expected a tensor that does not require grad, got one that does")
+        if mask is not None:
+            check_mask(mask)
+            observation, action = _finite("observation", observation, mask), _finite("action", action, mask)
+            reward, next_observation = (
+                _optional_finite("reward", reward, mask),
+                _optional_finite("next_observation", next_observation, mask),
+            )
+            sample_log_prob = _optional_finite("sample_log_prob", sample_log_prob, mask)
         params = self.actor_network(observation)
         log_prob = self.distribution.log_prob(params, action)
 
-        with_critic = self.critic_coef is not None and "loss_critic" not in self._dropped
+        unwanted = "loss_critic" in self._dropped and (self.clip_value is None or "value_clip_fraction" in self._dropped)
+        with_critic = self.critic_coef is not None and not unwanted
         new_state_value: Optional[Tensor] = None
         if advantage is None:
             if reward is None:
@@ -195,7 +206,7 @@ class A2CLoss(CoefficientModule):
             else:
                 with torch.no_grad():
                     values = self._value(observations)
-            steps = reward.size(0)
+            steps = reward.size(0) if reward.dim() > 0 else -1
             if values.size(0) != 2 * steps:
                 raise ValueError(
                     f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
@@ -243,7 +254,7 @@ class A2CLoss(CoefficientModule):
         )
         return A2CLosses(
             None if "loss_objective" in self._dropped else losses.loss_objective,
-            losses.loss_critic,
+            None if "loss_critic" in self._dropped else losses.loss_critic,
             None if "entropy" in self._dropped else losses.entropy,
             None if "loss_entropy" in self._dropped else losses.loss_entropy,
             None if "value_clip_fraction" in self._dropped else losses.value_clip_fraction,
@@ -271,12 +282,40 @@ class A2CLoss(CoefficientModule):
 def _concatenate(observation: Tensor, next_observation: Tensor) -> Tensor:
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
-            return tuple(torch.cat(pair) for pair in zip(observation, next_observation, strict=True))  # type: ignore[return-value]
+            pairs = zip(observation, next_observation, strict=True)
+            return tuple(_concatenate(*pair) for pair in pairs)  # type: ignore[return-value]
     if observation.shape != next_observation.shape:
         raise ValueError(
             f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
         )
-    return torch.cat([observation, next_observation])
+    return torch.cat([observation, _known(next_observation, observation)])
+
+
+def _known(next_observation: Tensor, observation: Tensor) -> Tensor:
+    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
+    if not next_observation.is_floating_point():
+        return next_observation
+    return torch.where(next_observation.isnan(), observation, next_observation)
+
+
+def _finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
+    """``tensor``, 0 where it is not finite and ``mask`` says that the step does not count."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(tensor, tuple):
+            return tuple(_finite(name, part, mask) for part in tensor)  # type: ignore[return-value]
+    if not tensor.is_floating_point():
+        return tensor
+    counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
+    for i in range(counts.dim()):
+        if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
+            raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
+    while counts.dim() < tensor.dim():
+        counts = counts.unsqueeze(-1)
+    return tensor.masked_fill(~(counts | tensor.isfinite()), 0.0)
+
+
+def _optional_finite(name: str, tensor: Optional[Tensor], mask: Tensor) -> Optional[Tensor]:
+    return None if tensor is None else _finite(name, tensor, mask)
 
 
 def _like(tensor: Tensor, reference: Tensor) -> Tensor:

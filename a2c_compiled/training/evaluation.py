@@ -8,6 +8,9 @@ import torch
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.environments import make_environments, observation_tensor
 
+EVALUATION_SEED = 10_000
+"""Of the environments that policies are compared in."""
+
 Policy = Callable[[np.ndarray], np.ndarray]
 """From a batch of observations to a batch of actions."""
 
@@ -23,7 +26,7 @@ def greedy_policy(loss: A2CLoss) -> Policy:
     return act
 
 
-def evaluate(policy: Policy, env_id: str, episodes: int = 100, seed: int = 10_000) -> np.ndarray:
+def evaluate(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATION_SEED) -> np.ndarray:
     """Undiscounted returns of the first episode in each of ``episodes`` environments, ``[episodes]``."""
     envs = make_environments(env_id, episodes)
     try:

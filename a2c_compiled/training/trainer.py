@@ -13,7 +13,7 @@ from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.collector import RolloutCollector
 from a2c_compiled.training.environments import make_environments, make_networks
-from a2c_compiled.training.evaluation import evaluate, greedy_policy
+from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.train_step import TrainStep
 
 
@@ -120,7 +120,6 @@ def train(config: TrainConfig, progress: bool = True) -> TrainResult:
     returns: List[float] = []
     steps_per_update = config.num_envs * config.num_steps
     updates = max(1, config.total_steps // steps_per_update)
-    greedy_return: Optional[float] = None
     started = time.perf_counter()
     bar = tqdm(total=config.total_steps, unit="step", unit_scale=True, disable=not progress, desc=f"seed {config.seed}")
     with bar:
@@ -141,12 +140,21 @@ def train(config: TrainConfig, progress: bool = True) -> TrainResult:
             bar.set_postfix(
                 {"return": f"{mean_return:.0f}", "loss": f"{history[-1].get('loss_critic', 0.0):.3g}"}, refresh=False
             )
-            if config.solved_return is not None and update % 10 == 9 and mean_return >= 0.8 * config.solved_return:
-                greedy_return = float(evaluate(greedy_policy(loss), config.env).mean())
-                if greedy_return >= config.solved_return:
-                    break
+            if update % 10 == 9 and _is_solved(loss, config, mean_return):
+                break
     envs.close()
-    if greedy_return is None or config.solved_return is None or greedy_return < config.solved_return:
-        greedy_return = float(evaluate(greedy_policy(loss), config.env).mean())
+    greedy_return = _greedy_return(loss, config, EVALUATION_SEED)
     seconds = time.perf_counter() - started
     return TrainResult(loss, step, history, greedy_return, int(history[-1]["steps"]), seconds)
+
+
+def _is_solved(loss: A2CLoss, config: TrainConfig, mean_return: float) -> bool:
+    """Whether the greedy policy is good enough; asked only where the training policy's mean return has come near."""
+    if config.solved_return is None or not mean_return >= 0.8 * config.solved_return:
+        return False
+    # Twice, so that one lucky set of starts is not enough.
+    return all(_greedy_return(loss, config, seed) >= config.solved_return for seed in (EVALUATION_SEED, EVALUATION_SEED + 1))
+
+
+def _greedy_return(loss: A2CLoss, config: TrainConfig, seed: int) -> float:
+    return float(evaluate(greedy_policy(loss), config.env, seed=seed).mean())

@@ -1,0 +1,208 @@
+"""The command ``a2c-compiled``."""
+
+import argparse
+import dataclasses
+import importlib.util
+import re
+import sys
+import typing
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+EPILOG = """examples:
+  a2c-compiled train --env CartPole-v1 --seed 1 --out runs/cartpole
+  a2c-compiled export runs/cartpole
+  a2c-compiled verify runs/cartpole/export
+  a2c-compiled demo
+"""
+
+GRAPHS = ("policy", "policy_sampled", "loss", "estimator")
+FORMATS = {"onnx": ".onnx", "torchscript": ".pt"}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run a command; the exit status is 0, 1 where a check failed, or 2 with one line on what was wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("a2c-compiled: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        message = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"a2c-compiled: {message[0]}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="a2c-compiled",
+        description="Train A2C with a compiled update, export what it learnt to ONNX and TorchScript, and check the files.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train on a gymnasium environment",
+        description="Train on a gymnasium environment until it is solved, and leave configuration, weights, progress and a picture.",
+    )
+    train.add_argument(
+        "--out", type=Path, default=Path("runs/train"), metavar="DIR", help="folder of the run (default: %(default)s)"
+    )
+    _add_train_options(train)
+    train.set_defaults(run=_train)
+
+    export = commands.add_parser(
+        "export",
+        help="export a trained run",
+        description="Export policy, loss and estimator of a trained run, and check every file against eager.",
+    )
+    export.add_argument("folder", type=Path, metavar="RUN", help="folder that 'train' wrote")
+    export.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: RUN/export)")
+    export.add_argument("--format", type=_choices(FORMATS), default=list(FORMATS), metavar="F[,F]", help=_one_of(FORMATS))
+    export.add_argument("--graph", type=_choices(GRAPHS), default=list(GRAPHS), metavar="G[,G]", help=_one_of(GRAPHS))
+    export.add_argument(
+        "--opset", type=int, default=18, metavar="N", help="version of the ONNX operators, 18 or later (default: 18)"
+    )
+    export.set_defaults(run=_export)
+
+    verify = commands.add_parser(
+        "verify",
+        help="check exported files against eager",
+        description="Run exported files at shapes other than the example's and print the largest error of each output. Exit status 1 if"
+        " one is out of tolerance.",
+    )
+    verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="exported files, or folders of them")
+    verify.set_defaults(run=_verify)
+
+    demo = commands.add_parser(
+        "demo",
+        help="the whole way once, in a few minutes",
+        description="Train CartPole-v1 with three seeds, export and check everything, play the exported policies with onnxruntime"
+        " alone, time eager against compiled, and write a report.",
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder for all of it (default: %(default)s)"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    """An option for each field of TrainConfig, with the line that its docstring has for it."""
+    _need("train")
+    from a2c_compiled.training import TrainConfig
+
+    described = dict(re.findall(r"^ {8}(\w+): (.+?)\.?$", TrainConfig.__doc__ or "", re.MULTILINE))
+    kinds = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        kind = kinds[field.name]
+        options: Dict[str, Any] = {"default": field.default, "help": f"{described[field.name]} (default: %(default)s)"}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind == typing.Tuple[int, ...]:
+            options |= {"type": int, "nargs": "+", "metavar": "N"}
+        elif kind == Optional[float]:
+            options |= {"type": lambda text: None if text == "none" else float(text), "metavar": "X"}
+        else:
+            options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from a2c_compiled.training import TrainConfig, train
+    from a2c_compiled.training.plots import plot_learning_curves
+    from a2c_compiled.training.runs import load_progress, save_run
+
+    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**{**fields, "hidden": tuple(fields["hidden"])})
+    result = train(config)
+    save_run(arguments.out, config, result)
+    curve = {f"seed {config.seed}": load_progress(arguments.out)}
+    plot_learning_curves(curve, arguments.out / "learning_curve.png", f"A2C on {config.env}", config.solved_return)
+    print(
+        f"greedy return {result.greedy_return:.1f} after {result.steps:,} steps in {result.seconds:.1f} s; run in {arguments.out}/"
+    )
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    _need("train", "export")
+    from a2c_compiled import export
+    from a2c_compiled.demo import example_rollout
+    from a2c_compiled.training.runs import load_run
+
+    config, loss = load_run(arguments.folder)
+    out = arguments.out or arguments.folder / "export"
+    graphs = export.graphs_of(loss, example_rollout(loss, config.env))
+    passed = True
+    for name in arguments.graph:
+        graph = graphs[name]
+        for kind in arguments.format:
+            path = out / f"{name}{FORMATS[kind]}"
+            if kind == "onnx":
+                export.export_onnx(graph.module, graph.example_inputs, path, graph.dynamic_axes, arguments.opset)
+            else:
+                export.export_torchscript(graph.module, graph.example_inputs, path, graph.dynamic_axes)
+            report = export.verify(path)
+            print(report)
+            passed &= report.passed
+    return 0 if passed else 1
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    _need("export")
+    from a2c_compiled.export import verify
+
+    paths: List[Path] = []
+    for path in arguments.paths:
+        found = sorted(p for p in path.rglob("*") if p.suffix in FORMATS.values()) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"PATH: expected {' or '.join(FORMATS.values())} files in {path}, found none")
+        paths += found
+    reports = [verify(path) for path in paths]
+    for report in reports:
+        print(report)
+    return 0 if all(report.passed for report in reports) else 1
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    _need("train", "export")
+    from a2c_compiled.demo import DemoError, run_demo
+
+    try:
+        run_demo(arguments.out)
+    except DemoError as failure:
+        print(f"a2c-compiled: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _need(*extras: str) -> None:
+    """Raise ValueError where the packages of an extra are not installed."""
+    packages = {"train": ("gymnasium", "safetensors", "tqdm", "matplotlib"), "export": ("onnx", "onnxscript", "onnxruntime")}
+    for extra in extras:
+        missing = [package for package in packages[extra] if importlib.util.find_spec(package) is None]
+        if missing:
+            raise ValueError(f"this command needs {', '.join(missing)}: pip install 'a2c-compiled[{extra}]'")
+
+
+def _choices(allowed: Any) -> Any:
+    def parse(text: str) -> List[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"expected {_one_of(allowed)}, got {name!r}")
+        return names
+
+    return parse
+
+
+def _one_of(names: Any) -> str:
+    return f"any of {', '.join(names)}, with commas between (default: all)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
