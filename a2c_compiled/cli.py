@@ -92,7 +92,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
     """An option for each field of TrainConfig, with the line that its docstring has for it."""
-    _need("train")
     from a2c_compiled.training import TrainConfig
 
     described = dict(re.findall(r"^ {8}(\w+): (.+?)\.?$", TrainConfig.__doc__ or "", re.MULTILINE))
@@ -105,19 +104,28 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         elif kind == typing.Tuple[int, ...]:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
         elif kind == Optional[float]:
-            options |= {"type": lambda text: None if text == "none" else float(text), "metavar": "X"}
+            options |= {"type": _number_or_none, "metavar": "X"}
         else:
             options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
+def _number_or_none(text: str) -> Optional[float]:
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or none, got {text!r}") from None
+
+
 def _train(arguments: argparse.Namespace) -> int:
+    _need("train")
     from a2c_compiled.training import TrainConfig, train
     from a2c_compiled.training.plots import plot_learning_curves
     from a2c_compiled.training.runs import load_progress, save_run
 
     fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**{**fields, "hidden": tuple(fields["hidden"])})
+    arguments.out.mkdir(parents=True, exist_ok=True)  # fails before training, not after
     result = train(config)
     save_run(arguments.out, config, result)
     curve = {f"seed {config.seed}": load_progress(arguments.out)}

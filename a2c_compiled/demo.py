@@ -11,6 +11,7 @@ from typing import Dict, List, Sequence, Tuple
 import torch
 
 from a2c_compiled import A2CLoss, export
+from a2c_compiled._files import written_whole
 from a2c_compiled.export import play_policy
 from a2c_compiled.timing import Timing, time_call
 from a2c_compiled.training import Rollout, RolloutCollector, TrainConfig, TrainResult, TrainStep
@@ -68,7 +69,8 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
 
     report_path = out / "report.md"
     seconds = time.perf_counter() - started
-    report_path.write_text(report_text(results, reports, deployed, timings, seconds))
+    with written_whole(report_path) as temporary:
+        temporary.write_text(report_text(results, reports, deployed, timings, seconds))
     print(f"\nDone in {seconds:.0f} s. Report, picture and files: {out}/")
     failures = failed_claims(results, reports, deployed)
     if failures:
@@ -106,7 +108,8 @@ def play_exported(policy: Path) -> float:
     options = ["--env", TrainConfig.env, "--episodes", str(EPISODES), "--seed", str(EVALUATION_SEED)]
     played = subprocess.run([sys.executable, script, policy, *options], capture_output=True, text=True)
     if played.returncode:
-        raise DemoError(f"{script.name} failed: {played.stderr.strip().splitlines()[-1]}")
+        last_words = played.stderr.strip().splitlines() or [f"exit status {played.returncode}"]
+        raise DemoError(f"{script.name} failed: {last_words[-1]}")
     returns = json.loads(played.stdout)
     return sum(returns) / len(returns)
 

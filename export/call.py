@@ -22,8 +22,8 @@ class Call:
 
     Raises:
         TypeError: an input is no tensor.
-        ValueError: an argument is unknown, or a dimension that may vary is smaller than 2 in the example (it would be taken for fixed) or
-            of two sizes.
+        ValueError: an argument is unknown, or one that has dynamic axes has no example, or a dimension that may vary is smaller than 2
+            in the example (it would be taken for fixed) or of two sizes.
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
@@ -37,6 +37,9 @@ class Call:
                 raise ValueError(f"example_inputs: expected names among {names}, got {name!r}")
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"example_inputs: expected a tensor for {name}, got {type(tensor).__name__}")
+        for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
+            if name not in example_inputs:
+                raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
         self.module = module
         # Copies, since one tensor in two places would be exported as one input.
         self.inputs = {name: example_inputs[name].detach().clone() for name in names if name in example_inputs}
@@ -44,9 +47,10 @@ class Call:
         for name, tensor in self.inputs.items():
             given = dynamic_axes.get(name, ()) if isinstance(dynamic_axes, Mapping) else dynamic_axes
             self.axes[name] = list(given)[: tensor.dim()]
-        self._check_sizes()
+        self.sizes = self._checked_sizes()
 
-    def _check_sizes(self) -> None:
+    def _checked_sizes(self) -> Dict[str, int]:
+        """Of each dimension that may vary, in the order in which they first occur."""
         sizes: Dict[str, int] = {}
         for name, axes in self.axes.items():
             for dim, axis in enumerate(axes):
@@ -59,20 +63,21 @@ class Call:
                     raise ValueError(
                         f"example_inputs: expected {sizes[axis]} for dimension {dim} ({axis}) of {name}, got {size}"
                     )
+        return sizes
 
     @property
     def axis_names(self) -> List[str]:
-        """Names of the dimensions that may vary, in the order in which they first occur."""
-        return list(dict.fromkeys(axis for axes in self.axes.values() for axis in axes if axis is not None))
+        """Names of the dimensions that may vary."""
+        return list(self.sizes)
 
     def resized(self, sizes: Mapping[str, int], generator: torch.Generator) -> Dict[str, Tensor]:
-        """Inputs of other sizes, made of entries of the example: whatever is valid there is valid here."""
+        """Inputs of other sizes, made of entries of the example, the same ones of each input: what is valid there is valid here."""
+        picks = {axis: torch.randint(size, (sizes[axis],), generator=generator) for axis, size in self.sizes.items()}
         inputs: Dict[str, Tensor] = {}
         for name, tensor in self.inputs.items():
             for dim, axis in enumerate(self.axes[name]):
                 if axis is not None:
-                    picks = torch.randint(tensor.size(dim), (sizes[axis],), generator=generator)
-                    tensor = tensor.index_select(dim, picks.to(tensor.device))
+                    tensor = tensor.index_select(dim, picks[axis].to(tensor.device))
             inputs[name] = tensor
         return inputs
 

@@ -74,9 +74,11 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
         )
     # What the loss does not read would be a dead input of its graph.
     needs_log_prob, clips = loss.value_estimator.needs_log_prob, loss.clip_value is not None
-    log_prob = {"sample_log_prob": rollout.log_prob} if needs_log_prob else {}
-    old_value = {"state_value": rollout.state_value} if clips else {}
-    mask = {} if rollout.mask is None else {"mask": rollout.mask}
+    optional = {
+        "sample_log_prob": rollout.log_prob if needs_log_prob else None,
+        "state_value": rollout.state_value if clips else None,
+        "mask": rollout.mask,
+    }
     ends = {"done": rollout.done, "terminated": rollout.terminated}
     graphs = {
         "policy": Graph(GreedyPolicy(loss.actor_network, loss.distribution), {"observation": observation}, ("N",)),
@@ -93,9 +95,7 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
                 "reward": rollout.reward,
                 "next_observation": rollout.next_observation,
                 **ends,
-                **old_value,
-                **log_prob,
-                **mask,
+                **{name: tensor for name, tensor in optional.items() if tensor is not None},
             },
             ("T", "N"),
         ),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode, named_outputs
+from a2c_compiled.export.onnx_numbers import TRANSLATIONS
 from a2c_compiled.export.onnx_scan import linear_scan
 from a2c_compiled.export.recorded import record_cases
 
@@ -40,7 +41,7 @@ def export_onnx(
         path: of the file.
         dynamic_axes: names of the leading dimensions of every input, which may then have any size, or per input the names of its
             dimensions, None for one that is fixed.
-        opset: version of the ONNX operators, 18 or later.
+        opset: version of the ONNX operators, 18 or later; onnxruntime may know fewer than onnx.
         output_names: instead of the result's own.
 
     Returns:
@@ -50,8 +51,9 @@ def export_onnx(
         TypeError, ValueError: an argument is unfit; the message names it.
         RuntimeError: torch cannot export the module; the message says why.
     """
-    if opset < OLDEST_OPSET:
-        raise ValueError(f"opset: expected {OLDEST_OPSET} or later, got {opset}")
+    newest_opset = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest_opset:
+        raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that onnx knows here, got {opset}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     dims = {axis: torch.export.Dim(axis) for axis in call.axis_names}
@@ -67,12 +69,16 @@ def export_onnx(
                 output_names=names,
                 opset_version=opset,
                 dynamic_shapes=(shapes,),
-                custom_translation_table={torch.ops.a2c_compiled.linear_scan.default: linear_scan},
+                custom_translation_table={**TRANSLATIONS, torch.ops.a2c_compiled.linear_scan.default: linear_scan},
                 dynamo=True,
                 verbose=False,
                 external_data=False,
             )
         onnx.checker.check_model(temporary, full_check=True)
+        # Where the exporter cannot convert, it leaves the older version and says so in a log.
+        written = next(entry.version for entry in onnx.load(temporary).opset_import if not entry.domain)
+        if written != opset:
+            raise RuntimeError(f"opset: {opset} cannot be made of this module, {written} can")
         record_cases(call, path)
     return path
 
@@ -92,12 +98,14 @@ class _Positional(nn.Module):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's remarks on packages that are not installed and on its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

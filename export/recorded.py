@@ -1,6 +1,7 @@
 """Eager's answers at several shapes, kept beside an exported file: what the file is held against, wherever it is.
 
-``policy.onnx`` has ``policy.onnx.cases.npz``: arrays ``<case>/inputs/<name>`` and ``<case>/outputs/<name>``.
+``policy.onnx`` has ``policy.onnx.cases.npz``: arrays ``<case>/inputs/<name>`` and ``<case>/outputs/<name>``, or
+``<case>/random/<name>`` for an output that is another one at every call.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call
@@ -18,10 +20,11 @@ _FURTHER_SIZE = 3
 
 
 class Case(NamedTuple):
-    """One call: inputs, and what eager answered."""
+    """One call: inputs, and what eager answered, that which it answers every time apart from that which is random."""
 
     inputs: Dict[str, np.ndarray]
     outputs: Dict[str, np.ndarray]
+    random: Dict[str, np.ndarray]
 
 
 def cases_path(path: Path) -> Path:
@@ -36,10 +39,13 @@ def record_cases(call: Call, path: Path) -> None:
     for i, first in enumerate(_SIZES):
         sizes = dict(zip(call.axis_names, [*first, *[_FURTHER_SIZE] * len(call.axis_names)], strict=False))
         inputs = call.resized(sizes, generator)
-        for kind, tensors in (("inputs", inputs), ("outputs", call.eager(inputs))):
-            arrays |= {f"{i}/{kind}/{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
+        outputs, again = call.eager(inputs), call.eager(inputs)
+        random = {name for name in outputs if not _same(outputs[name], again[name])}
+        arrays |= {f"{i}/inputs/{name}": tensor.cpu().numpy() for name, tensor in inputs.items()}
+        for name, tensor in outputs.items():
+            arrays[f"{i}/{'random' if name in random else 'outputs'}/{name}"] = tensor.cpu().numpy()
     with written_whole(cases_path(path)) as temporary:
-        np.savez_compressed(temporary, **arrays)
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 
 def load_cases(path: Path) -> List[Case]:
@@ -48,16 +54,21 @@ def load_cases(path: Path) -> List[Case]:
     Raises:
         ValueError: there are none, or their file is unreadable.
     """
+    cases: Dict[str, Case] = {}
     try:
-        with np.load(cases_path(path), allow_pickle=False) as arrays:
-            loaded = {key: arrays[key] for key in arrays.files}
+        # Opened here, since np.load leaves a file open that it cannot read.
+        with cases_path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                i, kind, name = key.split("/", 2)
+                getattr(cases.setdefault(i, Case({}, {}, {})), kind)[name] = arrays[key]
     except FileNotFoundError:
         raise ValueError(f"{path}: expected {cases_path(path).name} beside it, which export writes, found none") from None
     except Exception as error:
         raise ValueError(f"{cases_path(path)}: not readable ({error})") from error
-    cases: Dict[int, Case] = {}
-    for key, array in loaded.items():
-        i, kind, name = key.split("/", 2)
-        case = cases.setdefault(int(i), Case({}, {}))
-        (case.inputs if kind == "inputs" else case.outputs)[name] = array
+    if not cases:
+        raise ValueError(f"{cases_path(path)}: expected at least one case, found none")
     return list(cases.values())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return np.array_equal(one.cpu().numpy(), other.cpu().numpy(), equal_nan=True)

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from cases import make_steps, weights
@@ -187,7 +187,3 @@ class TupleNetwork(nn.Module):
     def forward(self, observation):
         first, second = observation
         return self.first(first) + self.second(second).tanh()
-
-
-def optional(value: Optional[Tensor], name: str, options) -> Optional[Tensor]:
-    return value if name in options else None

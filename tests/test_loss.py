@@ -70,9 +70,9 @@ def plain_loss(
     flat = [x.flatten() for x in (log_prob, advantage, entropy, new_state_value, value_target, state_value, mask)]
     for log_p, adv, ent, new, target, old, counts in zip(*flat, strict=True):
         limit = float("inf") if clip_value is None else clip_value
-        clipped = min(max(new - old, -limit), limit)
-        critic = max(distance(target, new), distance(target, old + clipped)) if clip_value is not None else distance(target, new)
-        row = (-log_p * adv, critic_coef * critic, ent, -entropy_coef * ent, torch.tensor(float(clipped != new - old)))
+        clipped = (new - old).clamp(-limit, limit)
+        critic = max(distance(target, new), distance(target, old + clipped), key=torch.Tensor.item)
+        row = (-log_p * adv, critic_coef * critic, ent, -entropy_coef * ent, (clipped != new - old).to(new.dtype))
         for name, value in zip(ALL_KEYS, row, strict=True):
             rows[name].append(value if counts else torch.zeros_like(value))
     results = {}
@@ -228,7 +228,9 @@ def test_time_major_data_gives_the_transposed_result(estimator):
     """``[T, N]`` and ``[N, T, 1]`` both have time at -2."""
     time_major = make_loss_steps((6, 3), column=False)
     batch_major = swapped(time_major)
-    per_step = {name: getattr(batch_major, name).unsqueeze(-1) for name in ("reward", "done", "terminated", "sample_log_prob", "mask")}
+    per_step = {
+        name: getattr(batch_major, name).unsqueeze(-1) for name in ("reward", "done", "terminated", "sample_log_prob", "mask")
+    }
     batch_major = batch_major._replace(**per_step)
     loss = make_loss(value_estimator=estimator, reduction="none")
     names = (*INSIDE, "mask")
@@ -242,7 +244,9 @@ def test_time_major_data_gives_the_transposed_result(estimator):
 def test_batch_major_data_without_a_last_dimension_needs_its_time_dim(time_dim):
     steps = make_loss_steps((3, 6), column=False)
     loss = make_loss(value_estimator=estimators.GAE(time_dim=time_dim))
-    with_column = make_loss()(**{k: v.unsqueeze(-1) if k in INSIDE and k != "next_observation" else v for k, v in of(steps, *INSIDE).items()})
+    with_column = make_loss()(
+        **{k: v.unsqueeze(-1) if k in INSIDE and k != "next_observation" else v for k, v in of(steps, *INSIDE).items()}
+    )
     assert_same(loss(**of(steps, *INSIDE)), with_column)
 
 
@@ -302,7 +306,9 @@ def test_out_keys_are_the_outputs_that_are_not_none(options, expected, names):
     assert tuple(name for name, value in outputs._asdict().items() if value is not None) == expected
 
 
-@pytest.mark.parametrize("wanted", [(), *((name,) for name in ALL_KEYS), ALL_KEYS[1:3], ("loss_entropy", "loss_objective"), ALL_KEYS])
+@pytest.mark.parametrize(
+    "wanted", [(), *((name,) for name in ALL_KEYS), ALL_KEYS[1:3], ("loss_entropy", "loss_objective"), ALL_KEYS]
+)
 @pytest.mark.parametrize("names", [GIVEN, INSIDE], ids=["given", "inside"])
 def test_assigned_out_keys_leave_the_others_none_and_change_no_value(wanted, names):
     loss = make_loss(clip_value=0.2)
@@ -318,7 +324,7 @@ def test_assigned_out_keys_leave_the_others_none_and_change_no_value(wanted, nam
 
 def test_an_unknown_out_key_is_refused_and_changes_nothing():
     loss = make_loss()
-    with pytest.raises(ValueError, match="out_keys: expected one of 'loss_objective', .*, got 'loss_actor'"):
+    with pytest.raises(ValueError, match=r"out_keys: expected one of 'loss_objective', .*, got 'loss_actor'"):
         loss.out_keys = ("loss_objective", "loss_actor")
     assert loss.out_keys == ALL_KEYS[:4]
 
@@ -394,6 +400,27 @@ def test_shared_parameters_learn_from_the_critic_unless_losses_are_separate(sepa
     assert trunk < reached(outputs.loss_objective, loss)
 
 
+def test_a_single_shared_parameter_is_held_out_wherever_it_is_used():
+    actor, critic = (nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, n)) for n in (4, 1))
+    critic[0].weight = actor[0].weight
+    critic.insert(1, nn.Linear(3, 3))
+    critic[1].weight = actor[0].weight
+    loss = make_loss(networks=[actor, critic], separate_losses=True)
+    outputs = loss(**of(make_loss_steps(), *INSIDE))
+    biases = {f"critic_network.{name}" for name in ("0.bias", "1.bias", "3.weight", "3.bias")}
+    assert reached(outputs.loss_critic, loss) == biases
+    assert "actor_network.0.weight" in reached(outputs.loss_objective, loss)
+
+
+def test_a_shared_module_that_the_critic_uses_twice_keeps_its_parameters():
+    trunk = nn.Linear(3, 3)
+    networks = nn.ModuleList([nn.Sequential(trunk, nn.Linear(3, 4)), nn.Sequential(trunk, nn.Tanh(), trunk, nn.Linear(3, 1))])
+    parameters = list(networks.parameters())
+    loss = make_loss(networks=networks, separate_losses=True)
+    assert not reached(loss(**of(make_loss_steps(), *INSIDE)).loss_critic, trunk)
+    assert all(now is before for now, before in zip(networks.parameters(), parameters, strict=True))
+
+
 @pytest.mark.parametrize("names", [GIVEN, INSIDE], ids=["given", "inside"])
 def test_separate_losses_change_nothing_where_nothing_is_shared(names):
     assert_losses_same(make_loss(separate_losses=True), make_loss(), of(make_loss_steps(), *names), tolerance=0)
@@ -467,7 +494,9 @@ def test_nan_in_padding_reaches_neither_losses_nor_gradients(names, distribution
 
 def test_masked_steps_keep_their_place_in_the_trace():
     """What is masked but finite is still part of its trajectory, as in TorchRL."""
-    steps = make_loss_steps((1, 3))._replace(done=torch.zeros(1, 3, 1, dtype=torch.bool), terminated=torch.zeros(1, 3, 1, dtype=torch.bool))
+    steps = make_loss_steps((1, 3))._replace(
+        done=torch.zeros(1, 3, 1, dtype=torch.bool), terminated=torch.zeros(1, 3, 1, dtype=torch.bool)
+    )
     mask = torch.tensor([True, False, True]).reshape(1, 3, 1)
     loss = make_loss(reduction="none")
     masked, unmasked = loss(**of(steps, *INSIDE), mask=mask), loss(**of(steps, *INSIDE))
@@ -653,7 +682,8 @@ def test_functional_call_and_func_grad_equal_autograd(shared, functional):
     arguments = of(make_loss_steps(), *INSIDE)
 
     def total(parameters):
-        return sum(losses_of(torch.func.functional_call(loss, parameters, (), arguments)).values())
+        # Not tied: torch would leave the values in a module that is reached under two names.
+        return sum(losses_of(torch.func.functional_call(loss, parameters, (), arguments, tie_weights=False)).values())
 
     parameters = {name: parameter.detach() for name, parameter in loss.named_parameters()}
     grads = torch.func.grad(total)(parameters)
@@ -670,10 +700,10 @@ def test_an_ensemble_by_vmap_equals_its_members(shared, estimator):
     base = members[0]
 
     def total(parameters):
-        outputs = torch.func.functional_call(base, parameters, (), arguments)
+        outputs = torch.func.functional_call(base, parameters, (), arguments, tie_weights=False)
         return sum(losses_of(outputs).values()), outputs
 
-    stacked, buffers = torch.func.stack_module_state(members)
+    stacked, _ = torch.func.stack_module_state(members)
     stacked = {name: stacked[name] for name, _ in base.named_parameters()}
     grads, outputs = torch.func.vmap(torch.func.grad(total, has_aux=True))(stacked)
     for i, member in enumerate(members):
@@ -701,7 +731,9 @@ def test_make_value_estimator_chooses_another_one_and_returns_the_loss():
 
 def build(**options):
     actor, critic = make_networks()
-    return A2CLoss(**{"actor_network": actor, "critic_network": critic, "distribution": distributions.Categorical(4), **options})
+    return A2CLoss(
+        **{"actor_network": actor, "critic_network": critic, "distribution": distributions.Categorical(4), **options}
+    )
 
 
 CONSTRUCTION_ERRORS = [
@@ -740,7 +772,13 @@ def call_errors():
     vtrace = {"value_estimator": "vtrace"}
     clip = {"clip_value": 0.2}
     return [
-        ({}, inside, {"action": torch.zeros(4, 5, requires_grad=True)}, ValueError, "action: expected a tensor that does not require"),
+        (
+            {},
+            inside,
+            {"action": torch.zeros(4, 5, requires_grad=True)},
+            ValueError,
+            "action: expected a tensor that does not require",
+        ),
         ({}, inside, {"action": torch.zeros(4, 5)}, TypeError, "action: expected an integer dtype, got torch.float32"),
         ({}, inside, {"action": torch.zeros(4, 4, dtype=torch.long)}, ValueError, "action: expected shape [4, 5], got [4, 4]"),
         ({}, inside, {"reward": None}, ValueError, "reward: expected a tensor where no advantage is given, got None"),
@@ -751,9 +789,27 @@ def call_errors():
         ({}, inside, {"reward": torch.ones(4, 5, 1).long()}, TypeError, "reward: expected a floating dtype, got torch.int64"),
         ({}, inside, {"done": torch.ones(4, 5, 1)}, TypeError, "done: expected dtype torch.bool, got torch.float32"),
         ({}, inside, {"done": torch.ones(4, 4, 1).bool()}, ValueError, "done: expected the shape of reward, [4, 5, 1], got"),
-        ({}, inside, {"terminated": torch.ones(4, 5, 1)}, TypeError, "terminated: expected dtype torch.bool, got torch.float32"),
-        ({}, inside, {"next_observation": torch.ones(4, 4, 3)}, ValueError, "next_observation: expected the shape of observation"),
-        (vtrace, inside, {"sample_log_prob": None}, ValueError, "sample_log_prob: expected a tensor, which the value estimator"),
+        (
+            {},
+            inside,
+            {"terminated": torch.ones(4, 5, 1)},
+            TypeError,
+            "terminated: expected dtype torch.bool, got torch.float32",
+        ),
+        (
+            {},
+            inside,
+            {"next_observation": torch.ones(4, 4, 3)},
+            ValueError,
+            "next_observation: expected the shape of observation",
+        ),
+        (
+            vtrace,
+            inside,
+            {"sample_log_prob": None},
+            ValueError,
+            "sample_log_prob: expected a tensor, which the value estimator",
+        ),
         (clip, inside, {"state_value": wrong}, ValueError, "state_value: expected the shape of log_prob, [4, 5], got [3, 5]"),
         ({}, given, {"advantage": wrong}, ValueError, "advantage: expected the shape of log_prob, [4, 5], got [3, 5]"),
         ({}, given, {"value_target": wrong}, ValueError, "value_target: expected the shape of log_prob, [4, 5], got [3, 5]"),

@@ -40,7 +40,7 @@ class VTrace(ValueEstimator):
                 raise ValueError(f"{name}: expected a positive number, got {threshold}")
         self.average_adv = average_adv
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         state_value: Tensor,
         next_state_value: Tensor,

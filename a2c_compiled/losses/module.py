@@ -1,16 +1,22 @@
 """The A2C loss as a module: networks, distribution and value estimator around the objective."""
 
 import copy
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._parameters import parameter_places
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.estimators import ValueEstimator, make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
+from a2c_compiled.functional import ValueEstimate
 from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask
+from a2c_compiled.losses.held_out import detaching
+from a2c_compiled.losses.inputs import concatenate, finite, like, optional_finite, optional_like
+
+ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
 
 class A2CLoss(CoefficientModule):
@@ -35,7 +41,8 @@ class A2CLoss(CoefficientModule):
         samples_mc_entropy: number of samples for an entropy that has no closed form.
         separate_losses: hold the parameters that actor and critic share out of the critic's loss.
         functional: taken for TorchRL's callers; either way the networks stay plain modules that
-            ``torch.func.functional_call`` works on.
+            ``torch.func.functional_call`` works on (with ``tie_weights=False`` where they share modules: torch otherwise leaves the
+            given tensors in them).
         reduction: of the losses: ``"mean"``, ``"sum"`` or ``"none"``.
         clip_value: largest step of the value that the critic's loss rewards; a number or a one-element tensor, None or 0 for no clipping.
         gamma: belongs to the value estimator; anything but None is refused.
@@ -78,9 +85,6 @@ class A2CLoss(CoefficientModule):
         super().__init__()
         actor_network = actor_network if actor is None else actor
         critic_network = critic_network if critic is None else critic
-        _check_module("actor_network", actor_network, nn.Module)
-        _check_module("critic_network", critic_network, nn.Module)
-        _check_module("distribution", distribution, Distribution)
         if gamma is not None:
             raise TypeError("gamma: expected None, since it belongs to the value estimator (GAE(gamma=...)), got a value")
         _check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
@@ -88,9 +92,9 @@ class A2CLoss(CoefficientModule):
         _check_choice("reduction", reduction, ("mean", "sum", "none"))
         if samples_mc_entropy < 1:
             raise ValueError(f"samples_mc_entropy: expected at least 1, got {samples_mc_entropy}")
-        self.actor_network = actor_network
-        self.critic_network = critic_network
-        self.distribution = distribution
+        self.actor_network: nn.Module = _checked("actor_network", actor_network, nn.Module)
+        self.critic_network: nn.Module = _checked("critic_network", critic_network, nn.Module)
+        self.distribution: Distribution = _checked("distribution", distribution, Distribution)
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
         self.samples_mc_entropy = samples_mc_entropy
@@ -102,19 +106,16 @@ class A2CLoss(CoefficientModule):
         self.make_value_estimator(value_estimator)
         self.to(next((parameter.device for parameter in self.parameters()), None))
         self._dropped = []
-        # By identity, and by every name: what the critic shares with the actor.
         actors = {id(parameter) for parameter in self.actor_network.parameters()}
+        shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actors}
         self._held_out: List[str] = [
-            name
-            for name, parameter in self.critic_network.named_parameters(remove_duplicate=False)
-            if separate_losses and id(parameter) in actors
+            place for place, name in parameter_places(self.critic_network).items() if separate_losses and name in shared
         ]
 
     def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> "A2CLoss":
         """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
         estimator = make_value_estimator(value_type, **hyperparams)
-        _check_module("value_estimator", estimator, ValueEstimator)
-        self.value_estimator = estimator.to(self.entropy_coef.device)
+        self.value_estimator = _checked("value_estimator", estimator, ValueEstimator).to(self.entropy_coef.device)
         return self
 
     @property
@@ -181,12 +182,10 @@ class A2CLoss(CoefficientModule):
             raise ValueError("action: expected a tensor that does not require grad, got one that does")
         if mask is not None:
             check_mask(mask)
-            observation, action = _finite("observation", observation, mask), _finite("action", action, mask)
-            reward, next_observation = (
-                _optional_finite("reward", reward, mask),
-                _optional_finite("next_observation", next_observation, mask),
-            )
-            sample_log_prob = _optional_finite("sample_log_prob", sample_log_prob, mask)
+            observation, action = finite("observation", observation, mask), finite("action", action, mask)
+            reward = optional_finite("reward", reward, mask)
+            next_observation = optional_finite("next_observation", next_observation, mask)
+            sample_log_prob = optional_finite("sample_log_prob", sample_log_prob, mask)
         params = self.actor_network(observation)
         log_prob = self.distribution.log_prob(params, action)
 
@@ -200,38 +199,11 @@ class A2CLoss(CoefficientModule):
                 raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
             if done is None:
                 raise ValueError("done: expected a tensor where no advantage is given, got None")
-            observations = _concatenate(observation, next_observation)
-            if with_critic:
-                values = self._value(observations)
-            else:
-                with torch.no_grad():
-                    values = self._value(observations)
-            steps = reward.size(0) if reward.dim() > 0 else -1
-            if values.size(0) != 2 * steps:
-                raise ValueError(
-                    f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
-                    f" got shape {list(reward.shape)}"
-                )
-            new_state_value = values.narrow(0, 0, steps)
-            present_value = _like(new_state_value.detach(), reward).to(reward.dtype)
-            next_value = _like(values.narrow(0, steps, steps).detach(), reward).to(reward.dtype)
-            if self.value_estimator.needs_log_prob:
-                if sample_log_prob is None:
-                    raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
-                estimate = self.value_estimator(
-                    present_value,
-                    next_value,
-                    reward,
-                    done,
-                    terminated,
-                    _like(log_prob.detach(), reward).to(reward.dtype),
-                    _like(sample_log_prob, reward).to(reward.dtype),
-                )
-            else:
-                estimate = self.value_estimator(present_value, next_value, reward, done, terminated)
+            new_state_value, next_state_value = self._values(observation, next_observation, reward, with_critic)
+            estimate = self._estimate(new_state_value, next_state_value, reward, done, terminated, log_prob, sample_log_prob)
             advantage, value_target = estimate.advantage, estimate.value_target
             if state_value is None:
-                state_value = present_value
+                state_value = new_state_value.detach()
         elif with_critic:
             new_state_value = self._value(observation)
 
@@ -240,17 +212,17 @@ class A2CLoss(CoefficientModule):
             entropy = self.distribution.entropy_estimate(params, self.samples_mc_entropy)
         losses = a2c_loss(
             log_prob,
-            _like(advantage, log_prob),
+            like(advantage, log_prob),
             entropy,
-            _optional_like(new_state_value if with_critic else None, log_prob),
-            _optional_like(value_target, log_prob),
-            _optional_like(state_value, log_prob),
+            optional_like(new_state_value if with_critic else None, log_prob),
+            optional_like(value_target, log_prob),
+            optional_like(state_value, log_prob),
             self.entropy_coef,
             self.critic_coef,
             self.clip_value,
             self.loss_critic_type,
             self.reduction,
-            _optional_like(mask, log_prob),
+            optional_like(mask, log_prob),
         )
         return A2CLosses(
             None if "loss_objective" in self._dropped else losses.loss_objective,
@@ -260,6 +232,45 @@ class A2CLoss(CoefficientModule):
             None if "value_clip_fraction" in self._dropped else losses.value_clip_fraction,
         )
 
+    def _values(
+        self, observation: Tensor, next_observation: Tensor, reward: Tensor, with_critic: bool
+    ) -> Tuple[Tensor, Tensor]:
+        """Values of both observations, in one pass of the critic."""
+        observations = concatenate(observation, next_observation)
+        if with_critic:
+            values = self._value(observations)
+        else:
+            with torch.no_grad():
+                values = self._value(observations)
+        steps = reward.size(0) if reward.dim() > 0 else -1
+        if values.size(0) != 2 * steps:
+            raise ValueError(
+                f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
+                f" got shape {list(reward.shape)}"
+            )
+        return values.narrow(0, 0, steps), values.narrow(0, steps, steps)
+
+    def _estimate(
+        self,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+        log_prob: Tensor,
+        sample_log_prob: Optional[Tensor],
+    ) -> ValueEstimate:
+        """Advantage and value target, with no gradient to either network."""
+        value = like(state_value.detach(), reward).to(reward.dtype)
+        next_value = like(next_state_value.detach(), reward).to(reward.dtype)
+        if self.value_estimator.needs_log_prob:
+            if sample_log_prob is None:
+                raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
+            log_pi = like(log_prob.detach(), reward).to(reward.dtype)
+            log_mu = like(sample_log_prob, reward).to(reward.dtype)
+            return self.value_estimator(value, next_value, reward, done, terminated, log_pi, log_mu)
+        return self.value_estimator(value, next_value, reward, done, terminated)
+
     def _value(self, observation: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return self.critic_network(observation)
@@ -267,68 +278,16 @@ class A2CLoss(CoefficientModule):
             return self.critic_network(observation)
         parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
         detached = {name: parameters[name].detach() for name in self._held_out}
-        return torch.func.functional_call(self.critic_network, detached, (observation,))
+        return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)
 
     def __prepare_scriptable__(self) -> "A2CLoss":
         """TorchScript has no ``functional_call``: there the critic that is held out is written out with its ``detach`` calls."""
         if not self._held_out:
             return self
         prepared = copy.copy(self)
-        prepared._modules = {**self._modules, "critic_network": _detaching(self.critic_network, self._held_out)}
+        prepared._modules = {**self._modules, "critic_network": detaching(self.critic_network, self._held_out)}
         prepared._held_out = []
         return prepared
-
-
-def _concatenate(observation: Tensor, next_observation: Tensor) -> Tensor:
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if isinstance(observation, tuple):
-            pairs = zip(observation, next_observation, strict=True)
-            return tuple(_concatenate(*pair) for pair in pairs)  # type: ignore[return-value]
-    if observation.shape != next_observation.shape:
-        raise ValueError(
-            f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
-        )
-    return torch.cat([observation, _known(next_observation, observation)])
-
-
-def _known(next_observation: Tensor, observation: Tensor) -> Tensor:
-    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
-    if not next_observation.is_floating_point():
-        return next_observation
-    return torch.where(next_observation.isnan(), observation, next_observation)
-
-
-def _finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
-    """``tensor``, 0 where it is not finite and ``mask`` says that the step does not count."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if isinstance(tensor, tuple):
-            return tuple(_finite(name, part, mask) for part in tensor)  # type: ignore[return-value]
-    if not tensor.is_floating_point():
-        return tensor
-    counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
-    for i in range(counts.dim()):
-        if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
-            raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
-    while counts.dim() < tensor.dim():
-        counts = counts.unsqueeze(-1)
-    return tensor.masked_fill(~(counts | tensor.isfinite()), 0.0)
-
-
-def _optional_finite(name: str, tensor: Optional[Tensor], mask: Tensor) -> Optional[Tensor]:
-    return None if tensor is None else _finite(name, tensor, mask)
-
-
-def _like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """``tensor`` with or without a last dimension of 1, as ``reference`` has it."""
-    if tensor.dim() == reference.dim() + 1 and tensor.size(-1) == 1:
-        return tensor.squeeze(-1)
-    if tensor.dim() + 1 == reference.dim() and reference.size(-1) == 1:
-        return tensor.unsqueeze(-1)
-    return tensor
-
-
-def _optional_like(tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
-    return None if tensor is None else _like(tensor, reference)
 
 
 def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[Union[float, Tensor]]:
@@ -343,40 +302,12 @@ def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[
     return clip_value or None
 
 
-def _check_module(name: str, module: Any, kind: type) -> None:
+def _checked(name: str, module: Any, kind: Type[ModuleKind]) -> ModuleKind:
     if not isinstance(module, kind):
         raise TypeError(f"{name}: expected a {kind.__module__}.{kind.__qualname__}, got {type(module).__name__}")
+    return module
 
 
 def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-class _TracerInto(fx.Tracer):
-    """Traces into the modules that own one of ``parameters``, so that each use of it is a node."""
-
-    def __init__(self, parameters: List[str]) -> None:
-        super().__init__()
-        self.owners = {name.rpartition(".")[0] for name in parameters}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if any(f"{owner}.".startswith(f"{module_qualified_name}.") for owner in self.owners):
-            return False
-        return super().is_leaf_module(m, module_qualified_name)
-
-
-def _detaching(network: nn.Module, parameters: List[str]) -> nn.Module:
-    """``network`` with the same parameters, reading those of ``parameters`` detached."""
-    try:
-        graph = _TracerInto(parameters).trace(network)
-    except Exception as error:
-        raise TypeError(
-            "critic_network: separate_losses with shared parameters needs a critic that torch.fx can trace to be scripted"
-        ) from error
-    for node in list(graph.nodes):
-        if node.op == "get_attr" and node.target in parameters:
-            with graph.inserting_after(node):
-                detached = graph.call_method("detach", (node,))
-            node.replace_all_uses_with(detached, delete_user_cb=lambda user, kept=detached: user is not kept)
-    return fx.GraphModule(network, graph)

@@ -41,7 +41,7 @@ class _LinearScan(torch.autograd.Function):
         ctx.save_for_backward(decay, output)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         decay, y = ctx.saved_tensors
         toward_later = 1 if ctx.reverse else -1
         grad_x = _LinearScan.apply(grad_y, _shift(decay, ctx.dim, toward_later), ctx.dim, not ctx.reverse)

@@ -5,12 +5,13 @@ The training step needs torch alone; what steps environments needs the extra ``t
 
 from typing import TYPE_CHECKING, Any
 
+from a2c_compiled.training.config import TrainConfig
 from a2c_compiled.training.rollout import Rollout
 from a2c_compiled.training.train_step import TrainMetrics, TrainState, TrainStep
 
 if TYPE_CHECKING:
     from a2c_compiled.training.collector import RolloutCollector
-    from a2c_compiled.training.trainer import TrainConfig, TrainResult, train
+    from a2c_compiled.training.trainer import TrainResult, train
 
 __all__ = [
     "Rollout",
@@ -29,7 +30,7 @@ def __getattr__(name: str) -> Any:
         from a2c_compiled.training import collector
 
         return collector.RolloutCollector
-    if name in ("TrainConfig", "TrainResult", "train"):
+    if name in ("TrainResult", "train"):
         from a2c_compiled.training import trainer
 
         return getattr(trainer, name)

@@ -1,5 +1,6 @@
 """Gymnasium's vector environments, and the networks and distribution that fit their spaces."""
 
+import importlib
 import math
 from typing import Any, Sequence, Tuple
 
@@ -15,22 +16,27 @@ from a2c_compiled.distributions import Categorical, Distribution, Normal, TanhNo
 def make_environments(env_id: str, num_envs: int) -> VectorEnv:
     """``num_envs`` copies side by side: gymnasium's own vectorised version where there is one, else one after the other.
 
+    ``"module:Name-v0"`` is ``"Name-v0"`` once ``module`` is imported, as everywhere in gymnasium.
+
     Raises:
         ValueError: gymnasium knows no such environment, or cannot make it here.
     """
+    module, _, name = env_id.rpartition(":")
     try:
-        if gymnasium.spec(env_id).vector_entry_point is not None:
+        if module:
+            importlib.import_module(module)
+        if gymnasium.spec(name).vector_entry_point is not None:
             return gymnasium.make_vec(env_id, num_envs)
         # SAME_STEP wastes no step on the reset and hands the real final observation over beside the new one.
         kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
         return gymnasium.make_vec(env_id, num_envs, vectorization_mode="sync", vector_kwargs=kwargs)
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"env: expected an environment that gymnasium can make here, got {env_id!r} ({error})") from error
 
 
 def observation_tensor(observation: np.ndarray) -> Tensor:
-    """float64 observations as float32, everything else as it is."""
-    return torch.from_numpy(np.asarray(observation, dtype=np.float32 if observation.dtype == np.float64 else None))
+    """A copy, since environments may write into what they returned; float64 observations as float32, the rest as it is."""
+    return torch.from_numpy(np.array(observation, dtype=np.float32 if observation.dtype == np.float64 else None))
 
 
 def make_networks(envs: VectorEnv, hidden: Sequence[int]) -> Tuple[nn.Module, nn.Module, Distribution]:
@@ -40,10 +46,11 @@ def make_networks(envs: VectorEnv, hidden: Sequence[int]) -> Tuple[nn.Module, nn
         ValueError: the spaces are of a kind that has no network or distribution here.
     """
     observations, actions = envs.single_observation_space, envs.single_action_space
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
-        raise ValueError(f"env: expected observations that are vectors, got {observations}")
+    shape = observations.shape if observations.dtype in (np.float32, np.float64) else None
+    if not isinstance(observations, gymnasium.spaces.Box) or shape is None or len(shape) != 1:
+        raise ValueError(f"env: expected observations that are vectors of float32 or float64, got {observations}")
     distribution = distribution_for(actions)
-    width = observations.shape[0]
+    width = shape[0]
     return mlp(width, hidden, distribution.num_params, 0.01), mlp(width, hidden, 1, 1.0), distribution
 
 

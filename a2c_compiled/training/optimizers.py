@@ -24,13 +24,13 @@ class OptimizerRule:
 
 
 def _sgd(
-    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Tensor, options: Mapping[str, Any]
+    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Any, options: Mapping[str, Any]
 ) -> None:
     # A buffer of zeros is torch's first step: momentum * 0 + gradient.
     sgd(
         params,
         grads,
-        slots.get("momentum_buffer", [None] * len(params)),
+        [*slots.get("momentum_buffer", [None] * len(params))],
         dampening=0.0,
         maximize=False,
         foreach=False,
@@ -41,7 +41,7 @@ def _sgd(
 
 
 def _rmsprop(
-    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Tensor, options: Mapping[str, Any]
+    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Any, options: Mapping[str, Any]
 ) -> None:
     rmsprop(
         params,
@@ -66,7 +66,7 @@ def _adam_with(function: Callable[..., None]) -> Callable[..., None]:
         grads: List[Tensor],
         slots: Slots,
         steps: List[Tensor],
-        lr: Tensor,
+        lr: Any,
         options: Mapping[str, Any],
     ) -> None:
         beta1, beta2 = options["betas"]
@@ -119,6 +119,17 @@ RULES: Dict[str, OptimizerRule] = {
 }
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("momentum", "alpha", "eps", "weight_decay"):
+        if name in options and not options[name] >= 0:
+            raise ValueError(f"{name}: expected a number from 0 up, got {options[name]}")
+    betas = options.get("betas", (0.0, 0.0))
+    if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+        raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas}")
+    if options.get("nesterov") and not options["momentum"]:
+        raise ValueError("nesterov: expected a momentum above 0 with it, got 0")
+
+
 class FunctionalOptimizer:
     """One of torch.optim's optimizers without its object: new parameters and state out, nothing written in place.
 
@@ -128,7 +139,7 @@ class FunctionalOptimizer:
             ``eps``, ``momentum`` and ``centered`` for RMSprop; ``betas`` and ``eps`` for Adam and AdamW. ``eps`` is 1e-5 by default.
 
     Raises:
-        ValueError: there is no optimizer of that name.
+        ValueError: there is no optimizer of that name, or an option is out of range.
         TypeError: it has no such option.
     """
 
@@ -141,6 +152,7 @@ class FunctionalOptimizer:
             if option not in self.rule.defaults:
                 raise TypeError(f"{option}: expected one of {name}'s options {', '.join(self.rule.defaults)}, got this name")
         self.options = {**self.rule.defaults, **options}
+        _check_options(self.options)
         self.slots = self.rule.slots(self.options)
 
     def init(self, params: List[Tensor]) -> Slots:

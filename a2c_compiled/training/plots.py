@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from a2c_compiled._files import written_whole
-
-matplotlib.use("Agg")  # files only: a machine that trains need not have a screen
 
 _PANELS = (
     ("return", "return, mean of 100 episodes"),
@@ -22,12 +19,16 @@ _PANELS = (
 def plot_learning_curves(
     runs: Mapping[str, Mapping[str, Sequence[float]]], path: Path, title: str, goal: float | None = None
 ) -> None:
-    """Return, entropy, critic loss and gradient norm over environment steps, a line for each run; ``goal`` is drawn at the return."""
+    """Return, entropy, critic loss and gradient norm over environment steps, a line for each run; ``goal`` is drawn at the return.
+
+    What a run has not recorded, because its loss switches it off, is left empty.
+    """
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(2, 2).flat
     for axis, (column, label) in zip(axes, _PANELS, strict=True):
-        for name, progress in runs.items():
+        recorded = {name: progress for name, progress in runs.items() if column in progress}
+        for name, progress in recorded.items():
             axis.plot(np.asarray(progress["steps"]) / 1e3, progress[column], label=name, linewidth=1.2)
         axis.set_ylabel(label)
         axis.set_xlabel("environment steps, thousands")
@@ -38,7 +39,7 @@ def plot_learning_curves(
                 axis.axhline(goal, color="black", linestyle=":", linewidth=1, label=f"solved: {goal:g}")
             axis.set_ylim(bottom=0)
             axis.legend(frameon=False, fontsize=8)
-        if column in ("loss_critic", "grad_norm"):
+        if column in ("loss_critic", "grad_norm") and any(max(progress[column]) > 0 for progress in recorded.values()):
             axis.set_yscale("log")
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120)

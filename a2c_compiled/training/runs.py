@@ -10,7 +10,8 @@ import safetensors.torch
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.training.trainer import TrainConfig, TrainResult, make_loss
+from a2c_compiled.training.config import TrainConfig
+from a2c_compiled.training.trainer import TrainResult, make_loss
 
 
 def save_run(folder: Path, config: TrainConfig, result: TrainResult) -> None:
@@ -31,12 +32,13 @@ def load_run(folder: Path) -> Tuple[TrainConfig, A2CLoss]:
     Raises:
         ValueError: a file of the run is missing, unreadable or of another version.
     """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"run: expected a folder that training wrote, found no {folder / name}")
     try:
         fields = json.loads((folder / "config.json").read_text())
         config = TrainConfig(**{**fields, "hidden": tuple(fields["hidden"])})
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise ValueError(f"run: expected a folder that training wrote, found no {error.filename}") from error
     except Exception as error:
         raise ValueError(f"run: {folder} is not readable ({error})") from error
     loss = make_loss(config)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._parameters import parameter_places
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.optimizers import FunctionalOptimizer, Slots
 from a2c_compiled.training.rollout import Rollout
@@ -70,6 +71,7 @@ class TrainStep(CoefficientModule):
             raise TypeError(f"loss: expected an A2CLoss, got {type(loss).__name__}")
         if loss.reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', which give scalars, got 'none'")
+        self.register_coefficient("lr", lr)
         if not lr >= 0:
             raise ValueError(f"lr: expected a number from 0 up, got {lr}")
         if max_grad_norm is not None and not max_grad_norm > 0:
@@ -80,13 +82,14 @@ class TrainStep(CoefficientModule):
         self.parameter_names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
         if not self.parameter_names:
             raise ValueError("loss: expected at least one parameter that requires grad, got none")
-        self.register_coefficient("lr", lr)
+        learnt = set(self.parameter_names)
+        self._places = [(place, name) for place, name in parameter_places(loss).items() if name in learnt]
         params = self._params()
-        self.optimizer_state = _NamedTensors()
+        self.optimizer_state = nn.Module()
         for slot, tensors in self.optimizer.init(params).items():
             for name, tensor in zip(self.parameter_names, tensors, strict=True):
-                self.optimizer_state.add(f"{slot}.{name}", tensor)
-        self.optimizer_state.add("step", torch.zeros((), device=params[0].device))
+                _add_buffer(self.optimizer_state, f"{slot}.{name}", tensor)
+        _add_buffer(self.optimizer_state, "step", torch.zeros((), device=params[0].device))
         self.to(params[0].device)
         self._run = torch.compile(self._update, fullgraph=True, dynamic=dynamic) if compile else self._update
 
@@ -96,6 +99,7 @@ class TrainStep(CoefficientModule):
         ``state.params`` are to require grad.
         """
         params = dict(zip(self.parameter_names, state.params, strict=True))
+        placed = {place: params[name] for place, name in self._places}
         arguments = {
             "reward": rollout.reward,
             "next_observation": rollout.next_observation,
@@ -106,11 +110,12 @@ class TrainStep(CoefficientModule):
             "mask": rollout.mask,
         }
         with torch.enable_grad():
-            losses = torch.func.functional_call(self.loss, params, (rollout.observation, rollout.action), arguments)
+            inputs = (rollout.observation, rollout.action)
+            losses = torch.func.functional_call(self.loss, placed, inputs, arguments, tie_weights=False)
             parts = [losses.loss_objective, losses.loss_critic, losses.loss_entropy]
             total = sum(part for part in parts if part is not None)
-        grads = torch.autograd.grad(total, state.params, allow_unused=True, materialize_grads=True)
-        grads = [grad.detach() for grad in grads]
+        derivatives = torch.autograd.grad(total, state.params, allow_unused=True, materialize_grads=True)
+        grads = [derivative.detach() for derivative in derivatives]
         grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
         if self.max_grad_norm is not None:
             # As torch.nn.utils.clip_grad_norm_ does it.
@@ -118,13 +123,19 @@ class TrainStep(CoefficientModule):
             grads = [grad * scale for grad in grads]
         with torch.no_grad():
             new_state = TrainState(*self.optimizer.update(state.params, grads, state.slots, state.step, lr))
-        reported = [None if loss is None else loss.detach() for loss in losses]
-        return new_state, TrainMetrics(*reported, grad_norm)
+        return new_state, TrainMetrics(
+            _detached(losses.loss_objective),
+            _detached(losses.loss_critic),
+            losses.entropy,
+            _detached(losses.loss_entropy),
+            losses.value_clip_fraction,
+            grad_norm,
+        )
 
     def state(self) -> TrainState:
         """The tensors that the step holds, themselves."""
         slots = {slot: [self._slot(slot, name) for name in self.parameter_names] for slot in self.optimizer.slots}
-        return TrainState(self._params(), slots, self.optimizer_state.get("step"))
+        return TrainState(self._params(), slots, self.optimizer_state.get_buffer("step"))
 
     def forward(self, rollout: Rollout) -> TrainMetrics:
         """Update the parameters from ``rollout``; the metrics are detached scalars."""
@@ -145,24 +156,22 @@ class TrainStep(CoefficientModule):
         return [parameters[name] for name in self.parameter_names]
 
     def _slot(self, slot: str, name: str) -> Tensor:
-        return self.optimizer_state.get(f"{slot}.{name}")
+        return self.optimizer_state.get_buffer(f"{slot}.{name}")
+
+
+def _detached(tensor: Optional[Tensor]) -> Optional[Tensor]:
+    return None if tensor is None else tensor.detach()
 
 
 def _tensors(state: TrainState) -> List[Tensor]:
     return [*state.params, *(tensor for tensors in state.slots.values() for tensor in tensors), state.step]
 
 
-class _NamedTensors(nn.Module):
-    """Buffers under dotted names, so that optimizer state is saved under the names of its parameters."""
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        head, _, rest = name.partition(".")
-        if not rest:
-            self.register_buffer(head, tensor)
-            return
-        if head not in self._modules:
-            self._modules[head] = _NamedTensors()
-        self._modules[head].add(rest, tensor)  # type: ignore[union-attr, operator]
-
-    def get(self, name: str) -> Tensor:
-        return self.get_buffer(name)
+def _add_buffer(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a buffer under a dotted name, so that optimizer state is saved under the names of its parameters."""
+    *path, last = name.split(".")
+    for head in path:
+        if head not in module._modules:
+            module.add_module(head, nn.Module())
+        module = module.get_submodule(head)
+    module.register_buffer(last, tensor)

@@ -3,7 +3,7 @@
 import random
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List
 
 import numpy as np
 import torch
@@ -12,50 +12,10 @@ from tqdm import tqdm
 from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.collector import RolloutCollector
+from a2c_compiled.training.config import TrainConfig
 from a2c_compiled.training.environments import make_environments, make_networks
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.train_step import TrainStep
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a training run is made of; every field is an option of ``a2c-compiled train``.
-
-    Attributes:
-        env: name of a gymnasium environment.
-        seed: of networks, actions and environments.
-        num_envs: environments side by side.
-        num_steps: steps of each between two updates.
-        total_steps: steps of all environments together after which training ends unsolved.
-        solved_return: greedy return, mean over 100 episodes, at which training ends; None never asks.
-        lr: learning rate at the start; it falls linearly to a tenth over ``total_steps``.
-        gamma: discount.
-        lmbda: weight of the longer returns in the advantage.
-        entropy_coef: weight of the entropy bonus.
-        critic_coef: weight of the critic loss.
-        optimizer: ``sgd``, ``rmsprop``, ``adam`` or ``adamw``.
-        max_grad_norm: largest norm of the gradient.
-        average_gae: standardise advantages over each rollout.
-        hidden: widths of the hidden layers.
-        compile: compile the update; False runs it eagerly.
-    """
-
-    env: str = "CartPole-v1"
-    seed: int = 0
-    num_envs: int = 64
-    num_steps: int = 16
-    total_steps: int = 1_000_000
-    solved_return: Optional[float] = 475.0
-    lr: float = 2e-3
-    gamma: float = 0.99
-    lmbda: float = 0.95
-    entropy_coef: float = 0.01
-    critic_coef: float = 0.5
-    optimizer: str = "rmsprop"
-    max_grad_norm: float = 0.5
-    average_gae: bool = False
-    hidden: Tuple[int, ...] = (64, 64)
-    compile: bool = True
 
 
 @dataclass
@@ -124,7 +84,7 @@ def train(config: TrainConfig, progress: bool = True) -> TrainResult:
     bar = tqdm(total=config.total_steps, unit="step", unit_scale=True, disable=not progress, desc=f"seed {config.seed}")
     with bar:
         for update in range(updates):
-            step.lr = config.lr * (1.0 - 0.9 * update / updates)
+            step.lr.fill_(config.lr * (1.0 - 0.9 * update / updates))
             metrics = step(collector.collect())
             returns = (returns + collector.returns)[-100:]
             mean_return = float(np.mean(returns)) if returns else float("nan")

@@ -1,0 +1,31 @@
+# Every target works alone, from a fresh clone, with Python 3.11 or later and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# .ready says which inputs the environment was made from; it is made again when they change.
+READY := $(VENV)/.ready
+
+.PHONY: demo test bench check clean
+
+demo: $(READY)
+	$(BIN)/a2c-compiled demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,train,peers,dev]'
+	touch $@

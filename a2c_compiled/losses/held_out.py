@@ -1,0 +1,34 @@
+"""A critic that is held out of the gradient in part, written out for TorchScript, which has no ``functional_call``."""
+
+from typing import List
+
+from torch import fx, nn
+
+
+class _TracerInto(fx.Tracer):
+    """Traces into the modules that own one of ``parameters``, so that each use of it is a node."""
+
+    def __init__(self, parameters: List[str]) -> None:
+        super().__init__()
+        self.owners = {name.rpartition(".")[0] for name in parameters}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if any(f"{owner}.".startswith(f"{module_qualified_name}.") for owner in self.owners):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def detaching(network: nn.Module, parameters: List[str]) -> nn.Module:
+    """``network`` with the same parameters, reading those of ``parameters`` detached."""
+    try:
+        graph = _TracerInto(parameters).trace(network)
+    except Exception as error:
+        raise TypeError(
+            "critic_network: separate_losses with shared parameters needs a critic that torch.fx can trace to be scripted"
+        ) from error
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node.target in parameters:
+            with graph.inserting_after(node):
+                detached = graph.call_method("detach", (node,))
+            node.replace_all_uses_with(detached, delete_user_cb=lambda user, kept=detached: user is not kept)
+    return fx.GraphModule(network, graph)

@@ -1,0 +1,61 @@
+"""What the loss makes of its inputs before it computes: one shape, one pass, nothing unknown. All of it is TorchScript."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+
+def concatenate(observation: Tensor, next_observation: Tensor) -> Tensor:
+    """Both one after the other; tuples part by part."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            pairs = zip(observation, next_observation, strict=True)
+            return tuple(concatenate(*pair) for pair in pairs)
+    if observation.shape != next_observation.shape:
+        raise ValueError(
+            f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
+        )
+    return torch.cat([observation, _known(next_observation, observation)])
+
+
+def _known(next_observation: Tensor, observation: Tensor) -> Tensor:
+    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
+    if not next_observation.is_floating_point():
+        return next_observation
+    return torch.where(next_observation.isnan(), observation, next_observation)
+
+
+def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
+    """``tensor``, 0 where it is not finite and ``mask`` says that the step does not count."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(tensor, tuple):
+            return tuple(finite(name, part, mask) for part in tensor)
+    if not tensor.is_floating_point():
+        return tensor
+    counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
+    for i in range(counts.dim()):
+        if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
+            raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
+    while counts.dim() < tensor.dim():
+        counts = counts.unsqueeze(-1)
+    return tensor.masked_fill(~(counts | tensor.isfinite()), 0.0)
+
+
+def optional_finite(name: str, tensor: Optional[Tensor], mask: Tensor) -> Optional[Tensor]:
+    """:func:`finite`, and None for None."""
+    return None if tensor is None else finite(name, tensor, mask)
+
+
+def like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """``tensor`` with or without a last dimension of 1, as ``reference`` has it."""
+    if tensor.dim() == reference.dim() + 1 and tensor.size(-1) == 1:
+        return tensor.squeeze(-1)
+    if tensor.dim() + 1 == reference.dim() and reference.size(-1) == 1:
+        return tensor.unsqueeze(-1)
+    return tensor
+
+
+def optional_like(tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
+    """:func:`like`, and None for None."""
+    return None if tensor is None else like(tensor, reference)

@@ -1,0 +1,253 @@
+"""The loss compiled whole and scripted: the same outputs and gradients as in eager mode, whatever is computed inside."""
+
+import pytest
+import torch
+from cases import run_without_the_library, weights
+from loss_cases import (
+    DISTRIBUTIONS,
+    ESTIMATORS,
+    GIVEN,
+    INSIDE,
+    TupleNetwork,
+    assert_same,
+    gradients,
+    losses_of,
+    make_loss,
+    make_loss_steps,
+    make_networks,
+    of,
+    parameter_names,
+)
+from torch.distributions import Categorical
+
+from a2c_compiled import A2CLoss
+from a2c_compiled.distributions import TorchDistribution
+
+NO_RECOMPILE = torch._dynamo.config.patch(error_on_recompile=True)
+MASKED = (*INSIDE, "state_value", "mask")
+# Distribution, options, whether the trunk is shared, and what is given. Among them: every distribution, every estimator.
+MODES = {
+    "gae_clipped": ("Categorical", {"value_estimator": "gae", "clip_value": 0.2}, False, INSIDE),
+    "vtrace_separate": ("Normal", {"value_estimator": "vtrace", "separate_losses": True}, True, INSIDE),
+    "td_lambda_masked": ("OneHotCategorical", {"value_estimator": "td_lambda", "clip_value": 0.2}, True, MASKED),
+    "td1_sampled_entropy": ("TanhNormal", {"value_estimator": "td1", "samples_mc_entropy": 3}, False, INSIDE),
+    "td0_unreduced": ("MaskedCategorical", {"value_estimator": "td0", "reduction": "none"}, False, INSIDE),
+    "given_clipped": ("Categorical", {"clip_value": 0.2, "separate_losses": True, "reduction": "sum"}, True, GIVEN),
+    "without_critic": ("Normal", {"critic_coef": None, "entropy_coef": 0.0}, False, ("advantage",)),
+}
+
+
+def test_every_estimator_and_distribution_is_among_the_modes():
+    assert {distribution for distribution, *_ in MODES.values()} == set(DISTRIBUTIONS)
+    named = {options["value_estimator"].replace("_", "") for _, options, *_ in MODES.values() if "value_estimator" in options}
+    assert named == {name.lower() for name in ESTIMATORS}
+
+
+def assert_same_as_eager(module, loss, arguments, tolerance=1e-5):
+    """``module`` is ``loss`` in another mode. Both draw the same noise."""
+    torch.manual_seed(0)
+    outputs = module(**arguments)
+    torch.manual_seed(0)
+    expected = loss(**arguments)
+    assert tuple(outputs._fields) == tuple(expected._fields)
+    assert_same(outputs, expected, tolerance)
+    assert_same(gradients(outputs, loss), gradients(expected, loss), tolerance)
+
+
+# Compiled
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+
+
+def compiled(loss, backend="inductor"):
+    return torch.compile(loss, fullgraph=True, dynamic=True, backend=backend)
+
+
+def test_compiled_with_everything_inside_is_one_graph_for_all_shapes_and_coefficients():
+    """GAE, value clipping and a mask, at first; then other shapes, other coefficients."""
+    loss = make_loss(value_estimator="gae", clip_value=0.2)
+    module = compiled(loss)
+    assert_same_as_eager(module, loss, of(make_loss_steps(), *MASKED))
+    with NO_RECOMPILE:
+        for shape in ((3, 7), (16, 33)):
+            assert_same_as_eager(module, loss, of(make_loss_steps(shape), *MASKED))
+        before = module(**of(make_loss_steps(), *MASKED))
+        loss.entropy_coef, loss.critic_coef, loss.clip_value = 0.5, 2.0, 0.05
+        loss.value_estimator.gamma, loss.value_estimator.lmbda = 0.5, 0.25
+        assert_same_as_eager(module, loss, of(make_loss_steps(), *MASKED))
+        after = module(**of(make_loss_steps(), *MASKED))
+    assert all(getattr(before, name) != value for name, value in losses_of(after).items())
+
+
+def test_compiled_vtrace_with_separate_losses_over_a_shared_trunk_equals_eager():
+    loss = make_loss("Normal", shared=True, value_estimator="vtrace", separate_losses=True, clip_value=0.2, reduction="none")
+    module = compiled(loss)
+    assert_same_as_eager(module, loss, of(make_loss_steps((4, 5), "Normal", column=False), *INSIDE))
+    with NO_RECOMPILE:
+        assert_same_as_eager(module, loss, of(make_loss_steps((7, 3), "Normal", column=False), *INSIDE))
+
+
+# From here on traced as far as autograd's graphs, which is where these differ; the code that inductor writes is the same.
+@pytest.mark.parametrize("mode", MODES)
+def test_traced_equals_eager_in_other_shapes(mode):
+    distribution, options, shared, names = MODES[mode]
+    loss = make_loss(distribution, shared, **options)
+    module = compiled(loss, "aot_eager")
+    assert_same_as_eager(module, loss, of(make_loss_steps((5, 6), distribution), *names))
+    with NO_RECOMPILE:
+        assert_same_as_eager(module, loss, of(make_loss_steps((7, 9), distribution), *names))
+
+
+def test_traced_takes_a_tuple_of_observations():
+    loss = make_loss(networks=[TupleNetwork(4), TupleNetwork(1)])
+
+    def in_pairs(shape):
+        arguments = of(make_loss_steps(shape), *INSIDE, "mask")
+        pairs = {name: (arguments[name], arguments[name][..., :2]) for name in ("observation", "next_observation")}
+        return {**arguments, **pairs}
+
+    module = compiled(loss, "aot_eager")
+    assert_same_as_eager(module, loss, in_pairs((4, 5)))
+    with NO_RECOMPILE:
+        assert_same_as_eager(module, loss, in_pairs((3, 7)))
+
+
+def test_traced_takes_a_torch_distribution():
+    loss = A2CLoss(*make_networks(), TorchDistribution(lambda logits: Categorical(logits=logits, validate_args=False)))
+    assert_same_as_eager(compiled(loss, "aot_eager"), loss, of(make_loss_steps(), *INSIDE))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0)], ids=str)
+def test_traced_gives_empty_losses_for_no_steps(shape):
+    loss = make_loss(clip_value=0.2, reduction="none")
+    assert_same_as_eager(compiled(loss, "aot_eager"), loss, of(make_loss_steps(shape), *INSIDE))
+
+
+def test_func_grad_of_the_loss_traces_whole_and_equals_autograd():
+    loss = make_loss(shared=True, separate_losses=True, clip_value=0.2)
+    arguments = of(make_loss_steps(), *INSIDE)
+
+    def total(parameters):
+        return sum(losses_of(torch.func.functional_call(loss, parameters, (), arguments, tie_weights=False)).values())
+
+    parameters = {name: parameter.detach() for name, parameter in loss.named_parameters()}
+    module = torch.compile(torch.func.grad(total), fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(sum(losses_of(loss(**arguments)).values()), list(loss.parameters()))
+    assert_same(module(parameters), dict(zip(parameters, expected, strict=True)))
+
+
+# Scripted
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scripted_equals_eager(mode):
+    distribution, options, shared, names = MODES[mode]
+    loss = make_loss(distribution, shared, **options)
+    module = torch.jit.script(loss)
+    for shape in ((4, 5), (3, 7), (4, 0), (0, 3)):
+        assert_same_as_eager(module, loss, of(make_loss_steps(shape, distribution), *names))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_scripted_estimators_and_distributions_combine(distribution, estimator):
+    loss = make_loss(distribution, value_estimator=estimator, clip_value=0.2)
+    assert_same_as_eager(torch.jit.script(loss), loss, of(make_loss_steps(distribution=distribution), *INSIDE))
+
+
+def test_scripting_leaves_the_loss_as_it_was():
+    loss = make_loss(shared=True, separate_losses=True)
+    critic = loss.critic_network
+    scripted = torch.jit.script(loss)
+    assert loss.critic_network is critic
+    # The same tensors: training one trains the other.
+    storage = {parameter.data_ptr() for parameter in loss.parameters()}
+    assert {parameter.data_ptr() for parameter in scripted.parameters()} == storage
+
+
+def test_scripted_out_keys_and_coefficients():
+    loss = make_loss(clip_value=0.2)
+    loss.out_keys = ("loss_critic", "entropy")
+    scripted = torch.jit.script(loss)
+    arguments = of(make_loss_steps(), *INSIDE)
+    assert_same_as_eager(scripted, loss, arguments)
+    scripted.critic_coef.fill_(0.25)
+    assert loss.critic_coef.item() == 0.25
+    assert_same_as_eager(scripted, loss, arguments)
+
+
+def test_scripted_half_precision_equals_eager():
+    loss = make_loss("Normal", dtype=torch.bfloat16)
+    arguments = of(make_loss_steps(distribution="Normal", dtype=torch.bfloat16), *INSIDE)
+    assert_same_as_eager(torch.jit.script(loss), loss, {**arguments, "reward": arguments["reward"].float()}, 1e-2)
+
+
+@pytest.mark.parametrize("missing", ["reward", "next_observation", "done"])
+def test_a_scripted_loss_names_the_argument_that_is_missing(missing):
+    arguments = of(make_loss_steps(), *INSIDE)
+    with pytest.raises(torch.jit.Error, match=f"{missing}: expected a tensor where no advantage is given, got None"):
+        torch.jit.script(make_loss())(**{**arguments, missing: None})
+
+
+def test_scripting_a_torch_distribution_is_refused_with_the_way_out():
+    loss = A2CLoss(*make_networks(), TorchDistribution(lambda logits: Categorical(logits=logits)))
+    with pytest.raises(TypeError, match=r"distribution: .*use one of a2c_compiled\.distributions"):
+        torch.jit.script(loss)
+
+
+def test_scripting_separate_losses_with_a_critic_that_cannot_be_traced_is_refused_by_name():
+    class Branching(torch.nn.Module):
+        def __init__(self, trunk):
+            super().__init__()
+            self.trunk = trunk
+
+        def forward(self, observation):
+            if observation.sum() > 0:
+                return self.trunk(observation).sum(-1)
+            return self.trunk(observation).mean(-1)
+
+    trunk = torch.nn.Linear(3, 4)
+    with pytest.raises(TypeError, match=r"critic_network: separate_losses .* torch\.fx can trace"):
+        torch.jit.script(make_loss(networks=[trunk, Branching(trunk)], separate_losses=True))
+
+
+def test_saved_scripts_load_where_the_library_is_absent(tmp_path):
+    order = parameter_names(A2CLoss.forward)[1:]
+    saved = {}
+    for mode, (distribution, options, shared, names) in MODES.items():
+        loss = make_loss(distribution, shared, **options)
+        arguments = of(make_loss_steps(distribution=distribution), *names)
+        torch.manual_seed(0)
+        outputs = loss(**arguments)
+        saved[mode] = {
+            "arguments": [arguments.get(name) for name in order],
+            "outputs": [None if value is None else value.detach() for value in outputs],
+            "weights": [weights(value) if value is not None and value.requires_grad else None for value in outputs],
+            "gradients": gradients(outputs, loss),
+        }
+        torch.jit.script(loss).save(tmp_path / f"{mode}.pt")
+    torch.save(saved, tmp_path / "data.pt")
+    run_without_the_library(
+        tmp_path,
+        """
+        for mode, data in torch.load("data.pt").items():
+            loss = torch.jit.load(mode + ".pt")
+            torch.manual_seed(0)
+            outputs = loss(*data["arguments"])
+            total = 0.0
+            for output, expected, weight in zip(outputs, data["outputs"], data["weights"], strict=True):
+                assert (output is None) == (expected is None)
+                if output is not None:
+                    torch.testing.assert_close(output.detach(), expected)
+                if weight is not None:
+                    total = total + (output * weight).sum()
+            total.backward()
+            for name, parameter in loss.named_parameters():
+                expected = data["gradients"][name]
+                found = torch.zeros_like(expected) if parameter.grad is None else parameter.grad
+                torch.testing.assert_close(found, expected)
+        """,
+    )
