@@ -21,6 +21,8 @@ def wrong_arguments():
         for argument in tensor_arguments(name):
             right = getattr(STEPS, argument)
             yield name, {argument: 1.0}, TypeError, (argument, "expected a tensor", "float")
+            if argument != "terminated" or name == "td0_return_estimate":
+                yield name, {argument: None}, TypeError, (argument, "expected a tensor", "NoneType")
             if argument == "reward":
                 yield name, {"reward": right.long()}, TypeError, ("reward", "floating", "torch.int64")
                 continue
@@ -38,7 +40,10 @@ def wrong_arguments():
             if coefficient in argument_names(name):
                 for wrong in ((4,), (5,), (3, 5), (1, 5, 3), (0,)):
                     yield name, {coefficient: torch.ones(wrong)}, ValueError, (coefficient, "[5, 3]", str(list(wrong)))
+                for wrong in ("0.9", [0.9], None):
+                    yield name, {coefficient: wrong}, TypeError, (coefficient, "a number or a tensor", type(wrong).__name__)
         if "time_dim" in argument_names(name):
+            yield name, {"time_dim": 1.0}, TypeError, ("time_dim", "expected an integer", "float")
             for wrong in (2, -3, 7):
                 yield name, {"time_dim": wrong}, ValueError, ("time_dim", "[5, 3]", str(wrong))
             without_rows = {argument: getattr(STEPS, argument)[:, 0] for argument in tensor_arguments(name)}
