@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode, named_outputs
-from a2c_compiled.export.onnx_numbers import TRANSLATIONS
+from a2c_compiled.export.onnx_float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_scan import linear_scan
 from a2c_compiled.export.recorded import record_cases
 

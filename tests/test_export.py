@@ -17,7 +17,7 @@ from loss_cases import INSIDE, gradients, make_loss, make_loss_steps, make_netwo
 from tolerances import assert_close
 from torch import nn
 
-from a2c_compiled import A2CLoss, distributions, estimators, export
+from a2c_compiled import A2CLoss, distributions, estimators, export, functional
 from a2c_compiled.training import Rollout
 
 NAN = float("nan")
@@ -46,9 +46,10 @@ class Exported(NamedTuple):
         for runtime in runtimes:
             answers = {"onnx": in_onnxruntime, "torchscript": in_torchscript}[runtime](getattr(self, runtime), inputs)
             assert list(answers) == list(expected), runtime
+            real = next((value.dtype for value in expected.values() if value.is_floating_point()), torch.float32)
             for name, value in expected.items():
                 assert answers[name].dtype == value.dtype
-                assert_close(answers[name], value, what=f"{name} in {runtime}")
+                assert_close(answers[name].to(real), value.to(real), what=f"{name} in {runtime}")
 
 
 def in_onnxruntime(path, inputs):
@@ -156,7 +157,7 @@ def test_what_follows_an_end_does_not_leak_into_what_precedes_it(estimator_files
     steps, last = 12, 5
     inputs = estimator_files.make_inputs(steps, 3, "none")
     clean = {name: tensor.clone() for name, tensor in inputs.items()}
-    time = [name for name in AXES_OF[inputs["reward"].dim(), inputs["reward"].shape.index(steps)]].index("T")
+    time = inputs["reward"].shape.index(steps)
     for given in (inputs, clean):
         for name in ("done", "terminated"):
             given[name].select(time, last).fill_(True)
@@ -169,9 +170,6 @@ def test_what_follows_an_end_does_not_leak_into_what_precedes_it(estimator_files
     for answers in (in_onnxruntime(estimator_files.onnx, inputs), in_torchscript(estimator_files.torchscript, inputs)):
         for name, value in expected._asdict().items():
             assert_close(answers[name].narrow(time, 0, last + 1), value.narrow(time, 0, last + 1), what=name)
-
-
-AXES_OF = {(2, 0): ("T", "N"), (2, 1): ("N", "T"), (3, 1): ("N", "T")}
 
 
 def test_no_environments_give_empty_results(estimator_files):
@@ -223,6 +221,39 @@ def test_coefficients_are_exported_as_they_are_now(tmp_path):
     arguments = {name: inputs[name] for name in ("state_value", "next_state_value", "reward", "done")}
     path = export.export_onnx(module, arguments, tmp_path / "gae.onnx")
     assert_close(in_onnxruntime(path, arguments)["advantage"], estimators.GAE(gamma=0.9)(**arguments).advantage)
+
+
+def test_half_precision_is_accumulated_in_float32(tmp_path):
+    module = estimators.GAE(gamma=0.97)
+    steps = make_steps((200, 3), torch.float16)._asdict()
+    inputs = {name: steps[name] for name in gae_inputs()}
+    path = export.export_onnx(module, inputs, tmp_path / "gae.onnx")
+    expected = module(**inputs)
+    for name, answer in in_onnxruntime(path, inputs).items():
+        assert answer.dtype == torch.float16
+        assert_close(answer, getattr(expected, name), what=name, roundings=2)
+
+
+class NumbersInTheGraph(nn.Module):
+    """Arithmetic with numbers that float32 does not hold, the package's own and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distribution = distributions.TanhNormal(2, -0.3, 0.7)
+
+    def forward(self, x: torch.Tensor, done: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        action = self.distribution.mode(torch.cat([x, x], -1))
+        log_prob = self.distribution.log_prob(torch.cat([x, x], -1), action)
+        advantage = functional.generalized_advantage_estimate(0.99, 0.95, x, x, x, done).advantage
+        return action, log_prob, advantage, x.clamp_max(0.1), x.clamp(-0.1, 0.1), x * 0.3 + 0.1
+
+
+def test_numbers_keep_the_precision_of_float64(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn((STEPS, 2), generator=generator, dtype=torch.float64)
+    path = export.export_onnx(NumbersInTheGraph(), [x, x > 1.0], tmp_path / "numbers.onnx", ("T",))
+    report = export.verify(path)
+    assert report.passed, str(report)
 
 
 # Losses
@@ -311,30 +342,47 @@ def test_a_losss_graph_has_the_names_of_arguments_and_losses(loss_files):
     assert {entry.domain for entry in model.opset_import} == {""}, "operators of ONNX alone"
 
 
-def test_gradients_of_a_scripted_loss_are_eagers_where_this_package_is_not(loss_files, tmp_path):
+def test_gradients_of_a_scripted_loss_are_eagers(loss_files):
     inputs = loss_files.make_inputs(9, 5, "some")
+    loaded = torch.jit.load(str(loss_files.torchscript))
     expected = gradients(loss_files.module(**inputs), loss_files.module)
-    torch.save({"inputs": inputs, "gradients": expected}, tmp_path / "expected.pt")
-    shutil.copy(loss_files.torchscript, tmp_path / "loss.pt")
+    actual = gradients(loaded(**inputs), loaded)
+    assert list(actual) == list(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_scripted_loss_learns_where_this_package_is_not(tmp_path):
+    loss = make_loss(shared=True, separate_losses=True, clip_value=0.2)
+    inputs = of(make_loss_steps((9, 5), column=False), *PLAIN)
+    export.export_torchscript(loss, inputs, tmp_path / "loss.pt")
+    outputs = loss(**inputs)
+    expected = torch.autograd.grad(outputs.loss_objective + outputs.loss_critic + outputs.loss_entropy, list(loss.parameters()))
+    torch.save({"inputs": inputs, "outputs": tuple(outputs), "gradients": expected}, tmp_path / "expected.pt")
     run_without_the_library(
         tmp_path,
         """
         saved = torch.load("expected.pt")
         loss = torch.jit.load("loss.pt")
-        outputs = loss(**saved["inputs"])._asdict()
-        losses = [value for name, value in outputs.items() if name.startswith("loss_") and value is not None]
-
-        def weights(result):
-            generator = torch.Generator().manual_seed(result.numel())
-            return (torch.randint(1, 9, result.shape, generator=generator) / 4).to(result.dtype)
-
-        names, parameters = zip(*loss.named_parameters())
-        found = torch.autograd.grad(losses, parameters, [weights(x) for x in losses], allow_unused=True, materialize_grads=True)
-        assert len(names) == len(saved["gradients"]), names
-        for name, gradient in zip(names, found):
-            torch.testing.assert_close(gradient, saved["gradients"][name], rtol=1e-4, atol=1e-5)
+        outputs = loss(**saved["inputs"])
+        torch.testing.assert_close(tuple(outputs), saved["outputs"], rtol=1e-5, atol=1e-6)
+        (outputs.loss_objective + outputs.loss_critic + outputs.loss_entropy).backward()
+        gradients = [parameter.grad for parameter in loss.parameters()]
+        assert len(gradients) == len(saved["gradients"]) == 6
+        for gradient, expected in zip(gradients, saved["gradients"]):
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
         """,
     )
+
+
+@pytest.mark.parametrize(("steps", "envs"), [(0, 3), (5, 0)], ids=["no_steps", "no_environments"])
+def test_nothing_to_learn_from_is_a_loss_of_zero_or_an_error(loss_files, steps, envs, tmp_path):
+    inputs = loss_files.make_inputs(steps, envs, "some")
+    for name, answer in in_torchscript(loss_files.torchscript, inputs).items():
+        assert not answer.any(), name
+    # onnxruntime's operators are not all defined for empty tensors; none of them may end the process.
+    outcome = in_a_process_of_its_own(loss_files.onnx, inputs, tmp_path)
+    assert outcome.startswith(("an error", "results of shape"))
 
 
 def exported_loss(name, folder):
@@ -359,17 +407,6 @@ def test_what_is_masked_out_does_not_leak(tmp_path):
             assert_close(answer, getattr(expected, name), what=name)
 
 
-@pytest.mark.parametrize("name", ["Categorical-GAE-NT1-masked", "OneHotCategorical-TD0-sum", "MaskedCategorical-TD1-none"])
-def test_a_loss_over_no_environments_is_zero_or_empty(name, tmp_path):
-    exported = exported_loss(name, tmp_path)
-    inputs = exported.make_inputs(5, 0, "some")
-    for answers in (in_onnxruntime(exported.onnx, inputs), in_torchscript(exported.torchscript, inputs)):
-        for output in ("loss_objective", "loss_critic", "loss_entropy"):
-            assert not answers[output].any(), output
-    outcome = in_a_process_of_its_own(exported.onnx, exported.make_inputs(0, 3, "some"), tmp_path)
-    assert outcome.startswith(("an error", "results of shape")), "no steps never end the process"
-
-
 def test_an_entropy_estimated_from_samples_is_told_apart(tmp_path):
     loss = make_loss("TanhNormal", value_estimator="TD0")
     inputs = of(make_loss_steps((STEPS, ENVS), "TanhNormal", column=False), *PLAIN)
@@ -384,7 +421,9 @@ def test_an_entropy_estimated_from_samples_is_told_apart(tmp_path):
     many = of(make_loss_steps((400, 50), "TanhNormal", column=False), *PLAIN)
     with torch.no_grad():
         expected = float(loss(**many).entropy)
-    first, second = (float(in_onnxruntime(tmp_path / "loss.onnx", many)["entropy"]) for _ in range(2))
+    session = onnxruntime.InferenceSession(str(tmp_path / "loss.onnx"), providers=["CPUExecutionProvider"])
+    feed = {name: tensor.numpy() for name, tensor in many.items()}
+    first, second = (float(session.run(["entropy"], feed)[0]) for _ in range(2))
     assert first != second
     assert abs(first - expected) < 0.05, "another draw from the same distribution"
 
@@ -525,7 +564,7 @@ def test_unfit_example_inputs_are_named(suffix, change, error, message, tmp_path
 
 
 def test_dynamic_axes_of_an_unknown_input_are_refused(suffix, tmp_path):
-    with pytest.raises(ValueError, match="dynamic_axes: expected names among .*, got 'rewards'"):
+    with pytest.raises(ValueError, match=r"dynamic_axes: expected names among .*, got 'rewards'"):
         EXPORTERS[suffix](estimators.GAE(), gae_inputs(), tmp_path / f"gae{suffix}", {"rewards": ("T", "N")})
 
 
@@ -551,7 +590,7 @@ def test_an_opset_that_torch_cannot_make_is_an_error(tmp_path, monkeypatch):
 
 def test_sizes_may_be_fixed_and_outputs_renamed(tmp_path):
     inputs = gae_inputs()
-    axes = {name: (None, "N") for name in inputs}
+    axes = dict.fromkeys(inputs, (None, "N"))
     path = export.export_onnx(
         estimators.TD0Estimator(), inputs, tmp_path / "td0.onnx", axes, output_names=["advantage", "target"]
     )

@@ -1,11 +1,16 @@
-"""Python's numbers in ONNX at the precision of the tensors that they meet: the exporter's own translations round each to float32."""
+"""What the exporter and onnxruntime do in float32 alone, in float64 as well.
+
+The exporter's own translations round every number in the code to float32, whatever the tensors are that it meets.
+"""
 
 from typing import Any, Optional
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
+
+op: Any = opset18  # its stubs ask for protobuf's types
 
 
 def _constant(number: Any, dtype: ir.DataType) -> Any:
@@ -20,7 +25,13 @@ def _scalar_tensor(
     return op.Cast(s, to=dtype) if isinstance(s, ir.Value) else _constant(s, ir.DataType(dtype))
 
 
-def _clamp(self: Any, min: Optional[float] = None, max: Optional[float] = None) -> Any:  # noqa: A002 - torch's names
+def _full(size: Any, fill_value: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    """``aten::full``."""
+    value = _scalar_tensor(fill_value, dtype)
+    return op.Expand(value, op.Cast(size, to=ir.DataType.INT64))
+
+
+def _clamp(self: Any, min: Optional[float] = None, max: Optional[float] = None) -> Any:
     """``aten::clamp``."""
     return op.Clip(self, *(None if bound is None else _constant(bound, self.dtype) for bound in (min, max)))
 
@@ -35,9 +46,19 @@ def _clamp_max(self: Any, max_: float) -> Any:
     return _clamp(self, None, max_)
 
 
+def _atanh(self: Any) -> Any:
+    """``aten::atanh``, for which onnxruntime has no float64 kernel."""
+    if self.dtype != ir.DataType.DOUBLE:
+        return op.Atanh(self)
+    one = _constant(1.0, self.dtype)
+    return op.Mul(_constant(0.5, self.dtype), op.Log(op.Div(op.Add(one, self), op.Sub(one, self))))
+
+
 TRANSLATIONS = {
     torch.ops.aten.scalar_tensor.default: _scalar_tensor,
+    torch.ops.aten.full.default: _full,
     torch.ops.aten.clamp.default: _clamp,
     torch.ops.aten.clamp_min.default: _clamp_min,
     torch.ops.aten.clamp_max.default: _clamp_max,
+    torch.ops.aten.atanh.default: _atanh,
 }
