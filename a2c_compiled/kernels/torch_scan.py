@@ -7,6 +7,7 @@ from torch import Tensor
 _LONGEST_LOOP = 32
 
 
+@torch.no_grad()  # an operator's inside: nothing is to be recorded
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     """``y[t] = x[t] + decay[t] * y[t+1]`` (``y[t-1]`` if not ``reverse``), where a zero decay cuts: NaN does not pass it."""
     scan = _loop if x.size(dim) <= _LONGEST_LOOP else _doubling

@@ -10,13 +10,15 @@ from typing import Any, List
 import torch
 from torch import Tensor
 
-from a2c_compiled.kernels import torch_scan
+from a2c_compiled.kernels import cpu_scan, torch_scan
 
 _library = torch.library.Library("a2c_compiled", "DEF")  # lives as long as the module: its end would unregister the operator
 _library.define("linear_scan(Tensor x, Tensor decay, int dim, bool reverse) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-# The bare operator has no gradient of its own: autograd passes it by, and nothing is recorded inside.
+
+# The bare operator has no gradient of its own: autograd passes it by.
 _library.impl("linear_scan", torch.library.fallthrough_kernel, "Autograd")
-_library.impl("linear_scan", torch.no_grad()(torch_scan.linear_scan), "CompositeExplicitAutograd")
+_library.impl("linear_scan", torch_scan.linear_scan, "CompositeExplicitAutograd")
+_library.impl("linear_scan", cpu_scan.linear_scan, "CPU")
 
 
 @torch.library.register_fake("a2c_compiled::linear_scan", lib=_library)

@@ -1,0 +1,103 @@
+"""Every backend of the primitive against the float64 loop, on any strides."""
+
+import warnings
+
+import pytest
+import torch
+from oracle import linear_scan
+from torch import Tensor
+
+from a2c_compiled.kernels import cpu_scan, torch_scan
+
+# Shapes on both sides of every switch between loops, lanes and tiles.
+SHAPES = [
+    ((1,), 0),
+    ((7,), 0),
+    ((5, 3), 0),
+    ((5, 3), 1),
+    ((33, 8), 0),
+    ((200, 40), 0),
+    ((40, 200), 1),
+    ((3, 65), 1),
+    ((4, 64), 1),
+    ((17, 129), 1),
+    ((3, 70, 5), 1),
+    ((2, 3, 100, 4), 2),
+    ((2, 3, 4, 5), 0),
+    ((130, 1), 0),
+    ((1, 130), 1),
+    ((0, 3), 0),
+    ((3, 0), 0),
+]
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def sliced(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1).flatten(-2)[..., ::2]
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    return tensor[..., :1].expand(tensor.shape)
+
+
+@pytest.mark.parametrize("backend", [cpu_scan, torch_scan], ids=["cpu", "torch"])
+@pytest.mark.parametrize("reverse", [True, False], ids=["reverse", "forward"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("decay_strides", [contiguous, transposed, sliced, expanded])
+@pytest.mark.parametrize("x_strides", [contiguous, transposed, sliced])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
+def test_backend_equals_the_loop(backend, reverse, dtype, decay_strides, x_strides, shape, dim):
+    generator = torch.Generator().manual_seed(0)
+    x = x_strides(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+    decay = torch.rand(shape, generator=generator, dtype=torch.float64) * (torch.rand(shape, generator=generator) > 0.1)
+    decay = decay_strides(decay.to(dtype))
+    y = backend.linear_scan(x, decay, dim - len(shape), reverse)
+    expected = linear_scan(x.double(), decay.double(), dim, reverse)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    assert y.dtype == dtype
+    assert y.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("backend", [cpu_scan, torch_scan], ids=["cpu", "torch"])
+@pytest.mark.parametrize(("shape", "dim"), [((6, 3), 0), ((3, 6), 1), ((70, 20), 0), ((20, 70), 1), ((70,), 0)], ids=str)
+def test_nothing_passes_a_zero_decay(backend, shape, dim):
+    x, decay = torch.ones(shape), torch.full(shape, 0.5)
+    cut, length = shape[dim] - 3, shape[dim]
+    decay.select(dim, cut).fill_(0.0)
+    x.narrow(dim, cut + 1, length - cut - 1).fill_(torch.nan)
+    decay.narrow(dim, cut + 1, length - cut - 1).fill_(torch.inf)
+    before = backend.linear_scan(x, decay, dim - len(shape), True).narrow(dim, 0, cut + 1)
+    alone = backend.linear_scan(x.narrow(dim, 0, cut + 1), decay.narrow(dim, 0, cut + 1), dim - len(shape), True)
+    torch.testing.assert_close(before, alone)
+
+
+def test_the_extension_was_built_here():
+    assert cpu_scan._cpu is not None
+
+
+def test_without_the_extension_plain_torch_serves_with_one_warning(monkeypatch):
+    monkeypatch.setattr(cpu_scan, "_cpu", None)
+    cpu_scan._warn_once.cache_clear()
+    x, decay = torch.randn(5, 3), torch.rand(5, 3)
+    with pytest.warns(RuntimeWarning, match="not built"):
+        y = cpu_scan.linear_scan(x, decay, -2, True)
+    torch.testing.assert_close(y, torch_scan.linear_scan(x, decay, -2, True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cpu_scan.linear_scan(x, decay, -2, True)
+    cpu_scan._warn_once.cache_clear()
+
+
+def test_the_extension_refuses_nonsense():
+    with pytest.raises(TypeError, match="10 arguments"):
+        cpu_scan._cpu.linear_scan()
+    with pytest.raises(ValueError, match="bad shape or dim"):
+        cpu_scan._cpu.linear_scan((3,), 1, True, False, 0, (1,), 0, (1,), 0, (1,))
