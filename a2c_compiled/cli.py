@@ -17,7 +17,8 @@ EPILOG = """examples:
 """
 
 GRAPHS = ("policy", "policy_sampled", "loss", "estimator")
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt"}
+FORMATS = ("onnx", "torchscript")
+SUFFIXES = (".onnx", ".pt")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -138,25 +139,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     _need("train", "export")
-    from a2c_compiled import export
-    from a2c_compiled.demo import example_rollout
+    from a2c_compiled.export.run import export_run
     from a2c_compiled.training.runs import load_run
 
     config, loss = load_run(arguments.folder)
     out = arguments.out or arguments.folder / "export"
-    graphs = export.graphs_of(loss, example_rollout(loss, config.env))
     passed = True
-    for name in arguments.graph:
-        graph = graphs[name]
-        for kind in arguments.format:
-            path = out / f"{name}{FORMATS[kind]}"
-            if kind == "onnx":
-                export.export_onnx(graph.module, graph.example_inputs, path, graph.dynamic_axes, arguments.opset)
-            else:
-                export.export_torchscript(graph.module, graph.example_inputs, path, graph.dynamic_axes)
-            report = export.verify(path)
-            print(report)
-            passed &= report.passed
+    for report in export_run(loss, config.env, out, arguments.graph, arguments.format, arguments.opset):
+        print(report, flush=True)
+        passed &= report.passed
     return 0 if passed else 1
 
 
@@ -166,9 +157,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     paths: List[Path] = []
     for path in arguments.paths:
-        found = sorted(p for p in path.rglob("*") if p.suffix in FORMATS.values()) if path.is_dir() else [path]
+        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
         if not found:
-            raise ValueError(f"PATH: expected {' or '.join(FORMATS.values())} files in {path}, found none")
+            raise ValueError(f"PATH: expected {' or '.join(SUFFIXES)} files in {path}, found none")
         paths += found
     reports = [verify(path) for path in paths]
     for report in reports:

@@ -1,7 +1,6 @@
 """The whole way once: train, export, check, deploy, time, and say how it went."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -10,12 +9,11 @@ from typing import Dict, List, Sequence, Tuple
 
 import torch
 
-from a2c_compiled import A2CLoss, export
+from a2c_compiled import export
 from a2c_compiled._files import written_whole
-from a2c_compiled.export import play_policy
+from a2c_compiled.export.run import export_run
 from a2c_compiled.timing import Timing, time_call
-from a2c_compiled.training import Rollout, RolloutCollector, TrainConfig, TrainResult, TrainStep
-from a2c_compiled.training.environments import make_environments
+from a2c_compiled.training import Rollout, TrainConfig, TrainResult, TrainStep
 from a2c_compiled.training.evaluation import EVALUATION_SEED
 from a2c_compiled.training.plots import plot_learning_curves
 from a2c_compiled.training.runs import load_progress, save_run
@@ -53,7 +51,7 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     print("\n2. Exporting policies and loss, and checking each file against eager")
     reports: List[export.Report] = []
     for seed in seeds:
-        reports += export_all(results[seed].loss, example_rollout(results[seed].loss, TrainConfig.env), out / f"seed_{seed}")
+        reports += export_run(results[seed].loss, TrainConfig.env, out / f"seed_{seed}")
     for report in reports:
         print("   " + str(report).replace("\n", "\n   "))
 
@@ -83,25 +81,6 @@ def describe(result: TrainResult) -> str:
     return f"greedy return {result.greedy_return:.1f} after {result.steps:,} steps in {result.seconds:.1f} s"
 
 
-def example_rollout(loss: A2CLoss, env_id: str) -> Rollout:
-    """Real data to export from."""
-    envs = make_environments(env_id, 8)
-    rollout = RolloutCollector(envs, loss, 16, seed=0).collect()
-    envs.close()
-    return rollout
-
-
-def export_all(loss: A2CLoss, rollout: Rollout, folder: Path) -> List["export.Report"]:
-    """Every graph of the loss as ONNX and TorchScript, verified; a script that plays the policy beside them."""
-    reports: List[export.Report] = []
-    for name, graph in export.graphs_of(loss, rollout).items():
-        arguments = (graph.module, graph.example_inputs)
-        reports.append(export.verify(export.export_onnx(*arguments, folder / f"{name}.onnx", graph.dynamic_axes)))
-        reports.append(export.verify(export.export_torchscript(*arguments, folder / f"{name}.pt", graph.dynamic_axes)))
-    shutil.copy(play_policy.__file__, folder / "play_policy.py")
-    return reports
-
-
 def play_exported(policy: Path) -> float:
     """Mean return of an exported policy, in a process that never imports torch."""
     script = policy.with_name("play_policy.py")
@@ -117,8 +96,8 @@ def play_exported(policy: Path) -> float:
 def time_step(num_steps: int, num_envs: int) -> Tuple[str, Timing, Timing, float]:
     """Shape, eager and compiled time of a training step on random data, and the seconds that compiling took."""
     rollout = random_rollout(num_steps, num_envs)
-    eager = TrainStep(make_loss(TrainConfig()), compile=False)
-    compiled = TrainStep(make_loss(TrainConfig()), compile=True, dynamic=False)
+    eager = TrainStep(make_loss(TrainConfig(device="cpu")), compile=False)
+    compiled = TrainStep(make_loss(TrainConfig(device="cpu")), compile=True, dynamic=False)
     compiled.load_state_dict(eager.state_dict())
     start = time.perf_counter()
     compiled_metrics = compiled(rollout)

@@ -1,9 +1,9 @@
 """How long a call takes, on machines that are shared and noisy."""
 
+import statistics
 import time
 from typing import Callable, List, NamedTuple
 
-import numpy as np
 import torch
 
 
@@ -21,8 +21,8 @@ def time_call(function: Callable[[], object], samples: int = 30, sample_seconds:
     while (seconds := _sample(function, calls)) < sample_seconds:
         calls = max(calls + 1, int(calls * min(10.0, 1.2 * sample_seconds / max(seconds, 1e-9))))
     times: List[float] = [_sample(function, calls) / calls for _ in range(samples)]
-    low, median, high = np.percentile(times, [20, 50, 80])
-    return Timing(float(median), float(low), float(high))
+    low, _, _, high = statistics.quantiles(times, n=5)
+    return Timing(statistics.median(times), low, high)
 
 
 def _sample(function: Callable[[], object], calls: int) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from a2c_compiled import A2CLoss, Rollout, TrainStep
 from a2c_compiled.distributions import Categorical
-from benchmarks.harness import Contender, Row, compare
+from benchmarks.harness import DEVICE, Contender, Row, compare
 
 OBSERVATION, ACTIONS, HIDDEN = 8, 4, 64
 
@@ -52,7 +52,7 @@ def _own_loop(loss: A2CLoss, rollout: Rollout) -> Contender:
 
 def _loss() -> A2CLoss:
     torch.manual_seed(0)
-    return A2CLoss(_network(ACTIONS), _network(1), Categorical(ACTIONS))
+    return A2CLoss(_network(ACTIONS), _network(1), Categorical(ACTIONS)).to(DEVICE)
 
 
 def _network(outputs: int) -> nn.Module:
@@ -67,4 +67,5 @@ def _rollout(num_envs: int, num_steps: int) -> Rollout:
     done = torch.rand(shape, generator=generator) < 0.05
     terminated = done & (torch.rand(shape, generator=generator) < 0.5)
     action = torch.randint(ACTIONS, shape, generator=generator)
-    return Rollout(observation, action, torch.randn(shape, generator=generator), next_observation, done, terminated)
+    reward = torch.randn(shape, generator=generator)
+    return Rollout(*(part.to(DEVICE) for part in (observation, action, reward, next_observation, done, terminated)))

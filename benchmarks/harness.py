@@ -11,6 +11,8 @@ import torch
 from a2c_compiled._files import written_whole
 from a2c_compiled.timing import Timing, time_call
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 Contender = Callable[[], Any]
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 from typing import Dict
 
-import torch
 from torch import Tensor
 
 from benchmarks.harness import Contender
@@ -27,8 +26,3 @@ def gae_peers(
         "torchrl, loop": lambda: time_major(torchrl.generalized_advantage_estimate(gamma, lmbda, *steps)),
         "torchrl, vectorised": lambda: time_major(torchrl.vec_generalized_advantage_estimate(gamma, lmbda, *steps)),
     }
-
-
-def copy_of(*tensors: Tensor) -> Contender:
-    """Reading and writing the same bytes, and nothing else: what no kernel can beat."""
-    return lambda: [torch.empty_like(tensor).copy_(tensor) for tensor in tensors]

@@ -37,6 +37,8 @@ class Call:
                 raise ValueError(f"example_inputs: expected names among {names}, got {name!r}")
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"example_inputs: expected a tensor for {name}, got {type(tensor).__name__}")
+            if tensor.dtype == torch.bfloat16:
+                raise TypeError(f"example_inputs: expected a dtype that numpy has for {name}, got {tensor.dtype}")
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from a2c_compiled import demo, export
-from a2c_compiled.cli import FORMATS, GRAPHS, main
+from a2c_compiled.cli import FORMATS, GRAPHS, SUFFIXES, main
 from a2c_compiled.demo import DemoError
+from a2c_compiled.export import play_policy
+from a2c_compiled.export import run as export_run_module
 from a2c_compiled.export.verify import OutputError, Report
 from a2c_compiled.timing import Timing
 from a2c_compiled.training import Rollout, TrainConfig, TrainResult
@@ -89,8 +91,8 @@ def test_a_trained_run_is_exported_and_verified(trained_run, tmp_path, capsys):
     out = tmp_path / "files"
     assert run("export", trained_run, "--out", out) == 0
     exported = capsys.readouterr().out
-    models = {f"{graph}{suffix}" for graph in GRAPHS for suffix in FORMATS.values()}
-    assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models}
+    models = {f"{graph}{suffix}" for graph in GRAPHS for suffix in SUFFIXES}
+    assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models} | {"play_policy.py"}
     assert run("verify", out) == 0
     verified = capsys.readouterr().out
     assert sorted(verified.splitlines()) == sorted(exported.splitlines())
@@ -139,7 +141,7 @@ def test_a_file_that_differs_is_exit_status_1(scripted, capsys):
 def test_an_export_that_differs_is_exit_status_1(trained_run, tmp_path, monkeypatch):
     real_verify = export.verify
     wrong = {"action": OutputError(1.0, 1.0, False)}
-    monkeypatch.setattr(export, "verify", lambda path: real_verify(path)._replace(outputs=wrong))
+    monkeypatch.setattr(export_run_module, "verify", lambda path: real_verify(path)._replace(outputs=wrong))
     assert run("export", trained_run, "--out", tmp_path, "--format", "torchscript", "--graph", "policy") == 1
 
 
@@ -357,22 +359,27 @@ def test_the_demos_data_is_a_rollout():
     assert torch.equal(rollout.observation, demo.random_rollout(5, 8).observation)
 
 
+def test_the_choices_are_those_of_the_exporter():
+    assert GRAPHS == export_run_module.GRAPHS
+    assert FORMATS == export_run_module.FORMATS
+
+
 def test_examples_to_export_from_are_real_data(trained_run):
     _, loss = load_run(trained_run)
-    rollout = demo.example_rollout(loss, "CartPole-v1")
+    rollout = export_run_module.example_rollout(loss, "CartPole-v1")
     assert rollout.reward.shape == (16, 8)
     assert set(rollout.action.unique().tolist()) == {0, 1}
 
 
 def test_an_exported_policy_plays_as_it_does_in_torch(trained_run, tmp_path, monkeypatch):
     _, loss = load_run(trained_run)
-    graph = export.graphs_of(loss, demo.example_rollout(loss, "CartPole-v1"))["policy"]
+    graph = export.graphs_of(loss, export_run_module.example_rollout(loss, "CartPole-v1"))["policy"]
     monkeypatch.setattr(demo, "EPISODES", 7)
-    shutil.copy(demo.play_policy.__file__, tmp_path / "play_policy.py")
+    shutil.copy(play_policy.__file__, tmp_path / "play_policy.py")
     path = export.export_onnx(graph.module, graph.example_inputs, tmp_path / "policy.onnx", graph.dynamic_axes)
     expected = evaluate(greedy_policy(loss), "CartPole-v1", 7, EVALUATION_SEED)
     assert demo.play_exported(path) == expected.mean()
-    assert demo.play_policy.play(str(path), "CartPole-v1", 7, EVALUATION_SEED) == expected.tolist()
+    assert play_policy.play(str(path), "CartPole-v1", 7, EVALUATION_SEED) == expected.tolist()
     path.write_text("no graph")
     with pytest.raises(DemoError, match=r"play_policy\.py failed: .*policy\.onnx"):
         demo.play_exported(path)

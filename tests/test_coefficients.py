@@ -2,11 +2,12 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._coefficients import NOT_NEGATIVE, POSITIVE, UNIT, CoefficientModule
 
 
 class Scaled(CoefficientModule):
@@ -98,11 +99,63 @@ def test_assigning_a_number_switches_on_what_was_none_and_none_switches_it_off()
     assert "limit" not in module.state_dict()
 
 
-def test_assigning_a_tensor_replaces_the_coefficient():
+def test_assigning_a_one_element_tensor_writes_into_the_coefficient():
     module = Scaled(0.99)
-    tensor = torch.tensor(0.5)
+    before = module.scale
+    module.scale = torch.tensor([0.5])
+    assert module.scale is before
+    assert module.scale.item() == 0.5
+
+
+def test_assigning_a_longer_tensor_replaces_the_coefficient():
+    module = Scaled(0.99)
+    tensor = torch.tensor([0.5, 0.25])
     module.scale = tensor
     assert module.scale is tensor
+
+
+def test_a_tensor_given_is_not_written_into():
+    given = torch.tensor(0.5)
+    module = Scaled(given)
+    module.scale = 0.1
+    assert given.item() == 0.5
+
+
+def test_a_tensor_that_requires_grad_is_kept():
+    given = torch.tensor(0.5, requires_grad=True)
+    assert Scaled(given).scale is given
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1)])
+def test_numbers_of_numpy_are_numbers(number):
+    module = Scaled(number)
+    assert module.scale.item() == number
+    module.scale = number / 2
+    assert module.scale.item() == number / 2
+
+
+@pytest.mark.parametrize(
+    ("allowed", "right", "wrong", "message"),
+    [
+        (UNIT, 1.0, 1.5, "scale: expected a number from 0 to 1, got 1.5"),
+        (NOT_NEGATIVE, 0.0, -0.5, "scale: expected a number from 0 up, got -0.5"),
+        (POSITIVE, 0.5, 0.0, "scale: expected a positive number, got 0.0"),
+        (UNIT, 0.5, float("nan"), "scale: expected a number from 0 to 1, got nan"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_at_first_and_later(allowed, right, wrong, message):
+    module = CoefficientModule()
+    with pytest.raises(ValueError, match=message):
+        module.register_coefficient("scale", wrong, allowed)
+    module.register_coefficient("scale", right, allowed)
+    with pytest.raises(ValueError, match=message):
+        module.scale = wrong
+    assert module.scale.item() == right
+
+
+def test_a_scalar_takes_no_longer_tensor():
+    with pytest.raises(ValueError, match=r"scale: expected a number or a one-element tensor, got shape \[2\]"):
+        CoefficientModule().register_coefficient("scale", torch.ones(2), scalar=True)
 
 
 @pytest.mark.parametrize("value", [True, "0.5"])

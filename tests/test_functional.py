@@ -340,3 +340,13 @@ def test_arguments_are_left_as_they_were():
                 torch.equal(arguments[argument], value) if isinstance(value, torch.Tensor) else arguments[argument] == value
             )
             assert unchanged, f"{name} wrote to {argument}"
+
+
+def test_vtrace_has_finite_gradients_where_the_importance_weight_overflows():
+    steps = make_steps((5, 3), torch.float32)
+    log_pi = (steps.log_pi + 200.0).requires_grad_()
+    arguments = call_arguments("vtrace_advantage_estimate", steps) | {"log_pi": log_pi}
+    results = F.vtrace_advantage_estimate(**arguments)
+    (gradient,) = torch.autograd.grad(sum(result.sum() for result in results), log_pi)
+    assert all(result.isfinite().all() for result in results)
+    assert torch.equal(gradient, torch.zeros_like(gradient))

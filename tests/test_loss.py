@@ -756,7 +756,11 @@ CONSTRUCTION_ERRORS = [
     ({"clip_value": "0.1"}, ValueError, "clip_value: expected a number from 0 up, .*, got '0.1'"),
     ({"clip_value": torch.ones(2)}, ValueError, r"clip_value: expected a number or a one-element tensor, got shape \[2\]"),
     ({"value_estimator": "sarsa"}, ValueError, "value_type: expected one of .*, got 'sarsa'"),
-    ({"value_estimator": nn.Identity()}, TypeError, "value_estimator: expected a .*ValueEstimator, got Identity"),
+    (
+        {"value_estimator": nn.Identity()},
+        TypeError,
+        "value_type: expected a name, a ValueEstimators member, a ValueEstimator or a subclass of it, got Identity",
+    ),
 ]
 
 
@@ -836,8 +840,12 @@ def test_a_critic_of_the_wrong_shape_is_named():
             return observation
 
     loss = make_loss(networks=[make_networks()[0], Wide()])
-    with pytest.raises(ValueError, match=r"^the critic's value: expected the shape of log_prob, \[4, 5\], got \[4, 5, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"^critic_network: expected values of the shape of the actions, \[4, 5\],.* got \[4, 5, 3\]"
+    ):
         loss(**of(make_loss_steps(), *GIVEN))
+    with pytest.raises(ValueError, match=r"^critic_network: expected values of the shape of reward"):
+        loss(**of(make_loss_steps(), *INSIDE))
 
 
 @pytest.mark.parametrize(
@@ -855,6 +863,5 @@ def test_the_function_refuses_an_unknown_option_by_name(option, message):
 @pytest.mark.parametrize("name", ["advantage", "entropy", "new_state_value", "value_target", "state_value", "mask"])
 def test_the_function_names_a_term_of_another_shape(name):
     given = {**terms(), "clip_value": torch.tensor(0.2), "mask": some_mask()}
-    message = "the critic's value" if name == "new_state_value" else name
-    with pytest.raises(ValueError, match=rf"^{message}: expected the shape of log_prob, \[4, 5\], got \[4, 4\]"):
+    with pytest.raises(ValueError, match=rf"^{name}: expected the shape of log_prob, \[4, 5\], got \[4, 4\]"):
         a2c_loss(**{**given, name: given[name][:, :4]})

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -218,6 +219,59 @@ def test_parameters_that_the_loss_does_not_use_stay(name):
     assert all(value.isfinite().all() for value in parameters_of(loss).values())
 
 
+def test_weight_decay_leaves_an_unused_parameter_alone():
+    actor, critic = make_networks()
+    critic.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    step = make_step(make_loss(networks=[actor, critic]), "adamw", weight_decay=0.5)
+    step(make_rollout())
+    assert torch.equal(critic.unused, torch.ones(3))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda step: pickle.loads(pickle.dumps(step))], ids=["copy", "pickle"])
+def test_a_copy_trains_itself_and_not_the_original(compile, duplicate, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    step = make_step(compile=compile)
+    before = parameters_of(copy.deepcopy(step.loss))
+    twin = duplicate(step)
+    twin(make_rollout())
+    assert_same(parameters_of(step.loss), before, 0)
+    step(make_rollout())
+    assert_same(parameters_of(step.loss), parameters_of(twin.loss), 1e-6)
+
+
+def test_under_autocast_every_update_sees_the_last_one():
+    steps = {"outside": make_step(), "inside": make_step()}
+    steps["inside"].loss.load_state_dict(steps["outside"].loss.state_dict())
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            outside = steps["outside"](make_rollout())
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            inside = steps["inside"](make_rollout())
+    assert inside.grad_norm == outside.grad_norm
+
+
+def test_the_count_of_updates_outlives_a_low_precision():
+    step = make_step(name="adam")
+    step.step_count.fill_(256)
+    step.to(torch.bfloat16)
+    step(make_rollout(dtype=torch.bfloat16))
+    assert step.step_count == 257
+
+
+def test_a_loss_without_a_loss_is_refused():
+    loss = make_loss()
+    loss.out_keys = ("entropy",)
+    with pytest.raises(ValueError, match="loss: expected out_keys with a loss_"):
+        make_step(loss)(make_rollout())
+
+
+def test_something_other_than_a_rollout_is_refused():
+    with pytest.raises(TypeError, match="rollout: expected a Rollout, got tuple"):
+        make_step()(tuple(make_rollout()))
+
+
 def test_no_steps_leave_the_parameters():
     for shape in ((0, 6), (5, 0)):
         loss = make_loss()
@@ -311,7 +365,7 @@ def test_the_saved_state_has_the_names_of_the_loss():
     keys = set(step.state_dict())
     for name in step.parameter_names:
         assert {f"loss.{name}", f"optimizer_state.exp_avg.{name}", f"optimizer_state.exp_avg_sq.{name}"} <= keys
-    assert {"lr", "optimizer_state.step", "loss.entropy_coef", "loss.value_estimator.gamma"} <= keys
+    assert {"lr", "step_count", "loss.entropy_coef", "loss.value_estimator.gamma"} <= keys
 
 
 def test_the_learning_rate_acts_at_the_next_update():

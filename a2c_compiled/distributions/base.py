@@ -3,7 +3,6 @@
 import operator
 from typing import List, Tuple
 
-import torch
 from torch import Tensor
 
 from a2c_compiled._coefficients import CoefficientModule
@@ -87,11 +86,6 @@ def positive_int(name: str, value: int) -> int:
     if number < 1:
         raise ValueError(f"{name}: expected at least 1, got {number}")
     return number
-
-
-def working(params: Tensor) -> Tensor:
-    """Half precision in float32."""
-    return params.float() if params.dtype == torch.float16 or params.dtype == torch.bfloat16 else params
 
 
 def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from a2c_compiled.distributions.base import Distribution, check_action_shape, positive_int, working
+from a2c_compiled.distributions.base import Distribution, check_action_shape, positive_int
+from a2c_compiled.functional.arguments import widen
 
 
 class Normal(Distribution):
@@ -53,7 +54,7 @@ class Normal(Distribution):
     def loc_and_scale(self, params: Tensor) -> Tuple[Tensor, Tensor]:
         """Both ``[*B, dim]``."""
         self.check_params(params)
-        wide = working(params)
+        wide = widen(params)
         loc, raw = self.locate(wide.narrow(-1, 0, self.dim)), wide.narrow(-1, self.dim, self.dim)
         if self.scale_mapping == "biased_softplus":
             # TorchRL's: 1 where raw is 0, and a floor of 0.01.

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from a2c_compiled.distributions.base import Distribution, check_action_shape, positive_int, working
+from a2c_compiled.distributions.base import Distribution, check_action_shape, positive_int
+from a2c_compiled.functional.arguments import widen
 
 
 class Categorical(Distribution):
@@ -25,7 +26,7 @@ class Categorical(Distribution):
     def log_probs(self, params: Tensor) -> Tensor:
         """Log-probabilities of all actions, ``[*B, n]``."""
         self.check_params(params)
-        return working(params).log_softmax(-1)
+        return widen(params).log_softmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-probability of an integer ``action`` of shape ``[*B]``."""
@@ -47,7 +48,7 @@ class Categorical(Distribution):
     def noise(self, params: Tensor) -> Tensor:
         """Standard Gumbel, ``[*B, n]``."""
         self.check_params(params)
-        wide = working(params)
+        wide = widen(params)
         shape = list(wide.shape)
         shape[-1] = self.n
         return -torch.empty(shape, dtype=wide.dtype, device=wide.device).exponential_().log()
@@ -102,7 +103,7 @@ class MaskedCategorical(Categorical):
     def log_probs(self, params: Tensor) -> Tensor:
         """Log-probabilities of all actions, ``[*B, n]``."""
         self.check_params(params)
-        wide = working(params)
+        wide = widen(params)
         forbidden = wide.narrow(-1, self.n, self.n) == 0
         # The lowest finite number: a row with nothing allowed gives no NaN.
         lowest = -1.7e308 if wide.dtype == torch.float64 else -3.4e38

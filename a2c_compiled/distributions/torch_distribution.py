@@ -42,7 +42,10 @@ class TorchDistribution(Distribution):
 
     def entropy(self, params: Tensor) -> Tensor:
         """As the distribution computes it."""
-        return self.distribution(params).entropy()
+        try:
+            return self.distribution(params).entropy()
+        except NotImplementedError as error:
+            raise NotImplementedError("entropy: not known to this distribution; say has_entropy=False") from error
 
     def mode(self, params: Tensor) -> Tensor:
         """As the distribution computes it."""
@@ -58,9 +61,9 @@ class TorchDistribution(Distribution):
 
     def entropy_estimate(self, params: Tensor, num_samples: int) -> Tensor:
         """As in the base class; a distribution without ``rsample`` is sampled without gradient."""
-        distribution = self.distribution(params)
         if self.has_entropy:
-            return distribution.entropy()
+            return self.entropy(params)
+        distribution = self.distribution(params)
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
         draw = distribution.rsample if distribution.has_rsample else distribution.sample

@@ -4,7 +4,7 @@ from typing import Optional, Union
 
 from torch import Tensor
 
-from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._coefficients import UNIT, CoefficientModule
 from a2c_compiled.functional import ValueEstimate
 
 
@@ -31,15 +31,9 @@ class ValueEstimator(CoefficientModule):
 
     def __init__(self, gamma: Union[float, Tensor], differentiable: bool, time_dim: int) -> None:
         super().__init__()
-        self.register_unit_coefficient("gamma", gamma)
+        self.register_coefficient("gamma", gamma, UNIT)
         self.differentiable = differentiable
         self.time_dim = time_dim
-
-    def register_unit_coefficient(self, name: str, value: Union[float, Tensor]) -> None:
-        """Register a coefficient that, where it is a number, lies in [0, 1]."""
-        self.register_coefficient(name, value)
-        if not isinstance(value, Tensor) and not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
 
     def source(self, tensor: Tensor) -> Tensor:
         """``tensor`` as the results may see it: without its gradient, unless ``differentiable``."""

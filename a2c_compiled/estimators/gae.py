@@ -4,6 +4,7 @@ from typing import Optional, Union
 
 from torch import Tensor
 
+from a2c_compiled._coefficients import UNIT
 from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.functional import ValueEstimate, generalized_advantage_estimate, standardize
 from a2c_compiled.functional.arguments import check_steps, coefficient, widen
@@ -34,7 +35,7 @@ class GAE(ValueEstimator):
         differentiable: bool = False,
     ) -> None:
         super().__init__(gamma, differentiable, time_dim)
-        self.register_unit_coefficient("lmbda", lmbda)
+        self.register_coefficient("lmbda", lmbda, UNIT)
         self.average_gae = average_gae
         self.auto_reset_env = auto_reset_env
 

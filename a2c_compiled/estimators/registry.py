@@ -3,8 +3,7 @@
 from enum import Enum
 from typing import Any, Optional, Union
 
-from torch import nn
-
+from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.estimators.gae import GAE
 from a2c_compiled.estimators.td import TD0Estimator, TD1Estimator, TDLambdaEstimator
 from a2c_compiled.estimators.vtrace import VTrace
@@ -20,10 +19,10 @@ class ValueEstimators(Enum):
     VTrace = VTrace
 
 
-EstimatorKind = Union[ValueEstimators, str, type[nn.Module], nn.Module]
+EstimatorKind = Union[ValueEstimators, str, type[ValueEstimator], ValueEstimator]
 
 
-def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> nn.Module:
+def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> ValueEstimator:
     """A value estimator from its kind and hyperparameters.
 
     Args:
@@ -35,7 +34,7 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
         ValueError: there is no estimator of that name.
         TypeError: the kind is none of these, a hyperparameter is unknown, or an estimator came with hyperparameters.
     """
-    if isinstance(value_type, nn.Module):
+    if isinstance(value_type, ValueEstimator):
         if hyperparams:
             raise TypeError(f"hyperparams: expected none beside an estimator that is already made, got {sorted(hyperparams)}")
         return value_type
@@ -49,8 +48,8 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
             raise ValueError(f"value_type: expected one of {sorted(by_name)}, got {value_type!r}") from None
     if isinstance(value_type, ValueEstimators):
         value_type = value_type.value
-    if not (isinstance(value_type, type) and issubclass(value_type, nn.Module)):
+    if not (isinstance(value_type, type) and issubclass(value_type, ValueEstimator)):
         raise TypeError(
-            f"value_type: expected a name, a ValueEstimators member, a module class or a module, got {value_type!r}"
+            f"value_type: expected a name, a ValueEstimators member, a ValueEstimator or a subclass of it, got {value_type!r}"
         )
     return value_type(**{"differentiable": True, **hyperparams})

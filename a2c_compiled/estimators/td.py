@@ -4,6 +4,7 @@ from typing import Optional, Union
 
 from torch import Tensor
 
+from a2c_compiled._coefficients import UNIT
 from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.functional import (
     ValueEstimate,
@@ -115,7 +116,7 @@ class TDLambdaEstimator(TDEstimator):
         differentiable: bool = False,
     ) -> None:
         super().__init__(gamma, average_rewards, 1e-4, time_dim, differentiable)
-        self.register_unit_coefficient("lmbda", lmbda)
+        self.register_coefficient("lmbda", lmbda, UNIT)
 
     def returns(self, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Optional[Tensor]) -> Tensor:
         """The lambda return."""

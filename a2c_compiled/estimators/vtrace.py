@@ -4,6 +4,7 @@ from typing import Optional, Union
 
 from torch import Tensor
 
+from a2c_compiled._coefficients import POSITIVE
 from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.functional import ValueEstimate, standardize, vtrace_advantage_estimate
 
@@ -34,10 +35,8 @@ class VTrace(ValueEstimator):
         differentiable: bool = False,
     ) -> None:
         super().__init__(gamma, differentiable, time_dim)
-        for name, threshold in (("rho_thresh", rho_thresh), ("c_thresh", c_thresh)):
-            self.register_coefficient(name, threshold)
-            if not isinstance(threshold, Tensor) and not threshold > 0.0:
-                raise ValueError(f"{name}: expected a positive number, got {threshold}")
+        self.register_coefficient("rho_thresh", rho_thresh, POSITIVE)
+        self.register_coefficient("c_thresh", c_thresh, POSITIVE)
         self.average_adv = average_adv
 
     def forward(

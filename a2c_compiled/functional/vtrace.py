@@ -63,7 +63,8 @@ def vtrace_advantage_estimate(
     dim = time_dimension(reward, time_dim)
     gamma_ = coefficient("gamma", gamma, reward)
     no_bootstrap = done if terminated is None else terminated
-    ratio = (widen(log_pi) - widen(log_mu)).exp()
+    # Beyond, float32 overflows, and the clip below would send a zero times infinity back.
+    ratio = (widen(log_pi) - widen(log_mu)).clamp_max(80.0).exp()
     rho = ratio.clamp_max(coefficient("rho_thresh", rho_thresh, reward))
     c = ratio.clamp_max(coefficient("c_thresh", c_thresh, reward))
     value, next_value, reward_ = widen(state_value), widen(next_state_value), widen(reward)

@@ -54,7 +54,7 @@ def a2c_loss(
         value_target: :math:`G`, the return.
         state_value: :math:`V_\text{old}`, of the critic when the data was made; needed with ``clip_value``.
         entropy_coef, critic_coef: 0-d tensors; None is 1.
-        clip_value: 0-d tensor; None clips nothing.
+        clip_value: 0-d tensor; None or 0 clips nothing.
         loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         mask: bool, true where a step counts. The mean is over those steps; unreduced losses are 0 elsewhere. What is masked out is
@@ -90,7 +90,7 @@ def a2c_loss(
         if value_target is None:
             raise ValueError("value_target: expected the return that the critic learns, got None")
         _check_shape("value_target", value_target, log_prob)
-        _check_shape("the critic's value", new_state_value, log_prob)
+        _check_shape("new_state_value", new_state_value, log_prob)
         new_state_value, value_target = _counted(new_state_value, mask), _counted(value_target, mask)
         distance = critic_distance(value_target, new_state_value, loss_critic_type)
         if clip_value is not None:
@@ -100,6 +100,7 @@ def a2c_loss(
             state_value = _counted(state_value, mask)
             step = new_state_value - state_value
             limit = clip_value.to(step.dtype)
+            limit = limit.masked_fill(limit == 0, float("inf"))  # 0 switches clipping off, also where it is assigned later
             clipped_step = step.clamp(-limit, limit)
             value_clip_fraction = _mean((step != clipped_step).to(step.dtype), mask)
             clipped = critic_distance(value_target, state_value + clipped_step, loss_critic_type)

@@ -10,6 +10,8 @@ def concatenate(observation: Tensor, next_observation: Tensor) -> Tensor:
     """Both one after the other; tuples part by part."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
+            if not isinstance(next_observation, tuple) or len(next_observation) != len(observation):
+                raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors, as observation is")
             pairs = zip(observation, next_observation, strict=True)
             return tuple(concatenate(*pair) for pair in pairs)
     if observation.shape != next_observation.shape:

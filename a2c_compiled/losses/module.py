@@ -6,12 +6,13 @@ from typing import Any, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled.distributions import Distribution
-from a2c_compiled.estimators import ValueEstimator, make_value_estimator
+from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
 from a2c_compiled.functional import ValueEstimate
+from a2c_compiled.functional.arguments import widen
 from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask
 from a2c_compiled.losses.held_out import detaching
 from a2c_compiled.losses.inputs import concatenate, finite, like, optional_finite, optional_like
@@ -34,7 +35,7 @@ class A2CLoss(CoefficientModule):
         distribution: of the actions, one of :mod:`a2c_compiled.distributions`.
         value_estimator: for advantages computed inside: whatever :func:`~a2c_compiled.estimators.make_value_estimator` takes, None for
             GAE with gamma 0.99 and lmbda 0.95.
-        entropy_coef: weight of the entropy bonus; 0 drops both entropy outputs.
+        entropy_coef: weight of the entropy bonus; 0 drops both entropy outputs, for good: to raise it from nothing, start just above 0.
         critic_coef: weight of the critic loss; None drops it with what it needs.
         loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"``.
         entropy_bonus: False drops both entropy outputs.
@@ -98,13 +99,13 @@ class A2CLoss(CoefficientModule):
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
         self.samples_mc_entropy = samples_mc_entropy
-        self.entropy_bonus = bool(entropy_bonus and entropy_coef)
         self.separate_losses = separate_losses
-        self.register_coefficient("entropy_coef", entropy_coef)
-        self.register_coefficient("critic_coef", critic_coef, optional=True)
-        self.register_coefficient("clip_value", _checked_clip_value(clip_value), optional=True)
+        self.register_coefficient("entropy_coef", entropy_coef, scalar=True)
+        self.register_coefficient("critic_coef", critic_coef, optional=True, scalar=True)
+        self.register_coefficient("clip_value", _checked_clip_value(clip_value), NOT_NEGATIVE, optional=True, scalar=True)
+        self.entropy_bonus = bool(entropy_bonus and self.entropy_coef != 0)
+        self._move_coefficients()
         self.make_value_estimator(value_estimator)
-        self.to(next((parameter.device for parameter in self.parameters()), None))
         self._dropped = []
         actors = {id(parameter) for parameter in self.actor_network.parameters()}
         shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actors}
@@ -112,10 +113,17 @@ class A2CLoss(CoefficientModule):
             place for place, name in parameter_places(self.critic_network).items() if separate_losses and name in shared
         ]
 
+    def _move_coefficients(self) -> None:
+        """To the device of the actor network, leaving the networks where they are."""
+        device = next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
+        if device.type != "meta":
+            for name, coefficient in self._buffers.items():
+                self._buffers[name] = None if coefficient is None else coefficient.to(device)
+            self.distribution.to(device)
+
     def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> "A2CLoss":
         """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
-        estimator = make_value_estimator(value_type, **hyperparams)
-        self.value_estimator = _checked("value_estimator", estimator, ValueEstimator).to(self.entropy_coef.device)
+        self.value_estimator = make_value_estimator(value_type, **hyperparams).to(self.entropy_coef.device)
         return self
 
     @property
@@ -166,7 +174,7 @@ class A2CLoss(CoefficientModule):
             terminated: bool, the same: it ended; None for ``done``.
             advantage, value_target: ``[*B]`` or ``[*B, 1]``; ``value_target`` is needed for the critic loss.
             state_value: value of the critic when the data was made, for ``clip_value``. None, with the advantage computed here, is the
-                critic's present value.
+                critic's present value, as in TorchRL, and then nothing is ever clipped.
             sample_log_prob: log-probability of the action when it was taken, for V-trace.
             mask: bool, ``[*B]`` or ``[*B, 1]``: which steps count; None for all. The others keep their place in the value estimator's
                 trace; what is NaN or infinite in them is read as 0.
@@ -178,6 +186,8 @@ class A2CLoss(CoefficientModule):
             ValueError: a tensor is missing or its shape is wrong, or ``action`` requires grad; the message names it.
             TypeError: a dtype is wrong.
         """
+        if not isinstance(action, Tensor):
+            raise TypeError(f"action: expected a tensor, got {type(action)}")
         if action.requires_grad:
             raise ValueError("action: expected a tensor that does not require grad, got one that does")
         if mask is not None:
@@ -186,7 +196,7 @@ class A2CLoss(CoefficientModule):
             reward = optional_finite("reward", reward, mask)
             next_observation = optional_finite("next_observation", next_observation, mask)
             sample_log_prob = optional_finite("sample_log_prob", sample_log_prob, mask)
-        params = self.actor_network(observation)
+        params = widen(self.actor_network(observation))
         log_prob = self.distribution.log_prob(params, action)
 
         unwanted = "loss_critic" in self._dropped and (self.clip_value is None or "value_clip_fraction" in self._dropped)
@@ -206,6 +216,11 @@ class A2CLoss(CoefficientModule):
                 state_value = new_state_value.detach()
         elif with_critic:
             new_state_value = self._value(observation)
+            if like(new_state_value, log_prob).shape != log_prob.shape:
+                raise ValueError(
+                    f"critic_network: expected values of the shape of the actions, {list(log_prob.shape)}, with or without a last"
+                    f" dimension of 1, got {list(new_state_value.shape)}"
+                )
 
         entropy: Optional[Tensor] = None
         if self.entropy_bonus and not ("entropy" in self._dropped and "loss_entropy" in self._dropped):
@@ -247,6 +262,11 @@ class A2CLoss(CoefficientModule):
             raise ValueError(
                 f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
                 f" got shape {list(reward.shape)}"
+            )
+        if like(values.narrow(0, 0, steps), reward).shape != reward.shape:
+            raise ValueError(
+                f"critic_network: expected values of the shape of reward, {list(reward.shape)}, with or without a last dimension of 1,"
+                f" got {[steps] + list(values.shape[1:])}"
             )
         return values.narrow(0, 0, steps), values.narrow(0, steps, steps)
 

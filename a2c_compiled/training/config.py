@@ -1,4 +1,4 @@
-"""What a training run is made of; needs nothing but Python, so that the command line can always describe it."""
+"""What a training run is made of; imports no environments, so that the command line can always describe it."""
 
 from dataclasses import dataclass
 from typing import Optional, Tuple
@@ -25,6 +25,7 @@ class TrainConfig:
         average_gae: standardise advantages over each rollout.
         hidden: widths of the hidden layers.
         compile: compile the update; False runs it eagerly.
+        device: of networks and updates: ``auto`` (a GPU where there is one), or as torch names it.
 
     Raises:
         ValueError: a number of something is less than 1.
@@ -46,6 +47,7 @@ class TrainConfig:
     average_gae: bool = False
     hidden: Tuple[int, ...] = (64, 64)
     compile: bool = True
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "num_steps", "total_steps"):

@@ -1,11 +1,11 @@
 """One A2C update as one pure function, and the object that applies it."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.optimizers import FunctionalOptimizer, Slots
@@ -38,6 +38,8 @@ class TrainStep(CoefficientModule):
     >>> metrics = step(rollout)
 
     Calling it updates the parameters that ``loss`` holds. ``step.lr = 3e-4`` changes the learning rate without compiling again.
+    Eagerly, torch's optimizers read the learning rate on the host, which waits for a GPU; compiled, nothing does.
+
     ``state_dict`` holds parameters, coefficients, optimizer state and learning rate under the names that they have in the loss.
 
     Args:
@@ -55,6 +57,7 @@ class TrainStep(CoefficientModule):
     """
 
     lr: Tensor
+    step_count: Tensor
 
     def __init__(
         self,
@@ -71,9 +74,7 @@ class TrainStep(CoefficientModule):
             raise TypeError(f"loss: expected an A2CLoss, got {type(loss).__name__}")
         if loss.reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', which give scalars, got 'none'")
-        self.register_coefficient("lr", lr)
-        if not lr >= 0:
-            raise ValueError(f"lr: expected a number from 0 up, got {lr}")
+        self.register_coefficient("lr", lr, NOT_NEGATIVE, scalar=True)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm: expected a positive number or None, got {max_grad_norm}")
         self.loss = loss
@@ -89,9 +90,25 @@ class TrainStep(CoefficientModule):
         for slot, tensors in self.optimizer.init(params).items():
             for name, tensor in zip(self.parameter_names, tensors, strict=True):
                 _add_buffer(self.optimizer_state, f"{slot}.{name}", tensor)
-        _add_buffer(self.optimizer_state, "step", torch.zeros((), device=params[0].device))
-        self.to(params[0].device)
-        self._run = torch.compile(self._update, fullgraph=True, dynamic=dynamic) if compile else self._update
+        # Counts in float32, as torch does, and as a coefficient keeps its dtype: bfloat16 cannot count beyond 256.
+        self.register_buffer("step_count", torch.zeros(()))
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else buffer.to(params[0].device)
+        self._compiles, self._dynamic = compile, dynamic
+        self._run = self._make_run()
+
+    def _make_run(self) -> Callable[["TrainStep", Rollout], TrainMetrics]:
+        if not self._compiles:
+            return TrainStep._update
+        return torch.compile(TrainStep._update, fullgraph=True, dynamic=self._dynamic)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """Without the compiled function, which neither copies nor pickles; the copy compiles its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_run"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = self._make_run()
 
     def pure(self, state: TrainState, rollout: Rollout, lr: Tensor) -> Tuple[TrainState, TrainMetrics]:
         """The update as a function: the new state and the metrics, nothing written in place.
@@ -113,16 +130,21 @@ class TrainStep(CoefficientModule):
             inputs = (rollout.observation, rollout.action)
             losses = torch.func.functional_call(self.loss, placed, inputs, arguments, tie_weights=False)
             parts = [losses.loss_objective, losses.loss_critic, losses.loss_entropy]
-            total = sum(part for part in parts if part is not None)
-        derivatives = torch.autograd.grad(total, state.params, allow_unused=True, materialize_grads=True)
-        grads = [derivative.detach() for derivative in derivatives]
+            present = [part for part in parts if part is not None]
+            if not present:
+                raise ValueError("loss: expected out_keys with a loss_* among them, got none to minimise")
+            total = sum(present[1:], present[0])
+        derivatives = torch.autograd.grad(total, state.params, allow_unused=True)
+        # As in torch.optim, a parameter that the loss does not depend on is left alone, weight decay included.
+        used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
+        grads = [derivative.detach() for derivative in derivatives if derivative is not None]
         grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
         if self.max_grad_norm is not None:
             # As torch.nn.utils.clip_grad_norm_ does it.
             scale = (self.max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0)
             grads = [grad * scale for grad in grads]
         with torch.no_grad():
-            new_state = TrainState(*self.optimizer.update(state.params, grads, state.slots, state.step, lr))
+            new_state = self._optimized(state, used, grads, lr)
         return new_state, TrainMetrics(
             _detached(losses.loss_objective),
             _detached(losses.loss_critic),
@@ -132,23 +154,39 @@ class TrainStep(CoefficientModule):
             grad_norm,
         )
 
+    def _optimized(self, state: TrainState, used: List[int], grads: List[Tensor], lr: Tensor) -> TrainState:
+        chosen = {slot: [tensors[i] for i in used] for slot, tensors in state.slots.items()}
+        updated, new, step = self.optimizer.update([state.params[i] for i in used], grads, chosen, state.step, lr)
+        params, slots = list(state.params), {slot: list(tensors) for slot, tensors in state.slots.items()}
+        for position, i in enumerate(used):
+            params[i] = updated[position]
+            for slot in slots:
+                slots[slot][i] = new[slot][position]
+        return TrainState(params, slots, step)
+
     def state(self) -> TrainState:
         """The tensors that the step holds, themselves."""
         slots = {slot: [self._slot(slot, name) for name in self.parameter_names] for slot in self.optimizer.slots}
-        return TrainState(self._params(), slots, self.optimizer_state.get_buffer("step"))
+        return TrainState(self._params(), slots, self.step_count)
 
     def forward(self, rollout: Rollout) -> TrainMetrics:
         """Update the parameters from ``rollout``; the metrics are detached scalars."""
+        if not isinstance(rollout, Rollout):
+            raise TypeError(f"rollout: expected a Rollout, got {type(rollout).__name__}")
         # Lets torch.autograd.grad be traced; the graph stays one.
         with torch._dynamo.config.patch(trace_autograd_ops=True):
-            return self._run(rollout)
+            metrics = self._run(self, rollout)
+        if torch.is_autocast_enabled(rollout.reward.device.type):
+            torch.clear_autocast_cache()  # it holds the parameters as they were
+        return metrics
 
     def _update(self, rollout: Rollout) -> TrainMetrics:
         state = self.state()
         new_state, metrics = self.pure(state, rollout, self.lr)
         with torch.no_grad():
             for old, new in zip(_tensors(state), _tensors(new_state), strict=True):
-                old.copy_(new)
+                if new is not old:
+                    old.copy_(new)
         return metrics
 
     def _params(self) -> List[Tensor]:

@@ -52,7 +52,7 @@ def make_loss(config: TrainConfig) -> A2CLoss:
     actor, critic, distribution = make_networks(envs, config.hidden)
     envs.close()
     estimator = GAE(config.gamma, config.lmbda, average_gae=config.average_gae)
-    return A2CLoss(
+    loss = A2CLoss(
         actor,
         critic,
         distribution,
@@ -61,6 +61,8 @@ def make_loss(config: TrainConfig) -> A2CLoss:
         critic_coef=config.critic_coef,
         loss_critic_type="l2",
     )
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return loss.to(automatic if config.device == "auto" else config.device)
 
 
 def train(config: TrainConfig, progress: bool = True) -> TrainResult:
