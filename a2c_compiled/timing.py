@@ -21,7 +21,7 @@ def time_call(function: Callable[[], object], samples: int = 30, sample_seconds:
     while (seconds := _sample(function, calls)) < sample_seconds:
         calls = max(calls + 1, int(calls * min(10.0, 1.2 * sample_seconds / max(seconds, 1e-9))))
     times: List[float] = [_sample(function, calls) / calls for _ in range(samples)]
-    low, _, _, high = statistics.quantiles(times, n=5)
+    low, _, _, high = statistics.quantiles(times, n=5, method="inclusive")
     return Timing(statistics.median(times), low, high)
 
 
