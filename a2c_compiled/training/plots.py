@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from a2c_compiled._files import written_whole
 
 _PANELS = (
-    ("return", "return, mean of 100 episodes"),
+    ("return", "return while exploring, mean of 100 episodes"),
     ("entropy", "entropy of the policy"),
     ("loss_critic", "critic loss"),
     ("grad_norm", "gradient norm"),
@@ -36,7 +36,7 @@ def plot_learning_curves(
         axis.spines[["top", "right"]].set_visible(False)
         if column == "return":
             if goal is not None:
-                axis.axhline(goal, color="black", linestyle=":", linewidth=1, label=f"solved: {goal:g}")
+                axis.axhline(goal, color="black", linestyle=":", linewidth=1, label=f"solved by the greedy policy: {goal:g}")
             axis.set_ylim(bottom=0)
             axis.legend(frameon=False, fontsize=8)
         if column in ("loss_critic", "grad_norm") and any(max(progress[column]) > 0 for progress in recorded.values()):
