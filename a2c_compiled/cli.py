@@ -134,6 +134,9 @@ def _train(arguments: argparse.Namespace) -> int:
     print(
         f"greedy return {result.greedy_return:.1f} after {result.steps:,} steps in {result.seconds:.1f} s; run in {arguments.out}/"
     )
+    if result.interrupted:
+        print("a2c-compiled: interrupted; the run holds what was learnt until then", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -148,6 +151,8 @@ def _export(arguments: argparse.Namespace) -> int:
     for report in export_run(loss, config.env, out, arguments.graph, arguments.format, arguments.opset):
         print(report, flush=True)
         passed &= report.passed
+    if (out / "play_policy.py").is_file():
+        print(f"play it with onnxruntime alone: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
     return 0 if passed else 1
 
 

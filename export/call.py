@@ -28,6 +28,8 @@ class Call:
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
         names = list(inspect.signature(module.forward).parameters)
+        if isinstance(example_inputs, Tensor):
+            raise TypeError("example_inputs: expected a mapping of names to tensors or a sequence of tensors, got a tensor")
         if not isinstance(example_inputs, Mapping):
             if len(example_inputs) > len(names):
                 raise ValueError(f"example_inputs: expected at most {len(names)} for {names}, got {len(example_inputs)}")

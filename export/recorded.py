@@ -39,7 +39,12 @@ def record_cases(call: Call, path: Path) -> None:
     for i, first in enumerate(_SIZES):
         sizes = dict(zip(call.axis_names, [*first, *[_FURTHER_SIZE] * len(call.axis_names)], strict=False))
         inputs = call.resized(sizes, generator)
-        outputs, again = call.eager(inputs), call.eager(inputs)
+        try:
+            outputs, again = call.eager(inputs), call.eager(inputs)
+        except Exception as error:
+            raise ValueError(
+                f"dynamic_axes: the module does not run at sizes {sizes}; name those leading dimensions that may vary ({error})"
+            ) from error
         random = {name for name in outputs if not _same(outputs[name], again[name])}
         arrays |= {f"{i}/inputs/{name}": tensor.cpu().numpy() for name, tensor in inputs.items()}
         for name, tensor in outputs.items():

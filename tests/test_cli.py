@@ -95,7 +95,9 @@ def test_a_trained_run_is_exported_and_verified(trained_run, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models} | {"play_policy.py"}
     assert run("verify", out) == 0
     verified = capsys.readouterr().out
-    assert sorted(verified.splitlines()) == sorted(exported.splitlines())
+    *lines, hint = exported.splitlines()
+    assert sorted(verified.splitlines()) == sorted(lines)
+    assert hint.endswith(f"python {out}/play_policy.py {out}/policy.onnx --env CartPole-v1")
     assert verified.count("equal to eager at 6 shapes") == len(models) == 8
 
 

@@ -817,3 +817,12 @@ def test_cases_of_other_inputs_are_refused_by_onnxruntime(folder):
     altered_cases(folder / "gae.onnx", lambda arrays: {key.replace("/reward", "/rewards"): x for key, x in arrays.items()})
     with pytest.raises(ValueError, match="does not run"):
         export.verify(folder / "gae.onnx")
+
+
+def test_axes_that_may_not_vary_are_named(tmp_path):
+    policy = export.GreedyPolicy(nn.Linear(4, 2), distributions.Categorical(2))
+    with pytest.raises(ValueError, match="dynamic_axes: the module does not run at sizes"):
+        export.export_torchscript(policy, {"observation": torch.randn(8, 4)}, tmp_path / "policy.pt")
+    with pytest.raises(TypeError, match="example_inputs: expected a mapping"):
+        export.export_torchscript(policy, torch.randn(8, 4), tmp_path / "policy.pt")
+    assert not list(tmp_path.iterdir())

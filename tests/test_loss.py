@@ -865,3 +865,18 @@ def test_the_function_names_a_term_of_another_shape(name):
     given = {**terms(), "clip_value": torch.tensor(0.2), "mask": some_mask()}
     with pytest.raises(ValueError, match=rf"^{name}: expected the shape of log_prob, \[4, 5\], got \[4, 4\]"):
         a2c_loss(**{**given, name: given[name][:, :4]})
+
+
+@pytest.mark.parametrize("name", ["entropy_coeff", "critic_coeff"])
+def test_torchrls_spelling_of_a_coefficient_is_refused(name):
+    with pytest.raises(AttributeError, match=f"{name}: spelt {name[:-1]} here"):
+        setattr(make_loss(), name, 0.5)
+
+
+def test_float64_rewards_leave_the_losses_in_the_networks_precision():
+    loss, steps = make_loss(), make_loss_steps()
+    exact = loss(**of(steps, *INSIDE))
+    given = of(steps, *INSIDE)
+    losses = loss(**{**given, "reward": given["reward"].double()})
+    assert all(value.dtype == torch.float32 for value in losses if value is not None)
+    assert_same(losses_of(losses), losses_of(exact), 1e-6)

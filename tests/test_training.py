@@ -722,3 +722,19 @@ def test_drawing_leaves_the_callers_backend_alone():
 
     importlib.reload(plots)
     assert matplotlib.rcParams._get("backend") == before
+
+
+def test_an_interrupted_training_returns_what_was_learnt(monkeypatch):
+    collect, calls = RolloutCollector.collect, []
+
+    def third_time_interrupted(self):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return collect(self)
+
+    monkeypatch.setattr(RolloutCollector, "collect", third_time_interrupted)
+    result = train(TrainConfig(num_envs=4, num_steps=5, total_steps=200, hidden=(8,), compile=False), progress=False)
+    assert result.interrupted
+    assert result.steps == 40
+    assert len(result.history) == 2

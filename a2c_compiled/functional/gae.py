@@ -30,7 +30,8 @@ def generalized_advantage_estimate(
         lmbda: weight of the longer returns: 0 is TD(0), 1 the Monte-Carlo return less the value.
         state_value: :math:`V(s_t)`.
         next_state_value: :math:`V(s_{t+1})`, of the real next observation also where an episode was truncated.
-        reward, done, terminated, time_dim: as everywhere here (see the module's text).
+        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
+        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
 
     Returns:
         advantage :math:`A` and value_target :math:`A + V`.

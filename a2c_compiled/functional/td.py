@@ -66,7 +66,8 @@ def td_lambda_return_estimate(
         rolling_gamma: with a per-step ``gamma`` or ``lmbda``, whether each entry belongs to its own step (True, and
             what None means), or the entry of step ``t`` holds for the whole trajectory from ``t`` on (False; costs
             O(T²) time and memory).
-        reward, done, terminated, time_dim: as everywhere here (see the module's text).
+        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
+        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
 
     Raises:
         ValueError: also where ``rolling_gamma`` is False and neither ``gamma`` nor ``lmbda`` has an entry per step.

@@ -47,7 +47,8 @@ def vtrace_advantage_estimate(
         state_value, next_state_value: :math:`V(s_t)` and :math:`V(s_{t+1})`.
         rho_thresh: :math:`\bar\rho`; decides which value function is the fixed point.
         c_thresh: :math:`\bar c`; trades variance for speed of convergence.
-        reward, done, terminated, time_dim: as everywhere here (see the module's text).
+        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
+        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
 
     Returns:
         advantage :math:`A` and value_target :math:`v`.

@@ -113,6 +113,11 @@ class A2CLoss(CoefficientModule):
             place for place, name in parameter_places(self.critic_network).items() if separate_losses and name in shared
         ]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("entropy_coeff", "critic_coeff"):
+            raise AttributeError(f"{name}: spelt {name[:-1]} here")
+        super().__setattr__(name, value)
+
     def _move_coefficients(self) -> None:
         """To the device of the actor network, leaving the networks where they are."""
         device = next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
@@ -281,8 +286,10 @@ class A2CLoss(CoefficientModule):
         sample_log_prob: Optional[Tensor],
     ) -> ValueEstimate:
         """Advantage and value target, with no gradient to either network."""
-        value = like(state_value.detach(), reward).to(reward.dtype)
-        next_value = like(next_state_value.detach(), reward).to(reward.dtype)
+        # In the networks' precision: environments hand over float64 rewards.
+        value, next_value = widen(like(state_value.detach(), reward)), widen(like(next_state_value.detach(), reward))
+        if reward.is_floating_point():
+            reward = reward.to(value.dtype)
         if self.value_estimator.needs_log_prob:
             if sample_log_prob is None:
                 raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
@@ -324,7 +331,7 @@ def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[
 
 def _checked(name: str, module: Any, kind: Type[ModuleKind]) -> ModuleKind:
     if not isinstance(module, kind):
-        raise TypeError(f"{name}: expected a {kind.__module__}.{kind.__qualname__}, got {type(module).__name__}")
+        raise TypeError(f"{name}: expected a module of the kind {kind.__name__}, got {type(module).__name__}")
     return module
 
 

@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run is made of; every field is an option of ``a2c-compiled train``.
+    """What a training run is made of; every field is an option of ``a2c-compiled train``. The defaults are tuned for CartPole-v1.
 
     Attributes:
         env: name of a gymnasium environment.
@@ -14,7 +14,7 @@ class TrainConfig:
         num_envs: environments side by side.
         num_steps: steps of each between two updates.
         total_steps: steps of all environments together after which training ends unsolved.
-        solved_return: greedy return, mean over 100 episodes, at which training ends; None never asks.
+        solved_return: greedy return, mean over 100 episodes, at which training ends (475 is CartPole-v1's); none never asks.
         lr: learning rate at the start; it falls linearly to a tenth over ``total_steps``.
         gamma: discount.
         lmbda: weight of the longer returns in the advantage.

@@ -144,13 +144,17 @@ class FunctionalOptimizer:
     """
 
     def __init__(self, name: str, **options: Any) -> None:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"optimizer: expected a name, got {type(name).__name__}; with one of your own, compile the loss and step it"
+            )
         if name not in RULES:
             raise ValueError(f"optimizer: expected one of {', '.join(map(repr, RULES))}, got {name!r}")
         self.name = name
         self.rule = RULES[name]
         for option in options:
             if option not in self.rule.defaults:
-                raise TypeError(f"{option}: expected one of {name}'s options {', '.join(self.rule.defaults)}, got this name")
+                raise TypeError(f"{option}: expected one of {name}'s options {', '.join(self.rule.defaults)}, got {option!r}")
         self.options = {**self.rule.defaults, **options}
         _check_options(self.options)
         self.slots = self.rule.slots(self.options)
