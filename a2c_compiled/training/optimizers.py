@@ -151,13 +151,17 @@ class FunctionalOptimizer:
         if name not in RULES:
             raise ValueError(f"optimizer: expected one of {', '.join(map(repr, RULES))}, got {name!r}")
         self.name = name
-        self.rule = RULES[name]
         for option in options:
             if option not in self.rule.defaults:
                 raise TypeError(f"{option}: expected one of {name}'s options {', '.join(self.rule.defaults)}, got {option!r}")
         self.options = {**self.rule.defaults, **options}
         _check_options(self.options)
         self.slots = self.rule.slots(self.options)
+
+    @property
+    def rule(self) -> OptimizerRule:
+        """What updates; looked up, because functions in it do not pickle."""
+        return RULES[self.name]
 
     def init(self, params: List[Tensor]) -> Slots:
         """The state before the first step."""
