@@ -67,6 +67,16 @@ EMPTY_LAYOUTS = tuple(
 ENDS = ("some", "none", "all_done", "all_terminated")
 
 
+# Of [steps, rows]: what a tensor may be in memory.
+VIEWS = [
+    pytest.param(lambda x: x.t(), id="transposed"),
+    pytest.param(lambda x: x[::2], id="every_other_step"),
+    pytest.param(lambda x: x[:, 1::3], id="every_third_row"),
+    pytest.param(lambda x: x[:, :1].expand(-1, 4), id="expanded_rows"),
+    pytest.param(lambda x: x[:1].expand(40, -1), id="expanded_steps"),
+]
+
+
 class Steps(NamedTuple):
     """One entry per step of everything that a function may ask for; field names are argument names."""
 

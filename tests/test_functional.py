@@ -8,6 +8,7 @@ from cases import (
     ENDS,
     FUNCTIONS,
     LAYOUTS,
+    VIEWS,
     argument_names,
     call_arguments,
     evaluate,
@@ -91,11 +92,7 @@ def test_terminated_missing_means_done(name):
 @pytest.mark.parametrize(
     "view",
     [
-        pytest.param(lambda x: x.t(), id="transposed"),
-        pytest.param(lambda x: x[::2], id="every_other_step"),
-        pytest.param(lambda x: x[:, 1::3], id="every_third_row"),
-        pytest.param(lambda x: x[:, :1].expand(-1, 4), id="expanded_rows"),
-        pytest.param(lambda x: x[:1].expand(40, -1), id="expanded_steps"),
+        *VIEWS,
         pytest.param(lambda x: x.unsqueeze(-1).transpose(0, 1).contiguous().transpose(0, 1), id="channels_moved"),
     ],
 )

@@ -3,7 +3,7 @@
 import oracle
 import pytest
 import torch
-from cases import LAYOUTS, evaluate, make_steps, per_step, run_without_the_library
+from cases import LAYOUTS, VIEWS, evaluate, make_steps, per_step, run_without_the_library
 from tolerances import assert_close
 
 from a2c_compiled.ops import linear_scan
@@ -42,13 +42,7 @@ def test_equals_its_definition_in_every_layout_and_dtype(shape, time_dim, dtype,
 @DIRECTIONS
 @pytest.mark.parametrize(
     "view",
-    [
-        pytest.param(lambda x: x.t(), id="transposed"),
-        pytest.param(lambda x: x[::2], id="every_other_step"),
-        pytest.param(lambda x: x[:, 1::3], id="every_third_row"),
-        pytest.param(lambda x: x[:, :1].expand(-1, 4), id="expanded_rows"),
-        pytest.param(lambda x: x[:1].expand(40, -1), id="expanded_steps"),
-    ],
+    VIEWS,
 )
 def test_equals_its_definition_on_views(view, reverse):
     arguments = make_arguments((80, 40), reverse=reverse)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution, check_action_shape, positive_int
-from a2c_compiled.functional.arguments import widen
 
 
 class Categorical(Distribution):

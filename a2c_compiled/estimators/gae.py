@@ -5,9 +5,10 @@ from typing import Optional, Union
 from torch import Tensor
 
 from a2c_compiled._coefficients import UNIT
+from a2c_compiled._precision import widen
 from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.functional import ValueEstimate, generalized_advantage_estimate, standardize
-from a2c_compiled.functional.arguments import check_steps, coefficient, widen
+from a2c_compiled.functional.arguments import check_steps, coefficient
 
 
 class GAE(ValueEstimator):

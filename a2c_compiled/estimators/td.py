@@ -5,6 +5,7 @@ from typing import Optional, Union
 from torch import Tensor
 
 from a2c_compiled._coefficients import UNIT
+from a2c_compiled._precision import widen
 from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.functional import (
     ValueEstimate,
@@ -13,7 +14,7 @@ from a2c_compiled.functional import (
     td1_return_estimate,
     td_lambda_return_estimate,
 )
-from a2c_compiled.functional.arguments import check_steps, widen
+from a2c_compiled.functional.arguments import check_steps
 
 
 class TDEstimator(ValueEstimator):

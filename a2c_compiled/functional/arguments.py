@@ -8,6 +8,8 @@ from typing import Dict, List, Optional, Union
 import torch
 from torch import Tensor
 
+from a2c_compiled._precision import working_dtype
+
 Coefficient = Union[Tensor, float, int]
 """A discount, trace decay or threshold: a number, a one-element tensor, or a tensor that broadcasts to the data."""
 
@@ -81,15 +83,6 @@ def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:
     if not isinstance(value, Tensor):
         return False
     return value.dim() == like.dim() and value.size(dim) == like.size(dim)
-
-
-def working_dtype(tensor: Tensor) -> torch.dtype:
-    """float32 for the half-precision types, whose sums over time would lose what they add; otherwise the tensor's own."""
-    return torch.float32 if tensor.dtype == torch.float16 or tensor.dtype == torch.bfloat16 else tensor.dtype
-
-
-def widen(tensor: Tensor) -> Tensor:
-    return tensor.to(working_dtype(tensor))
 
 
 def last_step(tensor: Tensor, dim: int) -> Tensor:

@@ -4,7 +4,8 @@ from typing import Optional
 
 from torch import Tensor
 
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, time_dimension, widen
+from a2c_compiled._precision import widen
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, time_dimension
 from a2c_compiled.functional.results import ValueEstimate
 from a2c_compiled.ops import linear_scan
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from a2c_compiled.functional.arguments import widen
+from a2c_compiled._precision import widen
 
 
 def standardize(x: Tensor, eps: float) -> Tensor:

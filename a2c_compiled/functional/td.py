@@ -5,15 +5,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from a2c_compiled.functional.arguments import (
-    Coefficient,
-    check_steps,
-    coefficient,
-    is_per_step,
-    last_step,
-    time_dimension,
-    widen,
-)
+from a2c_compiled._precision import widen
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, is_per_step, last_step, time_dimension
 from a2c_compiled.ops import linear_scan
 
 

@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from a2c_compiled._precision import widen
 from a2c_compiled.kernels import torch_scan
 
 try:
@@ -19,8 +20,7 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     if _cpu is None:
         _warn_once()
         return torch_scan.linear_scan(x, decay, dim, reverse)
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    x_, decay_ = (x.float(), decay.float()) if half else (x, decay)
+    x_, decay_ = widen(x), widen(decay)
     y = torch.empty_like(x_)
     _cpu.linear_scan(
         x.shape,
@@ -34,7 +34,7 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
         y.data_ptr(),
         y.stride(),
     )
-    return y.to(x.dtype) if half else y
+    return y.to(x.dtype)
 
 
 @functools.cache

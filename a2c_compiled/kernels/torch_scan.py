@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from a2c_compiled._precision import widen
+
 # Up to this many steps one fused multiply-add per step is faster than log2(T) passes over all the data.
 _LONGEST_LOOP = 32
 
@@ -11,9 +13,7 @@ _LONGEST_LOOP = 32
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     """``y[t] = x[t] + decay[t] * y[t+1]`` (``y[t-1]`` if not ``reverse``), where a zero decay cuts: NaN does not pass it."""
     scan = _loop if x.size(dim) <= _LONGEST_LOOP else _doubling
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return scan(x.float(), decay.float(), dim, reverse).to(x.dtype)
-    return scan(x, decay, dim, reverse)
+    return scan(widen(x), widen(decay), dim, reverse).to(x.dtype)
 
 
 def _loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:

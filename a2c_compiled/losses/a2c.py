@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from a2c_compiled.functional.arguments import widen
+from a2c_compiled._precision import widen
 
 
 class A2CLosses(NamedTuple):

@@ -61,3 +61,12 @@ def like(tensor: Tensor, reference: Tensor) -> Tensor:
 def optional_like(tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
     """:func:`like`, and None for None."""
     return None if tensor is None else like(tensor, reference)
+
+
+def check_values(values: Tensor, reference: Tensor, whose: str) -> None:
+    """Raise ValueError unless the critic's values have the shape of ``reference`` (that of ``whose``), give or take a last 1."""
+    if like(values, reference).shape != reference.shape:
+        raise ValueError(
+            f"critic_network: expected values of the shape of {whose}, {list(reference.shape)}, with or without a last dimension of 1,"
+            f" got {list(values.shape)}"
+        )

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule
 from a2c_compiled._parameters import parameter_places
+from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
 from a2c_compiled.functional import ValueEstimate
-from a2c_compiled.functional.arguments import widen
 from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask
 from a2c_compiled.losses.held_out import detaching
-from a2c_compiled.losses.inputs import concatenate, finite, like, optional_finite, optional_like
+from a2c_compiled.losses.inputs import check_values, concatenate, finite, like, optional_finite, optional_like
 
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
@@ -221,11 +221,7 @@ class A2CLoss(CoefficientModule):
                 state_value = new_state_value.detach()
         elif with_critic:
             new_state_value = self._value(observation)
-            if like(new_state_value, log_prob).shape != log_prob.shape:
-                raise ValueError(
-                    f"critic_network: expected values of the shape of the actions, {list(log_prob.shape)}, with or without a last"
-                    f" dimension of 1, got {list(new_state_value.shape)}"
-                )
+            check_values(new_state_value, log_prob, "the actions")
 
         entropy: Optional[Tensor] = None
         if self.entropy_bonus and not ("entropy" in self._dropped and "loss_entropy" in self._dropped):
@@ -268,11 +264,7 @@ class A2CLoss(CoefficientModule):
                 f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
                 f" got shape {list(reward.shape)}"
             )
-        if like(values.narrow(0, 0, steps), reward).shape != reward.shape:
-            raise ValueError(
-                f"critic_network: expected values of the shape of reward, {list(reward.shape)}, with or without a last dimension of 1,"
-                f" got {[steps] + list(values.shape[1:])}"
-            )
+        check_values(values.narrow(0, 0, steps), reward, "reward")
         return values.narrow(0, 0, steps), values.narrow(0, steps, steps)
 
     def _estimate(

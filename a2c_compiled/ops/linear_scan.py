@@ -10,6 +10,7 @@ from typing import Any, List
 import torch
 from torch import Tensor
 
+from a2c_compiled._precision import widen
 from a2c_compiled.kernels import cpu_scan, torch_scan
 
 _library = torch.library.Library("a2c_compiled", "DEF")  # lives as long as the module: its end would unregister the operator
@@ -91,9 +92,8 @@ def _scripted_loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     """The definition in TorchScript, which then loads where no operator of this library is registered."""
     if x.size(dim) == 0:
         return x.clone()
-    wide = torch.float32 if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x.dtype
-    x_steps = x.to(wide).unbind(dim)
-    decay_steps = decay.to(wide).unbind(dim)
+    x_steps = widen(x).unbind(dim)
+    decay_steps = widen(decay).unbind(dim)
     y = torch.zeros_like(x_steps[0])
     steps: List[Tensor] = []
     for i in range(len(x_steps)):
