@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode, named_outputs
 from a2c_compiled.export.onnx_float64 import TRANSLATIONS
-from a2c_compiled.export.onnx_scan import linear_scan
+from a2c_compiled.export.onnx_scan import SCANS
 from a2c_compiled.export.recorded import record_cases
 
 OLDEST_OPSET = 18
@@ -69,7 +69,7 @@ def export_onnx(
                 output_names=names,
                 opset_version=opset,
                 dynamic_shapes=(shapes,),
-                custom_translation_table={**TRANSLATIONS, torch.ops.a2c_compiled.linear_scan.default: linear_scan},
+                custom_translation_table={**TRANSLATIONS, **SCANS},
                 dynamo=True,
                 verbose=False,
                 external_data=False,

@@ -1,7 +1,7 @@
 """The primitive in ONNX: the operator ``Scan`` around one step of the recurrence.
 
 onnxscript reads the source of the functions that it translates, annotations included, and keeps none of Python around them:
-hence one function per dtype and direction, made by one factory.
+hence one function per direction and dtype, made by one factory each.
 """
 
 # mypy: disable-error-code="type-var, arg-type, no-untyped-def"
@@ -9,12 +9,15 @@ hence one function per dtype and direction, made by one factory.
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from onnxscript import DOUBLE, FLOAT, graph, script
 from onnxscript import opset18 as op
 from onnxscript.values import OnnxFunction
 
+import a2c_compiled.ops  # noqa: F401 - registers the operators
 
-def _time_first_scan(real: Any, direction: int) -> OnnxFunction:
+
+def _in_reverse(real: Any) -> OnnxFunction:
     @script(default_opset=op)
     def linear_scan_time_first(x: real[...], decay: real[...]) -> real[...]:
         @graph()
@@ -27,27 +30,38 @@ def _time_first_scan(real: Any, direction: int) -> OnnxFunction:
 
         nothing = op.Expand(op.CastLike(0.0, x), op.Shape(x, start=1))
         _, y = op.Scan(
-            nothing,
-            x,
-            decay,
-            body=step,
-            num_scan_inputs=2,
-            scan_input_directions=[direction, direction],
-            scan_output_directions=[direction],
+            nothing, x, decay, body=step, num_scan_inputs=2, scan_input_directions=[1, 1], scan_output_directions=[1]
         )
         return y
 
     return linear_scan_time_first
 
 
+def _transposed(real: Any) -> OnnxFunction:
+    @script(default_opset=op)
+    def linear_scan_transposed_time_first(x: real[...], decay: real[...]) -> real[...]:
+        @graph()
+        def step(passed: real[...], x_t: real[...], decay_t: real[...]):
+            zero = op.CastLike(0.0, x_t)
+            y = x_t + passed
+            passed_out = op.Where(decay_t == zero, zero, decay_t * y)
+            return passed_out, y
+
+        nothing = op.Expand(op.CastLike(0.0, x), op.Shape(x, start=1))
+        _, y = op.Scan(nothing, x, decay, body=step, num_scan_inputs=2)
+        return y
+
+    return linear_scan_transposed_time_first
+
+
 _SCANS = {
-    (dtype, reverse): _time_first_scan(real, int(reverse))
+    (dtype, reverse): make(real)
     for dtype, real in ((ir.DataType.FLOAT, FLOAT), (ir.DataType.DOUBLE, DOUBLE))
-    for reverse in (False, True)
+    for reverse, make in ((True, _in_reverse), (False, _transposed))
 }
 
 
-def linear_scan(x: Any, decay: Any, dim: int, reverse: bool) -> Any:
+def linear_scan(x: Any, decay: Any, dim: int, reverse: bool = True) -> Any:
     """Translate ``a2c_compiled::linear_scan``; ``x`` and ``decay`` are values of the graph being built."""
     rank = len(x.shape)
     half = x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -62,3 +76,14 @@ def linear_scan(x: Any, decay: Any, dim: int, reverse: bool) -> Any:
     if axis != 0:
         y = op.Transpose(y, perm=[time_first.index(i) for i in range(rank)])
     return op.CastLike(y, x) if half else y
+
+
+def linear_scan_transposed(x: Any, decay: Any, dim: int) -> Any:
+    """Translate ``a2c_compiled::linear_scan_transposed``."""
+    return linear_scan(x, decay, dim, reverse=False)
+
+
+SCANS = {
+    torch.ops.a2c_compiled.linear_scan.default: linear_scan,
+    torch.ops.a2c_compiled.linear_scan_transposed.default: linear_scan_transposed,
+}

@@ -6,13 +6,12 @@ Nothing here calls the library. Arguments carry the library's names; coefficient
 import torch
 
 
-def linear_scan(x, decay, dim, reverse):
+def linear_scan(x, decay, dim, reverse=True):
+    """``decay[t]`` is the weight between ``t`` and ``t + 1``, in either direction."""
     x, decay = time_first(dim, *torch.broadcast_tensors(wide(x), wide(decay)))
-    y = [None] * len(x)
-    previous = None
-    for t in in_order(len(x), reverse):
-        y[t] = x[t] if previous is None else x[t] + decay[t] * previous
-        previous = y[t]
+    y = list(x)
+    for t in list(in_order(len(x), reverse))[1:]:
+        y[t] = x[t] + (decay[t] * y[t + 1] if reverse else decay[t - 1] * y[t - 1])
     return stack(y, x, dim)
 
 

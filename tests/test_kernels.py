@@ -7,7 +7,7 @@ import torch
 from oracle import linear_scan
 from torch import Tensor
 
-from a2c_compiled.kernels import cpu_scan, torch_scan
+from a2c_compiled.kernels import cpu_scan, forms, torch_scan
 
 # Shapes on both sides of every switch between loops, lanes and tiles.
 SHAPES = [
@@ -31,6 +31,14 @@ SHAPES = [
 ]
 
 
+def in_cpp(x, decay, dim, reverse):
+    form = forms.LINEAR_SCAN if reverse else forms.LINEAR_SCAN_TRANSPOSED
+    return cpu_scan.run(form, (), (x, decay), (), dim)[0]
+
+
+BACKENDS = [pytest.param(in_cpp, id="cpp"), pytest.param(torch_scan.linear_scan, id="torch")]
+
+
 def contiguous(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -47,57 +55,61 @@ def expanded(tensor: Tensor) -> Tensor:
     return tensor[..., :1].expand(tensor.shape)
 
 
-@pytest.mark.parametrize("backend", [cpu_scan, torch_scan], ids=["cpu", "torch"])
+@pytest.mark.parametrize("scan", BACKENDS)
 @pytest.mark.parametrize("reverse", [True, False], ids=["reverse", "forward"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("decay_strides", [contiguous, transposed, sliced, expanded])
 @pytest.mark.parametrize("x_strides", [contiguous, transposed, sliced])
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
-def test_backend_equals_the_loop(backend, reverse, dtype, decay_strides, x_strides, shape, dim):
+def test_backend_equals_the_loop(scan, reverse, dtype, decay_strides, x_strides, shape, dim):
     generator = torch.Generator().manual_seed(0)
     x = x_strides(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
     decay = torch.rand(shape, generator=generator, dtype=torch.float64) * (torch.rand(shape, generator=generator) > 0.1)
     decay = decay_strides(decay.to(dtype))
-    y = backend.linear_scan(x, decay, dim - len(shape), reverse)
+    y = scan(x, decay, dim - len(shape), reverse)
     expected = linear_scan(x.double(), decay.double(), dim, reverse)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
     assert y.dtype == dtype
-    assert y.stride() == torch.empty_like(x).stride()
 
 
-@pytest.mark.parametrize("backend", [cpu_scan, torch_scan], ids=["cpu", "torch"])
+@pytest.mark.parametrize("scan", BACKENDS)
 @pytest.mark.parametrize(("shape", "dim"), [((6, 3), 0), ((3, 6), 1), ((70, 20), 0), ((20, 70), 1), ((70,), 0)], ids=str)
-def test_nothing_passes_a_zero_decay(backend, shape, dim):
+def test_nothing_passes_a_zero_decay(scan, shape, dim):
     x, decay = torch.ones(shape), torch.full(shape, 0.5)
     cut, length = shape[dim] - 3, shape[dim]
     decay.select(dim, cut).fill_(0.0)
     x.narrow(dim, cut + 1, length - cut - 1).fill_(torch.nan)
     decay.narrow(dim, cut + 1, length - cut - 1).fill_(torch.inf)
-    before = backend.linear_scan(x, decay, dim - len(shape), True).narrow(dim, 0, cut + 1)
-    alone = backend.linear_scan(x.narrow(dim, 0, cut + 1), decay.narrow(dim, 0, cut + 1), dim - len(shape), True)
+    before = scan(x, decay, dim - len(shape), True).narrow(dim, 0, cut + 1)
+    alone = scan(x.narrow(dim, 0, cut + 1), decay.narrow(dim, 0, cut + 1), dim - len(shape), True)
     torch.testing.assert_close(before, alone)
 
 
 def test_the_extension_was_built_here():
-    assert cpu_scan._cpu is not None
+    assert cpu_scan.is_available()
 
 
 def test_without_the_extension_plain_torch_serves_with_one_warning(monkeypatch):
-    monkeypatch.setattr(cpu_scan, "_cpu", None)
-    cpu_scan._warn_once.cache_clear()
     x, decay = torch.randn(5, 3), torch.rand(5, 3)
+    expected = torch.ops.a2c_compiled.linear_scan(x, decay, -2)
+    monkeypatch.setattr(cpu_scan, "_extension", None)
+    cpu_scan.warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="not built"):
-        y = cpu_scan.linear_scan(x, decay, -2, True)
-    torch.testing.assert_close(y, torch_scan.linear_scan(x, decay, -2, True))
+        y = torch.ops.a2c_compiled.linear_scan(x, decay, -2)
+    torch.testing.assert_close(y, expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cpu_scan.linear_scan(x, decay, -2, True)
-    cpu_scan._warn_once.cache_clear()
+        torch.ops.a2c_compiled.linear_scan(x, decay, -2)
+    cpu_scan.warn_once.cache_clear()
 
 
 def test_the_extension_refuses_nonsense():
-    with pytest.raises(TypeError, match="10 arguments"):
-        cpu_scan._cpu.linear_scan()
+    with pytest.raises(ValueError, match="bad form"):
+        cpu_scan._extension.run()
+    with pytest.raises(ValueError, match="number of operands"):
+        cpu_scan._extension.run(0, False, 0, torch.zeros(3))
     with pytest.raises(ValueError, match="bad shape or dim"):
-        cpu_scan._cpu.linear_scan((3,), 1, True, False, 0, (1,), 0, (1,), 0, (1,))
+        cpu_scan._extension.run(0, False, 1, *[torch.zeros(3)] * 3)
+    with pytest.raises(ValueError, match="number of dimensions"):
+        cpu_scan._extension.run(0, False, 0, torch.zeros(3, 3), *[torch.zeros(3)] * 2)

@@ -69,8 +69,8 @@ def test_a_zero_decay_cuts_even_nan(function, length, garbage, reverse):
     arguments = make_arguments((length, 3), reverse=reverse)
     cut = length // 2
     arguments["decay"][cut] = 0.0
-    beyond = slice(cut + 1, None) if reverse else slice(None, cut)
-    kept = slice(None, cut + 1) if reverse else slice(cut, None)
+    before, after = slice(None, cut + 1), slice(cut + 1, None)
+    kept, beyond = (before, after) if reverse else (after, before)
 
     def run(**tensors):
         return function(**tensors)[kept]
@@ -108,7 +108,7 @@ def test_gradients_stop_where_none_is_asked_for():
 def test_operator_passes_opcheck(shape, dim, requires_grad, reverse):
     arguments = make_arguments(shape, dim, reverse)
     tensors = (arguments["x"].requires_grad_(requires_grad), arguments["decay"].requires_grad_(requires_grad))
-    outcome = torch.library.opcheck(torch.ops.a2c_compiled.linear_scan.default, (*tensors, dim, reverse))
+    outcome = torch.library.opcheck(torch.ops.a2c_compiled.linear_scan.default, (*tensors, dim))
     assert set(outcome.values()) == {"SUCCESS"}
 
 
@@ -128,9 +128,9 @@ def test_operator_passes_opcheck(shape, dim, requires_grad, reverse):
 def test_fake_operator_has_the_strides_of_the_real_one(view, length, dtype):
     arguments = make_arguments((length, 6), dtype=dtype)
     x, decay = view(arguments["x"]), view(arguments["decay"])
-    real = torch.ops.a2c_compiled.linear_scan(x, decay, -2, True)
+    real = torch.ops.a2c_compiled.linear_scan(x, decay, -2)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = torch.ops.a2c_compiled.linear_scan(mode.from_tensor(x), mode.from_tensor(decay), -2, True)
+        fake = torch.ops.a2c_compiled.linear_scan(mode.from_tensor(x), mode.from_tensor(decay), -2)
     assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
 
 
@@ -223,7 +223,7 @@ def test_compiles_whole_around_vmap():
 
 class Scan(torch.nn.Module):
     def forward(self, x: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
-        return scriptable_linear_scan(x, decay, -2, True)
+        return scriptable_linear_scan(x, decay, -2)
 
 
 def test_exports_as_one_operator_with_dynamic_shapes():
@@ -249,7 +249,7 @@ def test_scripted_equals_its_definition(shape, dim, dtype, reverse):
 def test_scripted_loads_where_the_library_is_absent(tmp_path):
     arguments = make_arguments((6, 3))
     x, decay = arguments["x"].requires_grad_(), arguments["decay"].requires_grad_()
-    expected = linear_scan(x, decay, -2, True)
+    expected = linear_scan(x, decay, -2)
     gradients = torch.autograd.grad(expected.square().sum(), (x, decay))
     torch.jit.script(Scan()).save(tmp_path / "scan.pt")
     torch.save({"x": x.detach(), "decay": decay.detach(), "y": expected.detach(), "gradients": gradients}, tmp_path / "data.pt")

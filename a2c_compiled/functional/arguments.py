@@ -3,6 +3,7 @@
 Nothing here reads device memory: shapes, dtypes and devices only.
 """
 
+import functools
 from typing import Dict, List, Optional, Union
 
 import torch
@@ -76,6 +77,24 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
             f"{name}: expected a number or a tensor that broadcasts to {list(like.shape)}, got shape {list(value.shape)}"
         )
     return value.to(device=like.device, dtype=dtype)
+
+
+def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
+    """:func:`coefficient` as the fused scans take it: zero-dimensional or of the shape of ``like``.
+
+    A number stays in host memory, where a launch reads it without waiting for the device. Not TorchScript.
+    """
+    # Dynamo and fake tensors want tensors of their own.
+    if isinstance(value, (float, int)) and type(like) is Tensor and not torch.compiler.is_dynamo_compiling():
+        return _number(value, like.dtype)
+    tensor = coefficient(name, value, like)
+    return tensor if tensor.dim() == 0 else tensor.expand_as(like)
+
+
+@functools.lru_cache(maxsize=256)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # or autograd could not save it later
+        return torch.full([], float(value), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:

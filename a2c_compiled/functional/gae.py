@@ -1,13 +1,16 @@
 """Generalized advantage estimation."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
+import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, time_dimension
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
+from a2c_compiled.functional.packed import episode_ends
 from a2c_compiled.functional.results import ValueEstimate
-from a2c_compiled.ops import linear_scan
+from a2c_compiled.kernels import forms
+from a2c_compiled.ops import fused_scan, linear_scan
 
 
 def generalized_advantage_estimate(
@@ -19,6 +22,7 @@ def generalized_advantage_estimate(
     done: Tensor,
     terminated: Optional[Tensor] = None,
     time_dim: int = -2,
+    cu_seqlens: Optional[Tensor] = None,
 ) -> ValueEstimate:
     r"""GAE: an exponentially weighted mean of the n-step advantages.
 
@@ -33,6 +37,7 @@ def generalized_advantage_estimate(
         next_state_value: :math:`V(s_{t+1})`, of the real next observation also where an episode was truncated.
         reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
         time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
+        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
 
     Returns:
         advantage :math:`A` and value_target :math:`A + V`.
@@ -41,10 +46,29 @@ def generalized_advantage_estimate(
     """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     dim = time_dimension(reward, time_dim)
-    gamma_ = coefficient("gamma", gamma, reward)
-    lmbda_ = coefficient("lmbda", lmbda, reward)
-    no_bootstrap = done if terminated is None else terminated
+    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
+    if torch.jit.is_scripting():
+        gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
+        advantage, value_target = _gae(gamma_, lmbda_, state_value, next_state_value, reward, done, no_bootstrap, dim)
+        return ValueEstimate(advantage, value_target)
+    coefficients = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+    return ValueEstimate(*_fused_gae(*coefficients, state_value, next_state_value, reward, done, no_bootstrap, dim))
+
+
+def _gae(
+    gamma: Tensor,
+    lmbda: Tensor,
+    state_value: Tensor,
+    next_state_value: Tensor,
+    reward: Tensor,
+    done: Tensor,
+    terminated: Tensor,
+    dim: int,
+) -> Tuple[Tensor, Tensor]:
     value = widen(state_value)
-    delta = widen(reward) + gamma_ * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
-    advantage = linear_scan(delta, (gamma_ * lmbda_).masked_fill(done, 0.0), dim, True)
-    return ValueEstimate(advantage.to(reward.dtype), (advantage + value).to(reward.dtype))
+    delta = widen(reward) + gamma * widen(next_state_value).masked_fill(terminated, 0.0) - value
+    advantage = linear_scan(delta, (gamma * lmbda).masked_fill(done, 0.0), dim)
+    return advantage.to(reward.dtype), (advantage + value).to(reward.dtype)
+
+
+_fused_gae = fused_scan(forms.GAE, forms.GAE_BACKWARD, _gae)

@@ -1,13 +1,18 @@
 """The primitive, and the return that is nothing but the primitive."""
 
+from typing import Optional
+
+import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, time_dimension
-from a2c_compiled.ops import linear_scan
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
+from a2c_compiled.functional.packed import episode_ends, sequence_ends
+from a2c_compiled.kernels import forms
+from a2c_compiled.ops import fused_scan, linear_scan
 
 
-def reverse_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
+def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor] = None) -> Tensor:
     r"""First-order linear recurrence in reverse time: :math:`y_t = x_t + a_t\, y_{t+1}`, with nothing after the last step.
 
     Differentiable to any order in both arguments. A decay of exactly zero cuts: not even NaN or infinity passes it.
@@ -16,6 +21,7 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
         x: any shape, any floating dtype. Half precision is accumulated in float32.
         decay: :math:`a`, of the dtype of ``x``, broadcastable to it.
         dim: the dimension of time.
+        cu_seqlens: where sequences begin that lie end to end along ``dim`` (see the module's text).
 
     Returns:
         :math:`y`, of the shape and dtype of ``x``.
@@ -34,10 +40,16 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
         raise TypeError(f"decay: expected the dtype of x, {x.dtype}, got {decay.dtype}")
     if decay.device != x.device:
         raise ValueError(f"decay: expected the device of x, {x.device}, got {decay.device}")
-    return linear_scan(x, coefficient("decay", decay, x).to(x.dtype).expand_as(x), time_dimension(x, dim), True)
+    dim = time_dimension(x, dim)
+    decay_ = coefficient("decay", decay, x).to(x.dtype).expand_as(x)
+    if cu_seqlens is not None:
+        decay_ = decay_.masked_fill(sequence_ends(cu_seqlens, x, dim), 0.0)
+    return linear_scan(x, decay_, dim)
 
 
-def reward2go(reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = -2) -> Tensor:
+def reward2go(
+    reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = -2, cu_seqlens: Optional[Tensor] = None
+) -> Tensor:
     r"""Discounted sum of the rewards to come in the same episode: :math:`G_t = r_t + \gamma (1 - d_t)\, G_{t+1}`.
 
     Args:
@@ -45,6 +57,7 @@ def reward2go(reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = 
         done: bool, of the shape of ``reward``; true at the last step of each trajectory.
         gamma: discount; a number or a tensor that broadcasts to ``reward``.
         time_dim: the dimension of time.
+        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
 
     Returns:
         :math:`G`, of the shape and dtype of ``reward``.
@@ -53,5 +66,15 @@ def reward2go(reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = 
         ValueError, TypeError: as every function here (see the module's text).
     """
     check_steps(reward, {"done": done}, {})
-    decay = coefficient("gamma", gamma, reward).masked_fill(done, 0.0)
-    return linear_scan(widen(reward), decay.expand_as(reward), time_dimension(reward, time_dim), True).to(reward.dtype)
+    dim = time_dimension(reward, time_dim)
+    done, _ = episode_ends(done, None, cu_seqlens, dim)
+    if torch.jit.is_scripting():
+        return _reward2go(coefficient("gamma", gamma, reward), reward, done, dim)
+    return _fused_reward2go(operand("gamma", gamma, reward), reward, done, dim)
+
+
+def _reward2go(gamma: Tensor, reward: Tensor, done: Tensor, dim: int) -> Tensor:
+    return linear_scan(widen(reward), gamma.masked_fill(done, 0.0), dim).to(reward.dtype)
+
+
+_fused_reward2go = fused_scan(forms.REWARD2GO, forms.REWARD2GO_BACKWARD, _reward2go)

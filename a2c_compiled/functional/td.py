@@ -6,8 +6,18 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, is_per_step, last_step, time_dimension
-from a2c_compiled.ops import linear_scan
+from a2c_compiled.functional.arguments import (
+    Coefficient,
+    check_steps,
+    coefficient,
+    is_per_step,
+    last_step,
+    operand,
+    time_dimension,
+)
+from a2c_compiled.functional.packed import episode_ends, sequence_ends
+from a2c_compiled.kernels import forms
+from a2c_compiled.ops import fused_scan, linear_scan
 
 
 def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:
@@ -44,6 +54,7 @@ def td_lambda_return_estimate(
     terminated: Optional[Tensor] = None,
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
+    cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
     r"""Lambda return: an exponentially weighted mean of the n-step returns.
 
@@ -61,6 +72,7 @@ def td_lambda_return_estimate(
             O(T²) time and memory).
         reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
         time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
+        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
 
     Raises:
         ValueError: also where ``rolling_gamma`` is False and neither ``gamma`` nor ``lmbda`` has an entry per step.
@@ -69,34 +81,44 @@ def td_lambda_return_estimate(
     """
     check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
     dim = time_dimension(reward, time_dim)
-    gamma_ = coefficient("gamma", gamma, reward)
-    lmbda_ = coefficient("lmbda", lmbda, reward)
-    bootstrap = widen(next_state_value).masked_fill(done if terminated is None else terminated, 0.0)
-    cut = done | last_step(done, dim)
+    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
     if rolling_gamma is None or rolling_gamma:
-        return _lambda_scan(gamma_, lmbda_, bootstrap, widen(reward), cut, dim).to(reward.dtype)
+        if torch.jit.is_scripting():
+            gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
+            return _td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
+        gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+        return _fused_td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
     if not (is_per_step(gamma, reward, dim) or is_per_step(lmbda, reward, dim)):
         raise ValueError(
             "rolling_gamma: expected True where neither gamma nor lmbda has one entry per step"
             f" (shape {list(reward.shape)}), got False"
         )
     # One scan per starting step k, all at once in a new leading dimension; step k of scan k is the answer.
-    starts = _lambda_scan(
-        gamma_.expand_as(reward).movedim(dim, 0).unsqueeze(dim),
-        lmbda_.expand_as(reward).movedim(dim, 0).unsqueeze(dim),
-        bootstrap,
-        widen(reward),
-        cut,
+    shape = [reward.size(dim)] + list(reward.shape)
+    starts = _td_lambda(
+        coefficient("gamma", gamma, reward).expand_as(reward).movedim(dim, 0).unsqueeze(dim),
+        coefficient("lmbda", lmbda, reward).expand_as(reward).movedim(dim, 0).unsqueeze(dim),
+        widen(next_state_value).expand(shape),
+        widen(reward).expand(shape),
+        done,
+        no_bootstrap,
         dim,
     )
     return torch.diagonal(starts, 0, 0, dim).movedim(-1, dim).to(reward.dtype)
 
 
-def _lambda_scan(gamma: Tensor, lmbda: Tensor, bootstrap: Tensor, reward: Tensor, cut: Tensor, dim: int) -> Tensor:
+def _td_lambda(
+    gamma: Tensor, lmbda: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor, dim: int
+) -> Tensor:
+    bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
+    cut = done | last_step(done, dim)
     trace = lmbda.masked_fill(cut, 0.0)
-    x = reward + gamma * bootstrap * (1.0 - trace)
+    x = widen(reward) + gamma * bootstrap * (1.0 - trace)
     # Masked once more: beyond a cut may stand NaN, and its product with a zero trace would reach the gradient of gamma.
-    return linear_scan(x, (gamma * trace).masked_fill(cut, 0.0).expand_as(x), dim, True)
+    return linear_scan(x, (gamma * trace).masked_fill(cut, 0.0).expand_as(x), dim).to(reward.dtype)
+
+
+_fused_td_lambda = fused_scan(forms.TD_LAMBDA, forms.TD_LAMBDA_BACKWARD, _td_lambda)
 
 
 def td_lambda_advantage_estimate(
@@ -109,11 +131,14 @@ def td_lambda_advantage_estimate(
     terminated: Optional[Tensor] = None,
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
+    cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
     r"""Lambda advantage: :func:`td_lambda_return_estimate` less :math:`V(s_t)`."""
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     next_value, reward_ = widen(next_state_value), widen(reward)
-    returns = td_lambda_return_estimate(gamma, lmbda, next_value, reward_, done, terminated, rolling_gamma, time_dim)
+    returns = td_lambda_return_estimate(
+        gamma, lmbda, next_value, reward_, done, terminated, rolling_gamma, time_dim, cu_seqlens
+    )
     return (returns - widen(state_value)).to(reward.dtype)
 
 
@@ -125,6 +150,7 @@ def td1_return_estimate(
     terminated: Optional[Tensor] = None,
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
+    cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
     r"""Return to the end of the data or the episode: :func:`td_lambda_return_estimate` with :math:`\lambda = 1`.
 
@@ -132,9 +158,15 @@ def td1_return_estimate(
     """
     check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
     if rolling_gamma is not None and not rolling_gamma:
-        open_end = last_step(done, time_dimension(reward, time_dim)) & ~done
+        dim = time_dimension(reward, time_dim)
+        ends = last_step(done, dim)
+        if cu_seqlens is not None:
+            ends = ends | sequence_ends(cu_seqlens, done, dim)
+        open_end = ends & ~done
         next_state_value = next_state_value.masked_fill(open_end, 0.0)
-    return td_lambda_return_estimate(gamma, 1.0, next_state_value, reward, done, terminated, rolling_gamma, time_dim)
+    return td_lambda_return_estimate(
+        gamma, 1.0, next_state_value, reward, done, terminated, rolling_gamma, time_dim, cu_seqlens
+    )
 
 
 def td1_advantage_estimate(
@@ -146,8 +178,11 @@ def td1_advantage_estimate(
     terminated: Optional[Tensor] = None,
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
+    cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
     r""":func:`td1_return_estimate` less :math:`V(s_t)`."""
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
-    returns = td1_return_estimate(gamma, widen(next_state_value), widen(reward), done, terminated, rolling_gamma, time_dim)
+    returns = td1_return_estimate(
+        gamma, widen(next_state_value), widen(reward), done, terminated, rolling_gamma, time_dim, cu_seqlens
+    )
     return (returns - widen(state_value)).to(reward.dtype)

@@ -1,14 +1,16 @@
 """V-trace: off-policy targets and advantages."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, last_step, time_dimension
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, last_step, operand, time_dimension
+from a2c_compiled.functional.packed import episode_ends
 from a2c_compiled.functional.results import ValueEstimate
-from a2c_compiled.ops import linear_scan
+from a2c_compiled.kernels import forms
+from a2c_compiled.ops import fused_scan, linear_scan
 
 
 def vtrace_advantage_estimate(
@@ -23,6 +25,7 @@ def vtrace_advantage_estimate(
     rho_thresh: Coefficient = 1.0,
     c_thresh: Coefficient = 1.0,
     time_dim: int = -2,
+    cu_seqlens: Optional[Tensor] = None,
 ) -> ValueEstimate:
     r"""V-trace: targets for the policy :math:`\pi` from the data of another, :math:`\mu`.
 
@@ -43,6 +46,7 @@ def vtrace_advantage_estimate(
         c_thresh: :math:`\bar c`; trades variance for speed of convergence.
         reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
         time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
+        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
 
     Returns:
         advantage :math:`A` and value_target :math:`v`.
@@ -56,19 +60,57 @@ def vtrace_advantage_estimate(
         terminated,
     )
     dim = time_dimension(reward, time_dim)
-    gamma_ = coefficient("gamma", gamma, reward)
-    no_bootstrap = done if terminated is None else terminated
+    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
+    if torch.jit.is_scripting():
+        advantage, value_target = _vtrace(
+            coefficient("gamma", gamma, reward),
+            coefficient("rho_thresh", rho_thresh, reward),
+            coefficient("c_thresh", c_thresh, reward),
+            log_pi,
+            log_mu,
+            state_value,
+            next_state_value,
+            reward,
+            done,
+            no_bootstrap,
+            dim,
+        )
+        return ValueEstimate(advantage, value_target)
+    coefficients = (
+        operand("gamma", gamma, reward),
+        operand("rho_thresh", rho_thresh, reward),
+        operand("c_thresh", c_thresh, reward),
+    )
+    values = (log_pi, log_mu, state_value, next_state_value, reward)
+    return ValueEstimate(*_fused_vtrace(*coefficients, *values, done, no_bootstrap, dim))
+
+
+def _vtrace(
+    gamma: Tensor,
+    rho_thresh: Tensor,
+    c_thresh: Tensor,
+    log_pi: Tensor,
+    log_mu: Tensor,
+    state_value: Tensor,
+    next_state_value: Tensor,
+    reward: Tensor,
+    done: Tensor,
+    terminated: Tensor,
+    dim: int,
+) -> Tuple[Tensor, Tensor]:
     # Beyond, float32 overflows, and the clip below would send a zero times infinity back.
     ratio = (widen(log_pi) - widen(log_mu)).clamp_max(80.0).exp()
-    rho = ratio.clamp_max(coefficient("rho_thresh", rho_thresh, reward))
-    c = ratio.clamp_max(coefficient("c_thresh", c_thresh, reward))
+    rho, c = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh)
     value, next_value, reward_ = widen(state_value), widen(next_state_value), widen(reward)
 
-    delta = rho * (reward_ + gamma_ * next_value.masked_fill(no_bootstrap, 0.0) - value)
-    value_target = value + linear_scan(delta, (gamma_ * c).masked_fill(done, 0.0), dim, True)
+    delta = rho * (reward_ + gamma * next_value.masked_fill(terminated, 0.0) - value)
+    value_target = value + linear_scan(delta, (gamma * c).masked_fill(done, 0.0), dim)
 
     # After a `done` the next row in time is another trajectory's.
     cut = done | last_step(done, dim)
-    next_target = torch.where(cut, next_value, value_target.roll(-1, dim)).masked_fill(no_bootstrap, 0.0)
-    advantage = rho * (reward_ + gamma_ * next_target - value)
-    return ValueEstimate(advantage.to(reward.dtype), value_target.to(reward.dtype))
+    next_target = torch.where(cut, next_value, value_target.roll(-1, dim)).masked_fill(terminated, 0.0)
+    advantage = rho * (reward_ + gamma * next_target - value)
+    return advantage.to(reward.dtype), value_target.to(reward.dtype)
+
+
+_fused_vtrace = fused_scan(forms.VTRACE, forms.VTRACE_BACKWARD, _vtrace)

@@ -1,6 +1,7 @@
-// The linear recurrence on the CPU: y[t] = x[t] + decay[t] * y[t+1], or y[t-1] forward; a zero decay cuts.
+// The fused scans on the CPU. In reverse time y[t] = x[t] + decay[t] * y[t+1]; transposed, y[t] = x[t] + decay[t-1] * y[t-1].
+// A zero decay cuts: what is beyond is not multiplied away but left out, so that NaN does not pass.
 //
-// Plain C++ behind one Python function: no torch headers, so that it builds in a second and works with every version of torch.
+// Plain C++ behind one Python function: no torch headers, so that it builds in seconds and works with every version of torch.
 // The caller has checked everything: dtypes, shapes, devices.
 
 #define PY_SSIZE_T_CLEAN
@@ -9,112 +10,543 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+// The module's name: the same source is built for several instruction sets.
+#define TEXT_(name) #name
+#define TEXT(name) TEXT_(name)
+#define INIT_(name) PyInit_##name
+#define INIT(name) INIT_(name)
 
 namespace {
 
-constexpr int kMaxDims = 16;
-constexpr int kOperands = 3;  // x, decay, y
-constexpr int64_t kLanes = 16;  // sequences side by side in a tile: a few vector registers of any width
-constexpr int64_t kTile = 64;   // steps of a tile: three tiles of doubles fit the first-level cache
-constexpr int64_t kFew = 4;     // fewer sequences than this are scanned one by one
-constexpr int64_t kWide = 1024;  // sequences side by side where they lie side by side in memory
+#if defined(__clang__)
+#define INDEPENDENT_STEPS _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define INDEPENDENT_STEPS _Pragma("GCC ivdep")
+#else
+#define INDEPENDENT_STEPS
+#endif
+#if defined(__GNUC__)
+#define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#else
+#define INLINE inline
+#define NOINLINE
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// The forms: what a step puts into the scan (prologue) and what it makes of the scan's result (epilogue).
+
+template <class T>
+struct Link {
+  T x, decay;
+};
+
+// Functions, not conditional expressions in place: their arguments are computed in any case, so that loops vectorise.
+template <class T>
+INLINE T pick(bool condition, T yes, T no) {
+  return condition ? yes : no;
+}
+
+template <class T>
+INLINE T unless(bool condition, T value) {
+  return pick(condition, T(0), value);
+}
+
+// `a * b`, but zero where `a` is zero.
+template <class T>
+INLINE T cut(T a, T b) {
+  return unless(a == T(0), a * b);
+}
+
+// 1/0!, 1/1!, ...: the Taylor coefficients of exp.
+struct Exponential {
+  double term[14] = {1};
+  constexpr Exponential() {
+    for (int i = 1; i < 14; ++i) term[i] = term[i - 1] / i;
+  }
+};
+constexpr Exponential kExponential;
+
+// exp by the nearest power of two and a polynomial for the rest, to the last bit but one. Unlike std::exp it vectorises.
+template <class T>
+INLINE T exponential(T x) {
+  constexpr bool kSingle = sizeof(T) == 4;
+  using Bits = std::conditional_t<kSingle, int32_t, int64_t>;
+  constexpr int kMantissa = kSingle ? 23 : 52, kBias = kSingle ? 127 : 1023, kDegree = kSingle ? 7 : 13;
+  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // below, the result is denormal: zero here
+  constexpr T kRound = kSingle ? T(12582912) : T(6755399441055744);           // 1.5 * 2^mantissa: added, it rounds
+  constexpr T kLog2High = kSingle ? T(0.693359375) : T(0.69314718036912382);  // log 2 in two parts: k times the first is exact
+  constexpr T kLog2Low = kSingle ? T(-2.12194440e-4) : T(1.9082149292705877e-10);
+  const T clamped = pick(x < kLowest, kLowest, x);
+  const T shifted = clamped * T(1.4426950408889634) + kRound;
+  const T k = shifted - kRound;
+  const T rest = (clamped - k * kLog2High) - k * kLog2Low;
+  T sum = T(kExponential.term[kDegree]);
+  for (int i = kDegree - 1; i >= 0; --i) sum = T(kExponential.term[i]) + sum * rest;
+  Bits bits;
+  std::memcpy(&bits, &shifted, sizeof bits);  // its low bits are k
+  bits = Bits(std::make_unsigned_t<Bits>(bits + kBias) << kMantissa);
+  T power;
+  std::memcpy(&power, &bits, sizeof power);
+  return unless(x < kLowest, sum * power);
+}
+
+// A form says how many operands it has, whether it runs in reverse time, whether it asks for neighbouring steps or edges, and
+// what one step does. A step gives its coefficients c(), values v() and flags f(), and its neighbours before() and after().
+
+struct LinearScan {
+  static constexpr int kCoefficients = 0, kValues = 2, kFlags = 0, kOutputs = 1;
+  static constexpr bool kReverse = true, kEdges = false;
+  enum { kX, kDecay };
+
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    return {s.v(kX), s.v(kDecay)};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S&, T y, T, T* out) {
+    out[0] = y;
+  }
+};
+
+struct LinearScanTransposed : LinearScan {
+  static constexpr bool kReverse = false;
+};
+
+struct Reward2Go {
+  static constexpr int kCoefficients = 1, kValues = 1, kFlags = 1, kOutputs = 1;
+  static constexpr bool kReverse = true, kEdges = false;
+
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    return {s.v(0), unless(s.f(0), s.c(0))};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S&, T y, T, T* out) {
+    out[0] = y;
+  }
+};
+
+struct Reward2GoBackward : Reward2Go {
+  static constexpr bool kReverse = false;
+};
+
+enum { kDone, kTerminated };
+enum { kGamma, kLmbda };
+
+struct Gae {
+  static constexpr int kCoefficients = 2, kValues = 3, kFlags = 2, kOutputs = 2;
+  static constexpr bool kReverse = true, kEdges = false;
+  enum { kValue, kNextValue, kReward };
+
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
+    return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S& s, T advantage, T, T* out) {
+    out[0] = advantage;
+    out[1] = advantage + s.v(kValue);
+  }
+};
+
+struct GaeBackward {
+  static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 3;
+  static constexpr bool kReverse = false, kEdges = false;
+  enum { kGradAdvantage, kGradTarget };
+
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    return {s.v(kGradAdvantage) + s.v(kGradTarget), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S& s, T g, T, T* out) {
+    out[0] = s.v(kGradTarget) - g;
+    out[1] = unless(s.f(kTerminated), s.c(kGamma) * g);
+    out[2] = g;
+  }
+};
+
+struct TdLambda {
+  static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 1;
+  static constexpr bool kReverse = true, kEdges = true;
+  enum { kNextValue, kReward };
+
+  template <class S, class T = typename S::Real>
+  static INLINE T trace(const S& s) {
+    return unless(s.f(kDone) | s.last, s.c(kLmbda));
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
+    return {s.v(kReward) + bootstrap * (T(1) - trace(s)), cut(trace(s), s.c(kGamma))};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S&, T y, T, T* out) {
+    out[0] = y;
+  }
+};
+
+struct TdLambdaBackward {
+  static constexpr int kCoefficients = 2, kValues = 1, kFlags = 2, kOutputs = 2;
+  static constexpr bool kReverse = false, kEdges = true;
+
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    return {s.v(0), cut(TdLambda::trace(s), s.c(kGamma))};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S& s, T g, T, T* out) {
+    out[0] = unless(s.f(kTerminated), s.c(kGamma) * (T(1) - TdLambda::trace(s)) * g);
+    out[1] = g;
+  }
+};
+
+struct VTrace {
+  static constexpr int kCoefficients = 3, kValues = 5, kFlags = 2, kOutputs = 2;
+  static constexpr bool kReverse = true, kEdges = true;
+  enum { kRhoThresh = 1, kCThresh };
+  enum { kLogPi, kLogMu, kValue, kNextValue, kReward };
+
+  // Beyond e^80 the ratio would overflow in float32.
+  template <class T>
+  static INLINE T ratio(T log_pi, T log_mu) {
+    const T log_ratio = log_pi - log_mu;
+    return exponential(pick(log_ratio > T(80), T(80), log_ratio));
+  }
+  template <class T>
+  static INLINE T clipped(T ratio, T thresh) {
+    return pick(ratio > thresh, thresh, ratio);
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    const T r = ratio(s.v(kLogPi), s.v(kLogMu));
+    const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
+    const T delta = clipped(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
+    return {delta, unless(s.f(kDone), s.c(kGamma) * clipped(r, s.c(kCThresh)))};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S& s, T y, T y_after, T* out) {
+    const T rho = clipped(ratio(s.v(kLogPi), s.v(kLogMu)), s.c(kRhoThresh));
+    const T next_target = pick(s.f(kDone) | s.last, s.v(kNextValue), s.after().v(kValue) + y_after);
+    const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * next_target);
+    out[0] = rho * (s.v(kReward) + bootstrap - s.v(kValue));
+    out[1] = s.v(kValue) + y;
+  }
+};
+
+struct VTraceBackward {
+  static constexpr int kCoefficients = 3, kValues = 8, kFlags = 2, kOutputs = 5;
+  static constexpr bool kReverse = false, kEdges = true;
+  enum { kGradAdvantage, kGradTarget, kLogPi, kLogMu, kValue, kNextValue, kReward, kTarget };
+
+  // With what the advantage of the step before sends back to this step's value target.
+  template <class S, class T = typename S::Real>
+  static INLINE T grad_target(const S& s) {
+    const S before = s.before();
+    const T rho = VTrace::clipped(VTrace::ratio(before.v(kLogPi), before.v(kLogMu)), before.c(VTrace::kRhoThresh));
+    const T sent = before.v(kGradAdvantage) * rho * before.c(kGamma);
+    return s.v(kGradTarget) + unless(before.f(kDone) | before.f(kTerminated) | s.first, sent);
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    const T c = VTrace::clipped(VTrace::ratio(s.v(kLogPi), s.v(kLogMu)), s.c(VTrace::kCThresh));
+    return {grad_target(s), unless(s.f(kDone), s.c(kGamma) * c)};
+  }
+  template <class S, class T = typename S::Real>
+  static INLINE void epilogue(const S& s, T g, T, T* out) {
+    const T gamma = s.c(kGamma), log_ratio = s.v(kLogPi) - s.v(kLogMu);
+    const T ratio = VTrace::ratio(s.v(kLogPi), s.v(kLogMu));
+    const T rho = VTrace::clipped(ratio, s.c(VTrace::kRhoThresh));
+    const bool ends = s.f(kDone) | s.last;
+    const T next_value = unless(s.f(kTerminated), s.v(kNextValue));
+    const T next_target = unless(s.f(kTerminated), pick(ends, s.v(kNextValue), s.after().v(kTarget)));
+    const T delta = s.v(kReward) + gamma * next_value - s.v(kValue);
+    const T advantage = s.v(kReward) + gamma * next_target - s.v(kValue);
+    const T grad_rho = s.v(kGradAdvantage) * advantage + g * delta;
+    const T grad_c = unless(ends, g * gamma * (s.after().v(kTarget) - s.after().v(kValue)));
+    const T grad_ratio =
+        unless(ratio > s.c(VTrace::kRhoThresh), grad_rho) + unless(ratio > s.c(VTrace::kCThresh), grad_c);
+    const T grad_log_pi = unless(log_ratio > T(80), grad_ratio * ratio);
+    const T grad_reward = rho * (s.v(kGradAdvantage) + g);
+    out[0] = grad_log_pi;
+    out[1] = -grad_log_pi;
+    out[2] = grad_target(s) - grad_reward;
+    out[3] = unless(s.f(kTerminated), gamma * rho * (g + unless(!ends, s.v(kGradAdvantage))));
+    out[4] = grad_reward;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------------
+// The scan, for every form alike.
+
+constexpr int kMaxDims = 16, kMaxOperands = 18;
+constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side to hide their latency
+constexpr int64_t kTile = 128;     // steps of each that fit the first-level cache, prologue and all
+constexpr int64_t kWide = 1024;    // sequences that are walked side by side where they are neighbours in memory
+constexpr int64_t kSplit = 64;     // from this many steps on a few sequences are scanned in parts
 
 struct Dim {
   int64_t size;
-  int64_t stride[kOperands];  // in elements
+  int64_t stride[kMaxOperands];  // in elements
 };
 
-template <class T>
-inline T step(T x, T decay, T previous) {
-  // A select, not a product: NaN times zero is NaN.
-  return x + (decay == T(0) ? T(0) : decay * previous);
+// Where the operands lie: along the inner loop `step` apart, in time `time` apart.
+template <class T, class Form>
+struct Cursor {
+  static constexpr int kInputs = Form::kCoefficients + Form::kValues + Form::kFlags, kOperands = kInputs + Form::kOutputs;
+  static constexpr int kValue = Form::kCoefficients, kFlag = kValue + Form::kValues;
+
+  const T* c[Form::kCoefficients + 1];
+  const T* v[Form::kValues];
+  const uint8_t* f[Form::kFlags + 1];
+  T* out[Form::kOutputs];
+  int64_t step[kOperands], time[kOperands];
+  bool unit;  // every operand is one element apart along the inner loop, and the coefficients stay what they are
+
+  Cursor(void* const* data, const Dim& inner, const Dim& time_dim) {
+    for (int k = 0; k < Form::kCoefficients; ++k) c[k] = static_cast<const T*>(data[k]);
+    for (int k = 0; k < Form::kValues; ++k) v[k] = static_cast<const T*>(data[kValue + k]);
+    for (int k = 0; k < Form::kFlags; ++k) f[k] = static_cast<const uint8_t*>(data[kFlag + k]);
+    for (int k = 0; k < Form::kOutputs; ++k) out[k] = static_cast<T*>(data[kInputs + k]);
+    std::copy(inner.stride, inner.stride + kOperands, step);
+    std::copy(time_dim.stride, time_dim.stride + kOperands, time);
+    unit = true;
+    for (int k = 0; k < kOperands; ++k) unit = unit && step[k] == (k < kValue ? 0 : 1);
+  }
+
+  void advance(const int64_t* stride, int64_t by) {
+    for (int k = 0; k < Form::kCoefficients; ++k) c[k] += by * stride[k];
+    for (int k = 0; k < Form::kValues; ++k) v[k] += by * stride[kValue + k];
+    for (int k = 0; k < Form::kFlags; ++k) f[k] += by * stride[kFlag + k];
+    for (int k = 0; k < Form::kOutputs; ++k) out[k] += by * stride[kInputs + k];
+  }
+};
+
+// One step of the inner loop: nothing is read before it is asked for.
+template <class T, class Form, bool kUnit>
+struct Step {
+  using Real = T;
+  using Here = Cursor<T, Form>;
+  const Here& at;
+  int64_t i, later;  // place in the inner loop, and steps in time from there
+  bool first, last;
+
+  INLINE T c(int k) const { return at.c[k][(kUnit ? 0 : i * at.step[k]) + later * at.time[k]]; }
+  INLINE T v(int k) const { return at.v[k][index(Here::kValue + k)]; }
+  INLINE bool f(int k) const { return at.f[k][index(Here::kFlag + k)] != 0; }
+  INLINE int64_t index(int operand) const { return i * (kUnit ? 1 : at.step[operand]) + later * at.time[operand]; }
+  // Before the first and after the last step that step itself stands in.
+  INLINE Step before() const { return {at, i, first ? 0 : -1, false, false}; }
+  INLINE Step after() const { return {at, i, last ? 0 : 1, false, false}; }
+
+  INLINE void finish(T y, T y_after) const {
+    T results[Form::kOutputs];
+    Form::epilogue(*this, y, y_after, results);
+    for (int k = 0; k < Form::kOutputs; ++k) at.out[k][i * (kUnit ? 1 : at.step[Here::kInputs + k])] = results[k];
+  }
+};
+
+// One link of the chain: from what comes in to this step's result and to what goes on from it.
+template <bool kReverse, class T>
+INLINE T follow(T x, T decay, T& carry) {
+  if (kReverse) return carry = x + cut(decay, carry);
+  const T y = x + carry;
+  carry = cut(decay, y);
+  return y;
 }
 
-// Sequences that lie side by side: one pass over the steps, every step a vector operation over the sequences.
-template <class T>
-void scan_side_by_side(const T* x, const T* decay, T* y, const Dim& time, int64_t sequences, bool reverse) {
-  const int64_t first = reverse ? time.size - 1 : 0, toward = reverse ? -1 : 1;
-  for (int64_t start = 0; start < sequences; start += kWide) {
-    const int64_t count = std::min(kWide, sequences - start);
-    const T* previous = nullptr;
-    for (int64_t i = 0, t = first; i < time.size; ++i, t += toward) {
-      const T* __restrict x_t = x + start + t * time.stride[0];
-      const T* __restrict decay_t = decay + start + t * time.stride[1];
-      T* __restrict y_t = y + start + t * time.stride[2];
-      if (previous == nullptr) {
-        std::copy(x_t, x_t + count, y_t);
-      } else {
-        const T* __restrict y_previous = previous;
-        for (int64_t n = 0; n < count; ++n) y_t[n] = step(x_t[n], decay_t[n], y_previous[n]);
+// Sequences that are neighbours in memory: every step is a vector operation over them.
+template <bool kUnit, class T, class Form>
+void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps) {
+  constexpr int64_t kCount = kUnit ? kWide : 2 * kLanes;
+  T carry[kCount];
+  for (int64_t start = 0; start < sequences; start += kCount) {
+    const int64_t count = std::min(kCount, sequences - start);
+    std::fill(carry, carry + count, T(0));
+    Cursor<T, Form> row = cursor;
+    row.advance(row.step, start);
+    if (Form::kReverse) row.advance(row.time, steps - 1);
+    for (int64_t i = 0; i < steps; ++i) {
+      const int64_t t = Form::kReverse ? steps - 1 - i : i;
+      const bool first = t == 0, last = t == steps - 1;
+      INDEPENDENT_STEPS
+      for (int64_t n = 0; n < count; ++n) {
+        const Step<T, Form, kUnit> s{row, n, 0, first, last};
+        const Link<T> link = Form::prologue(s);
+        const T neighbour = carry[n];
+        const T y = follow<Form::kReverse>(link.x, link.decay, carry[n]);
+        s.finish(y, neighbour);
       }
-      previous = y_t;
+      row.advance(row.time, Form::kReverse ? -1 : 1);
     }
   }
 }
 
-// One sequence: nothing to do side by side, each step waits for the one before.
+// A tile: up to kLanes pieces of sequences, prologue done, in the first-level cache.
 template <class T>
-void scan_one(const T* x, const T* decay, T* y, const Dim& time, bool reverse) {
-  const int64_t toward = reverse ? -1 : 1;
+struct Tile {
+  alignas(64) T x[kLanes * kTile + 1], decay[kLanes * kTile], product[kLanes * kTile], carry[kLanes];
+};
+
+// `body(from, to, first, last)` over the steps of [from, to), those at the edges of the data by themselves.
+template <class Form, class Body>
+void over_steps(int64_t from, int64_t to, int64_t steps, Body body) {
+  if (Form::kEdges && from == 0 && from < to) {
+    body(0, 1, true, steps == 1);
+    from = 1;
+  }
+  if (Form::kEdges && to == steps && from < to) {
+    body(to - 1, to, false, true);
+    to -= 1;
+  }
+  if (from < to) body(from, to, false, false);
+}
+
+template <class T, class Form>
+NOINLINE void prologue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, T* __restrict x, T* __restrict decay) {
+  INDEPENDENT_STEPS
+  for (int64_t t = from; t < to; ++t) {
+    const Link<T> link = Form::prologue(Step<T, Form, true>{row, t, 0, first, last});
+    x[t] = link.x;
+    decay[t] = link.decay;
+  }
+}
+
+template <class T, class Form>
+NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, const T* __restrict y) {
+  INDEPENDENT_STEPS
+  for (int64_t t = from; t < to; ++t)
+    Step<T, Form, true>{row, t, 0, first, last}.finish(y[t], y[t + 1]);
+}
+
+template <class T, class Form>
+void begin_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, T* x, T* decay) {
+  over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
+    prologue(row, begin, end, first, last, x - from, decay - from);
+  });
+}
+
+template <class T, class Form>
+void end_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, const T* y) {
+  over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
+    epilogue(row, begin, end, first, last, y - from);
+  });
+}
+
+// The recurrences of a tile's lanes, `pitch` apart; `kProduct` also keeps what each step makes of what comes into its lane.
+template <bool kReverse, bool kProduct, int64_t kCount, class T>
+void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
+  T carry[kCount], product[kCount];
+  std::copy(tile.carry, tile.carry + kCount, carry);
+  std::fill(product, product + kCount, T(1));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t t = kReverse ? count - 1 - i : i;
+    for (int64_t n = 0; n < kCount; ++n) {
+      const int64_t at = n * pitch + t;
+      if (kProduct) {
+        const T before = product[n];
+        product[n] = cut(tile.decay[at], before);
+        tile.product[at] = kReverse ? product[n] : before;
+      }
+      tile.x[at] = follow<kReverse>(tile.x[at], tile.decay[at], carry[n]);
+    }
+  }
+  std::copy(carry, carry + kCount, tile.carry);
+  if (kProduct) std::copy(product, product + kCount, tile.decay);
+}
+
+// Sequences one next to the other in time: kLanes of them at once, a tile of steps after the other.
+template <class T, class Form>
+void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
+  Tile<T> tile;
+  std::fill(tile.carry, tile.carry + kLanes, T(0));
+  if (lanes < kLanes) {  // what is computed in the empty lanes is thrown away, but is not to be garbage
+    std::fill(tile.x, tile.x + kLanes * kTile, T(0));
+    std::fill(tile.decay, tile.decay + kLanes * kTile, T(0));
+  }
+  for (int64_t done = 0; done < steps; done += kTile) {
+    const int64_t count = std::min(kTile, steps - done), from = Form::kReverse ? steps - done - count : done;
+    Cursor<T, Form> row = cursor;
+    for (int64_t n = 0; n < lanes; ++n, row.advance(lane_stride, 1))
+      begin_steps(row, from, count, steps, tile.x + n * kTile, tile.decay + n * kTile);
+    T carried[kLanes];
+    std::copy(tile.carry, tile.carry + kLanes, carried);
+    recur<Form::kReverse, false, kLanes>(tile, kTile, count);
+    row = cursor;
+    for (int64_t n = 0; n < lanes; ++n, row.advance(lane_stride, 1)) {
+      T* y = tile.x + n * kTile;
+      const T following = y[count];  // the next lane's first, where this tile is full
+      y[count] = carried[n];
+      end_steps(row, from, count, steps, y);
+      y[count] = following;
+    }
+  }
+}
+
+// One long sequence: kLanes parts of it at once, then what comes into each part is added to it.
+template <class T, class Form>
+void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
+  Tile<T> tile;
   T carry(0);
-  for (int64_t i = 0, t = reverse ? time.size - 1 : 0; i < time.size; ++i, t += toward) {
-    carry = step(x[t * time.stride[0]], decay[t * time.stride[1]], carry);
-    y[t * time.stride[2]] = carry;
+  for (int64_t done = 0; done < steps;) {
+    const int64_t part = std::min(kTile, (steps - done) / kLanes);
+    const int64_t count = part > 0 ? part * kLanes : steps - done, from = Form::kReverse ? steps - done - count : done;
+    const T carried = carry;
+    begin_steps(row, from, count, steps, tile.x, tile.decay);
+    if (part == 0) {
+      tile.carry[0] = carry;
+      recur<Form::kReverse, false, 1>(tile, count, count);
+      carry = tile.carry[0];
+    } else {
+      std::fill(tile.carry, tile.carry + kLanes, T(0));
+      recur<Form::kReverse, true, kLanes>(tile, part, part);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const int64_t n = Form::kReverse ? kLanes - 1 - i : i;
+        T* x = tile.x + n * part;
+        const T* product = tile.product + n * part;
+        for (int64_t t = 0; t < part; ++t) x[t] += cut(product[t], carry);
+        carry = tile.carry[n] + cut(tile.decay[n], carry);
+      }
+    }
+    tile.x[count] = carried;
+    end_steps(row, from, count, steps, tile.x);
+    done += count;
   }
 }
 
-// Sequences apart, a step next to a step or not: tiles are turned, so that here too a step is a vector operation.
-template <class T>
-void scan_in_tiles(const T* x, const T* decay, T* y, const Dim& time, const Dim& lane, bool reverse) {
-  alignas(64) T x_tile[kTile][kLanes], decay_tile[kTile][kLanes], carry[kLanes];
-  for (int64_t start = 0; start < lane.size; start += kLanes) {
-    const int64_t lanes = std::min(kLanes, lane.size - start);
-    const T* x_rows = x + start * lane.stride[0];
-    const T* decay_rows = decay + start * lane.stride[1];
-    T* y_rows = y + start * lane.stride[2];
-    std::fill(carry, carry + kLanes, T(0));
-    if (lanes < kLanes) {  // what is computed in the empty lanes is thrown away, but is not to be garbage
-      std::fill(&x_tile[0][0], &x_tile[0][0] + kTile * kLanes, T(0));
-      std::fill(&decay_tile[0][0], &decay_tile[0][0] + kTile * kLanes, T(0));
-    }
-    for (int64_t done = 0; done < time.size; done += kTile) {
-      const int64_t count = std::min(kTile, time.size - done);
-      const int64_t begin = reverse ? time.size - done - count : done;
-      for (int64_t n = 0; n < lanes; ++n) {
-        const T* x_row = x_rows + n * lane.stride[0] + begin * time.stride[0];
-        const T* decay_row = decay_rows + n * lane.stride[1] + begin * time.stride[1];
-        for (int64_t t = 0; t < count; ++t) {
-          x_tile[t][n] = x_row[t * time.stride[0]];
-          decay_tile[t][n] = decay_row[t * time.stride[1]];
-        }
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t t = reverse ? count - 1 - i : i;
-        for (int64_t n = 0; n < kLanes; ++n) {
-          carry[n] = step(x_tile[t][n], decay_tile[t][n], carry[n]);
-          x_tile[t][n] = carry[n];
-        }
-      }
-      for (int64_t n = 0; n < lanes; ++n) {
-        T* y_row = y_rows + n * lane.stride[2] + begin * time.stride[2];
-        for (int64_t t = 0; t < count; ++t) y_row[t * time.stride[2]] = x_tile[t][n];
-      }
-    }
+template <class T, class Form>
+void scan_in_time(const Cursor<T, Form>& cursor, const Dim& lane, int64_t steps) {
+  const bool in_parts = lane.size < kLanes && steps >= kSplit;
+  Cursor<T, Form> row = cursor;
+  for (int64_t n = 0; n < lane.size; n += in_parts ? 1 : kLanes, row.advance(lane.stride, in_parts ? 1 : kLanes)) {
+    if (in_parts)
+      scan_parts(row, steps);
+    else
+      scan_rows(row, lane.stride, std::min(kLanes, lane.size - n), steps);
   }
 }
 
 // Batch dimensions without those of size 1, and with those merged that are one in memory for all operands.
-int merge(Dim* dims, int count) {
+int merge(Dim* dims, int count, int operands) {
   int kept = 0;
   for (int i = 0; i < count; ++i) {
     if (dims[i].size == 1) continue;
     if (kept > 0) {
       Dim& outer = dims[kept - 1];
       bool one = true;
-      for (int k = 0; k < kOperands; ++k) one = one && outer.stride[k] == dims[i].stride[k] * dims[i].size;
+      for (int k = 0; k < operands; ++k) one = one && outer.stride[k] == dims[i].stride[k] * dims[i].size;
       if (one) {
         outer.size *= dims[i].size;
-        std::copy(dims[i].stride, dims[i].stride + kOperands, outer.stride);
+        std::copy(dims[i].stride, dims[i].stride + operands, outer.stride);
         continue;
       }
     }
@@ -123,94 +555,169 @@ int merge(Dim* dims, int count) {
   return kept;
 }
 
+// Large results come as new pages, at a fault and a zeroing each: more of the time than the scan. Huge pages are 512 times fewer.
 template <class T>
-void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time, bool reverse) {
-  batch_dims = merge(batch, batch_dims);
+void expect_pages(T* data, const Dim* batch, int batch_dims, const Dim& time, int operand) {
+#if defined(__linux__)
+  constexpr int64_t kHugePage = 1 << 21;
+  int64_t last = (time.size - 1) * time.stride[operand];
+  for (int d = 0; d < batch_dims; ++d) last += (batch[d].size - 1) * batch[d].stride[operand];
+  if (last * int64_t(sizeof(T)) < kHugePage / 2) return;
+  // Outwards to whole pages: it is only advice, also for what else lies there.
+  const int64_t begin = reinterpret_cast<int64_t>(data) / kHugePage * kHugePage;
+  const int64_t end = (reinterpret_cast<int64_t>(data + last) / kHugePage + 1) * kHugePage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+template <class Form, class T>
+void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
+  using Here = Cursor<T, Form>;
+  constexpr int kFirstOutput = Here::kInputs;
+  batch_dims = merge(batch, batch_dims, Here::kOperands);
+  for (int k = kFirstOutput; k < Here::kOperands; ++k) expect_pages(static_cast<T*>(data[k]), batch, batch_dims, time, k);
   // The lanes: the dimension whose neighbours lie closest in the output.
-  Dim lane{1, {0, 0, 0}};
+  Dim lane{1, {}};
   if (batch_dims > 0) {
-    Dim* closest = std::min_element(batch, batch + batch_dims, [](const Dim& a, const Dim& b) { return a.stride[2] < b.stride[2]; });
+    Dim* closest = std::min_element(
+        batch, batch + batch_dims, [](const Dim& a, const Dim& b) { return a.stride[kFirstOutput] < b.stride[kFirstOutput]; });
     lane = *closest;
     std::copy(closest + 1, batch + batch_dims, closest);
     --batch_dims;
   }
-  const bool side_by_side = lane.size >= kLanes / 2 && lane.stride[0] == 1 && lane.stride[1] == 1 && lane.stride[2] == 1;
+  const bool rows = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
+  Here cursor(data, time, time);
+  const bool in_time = rows && cursor.unit;
+  if (!in_time) cursor = Here(data, lane, time);
   int64_t index[kMaxDims] = {};
   for (;;) {
-    int64_t offset[kOperands] = {};
-    for (int d = 0; d < batch_dims; ++d)
-      for (int k = 0; k < kOperands; ++k) offset[k] += index[d] * batch[d].stride[k];
-    const T* x = static_cast<const T*>(data[0]) + offset[0];
-    const T* decay = static_cast<const T*>(data[1]) + offset[1];
-    T* y = static_cast<T*>(data[2]) + offset[2];
-    if (side_by_side) {
-      scan_side_by_side(x, decay, y, time, lane.size, reverse);
-    } else if (lane.size >= kFew) {
-      scan_in_tiles(x, decay, y, time, lane, reverse);
-    } else {
-      for (int64_t n = 0; n < lane.size; ++n)
-        scan_one(x + n * lane.stride[0], decay + n * lane.stride[1], y + n * lane.stride[2], time, reverse);
-    }
+    if (in_time)
+      scan_in_time(cursor, lane, time.size);
+    else if (cursor.unit)
+      scan_side_by_side<true>(cursor, lane.size, time.size);
+    else
+      scan_side_by_side<false>(cursor, lane.size, time.size);
     int d = batch_dims - 1;
-    while (d >= 0 && ++index[d] == batch[d].size) index[d--] = 0;
+    for (; d >= 0; --d) {
+      cursor.advance(batch[d].stride, 1);
+      if (++index[d] < batch[d].size) break;
+      cursor.advance(batch[d].stride, -batch[d].size);
+      index[d] = 0;
+    }
     if (d < 0) return;
   }
 }
 
-bool read_tuple(PyObject* tuple, int64_t* values, Py_ssize_t count) {
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    values[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
-    if (values[i] == -1 && PyErr_Occurred()) return false;
-  }
-  return true;
+// ---------------------------------------------------------------------------------------------------------------------------
+// The Python function.
+
+using Scan = void (*)(void* const*, Dim*, int, const Dim&);
+
+struct Entry {
+  const char* name;
+  int operands;
+  Scan single, wide;
+};
+
+template <class Form>
+constexpr Entry entry(const char* name) {
+  return {name, Cursor<float, Form>::kOperands, scan<Form, float>, scan<Form, double>};
 }
 
-// linear_scan(shape, dim, reverse, is_double, x, x_stride, decay, decay_stride, y, y_stride)
-PyObject* linear_scan(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  if (nargs != 10) {
-    PyErr_SetString(PyExc_TypeError, "linear_scan: expected 10 arguments");
-    return nullptr;
+constexpr Entry kForms[] = {
+    entry<LinearScan>("linear_scan"),
+    entry<LinearScanTransposed>("linear_scan_transposed"),
+    entry<Reward2Go>("reward2go"),
+    entry<Reward2GoBackward>("reward2go_backward"),
+    entry<Gae>("gae"),
+    entry<GaeBackward>("gae_backward"),
+    entry<TdLambda>("td_lambda"),
+    entry<TdLambdaBackward>("td_lambda_backward"),
+    entry<VTrace>("vtrace"),
+    entry<VTraceBackward>("vtrace_backward"),
+};
+
+PyObject* fail(const char* message) {
+  if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, message);
+  return nullptr;
+}
+
+// forms() -> the names, in the order of their numbers.
+PyObject* forms(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (const Entry& form : kForms) {
+    PyObject* name = names ? PyUnicode_FromString(form.name) : nullptr;
+    if (name == nullptr || PyList_Append(names, name) < 0) return nullptr;
+    Py_DECREF(name);
   }
-  const Py_ssize_t dims = PyTuple_Size(args[0]);
-  int64_t shape[kMaxDims], strides[kOperands][kMaxDims], dim = PyLong_AsLongLong(args[1]);
-  if (dims < 1 || dims > kMaxDims || dim < 0 || dim >= dims || !read_tuple(args[0], shape, dims)) {
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "linear_scan: bad shape or dim");
-    return nullptr;
-  }
-  void* data[kOperands];
-  for (int k = 0; k < kOperands; ++k) {
-    data[k] = PyLong_AsVoidPtr(args[4 + 2 * k]);
-    if (!read_tuple(args[5 + 2 * k], strides[k], dims)) return nullptr;
-  }
-  if (PyErr_Occurred()) return nullptr;
-  const bool reverse = PyObject_IsTrue(args[2]), is_double = PyObject_IsTrue(args[3]);
+  return names;
+}
+
+// Strong references to a method's results, gone with the object.
+struct Result {
+  PyObject* object;
+  explicit Result(PyObject* object) : object(object) {}
+  Result(const Result&) = delete;
+  ~Result() { Py_XDECREF(object); }
+};
+
+bool read(PyObject* tuple, int64_t* values, Py_ssize_t count) {
+  for (Py_ssize_t i = 0; i < count; ++i) values[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
+  return !PyErr_Occurred();
+}
+
+// run(form, is_double, dim, tensor, ...): inputs and outputs in the order of the form. Zero-dimensional ones are as if expanded.
+PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr Py_ssize_t kFirst = 3;
+  static PyObject* const kDataPtr = PyUnicode_InternFromString("data_ptr");
+  static PyObject* const kStride = PyUnicode_InternFromString("stride");
+  const long number = nargs > kFirst ? PyLong_AsLong(args[0]) : -1;
+  if (number < 0 || number >= long(sizeof kForms / sizeof *kForms)) return fail("run: bad form");
+  const Entry& form = kForms[number];
+  if (nargs != kFirst + form.operands) return fail("run: bad number of operands");
+  const Py_ssize_t dim = PyLong_AsSsize_t(args[2]);
+  int64_t sizes[kMaxDims], strides[kMaxDims];
+  const Result shape(PyObject_GetAttrString(args[nargs - 1], "shape"));
+  if (shape.object == nullptr) return nullptr;
+  const Py_ssize_t dims = PyTuple_Size(shape.object);
+  if (dims < 1 || dims > kMaxDims || dim < 0 || dim >= dims) return fail("run: bad shape or dim");
+  if (!read(shape.object, sizes, dims)) return nullptr;
   Dim time{}, batch[kMaxDims];
-  int batch_dims = 0;
   bool empty = false;
-  for (int d = 0; d < dims; ++d) {
-    Dim& target = d == dim ? time : batch[batch_dims++];
-    target.size = shape[d];
-    for (int k = 0; k < kOperands; ++k) target.stride[k] = strides[k][d];
-    empty = empty || shape[d] == 0;
+  for (Py_ssize_t d = 0, b = 0; d < dims; ++d) {
+    (d == dim ? time : batch[b++]).size = sizes[d];
+    empty = empty || sizes[d] == 0;
   }
+  void* data[kMaxOperands];
+  for (int k = 0; k < form.operands; ++k) {
+    const Result pointer(PyObject_CallMethodObjArgs(args[kFirst + k], kDataPtr, nullptr));
+    const Result stride(PyObject_CallMethodObjArgs(args[kFirst + k], kStride, nullptr));
+    if (pointer.object == nullptr || stride.object == nullptr) return nullptr;
+    data[k] = PyLong_AsVoidPtr(pointer.object);
+    std::fill(strides, strides + dims, 0);
+    const Py_ssize_t given = PyTuple_Size(stride.object);
+    if (given != dims && given != 0) return fail("run: bad number of dimensions");
+    if (!read(stride.object, strides, given)) return nullptr;
+    for (Py_ssize_t d = 0, b = 0; d < dims; ++d) (d == dim ? time : batch[b++]).stride[k] = strides[d];
+  }
+  const bool is_double = PyObject_IsTrue(args[1]);
+  if (PyErr_Occurred()) return nullptr;
   if (!empty) {
     Py_BEGIN_ALLOW_THREADS;
-    if (is_double)
-      scan<double>(data, batch, batch_dims, time, reverse);
-    else
-      scan<float>(data, batch, batch_dims, time, reverse);
+    (is_double ? form.wide : form.single)(data, batch, int(dims) - 1, time);
     Py_END_ALLOW_THREADS;
   }
   Py_RETURN_NONE;
 }
 
 PyMethodDef methods[] = {
-    {"linear_scan", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(linear_scan)), METH_FASTCALL, nullptr},
+    {"forms", forms, METH_NOARGS, nullptr},
+    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(run)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, TEXT(MODULE), nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&module); }
+PyMODINIT_FUNC INIT(MODULE)() { return PyModule_Create(&module); }

@@ -1,46 +1,74 @@
-"""The linear recurrence in C++, on the CPU; in plain torch where the extension was not built."""
+"""The fused scans in C++, on the CPU."""
 
 import functools
+import importlib
 import warnings
+from typing import Any, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from a2c_compiled._precision import widen
-from a2c_compiled.kernels import torch_scan
+from a2c_compiled.kernels.forms import Form
 
-try:
-    from a2c_compiled.kernels import _cpu  # type: ignore[attr-defined]
-except ImportError:
-    _cpu = None
+# From this many elements on, results are new pages of memory at every call, unless the allocator keeps what was freed.
+_LARGE = 1 << 18
 
 
-def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """As :func:`a2c_compiled.kernels.torch_scan.linear_scan`, for tensors on the CPU."""
-    if _cpu is None:
-        _warn_once()
-        return torch_scan.linear_scan(x, decay, dim, reverse)
-    x_, decay_ = widen(x), widen(decay)
-    y = torch.empty_like(x_)
-    _cpu.linear_scan(
-        x.shape,
-        dim % x.dim(),
-        reverse,
-        x_.dtype == torch.float64,
-        x_.data_ptr(),
-        x_.stride(),
-        decay_.data_ptr(),
-        decay_.stride(),
-        y.data_ptr(),
-        y.stride(),
-    )
-    return y.to(x.dtype)
+def _built_extension() -> Optional[Any]:
+    """The build for this processor, if any."""
+    builds = ("_cpu_avx2", "_cpu") if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ("_cpu",)
+    for name in builds:
+        try:
+            return importlib.import_module(f"a2c_compiled.kernels.{name}")
+        except ImportError:
+            continue
+    return None
+
+
+_extension = _built_extension()
+_NUMBERS = {name: number for number, name in enumerate(_extension.forms())} if _extension else {}
+
+
+def is_available() -> bool:
+    """Whether there was a compiler at installation."""
+    return _extension is not None
 
 
 @functools.cache
-def _warn_once() -> None:
+def warn_once() -> None:
+    """That scans on the CPU are slower than they need to be."""
     warnings.warn(
         "a2c_compiled: the C++ kernels were not built (no compiler at installation?); scans on the CPU run in plain torch, slower",
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def run(
+    form: Form, coefficients: Sequence[Tensor], values: Sequence[Tensor], flags: Sequence[Tensor], dim: int
+) -> Tuple[Tensor, ...]:
+    """The outputs of ``form``, whose comment says what shapes and dtypes are; coefficients are in the dtype that is computed in."""
+    outputs = results = form.empty_outputs(values, flags)
+    dtype = values[0].dtype
+    half = dtype is torch.float16 or dtype is torch.bfloat16
+    if half:
+        values = [value.float() for value in values]
+        results = tuple([torch.empty_like(output, dtype=torch.float32) for output in outputs])
+    if outputs[0].numel() >= _LARGE:
+        _keep_freed_memory()
+    number, time = _NUMBERS[form.name], dim % outputs[0].dim()
+    _extension.run(number, dtype is torch.float64, time, *coefficients, *values, *flags, *results)  # type: ignore[union-attr]
+    if half:
+        for output, result in zip(outputs, results, strict=True):
+            output.copy_(result)
+    return outputs
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep up to 64 MiB of what is freed, by freeing a block of just under 32 MiB that is never touched.
+
+    Its threshold follows the largest block that was freed. Without this, results of a few MiB go back to the system at every call,
+    and the page faults of the next ones cost several times the scan.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)

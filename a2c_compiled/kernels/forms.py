@@ -1,6 +1,9 @@
 """The fused forms: the operands of every kernel, in order. The one table that the operators and all backends read."""
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
 
 Names = Tuple[str, ...]
 
@@ -19,6 +22,11 @@ class Form(NamedTuple):
     outputs: Names
     # In reverse time, y[t] = x[t] + decay[t] * y[t+1]; else its transpose, y[t] = x[t] + decay[t-1] * y[t-1].
     reverse: bool
+
+    def empty_outputs(self, values: Sequence[Tensor], flags: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+        """Where the outputs go: laid out as the flags are, which neither a gradient nor a broadcast value distorts."""
+        like = flags[0] if flags else values[0]
+        return tuple([torch.empty_like(like, dtype=values[0].dtype) for _ in self.outputs])
 
 
 _ENDS = ("done", "terminated")
@@ -43,9 +51,7 @@ GAE_BACKWARD = Form(
 )
 
 TD_LAMBDA = Form("td_lambda", _GAE, ("next_state_value", "reward"), _ENDS, ("returns",), True)
-TD_LAMBDA_BACKWARD = Form(
-    "td_lambda_backward", _GAE, ("grad_returns",), _ENDS, ("grad_next_state_value", "grad_reward"), False
-)
+TD_LAMBDA_BACKWARD = Form("td_lambda_backward", _GAE, ("grad_returns",), _ENDS, ("grad_next_state_value", "grad_reward"), False)
 
 VTRACE = Form("vtrace", _VTRACE, ("log_pi", "log_mu", *_STEP), _ENDS, ("advantage", "value_target"), True)
 VTRACE_BACKWARD = Form(

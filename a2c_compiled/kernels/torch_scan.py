@@ -9,10 +9,11 @@ from a2c_compiled._precision import widen
 _LONGEST_LOOP = 32
 
 
-@torch.no_grad()  # an operator's inside: nothing is to be recorded
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """``y[t] = x[t] + decay[t] * y[t+1]`` (``y[t-1]`` if not ``reverse``), where a zero decay cuts: NaN does not pass it."""
+    """``y[t] = x[t] + decay[t] * y[t+1]``, or ``x[t] + decay[t-1] * y[t-1]``. A zero decay cuts: NaN does not pass it."""
     scan = _loop if x.size(dim) <= _LONGEST_LOOP else _doubling
+    if not reverse:
+        decay = decay.roll(1, dim)  # what comes round to the first step meets nothing there
     return scan(widen(x), widen(decay), dim, reverse).to(x.dtype)
 
 

@@ -1,8 +1,7 @@
-"""The one primitive: a first-order linear recurrence along one dimension, forward or in reverse time.
+"""The one primitive: a first-order linear recurrence along one dimension, and its transpose.
 
-``torch.ops.a2c_compiled.linear_scan`` is the bare operator, one node in any captured graph. A backend is one more
-``_library.impl`` line for its dispatch key. The gradient lives in a :class:`torch.autograd.Function` around it rather than
-in the operator's own autograd registration, because ``torch.func`` transforms accept only the former.
+``decay[t]`` is the weight between the steps ``t`` and ``t + 1``. In reverse time ``y[t] = x[t] + decay[t] * y[t+1]``; the transpose
+runs forward, ``y[t] = x[t] + decay[t-1] * y[t-1]``, and is the gradient of the first, as the first is of it.
 """
 
 from typing import Any, List
@@ -11,32 +10,31 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.kernels import cpu_scan, torch_scan
-
-_library = torch.library.Library("a2c_compiled", "DEF")  # lives as long as the module: its end would unregister the operator
-_library.define("linear_scan(Tensor x, Tensor decay, int dim, bool reverse) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-
-# The bare operator has no gradient of its own: autograd passes it by.
-_library.impl("linear_scan", torch.library.fallthrough_kernel, "Autograd")
-_library.impl("linear_scan", torch_scan.linear_scan, "CompositeExplicitAutograd")
-_library.impl("linear_scan", cpu_scan.linear_scan, "CPU")
+from a2c_compiled.kernels import forms, torch_scan
+from a2c_compiled.ops.registration import register
 
 
-@torch.library.register_fake("a2c_compiled::linear_scan", lib=_library)
-def _(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    return torch.empty_like(x)
+def _in_reverse(x: Tensor, decay: Tensor, dim: int) -> Tensor:
+    return torch_scan.linear_scan(x, decay, dim, True)
+
+
+def _transposed(x: Tensor, decay: Tensor, dim: int) -> Tensor:
+    return torch_scan.linear_scan(x, decay, dim, False)
+
+
+_reverse_op = register(forms.LINEAR_SCAN, _in_reverse)
+_transposed_op = register(forms.LINEAR_SCAN_TRANSPOSED, _transposed)
 
 
 class _LinearScan(torch.autograd.Function):
-    """The adjoint of the recurrence is the recurrence in the other direction, its decay shifted by one step.
+    """For ``y[t] = x[t] + a[t] y[t+1]``: ``gx[t] = gy[t] + a[t-1] gx[t-1]`` and ``ga[t] = gx[t] y[t+1]``.
 
-    For ``y[t] = x[t] + a[t] y[t+1]``: ``gx[t] = gy[t] + a[t-1] gx[t-1]`` and ``ga[t] = gx[t] y[t+1]``.
     The backward calls this same function, which makes it differentiable to any order.
     """
 
     @staticmethod
     def forward(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-        return torch.ops.a2c_compiled.linear_scan(x, decay, dim, reverse)
+        return _reverse_op(x, decay, dim) if reverse else _transposed_op(x, decay, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -46,10 +44,11 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         decay, y = ctx.saved_tensors
-        toward_later = 1 if ctx.reverse else -1
-        grad_x = _LinearScan.apply(grad_y, _shift(decay, ctx.dim, toward_later), ctx.dim, not ctx.reverse)
-        grad_decay = grad_x * _shift(y, ctx.dim, -toward_later) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_decay, None, None
+        grad_x = _LinearScan.apply(grad_y, decay, ctx.dim, not ctx.reverse)
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None
+        earlier, later = (grad_x, y) if ctx.reverse else (y, grad_x)
+        return grad_x, _times_next(earlier, later, ctx.dim), None, None
 
     @staticmethod
     def vmap(
@@ -63,18 +62,17 @@ class _LinearScan(torch.autograd.Function):
         return _LinearScan.apply(x, decay, dim, reverse), 0
 
 
-def _shift(tensor: Tensor, dim: int, by: int) -> Tensor:
-    """``shifted[t] = tensor[t - by]`` for ``by`` of 1 or -1, zero where that step does not exist."""
-    length = tensor.size(dim)
+def _times_next(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
+    """``earlier[t] * later[t+1]``, zero at the last step."""
+    length = earlier.size(dim)
     if length == 0:
-        return tensor
-    kept = tensor.narrow(dim, 0 if by > 0 else 1, length - 1)
-    zero = torch.zeros_like(tensor.narrow(dim, 0, 1))
-    return torch.cat([zero, kept] if by > 0 else [kept, zero], dim)
+        return earlier
+    product = earlier.narrow(dim, 0, length - 1) * later.narrow(dim, 1, length - 1)
+    return torch.cat([product, torch.zeros_like(earlier.narrow(dim, 0, 1))], dim)
 
 
-def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """``y[t] = x[t] + decay[t] * y[t+1]`` along ``dim`` (``y[t-1]`` if not ``reverse``), differentiable in both.
+def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Tensor:
+    """``y[t] = x[t] + decay[t] * y[t+1]`` along ``dim``, or the transpose of it; differentiable in both arguments to any order.
 
     ``x`` and ``decay`` share shape, floating dtype and device; ``dim`` counts from the end (it is negative). A decay of
     exactly zero cuts the recurrence: not even NaN or infinity passes it.
@@ -90,16 +88,18 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
 
 def _scripted_loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     """The definition in TorchScript, which then loads where no operator of this library is registered."""
-    if x.size(dim) == 0:
+    length = x.size(dim)
+    if length == 0:
         return x.clone()
     x_steps = widen(x).unbind(dim)
     decay_steps = widen(decay).unbind(dim)
-    y = torch.zeros_like(x_steps[0])
-    steps: List[Tensor] = []
-    for i in range(len(x_steps)):
-        t = len(x_steps) - 1 - i if reverse else i
+    y = x_steps[length - 1 if reverse else 0]
+    steps: List[Tensor] = [y]
+    for i in range(1, length):
+        t = length - 1 - i if reverse else i
+        decay_t = decay_steps[t if reverse else t - 1]
         # Masked on the value's side: the derivative with respect to a zero decay is still `y`.
-        y = x_steps[t] + decay_steps[t] * y.masked_fill((decay_steps[t] == 0) & ~y.isfinite(), 0.0)
+        y = x_steps[t] + decay_t * y.masked_fill((decay_t == 0) & ~y.isfinite(), 0.0)
         steps.append(y)
     if reverse:
         steps.reverse()

@@ -1,0 +1,38 @@
+"""Sequences of different lengths end to end, without padding. TorchScript."""
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+
+def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
+    """Bool, true at the last step of each sequence along ``dim`` of ``like``, broadcastable to it.
+
+    Raises:
+        ValueError, TypeError: ``cu_seqlens`` is no vector of integers on the device of ``like``.
+    """
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens: expected a tensor, got {type(cu_seqlens)}")
+    if cu_seqlens.dtype != torch.int32 and cu_seqlens.dtype != torch.int64:
+        raise TypeError(f"cu_seqlens: expected dtype torch.int32 or torch.int64, got {cu_seqlens.dtype}")
+    if cu_seqlens.dim() != 1:
+        raise ValueError(f"cu_seqlens: expected one dimension, got shape {list(cu_seqlens.shape)}")
+    if cu_seqlens.device != like.device:
+        raise ValueError(f"cu_seqlens: expected the device of the data, {like.device}, got {cu_seqlens.device}")
+    length = like.size(dim)
+    ends = torch.zeros(length, dtype=torch.bool, device=like.device)
+    if length > 0:
+        # Before the first step is, the other way round, the last one: the end of the data is an end in any case.
+        ends = ends.index_fill(0, (cu_seqlens.long() - 1).remainder(length), True)
+    shape = [1] * like.dim()
+    shape[dim] = length
+    return ends.reshape(shape)
+
+
+def episode_ends(done: Tensor, terminated: Optional[Tensor], cu_seqlens: Optional[Tensor], dim: int) -> Tuple[Tensor, Tensor]:
+    """Where the trace is cut, and where the bootstrap is. The end of a sequence is a truncation: it cuts the trace alone."""
+    no_bootstrap = done if terminated is None else terminated
+    if cu_seqlens is not None:
+        done = done | sequence_ends(cu_seqlens, done, dim)
+    return done, no_bootstrap

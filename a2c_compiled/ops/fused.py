@@ -1,0 +1,140 @@
+"""A fused form as a differentiable function: one kernel forward, one backward, and its definition for everything beyond."""
+
+from typing import Any, Callable, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from a2c_compiled.kernels.forms import Form
+from a2c_compiled.ops.registration import register
+
+
+def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
+    """``definition``, computed by the kernel of ``form`` and differentiated by that of ``backward_form``.
+
+    The backward's operands are found by name: the gradient of an output is ``grad_<name>``, any other is an input or output of the
+    forward. What no kernel does, gradients to coefficients and of gradients, comes from differentiating ``definition``.
+
+    Args:
+        form: its function takes ``(coefficients..., values..., flags..., dim)``.
+        backward_form: its outputs are gradients of ``form``'s values, each named ``grad_<value>``; a value that it does not take is
+            one on which they do not depend.
+        definition: the same function in differentiable torch operations.
+    """
+    inputs = (*form.coefficients, *form.values, *form.flags)
+    backward_inputs = (*backward_form.coefficients, *backward_form.values, *backward_form.flags)
+    num_coefficients = len(form.coefficients)
+    num_variables = num_coefficients + len(form.values)
+    num_backward_variables = num_coefficients + len(backward_form.values)
+
+    def gradients(tensors: Sequence[Tensor], grad_outputs: Sequence[Tensor], dim: int) -> Tuple[Tensor, ...]:
+        """Of ``definition``, to coefficients and values."""
+        flags = tensors[num_variables:]
+        # A coefficient that is a number in host memory would meet tensors of the device here.
+        variables = [tensor.to(flags[0].device) for tensor in tensors[:num_variables]]
+        outputs, pullback = torch.func.vjp(lambda *variables: definition(*variables, *flags, dim), *variables)
+        return pullback(grad_outputs[0] if isinstance(outputs, Tensor) else tuple(grad_outputs))
+
+    def backward_definition(*arguments: Any) -> Any:
+        given = dict(zip(backward_inputs, arguments, strict=False))
+        grad_outputs = [given[f"grad_{output}"] for output in form.outputs]
+        tensors = [given[name] if name in given else torch.zeros_like(grad_outputs[0]) for name in inputs]
+        found = gradients(tensors, grad_outputs, arguments[-1])
+        by_name = {f"grad_{name}": gradient for name, gradient in zip(inputs, found, strict=False)}
+        outputs = tuple(by_name[name] for name in backward_form.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    forward_op = register(form, definition)
+    backward_op = register(backward_form, backward_definition)
+
+    class Backward(torch.autograd.Function):
+        """The gradients to the values, differentiable in turn."""
+
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            return backward_op(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Any) -> None:
+            ctx.save_for_backward(*inputs[:-1])
+            ctx.dim = inputs[-1]
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tuple[Any, ...]:
+            tensors = ctx.saved_tensors
+            variables, flags = tensors[:num_backward_variables], tensors[num_backward_variables:]
+            _, pullback = torch.func.vjp(lambda *variables: backward_definition(*variables, *flags, ctx.dim), *variables)
+            return *pullback(grads[0] if len(grads) == 1 else grads), *(None for _ in flags), None
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
+            return Backward.apply(*_batch_first(info.batch_size, in_dims, arguments, num_coefficients)), _first(backward_form)
+
+    class Fused(torch.autograd.Function):
+        """The outputs of the form."""
+
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            return forward_op(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs_: Tuple[Any, ...], output: Any) -> None:
+            ctx.dim = inputs_[-1]
+            available = dict(zip(inputs, inputs_, strict=False))
+            available.update(zip(form.outputs, output if isinstance(output, tuple) else (output,), strict=True))
+            ctx.of_coefficients = any(ctx.needs_input_grad[:num_coefficients])
+            needed = inputs if ctx.of_coefficients else [name for name in backward_inputs if name in available]
+            ctx.save_for_backward(*(available[name] for name in needed))
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tuple[Any, ...]:
+            not_differentiable = (None,) * (len(form.flags) + 1)
+            tensors = ctx.saved_tensors
+            if ctx.of_coefficients:
+                return *gradients(tensors, grads, ctx.dim), *not_differentiable
+            saved = iter(tensors)
+            given = {f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)}
+            # Compiled graphs have no second derivative, and dynamo does not trace one autograd.Function inside another's backward.
+            backward = backward_op if torch.compiler.is_dynamo_compiling() else Backward.apply
+            found = backward(*[given[name] if name in given else next(saved) for name in backward_inputs], ctx.dim)
+            by_name = dict(zip(backward_form.outputs, (found,) if isinstance(found, Tensor) else found, strict=True))
+            of_values = [by_name[f"grad_{value}"] for value in form.values]
+            return *(None for _ in form.coefficients), *of_values, *not_differentiable
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
+            return Fused.apply(*_batch_first(info.batch_size, in_dims, arguments, num_coefficients)), _first(form)
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return definition(*arguments)
+        if torch.compiler.is_dynamo_compiling():
+            # Dynamo does not see that torch.func.grad has its own inputs require gradients, and would leave out the backward;
+            # it sees it in whatever is computed from them. And it wants no tensor twice, as `done` is without `terminated`.
+            arguments = (*(tensor.view_as(tensor) for tensor in arguments[:-1]), arguments[-1])
+        recorded = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in arguments[:num_variables]])
+        # What an autograd.Function costs is several times what a small scan does.
+        if recorded or (not torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()):
+            return Fused.apply(*arguments)
+        return forward_op(*arguments)
+
+    return call
+
+
+def _batch_first(size: int, in_dims: Sequence[Any], arguments: Sequence[Any], num_coefficients: int) -> Sequence[Any]:
+    """Every tensor with a batch dimension in front; but a zero-dimensional coefficient that has none stays as it is."""
+    *tensors, dim = arguments
+    reference, reference_dim = tensors[-1], in_dims[len(tensors) - 1]
+    shape = (size, *(reference if reference_dim is None else reference.movedim(reference_dim, 0)[0]).shape)
+    batched = []
+    for i, (tensor, in_dim) in enumerate(zip(tensors, in_dims, strict=False)):
+        if i < num_coefficients and in_dim is None and tensor.dim() == 0:
+            batched.append(tensor)
+            continue
+        front = tensor.unsqueeze(0) if in_dim is None else tensor.movedim(in_dim, 0)
+        batched.append(front.reshape(front.size(0), *[1] * (len(shape) - front.dim()), *front.shape[1:]).expand(shape))
+    return *batched, dim
+
+
+def _first(form: Form) -> Any:
+    return 0 if len(form.outputs) == 1 else (0,) * len(form.outputs)

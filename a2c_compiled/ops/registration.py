@@ -1,0 +1,82 @@
+"""Registration of the forms as operators, and the choice of a backend by device."""
+
+import importlib.util
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from a2c_compiled.kernels import cpu_scan
+from a2c_compiled.kernels.forms import Form
+
+_library = torch.library.Library("a2c_compiled", "DEF")  # lives as long as the module: its end would unregister the operators
+
+
+def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.ops.a2c_compiled.<name of form>(coefficients..., values..., flags..., dim)``: one node in any captured graph.
+
+    What is returned calls the operator, or the CPU's kernel itself where nobody would see the operator in between.
+
+    ``plain`` computes the same from the same arguments in torch, for devices without a kernel. The operator has no gradient of
+    its own: ``torch.func`` transforms accept only that of a :class:`torch.autograd.Function`, which goes around it.
+    """
+    first_value = len(form.coefficients)
+    first_flag = first_value + len(form.values)
+    single = len(form.outputs) == 1
+
+    def result(outputs: Sequence[Tensor]) -> Any:
+        return outputs[0] if single else tuple(outputs)
+
+    def fake(*arguments: Any) -> Any:
+        return result(form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1]))
+
+    def in_torch(*arguments: Any) -> Any:
+        outputs = form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1])
+        with torch.no_grad():  # nothing is to be recorded inside an operator
+            computed = plain(*arguments)
+            for output, tensor in zip(outputs, (computed,) if single else computed, strict=True):
+                output.copy_(tensor)
+        return result(outputs)
+
+    def on_cpu(*arguments: Any) -> Any:
+        if not cpu_scan.is_available():
+            cpu_scan.warn_once()
+            return in_torch(*arguments)
+        coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
+        return result(cpu_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
+
+    def on_gpu(*arguments: Any) -> Any:
+        from a2c_compiled.kernels import triton_scan  # imports triton, which a CPU does without
+
+        coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
+        return result(triton_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
+
+    tensors = ", ".join(f"Tensor {operand}" for operand in (*form.coefficients, *form.values, *form.flags))
+    results = "Tensor" if single else f"({', '.join('Tensor' for _ in form.outputs)})"
+    _library.define(f"{form.name}({tensors}, int dim) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(form.name, torch.library.fallthrough_kernel, "Autograd")
+    _library.impl(form.name, in_torch, "CompositeExplicitAutograd")
+    _library.impl(form.name, on_cpu, "CPU")
+    if importlib.util.find_spec("triton") is not None:
+        _library.impl(form.name, on_gpu, "CUDA")
+    torch.library.register_fake(f"a2c_compiled::{form.name}", fake, lib=_library)
+    operator = getattr(torch.ops.a2c_compiled, form.name).default
+
+    def call(*arguments: Any) -> Any:
+        if arguments[-2].is_cpu and not torch.compiler.is_compiling() and _only_plain_tensors(arguments[:-1]):
+            return on_cpu(*arguments)  # the dispatcher takes half as long as all the rest of a small scan
+        return operator(*arguments)
+
+    return call
+
+
+def _only_plain_tensors(tensors: Sequence[Any]) -> bool:
+    """No subclass, such as a fake tensor, no mode and no function transform that would have to see an operator."""
+    return (
+        set(map(type, tensors)) == _PLAIN
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+_PLAIN = {Tensor}
