@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/a2c-compiled bench
 
 check: $(READY)
 	$(BIN)/ruff format --check .

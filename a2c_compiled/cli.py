@@ -14,11 +14,13 @@ EPILOG = """examples:
   a2c-compiled export runs/cartpole
   a2c-compiled verify runs/cartpole/export
   a2c-compiled demo
+  a2c-compiled bench --quick
 """
 
 GRAPHS = ("policy", "policy_sampled", "loss", "estimator")
 FORMATS = ("onnx", "torchscript")
 SUFFIXES = (".onnx", ".pt")
+SUBJECTS = ("estimators", "sweep", "loss", "update", "policy")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -88,6 +90,32 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder for all of it (default: %(default)s)"
     )
     demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time everything, against the libraries you may use today",
+        description="Time estimators, loss, update and policy, eager, compiled and exported, against torchrl, Stable-Baselines3 and"
+        " numba where they are installed (pip install 'a2c-compiled[peers]'). Every answer is checked before it is timed. Leaves"
+        " results.json, report.md and pictures. Exit status 1 if a mode of this library fails or answers wrong.",
+    )
+    bench.add_argument("--quick", action="store_true", help="few shapes and samples: under two minutes instead of five or more")
+    bench.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of torch on the CPU; more only on cores that nothing else uses (default: 1)",
+    )
+    bench.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="where the data is; a GPU also gets the shapes of large simulators (default: a GPU if any)",
+    )
+    bench.add_argument("--subject", type=_choices(SUBJECTS), default=list(SUBJECTS), metavar="S[,S]", help=_one_of(SUBJECTS))
+    bench.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="folder for all of it (default: %(default)s)"
+    )
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -182,6 +210,28 @@ def _demo(arguments: argparse.Namespace) -> int:
         print(f"a2c-compiled: {failure}", file=sys.stderr)
         return 1
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    _need("train", "export")
+    import torch
+
+    from a2c_compiled.benchmarks.report import ours_not_timed
+    from a2c_compiled.benchmarks.run import run
+    from a2c_compiled.benchmarks.shapes import full, quick
+
+    if arguments.threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {arguments.threads}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected cpu, since torch finds no GPU here, got cuda")
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    plan = quick(device) if arguments.quick else full(device)
+    measured = run(plan, arguments.out, arguments.subject, arguments.threads)
+    print(f"{measured.seconds:.0f} s; report, pictures and results: {arguments.out}/")
+    wrong = ours_not_timed(measured.rows)
+    for line in wrong:
+        print(f"a2c-compiled: {line}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _need(*extras: str) -> None:

@@ -1,1 +1,7 @@
-"""Eager against compiled, and against the peers: ratios in one run, correctness checked before each timing."""
+"""Eager, compiled and exported against each other and against the libraries that users come from.
+
+Installed as ``a2c_compiled.benchmarks``; needs the extras ``export``, ``train`` and, for the peers, ``peers``.
+
+A subject is a ``bench_*.py`` with a function ``cases(plan)``, listed in ``run.SUBJECTS``. A case is one question at one shape, with the
+answer expected and the contenders that answer it. ``harness.compare`` refuses a wrong answer and times the right ones in turn.
+"""

@@ -1,71 +1,70 @@
-"""One A2C update (GAE, loss, backward, clipping, RMSprop): eager, compiled step, and compiled loss in a loop of one's own."""
+"""One A2C update: generalized advantage estimation, loss, backward, clipping and RMSprop, from the same weights on the same rollout.
+
+What is compared are the parameters after the first update, and the sizes of the gradients that it clipped.
+"""
 
 import copy
-from functools import partial
-from typing import List, Sequence, Tuple
+from typing import Dict, List
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from a2c_compiled import A2CLoss, Rollout, TrainStep
-from a2c_compiled.distributions import Categorical
-from benchmarks.harness import DEVICE, Contender, Row, compare
+from a2c_compiled.benchmarks import data, gpu, update_peers
+from a2c_compiled.benchmarks.data import LEARNING_RATE, MAX_GRAD_NORM
+from a2c_compiled.benchmarks.harness import OURS, Answer, Case, Contender, Field, Make
+from a2c_compiled.benchmarks.loops import flat, loop_contender
+from a2c_compiled.benchmarks.modes import COMPILED, EAGER, GRAPH
+from a2c_compiled.benchmarks.shapes import Plan, Shape
 
-OBSERVATION, ACTIONS, HIDDEN = 8, 4, 64
 
-
-def run(shapes: Sequence[Tuple[int, int]], samples: int) -> List[Row]:
+def cases(plan: Plan) -> List[Case]:
     """One comparison a shape."""
-    rows: List[Row] = []
-    for num_envs, num_steps in shapes:
-        rollout = _rollout(num_envs, num_steps)
-        loss = _loss()
-        eager = TrainStep(copy.deepcopy(loss), compile=False)
-        compiled = TrainStep(copy.deepcopy(loss), compile=True, dynamic=False)
-        contenders: dict[str, Contender] = {
-            "TrainStep, eager": partial(_grad_norm, eager, rollout),
-            "TrainStep, compiled": partial(_grad_norm, compiled, rollout),
-            "compiled loss, own loop": _own_loop(copy.deepcopy(loss), rollout),
-        }
-        rows += compare("update", (num_envs, num_steps), contenders, samples)
-    return rows
+    return [_case(shape, plan) for shape in plan.updates]
 
 
-def _grad_norm(step: TrainStep, rollout: Rollout) -> Tensor:
-    return step(rollout).grad_norm
+def _case(shape: Shape, plan: Plan) -> Case:
+    def enter() -> Field:
+        rollout = data.rollout(shape, plan.device)
+        wide = Rollout(*(part.double() if part is not None and part.is_floating_point() else part for part in rollout))
+        oracle = _step(data.loss(plan.device).double(), compile=False)
+        oracle(wide)
+        contenders: Dict[str, Make] = {EAGER: lambda: _timed(_step(data.loss(plan.device), False), rollout)}
+        if plan.compiling:
+            contenders[COMPILED] = lambda: _timed(_step(data.loss(plan.device), True), rollout)
+            contenders[f"{OURS} loss, own loop"] = lambda: _own_loop(rollout, plan)
+            if plan.device.type == "cuda":
+                contenders[GRAPH] = lambda: _graph(_step(data.loss(plan.device), True), rollout)
+        return Field(_state(oracle), {**contenders, **update_peers.updates(rollout, shape, plan)})
+
+    return Case("A2C update", "whole", "[T, N]", shape, enter, tolerance=1e-3)
 
 
-def _own_loop(loss: A2CLoss, rollout: Rollout) -> Contender:
+def _step(loss: A2CLoss, compile: bool) -> TrainStep:
+    return TrainStep(loss, lr=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM, compile=compile, dynamic=False)
+
+
+def _timed(step: TrainStep, rollout: Rollout) -> Contender:
+    return Contender(lambda: step(rollout), lambda _: _state(step))
+
+
+def _graph(step: TrainStep, rollout: Rollout) -> Contender:
+    start = copy.deepcopy(step.state_dict())
+    return Contender(gpu.captured(lambda: step(rollout), lambda: step.load_state_dict(start)), lambda _: _state(step))
+
+
+def _state(step: TrainStep) -> Answer:
+    state = step.state()
+    return flat(state.params, state.slots["square_avg"])
+
+
+def _own_loop(rollout: Rollout, plan: Plan) -> Contender:
+    """The compiled loss in a loop as everyone writes it."""
+    loss = data.loss(plan.device)
     compiled = torch.compile(loss, fullgraph=True, dynamic=False)
-    optimizer = torch.optim.RMSprop(loss.parameters(), lr=7e-4, alpha=0.99, eps=1e-5)
 
-    def update() -> Tensor:
-        losses = compiled(*rollout[:6])
-        optimizer.zero_grad()
-        (losses.loss_objective + losses.loss_critic + losses.loss_entropy).backward()
-        grad_norm = nn.utils.clip_grad_norm_(loss.parameters(), 0.5)
-        optimizer.step()
-        return grad_norm
+    def losses() -> List[Tensor]:
+        parts = compiled(*rollout[:6])
+        return [parts.loss_objective, parts.loss_critic, parts.loss_entropy]
 
-    return update
-
-
-def _loss() -> A2CLoss:
-    torch.manual_seed(0)
-    return A2CLoss(_network(ACTIONS), _network(1), Categorical(ACTIONS)).to(DEVICE)
-
-
-def _network(outputs: int) -> nn.Module:
-    layers = [nn.Linear(OBSERVATION, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, outputs)]
-    return nn.Sequential(*layers)
-
-
-def _rollout(num_envs: int, num_steps: int) -> Rollout:
-    generator = torch.Generator().manual_seed(0)
-    shape = (num_steps, num_envs)
-    observation, next_observation = torch.randn(2, *shape, OBSERVATION, generator=generator)
-    done = torch.rand(shape, generator=generator) < 0.05
-    terminated = done & (torch.rand(shape, generator=generator) < 0.5)
-    action = torch.randint(ACTIONS, shape, generator=generator)
-    reward = torch.randn(shape, generator=generator)
-    return Rollout(*(part.to(DEVICE) for part in (observation, action, reward, next_observation, done, terminated)))
+    return loop_contender(losses, list(loss.parameters()))

@@ -1,88 +1,178 @@
-"""Contenders side by side: checked against the first, timed, printed and kept."""
+"""Contenders side by side: checked against the answer expected, then timed in turn."""
 
-import json
-import platform
+import gc
 import time
-from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+from torch import Tensor
 
-from a2c_compiled._files import written_whole
-from a2c_compiled.timing import Timing, time_call
+from a2c_compiled.benchmarks import gpu
+from a2c_compiled.benchmarks.shapes import Plan, Shape
+from a2c_compiled.timing import Timing, synchronize, time_interleaved
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+OURS = "a2c_compiled"
+COPY = "copy"
 
-Contender = Callable[[], Any]
+# Bytes: data of that size is not left for the garbage collector to find.
+_LARGE = 2**27
+
+Answer = Sequence[Tensor]
+
+
+def as_tensors(result: Any) -> List[Tensor]:
+    """The tensors of a result, without the Nones."""
+    return [result] if isinstance(result, Tensor) else [part for part in result if part is not None]
+
+
+class Contender(NamedTuple):
+    """A call to time, with its data ready; ``answer`` makes of its result what is expected, outside of the timing."""
+
+    call: Callable[[], Any]
+    answer: Callable[[Any], Answer] = as_tensors
+    # Where it cannot be asked the common question, its own.
+    expected: Optional[Answer] = None
+
+
+Make = Callable[[], Contender]
+
+
+class Field(NamedTuple):
+    """The answer expected, in float64, and who is to give it: each is made when its turn comes."""
+
+    expected: Answer
+    contenders: Dict[str, Make]
+
+
+class Case(NamedTuple):
+    """One question at one shape.
+
+    Attributes:
+        subject: what is computed.
+        direction: "forward", which runs without gradients, "forward+backward" or "whole".
+        layout: of the data, as "[T, N]".
+        shape: environments and steps.
+        enter: makes the data and the contenders.
+        traffic: bytes that cannot but be moved: every input read and every output written once.
+        tolerance: largest error, relative to the largest magnitude of the answer.
+    """
+
+    subject: str
+    direction: str
+    layout: str
+    shape: Shape
+    enter: Callable[[], Field]
+    traffic: Optional[int] = None
+    tolerance: float = 1e-4
 
 
 class Row(NamedTuple):
-    """One contender at one shape; ``first_call`` are the seconds of its first call, compilation included."""
+    """One contender in one case.
+
+    Attributes:
+        first_call: seconds from nothing but data to the first answer: scripting, exporting and compiling included.
+        timing: of the full call; None where it was refused or failed.
+        error: largest error of any output relative to its largest magnitude.
+        device_seconds: what the GPU was busy for.
+        host_seconds: until the call returned, whatever the GPU had left to do.
+        failure: why there is no timing.
+        traffic, times_copy: bytes that cannot but be moved, and the time as a multiple of a copy's that moves as many.
+    """
 
     subject: str
-    shape: Tuple[int, int]
-    name: str
-    first_call: float
-    timing: Timing
+    direction: str
+    layout: str
+    shape: Shape
+    contender: str
+    first_call: Optional[float] = None
+    timing: Optional[Timing] = None
+    error: Optional[float] = None
+    device_seconds: Optional[float] = None
+    host_seconds: Optional[float] = None
+    failure: Optional[str] = None
+    traffic: Optional[int] = None
+    times_copy: Optional[float] = None
+
+    @property
+    def seconds(self) -> float:
+        """The median of the full call, NaN where there is none."""
+        return self.timing.median if self.timing else float("nan")
+
+    @property
+    def bandwidth(self) -> Optional[float]:
+        """Bytes a second: of the time on the device where that is known, else of the full call."""
+        return self.traffic / (self.device_seconds or self.seconds) if self.traffic and self.timing else None
 
 
-def compare(subject: str, shape: Tuple[int, int], contenders: Dict[str, Contender], samples: int) -> List[Row]:
-    """Time contenders that compute the same; their answers are held against the first one's before anything is timed.
+def compare(case: Case, plan: Plan, announce: Callable[[str], object] = lambda name: None) -> List[Row]:
+    """Ask every contender, and time those that answer right.
 
-    Raises:
-        AssertionError: an answer is another one.
+    One that raises, or whose answer is another one, gets a row that says so, and no timing.
     """
-    first_calls: Dict[str, float] = {}
-    expected: Any = None
-    for name, contender in contenders.items():
-        start = time.perf_counter()
-        answer = contender()
-        first_calls[name] = time.perf_counter() - start
-        expected = answer if expected is None else expected
-        torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4, msg=f"{subject} {shape}: {name} answers otherwise")
-    rows = [
-        Row(subject, shape, name, first_calls[name], time_call(contender, samples)) for name, contender in contenders.items()
-    ]
-    print_rows(rows)
+    with torch.set_grad_enabled(case.direction != "forward"):
+        rows = _rows(case, plan, announce)
+    if (case.traffic or 0) > _LARGE:
+        gc.collect()
+    copy = rows[COPY].seconds if COPY in rows else None
+    return [row._replace(times_copy=row.seconds / copy) if copy and row.timing else row for row in rows.values()]
+
+
+def _rows(case: Case, plan: Plan, announce: Callable[[str], object]) -> Dict[str, Row]:
+    field = case.enter()
+    rows: Dict[str, Row] = {}
+    ready: Dict[str, Callable[[], Any]] = {}
+    for name, make in field.contenders.items():
+        announce(name)
+        rows[name], call = _checked(case, name, make, field.expected)
+        if call is not None:
+            ready[name] = call
+    timings = time_interleaved(ready, plan.samples, plan.sample_seconds, plan.budget_seconds, announce)
+    for name, timing in timings.items():
+        rows[name] = rows[name]._replace(timing=timing)
+        if plan.device.type == "cuda":
+            announce(f"{name}, on the device")
+            device, host = gpu.device_seconds(ready[name], timing.median), gpu.host_seconds(ready[name], timing.median)
+            rows[name] = rows[name]._replace(device_seconds=device, host_seconds=host)
     return rows
 
 
-def print_rows(rows: List[Row]) -> None:
-    """A line per contender, with its time as a multiple of the first one's."""
-    print(f"{rows[0].subject}, {rows[0].shape[0]} environments x {rows[0].shape[1]} steps")
-    for row in rows:
-        low, median, high = (1e6 * seconds for seconds in (row.timing.low, row.timing.median, row.timing.high))
-        ratio = row.timing.median / rows[0].timing.median
-        print(
-            f"  {row.name:<28} {median:10.1f} us ({low:.1f}-{high:.1f})  x{ratio:<6.2f} first call {row.first_call:.2f} s",
-            flush=True,
-        )
-
-
-def save(rows: List[Row], path: Path) -> None:
-    """Keep results with the machine and the versions that they were measured with."""
-    contents = {
-        "machine": {"processor": _processor(), "threads": torch.get_num_threads(), "cuda": _cuda()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "rows": [{**row._asdict(), "timing": row.timing._asdict()} for row in rows],
-    }
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(contents, indent=1) + "\n")
-
-
-def default_path() -> Path:
-    """A file named after the processor or the GPU."""
-    slug = "".join(c if c.isalnum() else "_" for c in (_cuda() or _processor()).lower())
-    return Path(__file__).parent / "results" / f"{'_'.join(filter(None, slug.split('_')))}.json"
-
-
-def _processor() -> str:
+def _checked(case: Case, name: str, make: Make, expected: Answer) -> Tuple[Row, Optional[Callable[[], Any]]]:
+    """The row of a contender after its first call, and the call if its answer is right."""
+    row = Row(case.subject, case.direction, case.layout, case.shape, name, traffic=case.traffic)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        start = time.perf_counter()
+        contender = make()
+        result = contender.call()
+        synchronize()
+        row = row._replace(first_call=time.perf_counter() - start)
+        error = relative_error(contender.answer(result), expected if contender.expected is None else contender.expected)
+    except Exception as raised:  # whatever a peer may raise: the others are to be measured all the same
+        first_line = (str(raised).strip().splitlines() or [""])[0]
+        return row._replace(failure=f"{type(raised).__name__}: {first_line}"[:200]), None
+    if error > case.tolerance:
+        return row._replace(failure=f"answers otherwise: off by {error:.1e}, {case.tolerance:.0e} allowed"), None
+    return row._replace(error=error), contender.call
 
 
-def _cuda() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+def relative_error(answer: Answer, expected: Answer) -> float:
+    """Largest error of any tensor, relative to the largest magnitude that was expected of it; infinite where NaN or of another shape."""
+    if len(answer) != len(expected):
+        return float("inf")
+    worst = 0.0
+    for actual, right in zip(answer, expected, strict=True):
+        if actual.shape != right.shape:
+            return float("inf")
+        largest = right.detach().abs().max().double().clamp_min(1e-30)
+        error = float((actual.detach().to(right.device).double() - right.detach().double()).abs().max() / largest)
+        worst = max(worst, error) if error == error else float("inf")
+    return worst
+
+
+def copy_contender(traffic: int, device: torch.device) -> Make:
+    """Moves ``traffic`` bytes and does nothing else: half of them read, half written, into memory that is ready."""
+
+    def make() -> Contender:
+        source, target = torch.empty(2, max(1, traffic // 8), device=device).fill_(1.0)
+        return Contender(lambda: target.copy_(source), lambda _: [target], [source])
+
+    return make

@@ -1,0 +1,83 @@
+"""All of it: measure, print, and leave results, report and pictures in a folder."""
+
+import logging
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Sequence
+
+import torch
+from tqdm import tqdm
+
+from a2c_compiled._files import written_whole
+from a2c_compiled.benchmarks import bench_estimators, bench_loss, bench_policy, bench_update, plot, report, results
+from a2c_compiled.benchmarks.harness import Case, Row, compare
+from a2c_compiled.benchmarks.results import Results
+from a2c_compiled.benchmarks.shapes import Plan
+
+SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
+    "estimators": bench_estimators.cases,
+    "sweep": bench_estimators.sweep,
+    "loss": bench_loss.cases,
+    "update": bench_update.cases,
+    "policy": bench_policy.cases,
+}
+
+
+def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), threads: int = 1) -> Results:
+    """Measure ``subjects`` and leave ``results.json``, ``report.md`` and the pictures in ``out``.
+
+    ``results.json`` is written after every subject, so that a run that is cut short leaves what it has.
+    """
+    started = time.perf_counter()
+    with _threads(threads), _quiet():
+        measured = results.begin(plan)
+        cases = {subject: SUBJECTS[subject](plan) for subject in subjects}
+        with tqdm(total=sum(map(len, cases.values())), disable=None, unit="case", leave=False) as bar:
+            for subject in subjects:
+                rows: List[Row] = []
+                for case in cases[subject]:
+                    rows += compare(case, plan, _announcer(bar, case))
+                    bar.update()
+                measured = measured._replace(rows=[*measured.rows, *rows], seconds=time.perf_counter() - started)
+                results.save(measured, out / "results.json")
+                if subject != "sweep":
+                    bar.clear()
+                    for table in report.tables(rows):
+                        tqdm.write(table.plain())
+        pictures = plot.draw(measured, out)
+        with written_whole(out / "report.md") as temporary:
+            temporary.write_text(report.markdown(measured, pictures))
+    return measured
+
+
+def _announcer(bar: "tqdm[None]", case: Case) -> Callable[[str], object]:
+    shape = f"{case.shape[0]}x{case.shape[1]}"
+    return lambda contender: bar.set_description(f"{case.subject} {case.direction} {shape}: {contender}"[:70])
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the peers' warnings and torch.compile's remarks on them; and with room for one compiled form for each case."""
+    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=64):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
