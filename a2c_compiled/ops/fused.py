@@ -32,8 +32,8 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         flags = tensors[num_variables:]
         # A coefficient that is a number in host memory would meet tensors of the device here.
         variables = [tensor.to(flags[0].device) for tensor in tensors[:num_variables]]
-        outputs, pullback = torch.func.vjp(lambda *variables: definition(*variables, *flags, dim), *variables)
-        return pullback(grad_outputs[0] if isinstance(outputs, Tensor) else tuple(grad_outputs))
+        pullback = torch.func.vjp(lambda *variables: definition(*variables, *flags, dim), *variables)[1]
+        return pullback(grad_outputs[0] if len(grad_outputs) == 1 else tuple(grad_outputs))
 
     def backward_definition(*arguments: Any) -> Any:
         given = dict(zip(backward_inputs, arguments, strict=False))
@@ -63,7 +63,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         def backward(ctx: Any, *grads: Tensor) -> Tuple[Any, ...]:
             tensors = ctx.saved_tensors
             variables, flags = tensors[:num_backward_variables], tensors[num_backward_variables:]
-            _, pullback = torch.func.vjp(lambda *variables: backward_definition(*variables, *flags, ctx.dim), *variables)
+            pullback = torch.func.vjp(lambda *variables: backward_definition(*variables, *flags, ctx.dim), *variables)[1]
             return *pullback(grads[0] if len(grads) == 1 else grads), *(None for _ in flags), None
 
         @staticmethod
@@ -112,7 +112,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             # Dynamo does not see that torch.func.grad has its own inputs require gradients, and would leave out the backward;
             # it sees it in whatever is computed from them. And it wants no tensor twice, as `done` is without `terminated`.
             arguments = (*(tensor.view_as(tensor) for tensor in arguments[:-1]), arguments[-1])
-        recorded = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in arguments[:num_variables]])
+        recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:num_variables])
         # What an autograd.Function costs is several times what a small scan does.
         if recorded or (not torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()):
             return Fused.apply(*arguments)

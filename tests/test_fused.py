@@ -1,0 +1,404 @@
+"""Every fused form against its definition: values, gradients of any order, layouts, transforms; and packed sequences."""
+
+import functools
+
+import oracle
+import pytest
+import torch
+from cases import argument_names, call_arguments, evaluate, make_steps, per_step, weights
+from tolerances import assert_close
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from a2c_compiled import functional
+from a2c_compiled.functional.gae import _gae
+from a2c_compiled.functional.scan import _reward2go
+from a2c_compiled.functional.td import _td_lambda
+from a2c_compiled.functional.vtrace import _vtrace
+from a2c_compiled.kernels import cpu_scan, forms
+
+DEFINITIONS = {"gae": _gae, "td_lambda": _td_lambda, "vtrace": _vtrace, "reward2go": _reward2go}
+FORMS = {form.name: form for form in forms.FORMS}
+FUNCTIONS = (
+    "generalized_advantage_estimate",
+    "td_lambda_return_estimate",
+    "td1_return_estimate",
+    "vtrace_advantage_estimate",
+    "reward2go",
+)
+name_of_form = pytest.mark.parametrize("name", sorted(DEFINITIONS))
+function_name = pytest.mark.parametrize("name", FUNCTIONS)
+
+# Both sides of every switch of the C++ kernels: lanes of 8, tiles of 128, parts from 64 steps on, 1024 sequences side by side.
+SHAPES = [
+    ((1,), -1),
+    ((63,), -1),
+    ((64,), -1),
+    ((1031,), -1),
+    ((5, 3), -2),
+    ((3, 5), -1),
+    ((130, 7), -2),
+    ((7, 130), -1),
+    ((8, 128), -1),
+    ((9, 129), -1),
+    ((20, 300), -1),
+    ((33, 8), -2),
+    ((3, 1030), -2),
+    ((3, 70, 5), -2),
+    ((2, 3, 4, 9), -4),
+    ((1, 9), -2),
+    ((9, 1), -1),
+]
+
+
+def contiguous(tensor):
+    return tensor
+
+
+def transposed(tensor):
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def all_but_the_last(tensor):
+    """As the values of T + 1 observations without the last."""
+    return torch.cat([tensor, torch.full_like(tensor[..., :1], True if tensor.dtype == torch.bool else torch.nan)], -1)[
+        ..., :-1
+    ]
+
+
+def sliced(tensor):
+    return torch.stack([tensor, torch.full_like(tensor, True if tensor.dtype == torch.bool else torch.nan)], -1).flatten(-2)[
+        ..., ::2
+    ]
+
+
+def operands(form, shape, dtype=torch.float64, coefficients="numbers", seed=0):
+    """Coefficients, values and flags of ``form``, by name."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = {}
+    for name, number in zip(form.coefficients, (0.97, 0.9, 1.1), strict=False):
+        if coefficients == "numbers":
+            found[name] = torch.tensor(number, dtype=wide)
+        else:
+            found[name] = number * per_step(shape, dtype=wide, seed=len(found))
+    for name in form.values:
+        found[name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    done = torch.rand(shape, generator=generator) < 0.2
+    found.update(zip(form.flags, (done, done & (torch.rand(shape, generator=generator) < 0.5)), strict=False))
+    return found
+
+
+def double(tensors):
+    return [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+
+
+def as_tuple(result):
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def run(form, tensors, dim):
+    return as_tuple(getattr(torch.ops.a2c_compiled, form.name)(*tensors, dim))
+
+
+@pytest.mark.parametrize("layout", [contiguous, transposed, all_but_the_last, sliced])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
+@name_of_form
+def test_kernel_and_its_backward_equal_the_definition(name, shape, dim, dtype, layout):
+    form, backward_form = FORMS[name], FORMS[f"{name}_backward"]
+    given = {key: layout(value) if value.dim() else value for key, value in operands(form, shape, dtype).items()}
+    inputs = list(given.values())
+    results = run(form, inputs, dim)
+    variables = [tensor.requires_grad_() for tensor in double(inputs)[len(form.coefficients) : -len(form.flags)]]
+    wide = double(inputs[: len(form.coefficients)]) + variables + inputs[-len(form.flags) :]
+    expected = as_tuple(DEFINITIONS[name](*wide, dim))
+    for result, value in zip(results, expected, strict=True):
+        assert result.dtype == dtype
+        assert_close(result, value, what="result")
+        # What is saved for the backward is rounded to the dtype of the data: a second rounding, amplified where targets are large.
+    grads = [layout(weights(result)) for result in results]
+    expected_grads = torch.autograd.grad(expected, variables, double(grads), materialize_grads=True)
+    given.update({f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)})
+    given.update({output: layout(result) for output, result in zip(form.outputs, results, strict=True)})
+    of_values = run(
+        backward_form, [given[key] for key in backward_form.coefficients + backward_form.values + backward_form.flags], dim
+    )
+    by_name = dict(zip((f"grad_{value}" for value in form.values), expected_grads, strict=True))
+    for output, result in zip(backward_form.outputs, of_values, strict=True):
+        assert result.dtype == dtype
+        assert_close(result, by_name[output], what=output, roundings=8)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((13, 9), -2), ((9, 13), -1), ((70,), -1)], ids=str)
+@name_of_form
+def test_coefficients_for_each_step(name, shape, dim):
+    tensors = list(operands(FORMS[name], shape, coefficients="per step").values())
+    for result, expected in zip(run(FORMS[name], tensors, dim), as_tuple(DEFINITIONS[name](*tensors, dim)), strict=True):
+        assert_close(result, expected)
+
+
+@pytest.mark.parametrize("name", [form.name for form in forms.FORMS])
+def test_operator_passes_opcheck(name):
+    form = FORMS[name]
+    for layout in (contiguous, transposed, sliced):
+        tensors = [layout(tensor) if tensor.dim() else tensor for tensor in operands(form, (6, 9)).values()]
+        outcome = torch.library.opcheck(getattr(torch.ops.a2c_compiled, name).default, (*tensors, -2))
+        assert set(outcome.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", [form.name for form in forms.FORMS])
+def test_without_the_extension_the_definition_serves(name, monkeypatch):
+    form = FORMS[name]
+    given = operands(form, (40, 9))
+    if "value_target" in given:  # it is computed anew there
+        given["value_target"] = run(forms.VTRACE, [given[key] for key in operands(forms.VTRACE, (1, 1))], -2)[1]
+    tensors = list(given.values())
+    expected = run(form, tensors, -2)
+    monkeypatch.setattr(cpu_scan, "_extension", None)
+    monkeypatch.setattr(cpu_scan, "warn_once", lambda: None)
+    for result, value in zip(run(form, tensors, -2), expected, strict=True):
+        assert_close(result, value)
+        assert result.stride() == value.stride()
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("coefficients", ["values_alone", "numbers", "per step"])
+@name_of_form
+def test_derivatives_equal_finite_differences(name, coefficients, order):
+    """With respect to values and, unless it says alone, to coefficients."""
+    form = FORMS[name]
+    given = operands(form, (4, 2), coefficients="per step" if coefficients == "per step" else "numbers")
+    if name == "vtrace":  # away from the clip's corners, and on both sides of them
+        given["log_pi"] = given["log_mu"] + torch.tensor([[-0.7, 0.9], [0.5, -0.4], [-1.1, 0.6], [0.8, -0.6]]).double()
+    flags = [given.pop(key) for key in form.flags]
+    fixed = [given.pop(key) for key in form.coefficients] if coefficients == "values_alone" else []
+    variables = tuple(tensor.requires_grad_() for tensor in given.values())
+    function = fused(name)
+    check = {"first": torch.autograd.gradcheck, "second": torch.autograd.gradgradcheck}[order]
+    assert check(lambda *variables: function(*fixed, *variables, *flags, -2), variables)
+
+
+def fused(name):
+    from a2c_compiled.functional import gae, scan, td, vtrace
+
+    return {"gae": gae._fused_gae, "td_lambda": td._fused_td_lambda, "vtrace": vtrace._fused_vtrace}.get(
+        name, scan._fused_reward2go
+    )
+
+
+@name_of_form
+def test_vmap_over_any_operand_equals_one_call_each(name):
+    form = FORMS[name]
+    given = operands(form, (3, 5, 4))
+    function = fused(name)
+    one = {key: value if value.dim() == 0 else value[0] for key, value in given.items()}
+    for batched in ([*form.values, *form.flags], [form.values[-1]], [form.coefficients[0]], [form.flags[0]]):
+        tensors = [
+            (torch.tensor([0.9, 0.5, 0.7]).double() if key in form.coefficients else given[key]) if key in batched else one[key]
+            for key in given
+        ]
+        in_dims = tuple(0 if key in batched else None for key in given)
+        results = as_tuple(torch.vmap(lambda *tensors: function(*tensors, -2), in_dims)(*tensors))
+        for i in range(3):
+            single = [tensor if in_dim is None else tensor[i] for tensor, in_dim in zip(tensors, in_dims, strict=True)]
+            for result, expected in zip(results, as_tuple(function(*single, -2)), strict=True):
+                assert_close(result[i], expected)
+
+
+@name_of_form
+def test_gradients_per_sample_by_vmap_of_grad(name):
+    form = FORMS[name]
+    given = list(operands(form, (3, 5, 4)).values())
+    function, last_value = fused(name), len(form.coefficients) + len(form.values) - 1
+
+    def objective(value, *tensors):
+        arguments = [*tensors[:last_value], value, *tensors[last_value:]]
+        return as_tuple(function(*arguments, -2))[0].square().sum()
+
+    value, others = given[last_value], given[:last_value] + given[last_value + 1 :]
+    in_dims = (0, *(None if tensor.dim() == 0 else 0 for tensor in others))
+    results = torch.vmap(torch.func.grad(objective), in_dims)(value, *others)
+    for i in range(3):
+        leaf = value[i].clone().requires_grad_()
+        single = [tensor if tensor.dim() == 0 else tensor[i] for tensor in others]
+        assert_close(results[i], torch.autograd.grad(objective(leaf, *single), leaf)[0])
+
+
+@function_name
+def test_modes_and_fake_tensors_see_the_operator(name):
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    arguments = call_arguments(name, make_steps((6, 3)))
+    expected = getattr(functional, name)(**arguments)
+    with Recorder():
+        getattr(functional, name)(**arguments)
+    assert any(operator.startswith("a2c_compiled.") for operator in seen)
+    with FakeTensorMode() as mode:
+        fake = {key: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+        for result, value in zip(as_tuple(getattr(functional, name)(**fake)), as_tuple(expected), strict=True):
+            assert (result.shape, result.dtype, result.stride()) == (value.shape, value.dtype, value.stride())
+
+
+@function_name
+def test_numbers_first_met_in_inference_mode_serve_training(name):
+    steps = make_steps((6, 3))
+    gamma = 0.123456  # a number that no other test uses: numbers are kept
+    with torch.inference_mode():
+        getattr(functional, name)(**call_arguments(name, steps, gamma=gamma))
+    reward = steps.reward.clone().requires_grad_()
+    result = as_tuple(getattr(functional, name)(**call_arguments(name, steps._replace(reward=reward), gamma=gamma)))[0]
+    assert torch.autograd.grad(result.sum(), reward)[0].isfinite().all()
+
+
+def test_gradients_do_not_need_what_they_do_not_depend_on():
+    """GAE is linear in rewards and values: overwriting a rollout's buffers before the backward is no error."""
+    steps = make_steps((6, 3))
+    value = steps.state_value.clone().requires_grad_()
+    advantage, _ = functional.generalized_advantage_estimate(
+        **call_arguments("generalized_advantage_estimate", steps._replace(state_value=value))
+    )
+    steps.reward.zero_()
+    advantage.sum().backward()
+    assert value.grad.isfinite().all()
+
+
+def test_more_memory_than_the_allocator_keeps():
+    steps = make_steps((64, 9000), torch.float32)
+    arguments = call_arguments("generalized_advantage_estimate", steps)
+    for result, expected in zip(
+        functional.generalized_advantage_estimate(**arguments), oracle.generalized_advantage_estimate(**arguments), strict=True
+    ):
+        assert_close(result, expected)
+
+
+@pytest.mark.parametrize("shape", [(20, 9), (20,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_vtrace_of_extreme_ratios(dtype, shape):
+    steps = make_steps(shape, dtype)
+    log_ratio = torch.tensor([0.0, -1e-3, 1e-3, -5, 5, -50, 50, -86.9, -87.5, 79.9, 80.1, 500, -500, -torch.inf, torch.inf])
+    log_pi = log_ratio.to(dtype).repeat(20)[: steps.reward.numel()].view(shape)
+    arguments = call_arguments(
+        "vtrace_advantage_estimate", steps._replace(log_pi=log_pi, log_mu=torch.zeros_like(log_pi)), time_dim=-len(shape)
+    )
+    # Without clips every ratio counts; with infinite ones left out, since e^80 is all that is left of them.
+    for clips in ({"rho_thresh": 1.0, "c_thresh": 1.0}, {"rho_thresh": 1e3, "c_thresh": 0.9}):
+        expected = oracle.vtrace_advantage_estimate(**arguments, **clips)
+        for result, value in zip(functional.vtrace_advantage_estimate(**arguments, **clips), expected, strict=True):
+            assert_close(result, value)
+
+
+# -- Packed sequences -------------------------------------------------------------------------------------------------------
+
+LENGTHS = {"some": (3, 1, 7, 2), "one": (13,), "empty_ones": (0, 3, 0, 0, 10, 0), "single_steps": (1,) * 13}
+PACKED_FUNCTIONS = (
+    "generalized_advantage_estimate",
+    "td1_return_estimate",
+    "td1_advantage_estimate",
+    "td_lambda_return_estimate",
+    "td_lambda_advantage_estimate",
+    "vtrace_advantage_estimate",
+    "reward2go",
+)
+
+
+def packed(lengths, dtype=torch.int32):
+    return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+
+
+def one_by_one(name, arguments, lengths, dim):
+    """Each sequence alone, by the oracle."""
+    pieces = {
+        key: value.split(lengths, dim) if isinstance(value, torch.Tensor) and value.dim() else [value] * len(lengths)
+        for key, value in arguments.items()
+    }
+    results = [
+        as_tuple(getattr(oracle, name)(**{key: values[i] for key, values in pieces.items()}))
+        for i, length in enumerate(lengths)
+        if length > 0
+    ]
+    return tuple(torch.cat(parts, dim) for parts in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("lengths", list(LENGTHS.values()), ids=list(LENGTHS))
+@pytest.mark.parametrize(("shape", "dim"), [((13,), -1), ((13, 3), -2), ((2, 13), -1)], ids=str)
+@pytest.mark.parametrize("terminated", [True, False], ids=["terminated", "done_alone"])
+@pytest.mark.parametrize("name", PACKED_FUNCTIONS)
+def test_packed_sequences_equal_each_alone_and_so_do_gradients(name, terminated, shape, dim, lengths, dtype):
+    arguments = call_arguments(name, make_steps(shape), dim)
+    if not terminated:
+        arguments.pop("terminated", None)
+    results, gradients = evaluate(
+        lambda **tensors: getattr(functional, name)(**tensors, cu_seqlens=packed(lengths, dtype)), arguments
+    )
+    expected, expected_gradients = evaluate(lambda **tensors: one_by_one(name, tensors, lengths, dim), arguments)
+    for result, value in zip(results, expected, strict=True):
+        assert_close(result, value)
+    for key, gradient in expected_gradients.items():
+        assert_close(gradients[key], gradient, what=key)
+
+
+def test_packed_reverse_scan_equals_each_alone():
+    x, decay = torch.randn(13, 2, dtype=torch.float64), torch.rand(13, 2, dtype=torch.float64)
+    result = functional.reverse_scan(x, decay, -2, packed((3, 1, 9)))
+    assert_close(
+        result,
+        torch.cat([oracle.reverse_scan(*part, -2) for part in zip(x.split((3, 1, 9)), decay.split((3, 1, 9)), strict=True)]),
+    )
+
+
+@pytest.mark.parametrize("mode", ["scripted", "traced"])
+@pytest.mark.parametrize("name", PACKED_FUNCTIONS)
+def test_packed_sequences_in_other_modes(name, mode):
+    function = getattr(functional, name)
+    function = (
+        torch.jit.script(function) if mode == "scripted" else torch.compile(function, fullgraph=True, backend="aot_eager")
+    )
+    arguments = call_arguments(name, make_steps((13, 2)), gamma=torch.tensor(0.97))
+    results = as_tuple(function(**arguments, cu_seqlens=packed((3, 1, 7, 2))))
+    for result, expected in zip(results, one_by_one(name, arguments, (3, 1, 7, 2), -2), strict=True):
+        assert_close(result, expected)
+
+
+def test_packed_td1_without_rolling_gamma_does_not_bootstrap_any_open_end():
+    steps = make_steps((13, 2))
+    arguments = call_arguments("td1_return_estimate", steps, gamma=per_step((13, 2)), rolling_gamma=False)
+    result = functional.td1_return_estimate(**arguments, cu_seqlens=packed((3, 1, 7, 2)))
+    assert_close(result, one_by_one("td1_return_estimate", arguments, (3, 1, 7, 2), -2)[0])
+
+
+@pytest.mark.parametrize("name", [*PACKED_FUNCTIONS, "reverse_scan"])
+@pytest.mark.parametrize(
+    ("cu_seqlens", "error", "message"),
+    [
+        ([0, 13], TypeError, "cu_seqlens: expected a tensor"),
+        (torch.tensor([0.0, 13.0]), TypeError, "cu_seqlens: expected dtype torch.int32 or torch.int64, got torch.float32"),
+        (torch.tensor([[0, 13]]), ValueError, r"cu_seqlens: expected one dimension, got shape \[1, 2\]"),
+        (torch.tensor([0, 13], device="meta"), ValueError, "cu_seqlens: expected the device of the data, cpu, got meta"),
+    ],
+)
+def test_wrong_cu_seqlens_are_refused(name, cu_seqlens, error, message):
+    if name == "reverse_scan":
+        call = functools.partial(functional.reverse_scan, torch.randn(13, 2), torch.rand(13, 2), -2)
+    else:
+        call = functools.partial(getattr(functional, name), **call_arguments(name, make_steps((13, 2))))
+    with pytest.raises(error, match=message):
+        call(cu_seqlens=cu_seqlens)
+
+
+def test_no_steps_packed():
+    result = functional.reward2go(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.bool), 0.9, cu_seqlens=torch.tensor([0]))
+    assert result.shape == (0, 2)
+
+
+def test_every_function_of_time_takes_cu_seqlens():
+    assert {name for name in functional.__all__ if name.islower() and "cu_seqlens" in argument_names(name)} == {
+        *PACKED_FUNCTIONS,
+        "reverse_scan",
+    }
