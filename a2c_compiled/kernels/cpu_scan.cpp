@@ -62,7 +62,7 @@ INLINE T unless(bool condition, T value) {
 // `a * b`, but zero where `a` is zero.
 template <class T>
 INLINE T cut(T a, T b) {
-  return unless(a == T(0), a * b);
+  return a * unless(a == T(0), b);
 }
 
 // 1/0!, 1/1!, ...: the Taylor coefficients of exp.
@@ -98,12 +98,12 @@ INLINE T exponential(T x) {
   return unless(x < kLowest, sum * power);
 }
 
-// A form says how many operands it has, whether it runs in reverse time, whether it asks for neighbouring steps or edges, and
-// what one step does. A step gives its coefficients c(), values v() and flags f(), and its neighbours before() and after().
+// A form says how many operands it has, whether it runs in reverse time, whether it asks for the first step or the step before, for
+// the last or the step after, and what one step does. A step gives its coefficients c(), values v() and flags f().
 
 struct LinearScan {
   static constexpr int kCoefficients = 0, kValues = 2, kFlags = 0, kOutputs = 1;
-  static constexpr bool kReverse = true, kEdges = false;
+  static constexpr bool kReverse = true, kFirst = false, kLast = false;
   enum { kX, kDecay };
 
   template <class S, class T = typename S::Real>
@@ -122,7 +122,7 @@ struct LinearScanTransposed : LinearScan {
 
 struct Reward2Go {
   static constexpr int kCoefficients = 1, kValues = 1, kFlags = 1, kOutputs = 1;
-  static constexpr bool kReverse = true, kEdges = false;
+  static constexpr bool kReverse = true, kFirst = false, kLast = false;
 
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
@@ -143,7 +143,7 @@ enum { kGamma, kLmbda };
 
 struct Gae {
   static constexpr int kCoefficients = 2, kValues = 3, kFlags = 2, kOutputs = 2;
-  static constexpr bool kReverse = true, kEdges = false;
+  static constexpr bool kReverse = true, kFirst = false, kLast = false;
   enum { kValue, kNextValue, kReward };
 
   template <class S, class T = typename S::Real>
@@ -160,7 +160,7 @@ struct Gae {
 
 struct GaeBackward {
   static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 3;
-  static constexpr bool kReverse = false, kEdges = false;
+  static constexpr bool kReverse = false, kFirst = false, kLast = false;
   enum { kGradAdvantage, kGradTarget };
 
   template <class S, class T = typename S::Real>
@@ -177,7 +177,7 @@ struct GaeBackward {
 
 struct TdLambda {
   static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 1;
-  static constexpr bool kReverse = true, kEdges = true;
+  static constexpr bool kReverse = true, kFirst = false, kLast = true;
   enum { kNextValue, kReward };
 
   template <class S, class T = typename S::Real>
@@ -197,7 +197,7 @@ struct TdLambda {
 
 struct TdLambdaBackward {
   static constexpr int kCoefficients = 2, kValues = 1, kFlags = 2, kOutputs = 2;
-  static constexpr bool kReverse = false, kEdges = true;
+  static constexpr bool kReverse = false, kFirst = false, kLast = true;
 
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
@@ -212,7 +212,7 @@ struct TdLambdaBackward {
 
 struct VTrace {
   static constexpr int kCoefficients = 3, kValues = 5, kFlags = 2, kOutputs = 2;
-  static constexpr bool kReverse = true, kEdges = true;
+  static constexpr bool kReverse = true, kFirst = false, kLast = true;
   enum { kRhoThresh = 1, kCThresh };
   enum { kLogPi, kLogMu, kValue, kNextValue, kReward };
 
@@ -245,7 +245,7 @@ struct VTrace {
 
 struct VTraceBackward {
   static constexpr int kCoefficients = 3, kValues = 8, kFlags = 2, kOutputs = 5;
-  static constexpr bool kReverse = false, kEdges = true;
+  static constexpr bool kReverse = false, kFirst = true, kLast = true;
   enum { kGradAdvantage, kGradTarget, kLogPi, kLogMu, kValue, kNextValue, kReward, kTarget };
 
   // With what the advantage of the step before sends back to this step's value target.
@@ -400,12 +400,12 @@ struct Tile {
 // `body(from, to, first, last)` over the steps of [from, to), those at the edges of the data by themselves.
 template <class Form, class Body>
 void over_steps(int64_t from, int64_t to, int64_t steps, Body body) {
-  if (Form::kEdges && from == 0 && from < to) {
+  if (Form::kFirst && from == 0 && from < to) {
     body(0, 1, true, steps == 1);
     from = 1;
   }
-  if (Form::kEdges && to == steps && from < to) {
-    body(to - 1, to, false, true);
+  if (Form::kLast && to == steps && from < to) {
+    body(to - 1, to, to == 1, true);
     to -= 1;
   }
   if (from < to) body(from, to, false, false);
@@ -442,14 +442,12 @@ void end_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t 
   });
 }
 
-// The recurrences of a tile's lanes, `pitch` apart; `kProduct` also keeps what each step makes of what comes into its lane.
+// The recurrences of a tile's lanes, `pitch` apart, over the steps of [from, to), carried on from `carry`. With `product` also
+// what each step makes of that which comes into its lane.
 template <bool kReverse, bool kProduct, int64_t kCount, class T>
-void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
-  T carry[kCount], product[kCount];
-  std::copy(tile.carry, tile.carry + kCount, carry);
-  std::fill(product, product + kCount, T(1));
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t t = kReverse ? count - 1 - i : i;
+INLINE void recur_step_by_step(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
+  for (int64_t i = from; i < to; ++i) {
+    const int64_t t = kReverse ? from + to - 1 - i : i;
     for (int64_t n = 0; n < kCount; ++n) {
       const int64_t at = n * pitch + t;
       if (kProduct) {
@@ -460,8 +458,119 @@ void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
       tile.x[at] = follow<kReverse>(tile.x[at], tile.decay[at], carry[n]);
     }
   }
-  std::copy(carry, carry + kCount, tile.carry);
-  if (kProduct) std::copy(product, product + kCount, tile.decay);
+}
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_VECTORS
+#endif
+#endif
+
+#if defined(HAS_VECTORS)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
+#endif
+static_assert(kLanes == 8, "a vector holds a step of every lane");
+
+template <class T>
+struct Vector {
+  typedef T type __attribute__((vector_size(8 * sizeof(T))));
+};
+
+template <class T>
+INLINE T cut_vector(T a, T b) {
+  return a * (a == 0 ? T{} : b);
+}
+
+// Rows to columns.
+template <class V>
+INLINE void transpose(V (&r)[8]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    const V a = r[i], b = r[i + 1];
+    r[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+    r[i + 1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const int i = j / 2 * 4 + j % 2;
+    const V a = r[i], b = r[i + 2];
+    r[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+    r[i + 2] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const V a = r[i], b = r[i + 4];
+    r[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+    r[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+template <class V, class T>
+INLINE void load_columns(V (&columns)[8], const T* rows, int64_t pitch) {
+#pragma GCC unroll 8
+  for (int n = 0; n < 8; ++n) std::memcpy(&columns[n], rows + n * pitch, sizeof(V));
+  transpose(columns);
+}
+
+template <class V, class T>
+INLINE void store_columns(V (&columns)[8], T* rows, int64_t pitch) {
+  transpose(columns);
+#pragma GCC unroll 8
+  for (int n = 0; n < 8; ++n) std::memcpy(rows + n * pitch, &columns[n], sizeof(V));
+}
+
+// The same for all lanes and eight steps at a time, turned so that a step is a vector.
+template <bool kReverse, bool kProduct, class T>
+INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
+  using V = typename Vector<T>::type;
+  V x[8], decay[8], carried, multiplied;
+  std::memcpy(&carried, carry, sizeof(V));
+  std::memcpy(&multiplied, product, sizeof(V));
+  for (int64_t i = from; i < to; i += 8) {
+    const int64_t t = kReverse ? from + to - 8 - i : i;
+    load_columns(x, tile.x + t, pitch);
+    load_columns(decay, tile.decay + t, pitch);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const int k = kReverse ? 7 - j : j;
+      if (kReverse) {
+        x[k] = carried = x[k] + cut_vector(decay[k], carried);
+      } else {
+        x[k] = x[k] + carried;
+        carried = cut_vector(decay[k], x[k]);
+      }
+      if (kProduct) {
+        const V before = multiplied;
+        multiplied = cut_vector(decay[k], before);
+        decay[k] = kReverse ? multiplied : before;
+      }
+    }
+    store_columns(x, tile.x + t, pitch);
+    if (kProduct) store_columns(decay, tile.product + t, pitch);
+  }
+  std::memcpy(carry, &carried, sizeof(V));
+  std::memcpy(product, &multiplied, sizeof(V));
+}
+#else
+template <bool kReverse, bool kProduct, class T>
+INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
+  recur_step_by_step<kReverse, kProduct, kLanes>(tile, pitch, from, to, carry, product);
+}
+#endif
+
+// All of a tile's lanes; with kProduct the products over the lanes are left in place of the decays.
+template <bool kReverse, bool kProduct, class T>
+void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
+  T carry[kLanes], product[kLanes];
+  std::copy(tile.carry, tile.carry + kLanes, carry);
+  std::fill(product, product + kLanes, T(1));
+  const int64_t rest = count % 8;
+  if (kReverse) recur_step_by_step<kReverse, kProduct, kLanes>(tile, pitch, count - rest, count, carry, product);
+  recur_by_eight<kReverse, kProduct>(tile, pitch, 0, count - rest, carry, product);
+  if (!kReverse) recur_step_by_step<kReverse, kProduct, kLanes>(tile, pitch, count - rest, count, carry, product);
+  std::copy(carry, carry + kLanes, tile.carry);
+  if (kProduct) std::copy(product, product + kLanes, tile.decay);
 }
 
 // Sequences one next to the other in time: kLanes of them at once, a tile of steps after the other.
@@ -480,7 +589,7 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
       begin_steps(row, from, count, steps, tile.x + n * kTile, tile.decay + n * kTile);
     T carried[kLanes];
     std::copy(tile.carry, tile.carry + kLanes, carried);
-    recur<Form::kReverse, false, kLanes>(tile, kTile, count);
+    recur<Form::kReverse, false>(tile, kTile, count);
     row = cursor;
     for (int64_t n = 0; n < lanes; ++n, row.advance(lane_stride, 1)) {
       T* y = tile.x + n * kTile;
@@ -503,12 +612,10 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
     const T carried = carry;
     begin_steps(row, from, count, steps, tile.x, tile.decay);
     if (part == 0) {
-      tile.carry[0] = carry;
-      recur<Form::kReverse, false, 1>(tile, count, count);
-      carry = tile.carry[0];
+      recur_step_by_step<Form::kReverse, false, 1>(tile, count, 0, count, &carry, &carry);
     } else {
       std::fill(tile.carry, tile.carry + kLanes, T(0));
-      recur<Form::kReverse, true, kLanes>(tile, part, part);
+      recur<Form::kReverse, true>(tile, part, part);
       for (int64_t i = 0; i < kLanes; ++i) {
         const int64_t n = Form::kReverse ? kLanes - 1 - i : i;
         T* x = tile.x + n * part;

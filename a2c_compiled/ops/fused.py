@@ -94,8 +94,10 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
                 return *gradients(tensors, grads, ctx.dim), *not_differentiable
             saved = iter(tensors)
             given = {f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)}
-            # Compiled graphs have no second derivative, and dynamo does not trace one autograd.Function inside another's backward.
-            backward = backward_op if torch.compiler.is_dynamo_compiling() else Backward.apply
+            # Gradients are enabled here where these gradients are to be differentiated. Dynamo traces no autograd.Function
+            # inside the backward of another, and a compiled graph has no second derivative.
+            again = torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
+            backward = Backward.apply if again else backward_op
             found = backward(*[given[name] if name in given else next(saved) for name in backward_inputs], ctx.dim)
             by_name = dict(zip(backward_form.outputs, (found,) if isinstance(found, Tensor) else found, strict=True))
             of_values = [by_name[f"grad_{value}"] for value in form.values]
