@@ -26,23 +26,24 @@ def check_steps(
         raise TypeError(f"reward: expected a tensor, got {type(reward)}")
     if not reward.is_floating_point():
         raise TypeError(f"reward: expected a floating dtype, got {reward.dtype}")
+    shape, device = reward.shape, reward.device
     for name, tensor in flags.items():
-        _check_like_reward(name, tensor, reward, torch.bool)
+        _check_like_reward(name, tensor, shape, torch.bool, device)
     if terminated is not None:
-        _check_like_reward("terminated", terminated, reward, torch.bool)
+        _check_like_reward("terminated", terminated, shape, torch.bool, device)
     for name, tensor in values.items():
-        _check_like_reward(name, tensor, reward, reward.dtype)
+        _check_like_reward(name, tensor, shape, reward.dtype, device)
 
 
-def _check_like_reward(name: str, tensor: Tensor, reward: Tensor, dtype: torch.dtype) -> None:
+def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch.dtype, device: torch.device) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor)}")
-    if tensor.shape != reward.shape:
-        raise ValueError(f"{name}: expected the shape of reward, {list(reward.shape)}, got {list(tensor.shape)}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected the shape of reward, {list(shape)}, got {list(tensor.shape)}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
-    if tensor.device != reward.device:
-        raise ValueError(f"{name}: expected the device of reward, {reward.device}, got {tensor.device}")
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected the device of reward, {device}, got {tensor.device}")
 
 
 def time_dimension(tensor: Tensor, time_dim: int) -> int:

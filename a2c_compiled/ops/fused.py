@@ -107,18 +107,30 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
             return Fused.apply(*_batch_first(info.batch_size, in_dims, arguments, num_coefficients)), _first(form)
 
+    class Eager(torch.autograd.Function):
+        """As Fused, without what a separate setup_context costs at every call: PyTorch looks up the signature of forward anew."""
+
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = forward_op(*arguments)
+            Fused.setup_context(ctx, arguments, output)
+            return output
+
+        backward = Fused.backward
+
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_exporting():
             return definition(*arguments)
-        if torch.compiler.is_dynamo_compiling():
+        compiling = torch.compiler.is_dynamo_compiling()
+        if compiling:
             # Dynamo does not see that torch.func.grad has its own inputs require gradients, and would leave out the backward;
             # it sees it in whatever is computed from them. And it wants no tensor twice, as `done` is without `terminated`.
             arguments = (*(tensor.view_as(tensor) for tensor in arguments[:-1]), arguments[-1])
-        recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:num_variables])
-        # What an autograd.Function costs is several times what a small scan does.
-        if recorded or (not torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()):
+        elif torch._C._are_functorch_transforms_active():
             return Fused.apply(*arguments)
-        return forward_op(*arguments)
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in arguments[:num_variables]):
+            return forward_op(*arguments)  # an autograd.Function costs more than a small scan does
+        return Fused.apply(*arguments) if compiling else Eager.apply(*arguments)
 
     return call
 

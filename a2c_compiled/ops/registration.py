@@ -1,7 +1,7 @@
 """Registration of the forms as operators, and the choice of a backend by device."""
 
 import importlib.util
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     first_flag = first_value + len(form.values)
     single = len(form.outputs) == 1
 
-    def result(outputs: Sequence[Tensor]) -> Any:
-        return outputs[0] if single else tuple(outputs)
+    def result(outputs: Tuple[Tensor, ...]) -> Any:
+        return outputs[0] if single else outputs
 
     def fake(*arguments: Any) -> Any:
         return result(form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1]))
