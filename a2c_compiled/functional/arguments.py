@@ -28,11 +28,11 @@ def check_steps(
         raise TypeError(f"reward: expected a floating dtype, got {reward.dtype}")
     shape, device = reward.shape, reward.device
     for name, tensor in flags.items():
-        _check_like_reward(name, tensor, shape, torch.bool, device)
+        _check_like_reward(name, tensor, shape, torch.bool, device)  # type: ignore[arg-type]
     if terminated is not None:
-        _check_like_reward("terminated", terminated, shape, torch.bool, device)
+        _check_like_reward("terminated", terminated, shape, torch.bool, device)  # type: ignore[arg-type]
     for name, tensor in values.items():
-        _check_like_reward(name, tensor, shape, reward.dtype, device)
+        _check_like_reward(name, tensor, shape, reward.dtype, device)  # type: ignore[arg-type]
 
 
 def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch.dtype, device: torch.device) -> None:

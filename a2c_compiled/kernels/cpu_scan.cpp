@@ -62,7 +62,7 @@ INLINE T unless(bool condition, T value) {
 // `a * b`, but zero where `a` is zero.
 template <class T>
 INLINE T cut(T a, T b) {
-  return a * unless(a == T(0), b);
+  return unless(a == T(0), a * b);
 }
 
 // 1/0!, 1/1!, ...: the Taylor coefficients of exp.
@@ -467,20 +467,12 @@ INLINE void recur_step_by_step(Tile<T>& tile, int64_t pitch, int64_t from, int64
 #endif
 
 #if defined(HAS_VECTORS)
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
-#endif
 static_assert(kLanes == 8, "a vector holds a step of every lane");
 
 template <class T>
 struct Vector {
   typedef T type __attribute__((vector_size(8 * sizeof(T))));
 };
-
-template <class T>
-INLINE T cut_vector(T a, T b) {
-  return a * (a == 0 ? T{} : b);
-}
 
 // Rows to columns.
 template <class V>
@@ -535,14 +527,14 @@ INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t t
     for (int j = 0; j < 8; ++j) {
       const int k = kReverse ? 7 - j : j;
       if (kReverse) {
-        x[k] = carried = x[k] + cut_vector(decay[k], carried);
+        x[k] = carried = x[k] + decay[k] * (decay[k] == 0 ? V{} : carried);
       } else {
         x[k] = x[k] + carried;
-        carried = cut_vector(decay[k], x[k]);
+        carried = decay[k] * (decay[k] == 0 ? V{} : x[k]);
       }
       if (kProduct) {
         const V before = multiplied;
-        multiplied = cut_vector(decay[k], before);
+        multiplied = decay[k] * (decay[k] == 0 ? V{} : before);
         decay[k] = kReverse ? multiplied : before;
       }
     }
