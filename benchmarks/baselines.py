@@ -1,7 +1,7 @@
 """Generalized advantage estimation as one would write it without a library: a loop under numba, a scan under torch.compile."""
 
 from functools import cache
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,21 @@ from a2c_compiled.benchmarks.harness import Contender
 
 def numba_gae(steps: Dict[str, Tensor], rows: bool) -> Contender:
     """The loop over numpy arrays, time inmost where a trajectory lies in a row."""
-    names = ("state_value", "next_state_value", "reward", "done", "terminated")
-    arrays = [(steps[name].t().contiguous() if rows else steps[name]).numpy() for name in names]
+    arrays = [tensor.numpy() for tensor in _in_layout(steps, rows)]
     loop = _numba_loops()[rows]
     return Contender(lambda: loop(*arrays), lambda result: [torch.from_numpy(array) for array in result])
+
+
+def numba_gae_of_tensors(steps: Dict[str, Tensor], rows: bool) -> Contender:
+    """The same for one whose data are tensors, and stay so."""
+    tensors = _in_layout(steps, rows)
+    loop = _numba_loops()[rows]
+    return Contender(lambda: [torch.from_numpy(array) for array in loop(*[tensor.numpy() for tensor in tensors])])
+
+
+def _in_layout(steps: Dict[str, Tensor], rows: bool) -> List[Tensor]:
+    names = ("state_value", "next_state_value", "reward", "done", "terminated")
+    return [steps[name].t().contiguous() if rows else steps[name] for name in names]
 
 
 @cache

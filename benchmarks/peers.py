@@ -4,7 +4,7 @@ Each is left out where it is not installed, and gets its data in the form that i
 
 - torchrl: ``[N, T, 1]``.
 - Stable-Baselines3: numpy, time-major; the value of a truncated episode's last observation is folded into the reward, as its rollouts do.
-- numba: the loop that anyone would write, over numpy arrays in the layout of the case.
+- numba: the loop that anyone would write, over numpy arrays in the layout of the case; and from tensors to tensors, as ours.
 - rl-triton: float flags, and bootstrap values where an episode was truncated, ``[N, T]`` on the GPU.
 - PufferLib: rewards and flags one step late, folded as for Stable-Baselines3. Its answer has one step less, and is held against that.
 """
@@ -123,7 +123,8 @@ def _rows_of_one(step: Tensor) -> Tensor:
 def _numpy_peers(asked: Question) -> Dict[str, Make]:
     found: Dict[str, Make] = {}
     if installed("numba"):
-        found["numba"] = lambda: baselines.numba_gae(asked.steps, asked.rows)
+        found["numba, arrays"] = lambda: baselines.numba_gae(asked.steps, asked.rows)
+        found["numba, tensors"] = lambda: baselines.numba_gae_of_tensors(asked.steps, asked.rows)
     if installed("stable_baselines3") and not asked.rows:
         found["SB3 RolloutBuffer"] = lambda: _sb3(asked.steps)
     return found

@@ -19,7 +19,8 @@ _COLOURS = {
     f"{OURS} CUDA graph": "#009E73",
     f"{OURS} TorchScript": "#56B4E9",
     f"{OURS} onnxruntime": "#CC79A7",
-    "numba": "#009E73",
+    "numba, arrays": "#009E73",
+    "numba, tensors": "#44AA99",
     "associative_scan compiled": "#CC79A7",
     "rl-triton": "#E69F00",
     "PufferLib": "#56B4E9",
@@ -29,7 +30,7 @@ _COLOURS = {
     "SB3 RolloutBuffer": "#555555",
     COPY: "#000000",
 }
-_MARKERS = dict(zip(_COLOURS, "os*v^DPXhv^<>.", strict=True))
+_MARKERS = dict(zip(_COLOURS, "os*v^DdPXhv^<>.", strict=True))
 _LOOK: Any = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8.5, "svg.fonttype": "none"}
 
 

@@ -138,7 +138,8 @@ def test_every_subject_runs_and_every_mode_answers_right(tiny_run):
         ("torchrl", "torchrl loop"),
         ("torchrl", "torchrl vectorised"),
         ("torchrl", "torchrl A2CLoss"),
-        ("numba", "numba"),
+        ("numba", "numba, arrays"),
+        ("numba", "numba, tensors"),
         ("stable_baselines3", "SB3 RolloutBuffer"),
         ("stable_baselines3", "SB3 A2C.train"),
         ("stable_baselines3", "SB3 predict"),
@@ -193,7 +194,7 @@ def stored():
         row(f"{OURS} eager", 4.0, times_copy=4.0),
         row(f"{OURS} compiled", 2.0, times_copy=2.0),
         row("torchrl loop", 1234.5),
-        row("numba", 3.0),
+        row("numba, arrays", 3.0),
         Row("GAE", "forward", "[T, N]", SHAPE, "rl-triton", failure="ImportError: no | such name"),
         Row("GAE", "forward", "[T, N]", (1, 100), "rl-triton", failure="ImportError: no | such name"),
     ]
