@@ -20,7 +20,7 @@ EPILOG = """examples:
 GRAPHS = ("policy", "policy_sampled", "loss", "estimator")
 FORMATS = ("onnx", "torchscript")
 SUFFIXES = (".onnx", ".pt")
-SUBJECTS = ("estimators", "sweep", "loss", "update", "policy")
+SUBJECTS = ("estimators", "sweep", "packed", "loss", "update", "policy")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

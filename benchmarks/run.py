@@ -11,7 +11,16 @@ import torch
 from tqdm import tqdm
 
 from a2c_compiled._files import written_whole
-from a2c_compiled.benchmarks import bench_estimators, bench_loss, bench_policy, bench_update, plot, report, results
+from a2c_compiled.benchmarks import (
+    bench_estimators,
+    bench_loss,
+    bench_packed,
+    bench_policy,
+    bench_update,
+    plot,
+    report,
+    results,
+)
 from a2c_compiled.benchmarks.harness import Case, Row, compare
 from a2c_compiled.benchmarks.results import Results
 from a2c_compiled.benchmarks.shapes import Plan
@@ -19,6 +28,7 @@ from a2c_compiled.benchmarks.shapes import Plan
 SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
     "estimators": bench_estimators.cases,
     "sweep": bench_estimators.sweep,
+    "packed": bench_packed.cases,
     "loss": bench_loss.cases,
     "update": bench_update.cases,
     "policy": bench_policy.cases,

@@ -30,6 +30,7 @@ class Plan(NamedTuple):
         estimators: shapes of generalized advantage estimation.
         others: shapes of every other estimator, layout and direction: enough to see where they differ.
         over_steps, over_envs: shapes of the two sweeps, one number of environments and one of steps.
+        packed: sequences of different lengths: how many, and their mean length.
         updates: shapes of the loss and of the whole update.
         policies: of the policy, (observations, 1).
         samples: of each contender.
@@ -46,6 +47,7 @@ class Plan(NamedTuple):
     others: Shapes
     over_steps: Shapes
     over_envs: Shapes
+    packed: Shapes
     updates: Shapes
     policies: Shapes
     samples: int = 20
@@ -71,6 +73,7 @@ def full(device: torch.device) -> Plan:
             others=((64, 512), (4096, 128), (4096, 2048), (8192, 4096)),
             over_steps=_doublings(4096, 8, 8192, by_steps=True),
             over_envs=_doublings(512, 16, 65_536, by_steps=False),
+            packed=((64, 512), (4096, 512)),
             updates=((8, 5), (256, 128), (4096, 128)),
             policies=((1, 1), (4096, 1)),
             samples=15,
@@ -85,6 +88,7 @@ def full(device: torch.device) -> Plan:
         others=((8, 5), (64, 128), (4096, 128), (16, 2048)),
         over_steps=_doublings(64, 8, 8192, by_steps=True),
         over_envs=_doublings(128, 1, 4096, by_steps=False),
+        packed=((64, 128), (1024, 128)),
         updates=((8, 5), (64, 128), (256, 128)),
         policies=((1, 1), (1024, 1)),
     )
@@ -98,6 +102,7 @@ def quick(device: torch.device) -> Plan:
         others=(shape,),
         over_steps=(),
         over_envs=(),
+        packed=((64, 16),),
         updates=((8, 5),),
         policies=((1, 1),),
         samples=10,

@@ -18,6 +18,7 @@ TINY = shapes.quick(CPU)._replace(
     others=((3, 4),),
     over_steps=((3, 4), (3, 2)),
     over_envs=((1, 4), (3, 4)),
+    packed=((3, 4),),
     updates=((2, 3),),
     policies=((5, 1),),
     samples=3,
@@ -303,7 +304,7 @@ def test_the_command_has_help(capsys):
         bench("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: a2c-compiled bench" in text
-    assert "any of estimators, sweep, loss, update, policy, with commas between (default: all)" in text
+    assert "any of estimators, sweep, packed, loss, update, policy, with commas between (default: all)" in text
 
 
 def test_the_subjects_of_the_command_are_those_there_are():
