@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 # Backend, architecture, warp size, most registers a thread.
 TARGETS = {
@@ -44,6 +44,7 @@ EVERY_SHAPE = [
     for rows in (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
     if (shape := (steps, rows)) and steps * rows <= 2**26
 ]
+OLD_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 FORWARD = ("linear_scan", "reward2go", "gae", "td_lambda")
 # Held to 128 registers, with which 16 warps fit.
 HOT = ("linear_scan", "reward2go", "gae", "gae_backward", "td_lambda", "td_lambda_backward")
@@ -54,8 +55,9 @@ def test_compiles_without_spills(target):
     kernels = _compile_elsewhere(target)
     assert len(kernels) > 20
     for kernel in kernels:
-        # ptxas gives away a register of float64 where one more program then fits.
-        assert kernel["spills"] <= (8 if kernel["dtype"] == "torch.float64" else 0), kernel
+        # Of 8 bytes it is no spill for want of registers: the ptxas of Triton 3.6 puts as much aside with 80 of them in use, and in
+        # float64 any gives away one where one more program then fits.
+        assert kernel["spills"] <= (8 if kernel["dtype"] == "torch.float64" or OLD_PTXAS else 0), kernel
         assert kernel["registers"] <= TARGETS[target][3], kernel
         if kernel["form"] in HOT and kernel["plain"]:
             assert kernel["registers"] <= 128, kernel
