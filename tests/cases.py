@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from a2c_compiled import functional
+from a2c_compiled.estimators import GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace
 
 FUNCTIONS = (
     "generalized_advantage_estimate",
@@ -64,6 +65,8 @@ EMPTY_LAYOUTS = tuple(
     )
 )
 
+# How often an episode ends; "rare" is for long data.
+END_RATES = {"some": 0.25, "none": 0.0, "all_done": 1.0, "all_terminated": 1.0, "rare": 5e-4}
 ENDS = ("some", "none", "all_done", "all_terminated")
 
 
@@ -75,6 +78,41 @@ VIEWS = [
     pytest.param(lambda x: x[:, :1].expand(-1, 4), id="expanded_rows"),
     pytest.param(lambda x: x[:1].expand(40, -1), id="expanded_steps"),
 ]
+
+
+# Gamma and lmbda for data of a shape.
+COEFFICIENTS = {
+    "float": lambda shape: (0.9, 0.8),
+    "int": lambda shape: (1, 1),
+    "zero": lambda shape: (0.0, 0.0),
+    "zero_int": lambda shape: (0, 0),
+    "zero_tensor": lambda shape: (torch.tensor(0.0).double(), torch.tensor(0.0).double()),
+    "zero_gamma": lambda shape: (0.0, 0.9),
+    "zero_lmbda": lambda shape: (0.9, torch.tensor(0.0).double()),
+    "scalar_tensor": lambda shape: (torch.tensor(0.9).double(), torch.tensor(0.8).double()),
+    "one_element": lambda shape: (torch.tensor([0.9]).double(), torch.tensor([[[0.8]]]).double()),
+    "per_step": lambda shape: (per_step(shape), per_step(shape, seed=2)),
+    "per_step_some_zero": lambda shape: (per_step(shape).masked_fill(per_step(shape, seed=3) < 0.6, 0.0), per_step(shape)),
+    "per_row": lambda shape: (per_step((1, *shape[1:])), per_step(shape[1:])),
+    "per_time": lambda shape: (per_step((shape[0], *[1] * (len(shape) - 1))), 0.8),
+    "mixed": lambda shape: (0.9, per_step(shape)),
+}
+
+# The value estimators as modules.
+CLASSES = (GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace)
+# The option that standardises, and the smallest standard deviation it divides by.
+STANDARDISING = {
+    GAE: ("average_gae", 1e-4),
+    TD0Estimator: ("average_rewards", 1e-5),
+    TD1Estimator: ("average_rewards", 1e-5),
+    TDLambdaEstimator: ("average_rewards", 1e-4),
+    VTrace: ("average_adv", 1e-5),
+}
+VARIANTS = tuple((kind, options) for kind in CLASSES for options in ({}, {STANDARDISING[kind][0]: True})) + (
+    (GAE, {"auto_reset_env": True}),
+    (GAE, {"auto_reset_env": True, "average_gae": True}),
+)
+VARIANT_IDS = tuple("-".join((kind.__name__, *options)) for kind, options in VARIANTS)
 
 
 class Steps(NamedTuple):
@@ -97,7 +135,7 @@ def make_steps(shape, dtype=torch.float64, seed=0, ends="some"):
         return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
 
     values = [normal(), normal(), normal()]
-    done = torch.rand(shape, generator=generator) < {"some": 0.25, "none": 0.0, "all_done": 1.0, "all_terminated": 1.0}[ends]
+    done = torch.rand(shape, generator=generator) < END_RATES[ends]
     terminated = done & (torch.rand(shape, generator=generator) < (1.0 if ends == "all_terminated" else 0.5))
     return Steps(*values, done, terminated, normal(0.5), normal(0.5))
 
@@ -112,6 +150,26 @@ def call_arguments(name, steps, time_dim=-2, gamma=0.97, lmbda=0.9, **options):
     """Those of ``steps``, coefficients and options that ``functional.<name>`` takes, by name."""
     available = {**steps._asdict(), "gamma": gamma, "lmbda": lmbda, "time_dim": time_dim, **options}
     return {argument: available[argument] for argument in argument_names(name) if argument in available}
+
+
+def on(device, data):
+    """``data`` with each tensor in it on ``device``."""
+    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), data)
+
+
+def in_double(arguments):
+    return {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
+
+
+def poisoned(arguments, where, names):
+    """``arguments`` with NaN at ``where`` in each of ``names``."""
+    return {k: v.masked_fill(where, torch.nan) if k in names else v for k, v in arguments.items()}
+
+
+def inputs(kind, steps):
+    """What an estimator of ``kind`` takes of ``steps``, by name."""
+    names = inspect.signature(kind.forward).parameters
+    return {name: value for name, value in steps._asdict().items() if name in names}
 
 
 @functools.cache
@@ -146,7 +204,28 @@ def evaluate(function, arguments):
 def weights(result):
     """Exact in every floating dtype, and nowhere zero."""
     generator = torch.Generator().manual_seed(result.numel())
-    return (torch.randint(1, 9, result.shape, generator=generator) / 4).to(result.dtype)
+    return (torch.randint(1, 9, result.shape, generator=generator) / 4).to(result)
+
+
+def operands(form, shape, dtype=torch.float64, coefficients="numbers", seed=0):
+    """Coefficients, values and flags of ``form``, by name."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = {}
+    for name, number in zip(form.coefficients, (0.97, 0.9, 1.1), strict=False):
+        if coefficients == "numbers":
+            found[name] = torch.tensor(number, dtype=wide)
+        else:
+            found[name] = number * per_step(shape, dtype=wide, seed=len(found))
+    for name in form.values:
+        found[name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    done = torch.rand(shape, generator=generator) < 0.2
+    found.update(zip(form.flags, (done, done & (torch.rand(shape, generator=generator) < 0.5)), strict=False))
+    return found
+
+
+def as_tuple(result):
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 def run_without_the_library(directory, code):

@@ -9,6 +9,7 @@ from cases import make_steps, weights
 from torch import Tensor, nn
 
 from a2c_compiled import A2CLoss, distributions
+from a2c_compiled.training import Rollout
 
 FEATURES = 3
 CHOICES = 4
@@ -24,6 +25,17 @@ ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE", "VTrace")
 # What the loss takes to compute the advantage, and what it takes where the advantage is given.
 INSIDE = ("reward", "next_observation", "done", "terminated", "sample_log_prob")
 GIVEN = ("advantage", "value_target", "state_value")
+MASKED = (*INSIDE, "state_value", "mask")
+# Distribution, options, whether the trunk is shared, and what is given. Among them: every distribution, every estimator.
+MODES = {
+    "gae_clipped": ("Categorical", {"value_estimator": "gae", "clip_value": 0.2}, False, INSIDE),
+    "vtrace_separate": ("Normal", {"value_estimator": "vtrace", "separate_losses": True}, True, INSIDE),
+    "td_lambda_masked": ("OneHotCategorical", {"value_estimator": "td_lambda", "clip_value": 0.2}, True, MASKED),
+    "td1_sampled_entropy": ("TanhNormal", {"value_estimator": "td1", "samples_mc_entropy": 3}, False, INSIDE),
+    "td0_unreduced": ("MaskedCategorical", {"value_estimator": "td0", "reduction": "none"}, False, INSIDE),
+    "given_clipped": ("Categorical", {"clip_value": 0.2, "separate_losses": True, "reduction": "sum"}, True, GIVEN),
+    "without_critic": ("Normal", {"critic_coef": None, "entropy_coef": 0.0}, False, ("advantage",)),
+}
 
 
 class LossSteps(NamedTuple):
@@ -70,6 +82,21 @@ def make_loss_steps(shape=(4, 5), distribution="Categorical", dtype=torch.float3
         # Not too far from a policy that is near its initialisation.
         steps.log_mu - 1.5,
         mask,
+    )
+
+
+def make_rollout(shape=(5, 6), distribution="Categorical", seed=0, dtype=torch.float32, options=()):
+    """Random steps, time first; ``options`` names the optional entries that it has."""
+    steps = make_loss_steps(shape, distribution, dtype, seed, column=False)
+    optional = {"log_prob": steps.sample_log_prob, "state_value": steps.state_value, "mask": steps.mask}
+    return Rollout(
+        steps.observation,
+        steps.action,
+        steps.reward,
+        steps.next_observation,
+        steps.done,
+        steps.terminated,
+        **{name: optional[name] for name in options},
     )
 
 

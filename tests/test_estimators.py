@@ -6,7 +6,7 @@ import inspect
 import oracle
 import pytest
 import torch
-from cases import call_arguments, evaluate, make_steps
+from cases import CLASSES, STANDARDISING, VARIANT_IDS, VARIANTS, call_arguments, evaluate, inputs, make_steps
 from tolerances import assert_close
 
 from a2c_compiled import estimators, functional
@@ -21,7 +21,6 @@ from a2c_compiled.estimators import (
 )
 
 SHAPE = (6, 5)
-CLASSES = (GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace)
 ADVANTAGE_FUNCTIONS = {
     GAE: "generalized_advantage_estimate",
     TD0Estimator: "td0_advantage_estimate",
@@ -34,25 +33,6 @@ RETURN_FUNCTIONS = {
     TD1Estimator: "td1_return_estimate",
     TDLambdaEstimator: "td_lambda_return_estimate",
 }
-# The option that standardises, and the smallest standard deviation it divides by.
-STANDARDISING = {
-    GAE: ("average_gae", 1e-4),
-    TD0Estimator: ("average_rewards", 1e-5),
-    TD1Estimator: ("average_rewards", 1e-5),
-    TDLambdaEstimator: ("average_rewards", 1e-4),
-    VTrace: ("average_adv", 1e-5),
-}
-VARIANTS = tuple((kind, options) for kind in CLASSES for options in ({}, {STANDARDISING[kind][0]: True})) + (
-    (GAE, {"auto_reset_env": True}),
-    (GAE, {"auto_reset_env": True, "average_gae": True}),
-)
-VARIANT_IDS = tuple("-".join((kind.__name__, *options)) for kind, options in VARIANTS)
-
-
-def inputs(kind, steps):
-    """What an estimator of ``kind`` takes of ``steps``, by name."""
-    names = inspect.signature(kind.forward).parameters
-    return {name: value for name, value in steps._asdict().items() if name in names}
 
 
 def coefficients(kind, **values):

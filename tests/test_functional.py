@@ -4,6 +4,7 @@ import oracle
 import pytest
 import torch
 from cases import (
+    COEFFICIENTS,
     EMPTY_LAYOUTS,
     ENDS,
     FUNCTIONS,
@@ -13,8 +14,10 @@ from cases import (
     call_arguments,
     evaluate,
     function_in_mode,
+    in_double,
     make_steps,
     per_step,
+    poisoned,
 )
 from tolerances import assert_close
 
@@ -31,7 +34,7 @@ WITH_NEXT_VALUE = tuple(name for name in FUNCTIONS if "next_state_value" in argu
 
 def assert_equals_oracle(name, arguments, mode="eager"):
     results, gradients = evaluate(function_in_mode(name, mode), arguments)
-    expected, expected_gradients = evaluate(getattr(oracle, name), arguments_in_double(arguments))
+    expected, expected_gradients = evaluate(getattr(oracle, name), in_double(arguments))
     reward = arguments["reward"]
     for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
         assert result.dtype == reward.dtype
@@ -40,10 +43,6 @@ def assert_equals_oracle(name, arguments, mode="eager"):
         assert gradients[argument].dtype == arguments[argument].dtype
         dtype = torch.promote_types(reward.dtype, torch.float32) if gradients[argument].dtype == torch.float64 else None
         assert_close(gradients[argument], truth, dtype, f"gradient to {argument}")
-
-
-def arguments_in_double(arguments):
-    return {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in arguments.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -111,24 +110,6 @@ def test_time_may_stand_anywhere(name):
     last, _ = evaluate(function_in_mode(name, "eager"), call_arguments(name, moved, -1))
     for a, b in zip(first, last, strict=True):
         assert_close(b.movedim(2, 0), a)
-
-
-COEFFICIENTS = {
-    "float": lambda shape: (0.9, 0.8),
-    "int": lambda shape: (1, 1),
-    "zero": lambda shape: (0.0, 0.0),
-    "zero_int": lambda shape: (0, 0),
-    "zero_tensor": lambda shape: (torch.tensor(0.0).double(), torch.tensor(0.0).double()),
-    "zero_gamma": lambda shape: (0.0, 0.9),
-    "zero_lmbda": lambda shape: (0.9, torch.tensor(0.0).double()),
-    "scalar_tensor": lambda shape: (torch.tensor(0.9).double(), torch.tensor(0.8).double()),
-    "one_element": lambda shape: (torch.tensor([0.9]).double(), torch.tensor([[[0.8]]]).double()),
-    "per_step": lambda shape: (per_step(shape), per_step(shape, seed=2)),
-    "per_step_some_zero": lambda shape: (per_step(shape).masked_fill(per_step(shape, seed=3) < 0.6, 0.0), per_step(shape)),
-    "per_row": lambda shape: (per_step((1, *shape[1:])), per_step(shape[1:])),
-    "per_time": lambda shape: (per_step((shape[0], *[1] * (len(shape) - 1))), 0.8),
-    "mixed": lambda shape: (0.9, per_step(shape)),
-}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -232,11 +213,6 @@ def test_empty_data_gives_empty_results_where_gamma_does_not_roll(name, shape, m
     arguments = call_arguments(name, make_steps(shape), gamma=per_step(shape), rolling_gamma=False)
     results, _ = evaluate(function_in_mode(name, mode), arguments)
     assert results[0].shape == shape
-
-
-def poisoned(arguments, where, names):
-    """``arguments`` with NaN at ``where`` in each of ``names``."""
-    return {k: v.masked_fill(where, torch.nan) if k in names else v for k, v in arguments.items()}
 
 
 @pytest.mark.parametrize("mode", MODES)

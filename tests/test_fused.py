@@ -5,7 +5,7 @@ import functools
 import oracle
 import pytest
 import torch
-from cases import argument_names, call_arguments, evaluate, make_steps, per_step, weights
+from cases import argument_names, as_tuple, call_arguments, evaluate, make_steps, operands, per_step, weights
 from tolerances import assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,29 +72,8 @@ def sliced(tensor):
     ]
 
 
-def operands(form, shape, dtype=torch.float64, coefficients="numbers", seed=0):
-    """Coefficients, values and flags of ``form``, by name."""
-    generator = torch.Generator().manual_seed(seed)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    found = {}
-    for name, number in zip(form.coefficients, (0.97, 0.9, 1.1), strict=False):
-        if coefficients == "numbers":
-            found[name] = torch.tensor(number, dtype=wide)
-        else:
-            found[name] = number * per_step(shape, dtype=wide, seed=len(found))
-    for name in form.values:
-        found[name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    done = torch.rand(shape, generator=generator) < 0.2
-    found.update(zip(form.flags, (done, done & (torch.rand(shape, generator=generator) < 0.5)), strict=False))
-    return found
-
-
 def double(tensors):
     return [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
-
-
-def as_tuple(result):
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 def run(form, tensors, dim):
@@ -402,3 +381,24 @@ def test_every_function_of_time_takes_cu_seqlens():
         *PACKED_FUNCTIONS,
         "reverse_scan",
     }
+
+
+@name_of_form
+def test_numbers_are_not_copied_from_the_host(name):
+    """For such a copy the host would wait. The device without memory stands for any that is not the CPU."""
+    copies = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+                copies.append(function)
+            return function(*args, **(kwargs or {}))
+
+    form = FORMS[name]
+    given = operands(form, (4, 3))
+    tensors = [given[key] if key in form.coefficients else given[key].to("meta") for key in given]
+    tensors[0] = tensors[0].to("meta").requires_grad_()  # the others stay numbers of the host
+    tensors[len(form.coefficients)].requires_grad_()
+    with Recorder():
+        torch.autograd.grad(sum(result.sum() for result in as_tuple(fused(name)(*tensors, -2))), tensors[0])
+    assert not copies

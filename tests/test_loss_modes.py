@@ -6,8 +6,9 @@ from cases import run_without_the_library, weights
 from loss_cases import (
     DISTRIBUTIONS,
     ESTIMATORS,
-    GIVEN,
     INSIDE,
+    MASKED,
+    MODES,
     TupleNetwork,
     assert_same,
     gradients,
@@ -24,17 +25,6 @@ from a2c_compiled import A2CLoss
 from a2c_compiled.distributions import TorchDistribution
 
 NO_RECOMPILE = torch._dynamo.config.patch(error_on_recompile=True)
-MASKED = (*INSIDE, "state_value", "mask")
-# Distribution, options, whether the trunk is shared, and what is given. Among them: every distribution, every estimator.
-MODES = {
-    "gae_clipped": ("Categorical", {"value_estimator": "gae", "clip_value": 0.2}, False, INSIDE),
-    "vtrace_separate": ("Normal", {"value_estimator": "vtrace", "separate_losses": True}, True, INSIDE),
-    "td_lambda_masked": ("OneHotCategorical", {"value_estimator": "td_lambda", "clip_value": 0.2}, True, MASKED),
-    "td1_sampled_entropy": ("TanhNormal", {"value_estimator": "td1", "samples_mc_entropy": 3}, False, INSIDE),
-    "td0_unreduced": ("MaskedCategorical", {"value_estimator": "td0", "reduction": "none"}, False, INSIDE),
-    "given_clipped": ("Categorical", {"clip_value": 0.2, "separate_losses": True, "reduction": "sum"}, True, GIVEN),
-    "without_critic": ("Normal", {"critic_coef": None, "entropy_coef": 0.0}, False, ("advantage",)),
-}
 
 
 def test_every_estimator_and_distribution_is_among_the_modes():

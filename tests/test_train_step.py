@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from loss_cases import assert_same, losses_of, make_loss, make_loss_steps, make_networks
+from loss_cases import assert_same, losses_of, make_loss, make_networks, make_rollout
 from torch import nn
 
 from a2c_compiled import estimators
@@ -34,21 +34,6 @@ TORCH_OPTIMIZERS = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-
-
-def make_rollout(shape=(5, 6), distribution="Categorical", seed=0, dtype=torch.float32, options=()):
-    """Random steps, time first; ``options`` names the optional entries that it has."""
-    steps = make_loss_steps(shape, distribution, dtype, seed, column=False)
-    optional = {"log_prob": steps.sample_log_prob, "state_value": steps.state_value, "mask": steps.mask}
-    return Rollout(
-        steps.observation,
-        steps.action,
-        steps.reward,
-        steps.next_observation,
-        steps.done,
-        steps.terminated,
-        **{name: optional[name] for name in options},
-    )
 
 
 def make_step(loss=None, name="rmsprop", compile=False, **options):

@@ -15,10 +15,12 @@ from a2c_compiled._precision import working_dtype
 from a2c_compiled.kernels import forms, triton_scan, tuning
 from a2c_compiled.kernels.forms import Form
 
-# The interpreter of triton 3.6 makes numbers of arrays in a way that newer versions of numpy warn about.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# The interpreter of triton 3.6 makes numbers of arrays in a way that newer versions of numpy warn about.
+pytestmark = [pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")]
+if DEVICE == "cuda":
+    pytestmark.append(pytest.mark.gpu)
 
 # One tile and many, one chunk and many, one split and many, wherever the shape below is long enough.
 BLOCKS = {

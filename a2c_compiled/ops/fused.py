@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled.kernels.forms import Form
-from a2c_compiled.ops.registration import register
+from a2c_compiled.ops.registration import on_device, register
 
 
 def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,8 +30,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
     def gradients(tensors: Sequence[Tensor], grad_outputs: Sequence[Tensor], dim: int) -> Tuple[Tensor, ...]:
         """Of ``definition``, to coefficients and values."""
         flags = tensors[num_variables:]
-        # A coefficient that is a number in host memory would meet tensors of the device here.
-        variables = [tensor.to(flags[0].device) for tensor in tensors[:num_variables]]
+        variables = on_device(tensors[:num_variables], flags[0].device)
         pullback = torch.func.vjp(lambda *variables: definition(*variables, *flags, dim), *variables)[1]
         return pullback(grad_outputs[0] if len(grad_outputs) == 1 else tuple(grad_outputs))
 

@@ -1,7 +1,7 @@
 """Registration of the forms as operators, and the choice of a backend by device."""
 
 import importlib.util
-from typing import Any, Callable, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
 
     def in_torch(*arguments: Any) -> Any:
         outputs = form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1])
+        coefficients = on_device(arguments[:first_value], outputs[0].device)
         with torch.no_grad():  # nothing is to be recorded inside an operator
-            computed = plain(*arguments)
+            computed = plain(*coefficients, *arguments[first_value:])
             for output, tensor in zip(outputs, (computed,) if single else computed, strict=True):
                 output.copy_(tensor)
         return result(outputs)
@@ -68,6 +69,14 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
         return operator(*arguments)
 
     return call
+
+
+def on_device(coefficients: Sequence[Tensor], device: torch.device) -> List[Tensor]:
+    """Numbers in host memory, which kernels take as they are, for operations that want all tensors in one place.
+
+    Added to zero, not copied: for a copy from its memory the host would wait.
+    """
+    return [one if one.device == device else torch.zeros_like(one, device=device) + one for one in coefficients]
 
 
 def _only_plain_tensors(tensors: Sequence[Any]) -> bool:
