@@ -1,5 +1,6 @@
 """Settings of every test."""
 
+import importlib.util
 import os
 
 import pytest
@@ -8,6 +9,17 @@ import torch
 if not torch.cuda.is_available():
     # Triton reads it once, when it is imported; nothing here has done so yet.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# Tests of what is built on the extras, which a machine that is there for its GPU may lack.
+_ABOUT_EXTRAS = {
+    "gymnasium": ("test_cli.py", "test_training.py"),
+    "onnx": ("test_benchmarks.py", "test_cli.py", "test_export.py"),
+    "onnxruntime": ("test_benchmarks.py", "test_cli.py", "test_export.py"),
+}
+collect_ignore = [
+    file for package, files in _ABOUT_EXTRAS.items() if importlib.util.find_spec(package) is None for file in files
+]
 
 
 @pytest.fixture(autouse=True)
