@@ -402,3 +402,114 @@ def test_numbers_are_not_copied_from_the_host(name):
     with Recorder():
         torch.autograd.grad(sum(result.sum() for result in as_tuple(fused(name)(*tensors, -2))), tensors[0])
     assert not copies
+
+
+# -- Where something has to see the operator, or to look at the tensors first ---------------------------------------------------
+
+
+def reward_and_done(shape=(6, 3)):
+    steps = make_steps(shape)
+    return steps.reward, steps.done
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the shapes that are checked
+def test_a_trace_holds_the_operator():
+    reward, done = reward_and_done()
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda reward: functional.reward2go(reward, done, 0.917), (reward,))
+    assert "a2c_compiled::reward2go" in str(traced.graph)
+    assert_close(traced(2 * reward), functional.reward2go(2 * reward, done, 0.917))
+
+
+def test_gradients_in_batches_equal_one_by_one():
+    reward, done = reward_and_done()
+    result = functional.reward2go(reward.requires_grad_(), done, 0.9)
+    given = torch.randn(4, *result.shape, dtype=result.dtype)
+    (batched,) = torch.autograd.grad(result, reward, given, is_grads_batched=True, retain_graph=True)
+    for one, gradient in zip(given, batched, strict=True):
+        assert_close(gradient, torch.autograd.grad(result, reward, one, retain_graph=True)[0])
+
+
+def test_views_to_be_negated_are():
+    _, done = reward_and_done()
+    reward = torch.randn(6, 3, dtype=torch.complex128).conj().imag
+    assert reward.is_neg()
+    assert_close(functional.reward2go(reward, done, 0.9), oracle.reward2go(reward.clone(), done, 0.9))
+
+
+def test_a_tensor_without_memory_is_refused():
+    _, done = reward_and_done()
+    with pytest.raises(ValueError, match="without memory"):
+        cpu_scan.run(forms.REWARD2GO, (torch.tensor(0.9),), (torch._efficientzerotensor((6, 3)),), (done,), -2)
+
+
+@pytest.mark.parametrize("where", ["default_device", "func_grad", "vmap", "fake"])
+def test_a_number_first_met_elsewhere_serves_here(where):
+    reward, done = reward_and_done()
+    gamma = {"default_device": 0.7101, "func_grad": 0.7102, "vmap": 0.7103, "fake": 0.7104}[where]
+
+    def returns(reward):
+        return functional.reward2go(reward, done, gamma)
+
+    if where == "default_device":
+        with torch.device("meta"):
+            returns(reward)
+    elif where == "func_grad":
+        torch.func.grad(lambda reward: returns(reward).sum())(reward)
+    elif where == "vmap":
+        torch.vmap(returns)(torch.stack([reward, reward]))
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            returns(reward)
+    assert_close(returns(reward), oracle.reward2go(reward, done, gamma))
+
+
+def test_forward_mode_is_refused_rather_than_ignored():
+    reward, done = reward_and_done()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(reward, torch.ones_like(reward))
+        with pytest.raises(NotImplementedError):
+            functional.reward2go(dual, done, 0.9)
+
+
+def test_more_dimensions_than_the_kernel_takes():
+    shape = (1,) * 15 + (5, 3)
+    reward, done = (tensor.reshape(shape) for tensor in reward_and_done((5, 3)))
+    assert_close(functional.reward2go(reward, done, 0.9), oracle.reward2go(reward, done, 0.9))
+
+
+def test_vmap_over_nothing():
+    reward, done = torch.zeros(0, 6, 3), torch.zeros(0, 6, 3, dtype=torch.bool)
+    assert torch.vmap(lambda reward, done: functional.reward2go(reward, done, 0.9))(reward, done).shape == (0, 6, 3)
+
+
+@pytest.mark.parametrize("columns", [1, 8])
+@pytest.mark.parametrize("kernel", ["cpp", "torch"])
+def test_of_nothing_comes_nothing_though_products_of_decays_overflow(kernel, columns, monkeypatch):
+    if kernel == "torch":
+        monkeypatch.setattr(cpu_scan, "_extension", None)
+        monkeypatch.setattr(cpu_scan, "warn_once", lambda: None)
+    x = torch.zeros(1031, columns)
+    x[:3] = 1.0
+    assert_close(functional.reverse_scan(x, torch.full_like(x, 2.0), -2), oracle.reverse_scan(x, torch.full_like(x, 2.0), -2))
+
+
+def test_packed_sequences_export_with_any_number_of_steps(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from a2c_compiled.export import export_onnx
+
+    class Returns(torch.nn.Module):
+        def forward(self, reward, done, cu_seqlens):
+            return functional.reward2go(reward, done, 0.9, -2, cu_seqlens)
+
+    steps = make_steps((13, 2), torch.float32)
+    inputs = {"reward": steps.reward, "done": steps.done, "cu_seqlens": packed((3, 1, 9))}
+    path = export_onnx(
+        Returns(), inputs, tmp_path / "returns.onnx", {"reward": ("T", "N"), "done": ("T", "N"), "cu_seqlens": ("S",)}
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for lengths in ((3, 1, 9), (2, 5), (1,)):
+        steps = make_steps((sum(lengths), 3), torch.float32)
+        inputs = {"reward": steps.reward, "done": steps.done, "cu_seqlens": packed(lengths)}
+        (result,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        assert_close(torch.from_numpy(result), functional.reward2go(steps.reward, steps.done, 0.9, -2, packed(lengths)))

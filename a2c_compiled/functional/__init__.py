@@ -11,7 +11,8 @@ What holds for all of them:
 * ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to the data; gradients reach them.
 * ``cu_seqlens`` (int32 or int64, ``[S + 1]``) packs S sequences of different lengths end to end in time, without padding: sequence i
   is the steps from ``cu_seqlens[i]`` to before ``cu_seqlens[i + 1]``, the last entry being T. Each gives what it would give alone; its
-  last step, if not ``done``, bootstraps from its own next value. Entries are not checked, which would wait for the device.
+  last step, if not ``done``, bootstraps from its own next value. Entries are not checked, which would wait for the device:
+  they are to ascend from 0 to T.
 * ``T = 0`` and ``N = 0`` give empty results.
 * A wrong shape, device or ``time_dim`` raises ValueError, a wrong dtype TypeError, before anything is computed; the message names the
   argument, what was expected and what came.

@@ -3,12 +3,12 @@
 Nothing here reads device memory: shapes, dtypes and devices only.
 """
 
-import functools
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 
+from a2c_compiled._dispatch import nothing_watches
 from a2c_compiled._precision import working_dtype
 
 Coefficient = Union[Tensor, float, int]
@@ -85,17 +85,29 @@ def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
     A number stays in host memory, where a launch reads it without waiting for the device. Not TorchScript.
     """
-    # Dynamo and fake tensors want tensors of their own.
     if isinstance(value, (float, int)) and type(like) is Tensor and not torch.compiler.is_dynamo_compiling():
-        return _number(value, like.dtype)
+        return _number(float(value), like)
     tensor = coefficient(name, value, like)
     return tensor if tensor.dim() == 0 else tensor.expand_as(like)
 
 
-@functools.lru_cache(maxsize=256)
-def _number(value: float, dtype: torch.dtype) -> Tensor:
+def _number(value: float, like: Tensor) -> Tensor:
+    """A zero-dimensional tensor in host memory: made once, since to make it takes longer than to look it up."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    known = _NUMBERS.get((value, dtype))
+    if known is not None:
+        return known
     with torch.inference_mode(False):  # or autograd could not save it later
-        return torch.full([], float(value), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        number = torch.full([], value, dtype=dtype, device="cpu")
+    if nothing_watches():  # else it is a mode's, a transform's or a trace's, and not to outlive them
+        if len(_NUMBERS) >= _MOST_NUMBERS:
+            _NUMBERS.clear()
+        _NUMBERS[value, dtype] = number
+    return number
+
+
+_NUMBERS: Dict[Tuple[float, torch.dtype], Tensor] = {}
+_MOST_NUMBERS = 256
 
 
 def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:

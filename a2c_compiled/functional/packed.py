@@ -21,10 +21,10 @@ def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
     if cu_seqlens.device != like.device:
         raise ValueError(f"cu_seqlens: expected the device of the data, {like.device}, got {cu_seqlens.device}")
     length = like.size(dim)
-    ends = torch.zeros(length, dtype=torch.bool, device=like.device)
-    if length > 0:
-        # Before the first step is, the other way round, the last one: the end of the data is an end in any case.
-        ends = ends.index_fill(0, (cu_seqlens.long() - 1).remainder(length), True)
+    # Where a sequence begins, the one before it ended a step earlier. Before the first there is none.
+    begins = torch.zeros(length + 1, dtype=torch.bool, device=like.device)
+    most = torch.full([], length, dtype=torch.int64, device=like.device)  # a tensor, since ONNX's Clip takes no size
+    ends = begins.index_fill(0, torch.minimum(cu_seqlens.long().clamp_min(0), most), True)[1:]
     shape = [1] * like.dim()
     shape[dim] = length
     return ends.reshape(shape)

@@ -80,7 +80,7 @@ INLINE T exponential(T x) {
   constexpr bool kSingle = sizeof(T) == 4;
   using Bits = std::conditional_t<kSingle, int32_t, int64_t>;
   constexpr int kMantissa = kSingle ? 23 : 52, kBias = kSingle ? 127 : 1023, kDegree = kSingle ? 7 : 13;
-  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // below, the result is denormal: zero here
+  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // below, results are about denormal: zero here
   constexpr T kRound = kSingle ? T(12582912) : T(6755399441055744);           // 1.5 * 2^mantissa: added, it rounds
   constexpr T kLog2High = kSingle ? T(0.693359375) : T(0.69314718036912382);  // log 2 in two parts: k times the first is exact
   constexpr T kLog2Low = kSingle ? T(-2.12194440e-4) : T(1.9082149292705877e-10);
@@ -612,8 +612,11 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
         const int64_t n = Form::kReverse ? kLanes - 1 - i : i;
         T* x = tile.x + n * part;
         const T* product = tile.product + n * part;
-        for (int64_t t = 0; t < part; ++t) x[t] += cut(product[t], carry);
-        carry = tile.carry[n] + cut(tile.decay[n], carry);
+        const T entering = carry;
+        carry = tile.carry[n];
+        if (entering == T(0)) continue;  // of nothing comes nothing, though the product may have overflowed
+        for (int64_t t = 0; t < part; ++t) x[t] += cut(product[t], entering);
+        carry += cut(tile.decay[n], entering);
       }
     }
     tile.x[count] = carried;
@@ -741,24 +744,24 @@ PyObject* fail(const char* message) {
   return nullptr;
 }
 
-// forms() -> the names, in the order of their numbers.
-PyObject* forms(PyObject*, PyObject*) {
-  PyObject* names = PyList_New(0);
-  for (const Entry& form : kForms) {
-    PyObject* name = names ? PyUnicode_FromString(form.name) : nullptr;
-    if (name == nullptr || PyList_Append(names, name) < 0) return nullptr;
-    Py_DECREF(name);
-  }
-  return names;
-}
-
-// Strong references to a method's results, gone with the object.
+// A reference of one's own, given back at the end of the scope.
 struct Result {
   PyObject* object;
   explicit Result(PyObject* object) : object(object) {}
   Result(const Result&) = delete;
   ~Result() { Py_XDECREF(object); }
 };
+
+// forms() -> the names, in the order of their numbers.
+PyObject* forms(PyObject*, PyObject*) {
+  const Result names(PyList_New(0));
+  for (const Entry& form : kForms) {
+    const Result name(names.object ? PyUnicode_FromString(form.name) : nullptr);
+    if (name.object == nullptr || PyList_Append(names.object, name.object) < 0) return nullptr;
+  }
+  Py_INCREF(names.object);
+  return names.object;
+}
 
 bool read(PyObject* tuple, int64_t* values, Py_ssize_t count) {
   for (Py_ssize_t i = 0; i < count; ++i) values[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
@@ -767,13 +770,13 @@ bool read(PyObject* tuple, int64_t* values, Py_ssize_t count) {
 
 // run(form, is_double, dim, tensor, ...): inputs and outputs in the order of the form. Zero-dimensional ones are as if expanded.
 PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  constexpr Py_ssize_t kFirst = 3;
+  constexpr Py_ssize_t kFirstOperand = 3;
   static PyObject* const kDataPtr = PyUnicode_InternFromString("data_ptr");
   static PyObject* const kStride = PyUnicode_InternFromString("stride");
-  const long number = nargs > kFirst ? PyLong_AsLong(args[0]) : -1;
+  const long number = nargs > kFirstOperand ? PyLong_AsLong(args[0]) : -1;
   if (number < 0 || number >= long(sizeof kForms / sizeof *kForms)) return fail("run: bad form");
   const Entry& form = kForms[number];
-  if (nargs != kFirst + form.operands) return fail("run: bad number of operands");
+  if (nargs != kFirstOperand + form.operands) return fail("run: bad number of operands");
   const Py_ssize_t dim = PyLong_AsSsize_t(args[2]);
   int64_t sizes[kMaxDims], strides[kMaxDims];
   const Result shape(PyObject_GetAttrString(args[nargs - 1], "shape"));
@@ -789,10 +792,12 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   }
   void* data[kMaxOperands];
   for (int k = 0; k < form.operands; ++k) {
-    const Result pointer(PyObject_CallMethodObjArgs(args[kFirst + k], kDataPtr, nullptr));
-    const Result stride(PyObject_CallMethodObjArgs(args[kFirst + k], kStride, nullptr));
-    if (pointer.object == nullptr || stride.object == nullptr) return nullptr;
+    const Result pointer(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kDataPtr, nullptr));
+    if (pointer.object == nullptr) return nullptr;
+    const Result stride(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kStride, nullptr));
+    if (stride.object == nullptr) return nullptr;
     data[k] = PyLong_AsVoidPtr(pointer.object);
+    if (data[k] == nullptr && !empty) return fail("run: a tensor without memory");
     std::fill(strides, strides + dims, 0);
     const Py_ssize_t given = PyTuple_Size(stride.object);
     if (given != dims && given != 0) return fail("run: bad number of dimensions");

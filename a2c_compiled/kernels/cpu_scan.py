@@ -10,6 +10,7 @@ from torch import Tensor
 
 from a2c_compiled.kernels.forms import Form
 
+MOST_DIMENSIONS = 16
 # From this many elements on, results are new pages of memory at every call, unless the allocator keeps what was freed.
 _LARGE = 1 << 18
 
@@ -71,4 +72,4 @@ def _keep_freed_memory() -> None:
     Its threshold follows the largest block that was freed. Without this, results of a few MiB go back to the system at every call,
     and the page faults of the next ones cost several times the scan.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")

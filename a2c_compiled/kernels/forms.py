@@ -25,8 +25,8 @@ class Form(NamedTuple):
 
     def empty_outputs(self, values: Sequence[Tensor], flags: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """Where the outputs go: laid out as the flags are, which neither a gradient nor a broadcast value distorts."""
-        like = flags[0] if flags else values[0]
-        return tuple([torch.empty_like(like, dtype=values[0].dtype) for _ in self.outputs])
+        first = torch.empty_like(flags[0] if flags else values[0], dtype=values[0].dtype)
+        return (first, *[torch.empty_like(first) for _ in self.outputs[1:]])
 
 
 _ENDS = ("done", "terminated")

@@ -44,9 +44,11 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
         y_near, y_far = y.narrow(dim, near, rest), y.narrow(dim, far, rest)
         a_near, a_far = a.narrow(dim, near, rest), a.narrow(dim, far, rest)
         cut = a_near == 0
+        # Nothing passes a product of decays that has overflowed, either, if nothing comes in.
+        y_cut = cut | (y_far == 0)
         y_next = torch.empty_like(x)
         y_next.narrow(dim, edge, span).copy_(y.narrow(dim, edge, span))
-        torch.where(cut, y_near, torch.addcmul(y_near, a_near, y_far), out=y_next.narrow(dim, near, rest))
+        torch.where(y_cut, y_near, torch.addcmul(y_near, a_near, y_far), out=y_next.narrow(dim, near, rest))
         a_next = torch.empty_like(x)
         a_next.narrow(dim, edge, span).copy_(a.narrow(dim, edge, span))
         torch.mul(a_near, a_far.masked_fill(cut, 0.0), out=a_next.narrow(dim, near, rest))

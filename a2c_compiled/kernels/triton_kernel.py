@@ -20,27 +20,24 @@ WHOLE, REDUCE, RESUME = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def _enter(a, x, y):
-    """``x + a y``, where a zero ``a`` cuts."""
-    return tl.where(a == 0, x, x + a * y)
+    """``x + a y``, where a zero ``a`` cuts; and of a zero ``y`` nothing comes, though ``a``, a product, may have overflowed."""
+    return tl.where((a == 0) | (y == 0), x, x + a * y)
 
 
 @triton.jit
 def _compose(a, x, a_t, x_t):
     """``y -> x + a y``, then ``y -> x_t + a_t y``."""
-    cut = a_t == 0
-    return tl.where(cut, 0.0, a_t * a), tl.where(cut, x_t, x_t + a_t * x)
+    return tl.where(a_t == 0, 0.0, a_t * a), _enter(a_t, x_t, x)
 
 
 @triton.jit
 def _compose_both(a, x, b, z, a_t, x_t, b_t, z_t):
     """As _compose, and (b, z) is all of (a, x) but its latest step: an inclusive and an exclusive scan in one."""
-    cut = a_t == 0
-    cut_before = b_t == 0
     return (
-        tl.where(cut, 0.0, a_t * a),
-        tl.where(cut, x_t, x_t + a_t * x),
-        tl.where(cut_before, 0.0, b_t * a),
-        tl.where(cut_before, z_t, z_t + b_t * x),
+        tl.where(a_t == 0, 0.0, a_t * a),
+        _enter(a_t, x_t, x),
+        tl.where(b_t == 0, 0.0, b_t * a),
+        _enter(b_t, z_t, x),
     )
 
 

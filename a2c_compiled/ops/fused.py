@@ -4,6 +4,7 @@ from typing import Any, Callable, Sequence, Tuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from a2c_compiled.kernels.forms import Form
 from a2c_compiled.ops.registration import on_device, register
@@ -125,7 +126,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             # Dynamo does not see that torch.func.grad has its own inputs require gradients, and would leave out the backward;
             # it sees it in whatever is computed from them. And it wants no tensor twice, as `done` is without `terminated`.
             arguments = (*(tensor.view_as(tensor) for tensor in arguments[:-1]), arguments[-1])
-        elif torch._C._are_functorch_transforms_active():
+        elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return Fused.apply(*arguments)
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in arguments[:num_variables]):
             return forward_op(*arguments)  # an autograd.Function costs more than a small scan does
@@ -138,7 +139,7 @@ def _batch_first(size: int, in_dims: Sequence[Any], arguments: Sequence[Any], nu
     """Every tensor with a batch dimension in front; but a zero-dimensional coefficient that has none stays as it is."""
     *tensors, dim = arguments
     reference, reference_dim = tensors[-1], in_dims[len(tensors) - 1]
-    shape = (size, *(reference if reference_dim is None else reference.movedim(reference_dim, 0)[0]).shape)
+    shape = (size, *(reference.shape if reference_dim is None else reference.movedim(reference_dim, 0).shape[1:]))
     batched = []
     for i, (tensor, in_dim) in enumerate(zip(tensors, in_dims, strict=False)):
         if i < num_coefficients and in_dim is None and tensor.dim() == 0:

@@ -6,6 +6,7 @@ from typing import Any, Callable, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled._dispatch import nothing_watches
 from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.kernels.forms import Form
 
@@ -43,6 +44,8 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
         if not cpu_scan.is_available():
             cpu_scan.warn_once()
             return in_torch(*arguments)
+        if arguments[first_value].dim() > cpu_scan.MOST_DIMENSIONS:
+            return in_torch(*arguments)
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(cpu_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
@@ -64,11 +67,22 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     operator = getattr(torch.ops.a2c_compiled, form.name).default
 
     def call(*arguments: Any) -> Any:
-        if arguments[-2].is_cpu and not torch.compiler.is_compiling() and _only_plain_tensors(arguments[:-1]):
-            return on_cpu(*arguments)  # the dispatcher takes half as long as all the rest of a small scan
+        # The dispatcher takes half as long as all the rest of a small scan: it is passed by where it would have nothing to do,
+        # with no mode or transform at work, no subclass such as a fake tensor, no view whose numbers are negated as they are read.
+        if (
+            arguments[-2].is_cpu
+            and not torch.compiler.is_compiling()
+            and nothing_watches()
+            and set(map(type, arguments)) == _PLAIN
+            and not any(map(Tensor.is_neg, arguments[first_value:first_flag]))
+        ):
+            return on_cpu(*arguments)
         return operator(*arguments)
 
     return call
+
+
+_PLAIN = {Tensor, int}
 
 
 def on_device(coefficients: Sequence[Tensor], device: torch.device) -> List[Tensor]:
@@ -77,15 +91,3 @@ def on_device(coefficients: Sequence[Tensor], device: torch.device) -> List[Tens
     Added to zero, not copied: for a copy from its memory the host would wait.
     """
     return [one if one.device == device else torch.zeros_like(one, device=device) + one for one in coefficients]
-
-
-def _only_plain_tensors(tensors: Sequence[Any]) -> bool:
-    """No subclass, such as a fake tensor, no mode and no function transform that would have to see an operator."""
-    return (
-        set(map(type, tensors)) == _PLAIN
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-_PLAIN = {Tensor}
