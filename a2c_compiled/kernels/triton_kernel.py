@@ -21,7 +21,7 @@ WHOLE, REDUCE, RESUME = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 @triton.jit
 def _enter(a, x, y):
     """``x + a y``, where a zero ``a`` cuts; and of a zero ``y`` nothing comes, though ``a``, a product, may have overflowed."""
-    return tl.where((a == 0) | (y == 0), x, x + a * y)
+    return x + tl.where((a == 0) | (y == 0), 0.0, a * y)
 
 
 @triton.jit
