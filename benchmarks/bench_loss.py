@@ -1,13 +1,13 @@
 """The A2C loss with generalized advantage estimation inside: its value, and its value with the gradients of all parameters."""
 
 from functools import partial
-from typing import Any, Dict, List
+from typing import Dict, List
 
-import torch
 from torch import Tensor, nn
 
 from a2c_compiled.benchmarks import data, update_peers
 from a2c_compiled.benchmarks.harness import Case, Field
+from a2c_compiled.benchmarks.loops import gradients
 from a2c_compiled.benchmarks.modes import Modes, widened
 from a2c_compiled.benchmarks.shapes import Plan, Shape
 
@@ -53,8 +53,3 @@ def _case(modes: Modes, direction: str, shape: Shape, plan: Plan) -> Case:
         return Field(expected, {**ours, **update_peers.torchrl_losses(data.rollout(shape, plan.device), plan, direction)})
 
     return Case("A2C loss", direction, "[T, N]", shape, enter, tolerance=1e-3)
-
-
-def gradients(losses: Any, parameters: List[Tensor]) -> List[Tensor]:
-    """Of the sum of the losses."""
-    return list(torch.autograd.grad(sum(losses[1:], losses[0]), parameters))

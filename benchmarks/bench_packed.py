@@ -11,6 +11,7 @@ from a2c_compiled.benchmarks import data
 from a2c_compiled.benchmarks.bench_estimators import GAE, gradients
 from a2c_compiled.benchmarks.data import GAMMA, LMBDA
 from a2c_compiled.benchmarks.harness import COPY, OURS, Case, Contender, Field, as_tensors, copy_contender
+from a2c_compiled.benchmarks.modes import widened
 from a2c_compiled.benchmarks.shapes import Plan, Shape
 
 Estimate = Callable[[List[Tensor]], List[Tensor]]
@@ -30,8 +31,8 @@ def _case(shape: Shape, direction: str, plan: Plan) -> Case:
 
     def enter() -> Field:
         steps = {name: tensor.squeeze(-1) for name, tensor in data.steps((1, total), plan.device).items()}
-        flat = list(GAE.inputs(steps).values())
-        wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in flat]
+        inputs = GAE.inputs(steps)
+        flat, wide = list(inputs.values()), list(widened(inputs).values())
         rows = [_padded(tensor, lengths) for tensor in flat]
         real = torch.arange(rows[0].size(1), device=plan.device) < torch.tensor(lengths, device=plan.device).unsqueeze(1)
         cu_seqlens = torch.tensor([0, *lengths], device=plan.device).cumsum(0)

@@ -23,6 +23,11 @@ def loop_contender(losses: Callable[[], List[Tensor]], parameters: List[Any]) ->
     return Contender(update, lambda _: optimizer_state(optimizer, parameters))
 
 
+def gradients(losses: List[Tensor], parameters: List[Tensor]) -> List[Tensor]:
+    """Of the sum of the losses."""
+    return list(torch.autograd.grad(sum(losses[1:], losses[0]), parameters))
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: List[Any]) -> Answer:
     """What an update has made of ``parameters``."""
     return flat(parameters, [optimizer.state[parameter]["square_avg"] for parameter in parameters])

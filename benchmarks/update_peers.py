@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from a2c_compiled import Rollout
 from a2c_compiled.benchmarks import data
 from a2c_compiled.benchmarks.harness import Contender, Make
-from a2c_compiled.benchmarks.loops import loop_contender, optimizer_state
+from a2c_compiled.benchmarks.loops import gradients, loop_contender, optimizer_state
 from a2c_compiled.benchmarks.peers import folded_reward, installed
 from a2c_compiled.benchmarks.shapes import Plan, Shape
 
@@ -29,12 +29,7 @@ def torchrl_losses(rollout: Rollout, plan: Plan, direction: str) -> Dict[str, Ma
         if direction == "forward":
             return Contender(losses)
         parameters = list(networks.parameters())
-
-        def gradients() -> Any:
-            parts = losses()
-            return torch.autograd.grad(sum(parts[1:], parts[0]), parameters)
-
-        return Contender(gradients)
+        return Contender(lambda: gradients(losses(), parameters))
 
     return _eager_and_compiled(make, rollout, plan)
 

@@ -93,16 +93,15 @@ def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
 def _number(value: float, like: Tensor) -> Tensor:
     """A zero-dimensional tensor in host memory: made once, since to make it takes longer than to look it up."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    known = _NUMBERS.get((value, dtype))
+    known = _NUMBERS.get((value, like.dtype))
     if known is not None:
         return known
     with torch.inference_mode(False):  # or autograd could not save it later
-        number = torch.full([], value, dtype=dtype, device="cpu")
+        number = torch.full([], value, dtype=working_dtype(like), device="cpu")
     if nothing_watches():  # else it is a mode's, a transform's or a trace's, and not to outlive them
         if len(_NUMBERS) >= _MOST_NUMBERS:
             _NUMBERS.clear()
-        _NUMBERS[value, dtype] = number
+        _NUMBERS[value, like.dtype] = number
     return number
 
 

@@ -8,6 +8,7 @@ from typing import Any, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled._precision import widen, working_dtype
 from a2c_compiled.kernels.forms import Form
 
 MOST_DIMENSIONS = 16
@@ -50,11 +51,11 @@ def run(
 ) -> Tuple[Tensor, ...]:
     """The outputs of ``form``, whose comment says what shapes and dtypes are; coefficients are in the dtype that is computed in."""
     outputs = results = form.empty_outputs(values, flags)
-    dtype = values[0].dtype
-    half = dtype is torch.float16 or dtype is torch.bfloat16
+    dtype = working_dtype(outputs[0])
+    half = dtype != outputs[0].dtype
     if half:
-        values = [value.float() for value in values]
-        results = tuple([torch.empty_like(output, dtype=torch.float32) for output in outputs])
+        values = [widen(value) for value in values]
+        results = tuple([torch.empty_like(output, dtype=dtype) for output in outputs])
     if outputs[0].numel() >= _LARGE:
         _keep_freed_memory()
     number, time = _NUMBERS[form.name], dim % outputs[0].dim()

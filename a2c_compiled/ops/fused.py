@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 
 from a2c_compiled.kernels.forms import Form
 from a2c_compiled.ops.registration import on_device, register
+from a2c_compiled.ops.transforms import batch_first, seen_by_dynamo
 
 
 def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,6 +45,9 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         outputs = tuple(by_name[name] for name in backward_form.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def batched(info: Any, in_dims: Tuple[Any, ...], arguments: Sequence[Any]) -> Tuple[Any, ...]:
+        return *batch_first(info.batch_size, in_dims, arguments[:-1], num_coefficients), arguments[-1]
+
     forward_op = register(form, definition)
     backward_op = register(backward_form, backward_definition)
 
@@ -68,7 +72,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
 
         @staticmethod
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
-            return Backward.apply(*_batch_first(info.batch_size, in_dims, arguments, num_coefficients)), _first(backward_form)
+            return Backward.apply(*batched(info, in_dims, arguments)), _first(backward_form)
 
     class Fused(torch.autograd.Function):
         """The outputs of the form."""
@@ -105,7 +109,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
 
         @staticmethod
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
-            return Fused.apply(*_batch_first(info.batch_size, in_dims, arguments, num_coefficients)), _first(form)
+            return Fused.apply(*batched(info, in_dims, arguments)), _first(form)
 
     class Eager(torch.autograd.Function):
         """As Fused, without what a separate setup_context costs at every call: PyTorch looks up the signature of forward anew."""
@@ -123,9 +127,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             return definition(*arguments)
         compiling = torch.compiler.is_dynamo_compiling()
         if compiling:
-            # Dynamo does not see that torch.func.grad has its own inputs require gradients, and would leave out the backward;
-            # it sees it in whatever is computed from them. And it wants no tensor twice, as `done` is without `terminated`.
-            arguments = (*(tensor.view_as(tensor) for tensor in arguments[:-1]), arguments[-1])
+            arguments = (*seen_by_dynamo(arguments[:-1]), arguments[-1])
         elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return Fused.apply(*arguments)
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in arguments[:num_variables]):
@@ -133,21 +135,6 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         return Fused.apply(*arguments) if compiling else Eager.apply(*arguments)
 
     return call
-
-
-def _batch_first(size: int, in_dims: Sequence[Any], arguments: Sequence[Any], num_coefficients: int) -> Sequence[Any]:
-    """Every tensor with a batch dimension in front; but a zero-dimensional coefficient that has none stays as it is."""
-    *tensors, dim = arguments
-    reference, reference_dim = tensors[-1], in_dims[len(tensors) - 1]
-    shape = (size, *(reference.shape if reference_dim is None else reference.movedim(reference_dim, 0).shape[1:]))
-    batched = []
-    for i, (tensor, in_dim) in enumerate(zip(tensors, in_dims, strict=False)):
-        if i < num_coefficients and in_dim is None and tensor.dim() == 0:
-            batched.append(tensor)
-            continue
-        front = tensor.unsqueeze(0) if in_dim is None else tensor.movedim(in_dim, 0)
-        batched.append(front.reshape(front.size(0), *[1] * (len(shape) - front.dim()), *front.shape[1:]).expand(shape))
-    return *batched, dim
 
 
 def _first(form: Form) -> Any:

@@ -4,6 +4,7 @@
 runs forward, ``y[t] = x[t] + decay[t-1] * y[t-1]``, and is the gradient of the first, as the first is of it.
 """
 
+from functools import partial
 from typing import Any, List
 
 import torch
@@ -12,18 +13,10 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.kernels import forms, torch_scan
 from a2c_compiled.ops.registration import register
+from a2c_compiled.ops.transforms import batch_first, seen_by_dynamo
 
-
-def _in_reverse(x: Tensor, decay: Tensor, dim: int) -> Tensor:
-    return torch_scan.linear_scan(x, decay, dim, True)
-
-
-def _transposed(x: Tensor, decay: Tensor, dim: int) -> Tensor:
-    return torch_scan.linear_scan(x, decay, dim, False)
-
-
-_reverse_op = register(forms.LINEAR_SCAN, _in_reverse)
-_transposed_op = register(forms.LINEAR_SCAN_TRANSPOSED, _transposed)
+_reverse_op = register(forms.LINEAR_SCAN, partial(torch_scan.linear_scan, reverse=True))
+_transposed_op = register(forms.LINEAR_SCAN_TRANSPOSED, partial(torch_scan.linear_scan, reverse=False))
 
 
 class _LinearScan(torch.autograd.Function):
@@ -54,11 +47,7 @@ class _LinearScan(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], x: Tensor, decay: Tensor, dim: int, reverse: bool
     ) -> tuple[Tensor, int]:
-        # `dim` counts from the end, so a batch dimension in front leaves it alone.
-        x, decay = (
-            tensor.expand(info.batch_size, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
-            for tensor, in_dim in zip((x, decay), in_dims, strict=False)
-        )
+        x, decay = batch_first(info.batch_size, in_dims, (x, decay))
         return _LinearScan.apply(x, decay, dim, reverse), 0
 
 
@@ -80,9 +69,7 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Ten
     if torch.jit.is_scripting():
         return _scripted_loop(x, decay, dim, reverse)
     if torch.compiler.is_dynamo_compiling():
-        # Dynamo does not see that torch.func.grad has its own inputs require gradients, and would leave out the backward;
-        # it sees it in whatever is computed from them.
-        x, decay = x.view_as(x), decay.view_as(decay)
+        x, decay = seen_by_dynamo((x, decay))
     return _LinearScan.apply(x, decay, dim, reverse)
 
 
