@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def copied_whole(file: Path, folder: Path) -> Path:
+    """A copy of ``file`` in ``folder``, whole or not at all."""
+    with written_whole(folder / file.name) as temporary:
+        shutil.copyfile(file, temporary)
+    return folder / file.name
 
 
 def _umask() -> int:

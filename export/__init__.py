@@ -3,18 +3,24 @@
 Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 
+from a2c_compiled.export.errors import ExportError
 from a2c_compiled.export.graphs import Graph, GreedyPolicy, SampledPolicy, graphs_of
 from a2c_compiled.export.onnx import export_onnx
 from a2c_compiled.export.torchscript import export_torchscript
+from a2c_compiled.export.train_step import ActingPolicy, TrainStepGraph, export_train_step
 from a2c_compiled.export.verify import Report, verify
 
 __all__ = [
+    "ActingPolicy",
+    "ExportError",
     "Graph",
     "GreedyPolicy",
     "Report",
     "SampledPolicy",
+    "TrainStepGraph",
     "export_onnx",
     "export_torchscript",
+    "export_train_step",
     "graphs_of",
     "verify",
 ]

@@ -7,8 +7,37 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled.export.trace import with_gradients_written_out
+
 ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
+
+
+# Of the dimensions that may vary while a graph is made: different ones, since equal ones would be taken for the same.
+_DISTINCT_SIZES = (5, 7, 11, 13, 17)
+
+
+class InputsByName(nn.Module):
+    """A module that takes tensors under names that Python's arguments cannot have, such as a parameter's, and returns a dict of tensors.
+
+    Its ``forward`` may compute gradients.
+
+    Attributes:
+        source: the module that it is made of, which is no submodule: what it computes with are its inputs.
+        input_names: of its inputs, in order.
+    """
+
+    source: nn.Module
+    input_names: List[str]
+
+    def __init__(self, source: nn.Module, input_names: Sequence[str]) -> None:
+        super().__init__()
+        self.__dict__["source"] = source
+        self.input_names = list(input_names)
+
+    def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
+        """From all inputs, by keyword, to all outputs."""
+        raise NotImplementedError
 
 
 class Call:
@@ -27,7 +56,7 @@ class Call:
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
-        names = list(inspect.signature(module.forward).parameters)
+        names = module.input_names if isinstance(module, InputsByName) else list(inspect.signature(module.forward).parameters)
         if isinstance(example_inputs, Tensor):
             raise TypeError("example_inputs: expected a mapping of names to tensors or a sequence of tensors, got a tensor")
         if not isinstance(example_inputs, Mapping):
@@ -85,16 +114,36 @@ class Call:
             inputs[name] = tensor
         return inputs
 
+    def positional(self) -> nn.Module:
+        """The module with its inputs in order, and only the outputs that are there, as a tuple; to be exported."""
+        positional = _Positional(self.module, list(self.inputs))
+        if not isinstance(self.module, InputsByName):
+            return positional
+        sizes = dict(zip(self.axis_names, _DISTINCT_SIZES, strict=False))
+        return with_gradients_written_out(positional, self.resized(sizes, torch.Generator().manual_seed(0)), self.axes)
+
     @torch.no_grad()
     def eager(self, inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """What the module answers, by the names of its outputs."""
         return named_outputs(self.module(**inputs))
 
 
+class _Positional(nn.Module):
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> Tuple[Tensor, ...]:
+        return tuple(named_outputs(self.module(**dict(zip(self.names, inputs, strict=True)))).values())
+
+
 def named_outputs(result: Any) -> Dict[str, Tensor]:
     """The tensors of a result, by field for a NamedTuple, else ``output``, ``output_1``, ...; Nones are left out."""
     if isinstance(result, Tensor):
         return {"output": result}
+    if isinstance(result, dict):
+        return result
     fields: Tuple[str, ...] = getattr(result, "_fields", ())
     names = fields or [f"output_{i}" if i else "output" for i in range(len(result))]
     return {name: value for name, value in zip(names, result, strict=True) if value is not None}

@@ -1,11 +1,12 @@
 """What of a loss is worth exporting, as modules of tensors to tensors."""
 
-from typing import Dict, NamedTuple, Sequence
+from typing import Dict, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled.distributions import Distribution
+from a2c_compiled.export.call import DynamicAxes
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.rollout import Rollout
 
@@ -57,51 +58,60 @@ class SampledPolicy(nn.Module):
 
 
 class Graph(NamedTuple):
-    """A module with inputs to export it from; ``dynamic_axes`` names the leading dimensions that may vary."""
+    """A module with inputs to export it from; ``dynamic_axes`` names their leading dimensions that may vary."""
 
     module: nn.Module
     example_inputs: Dict[str, Tensor]
-    dynamic_axes: Sequence[str]
+    dynamic_axes: DynamicAxes
 
 
 def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
-    """The graphs of a loss by name: ``policy``, ``policy_sampled``, ``loss`` and ``estimator``, with examples from a time-major rollout."""
+    """The graphs of a loss by name: ``policy``, ``policy_sampled``, ``loss`` and ``estimator``, with examples from a rollout."""
+    entries, axes = read_entries(loss, rollout), leading_axes(loss, rollout)
     observation = rollout.observation.flatten(0, 1)
     with torch.no_grad():
         noise = loss.distribution.noise(loss.actor_network(observation))
         values = loss.critic_network(torch.cat([rollout.observation, rollout.next_observation])).reshape(
             2, *rollout.reward.shape
         )
-    # What the loss does not read would be a dead input of its graph.
-    needs_log_prob, clips = loss.value_estimator.needs_log_prob, loss.clip_value is not None
-    optional = {
-        "sample_log_prob": rollout.log_prob if needs_log_prob else None,
-        "state_value": rollout.state_value if clips else None,
-        "mask": rollout.mask,
+    estimator_inputs = {
+        "state_value": values[0],
+        "next_state_value": values[1],
+        **{name: entries[name] for name in ("reward", "done", "terminated")},
     }
-    ends = {"done": rollout.done, "terminated": rollout.terminated}
-    graphs = {
+    if "log_prob" in entries:
+        estimator_inputs |= {"log_pi": entries["log_prob"], "log_mu": entries["log_prob"]}
+    # The loss calls what the rollout calls log_prob the sample's, to tell it from its own.
+    loss_inputs = {"sample_log_prob" if name == "log_prob" else name: tensor for name, tensor in entries.items()}
+    return {
         "policy": Graph(GreedyPolicy(loss.actor_network, loss.distribution), {"observation": observation}, ("N",)),
         "policy_sampled": Graph(
             SampledPolicy(loss.actor_network, loss.critic_network, loss.distribution),
             {"observation": observation, "noise": noise},
             ("N",),
         ),
-        "loss": Graph(
-            loss,
-            {
-                "observation": rollout.observation,
-                "action": rollout.action,
-                "reward": rollout.reward,
-                "next_observation": rollout.next_observation,
-                **ends,
-                **{name: tensor for name, tensor in optional.items() if tensor is not None},
-            },
-            ("T", "N"),
-        ),
+        "loss": Graph(loss, loss_inputs, axes),
+        "estimator": Graph(loss.value_estimator, estimator_inputs, axes),
     }
-    estimator_inputs = {"state_value": values[0], "next_state_value": values[1], "reward": rollout.reward, **ends}
-    if needs_log_prob:
-        estimator_inputs |= {"log_pi": rollout.log_prob, "log_mu": rollout.log_prob}
-    graphs["estimator"] = Graph(loss.value_estimator, estimator_inputs, ("T", "N"))
-    return graphs
+
+
+def leading_axes(loss: A2CLoss, rollout: Rollout) -> Tuple[str, str]:
+    """Names of the first two dimensions of a rollout, as the loss's value estimator sees them."""
+    return ("T", "N") if loss.value_estimator.time_dim % rollout.reward.dim() == 0 else ("N", "T")
+
+
+def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Tensor]:
+    """The entries of a rollout that a loss reads: any other would be a dead input of its graph.
+
+    Raises:
+        ValueError: one that it needs is None.
+    """
+    unread = set()
+    if not loss.value_estimator.needs_log_prob:
+        unread.add("log_prob")
+    if loss.clip_value is None:
+        unread.add("state_value")
+    entries = {name: tensor for name, tensor in rollout._asdict().items() if tensor is not None and name not in unread}
+    if loss.value_estimator.needs_log_prob and "log_prob" not in entries:
+        raise ValueError("rollout: expected a log_prob, which the value estimator needs, got None")
+    return entries

@@ -4,16 +4,22 @@ import logging
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Tuple, Union
+from typing import Iterator, Optional, Sequence, Union
 
 import onnx
+import onnxruntime
 import torch
-from torch import Tensor, nn
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+from torch import nn
 
 from a2c_compiled._files import written_whole
-from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode, named_outputs
+from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.errors import ExportError
+from a2c_compiled.export.explain import explained
+from a2c_compiled.export.onnx_file import remove_unused_weights, save, tidy
 from a2c_compiled.export.onnx_float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_scan import SCANS
+from a2c_compiled.export.program import exported_program
 from a2c_compiled.export.recorded import record_cases
 
 OLDEST_OPSET = 18
@@ -32,8 +38,12 @@ def export_onnx(
     >>> export_onnx(loss, {"observation": ..., "action": ..., ...}, "loss.onnx")
     >>> verify("loss.onnx")
 
-    Inputs and outputs of the graph have the names of ``forward``'s arguments and of the fields of its result. The module is exported as it
-    is in evaluation mode. The file passes ``onnx.checker`` with full checks before it takes the place of an older one.
+    Inputs and outputs of the graph have the names of ``forward``'s arguments and of the fields of its result, parameters those of
+    ``module.state_dict()``. An argument that the graph does not read is no input of it. The file says what it was made of
+    (:mod:`a2c_compiled.export.metadata`). The module is exported as it is in evaluation mode. The file passes ``onnx.checker`` with full
+    checks, and is loaded by onnxruntime, before it takes the place of an older one.
+
+    Weights of 2 GB and more, which an ONNX file cannot hold, go into a file of their own beside it, ``<path>.<digest>.data``.
 
     Args:
         module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or any module of tensors to tensors around them.
@@ -49,50 +59,53 @@ def export_onnx(
 
     Raises:
         TypeError, ValueError: an argument is unfit; the message names it.
-        RuntimeError: torch cannot export the module; the message says why.
+        ExportError: (a RuntimeError) the module cannot be exported; the message says what stands in the way, where, and what to do.
     """
     newest_opset = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest_opset:
         raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that onnx knows here, got {opset}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    dims = {axis: torch.export.Dim(axis) for axis in call.axis_names}
-    shapes = tuple({i: dims[axis] for i, axis in enumerate(axes) if axis is not None} for axes in call.axes.values())
     with evaluation_mode(module), written_whole(path) as temporary:
         names = list(output_names or call.eager(call.inputs))
-        with _quiet():
-            torch.onnx.export(
-                _Positional(module, list(call.inputs)),
+        with _quiet(), explained(call, "ONNX"):
+            program = torch.onnx.export(
+                exported_program(call),
                 tuple(call.inputs.values()),
-                temporary,
                 input_names=list(call.inputs),
                 output_names=names,
                 opset_version=opset,
-                dynamic_shapes=(shapes,),
                 custom_translation_table={**TRANSLATIONS, **SCANS},
                 dynamo=True,
                 verbose=False,
-                external_data=False,
             )
-        onnx.checker.check_model(temporary, full_check=True)
+        assert program is not None
         # Where the exporter cannot convert, it leaves the older version and says so in a log.
-        written = next(entry.version for entry in onnx.load(temporary).opset_import if not entry.domain)
+        written = program.model.opset_imports[""]
         if written != opset:
-            raise RuntimeError(f"opset: {opset} cannot be made of this module, {written} can")
+            raise ExportError(f"opset: {opset} cannot be made of this module, {written} can")
+        tidy(program.model, call)
+        save(program.model, temporary, path)
+        onnx.checker.check_model(temporary, full_check=True)
+        _check_kernels(temporary)
         record_cases(call, path)
+    remove_unused_weights(path)
     return path
 
 
-class _Positional(nn.Module):
-    """The module with its inputs in order, and only the outputs that are there."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.module = module
-        self.names = names
-
-    def forward(self, *inputs: Tensor) -> Tuple[Tensor, ...]:
-        return tuple(named_outputs(self.module(**dict(zip(self.names, inputs, strict=True)))).values())
+def _check_kernels(path: Path) -> None:
+    """Raise ExportError where onnxruntime knows an operator, but not for this dtype."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except NoKernel as error:
+        operator = str(error).partition("implementation for ")[2] or str(error)
+        raise ExportError(
+            f"onnxruntime has no kernel on the CPU for {operator}; where the module is float64 or half precision, export it in float32"
+        ) from error
+    except Exception as error:  # an opset newer than this onnxruntime; another may know it
+        logging.getLogger(__name__).debug("onnxruntime does not load %s: %s", path, error)
 
 
 @contextmanager

@@ -124,7 +124,13 @@ def _onnx_runner(path: Path) -> Runner:
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(None, inputs), strict=True))
+    read = {value.name for value in session.get_inputs()}
+
+    def run(inputs: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        feed = {name: array for name, array in inputs.items() if name in read}
+        return dict(zip(names, session.run(None, feed), strict=True))
+
+    return run
 
 
 def _torchscript_runner(path: Path) -> Runner:

@@ -1,7 +1,7 @@
 """What a policy's distribution offers to the loss, the rollout and the exporters."""
 
 import operator
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class Distribution(CoefficientModule):
 
     has_entropy: bool
     num_params: int
+    noise_kind: Optional[str] = None
+    """What :meth:`noise` draws: ``"gumbel"`` or ``"normal"``, both standard; None where there is no such method."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-probability (density) of ``action``, ``[*B]``."""

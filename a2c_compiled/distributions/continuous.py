@@ -28,6 +28,7 @@ class Normal(Distribution):
     """
 
     has_entropy = True
+    noise_kind = "normal"
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ class Categorical(Distribution):
     """
 
     has_entropy = True
+    noise_kind = "gumbel"
 
     def __init__(self, n: int) -> None:
         super().__init__()

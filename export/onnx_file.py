@@ -1,0 +1,83 @@
+"""An ONNX model as it is written: names, metadata, and weights beside it where they are too many."""
+
+import glob
+import hashlib
+import re
+from pathlib import Path
+from typing import Dict, List, Mapping, Union
+
+import onnx_ir as ir
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+
+from a2c_compiled.export.call import Call
+from a2c_compiled.export.metadata import PREFIX, describe
+
+# What protobuf can write in one file, less room for the graph.
+LARGEST_FILE = 2**31 - 2**26
+_WRAPPER = "module."
+
+
+def tidy(model: ir.Model, call: Call) -> None:
+    """Names that the caller knows, nothing computed twice or for nothing, no input that is not read, and what the file is made of."""
+    CommonSubexpressionEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    for name in list(graph.initializers):
+        value = graph.initializers.pop(name)
+        value.name = name.removeprefix(_WRAPPER)
+        graph.initializers.add(value)
+    _name_dimensions(graph, call)
+    for value in list(graph.inputs):
+        if not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+    # Where an operation stood in the code, with the paths of the machine that exported it.
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+    metadata = describe(call)
+    model.producer_name, model.producer_version = "a2c_compiled", metadata[f"{PREFIX}version"]
+    model.metadata_props.update(metadata)
+
+
+def _name_dimensions(graph: ir.Graph, call: Call) -> None:
+    """The axes' own names in place of the symbols that torch.export made up."""
+    names: Dict[str, str] = {}
+    for value, axes in zip(graph.inputs, call.axes.values(), strict=True):
+        for dim, axis in zip(value.shape or (), axes, strict=False):
+            if axis is not None and isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                names[str(dim.value)] = axis
+    values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+
+
+def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union[int, str, None]:
+    if not isinstance(dim, ir.SymbolicDim):
+        return dim
+    return None if dim.value is None else re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(dim.value))
+
+
+def save(model: ir.Model, temporary: Path, path: Path) -> None:
+    """Write ``model`` to ``temporary``, which is to take the place of ``path``; where its weights are too many for it, beside it.
+
+    Their file is named by what is in it, so that an older model keeps its own until it is replaced.
+    """
+    if sum(tensor.nbytes for tensor in _weights(model)) < LARGEST_FILE:
+        ir.save(model, temporary)
+        return
+    digest = hashlib.sha256()
+    for tensor in _weights(model):
+        digest.update(tensor.tobytes())
+    ir.save(model, temporary, external_data=f"{path.name}.{digest.hexdigest()[:16]}.data")
+
+
+def remove_unused_weights(path: Path) -> None:
+    """Delete files of weights beside ``path`` that it no longer reads."""
+    for weights in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
+        if weights.name.encode() not in path.read_bytes():
+            weights.unlink()
+
+
+def _weights(model: ir.Model) -> List[ir.TensorProtocol]:
+    values = model.graph.initializers.values()
+    return [value.const_value for value in values if value.const_value is not None]
