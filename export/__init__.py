@@ -3,6 +3,7 @@
 Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 
+from a2c_compiled.export.aot import export_aot, export_pt2
 from a2c_compiled.export.errors import ExportError
 from a2c_compiled.export.graphs import Graph, GreedyPolicy, SampledPolicy, graphs_of
 from a2c_compiled.export.onnx import export_onnx
@@ -18,7 +19,9 @@ __all__ = [
     "Report",
     "SampledPolicy",
     "TrainStepGraph",
+    "export_aot",
     "export_onnx",
+    "export_pt2",
     "export_torchscript",
     "export_train_step",
     "graphs_of",

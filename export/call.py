@@ -7,14 +7,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled.export.trace import with_gradients_written_out
-
 ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
-
-
-# Of the dimensions that may vary while a graph is made: different ones, since equal ones would be taken for the same.
-_DISTINCT_SIZES = (5, 7, 11, 13, 17)
 
 
 class InputsByName(nn.Module):
@@ -114,28 +108,10 @@ class Call:
             inputs[name] = tensor
         return inputs
 
-    def positional(self) -> nn.Module:
-        """The module with its inputs in order, and only the outputs that are there, as a tuple; to be exported."""
-        positional = _Positional(self.module, list(self.inputs))
-        if not isinstance(self.module, InputsByName):
-            return positional
-        sizes = dict(zip(self.axis_names, _DISTINCT_SIZES, strict=False))
-        return with_gradients_written_out(positional, self.resized(sizes, torch.Generator().manual_seed(0)), self.axes)
-
     @torch.no_grad()
     def eager(self, inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """What the module answers, by the names of its outputs."""
         return named_outputs(self.module(**inputs))
-
-
-class _Positional(nn.Module):
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.module = module
-        self.names = names
-
-    def forward(self, *inputs: Tensor) -> Tuple[Tensor, ...]:
-        return tuple(named_outputs(self.module(**dict(zip(self.names, inputs, strict=True)))).values())
 
 
 def named_outputs(result: Any) -> Dict[str, Tensor]:

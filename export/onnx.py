@@ -71,7 +71,6 @@ def export_onnx(
         with _quiet(), explained(call, "ONNX"):
             program = torch.onnx.export(
                 exported_program(call),
-                tuple(call.inputs.values()),
                 input_names=list(call.inputs),
                 output_names=names,
                 opset_version=opset,

@@ -1,15 +1,58 @@
 """A module as torch.export sees it: what ONNX files, .pt2 files and AOTInductor packages are made of."""
 
+import inspect
+from typing import Any, Dict
+
 import torch
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from a2c_compiled.export.call import Call
+from a2c_compiled.export.call import Call, InputsByName, named_outputs
+from a2c_compiled.export.trace import with_gradients_written_out
+
+# Of the dimensions that may vary, while gradients are written out: different ones, since equal ones would be taken for the same.
+_DISTINCT_SIZES = (5, 7, 11, 13, 17)
 
 
 def exported_program(call: Call) -> ExportedProgram:
-    """The module of ``call`` with its inputs in order and its outputs as a tuple, for any size of the dimensions that may vary."""
+    """The module of ``call``, for any size of the dimensions that may vary, with a dict of outputs by name for a result.
+
+    Its arguments have the names that :func:`argument_name` makes of those of the inputs.
+    """
     dims = {axis: Dim(axis) for axis in call.axis_names}
-    shapes = tuple({i: dims[axis] for i, axis in enumerate(axes) if axis is not None} for axes in call.axes.values())
-    arguments = tuple(call.inputs.values())
+    shapes: Dict[str, Any] = {
+        argument_name(name): {i: dims[axis] for i, axis in enumerate(axes) if axis is not None} or None
+        for name, axes in call.axes.items()
+    }
+    arguments = {argument_name(name): tensor for name, tensor in call.inputs.items()}
     with torch.no_grad():
-        return torch.export.export(call.positional(), arguments, dynamic_shapes=(shapes,), strict=False)
+        return torch.export.export(_WithSignature(call), (), arguments, dynamic_shapes=shapes, strict=False)
+
+
+def argument_name(input_name: str) -> str:
+    """A parameter's name with ``__`` for the dots in it, which Python's arguments cannot have."""
+    return input_name.replace(".", "__")
+
+
+class _WithSignature(nn.Module):
+    """The module of a call, with its inputs for arguments."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.module = _differentiated(call) if isinstance(call.module, InputsByName) else call.module
+        names = list(call.inputs)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(argument_name(name), kind) for name in names])
+
+        def forward(*args: Tensor, **kwargs: Tensor) -> Dict[str, Tensor]:
+            tensors = signature.bind(*args, **kwargs).arguments.values()
+            return named_outputs(self.module(**dict(zip(names, tensors, strict=True))))
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def _differentiated(call: Call) -> nn.Module:
+    sizes = dict(zip(call.axis_names, _DISTINCT_SIZES, strict=False))
+    inputs = call.resized(sizes, torch.Generator().manual_seed(0))
+    return with_gradients_written_out(call.module, inputs, call.axes)

@@ -18,30 +18,38 @@ from a2c_compiled.export.errors import ExportError
 def with_gradients_written_out(
     module: nn.Module, inputs: Mapping[str, Tensor], axes: Mapping[str, Sequence[Optional[str]]]
 ) -> nn.Module:
-    """``module``, which takes ``inputs`` in order, as a graph of forward operations, whose dimensions named in ``axes`` may have any size.
+    """``module``, which takes ``inputs`` by keyword, as a graph of forward operations that does the same.
 
-    Dimensions of different names must be of different sizes in ``inputs``: equal sizes are taken for one and the same.
+    Dimensions named in ``axes`` may have any size in it. Those of different names must be of different sizes in ``inputs``: equal sizes are
+    taken for one and the same.
 
     Raises:
         ExportError: an operation draws random numbers, or writes into what the module keeps.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes = [_fake(mode, tensor, axes[name]) for name, tensor in inputs.items()]
+    names: List[str] = []
+
+    def function(*tensors: Tensor) -> List[Tensor]:
+        outputs = module(**dict(zip(inputs, tensors, strict=True)))
+        names[:] = outputs
+        return list(outputs.values())
+
     with _as_exported(), _NumbersStayTensors(), mode:
-        graph = make_fx(module, decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
+        graph = make_fx(function, decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
     _check(graph)
-    return _Graph(graph)
+    return _Graph(graph, list(inputs), names)
 
 
 class _Graph(nn.Module):
-    """A graph that takes its inputs as any module around one does, which torch.export asks of the shapes that it is given."""
+    """A graph under the names of its inputs and outputs."""
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, inputs: List[str], outputs: List[str]) -> None:
         super().__init__()
-        self.module = graph
+        self.graph, self.inputs, self.outputs = graph, inputs, outputs
 
-    def forward(self, *inputs: Tensor) -> Tuple[Tensor, ...]:
-        return tuple(self.module(*inputs))
+    def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
+        return dict(zip(self.outputs, self.graph(*(inputs[name] for name in self.inputs)), strict=True))
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, axes: Sequence[Optional[str]]) -> Tensor:
