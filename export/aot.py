@@ -13,14 +13,12 @@ from torch.export import ExportedProgram
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
 from a2c_compiled.export.explain import explained
-from a2c_compiled.export.metadata import describe
+from a2c_compiled.export.metadata import METADATA, describe
 from a2c_compiled.export.program import argument_name, exported_program
 from a2c_compiled.export.recorded import record_cases
 from a2c_compiled.export.scan_doubling import DECOMPOSITIONS
 
 PT2, AOT = ".pt2", ".aot.pt2"
-METADATA = "a2c_compiled.json"
-"""Of the extra file in a ``.pt2`` file that says what it was made of."""
 
 
 def export_pt2(

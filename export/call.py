@@ -10,6 +10,9 @@ from torch import Tensor, nn
 ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
 
+NEW = "new."
+"""What the name of an output has before that of the input whose place it takes."""
+
 
 class InputsByName(nn.Module):
     """A module that takes tensors under names that Python's arguments cannot have, such as a parameter's, and returns a dict of tensors.

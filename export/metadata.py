@@ -12,6 +12,8 @@ from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.call import Call, InputsByName
 
 PREFIX = "a2c_compiled."
+METADATA = "a2c_compiled.json"
+"""The extra file that holds it in ``.pt`` and ``.pt2`` files."""
 
 
 def describe(call: Call) -> Dict[str, str]:

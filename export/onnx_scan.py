@@ -17,9 +17,11 @@ from onnxscript.values import OnnxFunction
 import a2c_compiled.ops  # noqa: F401 - registers the operators
 
 
-def _in_reverse(real: Any) -> OnnxFunction:
+def _towards_the_start(real: Any) -> OnnxFunction:
+    """Of data that has been turned round in time."""
+
     @script(default_opset=op)
-    def linear_scan_time_first(x: real[...], decay: real[...]) -> real[...]:
+    def linear_scan_turned_round(x: real[...], decay: real[...]) -> real[...]:
         @graph()
         def step(previous: real[...], x_t: real[...], decay_t: real[...]):
             zero = op.CastLike(0.0, x_t)
@@ -29,15 +31,13 @@ def _in_reverse(real: Any) -> OnnxFunction:
             return y, y_out
 
         nothing = op.Expand(op.CastLike(0.0, x), op.Shape(x, start=1))
-        _, y = op.Scan(
-            nothing, x, decay, body=step, num_scan_inputs=2, scan_input_directions=[1, 1], scan_output_directions=[1]
-        )
+        _, y = op.Scan(nothing, x, decay, body=step, num_scan_inputs=2)
         return y
 
-    return linear_scan_time_first
+    return linear_scan_turned_round
 
 
-def _transposed(real: Any) -> OnnxFunction:
+def _towards_the_end(real: Any) -> OnnxFunction:
     @script(default_opset=op)
     def linear_scan_transposed_time_first(x: real[...], decay: real[...]) -> real[...]:
         @graph()
@@ -57,7 +57,7 @@ def _transposed(real: Any) -> OnnxFunction:
 _SCANS = {
     (dtype, reverse): make(real)
     for dtype, real in ((ir.DataType.FLOAT, FLOAT), (ir.DataType.DOUBLE, DOUBLE))
-    for reverse, make in ((True, _in_reverse), (False, _transposed))
+    for reverse, make in ((True, _towards_the_start), (False, _towards_the_end))
 }
 
 
@@ -72,10 +72,20 @@ def linear_scan(x: Any, decay: Any, dim: int, reverse: bool = True) -> Any:
     time_first = [axis, *(i for i in range(rank) if i != axis)]
     if axis != 0:
         x_, decay_ = op.Transpose(x_, perm=time_first), op.Transpose(decay_, perm=time_first)
+    if reverse:
+        x_, decay_ = _turned_round(x_), _turned_round(decay_)
     y = _SCANS[dtype, reverse](x_, decay_)
+    if reverse:
+        y = _turned_round(y)
     if axis != 0:
         y = op.Transpose(y, perm=[time_first.index(i) for i in range(rank)])
     return op.CastLike(y, x) if half else y
+
+
+def _turned_round(x: Any) -> Any:
+    """In front of Scan and behind it: the directions that Scan itself may take are known to few runtimes."""
+    first, before_all, time, back = ([-1], [-(2**63)], [0], [-1])
+    return op.Slice(x, *(op.Constant(value_ints=numbers) for numbers in (first, before_all, time, back)))
 
 
 def linear_scan_transposed(x: Any, decay: Any, dim: int) -> Any:

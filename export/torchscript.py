@@ -1,29 +1,45 @@
 """Export to TorchScript."""
 
+import json
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Iterator, Union
 
 import torch
 from torch import nn
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.metadata import METADATA, describe
 from a2c_compiled.export.recorded import record_cases
 
 
-def script(module: nn.Module) -> torch.jit.ScriptModule:
-    """``torch.jit.script`` without its deprecation warnings: TorchScript is deprecated as a whole, and one of the formats served.
+@contextmanager
+def deprecated() -> Iterator[None]:
+    """Where TorchScript is used: it is deprecated as a whole, which every function of it says, and one of the formats served.
 
     Raises:
         RuntimeError: this version of Python has no TorchScript.
     """
     if sys.version_info >= (3, 14):
-        raise RuntimeError("TorchScript: not supported by torch from Python 3.14 on; use export_onnx")
+        raise RuntimeError("TorchScript: torch has none from Python 3.14 on; use export_pt2, export_aot or export_onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def script(module: nn.Module) -> torch.jit.ScriptModule:
+    """``torch.jit.script``."""
+    with deprecated():
         return torch.jit.script(module)
+
+
+def load(path: Path) -> torch.jit.ScriptModule:
+    """``torch.jit.load``, to the CPU."""
+    with deprecated():
+        return torch.jit.load(str(path), map_location="cpu")
 
 
 def export_torchscript(
@@ -49,8 +65,7 @@ def export_torchscript(
     """
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with evaluation_mode(module), written_whole(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        script(module).save(str(temporary))
+    with evaluation_mode(module), written_whole(path) as temporary, deprecated():
+        torch.jit.save(script(module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
         record_cases(call, path)
     return path

@@ -12,14 +12,11 @@ from torch import Tensor
 from a2c_compiled._files import copied_whole, written_whole
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled.distributions import Distribution
-from a2c_compiled.export.call import InputsByName
+from a2c_compiled.export.call import NEW, InputsByName
 from a2c_compiled.export.graphs import SampledPolicy, leading_axes, read_entries
 from a2c_compiled.export.onnx import OLDEST_OPSET, export_onnx
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training import Rollout, TrainState, TrainStep
-
-NEW = "new."
-"""What the name of an output has before that of the input whose place it takes."""
 
 RUNTIME = Path(__file__).with_name("runtime.py")
 """What a device needs beside numpy and onnxruntime."""
