@@ -24,6 +24,16 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files are moved to ``folder`` when the block ends, and are gone if the block fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        yield Path(temporary)
+        for file in Path(temporary).iterdir():
+            os.replace(file, folder / file.name)
+
+
 def copied_whole(file: Path, folder: Path) -> Path:
     """A copy of ``file`` in ``folder``, whole or not at all."""
     with written_whole(folder / file.name) as temporary:

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import importlib.util
+import json
 import re
 import sys
 import typing
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 EPILOG = """examples:
   a2c-compiled train --env CartPole-v1 --seed 1 --out runs/cartpole
@@ -17,9 +18,9 @@ EPILOG = """examples:
   a2c-compiled bench --quick
 """
 
-GRAPHS = ("policy", "policy_sampled", "loss", "estimator")
-FORMATS = ("onnx", "torchscript")
-SUFFIXES = (".onnx", ".pt")
+# Said here once more, so that the command describes itself where the extras are not installed.
+GRAPHS = ("policy", "policy-sampled", "loss", "estimator", "train-step")
+FORMATS = ("onnx", "torchscript", "pt2", "aot")
 SUBJECTS = ("estimators", "sweep", "packed", "loss", "update", "policy")
 
 
@@ -60,12 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="export a trained run",
-        description="Export policy, loss and estimator of a trained run, and check every file against eager.",
+        description="Export policy, loss, estimator and training step of a run, with what a device without torch needs to use them and to"
+        " learn on, and check every file against eager. Exit status 1 if one differs.",
     )
     export.add_argument("folder", type=Path, metavar="RUN", help="folder that 'train' wrote")
     export.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: RUN/export)")
-    export.add_argument("--format", type=_choices(FORMATS), default=list(FORMATS), metavar="F[,F]", help=_one_of(FORMATS))
-    export.add_argument("--graph", type=_choices(GRAPHS), default=list(GRAPHS), metavar="G[,G]", help=_one_of(GRAPHS))
+    export.add_argument(
+        "--format",
+        type=_choices(FORMATS),
+        default=["onnx", "torchscript"],
+        metavar="F[,F]",
+        help=f"{_one_of(FORMATS)} (default: onnx,torchscript); aot is compiled for this machine and takes some 10 s a graph",
+    )
+    export.add_argument(
+        "--graph", type=_choices(GRAPHS), default=list(GRAPHS), metavar="G[,G]", help=f"{_one_of(GRAPHS)} (default: all)"
+    )
     export.add_argument(
         "--opset", type=int, default=18, metavar="N", help="version of the ONNX operators, 18 or later (default: 18)"
     )
@@ -74,10 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify",
         help="check exported files against eager",
-        description="Run exported files at shapes other than the example's and print the largest error of each output. Exit status 1 if"
-        " one is out of tolerance.",
+        description="Run exported files at shapes other than the example's and on extreme data, and print the largest error of each output."
+        " Exit status 1 if one is out of tolerance.",
     )
     verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="exported files, or folders of them")
+    verify.add_argument("--json", action="store_true", help="print one JSON document instead")
     verify.set_defaults(run=_verify)
 
     demo = commands.add_parser(
@@ -170,34 +181,59 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     _need("train", "export")
-    from a2c_compiled.export.run import export_run
+    from tqdm import tqdm
+
+    from a2c_compiled.export.run import export_run, jobs
     from a2c_compiled.training.runs import load_run
+    from a2c_compiled.training.train_step import TrainStep
 
     config, loss = load_run(arguments.folder)
+    step = TrainStep(loss, config.optimizer, config.lr, config.max_grad_norm, compile=False)
     out = arguments.out or arguments.folder / "export"
-    passed = True
-    for report in export_run(loss, config.env, out, arguments.graph, arguments.format, arguments.opset):
-        print(report, flush=True)
-        passed &= report.passed
-    if (out / "play_policy.py").is_file():
+    wanted = jobs([graph.replace("-", "_") for graph in arguments.graph], arguments.format)
+    if not wanted:
+        raise ValueError(
+            "format: expected onnx, pt2 or aot for the training step, since TorchScript has no gradients inside a graph"
+        )
+    print(f"{'file':<24}{'KB':>8}{'seconds':>9}{'largest error':>15}  against eager")
+    failed = []
+    with tqdm(total=len(wanted), unit="graph", disable=None, leave=False) as bar:
+        bar.set_description(wanted[0].file)
+        for report, seconds, done in export_run(step, config.env, out, wanted, arguments.opset):
+            verdict = f"equal in {len(report.cases)} cases" if report.passed else "DIFFERS"
+            bar.write(f"{report.path.name:<24}{report.size / 1024:>8.0f}{seconds:>9.1f}{report.worst:>15.1e}  {verdict}")
+            failed += [] if report.passed else [report]
+            if done:
+                bar.update()
+                bar.set_description(wanted[bar.n].file if bar.n < len(wanted) else "")
+    for report in failed:
+        print(report)
+    if "onnx" in arguments.format and "policy" in arguments.graph:
         print(f"play it with onnxruntime alone: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
-    return 0 if passed else 1
+    if "onnx" in arguments.format and "train-step" in arguments.graph:
+        print(f"learn on with onnxruntime alone: python {out}/learn_policy.py {out}/train_step.onnx --env {config.env}")
+    return 1 if failed else 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     _need("export")
-    from a2c_compiled.export import verify
+    from a2c_compiled.export.verify import ENDINGS, is_exported, verify
 
     paths: List[Path] = []
     for path in arguments.paths:
-        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES) if path.is_dir() else [path]
+        found = sorted(filter(is_exported, path.rglob("*"))) if path.is_dir() else [path]
         if not found:
-            raise ValueError(f"PATH: expected {' or '.join(SUFFIXES)} files in {path}, found none")
+            raise ValueError(f"PATH: expected files ending in {', '.join(ENDINGS)} in {path}, found none")
         paths += found
-    reports = [verify(path) for path in paths]
-    for report in reports:
-        print(report)
-    return 0 if all(report.passed for report in reports) else 1
+    reports = []
+    for path in paths:
+        reports.append(verify(path))
+        if not arguments.json:
+            print(reports[-1], flush=True)
+    passed = all(report.passed for report in reports)
+    if arguments.json:
+        print(json.dumps({"passed": passed, "files": [report.as_json() for report in reports]}, indent=2))
+    return 0 if passed else 1
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -243,9 +279,9 @@ def _need(*extras: str) -> None:
             raise ValueError(f"this command needs {', '.join(missing)}: pip install 'a2c-compiled[{extra}]'")
 
 
-def _choices(allowed: Any) -> Any:
+def _choices(allowed: Sequence[str]) -> Callable[[str], List[str]]:
     def parse(text: str) -> List[str]:
-        names = text.split(",")
+        names = text.replace("_", "-").split(",")
         for name in names:
             if name not in allowed:
                 raise argparse.ArgumentTypeError(f"expected {_one_of(allowed)}, got {name!r}")
@@ -254,8 +290,8 @@ def _choices(allowed: Any) -> Any:
     return parse
 
 
-def _one_of(names: Any) -> str:
-    return f"any of {', '.join(names)}, with commas between (default: all)"
+def _one_of(names: Sequence[str]) -> str:
+    return f"any of {', '.join(names)}, with commas between"
 
 
 if __name__ == "__main__":

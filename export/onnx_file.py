@@ -30,9 +30,9 @@ def tidy(model: ir.Model, call: Call) -> None:
     for value in list(graph.inputs):
         if not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
-    # Where an operation stood in the code, with the paths of the machine that exported it.
     for node in graph.all_nodes():
-        node.metadata_props.clear()
+        node.metadata_props.clear()  # where it stood in the code, with the paths of the machine that exported it
+        _count_from_the_front(node)
     metadata = describe(call)
     model.producer_name, model.producer_version = "a2c_compiled", metadata[f"{PREFIX}version"]
     model.metadata_props.update(metadata)
@@ -49,6 +49,13 @@ def _name_dimensions(graph: ir.Graph, call: Call) -> None:
     for value in values:
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+
+
+def _count_from_the_front(node: ir.Node) -> None:
+    """An axis that is counted from the end: not every runtime knows that of every operator."""
+    axis, data = node.attributes.get("axis"), node.inputs[0] if node.inputs else None
+    if axis is not None and axis.as_int() < 0 and data is not None and data.shape is not None:
+        node.attributes["axis"] = ir.AttrInt64("axis", axis.as_int() + len(data.shape))
 
 
 def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union[int, str, None]:

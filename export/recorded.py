@@ -22,7 +22,7 @@ _FURTHER_SIZE = 3
 _ENDS = ("done", "terminated")
 # What is multiplied for large numbers, which drive logits, values and advantages to extremes.
 _SCALED = ("observation", "next_observation", "reward", "state_value", "next_state_value")
-_SCALE = 1000.0
+_SCALE = 100.0
 _EVERY_CASE = "every case"
 # A file that is larger than this after two cases gets no more of them: large networks answer with all their parameters.
 _LARGE = 2**25

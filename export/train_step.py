@@ -1,6 +1,7 @@
 """The A2C update itself as a graph of tensors to tensors, and the policy whose parameters it changes."""
 
 import copy
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
@@ -9,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2c_compiled._files import copied_whole, written_whole
+from a2c_compiled._files import written_together
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.call import NEW, InputsByName
 from a2c_compiled.export.graphs import SampledPolicy, leading_axes, read_entries
 from a2c_compiled.export.onnx import OLDEST_OPSET, export_onnx
+from a2c_compiled.export.onnx_file import remove_unused_weights
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training import Rollout, TrainState, TrainStep
 
@@ -163,12 +165,19 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
     rollout = Rollout(*(None if entry is None else entry.cpu() for entry in example_rollout))  # type: ignore[arg-type]
     update = TrainStepGraph(step, rollout)
     acting = ActingPolicy(step.loss, update.state_names, rollout.observation.flatten(0, 1))
-    export_onnx(acting, acting.example_inputs, path.with_suffix(".policy.onnx"), acting.dynamic_axes, opset)
-    with written_whole(path.with_suffix(".state.npz")) as temporary:
-        arrays = {name: update.example_inputs[name].numpy() for name in [*update.state_names, "lr"]}
-        np.savez(temporary, allow_pickle=False, **arrays)
-    copied_whole(RUNTIME, path.parent)
-    return export_onnx(update, update.example_inputs, path, update.dynamic_axes, opset)
+    with written_together(path.parent) as folder:
+        export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
+        export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)
+        state = {name: update.example_inputs[name].numpy() for name in [*update.state_names, "lr"]}
+        np.savez(folder / f"{path.stem}.state.npz", allow_pickle=False, **state)
+        shutil.copy(RUNTIME, folder)
+    remove_unused_weights(path)
+    return path
+
+
+def acting_path(path: Path) -> Path:
+    """Where the policy of an exported training step is."""
+    return path.with_suffix(".policy.onnx")
 
 
 def _named(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:
