@@ -225,14 +225,22 @@ def _verify(arguments: argparse.Namespace) -> int:
         if not found:
             raise ValueError(f"PATH: expected files ending in {', '.join(ENDINGS)} in {path}, found none")
         paths += found
-    reports = []
+    files: List[Dict[str, Any]] = []
     for path in paths:
-        reports.append(verify(path))
-        if not arguments.json:
-            print(reports[-1], flush=True)
-    passed = all(report.passed for report in reports)
+        try:
+            report = verify(path)
+        except ValueError as error:  # the others are to be heard of all the same
+            files.append({"path": str(path), "passed": False, "error": str(error)})
+            print(f"a2c-compiled: {error}", file=sys.stderr)
+        else:
+            files.append(report.as_json())
+            if not arguments.json:
+                print(report, flush=True)
+    passed = all(file["passed"] for file in files)
     if arguments.json:
-        print(json.dumps({"passed": passed, "files": [report.as_json() for report in reports]}, indent=2))
+        print(json.dumps({"passed": passed, "files": files}, indent=2))
+    if any("error" in file for file in files):
+        return 2
     return 0 if passed else 1
 
 

@@ -4,8 +4,11 @@ What is compared are the parameters after the first update, and the sizes of the
 """
 
 import copy
-from typing import Dict, List
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +17,12 @@ from a2c_compiled.benchmarks import data, gpu, update_peers
 from a2c_compiled.benchmarks.data import LEARNING_RATE, MAX_GRAD_NORM
 from a2c_compiled.benchmarks.harness import OURS, Answer, Case, Contender, Field, Make
 from a2c_compiled.benchmarks.loops import flat, loop_contender
-from a2c_compiled.benchmarks.modes import COMPILED, EAGER, GRAPH
+from a2c_compiled.benchmarks.modes import AOT, COMPILED, EAGER, GRAPH, RUNTIME
 from a2c_compiled.benchmarks.shapes import Plan, Shape
+from a2c_compiled.export import TrainStepGraph, export_aot, export_train_step
+from a2c_compiled.export.aot import load_aot
+from a2c_compiled.export.call import NEW
+from a2c_compiled.export.runtime import Learner
 
 
 def cases(plan: Plan) -> List[Case]:
@@ -35,6 +42,10 @@ def _case(shape: Shape, plan: Plan) -> Case:
             contenders[f"{OURS} loss, own loop"] = lambda: _own_loop(rollout, plan)
             if plan.device.type == "cuda":
                 contenders[GRAPH] = lambda: _graph(_step(data.loss(plan.device), True), rollout)
+        if plan.device.type == "cpu":
+            contenders[RUNTIME] = lambda: _runtime(_step(data.loss(plan.device), False), rollout)
+            if plan.compiling:
+                contenders[AOT] = lambda: _aot(_step(data.loss(plan.device), False), rollout)
         return Field(_state(oracle), {**contenders, **update_peers.updates(rollout, shape, plan)})
 
     return Case("A2C update", "whole", "[T, N]", shape, enter, tolerance=1e-3)
@@ -46,6 +57,43 @@ def _step(loss: A2CLoss, compile: bool) -> TrainStep:
 
 def _timed(step: TrainStep, rollout: Rollout) -> Contender:
     return Contender(lambda: step(rollout), lambda _: _state(step))
+
+
+def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
+    """The exported step in onnxruntime, from numpy to numpy, as a device without torch calls it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_train_step(step, data.rollout((3, 4), torch.device("cpu")), Path(folder) / "train_step.onnx")
+        learner = Learner.load(path, provider="cpu", threads=torch.get_num_threads())
+    arrays = {name: getattr(rollout, name).numpy() for name in learner.rollout_entries}
+
+    def state(_: Any) -> Answer:
+        with tempfile.TemporaryDirectory() as folder:
+            learner.save_state(Path(folder) / "state.npz")
+            saved = dict(np.load(Path(folder) / "state.npz"))
+        return _named_state(step, {name: torch.from_numpy(array) for name, array in saved.items() if array.dtype.kind == "f"})
+
+    return Contender(lambda: learner.step(arrays), state)
+
+
+def _aot(step: TrainStep, rollout: Rollout) -> Contender:
+    """The exported step compiled ahead of time, in torch without a compiler, the state handed round."""
+    example = TrainStepGraph(step, data.rollout((3, 4), torch.device("cpu")))
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_aot(example, example.example_inputs, Path(folder) / "train_step.aot.pt2", example.dynamic_axes)
+        program = load_aot(path)
+    given = {name: tensor for name, tensor in example.example_inputs.items() if name not in Rollout._fields}
+    given |= {name: tensor for name, tensor in rollout._asdict().items() if name in example.input_names}
+
+    def update() -> None:
+        outputs = program(**given)
+        given.update({name: outputs[f"{NEW}{name}"] for name in example.state_names})
+
+    return Contender(update, lambda _: _named_state(step, given))
+
+
+def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Answer:
+    names = step.parameter_names
+    return flat([tensors[name] for name in names], [tensors[f"square_avg.{name}"] for name in names])
 
 
 def _graph(step: TrainStep, rollout: Rollout) -> Contender:

@@ -18,6 +18,7 @@ from a2c_compiled.export.torchscript import script
 
 EAGER, COMPILED, GRAPH = f"{OURS} eager", f"{OURS} compiled", f"{OURS} CUDA graph"
 TORCHSCRIPT, ONNX = f"{OURS} TorchScript", f"{OURS} onnxruntime"
+RUNTIME, AOT = f"{OURS} runtime.py", f"{OURS} AOTInductor"
 
 
 class Modes:

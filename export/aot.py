@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Union
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from a2c_compiled._files import written_whole
@@ -62,6 +62,9 @@ def export_aot(
     The package is machine code for the processor or GPU that it was made on, and needs torch or libtorch of the same version alone:
     nothing is compiled where it runs. It is called as a program of :func:`export_pt2` is. Needs a C++ compiler; takes some 20 s.
 
+    Inputs are to be contiguous and of the example's dtypes: what is not gives wrong answers and no error, unless the environment has
+    ``AOTI_RUNTIME_CHECK_INPUTS=1``.
+
     Args:
         module, example_inputs, dynamic_axes: as of :func:`~a2c_compiled.export.export_onnx`.
         path: of the package, ending in ``.aot.pt2``.
@@ -76,7 +79,10 @@ def export_aot(
 
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(temporary), inductor_configs={"aot_inductor.metadata": metadata}
+            program,
+            package_path=str(temporary),
+            # The bound is 2, whatever sizes the program takes; it is asked about with AOTI_RUNTIME_CHECK_INPUTS alone.
+            inductor_configs={"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False},
         )
 
     return _export(module, example_inputs, path, dynamic_axes, write)
@@ -115,9 +121,18 @@ def _export(
     with evaluation_mode(module), written_whole(path) as temporary:
         with _quiet(), explained(call, path.name), torch.no_grad():
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
+            _forget_paths(program)
             write(program, describe(call), temporary)
         record_cases(call, path)
     return path
+
+
+def _forget_paths(program: ExportedProgram) -> None:
+    """Where an operation stood in the code, with the paths of the machine that exported it."""
+    for module in program.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 @contextmanager

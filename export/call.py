@@ -71,8 +71,12 @@ class Call:
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
         self.module = module
-        # Copies, since one tensor in two places would be exported as one input.
-        self.inputs = {name: example_inputs[name].detach().clone() for name in names if name in example_inputs}
+        # Copies, since one tensor in two places would be exported as one input. Contiguous, since AOTInductor holds callers to their strides.
+        self.inputs = {
+            name: example_inputs[name].detach().clone(memory_format=torch.contiguous_format)
+            for name in names
+            if name in example_inputs
+        }
         self.axes: Dict[str, List[Optional[str]]] = {}
         for name, tensor in self.inputs.items():
             given = dynamic_axes.get(name, ()) if isinstance(dynamic_axes, Mapping) else dynamic_axes

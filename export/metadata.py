@@ -1,7 +1,7 @@
 """What an exported file says about itself."""
 
 import json
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Container, Dict, List, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,11 @@ def describe(call: Call) -> Dict[str, str]:
         "torch_version": torch.__version__,
         "module": type(call.module).__name__,
         "shapes": {name: _shape(tensor, call.axes[name]) for name, tensor in call.inputs.items()},
-        "hyperparameters": {path: _settings(part) for path, part in parts.items()},
+        "hyperparameters": {path: _settings(part, call.inputs) for path, part in parts.items()},
     }
     distribution = next((part for part in parts.values() if isinstance(part, Distribution)), None)
     if distribution is not None:
-        described["distribution"] = _settings(distribution)
+        described["distribution"] = _settings(distribution, call.inputs)
         if "noise" in call.inputs and distribution.noise_kind is not None:
             described["noise"] = {"noise": distribution.noise_kind}
     return {f"{PREFIX}{key}": value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
@@ -44,10 +44,12 @@ def _shape(tensor: Tensor, axes: List[Optional[str]]) -> List[Union[str, int]]:
     return [size if axis is None else axis for size, axis in zip(tensor.shape, named, strict=True)]
 
 
-def _settings(module: nn.Module) -> Dict[str, Any]:
-    """A module's class, its coefficients and its plain options."""
+def _settings(module: nn.Module, inputs: Container[str]) -> Dict[str, Any]:
+    """A module's class, its coefficients, unless they are inputs, and its plain options."""
     settings: Dict[str, Any] = {"class": type(module).__name__}
-    settings |= {name: buffer.tolist() for name, buffer in module._buffers.items() if buffer is not None}
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in inputs:
+            settings[name] = buffer.tolist()
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue

@@ -77,14 +77,14 @@ def export_onnx(
                 custom_translation_table={**TRANSLATIONS, **SCANS},
                 dynamo=True,
                 verbose=False,
+                optimize=False,
             )
         assert program is not None
         # Where the exporter cannot convert, it leaves the older version and says so in a log.
         written = program.model.opset_imports[""]
         if written != opset:
             raise ExportError(f"opset: {opset} cannot be made of this module, {written} can")
-        tidy(program.model, call)
-        save(program.model, temporary, path)
+        save(tidy(program, call), temporary, path)
         onnx.checker.check_model(temporary, full_check=True)
         _check_kernels(temporary)
         record_cases(call, path)

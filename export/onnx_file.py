@@ -4,9 +4,10 @@ import glob
 import hashlib
 import re
 from pathlib import Path
-from typing import Dict, List, Mapping, Union
+from typing import Dict, List, Mapping, Optional, Union
 
 import onnx_ir as ir
+import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
 from a2c_compiled.export.call import Call
@@ -17,15 +18,17 @@ LARGEST_FILE = 2**31 - 2**26
 _WRAPPER = "module."
 
 
-def tidy(model: ir.Model, call: Call) -> None:
-    """Names that the caller knows, nothing computed twice or for nothing, no input that is not read, and what the file is made of."""
+def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
+    """The model of ``program``, made small and readable.
+
+    Nothing is computed twice or for nothing, and nothing that is not read is an input. Parameters, inputs and dimensions have the names
+    that the caller knows; the file says what it is made of.
+    """
+    _fold(program, call)
+    model = program.model
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph
-    for name in list(graph.initializers):
-        value = graph.initializers.pop(name)
-        value.name = name.removeprefix(_WRAPPER)
-        graph.initializers.add(value)
     _name_dimensions(graph, call)
     for value in list(graph.inputs):
         if not value.uses() and not value.is_graph_output():
@@ -36,6 +39,31 @@ def tidy(model: ir.Model, call: Call) -> None:
     metadata = describe(call)
     model.producer_name, model.producer_version = "a2c_compiled", metadata[f"{PREFIX}version"]
     model.metadata_props.update(metadata)
+    return model
+
+
+def _fold(program: torch.onnx.ONNXProgram, call: Call) -> None:
+    """Compute what is constant, but leave parameters alone, also where they are all zero: they are to be found and replaced."""
+    own = dict(call.module.named_parameters())
+    held: Dict[str, Optional[ir.TensorProtocol]] = {}
+    graph = program.model.graph
+    for wrapped in list(graph.initializers):
+        name = wrapped.removeprefix(_WRAPPER)
+        value = graph.initializers.pop(wrapped)
+        value.name = name
+        if name in own:  # an input while that lasts
+            held[name], value.const_value = value.const_value, None
+            graph.inputs.append(value)
+        else:
+            graph.initializers.add(value)
+    program.optimize()
+    graph = program.model.graph
+    for value in list(graph.inputs):
+        if value.name in held:
+            graph.inputs.remove(value)
+            value.const_value = held[value.name]
+            if value.uses() or value.is_graph_output():
+                graph.initializers.add(value)
 
 
 def _name_dimensions(graph: ir.Graph, call: Call) -> None:

@@ -46,6 +46,35 @@ def _clamp_max(self: Any, max_: float) -> Any:
     return _clamp(self, None, max_)
 
 
+def _add(self: Any, other: Any, alpha: float = 1.0) -> Any:
+    """``aten::add.Tensor``, of booleans too."""
+    if self.dtype == ir.DataType.BOOL:
+        return op.Or(self, other)
+    return op.Add(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
+
+
+def _sub(self: Any, other: Any, alpha: float = 1.0) -> Any:
+    """``aten::sub.Tensor``."""
+    return op.Sub(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
+
+
+def _addcmul(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
+    """``aten::addcmul``, rounded in torch's order."""
+    return op.Add(self, op.Mul(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
+
+
+def _addcdiv(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
+    """``aten::addcdiv``, rounded in torch's order."""
+    return op.Add(self, op.Div(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
+
+
+def _pow_of_number(self: float, exponent: Any) -> Any:
+    """``aten::pow.Scalar``."""
+    real = exponent.dtype.is_floating_point() or isinstance(self, int)
+    dtype = exponent.dtype if real else ir.DataType.FLOAT
+    return op.Pow(_constant(self, dtype), op.Cast(exponent, to=dtype))
+
+
 def _atanh(self: Any) -> Any:
     """``aten::atanh``, for which onnxruntime has no float64 kernel."""
     if self.dtype != ir.DataType.DOUBLE:
@@ -60,5 +89,10 @@ TRANSLATIONS = {
     torch.ops.aten.clamp.default: _clamp,
     torch.ops.aten.clamp_min.default: _clamp_min,
     torch.ops.aten.clamp_max.default: _clamp_max,
+    torch.ops.aten.add.Tensor: _add,
+    torch.ops.aten.sub.Tensor: _sub,
+    torch.ops.aten.addcmul.default: _addcmul,
+    torch.ops.aten.addcdiv.default: _addcdiv,
+    torch.ops.aten.pow.Scalar: _pow_of_number,
     torch.ops.aten.atanh.default: _atanh,
 }

@@ -1,26 +1,39 @@
-"""Play a policy that was exported to ONNX, with numpy, onnxruntime and gymnasium alone.
+"""Play an exported policy, with numpy, onnxruntime and gymnasium alone.
 
-Prints the undiscounted return of the first episode in each of a number of environments, as a JSON list. Copy this file next to a policy:
-it imports nothing of the package that it is part of.
+Prints the undiscounted return of the first episode in each of a number of environments, as a JSON list. Export copies this file next to
+a policy, and ``runtime.py`` with it, which is all that it needs of the package that both are part of.
 """
 
 import argparse
 import json
 import sys
+from typing import Callable, List, Union
 
 import gymnasium
 import numpy as np
-import onnxruntime
+
+if __package__:
+    from a2c_compiled.export.runtime import Policy, PolicyOutput
+else:
+    from runtime import Policy, PolicyOutput  # type: ignore[import-not-found]  # the file next to this one
+
+Act = Callable[[np.ndarray], Union[np.ndarray, PolicyOutput]]
+"""From a batch of observations to actions, or to what a sampled policy gives."""
 
 
-def play(policy_path: str, env_id: str, episodes: int, seed: int) -> list[float]:
-    """Returns of the greedy policy, one per environment."""
-    session = onnxruntime.InferenceSession(policy_path, providers=["CPUExecutionProvider"])
+def play(policy_path: str, env_id: str, episodes: int, seed: int) -> List[float]:
+    """Returns of an exported policy, one per environment; ``seed`` is also that of a sampled policy's noise."""
+    return episode_returns(Policy.load(policy_path, seed=seed).act, env_id, episodes, seed)
+
+
+def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[float]:
+    """Undiscounted returns of the first episode in each of ``episodes`` environments."""
     envs = gymnasium.make_vec(env_id, episodes)
     observation, _ = envs.reset(seed=seed)
     returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
     while running.any():
-        (action,) = session.run(["action"], {"observation": observation.astype(np.float32)})
+        result = act(observation)
+        action = result.action if isinstance(result, PolicyOutput) else result
         observation, reward, terminated, truncated, _ = envs.step(action)
         returns[running] += reward[running]
         running &= ~(terminated | truncated)
@@ -30,7 +43,7 @@ def play(policy_path: str, env_id: str, episodes: int, seed: int) -> list[float]
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("policy", help="the .onnx file of a greedy policy")
+    parser.add_argument("policy", help="the .onnx file of a policy")
     parser.add_argument("--env", default="CartPole-v1", help="a gymnasium environment (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=100, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=10_000, help="of the environments (default: %(default)s)")

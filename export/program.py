@@ -45,11 +45,22 @@ class _WithSignature(nn.Module):
         signature = inspect.Signature([inspect.Parameter(argument_name(name), kind) for name in names])
 
         def forward(*args: Tensor, **kwargs: Tensor) -> Dict[str, Tensor]:
-            tensors = signature.bind(*args, **kwargs).arguments.values()
-            return named_outputs(self.module(**dict(zip(names, tensors, strict=True))))
+            inputs = dict(zip(names, signature.bind(*args, **kwargs).arguments.values(), strict=True))
+            _equate(inputs, call)
+            return named_outputs(self.module(**inputs))
 
         forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
+
+
+def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
+    """Dimensions of one name are of one size: said first, or torch.export, which finds out last, forbids sizes by what it met before."""
+    sizes: Dict[str, int] = {}
+    for name, axes in call.axes.items():
+        for dim, axis in enumerate(axes):
+            if axis is not None:
+                size = inputs[name].size(dim)
+                torch._check(size == sizes.setdefault(axis, size))
 
 
 def _differentiated(call: Call) -> nn.Module:

@@ -1,6 +1,7 @@
 """Export to TorchScript."""
 
 import json
+import re
 import sys
 import warnings
 from contextlib import contextmanager
@@ -12,8 +13,12 @@ from torch import nn
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.errors import ExportError
 from a2c_compiled.export.metadata import METADATA, describe
 from a2c_compiled.export.recorded import record_cases
+
+_ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
+_LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+ <--- HERE')
 
 
 @contextmanager
@@ -60,12 +65,41 @@ def export_torchscript(
         ``path``.
 
     Raises:
-        TypeError, ValueError: an argument is unfit; the message names it.
-        RuntimeError: TorchScript cannot read the module; the message says where.
+        TypeError, ValueError: an argument is unfit, or a part of the module has no form in TorchScript; the message names it.
+        ExportError: (a RuntimeError) TorchScript cannot read the module; the message says what, where, and what to do.
+        RuntimeError: this version of Python has no TorchScript.
     """
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     with evaluation_mode(module), written_whole(path) as temporary, deprecated():
-        torch.jit.save(script(module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
+        torch.jit.save(_scripted(module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
         record_cases(call, path)
     return path
+
+
+def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    try:
+        return script(module)
+    except TypeError:
+        raise  # of what has no form in TorchScript by its nature, and says so
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported to TorchScript: {_reason(str(error).strip())}. Write that part in what TorchScript"
+            " reads, or export with export_onnx or export_pt2"
+        ) from error
+
+
+def _reason(text: str) -> str:
+    """What TorchScript's compiler said, in one line."""
+    attribute = _ATTRIBUTE.match(text)
+    if attribute:
+        what = f"{attribute[1]}.{attribute[2]} is a {attribute[3]} that it cannot read"
+    elif "Can't redefine method" in text:
+        what = "it has failed before in this process, and said why"
+    else:
+        what = text.partition("\n")[0].rstrip(":.")
+    places = [found for found in _LINE_OF_CODE.findall(text) if "/torch/" not in found[0]]
+    if places:
+        file, number, code = places[0]  # the innermost; those that called it follow
+        what += f' ("{code.strip()}", {file.rpartition("/")[2]}:{number})'
+    return what

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from a2c_compiled import demo, export
-from a2c_compiled.cli import FORMATS, GRAPHS, SUFFIXES, main
+from a2c_compiled.cli import FORMATS, GRAPHS, main
 from a2c_compiled.demo import DemoError
 from a2c_compiled.export import play_policy
 from a2c_compiled.export import run as export_run_module
 from a2c_compiled.export.verify import OutputError, Report
 from a2c_compiled.timing import Timing
-from a2c_compiled.training import Rollout, TrainConfig, TrainResult
+from a2c_compiled.training import Rollout, TrainConfig, TrainResult, TrainStep
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.runs import load_progress, load_run
 
@@ -90,22 +90,50 @@ def test_a_run_leaves_weights_progress_and_a_picture(trained_run, tmp_path, caps
 def test_a_trained_run_is_exported_and_verified(trained_run, tmp_path, capsys):
     out = tmp_path / "files"
     assert run("export", trained_run, "--out", out) == 0
-    exported = capsys.readouterr().out
-    models = {f"{graph}{suffix}" for graph in GRAPHS for suffix in SUFFIXES}
-    assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models} | {"play_policy.py"}
-    assert run("verify", out) == 0
-    verified = capsys.readouterr().out
-    *lines, hint = exported.splitlines()
-    assert sorted(verified.splitlines()) == sorted(lines)
-    assert hint.endswith(f"python {out}/play_policy.py {out}/policy.onnx --env CartPole-v1")
-    assert verified.count("equal to eager at 6 shapes") == len(models) == 8
+    header, *rows, play, learn = capsys.readouterr().out.splitlines()
+    models = {
+        f"{job.graph}{export_run_module.FORMATS[job.format]}" for job in export_run_module.jobs(formats=["onnx", "torchscript"])
+    }
+    models.add("train_step.policy.onnx")
+    beside = {"train_step.state.npz", "runtime.py", "play_policy.py", "learn_policy.py"}
+    assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models} | beside
+    assert "train_step.onnx" in models
+    assert "train_step.pt" not in models, "TorchScript has no gradients inside a graph"
+    assert header.split() == ["file", "KB", "seconds", "largest", "error", "against", "eager"]
+    assert {row.split()[0] for row in rows} == models
+    assert all("equal in" in row for row in rows)
+    assert play.endswith(f"python {out}/play_policy.py {out}/policy.onnx --env CartPole-v1")
+    assert learn.endswith(f"python {out}/learn_policy.py {out}/train_step.onnx --env CartPole-v1")
+    assert run("verify", out, "--json") == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert verified["passed"]
+    assert {Path(file["path"]).name for file in verified["files"]} == models
+    for file in verified["files"]:
+        assert file["passed"]
+        assert file["size"] == Path(file["path"]).stat().st_size
+        assert set(file["checks"].values()) <= {"passed"}
+
+
+def test_programs_of_torch_export_are_exported_and_verified(trained_run, tmp_path, capsys):
+    assert run("export", trained_run, "--out", tmp_path, "--format", "pt2", "--graph", "policy,train-step") == 0
+    assert capsys.readouterr().out.count("equal in") == 2
+    assert run("verify", tmp_path) == 0
+    assert {path.name for path in tmp_path.glob("*.pt2")} == {"policy.pt2", "train_step.pt2"}
+
+
+def test_a_training_step_in_torchscript_alone_is_an_error(trained_run, tmp_path, capsys):
+    arguments = ("--format", "torchscript", "--graph", "train-step")
+    assert run("export", trained_run, "--out", tmp_path / "files", *arguments) == 2
+    assert "format: expected onnx, pt2 or aot for the training step" in one_line_on_stderr(capsys)
+    assert not (tmp_path / "files").exists()
 
 
 def test_continuous_actions_are_exported_and_verified(tmp_path, capsys):
     assert run("train", *TINY, "--env", "Pendulum-v1", "--solved-return", "none", "--out", tmp_path) == 0
     assert run("export", tmp_path, "--format", "torchscript", "--graph", "loss,policy_sampled") == 0
-    assert "random: shape and dtype alone compared" in capsys.readouterr().out
+    capsys.readouterr()
     assert run("verify", tmp_path / "export") == 0
+    assert "random: shape and dtype alone compared" in capsys.readouterr().out
 
 
 def test_what_is_exported_may_be_chosen(scripted_run):
@@ -136,15 +164,18 @@ def test_a_file_that_differs_is_exit_status_1(scripted, capsys):
     np.savez(cases, **arrays)
     assert run("verify", scripted) == 1
     out = capsys.readouterr().out
-    assert "estimator.pt: DIFFERS FROM EAGER at 6 shapes" in out
+    assert "estimator.pt: DIFFERS FROM EAGER in 9 cases" in out
     assert "policy.pt: equal to eager" in out, "the others are reported all the same"
 
 
-def test_an_export_that_differs_is_exit_status_1(trained_run, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_exit_status_1(trained_run, tmp_path, monkeypatch, capsys):
     real_verify = export.verify
     wrong = {"action": OutputError(1.0, 1.0, False)}
     monkeypatch.setattr(export_run_module, "verify", lambda path: real_verify(path)._replace(outputs=wrong))
     assert run("export", trained_run, "--out", tmp_path, "--format", "torchscript", "--graph", "policy") == 1
+    out = capsys.readouterr().out
+    assert "DIFFERS" in out.splitlines()[1]
+    assert "policy.pt: DIFFERS FROM EAGER in 6 cases" in out, "which output it is"
 
 
 def test_files_are_verified_where_no_environments_are_installed(scripted):
@@ -218,7 +249,7 @@ def test_a_loss_may_be_switched_off(switched_off, tmp_path):
         (("train", "--seed", "-1"), "Seed must be between 0"),
         (("export", "none"), f"run: expected a folder that training wrote, found no {Path('none') / 'config.json'}"),
         (("verify", "none.onnx"), "path: expected an exported file, found nothing at none.onnx"),
-        (("verify", "."), "PATH: expected .onnx or .pt files in ., found none"),
+        (("verify", "."), "PATH: expected files ending in .onnx, .pt, .aot.pt2, .pt2 in ., found none"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
 )
@@ -266,6 +297,18 @@ def test_a_file_without_its_cases_is_an_error(scripted, capsys):
     assert "expected policy.pt.cases.npz beside it" in one_line_on_stderr(capsys)
 
 
+def test_a_file_that_cannot_be_read_does_not_hide_the_others(scripted, capsys):
+    (scripted / "estimator.pt").write_text("no module")
+    assert run("verify", scripted) == 2
+    captured = capsys.readouterr()
+    assert "policy.pt: equal to eager" in captured.out
+    assert "estimator.pt: does not run" in captured.err
+    assert run("verify", scripted, "--json") == 2
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert {Path(file["path"]).name: file["passed"] for file in files} == {"estimator.pt": False, "policy.pt": True}
+    assert "does not run" in files[0]["error"]
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("a2c_compiled.training.trainer.train", lambda config: pytest.fail("trained"))
@@ -283,7 +326,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path, caps
         (("train", "--solved-return", "soon"), "argument --solved-return: expected a number or none, got 'soon'"),
         (("train", "--learning-rate", "1"), "unrecognized arguments: --learning-rate 1"),
         (("export",), "the following arguments are required: RUN"),
-        (("export", "run", "--graph", "policy,value"), "argument --graph: expected any of policy, policy_sampled, loss"),
+        (("export", "run", "--graph", "policy,value"), "argument --graph: expected any of policy, policy-sampled, loss"),
         (("export", "run", "--format", "tensorrt"), "argument --format: expected any of onnx, torchscript"),
         (("export", "run", "--opset", "new"), "argument --opset: invalid int value: 'new'"),
         (("verify",), "the following arguments are required: PATH"),
@@ -303,39 +346,47 @@ def result(greedy_return, steps=1000):
 
 
 def report(passed=True, name="seed_0/loss.onnx"):
-    return Report(Path(name), [[3, 2]], {"loss_critic": OutputError(1e-6, 1e-7, passed)}, [])
+    return Report(Path(name), 2048, ["T=3 N=2"], {"loss_critic": OutputError(1e-6, 1e-7, passed)}, [], {})
 
 
-TIMING = ("8 x 5", Timing(4e-3, 3e-3, 5e-3), Timing(1e-3, 0.9e-3, 1.1e-3), 12.34)
+TIMING = demo.StepTiming("8 x 5", Timing(4e-3, 3e-3, 5e-3), Timing(1e-3, 0.9e-3, 1.1e-3), Timing(5e-4, 4e-4, 6e-4), 12.34)
+
+
+def findings(results, passed=True, deployed=None, solved=True):
+    """Of a demo whose policies play in onnxruntime as ``deployed`` says, or as in torch."""
+    learnt = {seed: {"return": 480.0 if solved else 9.0, "steps": 2000, "seconds": 3.5, "solved": solved} for seed in results}
+    deployed = {seed: one.greedy_return for seed, one in results.items()} if deployed is None else deployed
+    return demo.Findings(results, deployed, learnt, [report(), report(passed)], [TIMING])
 
 
 def test_nothing_failed_where_all_of_it_came_true():
-    assert demo.failed_claims({0: result(475.0), 1: result(500.0)}, [report()], {0: 475.0, 1: 500.0}) == []
+    assert demo.failed_claims(findings({0: result(475.0), 1: result(500.0)})) == []
 
 
 @pytest.mark.parametrize(
-    ("results", "passed", "deployed", "failure"),
+    ("found", "failure"),
     [
-        ({0: result(500.0), 1: result(474.9)}, True, {0: 500.0, 1: 474.9}, "seed 1 reached only 474.9"),
-        ({0: result(500.0)}, False, {0: 500.0}, f"{Path('seed_0/loss.onnx')} differs from eager"),
-        ({0: result(500.0)}, True, {0: 499.5}, "seed 0 returns 499.5 in onnxruntime, not 500.0"),
+        (findings({0: result(500.0), 1: result(474.9)}), "seed 1 reached only 474.9"),
+        (findings({0: result(500.0)}, passed=False), f"{Path('seed_0/loss.onnx')} differs from eager"),
+        (findings({0: result(500.0)}, deployed={0: 499.5}), "seed 0 returns 499.5 in onnxruntime, not 500.0"),
+        (findings({0: result(500.0)}, solved=False), "seed 0 reached only 9.0 without torch"),
     ],
-    ids=["unsolved", "differs", "plays_differently"],
+    ids=["unsolved", "differs", "plays_differently", "unsolved_without_torch"],
 )
-def test_what_did_not_come_true_is_said(results, passed, deployed, failure):
-    reports = [report(), report(passed)]
-    assert demo.failed_claims(results, reports, deployed) == [failure]
-    text = demo.report_text(results, reports, deployed, [TIMING], 80.0)
+def test_what_did_not_come_true_is_said(found, failure):
+    assert demo.failed_claims(found) == [failure]
+    text = demo.report_text(found, 80.0)
     assert f"**Failed: {failure}.**" in text
     assert "Everything below came true." not in text
 
 
 def test_the_report_has_what_was_measured():
-    text = demo.report_text({0: result(480.5, 123_456)}, [report()], {0: 480.5}, [TIMING], 81.6)
+    text = demo.report_text(findings({0: result(480.5, 123_456)}), 81.6)
     lines = text.splitlines()
     assert "Everything below came true." in lines
     assert "| 0 | 480.5 | 480.5 | 123,456 | 1.5 |" in lines
-    assert "| loss.onnx | loss_critic | 1.0e-06 | 1.0e-07 |" in lines
+    assert "| 0 | 480.0 | 2,000 | 3.5 |" in lines
+    assert "| seed_0/loss.onnx | 2 | 1 | 1.0e-07 | equal |" in lines
     assert f"torch {torch.__version__}" in text
     assert "82 s in all" in text
     for row in demo.timing_table([TIMING]):
@@ -345,7 +396,7 @@ def test_the_report_has_what_was_measured():
 def test_the_table_of_timings_is_in_milliseconds():
     header, rule, row = demo.timing_table([TIMING])
     assert header.count("|") == rule.count("|") == row.count("|")
-    assert row == "| 8 x 5 | 4.00 (3.00-5.00) | 1.00 (0.90-1.10) | 4.0 | 12.3 |"
+    assert row == "| 8 x 5 | 4.00 (3.00-5.00) | 1.00 (0.90-1.10) | 0.50 (0.40-0.60) | 4.0 | 8.0 | 12.3 |"
 
 
 def test_a_training_run_is_described_in_a_line():
@@ -362,29 +413,32 @@ def test_the_demos_data_is_a_rollout():
 
 
 def test_the_choices_are_those_of_the_exporter():
-    assert GRAPHS == export_run_module.GRAPHS
-    assert FORMATS == export_run_module.FORMATS
+    assert tuple(graph.replace("-", "_") for graph in GRAPHS) == export_run_module.GRAPHS
+    assert tuple(export_run_module.FORMATS) == FORMATS
+
+
+def step_of(folder):
+    _, loss = load_run(folder)
+    return TrainStep(loss, compile=False)
 
 
 def test_examples_to_export_from_are_real_data(trained_run):
-    _, loss = load_run(trained_run)
-    rollout = export_run_module.example_rollout(loss, "CartPole-v1")
+    rollout = export_run_module.example_rollout(step_of(trained_run), "CartPole-v1")
     assert rollout.reward.shape == (16, 8)
     assert set(rollout.action.unique().tolist()) == {0, 1}
 
 
 def test_an_exported_policy_plays_as_it_does_in_torch(trained_run, tmp_path, monkeypatch):
-    _, loss = load_run(trained_run)
-    graph = export.graphs_of(loss, export_run_module.example_rollout(loss, "CartPole-v1"))["policy"]
+    step = step_of(trained_run)
     monkeypatch.setattr(demo, "EPISODES", 7)
-    shutil.copy(play_policy.__file__, tmp_path / "play_policy.py")
-    path = export.export_onnx(graph.module, graph.example_inputs, tmp_path / "policy.onnx", graph.dynamic_axes)
-    expected = evaluate(greedy_policy(loss), "CartPole-v1", 7, EVALUATION_SEED)
-    assert demo.play_exported(path) == expected.mean()
+    (exported,) = export_run_module.export_run(step, "CartPole-v1", tmp_path, [export_run_module.Job("policy", "onnx")])
+    path = exported.report.path
+    expected = evaluate(greedy_policy(step.loss), "CartPole-v1", 7, EVALUATION_SEED)
+    assert demo.play_exported(sys.executable, path) == expected.mean()
     assert play_policy.play(str(path), "CartPole-v1", 7, EVALUATION_SEED) == expected.tolist()
     path.write_text("no graph")
     with pytest.raises(DemoError, match=r"play_policy\.py failed: .*policy\.onnx"):
-        demo.play_exported(path)
+        demo.play_exported(sys.executable, path)
 
 
 def test_a_claim_of_the_demo_that_fails_is_exit_status_1(monkeypatch, tmp_path, capsys):

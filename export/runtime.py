@@ -1,0 +1,630 @@
+"""Act and learn with what :mod:`a2c_compiled` exported, where there is no torch: this one file, numpy and onnxruntime.
+
+>>> policy = Policy.load("policy.onnx")
+>>> action = policy.act(observation)
+
+>>> learner = Learner.load("train_step.onnx")  # goes on where training in torch stood when it was exported
+>>> action, log_prob, state_value = learner.act(observation)
+>>> metrics = learner.step({"observation": observations, "action": actions, ...})  # time first, [T, N, ...]
+>>> policy = Policy.load("policy.onnx", parameters=learner.parameters)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import numbers
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike
+from onnxruntime import InferenceSession, IOBinding, OrtValue
+
+__all__ = ["Learner", "Policy", "PolicyOutput"]
+
+_POLICIES = ("GreedyPolicy", "SampledPolicy")
+_CUDA = "CUDAExecutionProvider"
+
+
+class PolicyOutput(NamedTuple):
+    """What acting gives, for ``N`` observations; for a single one the same without ``N``.
+
+    Attributes:
+        action: ``[N]`` or ``[N, *event]``, as the distribution has it.
+        log_prob: its log-probability, ``[N]``.
+        state_value: the critic's value of the observation, ``[N]``.
+    """
+
+    action: np.ndarray
+    log_prob: np.ndarray
+    state_value: np.ndarray
+
+
+class Policy:
+    """An exported policy, from observations to actions. Made by :meth:`load`; serves one thread at a time."""
+
+    def __init__(self, graph: _Graph, random: _Random) -> None:
+        self._is_greedy = graph.module == "GreedyPolicy"
+        self._actor = _Actor(graph, {}, random)
+
+    @classmethod
+    def load(
+        cls,
+        path: Union[str, Path],
+        provider: str = "auto",
+        threads: int = 1,
+        parameters: Optional[Mapping[str, ArrayLike]] = None,
+        seed: Optional[int] = None,
+    ) -> Policy:
+        """The policy in the file of an exported ``GreedyPolicy`` or ``SampledPolicy``.
+
+        Args:
+            path: of the ``.onnx`` file.
+            provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where onnxruntime can start it.
+            threads: that onnxruntime may use, 1 or more.
+            parameters: to act with instead of the file's, by name, such as :attr:`Learner.parameters`. Those that it does not name stay
+                the file's; a greedy policy passes over the critic's.
+            seed: of the noise that a sampled policy draws; None for other noise each time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError, TypeError: it is no such policy, or an argument is unfit; the message says which.
+        """
+        random = _Random(seed)
+        graph = _Graph(_existing(path), _POLICIES, provider, threads)
+        if parameters is not None:
+            graph = _Graph(graph.path, _POLICIES, graph.device, threads, _with_parameters(graph, parameters))
+        return cls(graph, random)
+
+    def act(self, observation: ArrayLike, noise: Optional[ArrayLike] = None) -> Union[np.ndarray, PolicyOutput]:
+        """Actions for observations.
+
+        Args:
+            observation: ``[N, ...]``, or one without ``N``, of the dtype that was exported or one that numpy converts to it (same_kind).
+            noise: what a sampled policy makes actions of, a row for each observation: standard Gumbel for choices, standard normal for
+                vectors. None draws it.
+
+        Returns:
+            The actions of a greedy policy, the :class:`PolicyOutput` of a sampled one.
+
+        Raises:
+            ValueError, TypeError: an argument is unfit; the message says which.
+        """
+        results = self._actor.act(observation, noise)
+        return results[0] if self._is_greedy else PolicyOutput(*results)
+
+
+class Learner:
+    """An exported training step with its state: acts, and learns from rollouts. Made by :meth:`load`; serves one thread at a time.
+
+    The state stays where onnxruntime computes, in two copies that take turns: an update reads one and writes the other.
+
+    Attributes:
+        rollout_entries: names of what :meth:`step` needs.
+    """
+
+    _lr: float
+
+    def __init__(self, update: _Graph, policy: _Graph, initial: Mapping[str, np.ndarray], random: _Random) -> None:
+        self._graph, self._random = update, random
+        self._digest = hashlib.sha256(update.path.read_bytes()).hexdigest()
+        self._layout = {name: tensor for name, tensor in update.inputs.items() if f"new.{name}" in update.outputs}
+        self._entries = {name: tensor for name, tensor in update.inputs.items() if name not in {*self._layout, "lr", "noise"}}
+        self.rollout_entries = tuple(self._entries)
+        self._parameter_names = self._read_by(policy)
+        self._choices = _choices(policy)
+        state, self.lr = self._checked_state(initial)
+        metrics = {name: tensor for name, tensor in update.outputs.items() if not name.startswith("new.")}
+        self._metrics = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in metrics.items()}
+        one, other = (
+            {name: OrtValue.ortvalue_from_numpy(array.copy(), update.device, 0) for name, array in state.items()}
+            for _ in range(2)
+        )
+        self._now, self._next = self._side(policy, one, other), self._side(policy, other, one)
+
+    @classmethod
+    def load(cls, path: Union[str, Path], provider: str = "auto", threads: int = 1, seed: Optional[int] = None) -> Learner:
+        """The training step in ``train_step.onnx``, with ``train_step.policy.onnx`` and ``train_step.state.npz`` beside it.
+
+        Args:
+            path: of the first of them.
+            provider, threads: as in :meth:`Policy.load`.
+            seed: of the noise drawn for acting, and for updates that estimate an entropy; None for other noise each time.
+
+        Raises:
+            FileNotFoundError: one of the files is missing.
+            ValueError, TypeError: one of them is not what was exported, or an argument is unfit; the message says which.
+        """
+        random = _Random(seed)
+        update = _Graph(_existing(path), ("TrainStepGraph",), provider, threads)
+        policy = _Graph(_beside(update.path, ".policy.onnx"), ("ActingPolicy",), update.device, threads)
+        return cls(update, policy, _read_arrays(_beside(update.path, ".state.npz")), random)
+
+    def act(self, observation: ArrayLike, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
+        """Actions of the present parameters.
+
+        Args:
+            observation, noise: as in :meth:`Policy.act`.
+            greedy: take the greedy action, and draw no noise.
+
+        Raises:
+            ValueError, TypeError: an argument is unfit; the message says which.
+        """
+        if greedy and noise is not None:
+            raise ValueError("noise: expected None for the greedy action, got an array")
+        action, log_prob, state_value, greedy_action = self._now.actor.act(observation, noise, noiseless=greedy)
+        # The sample that no noise makes is the greedy action, and log_prob that of both.
+        return PolicyOutput(greedy_action if greedy else action, log_prob, state_value)
+
+    def step(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, float]:
+        """Update the state from steps of ``N`` environments side by side, time first.
+
+        Args:
+            rollout: the ``rollout_entries``, each ``[T, N, ...]``, of the dtype that was exported or one that numpy converts to it
+                (same_kind); flags are bool. T and N may be others each time. Where the loss estimates an entropy from samples, their
+                ``noise`` may be given too, ``[samples, T, N, ...]``; else it is drawn.
+
+        Returns:
+            The losses, and ``grad_norm`` before clipping, by name.
+
+        Raises:
+            ValueError, TypeError: the rollout is unfit; the message says where.
+            FloatingPointError: the gradient is not finite; the state is left as it was.
+        """
+        arrays = self._checked_rollout(rollout)
+        arrays["lr"] = np.array(self._lr, self._graph.inputs["lr"].dtype)
+        for name, array in arrays.items():
+            self._now.update.bind_cpu_input(name, array)
+        self._graph.run(self._now.update)
+        metrics = {name: array.item() for name, array in self._metrics.items()}
+        if not math.isfinite(metrics["grad_norm"]):
+            raise FloatingPointError(
+                f"rollout: expected a finite gradient, got one of norm {metrics['grad_norm']}; the state is left as it was"
+            )
+        self._now, self._next = self._next, self._now
+        return metrics
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; assign another at any time, from 0 up."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"lr: expected a number, got {type(value).__name__}")
+        if not 0 <= value <= float(np.finfo(self._graph.inputs["lr"].dtype).max):
+            raise ValueError(f"lr: expected a finite number from 0 up, got {value}")
+        self._lr = float(value)
+
+    @property
+    def parameters(self) -> Dict[str, np.ndarray]:
+        """Copies of the networks' parameters by name, which :meth:`Policy.load` takes."""
+        return {name: self._now.values[name].numpy().copy() for name in self._parameter_names}
+
+    def save_state(self, path: Union[str, Path]) -> None:
+        """Write all that :meth:`load_state` needs to go on as if never stopped: an ``.npz`` without pickles, whole or not at all.
+
+        Raises:
+            TypeError, OSError: the file cannot be written (FileNotFoundError: there is no such folder); an older one is left as it was.
+        """
+        told = {"lr": self._lr, "graph": self._digest, "random": self._random.state}
+        arrays = {name: value.numpy() for name, value in self._now.values.items()}
+        _write_arrays(_path(path), {**arrays, **{name: np.array(value) for name, value in told.items()}})
+
+    def load_state(self, path: Union[str, Path]) -> None:
+        """Go on from a state that :meth:`save_state` wrote: parameters, optimizer, learning rate and random numbers.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such state, or another graph's; the learner is left as it was.
+        """
+        arrays = _read_arrays(_existing(path))
+        if str(arrays.get("graph")) != self._digest:
+            raise ValueError(f"path: expected a state that was saved with this very {self._graph.path.name}, got {path}")
+        state, lr = self._checked_state(arrays)
+        random = _Random.restored(str(arrays.get("random")))
+        self.lr = lr
+        for name, array in state.items():
+            self._next.values[name].update_inplace(array)
+        self._now, self._next = self._next, self._now
+        self._random.state = random.state
+
+    def _side(self, policy: _Graph, values: Dict[str, OrtValue], others: Dict[str, OrtValue]) -> _Side:
+        """``values``, the update that reads them and writes ``others``, and the policy that acts with them."""
+        update = self._graph.session.io_binding()
+        for name in self._layout:
+            update.bind_ortvalue_input(name, values[name])
+            update.bind_ortvalue_output(f"new.{name}", others[name])
+        for name, array in self._metrics.items():
+            update.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
+        return _Side(values, update, _Actor(policy, {name: values[name] for name in self._parameter_names}, self._random))
+
+    def _read_by(self, policy: _Graph) -> List[str]:
+        """Names of the parameters that ``policy`` reads."""
+        names = [name for name in policy.inputs if name not in ("observation", "noise")]
+        if any(policy.inputs[name] != self._layout.get(name) for name in names):
+            raise ValueError(f"path: expected {policy.path.name} to have the networks of {self._graph.path}, got others")
+        return names
+
+    def _checked_state(self, arrays: Mapping[str, np.ndarray]) -> Tuple[Dict[str, np.ndarray], float]:
+        """The state among ``arrays``, and the learning rate."""
+        for name, tensor in self._layout.items():
+            if name not in arrays:
+                raise ValueError(f"path: expected a state of {self._graph.path.name}, got one without {name}")
+            found = _Tensor(arrays[name].dtype, arrays[name].shape)
+            if found != tensor:
+                raise ValueError(f"path: expected {name} of {self._graph.path.name} to be {tensor}, got {found}")
+        lr = arrays.get("lr")
+        if lr is None or lr.shape or lr.dtype.kind != "f":
+            raise ValueError(f"path: expected a learning rate in the state, got {lr}")
+        return {name: arrays[name] for name in self._layout}, lr.item()
+
+    def _checked_rollout(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, np.ndarray]:
+        """What the update reads of a rollout, and the noise."""
+        if not isinstance(rollout, Mapping):
+            raise TypeError(f"rollout: expected a mapping of names to arrays, got {type(rollout).__name__}")
+        noise = self._graph.inputs.get("noise")
+        missing = [name for name in self._entries if name not in rollout]
+        unknown = [name for name in rollout if name not in self._entries and not (noise and name == "noise")]
+        if missing or unknown:
+            raise ValueError(f"rollout: expected {', '.join(self._entries)}; missing are {missing}, not known {unknown}")
+        arrays: Dict[str, np.ndarray] = {}
+        size: Tuple[int, ...] = ()
+        for name, tensor in self._entries.items():
+            # The first entry says what T and N are.
+            tensor = tensor.sized(0, *size)
+            arrays[name] = tensor.checked(f"rollout[{name!r}]", rollout[name])
+            size = arrays[name].shape[:2]
+        if noise:
+            noise, given = noise.sized(1, *size), rollout.get("noise")
+            given = self._random.draw(self._graph, noise.shape) if given is None else given
+            arrays["noise"] = noise.checked("rollout['noise']", given)
+        action = arrays["action"]
+        # A graph counts negative choices from the end, and on a GPU reads beyond it.
+        if self._choices is not None and not 0 <= action.min() <= action.max() < self._choices:
+            expected = f"choices from 0 to {self._choices - 1}"
+            raise ValueError(f"rollout['action']: expected {expected}, got {action.min()} to {action.max()}")
+        return arrays
+
+
+class _Side(NamedTuple):
+    """One of the two copies of a learner's state, and what reads it."""
+
+    values: Dict[str, OrtValue]
+    update: IOBinding
+    actor: _Actor
+
+
+class _Actor:
+    """A policy from arrays to arrays, by way of arrays of its own that stay bound while ``N`` stays the same.
+
+    Args:
+        graph: of the policy.
+        parameters: those that are its inputs.
+        random: what noise is drawn from.
+    """
+
+    def __init__(self, graph: _Graph, parameters: Mapping[str, OrtValue], random: _Random) -> None:
+        self._graph, self._random = graph, random
+        self._binding = graph.session.io_binding()
+        for name, value in parameters.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._observation, self._noise = graph.inputs["observation"], graph.inputs.get("noise")
+        self._resize(1)
+
+    def act(self, observation: ArrayLike, noise: Optional[ArrayLike], noiseless: bool = False) -> List[np.ndarray]:
+        """The graph's outputs in order, without ``N`` where the observation has none; ``noiseless``: with 0 for noise."""
+        array = self._observation.converted("observation", observation)
+        is_single = array.ndim < len(self._observation.shape)
+        if is_single:
+            array = array[None]
+        if array.shape != self._inputs["observation"].shape:
+            self._resize(len(self._observation.shaped("observation", array)))
+        self._put("observation", array)
+        if self._noise is not None:
+            self._put("noise", 0.0 if noiseless else self._checked_noise(self._noise, noise, is_single))
+        elif noise is not None:
+            raise ValueError(f"noise: expected None for {self._graph.path.name}, which takes none, got an array")
+        self._graph.run(self._binding)
+        return [(output[0] if is_single else output).copy() for output in self._outputs]
+
+    def _checked_noise(self, tensor: _Tensor, noise: Optional[ArrayLike], is_single: bool) -> np.ndarray:
+        if noise is None:
+            return self._random.draw(self._graph, self._inputs["noise"].shape)
+        # A row for each observation: a graph would let one row serve them all.
+        return tensor.sized(0, len(self._inputs["noise"])).checked("noise", [noise] if is_single else noise)
+
+    def _put(self, name: str, value: Union[float, np.ndarray]) -> None:
+        self._inputs[name][...] = value
+        if self._graph.device == "cuda":  # which has a copy of what was bound
+            self._binding.bind_cpu_input(name, self._inputs[name])
+
+    def _resize(self, size: int) -> None:
+        inputs = {name: tensor.empty(size) for name, tensor in self._graph.inputs.items() if name in ("observation", "noise")}
+        outputs = {name: tensor.empty(size) for name, tensor in self._graph.outputs.items()}
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        for name, array in outputs.items():
+            self._binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
+        self._inputs, self._outputs = inputs, list(outputs.values())
+
+
+class _Tensor(NamedTuple):
+    """What a graph says of an input or output: its dtype, and its sizes, with names for those that may vary."""
+
+    dtype: np.dtype
+    shape: Tuple[Any, ...]
+
+    @classmethod
+    def of(cls, node: onnxruntime.NodeArg) -> _Tensor:
+        """Of an input or output of a session."""
+        kind = node.type[len("tensor(") : -1]
+        return cls(np.dtype({"float": "float32", "double": "float64"}.get(kind, kind)), tuple(node.shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+    def sized(self, dim: int, *sizes: int) -> _Tensor:
+        """With sizes of the dimensions from ``dim`` on."""
+        return self._replace(shape=(*self.shape[:dim], *sizes, *self.shape[dim + len(sizes) :]))
+
+    def empty(self, size: int) -> np.ndarray:
+        """An array of this kind, with ``size`` for its first dimension."""
+        return np.empty(self.sized(0, size).shape, self.dtype)
+
+    def checked(self, name: str, value: Any) -> np.ndarray:
+        """``value`` as an array of this dtype and shape; ``name`` is what an error calls it."""
+        return self.shaped(name, self.converted(name, value))
+
+    def converted(self, name: str, value: Any) -> np.ndarray:
+        """``value`` as an array of this dtype, of whatever shape."""
+        try:
+            array = np.asarray(value)
+        except Exception as error:
+            raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from error
+        if array.dtype != self.dtype and not np.can_cast(array.dtype, self.dtype, "same_kind"):
+            raise TypeError(f"{name}: expected {self.dtype} or what converts to it, got {array.dtype}")
+        return np.asarray(array, self.dtype, order="C")
+
+    def shaped(self, name: str, array: np.ndarray) -> np.ndarray:
+        """``array``, which has this shape."""
+        pairs = zip(array.shape, self.shape)  # noqa: B905 (strict came with Python 3.10)
+        if array.ndim != len(self.shape) or any(size != expected and isinstance(expected, int) for size, expected in pairs):
+            raise ValueError(f"{name}: expected {self}, got shape {list(array.shape)}")
+        if 0 in array.shape:
+            raise ValueError(f"{name}: expected {self}, at least one of each, got shape {list(array.shape)}")
+        return array
+
+
+class _Graph:
+    """An exported file in a session, and what it says about itself.
+
+    Args:
+        path: of the file.
+        modules: classes, of which one is to have been exported.
+        provider, threads: as in :meth:`Policy.load`.
+        model: to be taken for what the file holds.
+    """
+
+    def __init__(self, path: Path, modules: Sequence[str], provider: str, threads: int, model: Optional[bytes] = None) -> None:
+        self.path = path
+        self.session = _session(path, model, provider, threads)
+        self.device = "cuda" if _CUDA in self.session.get_providers() else "cpu"
+        about = self.session.get_modelmeta().custom_metadata_map
+        self.module = about.get("a2c_compiled.module", "")
+        self.noise: Optional[str] = json.loads(about.get("a2c_compiled.noise", "{}")).get("noise")
+        if self.module not in modules:
+            raise ValueError(f"path: expected an exported {' or '.join(modules)}, got {path}, {_described(self.module)}")
+        self.inputs = {node.name: _Tensor.of(node) for node in self.session.get_inputs()}
+        self.outputs = {node.name: _Tensor.of(node) for node in self.session.get_outputs()}
+
+    def run(self, binding: IOBinding) -> None:
+        """Compute what is bound to what is bound."""
+        try:
+            if self.device == "cuda":
+                binding.synchronize_inputs()
+            self.session.run_with_iobinding(binding)
+            if self.device == "cuda":
+                binding.synchronize_outputs()
+        except Exception as error:
+            raise RuntimeError(f"{self.path}: onnxruntime failed ({error})") from error
+
+
+def _described(module: str) -> str:
+    if not module:
+        return "which a2c_compiled did not export"
+    use = {
+        **dict.fromkeys(_POLICIES, "which Policy.load takes"),
+        "TrainStepGraph": "which Learner.load takes",
+        "ActingPolicy": "which Learner.load finds when it is given the TrainStepGraph beside it",
+    }
+    return f"an exported {module}, {use.get(module, 'which is neither')}"
+
+
+def _choices(policy: _Graph) -> Optional[int]:
+    """How many actions there are to choose from; None where an action is no choice."""
+    noise = policy.inputs.get("noise")
+    is_choice = noise and policy.noise == "gumbel" and len(policy.outputs["action"].shape) == 1
+    return int(noise.shape[-1]) if noise and is_choice else None
+
+
+def _session(path: Path, model: Optional[bytes], provider: str, threads: int) -> InferenceSession:
+    if provider not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"provider: expected 'auto', 'cpu' or 'cuda', got {provider!r}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads: expected an integer from 1 up, got {threads!r}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what goes wrong is raised, and not printed as well
+    source = str(path) if model is None else model
+    session, obstacle = _cuda_session(source, options) if provider != "cpu" else (None, "")
+    if session is not None:
+        return session
+    try:
+        session = InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:
+        raise ValueError(f"path: expected an ONNX file that onnxruntime can read, got {path} ({error})") from error
+    if provider == "cuda":
+        raise ValueError(f"provider: expected one that starts here, got 'cuda' ({obstacle})")
+    return session
+
+
+def _cuda_session(source: Union[str, bytes], options: onnxruntime.SessionOptions) -> Tuple[Optional[InferenceSession], str]:
+    """A session on the GPU, or what is in the way of one."""
+    if _CUDA not in onnxruntime.get_available_providers():
+        return None, "this onnxruntime is made without it; onnxruntime-gpu has it"
+    try:
+        # Asked first, since onnxruntime prints errors where there is no driver.
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        # Products in float32 as on the CPU and in torch, not in TF32.
+        providers = [(_CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"]
+        session = InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as error:
+        return None, str(error)
+    if _CUDA not in session.get_providers():
+        return None, "onnxruntime lacks libraries of CUDA; where pip installed them, onnxruntime.preload_dlls() finds them"
+    return session, ""
+
+
+class _Random:
+    """Standard random numbers of the kinds that graphs ask for."""
+
+    def __init__(self, seed: Optional[int]) -> None:
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0):
+            raise ValueError(f"seed: expected an integer from 0 up or None, got {seed!r}")
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+
+    @classmethod
+    def restored(cls, state: str) -> _Random:
+        """From :attr:`state`."""
+        random = cls(0)
+        try:
+            random.state = state
+        except Exception as error:
+            raise ValueError(f"path: expected the state of a random generator in it, got {state} ({error})") from error
+        return random
+
+    def draw(self, graph: _Graph, shape: Tuple[int, ...]) -> np.ndarray:
+        """Noise of the kind that ``graph`` asks for, in float64."""
+        if graph.noise == "gumbel":
+            return self._generator.gumbel(size=shape)
+        if graph.noise == "normal":
+            return self._generator.standard_normal(shape)
+        raise ValueError(f"noise: expected an array, since {graph.path.name} does not say what to draw, got None")
+
+    @property
+    def state(self) -> str:
+        """All that the numbers to come depend on."""
+        return json.dumps(self._generator.bit_generator.state)
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._generator.bit_generator.state = json.loads(state)
+
+
+def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> bytes:
+    """The content of a policy's file with other parameters in it.
+
+    They are written into the file's bytes, because ``SessionOptions.add_initializer``, which is for this, checks no name or shape, and
+    comes too late for weights that onnxruntime rearranges while it loads, such as a convolution's.
+    """
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters: expected a mapping of names to arrays, got {type(parameters).__name__}")
+    is_greedy = graph.module == "GreedyPolicy"
+    model = bytearray(graph.path.read_bytes())
+    weights = dict(_weights(model))
+    for name, value in parameters.items():
+        if is_greedy and str(name).startswith("critic_network."):
+            continue
+        if name not in weights:
+            raise ValueError(f"parameters: expected names among {sorted(weights)}, which {graph.path.name} has, got {name!r}")
+        tensor, place = weights[name]
+        array = tensor.checked(f"parameters[{name!r}]", value)
+        model[place] = array.astype(array.dtype.newbyteorder("<")).tobytes()
+    return bytes(model)
+
+
+def _weights(model: bytearray) -> Iterator[Tuple[str, Tuple[_Tensor, slice]]]:
+    """Names of the weights in an ONNX file, what they are, and where their numbers are: ModelProto.graph.initializer."""
+    dtypes = {1: "float32", 10: "float16", 11: "float64"}
+    for model_field, graph in _fields(model, slice(0, len(model))):
+        for graph_field, initializer in _fields(model, graph) if model_field == 7 else ():
+            if graph_field != 5:
+                continue
+            fields = list(_fields(model, initializer))
+            shape = tuple(value for field, value in fields if field == 1)
+            found = {field: value for field, value in fields if field in (2, 8, 9)}  # data_type, name, raw_data
+            if found.get(2) in dtypes and 9 in found:
+                yield model[found[8]].decode(), (_Tensor(np.dtype(dtypes[found[2]]), shape), found[9])
+
+
+def _fields(message: bytearray, place: slice) -> Iterator[Tuple[int, Any]]:
+    """Numbers of the fields of a protobuf message, with their values: integers, or for anything longer the place where it is."""
+    at = place.start
+    while at < place.stop:
+        key, at = _varint(message, at)
+        if key % 8 == 0:
+            value, at = _varint(message, at)
+            yield key // 8, value
+        else:
+            length, at = _varint(message, at) if key % 8 == 2 else ({1: 8, 5: 4}[key % 8], at)
+            yield key // 8, slice(at, at + length)
+            at += length
+
+
+def _varint(message: bytearray, at: int) -> Tuple[int, int]:
+    """An integer of seven bits a byte, the lowest first, and where it ends."""
+    value, shift = 0, 0
+    while message[at] >= 128:
+        value |= (message[at] - 128) << shift
+        at, shift = at + 1, shift + 7
+    return value | message[at] << shift, at + 1
+
+
+def _path(path: Union[str, Path]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path, got {type(path).__name__}")
+    return Path(path)
+
+
+def _existing(path: Union[str, Path]) -> Path:
+    if not _path(path).is_file():
+        raise FileNotFoundError(f"path: expected a file, found none at {path}")
+    return Path(path)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    file = path.with_suffix(suffix)
+    if not file.is_file():
+        raise FileNotFoundError(f"path: expected {file.name} beside {path}, as export_train_step writes it, found none")
+    return file
+
+
+def _read_arrays(path: Path) -> Dict[str, np.ndarray]:
+    try:
+        # Opened here, since np.load leaves a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:
+        raise ValueError(f"path: expected an .npz file of arrays, got {path} ({error})") from error
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected one for a file in a folder that is there, got {path}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
