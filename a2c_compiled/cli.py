@@ -71,11 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_choices(FORMATS),
         default=["onnx", "torchscript"],
         metavar="F[,F]",
-        help=f"{_one_of(FORMATS)} (default: onnx,torchscript); aot is compiled for this machine and takes some 10 s a graph",
+        help=f"{_one_of(FORMATS, 'onnx,torchscript')}; aot is compiled for this machine and takes some 10 s a graph",
     )
-    export.add_argument(
-        "--graph", type=_choices(GRAPHS), default=list(GRAPHS), metavar="G[,G]", help=f"{_one_of(GRAPHS)} (default: all)"
-    )
+    export.add_argument("--graph", type=_choices(GRAPHS), default=list(GRAPHS), metavar="G[,G]", help=_one_of(GRAPHS))
     export.add_argument(
         "--opset", type=int, default=18, metavar="N", help="version of the ONNX operators, 18 or later (default: 18)"
     )
@@ -184,11 +182,9 @@ def _export(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from a2c_compiled.export.run import export_run, jobs
-    from a2c_compiled.training.runs import load_run
-    from a2c_compiled.training.train_step import TrainStep
+    from a2c_compiled.training.runs import load_step
 
-    config, loss = load_run(arguments.folder)
-    step = TrainStep(loss, config.optimizer, config.lr, config.max_grad_norm, compile=False)
+    config, step = load_step(arguments.folder)
     out = arguments.out or arguments.folder / "export"
     wanted = jobs([graph.replace("-", "_") for graph in arguments.graph], arguments.format)
     if not wanted:
@@ -289,7 +285,7 @@ def _need(*extras: str) -> None:
 
 def _choices(allowed: Sequence[str]) -> Callable[[str], List[str]]:
     def parse(text: str) -> List[str]:
-        names = text.replace("_", "-").split(",")
+        names = list(dict.fromkeys(text.replace("_", "-").split(",")))
         for name in names:
             if name not in allowed:
                 raise argparse.ArgumentTypeError(f"expected {_one_of(allowed)}, got {name!r}")
@@ -298,8 +294,8 @@ def _choices(allowed: Sequence[str]) -> Callable[[str], List[str]]:
     return parse
 
 
-def _one_of(names: Sequence[str]) -> str:
-    return f"any of {', '.join(names)}, with commas between"
+def _one_of(names: Sequence[str], default: str = "all") -> str:
+    return f"any of {', '.join(names)}, with commas between (default: {default})"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Export to what torch runs without the module's code: programs of torch.export, and packages that AOTInductor compiled."""
 
 import json
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Union
+from typing import Callable, Dict, Union
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +12,7 @@ from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
 from a2c_compiled.export.explain import explained
 from a2c_compiled.export.metadata import METADATA, describe
-from a2c_compiled.export.program import argument_name, exported_program
+from a2c_compiled.export.program import argument_name, exported_program, quiet
 from a2c_compiled.export.recorded import record_cases
 from a2c_compiled.export.scan_doubling import DECOMPOSITIONS
 
@@ -60,7 +58,8 @@ def export_aot(
     >>> torch._inductor.aoti_load_package("policy.aot.pt2")(observation=observation)["action"]
 
     The package is machine code for the processor or GPU that it was made on, and needs torch or libtorch of the same version alone:
-    nothing is compiled where it runs. It is called as a program of :func:`export_pt2` is. Needs a C++ compiler; takes some 20 s.
+    nothing is compiled where it runs. (Without a compiler to ask what the processor can do, torch logs that the file is outdated; it is
+    not.) It is called as a program of :func:`export_pt2` is. Needs a C++ compiler; takes some 20 s.
 
     Inputs are to be contiguous and of the example's dtypes: what is not gives wrong answers and no error, unless the environment has
     ``AOTI_RUNTIME_CHECK_INPUTS=1``.
@@ -90,13 +89,13 @@ def export_aot(
 
 def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """The program in a file of :func:`export_pt2`, with the inputs' own names for keywords."""
-    with _quiet():
+    with quiet():
         return _by_name(torch.export.load(path).module())
 
 
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """The package of :func:`export_aot`, with the inputs' own names for keywords."""
-    with _quiet():
+    with quiet():
         return _by_name(torch._inductor.aoti_load_package(str(path)))
 
 
@@ -119,7 +118,7 @@ def _export(
 ) -> Path:
     call = Call(module, example_inputs, dynamic_axes)
     with evaluation_mode(module), written_whole(path) as temporary:
-        with _quiet(), explained(call, path.name), torch.no_grad():
+        with quiet(), explained(call, path.name), torch.no_grad():
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
             _forget_paths(program)
             write(program, describe(call), temporary)
@@ -133,11 +132,3 @@ def _forget_paths(program: ExportedProgram) -> None:
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
-
-
-@contextmanager
-def _quiet() -> Iterator[Any]:
-    """Without torch's remarks on its own deprecations."""
-    with warnings.catch_warnings() as caught:
-        warnings.simplefilter("ignore")
-        yield caught

@@ -36,6 +36,10 @@ class InputsByName(nn.Module):
         """From all inputs, by keyword, to all outputs."""
         raise NotImplementedError
 
+    def varied(self, inputs: Dict[str, Tensor], generator: torch.Generator) -> Dict[str, Tensor]:
+        """``inputs`` with other numbers in those whose sizes do not vary, for a file to be held against eager with."""
+        return inputs
+
 
 class Call:
     """A module with example inputs by name, and which of their dimensions may vary.
@@ -71,7 +75,7 @@ class Call:
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
         self.module = module
-        # Copies, since one tensor in two places would be exported as one input. Contiguous, since AOTInductor holds callers to their strides.
+        # Copies, since one tensor in two places would be exported as one input; contiguous, since AOTInductor takes no other strides later.
         self.inputs = {
             name: example_inputs[name].detach().clone(memory_format=torch.contiguous_format)
             for name in names

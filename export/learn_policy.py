@@ -117,8 +117,12 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1, help="of onnxruntime (default: %(default)s)")
     arguments = parser.parse_args()
     learner = Learner.load(arguments.graph, threads=arguments.threads, seed=arguments.seed)
+    learner.save_state(arguments.out)  # fails now, not after learning
     sizes = (arguments.num_envs, arguments.num_steps, arguments.total_steps)
-    result = learn(learner, arguments.env, *sizes, arguments.solved_return, arguments.seed)
-    learner.save_state(arguments.out)
+    try:
+        result = learn(learner, arguments.env, *sizes, arguments.solved_return, arguments.seed)
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted; {arguments.out} holds what was learnt until then")
+    finally:
+        learner.save_state(arguments.out)
     print(json.dumps(result))
-    assert "torch" not in sys.modules

@@ -53,7 +53,7 @@ def _settings(module: nn.Module, inputs: Container[str]) -> Dict[str, Any]:
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue
-        if isinstance(value, (bool, int, float, str)):
+        if value is None or isinstance(value, (bool, int, float, str)):
             settings[name] = value
         elif hasattr(value, "options"):  # an optimizer
             settings |= {name: value.name, **value.options}

@@ -1,10 +1,9 @@
 """Export to ONNX."""
 
 import logging
-import warnings
-from contextlib import contextmanager
+import re
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
+from typing import List, Optional, Sequence, Union
 
 import onnx
 import onnxruntime
@@ -16,10 +15,10 @@ from a2c_compiled._files import written_whole
 from a2c_compiled.export.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
 from a2c_compiled.export.errors import ExportError
 from a2c_compiled.export.explain import explained
-from a2c_compiled.export.onnx_file import remove_unused_weights, save, tidy
+from a2c_compiled.export.onnx_file import save, tidy, unused_weights_removed
 from a2c_compiled.export.onnx_float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_scan import SCANS
-from a2c_compiled.export.program import exported_program
+from a2c_compiled.export.program import exported_program, quiet
 from a2c_compiled.export.recorded import record_cases
 
 OLDEST_OPSET = 18
@@ -66,9 +65,9 @@ def export_onnx(
         raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that onnx knows here, got {opset}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with evaluation_mode(module), written_whole(path) as temporary:
-        names = list(output_names or call.eager(call.inputs))
-        with _quiet(), explained(call, "ONNX"):
+    with evaluation_mode(module), unused_weights_removed(path), written_whole(path) as temporary:
+        names = _output_names(call, output_names)
+        with quiet(), explained(call, "ONNX"):
             program = torch.onnx.export(
                 exported_program(call),
                 input_names=list(call.inputs),
@@ -84,12 +83,23 @@ def export_onnx(
         written = program.model.opset_imports[""]
         if written != opset:
             raise ExportError(f"opset: {opset} cannot be made of this module, {written} can")
-        save(tidy(program, call), temporary, path)
+        model = tidy(program, call)
+        save(model, temporary, path)
         onnx.checker.check_model(temporary, full_check=True)
-        _check_kernels(temporary)
-        record_cases(call, path)
-    remove_unused_weights(path)
+        with explained(call, "ONNX"):
+            _check_kernels(temporary)
+        record_cases(call, path, [value.name for value in model.graph.inputs], names)
     return path
+
+
+def _output_names(call: Call, given: Optional[Sequence[str]]) -> List[str]:
+    own = list(call.eager(call.inputs))
+    names = list(given or own)
+    if len(names) != len(own):
+        raise ValueError(f"output_names: expected {len(own)} in place of {own}, got {names}")
+    if len({*names, *call.inputs}) < len(names) + len(call.inputs):
+        raise ValueError(f"output_names: expected names that differ from each other and from {list(call.inputs)}, got {names}")
+    return names
 
 
 def _check_kernels(path: Path) -> None:
@@ -99,25 +109,12 @@ def _check_kernels(path: Path) -> None:
     try:
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except NoKernel as error:
-        operator = str(error).partition("implementation for ")[2] or str(error)
+        operator = re.search(r"implementation for (\w+)", str(error))
+        name = operator[1] if operator else str(error)
         raise ExportError(
-            f"onnxruntime has no kernel on the CPU for {operator}; where the module is float64 or half precision, export it in float32"
+            f"{name}: onnxruntime has no kernel for it on the CPU in this precision. Where the module is float64 or half precision, export"
+            " it in float32",
+            name,
         ) from error
     except Exception as error:  # an opset newer than this onnxruntime; another may know it
         logging.getLogger(__name__).debug("onnxruntime does not load %s: %s", path, error)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are not installed and on its own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,9 +2,12 @@
 
 import glob
 import hashlib
+import math
 import re
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Union
+from typing import Dict, Iterator, List, Mapping, Optional, Union
+from unittest import mock
 
 import onnx_ir as ir
 import torch
@@ -29,6 +32,8 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph
+    for value, name in zip(graph.inputs, call.inputs, strict=True):
+        value.name = name  # the exporter calls it something else where it is an output as well
     _name_dimensions(graph, call)
     for value in list(graph.inputs):
         if not value.uses() and not value.is_graph_output():
@@ -56,7 +61,9 @@ def _fold(program: torch.onnx.ONNXProgram, call: Call) -> None:
             graph.inputs.append(value)
         else:
             graph.initializers.add(value)
-    program.optimize()
+    # Its optimizer has a tolerance, with which it drops "+ 1e-8" for "+ 0", and "* 0.99999" for "* 1".
+    with mock.patch.object(math, "isclose", lambda one, other, **tolerance: one == other):
+        program.optimize()
     graph = program.model.graph
     for value in list(graph.inputs):
         if value.name in held:
@@ -106,10 +113,20 @@ def save(model: ir.Model, temporary: Path, path: Path) -> None:
     ir.save(model, temporary, external_data=f"{path.name}.{digest.hexdigest()[:16]}.data")
 
 
+@contextmanager
+def unused_weights_removed(path: Path) -> Iterator[None]:
+    """At the end of the block, also of one that fails."""
+    try:
+        yield
+    finally:
+        remove_unused_weights(path)
+
+
 def remove_unused_weights(path: Path) -> None:
-    """Delete files of weights beside ``path`` that it no longer reads."""
+    """Delete files of weights beside ``path`` that it does not read, or not any more."""
+    model = path.read_bytes() if path.is_file() else b""
     for weights in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
-        if weights.name.encode() not in path.read_bytes():
+        if weights.name.encode() not in model:
             weights.unlink()
 
 

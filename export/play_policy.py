@@ -6,7 +6,6 @@ a policy, and ``runtime.py`` with it, which is all that it needs of the package 
 
 import argparse
 import json
-import sys
 from typing import Callable, List, Union
 
 import gymnasium
@@ -49,4 +48,3 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=10_000, help="of the environments (default: %(default)s)")
     arguments = parser.parse_args()
     print(json.dumps(play(arguments.policy, arguments.env, arguments.episodes, arguments.seed)))
-    assert "torch" not in sys.modules

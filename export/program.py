@@ -1,7 +1,10 @@
 """A module as torch.export sees it: what ONNX files, .pt2 files and AOTInductor packages are made of."""
 
 import inspect
-from typing import Any, Dict
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +12,6 @@ from torch.export import Dim, ExportedProgram
 
 from a2c_compiled.export.call import Call, InputsByName, named_outputs
 from a2c_compiled.export.trace import with_gradients_written_out
-
-# Of the dimensions that may vary, while gradients are written out: different ones, since equal ones would be taken for the same.
-_DISTINCT_SIZES = (5, 7, 11, 13, 17)
 
 
 def exported_program(call: Call) -> ExportedProgram:
@@ -39,7 +39,7 @@ class _WithSignature(nn.Module):
 
     def __init__(self, call: Call) -> None:
         super().__init__()
-        self.module = _differentiated(call) if isinstance(call.module, InputsByName) else call.module
+        self.module = with_gradients_written_out(call) if isinstance(call.module, InputsByName) else call.module
         names = list(call.inputs)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         signature = inspect.Signature([inspect.Parameter(argument_name(name), kind) for name in names])
@@ -63,7 +63,17 @@ def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
                 torch._check(size == sizes.setdefault(axis, size))
 
 
-def _differentiated(call: Call) -> nn.Module:
-    sizes = dict(zip(call.axis_names, _DISTINCT_SIZES, strict=False))
-    inputs = call.resized(sizes, torch.Generator().manual_seed(0))
-    return with_gradients_written_out(call.module, inputs, call.axes)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's remarks on packages that are not installed, on its own deprecations, and on errors that are raised as well."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -68,7 +68,7 @@ class Policy:
             provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where onnxruntime can start it.
             threads: that onnxruntime may use, 1 or more.
             parameters: to act with instead of the file's, by name, such as :attr:`Learner.parameters`. Those that it does not name stay
-                the file's; a greedy policy passes over the critic's.
+                the file's; a greedy policy passes over those that it has no use for, as the critic's.
             seed: of the noise that a sampled policy draws; None for other noise each time.
 
         Raises:
@@ -157,17 +157,20 @@ class Learner:
         """
         if greedy and noise is not None:
             raise ValueError("noise: expected None for the greedy action, got an array")
-        action, log_prob, state_value, greedy_action = self._now.actor.act(observation, noise, noiseless=greedy)
-        # The sample that no noise makes is the greedy action, and log_prob that of both.
-        return PolicyOutput(greedy_action if greedy else action, log_prob, state_value)
+        action, log_prob, state_value, greedy_action, greedy_log_prob = self._now.actor.act(
+            observation, noise, noiseless=greedy
+        )
+        if greedy:
+            return PolicyOutput(greedy_action, greedy_log_prob, state_value)
+        return PolicyOutput(action, log_prob, state_value)
 
     def step(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, float]:
-        """Update the state from steps of ``N`` environments side by side, time first.
+        """Update the state from steps of ``N`` environments side by side.
 
         Args:
-            rollout: the ``rollout_entries``, each ``[T, N, ...]``, of the dtype that was exported or one that numpy converts to it
-                (same_kind); flags are bool. T and N may be others each time. Where the loss estimates an entropy from samples, their
-                ``noise`` may be given too, ``[samples, T, N, ...]``; else it is drawn.
+            rollout: the ``rollout_entries``, each ``[T, N, ...]`` (or in the other layout that was exported), of the dtype that was
+                exported or one that numpy converts to it (same_kind); flags are bool. T and N may be others each time. Where the loss
+                estimates an entropy from samples, their ``noise`` may be given too, ``[samples, T, N, ...]``; else it is drawn.
 
         Returns:
             The losses, and ``grad_norm`` before clipping, by name.
@@ -390,7 +393,11 @@ class _Tensor(NamedTuple):
             raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from error
         if array.dtype != self.dtype and not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise TypeError(f"{name}: expected {self.dtype} or what converts to it, got {array.dtype}")
-        return np.asarray(array, self.dtype, order="C")
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite in it
+            converted = np.asarray(array, self.dtype, order="C")
+        if array.dtype.kind in "iu" and self.dtype.kind in "iu" and not np.array_equal(converted, array):
+            raise ValueError(f"{name}: expected numbers that {self.dtype} holds, got {array.min()} to {array.max()}")
+        return converted
 
     def shaped(self, name: str, array: np.ndarray) -> np.ndarray:
         """``array``, which has this shape."""
@@ -540,8 +547,8 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
     model = bytearray(graph.path.read_bytes())
     weights = dict(_weights(model))
     for name, value in parameters.items():
-        if is_greedy and str(name).startswith("critic_network."):
-            continue
+        if is_greedy and str(name).startswith(("critic_network.", "distribution.")):
+            continue  # such as a scale that does not depend on the observation
         if name not in weights:
             raise ValueError(f"parameters: expected names among {sorted(weights)}, which {graph.path.name} has, got {name!r}")
         tensor, place = weights[name]

@@ -3,11 +3,11 @@
 Recursive doubling: after k rounds every step has taken in the 2^k - 1 steps that follow it, and its decay is their product.
 """
 
-from typing import Tuple
+from typing import Any, Tuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop
+from torch._higher_order_ops.while_loop import while_loop_op
 
 import a2c_compiled.ops  # noqa: F401 - registers the operators
 from a2c_compiled._precision import widen
@@ -20,35 +20,43 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
 
 def linear_scan_transposed(x: Tensor, decay: Tensor, dim: int) -> Tensor:
     """``a2c_compiled::linear_scan_transposed``: the weight of a step before is kept with that step, here with the one after it."""
-    before, _ = _shifted(widen(decay), torch.ones((), dtype=torch.int64, device=x.device), dim, -1)
+    steps, last = _steps(x, dim)
+    before, _ = _taken(widen(decay), steps - 1, last, dim)
     return _doubling(widen(x), before, dim, -1).to(x.dtype)
 
 
 def _doubling(x: Tensor, decay: Tensor, dim: int, direction: int) -> Tensor:
-    length = x.size(dim)
-
-    def unfinished(distance: Tensor, decay: Tensor, y: Tensor) -> Tensor:
+    # No size is read in the loop: torch.export may take it from a stride instead, which is another number where there are no steps.
+    def unfinished(distance: Tensor, decay: Tensor, y: Tensor, steps: Tensor, last: Tensor) -> Tensor:
         # One round at least, also for one step: AOTInductor's loop of no rounds returns what was in memory.
-        return distance < torch.sym_max(length, 2)
+        return distance <= last.clamp_min(1)
 
-    def double(distance: Tensor, decay: Tensor, y: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        beyond, exists = _shifted(y, distance, dim, direction)
-        decay_beyond, _ = _shifted(decay, distance, dim, direction)
+    def double(distance: Tensor, decay: Tensor, y: Tensor, steps: Tensor, last: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        beyond, exists = _taken(y, steps + direction * distance, last, dim)
+        decay_beyond, _ = _taken(decay, steps + direction * distance, last, dim)
         # A zero decay cuts: it is selected, since a product would let NaN pass.
         passes = exists & (decay != 0)
         y = y + torch.where(passes, decay * beyond, 0.0)
         return distance * 2, torch.where(passes, decay * decay_beyond, 0.0), y
 
-    start = torch.ones((), dtype=torch.int64, device=x.device)
-    return while_loop(unfinished, double, (start, decay.clone(), x.clone()))[2]
+    carried: Any = (torch.ones((), dtype=torch.int64, device=x.device), decay.clone(), x.clone())
+    # The operator, not the function around it: that traces the loop with Dynamo, which makes inputs without values of numbers in which
+    # two loops of one process differ, such as the direction.
+    return while_loop_op(unfinished, double, carried, _steps(x, dim))[2]
 
 
-def _shifted(x: Tensor, distance: Tensor, dim: int, direction: int) -> Tuple[Tensor, Tensor]:
-    """For every step the entry ``distance`` steps on, and whether there is one."""
+def _steps(x: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
+    """Numbers of all steps, and of the last one."""
     length = x.size(dim)
-    index = torch.arange(length, device=x.device) + direction * distance
-    exists = ((index >= 0) & (index < length)).reshape([length] + [1] * (-dim - 1))
-    return x.index_select(dim, index.clamp(torch.zeros_like(index), torch.full_like(index, length - 1))), exists
+    return torch.arange(length, device=x.device), torch.full((), length - 1, dtype=torch.int64, device=x.device)
+
+
+def _taken(x: Tensor, index: Tensor, last: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
+    """Entries of steps from 0 to ``last``, and whether there are such steps."""
+    exists = (index >= 0) & (index <= last)
+    for _ in range(-dim - 1):
+        exists = exists.unsqueeze(-1)
+    return x.index_select(dim, torch.minimum(index.clamp_min(0), last)), exists
 
 
 DECOMPOSITIONS = {

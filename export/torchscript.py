@@ -18,7 +18,7 @@ from a2c_compiled.export.metadata import METADATA, describe
 from a2c_compiled.export.recorded import record_cases
 
 _ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
-_LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+ <--- HERE')
+_LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+(?: <--- HERE)?$', re.MULTILINE)
 
 
 @contextmanager
@@ -93,7 +93,8 @@ def _reason(text: str) -> str:
     """What TorchScript's compiler said, in one line."""
     attribute = _ATTRIBUTE.match(text)
     if attribute:
-        what = f"{attribute[1]}.{attribute[2]} is a {attribute[3]} that it cannot read"
+        kind = {"function": "a function", "attribute": "an attribute"}[attribute[3]]
+        what = f"{attribute[1]}.{attribute[2]} is {kind} that it cannot read"
     elif "Can't redefine method" in text:
         what = "it has failed before in this process, and said why"
     else:

@@ -1,45 +1,82 @@
 """A module with the gradients that it computes written out as operations, for exporters that know no autograd."""
 
+import re
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 from unittest import mock
 
 import torch
-from torch import SymInt, Tensor, fx, nn
-from torch._decomp import decomposition_table
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.optim import adam
 from torch.overrides import TorchFunctionMode
 
+from a2c_compiled.export.backward import BACKWARD
+from a2c_compiled.export.call import Call, InputsByName
 from a2c_compiled.export.errors import ExportError
 
+# Of the dimensions that may vary, while a graph is made: different ones, since equal ones would be taken for the same. The others are tried
+# where code asks for sizes: the graph has to be the same for all.
+_SIZES = (5, 7, 11, 13)
+_OTHER_SIZES = ((2, 3, 4, 6), (100_003, 100_019, 100_043, 100_049))
 
-def with_gradients_written_out(
-    module: nn.Module, inputs: Mapping[str, Tensor], axes: Mapping[str, Sequence[Optional[str]]]
-) -> nn.Module:
-    """``module``, which takes ``inputs`` by keyword, as a graph of forward operations that does the same.
 
-    Dimensions named in ``axes`` may have any size in it. Those of different names must be of different sizes in ``inputs``: equal sizes are
-    taken for one and the same.
+def with_gradients_written_out(call: Call) -> nn.Module:
+    """The module of ``call`` as a graph of forward operations that does the same, for any size of the dimensions that may vary.
 
     Raises:
-        ExportError: an operation draws random numbers, or writes into what the module keeps.
+        ExportError: an operation draws random numbers, writes into what the module keeps, or is another one for other sizes.
     """
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes = [_fake(mode, tensor, axes[name]) for name, tensor in inputs.items()]
-    names: List[str] = []
+    traced = _traced(call, _SIZES)
+    _check(traced.graph, call.module.source if isinstance(call.module, InputsByName) else call.module)
+    for sizes in _OTHER_SIZES if traced.guards else ():
+        if _operations(_traced(call, sizes).graph) != _operations(traced.graph):
+            raise ExportError(
+                f"its code is another one for other sizes ({' and '.join(traced.guards)}), and a graph has one for all. Write that part so"
+                " that it does not ask for the size"
+            )
+    return _Graph(traced.graph, list(call.inputs), traced.outputs)
+
+
+class _Traced(NamedTuple):
+    """A graph, the names of its outputs, and what it takes for granted of the sizes."""
+
+    graph: fx.GraphModule
+    outputs: List[str]
+    guards: List[str]
+
+
+def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    size_of = dict(zip(call.axis_names, sizes, strict=False))
+    fakes = [_fake(mode, tensor, call.axes[name], size_of) for name, tensor in call.inputs.items()]
+    outputs: List[str] = []
 
     def function(*tensors: Tensor) -> List[Tensor]:
-        outputs = module(**dict(zip(inputs, tensors, strict=True)))
-        names[:] = outputs
-        return list(outputs.values())
+        named = call.module(**dict(zip(call.inputs, tensors, strict=True)))
+        outputs[:] = named
+        return list(named.values())
 
+    axis_of = {
+        str(size): axis
+        for name, fake in zip(call.inputs, fakes, strict=True)
+        for size, axis in zip(fake.shape, call.axes[name], strict=False)
+        if axis is not None
+    }
     with _as_exported(), _NumbersStayTensors(), mode:
-        graph = make_fx(function, decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
-    _check(graph)
-    return _Graph(graph, list(inputs), names)
+        graph = make_fx(function, decomposition_table=BACKWARD, _allow_non_fake_inputs=True)(*fakes)
+    free = {str(size) for fake in fakes for size in fake.shape}
+    if not free.issuperset(axis_of):
+        return _Traced(graph, outputs, [])  # torch.export refuses it, since one size is the only one
+    guards = [re.sub(r"\w+", lambda word: axis_of.get(word[0], word[0]), str(guard.expr)) for guard in shapes.guards]
+    return _Traced(graph, outputs, list(dict.fromkeys(guards)))
+
+
+def _operations(graph: fx.GraphModule) -> List[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
 
 
 class _Graph(nn.Module):
@@ -53,10 +90,14 @@ class _Graph(nn.Module):
         return dict(zip(self.outputs, self.graph(*(inputs[name] for name in self.inputs)), strict=True))
 
 
-def _fake(mode: FakeTensorMode, tensor: Tensor, axes: Sequence[Optional[str]]) -> Tensor:
-    named = [axis is not None for axis in axes] + [False] * (tensor.dim() - len(axes))
-    sizes = [DimDynamic.DUCK if may_vary else DimDynamic.STATIC for may_vary in named]
-    return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+def _fake(mode: FakeTensorMode, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Mapping[str, int]) -> Tensor:
+    """A tensor without data like ``tensor``, whose named dimensions have the sizes given and may have any."""
+    names = [*axes, *[None] * (tensor.dim() - len(axes))]
+    with FakeTensorMode():
+        shape = [size if axis is None else size_of[axis] for axis, size in zip(names, tensor.shape, strict=True)]
+        empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    dynamic = [DimDynamic.STATIC if axis is None else DimDynamic.DUCK for axis in names]
+    return mode.from_tensor(empty, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic))
 
 
 @contextmanager
@@ -92,75 +133,37 @@ def _as_number(tensor: Tensor, operand: Tensor) -> Tensor:
     return tensor.to(operand.dtype)
 
 
-def _convolution_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias_sizes: Optional[List[int]],
-    stride: List[int],
-    padding: List[int],
-    dilation: List[int],
-    transposed: bool,
-    output_padding: List[int],
-    groups: int,
-    output_mask: List[bool],
-) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    """Two convolutions: the gradient with the weight turned round, and the input with the gradient for a weight."""
-    if transposed or groups != 1:
-        raise ExportError(
-            "aten.convolution_backward: expected a plain convolution, with groups=1 and not transposed, to differentiate"
-        )
-    convolution = torch.ops.aten.convolution.default
-    of_input = of_weight = of_bias = None
-    axes = range(len(stride))
-    if output_mask[0]:
-        # What the stride left over at the far end took part in nothing.
-        reached = [
-            (grad_output.size(2 + i) - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.size(2 + i) - 1) + 1
-            for i in axes
-        ]
-        left_over = [input.size(2 + i) - reached[i] for i in axes]
-        of_input = convolution(grad_output, weight, None, stride, padding, dilation, True, left_over, 1)
-    if output_mask[1]:
-        swapped = input.transpose(0, 1), grad_output.transpose(0, 1)
-        of_weight = convolution(*swapped, None, dilation, padding, stride, False, [0 for _ in axes], 1)
-        for i in axes:
-            of_weight = of_weight.narrow(2 + i, 0, weight.size(2 + i))
-        of_weight = of_weight.transpose(0, 1)
-    if output_mask[2]:
-        of_bias = grad_output.sum([0, *(2 + i for i in axes)])
-    return of_input, of_weight, of_bias
-
-
-def _slice_backward(grad_output: Tensor, input_sizes: List[Any], dim: int, start: int, end: int, step: int) -> Tensor:
-    """Zeros before and behind: exporters make one node of it, where they make many of writing into zeros."""
-    if step != 1:
-        return decomposition_table[torch.ops.aten.slice_backward.default](grad_output, input_sizes, dim, start, end, step)
-    pieces = []
-    for length in (start, input_sizes[dim] - start - grad_output.size(dim)):
-        if isinstance(length, SymInt) or length > 0:
-            sizes = list(grad_output.shape)
-            sizes[dim] = length
-            pieces.append(grad_output.new_zeros(sizes))
-    before = pieces[:1] if isinstance(start, SymInt) or start > 0 else []
-    return torch.cat([*before, grad_output, *pieces[len(before) :]], dim)
-
-
-# Every backward that torch knows to write in other operations; exporters translate few of them.
-_DECOMPOSITIONS: Dict[Any, Callable[..., Any]] = {
-    **{operation: decomposition for operation, decomposition in decomposition_table.items() if "backward" in str(operation)},
-    torch.ops.aten.convolution_backward.default: _convolution_backward,
-    torch.ops.aten.slice_backward.default: _slice_backward,
-}
-
-
-def _check(graph: fx.GraphModule) -> None:
-    kept = {node for node in graph.graph.nodes if node.op == "get_attr"}
+def _check(graph: fx.GraphModule, source: nn.Module) -> None:
+    """Raise ExportError where the graph does what a graph cannot."""
+    buffers = {id(buffer): name for name, buffer in source.named_buffers()}
+    kept = {node: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for node in graph.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         operation = str(node.target).removesuffix(".default")
         if torch.Tag.nondeterministic_seeded in node.target.tags:
-            raise ExportError(f"{operation}: draws random numbers inside the graph", operation)
-        if node.target._schema.is_mutable and node.args and node.args[0] in kept:
-            raise ExportError(f"{operation}: writes into a buffer of the module, which a graph cannot keep", operation)
+            raise ExportError(
+                f"{operation}: draws random numbers inside the graph. Call .eval() on that module, or remove it; what is random has to"
+                " be an input",
+                operation,
+            )
+        for argument, value in _arguments(node):
+            if argument.alias_info is None or value not in kept:
+                continue
+            if not argument.alias_info.is_write:
+                kept[node] = kept[value]  # a view
+                continue
+            buffer = buffers.get(id(kept[value]), "it keeps")
+            raise ExportError(
+                f"{operation}: writes into the buffer {buffer}, which a graph cannot keep. Call .eval() on that module if it then leaves"
+                " the buffer alone, as nn.BatchNorm does, or do without: nn.LayerNorm and nn.GroupNorm keep no statistics",
+                operation,
+            )
+
+
+def _arguments(node: fx.Node) -> Iterator[Tuple[torch.Argument, fx.Node]]:
+    """What a node takes of other nodes, with what the operation's schema says of it."""
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+        if isinstance(value, fx.Node):
+            yield argument, value

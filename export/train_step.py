@@ -8,12 +8,13 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequenc
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from a2c_compiled._files import written_together
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.call import NEW, InputsByName
+from a2c_compiled.export.errors import ExportError
 from a2c_compiled.export.graphs import SampledPolicy, leading_axes, read_entries
 from a2c_compiled.export.onnx import OLDEST_OPSET, export_onnx
 from a2c_compiled.export.onnx_file import remove_unused_weights
@@ -42,18 +43,26 @@ class TrainStepGraph(InputsByName):
         example_inputs: by name; the state is what ``step`` holds.
         dynamic_axes: names of their dimensions that may vary.
         state_names: of those inputs that an output replaces.
+
+    Raises:
+        ValueError: the loss needs an entry that the rollout lacks, or its parameters are of half precision, in which the squares that
+            optimizers keep come to nothing.
+        ExportError: a network writes its own buffers, such as running statistics.
     """
 
     source: TrainStep
 
     def __init__(self, step: TrainStep, example: Rollout) -> None:
         state = _named(step, step.state())
+        for name in step.parameter_names:
+            if state[name].dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"step: expected parameters of float32 or float64, got {state[name].dtype} for {name}")
         lr = step.lr.to(step.state().params[0].dtype)
         entries, axes = read_entries(step.loss, example), leading_axes(step.loss, example)
         inputs = {name: tensor.detach().clone() for name, tensor in {**state, "lr": lr, **entries}.items()}
         super().__init__(step, list(inputs))
         drawn: List[Tensor] = []
-        with _noise_drawn_by(step.loss.distribution, _kept_in(drawn, step.loss.distribution)):
+        with _buffers_left_alone(step.loss), _noise_drawn_by(step.loss.distribution, _kept_in(drawn, step.loss.distribution)):
             outputs = self(**inputs)
         if len(drawn) > 1:
             raise ValueError(f"loss: expected at most one draw of noise in an update, got {len(drawn)}")
@@ -65,6 +74,20 @@ class TrainStepGraph(InputsByName):
             self.example_inputs["noise"] = drawn[0].detach()
             self.dynamic_axes["noise"] = (None, *axes)
         self.input_names = list(self.example_inputs)
+
+    def varied(self, inputs: Dict[str, Tensor], generator: torch.Generator) -> Dict[str, Tensor]:
+        """Another state, some way into training, and a learning rate that moves it by some hundredths.
+
+        Where an optimizer's averages are zero, as at the start, it makes much of the rounding of small gradients.
+        """
+        other = {"lr": torch.full_like(inputs["lr"], 0.01), "step_count": torch.full_like(inputs["step_count"], 7.0)}
+        for name in self.state_names[:-1]:
+            draw = torch.randn(inputs[name].shape, generator=generator, dtype=torch.float64).to(inputs[name].dtype)
+            if name in self.source.parameter_names:
+                other[name] = inputs[name] + 0.1 * draw
+            else:  # averages of squares are positive, and no less than the square of the average
+                other[name] = 0.1 + 0.01 * draw.abs() if "sq" in name.split(".")[0] else 0.01 * draw
+        return {**inputs, **other}
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
         """The new state and the metrics."""
@@ -89,12 +112,15 @@ class ActingOutputs(NamedTuple):
     log_prob: Tensor
     state_value: Tensor
     greedy_action: Tensor
+    greedy_log_prob: Tensor
 
 
 class _Acting(SampledPolicy):
     def forward(self, observation: Tensor, noise: Tensor) -> ActingOutputs:
-        action, log_prob, state_value = super().forward(observation, noise)
-        return ActingOutputs(action, log_prob, state_value, self.distribution.mode(self.actor_network(observation)))
+        params = self.actor_network(observation)
+        greedy_action = self.distribution.mode(params)
+        greedy_log_prob = self.distribution.log_prob(params, greedy_action)
+        return ActingOutputs(*super().forward(observation, noise), greedy_action, greedy_log_prob)  # type: ignore[call-arg]
 
 
 class ActingPolicy(InputsByName):
@@ -107,11 +133,19 @@ class ActingPolicy(InputsByName):
 
     Attributes:
         example_inputs, dynamic_axes: as of :class:`TrainStepGraph`.
+
+    Raises:
+        ExportError: the distribution has no noise to be given.
     """
 
     source: SampledPolicy
 
     def __init__(self, loss: A2CLoss, parameter_names: Sequence[str], observation: Tensor) -> None:
+        if loss.distribution.noise_kind is None:
+            raise ExportError(
+                f"ActingPolicy cannot be exported: {type(loss.distribution).__name__} draws its own random numbers, which have to be an"
+                " input. Use one of a2c_compiled.distributions that has a noise_kind"
+            )
         policy = _Acting(loss.actor_network, loss.critic_network, loss.distribution)
         own = dict(policy.named_parameters())
         params = {name: own[name].detach().clone() for name in own if name in parameter_names}
@@ -123,7 +157,7 @@ class ActingPolicy(InputsByName):
         self._places = {place: name for place, name in parameter_places(policy).items() if name in params}
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
-        """``action``, ``log_prob``, ``state_value`` and ``greedy_action``."""
+        """The fields of :class:`ActingOutputs`."""
         placed = {place: inputs[name] for place, name in self._places.items()}
         arguments = inputs["observation"], inputs["noise"]
         outputs = torch.func.functional_call(self.source, placed, arguments, tie_weights=False)
@@ -168,10 +202,11 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
     with written_together(path.parent) as folder:
         export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
         export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)
-        state = {name: update.example_inputs[name].numpy() for name in [*update.state_names, "lr"]}
-        np.savez(folder / f"{path.stem}.state.npz", allow_pickle=False, **state)
+        state = {name: update.example_inputs[name].numpy() for name in update.state_names}
+        np.savez(folder / f"{path.stem}.state.npz", allow_pickle=False, **state, lr=step.lr.double().numpy())
         shutil.copy(RUNTIME, folder)
-    remove_unused_weights(path)
+    for written in (path, acting_path(path)):
+        remove_unused_weights(written)
     return path
 
 
@@ -186,6 +221,32 @@ def _named(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:
     for slot, tensors in state.slots.items():
         named |= {f"{slot}.{name}": tensor for name, tensor in zip(step.parameter_names, tensors, strict=True)}
     return {**named, "step_count": state.step}
+
+
+@contextmanager
+def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
+    """Put back what a call in the block writes into the buffers of ``module``, and raise ExportError if it writes any."""
+    kept = [
+        (f"{path}.{name}".lstrip("."), owner, name, buffer, buffer.clone())
+        for path, owner in module.named_modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        written = []
+        for path, owner, name, buffer, before in kept:
+            if owner._buffers[name] is not buffer or not torch.equal(buffer, before):
+                written.append(path)
+                buffer.data = before
+                owner._buffers[name] = buffer
+    if written:
+        raise ExportError(
+            f"TrainStepGraph cannot be exported: a network writes its buffer {written[0]}, which a graph cannot keep. Call .eval() on that"
+            " module if it then leaves the buffer alone, as nn.BatchNorm does, or do without: nn.LayerNorm and nn.GroupNorm keep no"
+            " statistics"
+        )
 
 
 @contextmanager

@@ -128,6 +128,19 @@ def test_a_training_step_in_torchscript_alone_is_an_error(trained_run, tmp_path,
     assert not (tmp_path / "files").exists()
 
 
+def test_a_run_is_exported_with_what_its_optimizer_had_learnt(trained_run, tmp_path):
+    assert run("export", trained_run, "--out", tmp_path, "--format", "onnx", "--graph", "train-step") == 0
+    state = np.load(tmp_path / "train_step.state.npz")
+    assert state["step_count"] == 10
+    assert state["lr"] == pytest.approx(0.19 * TrainConfig.lr), "as training left it"
+    assert all(state[name].any() for name in state.files if name.startswith("square_avg"))
+
+
+def test_a_graph_that_is_named_twice_is_exported_once(trained_run, tmp_path, capsys):
+    assert run("export", trained_run, "--out", tmp_path, "--format", "torchscript", "--graph", "policy,policy") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_continuous_actions_are_exported_and_verified(tmp_path, capsys):
     assert run("train", *TINY, "--env", "Pendulum-v1", "--solved-return", "none", "--out", tmp_path) == 0
     assert run("export", tmp_path, "--format", "torchscript", "--graph", "loss,policy_sampled") == 0
@@ -164,7 +177,7 @@ def test_a_file_that_differs_is_exit_status_1(scripted, capsys):
     np.savez(cases, **arrays)
     assert run("verify", scripted) == 1
     out = capsys.readouterr().out
-    assert "estimator.pt: DIFFERS FROM EAGER in 9 cases" in out
+    assert "estimator.pt: DIFFERS FROM EAGER in 11 cases" in out
     assert "policy.pt: equal to eager" in out, "the others are reported all the same"
 
 

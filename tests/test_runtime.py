@@ -557,6 +557,26 @@ def test_parameters_replace_biases_that_were_0_when_they_were_exported(tmp_path)
     assert (Policy.load(path, parameters=parameters).act(observations()) == 1).all()
 
 
+def test_parameters_of_the_distribution_are_passed_over_by_a_greedy_policy(choices):
+    scale = {"distribution.log_std": np.zeros(2, np.float32)}
+    assert Policy.load(choices.policy, parameters=scale).act(observations()).shape == (5,)
+    with pytest.raises(ValueError, match=r"parameters: expected names among .*, got 'distribution\.log_std'"):
+        Policy.load(choices.sampled, parameters=scale)
+
+
+def test_whole_numbers_that_do_not_fit_are_refused(tmp_path):
+    class Bytes(nn.Module):
+        def forward(self, observation):
+            return observation.float()
+
+    policy = export.GreedyPolicy(Bytes(), distributions.Categorical(CHOICES))
+    example = {"observation": torch.zeros(5, CHOICES, dtype=torch.int8)}
+    policy = Policy.load(export.export_onnx(policy, example, tmp_path / "policy.onnx", ("N",)))
+    assert policy.act(np.eye(CHOICES, dtype=np.int64)[1]) == 1
+    with pytest.raises(ValueError, match="observation: expected numbers that int8 holds, got 0 to 200"):
+        policy.act(200 * np.eye(CHOICES, dtype=np.int64)[1])
+
+
 def test_parameters_that_are_not_named_stay_as_they_were_exported(choices):
     learner = Learner.load(choices.graph)
     critics = {name: array * 2 for name, array in learner.parameters.items() if name.startswith("critic_network")}

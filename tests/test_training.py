@@ -20,7 +20,7 @@ from a2c_compiled.training import Rollout, RolloutCollector, TrainConfig, train
 from a2c_compiled.training.environments import distribution_for, make_environments, make_networks, mlp, observation_tensor
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.plots import plot_learning_curves
-from a2c_compiled.training.runs import load_progress, load_run, save_run
+from a2c_compiled.training.runs import load_progress, load_run, load_step, save_run
 from a2c_compiled.training.trainer import make_loss, seed_everything
 
 STEPS, ENVS, LIMIT = 30, 3, 9
@@ -608,7 +608,12 @@ def run(trained, tmp_path):
 
 
 def test_a_run_is_loaded_as_it_was_saved(run, trained):
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "model.safetensors", "progress.csv"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "progress.csv",
+    ]
     loaded_config, loss = load_run(run)
     assert loaded_config == config()
     loaded = dict(loss.named_parameters())
@@ -616,6 +621,25 @@ def test_a_run_is_loaded_as_it_was_saved(run, trained):
     for name, parameter in parameters(trained).items():
         assert torch.equal(loaded[name], parameter), name
     assert evaluate(greedy_policy(loss), "CartPole-v1").mean() == trained.greedy_return
+
+
+def test_a_step_goes_on_where_training_left_it(run, trained):
+    loaded_config, step = load_step(run)
+    assert loaded_config == config()
+    assert step.state_dict().keys() == trained.step.state_dict().keys()
+    for name, tensor in trained.step.state_dict().items():
+        assert torch.equal(step.state_dict()[name], tensor), name
+    assert step.step_count > 0
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda file: file.unlink(), lambda file: file.write_text("no tensors")], ids=["missing", "text"]
+)
+def test_a_spoilt_optimizer_file_is_named(run, spoil):
+    spoil(run / "optimizer.safetensors")
+    load_run(run)
+    with pytest.raises(ValueError, match=r"run: .*optimizer\.safetensors"):
+        load_step(run)
 
 
 def test_a_run_says_how_it_went(run, trained):

@@ -1,4 +1,4 @@
-"""A trained run in a folder: ``config.json``, ``model.safetensors`` and ``progress.csv``."""
+"""A trained run in a folder: ``config.json``, ``model.safetensors``, ``optimizer.safetensors`` and ``progress.csv``."""
 
 import csv
 import dataclasses
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 import safetensors.torch
+from torch import Tensor
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.config import TrainConfig
+from a2c_compiled.training.train_step import TrainStep
 from a2c_compiled.training.trainer import TrainResult, make_loss
 
 
@@ -20,6 +22,8 @@ def save_run(folder: Path, config: TrainConfig, result: TrainResult) -> None:
         path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     with written_whole(folder / "model.safetensors") as path:
         safetensors.torch.save_file({name: p.detach().contiguous() for name, p in result.loss.named_parameters()}, path)
+    with written_whole(folder / "optimizer.safetensors") as path:
+        safetensors.torch.save_file(_optimizer_state(result.step), path)
     with written_whole(folder / "progress.csv") as path, path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(result.history[0]))
         writer.writeheader()
@@ -48,6 +52,31 @@ def load_run(folder: Path) -> Tuple[TrainConfig, A2CLoss]:
         raise ValueError(f"run: {folder / 'model.safetensors'} does not hold the networks that config.json describes")
     loss.load_state_dict(tensors, strict=False)
     return config, loss
+
+
+def load_step(folder: Path) -> Tuple[TrainConfig, TrainStep]:
+    """The configuration of a run, and its training step as training left it: networks, optimizer state and learning rate.
+
+    Raises:
+        ValueError: as :func:`load_run`.
+    """
+    config, loss = load_run(folder)
+    step = TrainStep(loss, config.optimizer, config.lr, config.max_grad_norm, compile=False)
+    file = folder / "optimizer.safetensors"
+    if not file.is_file():
+        raise ValueError(f"run: expected a folder that training wrote, found no {file}")
+    try:
+        step.load_state_dict({**step.state_dict(), **safetensors.torch.load_file(file)})
+    except Exception as error:
+        raise ValueError(
+            f"run: {file} does not hold the state of the optimizer that config.json describes ({error})"
+        ) from error
+    return config, step
+
+
+def _optimizer_state(step: TrainStep) -> Dict[str, Tensor]:
+    """What a training step holds beside its loss."""
+    return {name: tensor.contiguous() for name, tensor in step.state_dict().items() if not name.startswith("loss.")}
 
 
 def load_progress(folder: Path) -> Dict[str, List[float]]:
