@@ -1,0 +1,81 @@
+"""The independent training loop that training steps are held against: torch.optim's own classes."""
+
+import torch
+from loss_cases import losses_of
+
+from a2c_compiled.training import TrainMetrics
+from a2c_compiled.training.optimizers import RULES
+
+LR = 0.05
+# Options of ours that differ from torch.optim's defaults by name are the same there.
+OPTIMIZERS = {
+    "sgd": {},
+    "sgd-momentum": {"momentum": 0.9},
+    "sgd-nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "rmsprop": {},
+    "rmsprop-all": {"alpha": 0.9, "eps": 1e-3, "momentum": 0.5, "centered": True, "weight_decay": 0.1},
+    "rmsprop-momentum": {"momentum": 0.5},
+    "rmsprop-centered": {"centered": True},
+    "adam": {},
+    "adam-all": {"betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1},
+    "adamw": {},
+    "adamw-all": {"betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1},
+}
+TORCH_OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+class TorchStep:
+    """The same with torch.optim: backward(), clip_grad_norm_, optimizer.step()."""
+
+    def __init__(self, loss, name="rmsprop", max_grad_norm=0.5, lr=LR, **options):
+        self.loss, self.max_grad_norm = loss, max_grad_norm
+        kind = name.partition("-")[0]
+        # torch.optim's own defaults are not all those of A2C.
+        defaults = dict(RULES[kind].defaults)
+        self.optimizer = TORCH_OPTIMIZERS[kind](
+            [parameter for parameter in loss.parameters() if parameter.requires_grad],
+            **{**defaults, "lr": lr, "foreach": False, **OPTIMIZERS.get(name, {}), **options},
+        )
+
+    def __call__(self, rollout):
+        losses = self.loss(
+            rollout.observation,
+            rollout.action,
+            reward=rollout.reward,
+            next_observation=rollout.next_observation,
+            done=rollout.done,
+            terminated=rollout.terminated,
+            state_value=rollout.state_value,
+            sample_log_prob=rollout.log_prob,
+            mask=rollout.mask,
+        )
+        self.optimizer.zero_grad()
+        sum(losses_of(losses).values()).backward()
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.loss.parameters(), limit)
+        self.optimizer.step()
+        return TrainMetrics(*(None if value is None else value.detach() for value in losses), grad_norm)
+
+    def state(self):
+        """What has learnt and the optimizer's state of it, under the names that an exported step has for them."""
+        state = {}
+        for name, parameter in self.loss.named_parameters():
+            if parameter.grad is not None:
+                slots = self.optimizer.state.get(parameter, {})
+                state |= {f"{slot}.{name}": tensor for slot, tensor in slots.items() if slot != "step" and tensor is not None}
+                state[name] = parameter.detach()
+        return state
+
+    def set_lr(self, lr):
+        """From the next update on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+
+def parameters_of(loss):
+    return {name: parameter.detach() for name, parameter in loss.named_parameters()}
