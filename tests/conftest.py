@@ -12,10 +12,21 @@ if not torch.cuda.is_available():
 
 
 # Tests of what is built on the extras, which a machine that is there for its GPU may lack.
+_ABOUT_EXPORT = (
+    "test_benchmarks.py",
+    "test_cli.py",
+    "test_export.py",
+    "test_export_aot.py",
+    "test_export_call.py",
+    "test_export_train_step.py",
+    "test_export_verify.py",
+    "test_runtime.py",
+    "test_torchscript_cpp.py",
+)
 _ABOUT_EXTRAS = {
     "gymnasium": ("test_cli.py", "test_runtime.py", "test_training.py"),
-    "onnx": ("test_benchmarks.py", "test_cli.py", "test_export.py", "test_runtime.py"),
-    "onnxruntime": ("test_benchmarks.py", "test_cli.py", "test_export.py", "test_runtime.py"),
+    "onnx": _ABOUT_EXPORT,
+    "onnxruntime": _ABOUT_EXPORT,
 }
 collect_ignore = [
     file for package, files in _ABOUT_EXTRAS.items() if importlib.util.find_spec(package) is None for file in files
