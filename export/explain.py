@@ -1,6 +1,7 @@
 """What stands in the way of an export, said in terms of the module that was to be exported."""
 
 import re
+import sysconfig
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +108,8 @@ def _line(chain: List[BaseException], text: str) -> str:
 
 
 def _is_users(file: str) -> bool:
-    return not file.startswith((*_NOT_THE_USERS, "<"))
+    standard = file.startswith(sysconfig.get_paths()["stdlib"]) and "site-packages" not in file
+    return not standard and not file.startswith((*_NOT_THE_USERS, "<"))
 
 
 def _place(name: str, module: nn.Module) -> str:

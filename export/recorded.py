@@ -69,11 +69,8 @@ def record_cases(
         outputs, random = _ask(call, label, inputs)
         for name, (own_name, tensor) in zip(output_names or outputs, outputs.items(), strict=True):
             arrays[f"{label}/{'random' if own_name in random else 'outputs'}/{name}"] = tensor.cpu().numpy()
-    if input_names is not None:
-        unread = {name for name in call.inputs if name not in input_names}
-        arrays = {
-            key: array for key, array in arrays.items() if key.split("/", 1)[1] not in {f"inputs/{name}" for name in unread}
-        }
+    unread = set() if input_names is None else {f"inputs/{name}" for name in call.inputs if name not in input_names}
+    arrays = {key: array for key, array in arrays.items() if key.split("/", 1)[1] not in unread}
     with written_whole(cases_path(path)) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
 

@@ -81,12 +81,16 @@ class TrainStepGraph(InputsByName):
         Where an optimizer's averages are zero, as at the start, it makes much of the rounding of small gradients.
         """
         other = {"lr": torch.full_like(inputs["lr"], 0.01), "step_count": torch.full_like(inputs["step_count"], 7.0)}
-        for name in self.state_names[:-1]:
+        for name in self.state_names:
+            if name in other:
+                continue
             draw = torch.randn(inputs[name].shape, generator=generator, dtype=torch.float64).to(inputs[name].dtype)
             if name in self.source.parameter_names:
                 other[name] = inputs[name] + 0.1 * draw
-            else:  # averages of squares are positive, and no less than the square of the average
-                other[name] = 0.1 + 0.01 * draw.abs() if "sq" in name.split(".")[0] else 0.01 * draw
+            elif name.startswith(("square_avg.", "exp_avg_sq.")):  # positive, and no less than the square of the average
+                other[name] = 0.1 + 0.01 * draw.abs()
+            else:
+                other[name] = 0.01 * draw
         return {**inputs, **other}
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
