@@ -523,6 +523,8 @@ class _Random:
             return self._generator.gumbel(size=shape)
         if graph.noise == "normal":
             return self._generator.standard_normal(shape)
+        if graph.noise == "logistic":
+            return self._generator.logistic(size=shape)
         raise ValueError(f"noise: expected an array, since {graph.path.name} does not say what to draw, got None")
 
     @property

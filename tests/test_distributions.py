@@ -1105,7 +1105,6 @@ def test_wrong_action_dtype_is_named(distribution: Distribution, shape: List[int
         (lambda: MaskedCategorical(2.5), TypeError, "n: expected an integer, got 2.5"),
         (lambda: Normal(0), ValueError, "dim: expected at least 1, got 0"),
         (lambda: Normal((3,)), TypeError, "dim: expected an integer, got (3,)"),
-        (lambda: Normal(2, "relu"), ValueError, "scale_mapping: expected 'biased_softplus', 'softplus' or 'exp', got 'relu'"),
         (lambda: Normal(2, scale_lb=0.0), ValueError, "scale_lb: expected a positive number, got 0.0"),
         (lambda: TanhNormal(2, scale_lb=NAN), ValueError, "scale_lb: expected a positive number, got nan"),
         (lambda: Normal(2, tanh_loc=True, upscale=0), ValueError, "upscale: expected a positive number, got 0"),

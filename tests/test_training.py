@@ -315,8 +315,6 @@ def test_bounded_actions_stay_within_each_dimensions_own_bounds():
     "space",
     [
         gymnasium.spaces.Discrete(3, start=1),
-        gymnasium.spaces.MultiBinary(2),
-        gymnasium.spaces.MultiDiscrete([2, 3]),
         box(-1.0, 1.0, (2, 2)),
     ],
     ids=str,

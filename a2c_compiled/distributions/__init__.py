@@ -1,14 +1,19 @@
 """Action distributions as tensor mathematics: fast in eager mode, whole under compile, scriptable, exportable."""
 
 from a2c_compiled.distributions.base import Distribution
+from a2c_compiled.distributions.bernoulli import Bernoulli
 from a2c_compiled.distributions.continuous import Normal, TanhNormal
-from a2c_compiled.distributions.discrete import Categorical, MaskedCategorical, OneHotCategorical
+from a2c_compiled.distributions.discrete import Categorical, MaskedCategorical, MultiCategorical, OneHotCategorical
+from a2c_compiled.distributions.scale import AddStateIndependentNormalScale
 from a2c_compiled.distributions.torch_distribution import TorchDistribution
 
 __all__ = [
+    "AddStateIndependentNormalScale",
+    "Bernoulli",
     "Categorical",
     "Distribution",
     "MaskedCategorical",
+    "MultiCategorical",
     "Normal",
     "OneHotCategorical",
     "TanhNormal",

@@ -21,7 +21,8 @@ class Normal(Distribution):
 
     Args:
         dim: length of the action.
-        scale_mapping: ``"biased_softplus"`` (1 at 0), ``"softplus"`` or ``"exp"``.
+        scale_mapping: ``"biased_softplus"`` (1 at 0), ``"biased_softplus_<bias>"`` (the bias at 0), ``"softplus"``, ``"exp"``, ``"relu"``,
+            or ``"identity"`` for a network that has mapped it already.
         scale_lb: smallest scale.
         tanh_loc: make the location ``upscale * tanh(loc / upscale)``, which keeps it from running away.
         upscale: see ``tanh_loc``.
@@ -39,8 +40,7 @@ class Normal(Distribution):
         upscale: float = 5.0,
     ) -> None:
         super().__init__()
-        if scale_mapping not in ("biased_softplus", "softplus", "exp"):
-            raise ValueError(f"scale_mapping: expected 'biased_softplus', 'softplus' or 'exp', got {scale_mapping!r}")
+        self._shift = 0.0 if scale_mapping in ("softplus", "exp", "relu", "identity") else _softplus_shift(scale_mapping)
         if not scale_lb > 0:
             raise ValueError(f"scale_lb: expected a positive number, got {scale_lb}")
         if not upscale > 0:
@@ -57,13 +57,14 @@ class Normal(Distribution):
         self.check_params(params)
         wide = widen(params)
         loc, raw = self.locate(wide.narrow(-1, 0, self.dim)), wide.narrow(-1, self.dim, self.dim)
-        if self.scale_mapping == "biased_softplus":
-            # TorchRL's: 1 where raw is 0, and a floor of 0.01.
-            scale = functional.softplus(raw + math.log(math.expm1(0.99))) + 0.01
-        elif self.scale_mapping == "softplus":
+        if self.scale_mapping == "softplus":
             scale = functional.softplus(raw)
-        else:
+        elif self.scale_mapping == "exp":
             scale = raw.clamp_max(80.0).exp()  # beyond, float32 would overflow
+        elif self.scale_mapping == "relu" or self.scale_mapping == "identity":
+            scale = raw  # the lower bound does what relu would
+        else:
+            scale = functional.softplus(raw + self._shift) + 0.01
         return loc, scale.clamp_min(self.scale_lb)
 
     def locate(self, loc: Tensor) -> Tensor:
@@ -168,6 +169,21 @@ class TanhNormal(Normal):
     def _log_prob_before_tanh(self, standardized: Tensor, scale: Tensor, u: Tensor) -> Tensor:
         log_slope = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u)) + self.half_width.to(u.dtype).log()
         return _normal_log_prob(standardized, scale) - log_slope.sum(-1)
+
+
+def _softplus_shift(scale_mapping: str) -> float:
+    """What makes softplus give the bias, less TorchRL's floor of 0.01, where the raw scale is 0."""
+    name, _, bias = scale_mapping.partition("softplus_")
+    if scale_mapping == "biased_softplus":
+        name, bias = "biased_", "1"
+    try:
+        softplus = float(bias) - 0.01 if name == "biased_" else math.nan
+    except ValueError:
+        softplus = math.nan
+    if not 0.0 < softplus < math.inf:
+        choices = "'biased_softplus', 'biased_softplus_<bias above 0.01>', 'softplus', 'exp', 'relu' or 'identity'"
+        raise ValueError(f"scale_mapping: expected {choices}, got {scale_mapping!r}")
+    return softplus + math.log(-math.expm1(-softplus))
 
 
 def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:

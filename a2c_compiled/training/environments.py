@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor, nn
 
-from a2c_compiled.distributions import Categorical, Distribution, Normal, TanhNormal
+from a2c_compiled.distributions import Bernoulli, Categorical, Distribution, MultiCategorical, Normal, TanhNormal
 
 
 def make_environments(env_id: str, num_envs: int) -> VectorEnv:
@@ -55,10 +55,16 @@ def make_networks(envs: VectorEnv, hidden: Sequence[int]) -> Tuple[nn.Module, nn
 
 
 def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
-    """Categorical for choices, TanhNormal for bounded and Normal for unbounded vectors."""
-    if isinstance(actions, gymnasium.spaces.Discrete) and actions.start == 0:
+    """Categorical for a choice, MultiCategorical for several, Bernoulli for vectors of yes and no, TanhNormal for bounded and Normal
+    for unbounded vectors of numbers."""
+    spaces = gymnasium.spaces
+    if isinstance(actions, spaces.Discrete) and actions.start == 0:
         return Categorical(int(actions.n))
-    if isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1:
+    if isinstance(actions, spaces.MultiDiscrete) and actions.nvec.ndim == 1 and not actions.start.any():
+        return MultiCategorical(actions.nvec.tolist())
+    if isinstance(actions, spaces.MultiBinary) and len(actions.shape) == 1:
+        return Bernoulli(actions.shape[0])
+    if isinstance(actions, spaces.Box) and len(actions.shape) == 1:
         if actions.is_bounded("both"):
             return TanhNormal(actions.shape[0], actions.low.tolist(), actions.high.tolist())
         return Normal(actions.shape[0])

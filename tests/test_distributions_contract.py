@@ -1,0 +1,317 @@
+"""What every distribution keeps to, in one table: equal to its reference in every precision and mode, and exported."""
+
+import copy
+import functools
+from typing import Any, Callable, List, NamedTuple, Tuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributions as td
+
+from a2c_compiled import distributions, export
+from a2c_compiled.distributions import Distribution
+
+BATCHES = ([], [5], [3, 4])
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
+
+
+class Case(NamedTuple):
+    """A distribution, what it is to equal, and how a possible action comes of params and the reference.
+
+    ``gradient_in_action``: whether the log-probability is differentiable there.
+    """
+
+    distribution: Distribution
+    reference: Callable[[Tensor], Any]
+    gradient_in_action: bool = False
+
+    def __str__(self) -> str:
+        return type(self.distribution).__name__
+
+    def params(self, batch: List[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn([*batch, self.distribution.num_params], generator=generator, dtype=torch.float64).to(dtype)
+
+    def action(self, params: Tensor, seed: int = 1) -> Tensor:
+        torch.manual_seed(seed)
+        return self.distribution.sample(params)
+
+
+class SideBySide:
+    """Several of torch's distributions over one action."""
+
+    def __init__(self, parts: List[td.Distribution]) -> None:
+        self.parts = parts
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return sum(part.log_prob(column) for part, column in zip(self.parts, action.unbind(-1), strict=True))
+
+    def entropy(self) -> Tensor:
+        return sum(part.entropy() for part in self.parts)
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.stack([part.mode for part in self.parts], -1)
+
+
+class FloatBernoulli(td.Bernoulli):
+    """Takes integers too."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.to(self.logits.dtype))
+
+
+NVEC = [2, 4, 1, 3]
+CASES = [
+    Case(
+        distributions.MultiCategorical(NVEC),
+        lambda params: SideBySide([td.Categorical(logits=logits) for logits in params.split(NVEC, -1)]),
+    ),
+    Case(distributions.Bernoulli(3), lambda params: td.Independent(FloatBernoulli(logits=params), 1)),
+]
+
+each = pytest.mark.parametrize("case", CASES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def value_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
+    """The value, and the gradients of a weighted sum of it."""
+    inputs = tuple(x.detach().clone().requires_grad_() for x in inputs)
+    value = function(*inputs)
+    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).reshape(value.shape).to(value.dtype)
+    gradients = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True, materialize_grads=True)
+    return [value.detach(), *gradients]
+
+
+def assert_close(actual: List[Tensor], expected: List[Tensor], tolerance: float) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, atol=tolerance, rtol=tolerance)
+
+
+def log_prob_of(case: Case, of: Callable[[Tensor], Any], params: Tensor, action: Tensor) -> List[Tensor]:
+    if case.gradient_in_action:
+        return value_and_gradients(lambda p, a: of(p).log_prob(a), params, action)
+    return value_and_gradients(lambda p: of(p).log_prob(action), params)
+
+
+class Bound:
+    """A distribution with its params, as torch's are."""
+
+    def __init__(self, distribution: Distribution, params: Tensor) -> None:
+        self.distribution, self.params = distribution, params
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.distribution.log_prob(self.params, action)
+
+
+def bound(case: Case) -> Callable[[Tensor], Bound]:
+    return functools.partial(Bound, case.distribution)
+
+
+@each
+@dtypes
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_equals_its_reference(case: Case, dtype: torch.dtype, batch: List[int]) -> None:
+    params = case.params(batch, dtype)
+    action = case.action(params)
+    log_prob = log_prob_of(case, bound(case), params, action)
+    assert list(log_prob[0].shape) == batch
+    assert_close(log_prob, log_prob_of(case, case.reference, params, action), TOLERANCE[dtype])
+    if case.distribution.has_entropy:
+        expected = value_and_gradients(lambda p: case.reference(p).entropy(), params)
+        assert_close(value_and_gradients(case.distribution.entropy, params), expected, TOLERANCE[dtype])
+    mode = case.distribution.mode(params)
+    assert (mode.dtype, mode.shape) == (action.dtype, action.shape)
+    torch.testing.assert_close(mode, case.reference(params).mode.to(mode.dtype))
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_float32_rounded(case: Case, dtype: torch.dtype) -> None:
+    params = case.params([3, 4], dtype)
+    action = case.action(params)
+    actual = [*evaluate(case.distribution, params, action)]
+    wide = action.float() if action.is_floating_point() else action
+    expected = [x.to(a.dtype) for a, x in zip(actual, evaluate(case.distribution, params.float(), wide), strict=True)]
+    assert_close(actual, expected, torch.finfo(dtype).eps)
+    torch.manual_seed(1)
+    noise = case.distribution.noise(params)
+    assert noise.dtype == torch.float32
+    sample = case.distribution.sample_from(params, noise)
+    torch.testing.assert_close(sample, case.distribution.sample_from(params.float(), noise).to(sample.dtype), rtol=0, atol=0)
+
+
+def evaluate(distribution: Distribution, params: Tensor, action: Tensor) -> List[Tensor]:
+    """What is computed without random numbers, with its gradient in params."""
+    results = value_and_gradients(lambda p: distribution.log_prob(p, action), params)
+    if distribution.has_entropy:
+        results += value_and_gradients(distribution.entropy, params)
+    return [*results, distribution.mode(params)]
+
+
+@each
+def test_gradients_are_those_of_finite_differences(case: Case) -> None:
+    params = case.params([2], torch.float64).requires_grad_()
+    action = case.action(params.detach())
+    if case.gradient_in_action:
+        assert torch.autograd.gradcheck(case.distribution.log_prob, (params, action.requires_grad_()))
+    else:
+        assert torch.autograd.gradcheck(lambda p: case.distribution.log_prob(p, action), params)
+    if case.distribution.has_entropy:
+        assert torch.autograd.gradcheck(case.distribution.entropy, params)
+    torch.manual_seed(2)
+    noise = case.distribution.noise(params).detach()
+    if not case.distribution.sample_from(params, noise).is_floating_point():
+        with pytest.raises(NotImplementedError, match="rsample: a discrete distribution"):
+            case.distribution.rsample(params)
+        return
+    assert torch.autograd.gradcheck(lambda p: case.distribution.sample_from(p, noise), params)
+    assert torch.autograd.gradcheck(lambda p: case.distribution.sample_and_log_prob(p, noise)[1], params)
+
+
+class Everything(nn.Module):
+    """All that a distribution computes of params, an action and noise, then what it draws."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        self.distribution = distribution
+
+    def forward(self, params: Tensor, action: Tensor, noise: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
+        sample, log_prob = self.distribution.sample_and_log_prob(params, noise)
+        drawn = [self.distribution.sample(params), self.distribution.noise(params)]
+        entropy = self.distribution.entropy_estimate(params, 2)
+        if not self.distribution.has_entropy:
+            drawn.append(entropy)
+            entropy = log_prob
+        scored = self.distribution.log_prob(params, action)
+        return [scored, log_prob, entropy, self.distribution.mode(params), sample], drawn
+
+
+def run(module: Callable[..., Any], inputs: Tuple[Tensor, Tensor, Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+    """What is computed, with its gradient in params; and what is drawn."""
+    params = inputs[0].clone().requires_grad_()
+    computed, drawn = module(params, *inputs[1:])
+    (gradient,) = torch.autograd.grad(sum(x.sum() for x in computed[:3]), params)
+    return [*(x.detach() for x in computed), gradient], drawn
+
+
+def example(case: Case, batch: List[int], seed: int = 3) -> Tuple[Tensor, Tensor, Tensor]:
+    params = case.params(batch, seed=seed)
+    torch.manual_seed(seed)
+    return params, case.action(params), case.distribution.noise(params)
+
+
+@each
+def test_scripted_equals_eager(case: Case) -> None:
+    eager = Everything(case.distribution)
+    scripted = torch.jit.script(eager)
+    for batch in BATCHES:
+        # The profiling executor rewrites the graph after its first run.
+        for _ in range(3):
+            inputs = example(case, batch)
+            expected, shapes = run(eager, inputs)
+            actual, drawn = run(scripted, inputs)
+            assert_close(actual, expected, TOLERANCE[torch.float32])
+            assert [(x.shape, x.dtype) for x in drawn] == [(x.shape, x.dtype) for x in shapes]
+
+
+class Together(nn.Module):
+    """All in one graph: compilation is what these tests wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(Everything(case.distribution) for case in CASES)
+
+    def forward(self, inputs: List[Tuple[Tensor, Tensor, Tensor]]) -> List[Tuple[List[Tensor], List[Tensor]]]:
+        return [module(*tensors) for module, tensors in zip(self.each, inputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Callable[[int], List[Tuple[List[Tensor], List[Tensor]]]]:
+    """For a number of rows, what :func:`run` gives for each case, of one graph for any number."""
+    torch._dynamo.reset()
+    module = torch.compile(Together(), fullgraph=True, dynamic=True)
+
+    @functools.cache
+    def run_compiled(rows: int) -> List[Tuple[List[Tensor], List[Tensor]]]:
+        inputs = [example(case, [rows]) for case in CASES]
+        all_params = [tensors[0].clone().requires_grad_() for tensors in inputs]
+        results = module([(params, *tensors[1:]) for params, tensors in zip(all_params, inputs, strict=True)])
+        losses = [x.sum() for computed, _ in results for x in computed[:3]]
+        gradients = torch.autograd.grad(sum(losses), all_params)
+        return [
+            ([*(x.detach() for x in computed), gradient], drawn)
+            for (computed, drawn), gradient in zip(results, gradients, strict=True)
+        ]
+
+    return run_compiled
+
+
+@each
+@pytest.mark.parametrize("rows", [7, 130])
+def test_compiled_whole_equals_eager(case: Case, rows: int, compiled: Callable[[int], Any]) -> None:
+    actual, drawn = compiled(rows)[CASES.index(case)]
+    expected, shapes = run(Everything(case.distribution), example(case, [rows]))
+    assert_close(actual, expected, 1e-5)
+    assert [(x.shape, x.dtype) for x in drawn] == [(x.shape, x.dtype) for x in shapes]
+
+
+@each
+@pytest.mark.parametrize("exporter", [export.export_onnx, export.export_torchscript], ids=["onnx", "torchscript"])
+def test_policies_are_exported(case: Case, exporter: Callable[..., Any], tmp_path: Any) -> None:
+    actor, critic = nn.Linear(3, case.distribution.num_params), nn.Linear(3, 1)
+    observation = torch.randn(5, 3)
+    noise = case.distribution.noise(actor(observation)).detach()
+    greedy, sampled = export.GreedyPolicy(actor, case.distribution), export.SampledPolicy(actor, critic, case.distribution)
+    suffix = {export.export_onnx: ".onnx"}.get(exporter, ".pt")
+    for module, inputs in ((greedy, {"observation": observation}), (sampled, {"observation": observation, "noise": noise})):
+        path = tmp_path / f"{type(module).__name__}{suffix}"
+        exporter(module, inputs, path, ("N",))
+        report = export.verify(path)
+        assert report.passed, str(report)
+
+
+@each
+def test_empty_batch_gives_empty_results(case: Case) -> None:
+    params = torch.zeros(0, case.distribution.num_params)
+    sample = case.distribution.sample(params)
+    assert sample.shape[0] == 0
+    assert case.distribution.log_prob(params, sample).shape == (0,)
+    assert case.distribution.entropy_estimate(params, 2).shape == (0,)
+    assert case.distribution.mode(params).shape == sample.shape
+
+
+@each
+def test_sample_is_what_its_noise_makes_and_has_no_gradient(case: Case) -> None:
+    params = case.params([64]).requires_grad_()
+    torch.manual_seed(4)
+    sample = case.distribution.sample(params)
+    assert not sample.requires_grad
+    torch.manual_seed(4)
+    torch.testing.assert_close(sample, case.distribution.sample_from(params, case.distribution.noise(params)).detach())
+
+
+@each
+@pytest.mark.parametrize("method", ["mode", "entropy_estimate", "sample", "log_prob"])
+def test_wrong_params_and_actions_are_named(case: Case, method: str) -> None:
+    distribution, params = case.distribution, case.params([5])
+    action = case.action(params)
+    more = {"log_prob": (action,), "entropy_estimate": (2,)}.get(method, ())
+    n = distribution.num_params
+    with pytest.raises(ValueError, match=rf"params: expected shape \[\.\.\., {n}\], got \[5, {n - 1}\]"):
+        getattr(distribution, method)(params[:, 1:], *more)
+    with pytest.raises(TypeError, match=r"params: expected a floating dtype, got torch\.int64"):
+        getattr(distribution, method)(params.long(), *more)
+    with pytest.raises(ValueError, match=r"action: expected shape \[5.*\], got \[4"):
+        distribution.log_prob(params, action[1:])
+
+
+@each
+def test_state_dict_is_empty_and_casts_change_nothing(case: Case) -> None:
+    assert not case.distribution.state_dict()
+    inputs = example(case, [5])
+    expected, _ = run(Everything(case.distribution), inputs)
+    for dtype in (torch.float64, torch.bfloat16):
+        cast = copy.deepcopy(case.distribution).to(dtype)
+        assert_close(run(Everything(cast), inputs)[0], expected, 0.0)
