@@ -110,8 +110,11 @@ def vtrace_advantage_estimate(
     rho_thresh=1.0,
     c_thresh=1.0,
     time_dim=-2,
+    pg_rho_thresh=None,
+    lmbda=1.0,
 ):
-    log_pi, log_mu, value, next_value, reward, gamma, rho_thresh, c_thresh, done, terminated = steps(
+    pg_rho_thresh = rho_thresh if pg_rho_thresh is None else pg_rho_thresh
+    log_pi, log_mu, value, next_value, reward, gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda, done, terminated = steps(
         time_dim,
         log_pi,
         log_mu,
@@ -121,6 +124,8 @@ def vtrace_advantage_estimate(
         gamma,
         rho_thresh,
         c_thresh,
+        pg_rho_thresh,
+        lmbda,
         done,
         done if terminated is None else terminated,
     )
@@ -130,14 +135,16 @@ def vtrace_advantage_estimate(
         ratio = torch.exp(log_pi[t] - log_mu[t])
         # At the threshold itself, where data is on-policy, the gradient is the ratio's.
         rho = torch.where(ratio <= rho_thresh[t], ratio, rho_thresh[t])
-        c = torch.where(ratio <= c_thresh[t], ratio, c_thresh[t])
+        c = lmbda[t] * torch.where(ratio <= c_thresh[t], ratio, c_thresh[t])
+        pg_rho = torch.where(ratio <= pg_rho_thresh[t], ratio, pg_rho_thresh[t])
         next_target = next_value[t]
         excess[t] = rho * (reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) - value[t])
         if t + 1 < length:
             excess[t] = excess[t] + torch.where(done[t], 0.0, gamma[t] * c * excess[t + 1])
-            next_target = torch.where(done[t], next_value[t], value_target[t + 1])
+            mixed = lmbda[t] * value_target[t + 1] + (1 - lmbda[t]) * value[t + 1]
+            next_target = torch.where(done[t], next_value[t], mixed)
         value_target[t] = value[t] + excess[t]
-        advantage[t] = rho * (reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_target) - value[t])
+        advantage[t] = pg_rho * (reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_target) - value[t])
     return stack(advantage, reward, time_dim), stack(value_target, reward, time_dim)
 
 

@@ -150,6 +150,27 @@ def test_vtrace_equals_the_oracle_for_every_threshold(rho_thresh, c_thresh, mode
     assert_equals_oracle(name, call_arguments(name, make_steps((9, 4)), **options), mode)
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (40, 2)], ids=str)
+@pytest.mark.parametrize("per_step_lmbda", [False, True], ids=["number", "per_step"])
+def test_vtrace_with_lambda_and_a_clip_of_its_own_for_the_advantage(shape, per_step_lmbda):
+    arguments = call_arguments("vtrace_advantage_estimate", make_steps(shape), gamma=torch.tensor(0.9).double())
+    lmbda = per_step(shape) if per_step_lmbda else torch.tensor(0.8).double()
+    arguments |= {"rho_thresh": 1.1, "c_thresh": 0.9, "pg_rho_thresh": torch.tensor(1.4).double(), "lmbda": lmbda}
+    results, gradients = evaluate(F.vtrace_advantage_estimate, arguments)
+    expected, expected_gradients = evaluate(oracle.vtrace_advantage_estimate, arguments)
+    for actual, value in zip((*results, *gradients.values()), (*expected, *expected_gradients.values()), strict=True):
+        assert_close(actual, value)
+
+
+def test_vtrace_with_lambda_0_corrects_one_step():
+    steps = make_steps((6, 3))
+    arguments = call_arguments("vtrace_advantage_estimate", steps)
+    result = F.vtrace_advantage_estimate(**arguments, lmbda=0.0)
+    ratio = (steps.log_pi - steps.log_mu).exp().clamp_max(1.0)
+    next_value = steps.next_state_value.masked_fill(steps.terminated, 0.0)
+    assert_close(result.value_target, steps.state_value + ratio * (steps.reward + 0.97 * next_value - steps.state_value))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_vtrace_on_policy_equals_the_oracle(mode):
     steps = make_steps((9, 4))

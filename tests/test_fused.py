@@ -266,7 +266,7 @@ def test_vtrace_of_extreme_ratios(dtype, shape):
         "vtrace_advantage_estimate", steps._replace(log_pi=log_pi, log_mu=torch.zeros_like(log_pi)), time_dim=-len(shape)
     )
     # Without clips every ratio counts; with infinite ones left out, since e^80 is all that is left of them.
-    for clips in ({"rho_thresh": 1.0, "c_thresh": 1.0}, {"rho_thresh": 1e3, "c_thresh": 0.9}):
+    for clips in ({}, {"rho_thresh": 1e3, "c_thresh": 0.9}, {"pg_rho_thresh": 1e3, "lmbda": 0.9}):
         expected = oracle.vtrace_advantage_estimate(**arguments, **clips)
         for result, value in zip(functional.vtrace_advantage_estimate(**arguments, **clips), expected, strict=True):
             assert_close(result, value)

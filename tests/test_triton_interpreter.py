@@ -56,7 +56,7 @@ class Case:
             sizes = [size if i == len(shape) + dim or number > 0.9 else 1 for i, size in enumerate(shape)]
             return (torch.rand(sizes, generator=generator) * 0.5 + number / 2).to(wide).expand(shape)
 
-        numbers = {"gamma": 0.95, "lmbda": 0.9, "rho_thresh": 1.1, "c_thresh": 1.0}
+        numbers = {"gamma": 0.95, "lmbda": 0.9, "rho_thresh": 1.1, "c_thresh": 1.0, "pg_rho_thresh": 1.4}
         terminated = torch.rand(shape, generator=generator) < 0.15
         flags = {"terminated": terminated, "done": terminated | (torch.rand(shape, generator=generator) < 0.15)}
         values = {name: torch.randn(shape, generator=generator).to(dtype) for name in form.values}

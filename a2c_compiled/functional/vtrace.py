@@ -26,16 +26,20 @@ def vtrace_advantage_estimate(
     c_thresh: Coefficient = 1.0,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    pg_rho_thresh: Optional[Coefficient] = None,
+    lmbda: Coefficient = 1.0,
 ) -> ValueEstimate:
     r"""V-trace: targets for the policy :math:`\pi` from the data of another, :math:`\mu`.
 
     .. math::
-        \rho_t &= \min(\bar\rho, \pi/\mu), \quad c_t = \min(\bar c, \pi/\mu) \\
+        \rho_t &= \min(\bar\rho, \pi/\mu), \quad c_t = \lambda \min(\bar c, \pi/\mu),
+            \quad \rho^\text{pg}_t = \min(\bar\rho_\text{pg}, \pi/\mu) \\
         \delta_t &= \rho_t \big( r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t) \big) \\
         v_t &= V(s_t) + \delta_t + \gamma c_t (1 - \text{done}_t)\, (v_{t+1} - V(s_{t+1})) \\
-        A_t &= \rho_t \big( r_t + \gamma (1 - \text{terminated}_t)\, v_{t+1} - V(s_t) \big)
+        A_t &= \rho^\text{pg}_t \big( r_t + \gamma (1 - \text{terminated}_t)\, (\lambda v_{t+1} + (1 - \lambda) V(s_{t+1})) - V(s_t) \big)
 
-    where :math:`v_{t+1}` is the true next value :math:`V(s_{t+1})` at every ``done`` and at the last step.
+    where :math:`v_{t+1}` is the true next value :math:`V(s_{t+1})` at every ``done`` and at the last step; elsewhere both are those of
+    the next row.
 
     Args:
         gamma: discount.
@@ -47,11 +51,13 @@ def vtrace_advantage_estimate(
         reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
         time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
         cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
+        pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the clip in the advantage; None is ``rho_thresh``.
+        lmbda: weight of the longer returns, from 0 to 1.
 
     Returns:
         advantage :math:`A` and value_target :math:`v`.
 
-    Source: Espeholt et al., IMPALA, 2018, eq. 1 and section 4.2.
+    Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2.
     """
     check_steps(
         reward,
@@ -61,11 +67,15 @@ def vtrace_advantage_estimate(
     )
     dim = time_dimension(reward, time_dim)
     done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
+    if pg_rho_thresh is None:
+        pg_rho_thresh = rho_thresh
     if torch.jit.is_scripting():
         advantage, value_target = _vtrace(
             coefficient("gamma", gamma, reward),
             coefficient("rho_thresh", rho_thresh, reward),
             coefficient("c_thresh", c_thresh, reward),
+            coefficient("pg_rho_thresh", pg_rho_thresh, reward),
+            coefficient("lmbda", lmbda, reward),
             log_pi,
             log_mu,
             state_value,
@@ -80,6 +90,8 @@ def vtrace_advantage_estimate(
         operand("gamma", gamma, reward),
         operand("rho_thresh", rho_thresh, reward),
         operand("c_thresh", c_thresh, reward),
+        operand("pg_rho_thresh", pg_rho_thresh, reward),
+        operand("lmbda", lmbda, reward),
     )
     values = (log_pi, log_mu, state_value, next_state_value, reward)
     return ValueEstimate(*_fused_vtrace(*coefficients, *values, done, no_bootstrap, dim))
@@ -89,6 +101,8 @@ def _vtrace(
     gamma: Tensor,
     rho_thresh: Tensor,
     c_thresh: Tensor,
+    pg_rho_thresh: Tensor,
+    lmbda: Tensor,
     log_pi: Tensor,
     log_mu: Tensor,
     state_value: Tensor,
@@ -100,17 +114,21 @@ def _vtrace(
 ) -> Tuple[Tensor, Tensor]:
     # Beyond, float32 overflows, and the clip below would send a zero times infinity back.
     ratio = (widen(log_pi) - widen(log_mu)).clamp_max(80.0).exp()
-    rho, c = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh)
+    rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
     value, next_value, reward_ = widen(state_value), widen(next_state_value), widen(reward)
 
     delta = rho * (reward_ + gamma * next_value.masked_fill(terminated, 0.0) - value)
-    value_target = value + linear_scan(delta, (gamma * c).masked_fill(done, 0.0), dim)
+    correction = linear_scan(delta, (gamma * lmbda * c).masked_fill(done, 0.0), dim)
 
     # After a `done` the next row in time is another trajectory's.
     cut = done | last_step(done, dim)
-    next_target = torch.where(cut, next_value, value_target.roll(-1, dim)).masked_fill(terminated, 0.0)
-    advantage = rho * (reward_ + gamma * next_target - value)
-    return advantage.to(reward.dtype), value_target.to(reward.dtype)
+    # Each masked by itself: NaN beyond a cut is to reach neither the result nor, through a product with zero, a gradient.
+    later_value = value.roll(-1, dim).masked_fill(cut, 0.0)
+    later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)
+    next_target = next_value.masked_fill(~cut, 0.0) + later_value + lmbda * later_correction
+    next_target = next_target.masked_fill(terminated, 0.0)
+    advantage = pg_rho * (reward_ + gamma * next_target - value)
+    return advantage.to(reward.dtype), (value + correction).to(reward.dtype)
 
 
 _fused_vtrace = fused_scan(forms.VTRACE, forms.VTRACE_BACKWARD, _vtrace)

@@ -211,9 +211,9 @@ struct TdLambdaBackward {
 };
 
 struct VTrace {
-  static constexpr int kCoefficients = 3, kValues = 5, kFlags = 2, kOutputs = 2;
+  static constexpr int kCoefficients = 5, kValues = 5, kFlags = 2, kOutputs = 2;
   static constexpr bool kReverse = true, kFirst = false, kLast = true;
-  enum { kRhoThresh = 1, kCThresh };
+  enum { kRhoThresh = 1, kCThresh, kPgRhoThresh, kLmbda };
   enum { kLogPi, kLogMu, kValue, kNextValue, kReward };
 
   // Beyond e^80 the ratio would overflow in float32.
@@ -231,12 +231,13 @@ struct VTrace {
     const T r = ratio(s.v(kLogPi), s.v(kLogMu));
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
     const T delta = clipped(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
-    return {delta, unless(s.f(kDone), s.c(kGamma) * clipped(r, s.c(kCThresh)))};
+    return {delta, unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T y, T y_after, T* out) {
-    const T rho = clipped(ratio(s.v(kLogPi), s.v(kLogMu)), s.c(kRhoThresh));
-    const T next_target = pick(s.f(kDone) | s.last, s.v(kNextValue), s.after().v(kValue) + y_after);
+    const T rho = clipped(ratio(s.v(kLogPi), s.v(kLogMu)), s.c(kPgRhoThresh));
+    const T mixed = s.after().v(kValue) + s.c(kLmbda) * y_after;
+    const T next_target = pick(s.f(kDone) | s.last, s.v(kNextValue), mixed);
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * next_target);
     out[0] = rho * (s.v(kReward) + bootstrap - s.v(kValue));
     out[1] = s.v(kValue) + y;
@@ -244,43 +245,43 @@ struct VTrace {
 };
 
 struct VTraceBackward {
-  static constexpr int kCoefficients = 3, kValues = 8, kFlags = 2, kOutputs = 5;
+  static constexpr int kCoefficients = 5, kValues = 8, kFlags = 2, kOutputs = 5;
   static constexpr bool kReverse = false, kFirst = true, kLast = true;
   enum { kGradAdvantage, kGradTarget, kLogPi, kLogMu, kValue, kNextValue, kReward, kTarget };
 
-  // With what the advantage of the step before sends back to this step's value target.
+  // What the advantage of the step before sends back to this step's value and, times lambda, to its correction.
   template <class S, class T = typename S::Real>
-  static INLINE T grad_target(const S& s) {
+  static INLINE T sent(const S& s) {
     const S before = s.before();
-    const T rho = VTrace::clipped(VTrace::ratio(before.v(kLogPi), before.v(kLogMu)), before.c(VTrace::kRhoThresh));
-    const T sent = before.v(kGradAdvantage) * rho * before.c(kGamma);
-    return s.v(kGradTarget) + unless(before.f(kDone) | before.f(kTerminated) | s.first, sent);
+    const T rho = VTrace::clipped(VTrace::ratio(before.v(kLogPi), before.v(kLogMu)), before.c(VTrace::kPgRhoThresh));
+    return unless(before.f(kDone) | before.f(kTerminated) | s.first, before.v(kGradAdvantage) * rho * before.c(kGamma));
   }
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
     const T c = VTrace::clipped(VTrace::ratio(s.v(kLogPi), s.v(kLogMu)), s.c(VTrace::kCThresh));
-    return {grad_target(s), unless(s.f(kDone), s.c(kGamma) * c)};
+    const T lmbda = s.c(VTrace::kLmbda);
+    return {s.v(kGradTarget) + s.before().c(VTrace::kLmbda) * sent(s), unless(s.f(kDone), s.c(kGamma) * lmbda * c)};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T g, T, T* out) {
-    const T gamma = s.c(kGamma), log_ratio = s.v(kLogPi) - s.v(kLogMu);
+    const T gamma = s.c(kGamma), lmbda = s.c(VTrace::kLmbda), log_ratio = s.v(kLogPi) - s.v(kLogMu);
     const T ratio = VTrace::ratio(s.v(kLogPi), s.v(kLogMu));
-    const T rho = VTrace::clipped(ratio, s.c(VTrace::kRhoThresh));
+    const T rho = VTrace::clipped(ratio, s.c(VTrace::kRhoThresh)), pg_rho = VTrace::clipped(ratio, s.c(VTrace::kPgRhoThresh));
     const bool ends = s.f(kDone) | s.last;
     const T next_value = unless(s.f(kTerminated), s.v(kNextValue));
-    const T next_target = unless(s.f(kTerminated), pick(ends, s.v(kNextValue), s.after().v(kTarget)));
-    const T delta = s.v(kReward) + gamma * next_value - s.v(kValue);
-    const T advantage = s.v(kReward) + gamma * next_target - s.v(kValue);
-    const T grad_rho = s.v(kGradAdvantage) * advantage + g * delta;
-    const T grad_c = unless(ends, g * gamma * (s.after().v(kTarget) - s.after().v(kValue)));
-    const T grad_ratio =
-        unless(ratio > s.c(VTrace::kRhoThresh), grad_rho) + unless(ratio > s.c(VTrace::kCThresh), grad_c);
+    const T correction = s.after().v(kTarget) - s.after().v(kValue), mixed = s.after().v(kValue) + lmbda * correction;
+    const T next_target = unless(s.f(kTerminated), pick(ends, s.v(kNextValue), mixed));
+    const T grad_rho = g * (s.v(kReward) + gamma * next_value - s.v(kValue));
+    const T grad_pg_rho = s.v(kGradAdvantage) * (s.v(kReward) + gamma * next_target - s.v(kValue));
+    const T grad_c = unless(ends, g * gamma * lmbda * correction);
+    const T grad_ratio = unless(ratio > s.c(VTrace::kRhoThresh), grad_rho) +
+        unless(ratio > s.c(VTrace::kPgRhoThresh), grad_pg_rho) + unless(ratio > s.c(VTrace::kCThresh), grad_c);
     const T grad_log_pi = unless(log_ratio > T(80), grad_ratio * ratio);
-    const T grad_reward = rho * (s.v(kGradAdvantage) + g);
+    const T grad_own = pg_rho * s.v(kGradAdvantage), grad_reward = grad_own + rho * g;
     out[0] = grad_log_pi;
     out[1] = -grad_log_pi;
-    out[2] = grad_target(s) - grad_reward;
-    out[3] = unless(s.f(kTerminated), gamma * rho * (g + unless(!ends, s.v(kGradAdvantage))));
+    out[2] = s.v(kGradTarget) + sent(s) - grad_reward;
+    out[3] = unless(s.f(kTerminated), gamma * (rho * g + unless(!ends, grad_own)));
     out[4] = grad_reward;
   }
 };
@@ -288,7 +289,7 @@ struct VTraceBackward {
 // ---------------------------------------------------------------------------------------------------------------------------
 // The scan, for every form alike.
 
-constexpr int kMaxDims = 16, kMaxOperands = 18;
+constexpr int kMaxDims = 16, kMaxOperands = 20;
 constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side to hide their latency
 constexpr int64_t kTile = 128;     // steps of each that fit the first-level cache, prologue and all
 constexpr int64_t kWide = 1024;    // sequences that are walked side by side where they are neighbours in memory

@@ -31,7 +31,7 @@ class Form(NamedTuple):
 
 _ENDS = ("done", "terminated")
 _GAE = ("gamma", "lmbda")
-_VTRACE = ("gamma", "rho_thresh", "c_thresh")
+_VTRACE = ("gamma", "rho_thresh", "c_thresh", "pg_rho_thresh", "lmbda")
 _STEP = ("state_value", "next_state_value", "reward")
 
 LINEAR_SCAN = Form("linear_scan", (), ("x", "decay"), (), ("y",), True)

@@ -101,12 +101,13 @@ def _ratio(log_pi, log_mu):
 
 @triton.jit
 def _vtrace_decay(coefficients, values, flags):
-    return tl.where(flags[0], 0.0, coefficients[0] * _at_most(_ratio(values[0], values[1]), coefficients[2]))
+    decay = coefficients[0] * coefficients[4] * _at_most(_ratio(values[0], values[1]), coefficients[2])
+    return tl.where(flags[0], 0.0, decay)
 
 
 @triton.jit
 def _vtrace_source(here, before, after, last):
-    gamma, rho_thresh, _ = here[0]
+    gamma, rho_thresh, _, _, _ = here[0]
     log_pi, log_mu, value, next_value, reward = here[1]
     delta = reward + gamma * tl.where(here[2][1], 0.0, next_value) - value
     return _at_most(_ratio(log_pi, log_mu), rho_thresh) * delta
@@ -114,54 +115,59 @@ def _vtrace_source(here, before, after, last):
 
 @triton.jit
 def _vtrace_outputs(here, before, after, last, y, y_next):
-    gamma, rho_thresh, _ = here[0]
+    gamma, _, _, pg_rho_thresh, lmbda = here[0]
     log_pi, log_mu, value, next_value, reward = here[1]
     done, terminated = here[2]
-    next_target = tl.where(done | last, next_value, after[1][2] + y_next)
+    next_target = tl.where(done | last, next_value, after[1][2] + lmbda * y_next)
     advantage = reward + gamma * tl.where(terminated, 0.0, next_target) - value
-    return _at_most(_ratio(log_pi, log_mu), rho_thresh) * advantage, value + y
+    return _at_most(_ratio(log_pi, log_mu), pg_rho_thresh) * advantage, value + y
 
 
 @triton.jit
 def _vtrace_backward_decay(coefficients, values, flags):
-    return tl.where(flags[0], 0.0, coefficients[0] * _at_most(_ratio(values[2], values[3]), coefficients[2]))
+    decay = coefficients[0] * coefficients[4] * _at_most(_ratio(values[2], values[3]), coefficients[2])
+    return tl.where(flags[0], 0.0, decay)
 
 
 @triton.jit
-def _to_next_target(step):
-    """What the gradient of a step's advantage sends to the target after it, but for a last step."""
-    gamma, rho_thresh, _ = step[0]
-    weight = step[1][0] * gamma * _at_most(_ratio(step[1][2], step[1][3]), rho_thresh)
+def _to_next_value(step):
+    """What the gradient of a step's advantage sends to the value after it and, times lambda, to its correction; not of a last step."""
+    gamma, _, _, pg_rho_thresh, _ = step[0]
+    weight = step[1][0] * gamma * _at_most(_ratio(step[1][2], step[1][3]), pg_rho_thresh)
     return tl.where(step[2][0] | step[2][1], 0.0, weight)
 
 
 @triton.jit
 def _vtrace_backward_source(here, before, after, last):
-    return here[1][1] + _to_next_target(before)
+    return here[1][1] + before[0][4] * _to_next_value(before)
 
 
 @triton.jit
 def _vtrace_backward_outputs(here, before, after, last, y, y_next):
-    gamma, rho_thresh, c_thresh = here[0]
-    grad_advantage, _, log_pi, log_mu, value, next_value, reward, _ = here[1]
+    gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda = here[0]
+    grad_advantage, grad_target, log_pi, log_mu, value, next_value, reward, _ = here[1]
     done, terminated = here[2]
     cut = done | last
-    later_value, later_target = after[1][4], after[1][7]
+    later_value = after[1][4]
+    correction = after[1][7] - later_value
     ratio = _ratio(log_pi, log_mu)
-    rho = _at_most(ratio, rho_thresh)
 
     delta = reward + gamma * tl.where(terminated, 0.0, next_value) - value
-    next_target = tl.where(terminated, 0.0, tl.where(cut, next_value, later_target))
-    grad_rho = grad_advantage * (reward + gamma * next_target - value) + y * delta
-    grad_c = tl.where(cut, 0.0, y * gamma * (later_target - later_value))
+    next_target = tl.where(terminated, 0.0, tl.where(cut, next_value, later_value + lmbda * correction))
+    grad_rho = y * delta
+    grad_pg_rho = grad_advantage * (reward + gamma * next_target - value)
+    grad_c = tl.where(cut, 0.0, y * gamma * lmbda * correction)
     # At the threshold itself the gradient is the ratio's, as clamp_max has it.
-    grad_ratio = tl.where(ratio <= rho_thresh, grad_rho, 0.0) + tl.where(ratio <= c_thresh, grad_c, 0.0)
+    grad_ratio = tl.where(ratio <= rho_thresh, grad_rho, 0.0) + tl.where(ratio <= pg_rho_thresh, grad_pg_rho, 0.0)
+    grad_ratio += tl.where(ratio <= c_thresh, grad_c, 0.0)
     grad_log_pi = tl.where(log_pi - log_mu <= 80.0, grad_ratio * ratio, 0.0)
 
-    grad_reward = rho * (grad_advantage + y)
-    grad_next = tl.where(terminated, 0.0, gamma * rho * (y + tl.where(cut, grad_advantage, 0.0)))
-    # The scan starts from the gradient of the target, which is also the value's but for what delta takes off.
-    grad_value = _vtrace_backward_source(here, before, after, last) - grad_reward
+    grad_correction = _at_most(ratio, rho_thresh) * y
+    grad_own = _at_most(ratio, pg_rho_thresh) * grad_advantage
+    grad_reward = grad_correction + grad_own
+    grad_next = tl.where(terminated, 0.0, gamma * (grad_correction + tl.where(cut, grad_own, 0.0)))
+    # The target's gradient is also the value's, but for what the differences take off.
+    grad_value = grad_target + _to_next_value(before) - grad_reward
     return grad_log_pi, -grad_log_pi, grad_value, grad_next, grad_reward
 
 
