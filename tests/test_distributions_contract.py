@@ -1,92 +1,18 @@
-"""What every distribution keeps to, in one table: equal to its reference in every precision and mode, and exported."""
+"""What every distribution keeps to: equal to its reference in every precision and mode."""
 
 import copy
 import functools
-from typing import Any, Callable, List, NamedTuple, Tuple
+from typing import Any, Callable, List, Tuple
 
 import pytest
 import torch
+from distribution_cases import BATCHES, CASES, TOLERANCE, Case, assert_close, value_and_gradients
 from torch import Tensor, nn
-from torch import distributions as td
 
-from a2c_compiled import distributions, export
 from a2c_compiled.distributions import Distribution
-
-BATCHES = ([], [5], [3, 4])
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
-
-
-class Case(NamedTuple):
-    """A distribution, what it is to equal, and how a possible action comes of params and the reference.
-
-    ``gradient_in_action``: whether the log-probability is differentiable there.
-    """
-
-    distribution: Distribution
-    reference: Callable[[Tensor], Any]
-    gradient_in_action: bool = False
-
-    def __str__(self) -> str:
-        return type(self.distribution).__name__
-
-    def params(self, batch: List[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn([*batch, self.distribution.num_params], generator=generator, dtype=torch.float64).to(dtype)
-
-    def action(self, params: Tensor, seed: int = 1) -> Tensor:
-        torch.manual_seed(seed)
-        return self.distribution.sample(params)
-
-
-class SideBySide:
-    """Several of torch's distributions over one action."""
-
-    def __init__(self, parts: List[td.Distribution]) -> None:
-        self.parts = parts
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        return sum(part.log_prob(column) for part, column in zip(self.parts, action.unbind(-1), strict=True))
-
-    def entropy(self) -> Tensor:
-        return sum(part.entropy() for part in self.parts)
-
-    @property
-    def mode(self) -> Tensor:
-        return torch.stack([part.mode for part in self.parts], -1)
-
-
-class FloatBernoulli(td.Bernoulli):
-    """Takes integers too."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value.to(self.logits.dtype))
-
-
-NVEC = [2, 4, 1, 3]
-CASES = [
-    Case(
-        distributions.MultiCategorical(NVEC),
-        lambda params: SideBySide([td.Categorical(logits=logits) for logits in params.split(NVEC, -1)]),
-    ),
-    Case(distributions.Bernoulli(3), lambda params: td.Independent(FloatBernoulli(logits=params), 1)),
-]
 
 each = pytest.mark.parametrize("case", CASES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-
-
-def value_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
-    """The value, and the gradients of a weighted sum of it."""
-    inputs = tuple(x.detach().clone().requires_grad_() for x in inputs)
-    value = function(*inputs)
-    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).reshape(value.shape).to(value.dtype)
-    gradients = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True, materialize_grads=True)
-    return [value.detach(), *gradients]
-
-
-def assert_close(actual: List[Tensor], expected: List[Tensor], tolerance: float) -> None:
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, atol=tolerance, rtol=tolerance)
 
 
 def log_prob_of(case: Case, of: Callable[[Tensor], Any], params: Tensor, action: Tensor) -> List[Tensor]:
@@ -255,21 +181,6 @@ def test_compiled_whole_equals_eager(case: Case, rows: int, compiled: Callable[[
     expected, shapes = run(Everything(case.distribution), example(case, [rows]))
     assert_close(actual, expected, 1e-5)
     assert [(x.shape, x.dtype) for x in drawn] == [(x.shape, x.dtype) for x in shapes]
-
-
-@each
-@pytest.mark.parametrize("exporter", [export.export_onnx, export.export_torchscript], ids=["onnx", "torchscript"])
-def test_policies_are_exported(case: Case, exporter: Callable[..., Any], tmp_path: Any) -> None:
-    actor, critic = nn.Linear(3, case.distribution.num_params), nn.Linear(3, 1)
-    observation = torch.randn(5, 3)
-    noise = case.distribution.noise(actor(observation)).detach()
-    greedy, sampled = export.GreedyPolicy(actor, case.distribution), export.SampledPolicy(actor, critic, case.distribution)
-    suffix = {export.export_onnx: ".onnx"}.get(exporter, ".pt")
-    for module, inputs in ((greedy, {"observation": observation}), (sampled, {"observation": observation, "noise": noise})):
-        path = tmp_path / f"{type(module).__name__}{suffix}"
-        exporter(module, inputs, path, ("N",))
-        report = export.verify(path)
-        assert report.passed, str(report)
 
 
 @each

@@ -3,7 +3,14 @@
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.bernoulli import Bernoulli
 from a2c_compiled.distributions.continuous import Normal, TanhNormal
-from a2c_compiled.distributions.discrete import Categorical, MaskedCategorical, MultiCategorical, OneHotCategorical
+from a2c_compiled.distributions.discrete import (
+    Categorical,
+    MaskedCategorical,
+    MaskedOneHotCategorical,
+    MultiCategorical,
+    OneHotCategorical,
+)
+from a2c_compiled.distributions.ordinal import OneHotOrdinal, Ordinal
 from a2c_compiled.distributions.scale import AddStateIndependentNormalScale
 from a2c_compiled.distributions.torch_distribution import TorchDistribution
 
@@ -13,9 +20,12 @@ __all__ = [
     "Categorical",
     "Distribution",
     "MaskedCategorical",
+    "MaskedOneHotCategorical",
     "MultiCategorical",
     "Normal",
     "OneHotCategorical",
+    "OneHotOrdinal",
+    "Ordinal",
     "TanhNormal",
     "TorchDistribution",
 ]

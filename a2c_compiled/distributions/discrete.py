@@ -109,6 +109,12 @@ class MaskedCategorical(Categorical):
         return logits.log_softmax(-1).masked_fill(forbidden, -float("inf"))
 
 
+class MaskedOneHotCategorical(MaskedCategorical, OneHotCategorical):
+    """One of those of ``n`` actions that are allowed, as a one-hot vector: ``params`` as in :class:`MaskedCategorical`, the action as in
+    :class:`OneHotCategorical`. Equal to TorchRL's ``MaskedOneHotCategorical``, but for a mode with a single 1 also where several actions
+    are the most probable."""
+
+
 class MultiCategorical(Categorical):
     r"""Several independent choices, the i-th one among ``nvec[i]`` actions: gymnasium's ``MultiDiscrete``.
 

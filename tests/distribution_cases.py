@@ -1,0 +1,109 @@
+"""What the tests of all distributions draw from: each with what it is to equal, values with their gradients."""
+
+from typing import Any, Callable, List, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from a2c_compiled import distributions
+from a2c_compiled.distributions import Distribution
+
+BATCHES = ([], [5], [3, 4])
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
+
+
+class Case(NamedTuple):
+    """A distribution and what it is to equal.
+
+    ``prepare`` makes params of normal numbers; ``gradient_in_action`` says whether the log-probability is differentiable there.
+    """
+
+    distribution: Distribution
+    reference: Callable[[Tensor], Any]
+    gradient_in_action: bool = False
+    prepare: Callable[[Tensor], Tensor] = lambda params: params
+
+    def __str__(self) -> str:
+        return type(self.distribution).__name__
+
+    def params(self, batch: List[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        params = torch.randn([*batch, self.distribution.num_params], generator=generator, dtype=torch.float64)
+        return self.prepare(params).to(dtype)
+
+    def action(self, params: Tensor, seed: int = 1) -> Tensor:
+        torch.manual_seed(seed)
+        return self.distribution.sample(params)
+
+
+class SideBySide:
+    """Several of torch's distributions over one action."""
+
+    def __init__(self, parts: List[td.Distribution]) -> None:
+        self.parts = parts
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return sum(part.log_prob(column) for part, column in zip(self.parts, action.unbind(-1), strict=True))
+
+    def entropy(self) -> Tensor:
+        return sum(part.entropy() for part in self.parts)
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.stack([part.mode for part in self.parts], -1)
+
+
+class FloatBernoulli(td.Bernoulli):
+    """Takes integers too."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.to(self.logits.dtype))
+
+
+NVEC = [2, 4, 1, 3]
+
+
+def torchrl(name: str) -> Any:
+    return getattr(pytest.importorskip("torchrl.modules.distributions"), name)
+
+
+def masked(params: Tensor) -> Any:
+    logits, mask = params.chunk(2, -1)
+    theirs = torchrl("MaskedOneHotCategorical")(logits=logits, mask=mask != 0)
+    # Its own entropy has a gradient of NaN.
+    theirs.entropy = td.Categorical(logits=logits.masked_fill(mask == 0, -1e9)).entropy
+    return theirs
+
+
+def allowed(params: Tensor) -> Tensor:
+    """Logits, and a mask that allows the action of the largest."""
+    logits, mask = params.chunk(2, -1)
+    return torch.cat([logits, ((mask > -0.3) | (mask == mask.max(-1, keepdim=True).values)).to(params.dtype)], -1)
+
+
+CASES = [
+    Case(
+        distributions.MultiCategorical(NVEC),
+        lambda params: SideBySide([td.Categorical(logits=logits) for logits in params.split(NVEC, -1)]),
+    ),
+    Case(distributions.Bernoulli(3), lambda params: td.Independent(FloatBernoulli(logits=params), 1)),
+    Case(distributions.MaskedOneHotCategorical(4), masked, prepare=allowed),
+    Case(distributions.Ordinal(4), lambda params: torchrl("Ordinal")(params)),
+    Case(distributions.OneHotOrdinal(4), lambda params: torchrl("OneHotOrdinal")(params)),
+]
+
+
+def value_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
+    """The value, and the gradients of a weighted sum of it."""
+    inputs = tuple(x.detach().clone().requires_grad_() for x in inputs)
+    value = function(*inputs)
+    weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).reshape(value.shape).to(value.dtype)
+    gradients = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True, materialize_grads=True)
+    return [value.detach(), *gradients]
+
+
+def assert_close(actual: List[Tensor], expected: List[Tensor], tolerance: float) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, atol=tolerance, rtol=tolerance)
