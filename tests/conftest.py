@@ -27,6 +27,7 @@ _ABOUT_EXTRAS = {
     "gymnasium": ("test_cli.py", "test_runtime.py", "test_training.py"),
     "onnx": _ABOUT_EXPORT,
     "onnxruntime": _ABOUT_EXPORT,
+    "stable_baselines3": ("test_integration_stable_baselines3.py",),
 }
 collect_ignore = [
     file for package, files in _ABOUT_EXTRAS.items() if importlib.util.find_spec(package) is None for file in files

@@ -1,0 +1,96 @@
+"""The networks and the policy of a Stable-Baselines3 model as plain modules. All of it is TorchScript."""
+
+import copy
+from typing import List, NamedTuple
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import Tensor, nn
+
+from a2c_compiled.distributions import Distribution
+
+
+class GreedyAction(NamedTuple):
+    """Output of :class:`Policy`."""
+
+    action: Tensor
+
+
+class Network(nn.Module):
+    """Preprocessing, features extractor, hidden layers and head of an SB3 policy, for any number of leading dimensions."""
+
+    shape: List[int]
+
+    def __init__(
+        self, shape: List[int], preprocess: nn.Module, features_extractor: nn.Module, hidden: nn.Module, head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.preprocess = preprocess
+        self.features_extractor = _plain(features_extractor)
+        self.hidden = _plain(hidden)
+        self.head = _plain(head)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """``[*B, *shape]`` to ``[*B, outputs]``; ValueError for any other shape."""
+        leading = observation.dim() - len(self.shape)
+        if leading < 0 or list(observation.shape[leading:]) != self.shape:
+            raise ValueError(
+                f"observation: expected the last dimensions {self.shape} of the model's space, got shape {list(observation.shape)}"
+            )
+        features = self.features_extractor(self.preprocess(observation.reshape([-1] + self.shape)))
+        output = self.head(self.hidden(features))
+        return output.reshape(list(observation.shape[:leading]) + [output.size(-1)])
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """``module``, of the same parameters, with plain integers where SB3 took sizes from numpy, which TorchScript does not read."""
+    if type(module) is FlattenExtractor:
+        return nn.Flatten()
+    if type(module) is nn.Sequential:
+        return nn.Sequential(*map(_plain, module))
+    if type(module) is nn.Linear:
+        module = copy.copy(module)
+        module.in_features, module.out_features = int(module.in_features), int(module.out_features)
+    return module
+
+
+class Clipped(nn.Module):
+    """A vector of actions in the shape and the bounds of a Box."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.from_numpy(space.low.copy()), persistent=False)
+        self.register_buffer("high", torch.from_numpy(space.high.copy()), persistent=False)
+
+    def forward(self, action: Tensor) -> Tensor:
+        """``[*B, *space.shape]``."""
+        shaped = action.reshape(list(action.shape[:-1]) + list(self.low.shape))
+        return torch.minimum(torch.maximum(shaped, self.low), self.high)
+
+
+class Floating(nn.Module):
+    """Actions in float32."""
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Of the shape of ``action``."""
+        return action.float()
+
+
+class Policy(nn.Module):
+    """From an observation as the environment gives it to the action as ``model.predict(observation, deterministic=True)`` returns it."""
+
+    def __init__(self, raw: nn.Module, actor_network: nn.Module, distribution: Distribution, bounds: nn.Module) -> None:
+        super().__init__()
+        self.raw = raw
+        self.actor_network = actor_network
+        self.distribution = distribution
+        self.bounds = bounds
+
+    def forward(self, observation: Tensor) -> GreedyAction:
+        """``observation`` is ``[N, ...]``."""
+        return GreedyAction(self.bounds(self.distribution.mode(self.actor_network(self.raw(observation)))))

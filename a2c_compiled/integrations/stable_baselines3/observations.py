@@ -1,0 +1,101 @@
+"""What Stable-Baselines3 does to an observation before its networks see it, as modules. All of it is TorchScript."""
+
+from typing import Any, List, Optional, Sequence
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor, nn
+
+
+class Scaled(nn.Module):
+    """float32, divided by ``divisor``: 255 for images."""
+
+    def __init__(self, divisor: float = 1.0) -> None:
+        super().__init__()
+        self.divisor = divisor
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Of the shape of ``observation``."""
+        return observation.float() / self.divisor
+
+
+class OneHot(nn.Module):
+    """Integers as one-hot vectors side by side, the i-th one of length ``nvec[i]``: ``[N]`` or ``[N, len(nvec)]`` to ``[N, sum(nvec)]``."""
+
+    offsets: Tensor
+    classes: Tensor
+
+    def __init__(self, nvec: Sequence[int]) -> None:
+        super().__init__()
+        self.num_columns = len(nvec)
+        sizes = torch.tensor([int(n) for n in nvec])
+        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
+        self.register_buffer("classes", torch.arange(int(sizes.sum())), persistent=False)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """float32."""
+        places = observation.long().reshape(observation.size(0), self.num_columns) + self.offsets
+        return (places.unsqueeze(-1) == self.classes).any(-2).float()
+
+
+class Normalized(nn.Module):
+    """``VecNormalize`` with its statistics as they are now: ``clip((x - mean) / sqrt(var + epsilon))``, computed in float64 as there."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, env: VecNormalize) -> None:
+        super().__init__()
+        statistics: Any = env.obs_rms
+        self.clip = float(env.clip_obs)
+        self.register_buffer("mean", torch.from_numpy(np.asarray(statistics.mean, np.float64).copy()))
+        self.register_buffer("deviation", torch.from_numpy(np.sqrt(np.asarray(statistics.var, np.float64) + env.epsilon)))
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """float32, of the shape of ``observation``."""
+        return ((observation.double() - self.mean) / self.deviation).clamp(-self.clip, self.clip).float()
+
+
+class ChannelsFirst(nn.Module):
+    """Images ``[*B, H, W, C]`` as ``[*B, C, H, W]``; those that have the shape of the model's space already, as they are."""
+
+    shape: List[int]
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = list(shape)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Raises nothing: the networks check the shape."""
+        if list(observation.shape[-3:]) == self.shape:
+            return observation
+        return observation.movedim(-1, -3)
+
+
+def raw(space: spaces.Space, env: Optional[VecNormalize]) -> nn.Sequential:
+    """From an observation as the environment gives it to one of the model's ``space``."""
+    steps: List[nn.Module] = [ChannelsFirst(space.shape)] if is_image_space(space) and space.shape else []
+    return nn.Sequential(*steps, *([Normalized(env)] if env is not None and env.norm_obs else []))
+
+
+def preprocessing(space: spaces.Space, normalize_images: bool) -> nn.Module:
+    """From an observation of ``space``, ``[N, *space.shape]``, to what a features extractor takes.
+
+    Raises:
+        ValueError: the space is not supported.
+    """
+    if isinstance(space, spaces.Box):
+        return Scaled(255.0 if normalize_images and is_image_space(space) else 1.0)
+    if isinstance(space, spaces.MultiBinary):
+        return Scaled()
+    if isinstance(space, spaces.Discrete):
+        return OneHot([int(space.n)])
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return OneHot(space.nvec.tolist())
+    hint = " (a Dict is no single tensor, which the exported graphs take)" if isinstance(space, spaces.Dict) else ""
+    raise ValueError(
+        f"model: expected observations from a Box, a Discrete, a MultiBinary or a MultiDiscrete with one axis, got {space}{hint}"
+    )
