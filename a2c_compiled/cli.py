@@ -21,7 +21,7 @@ EPILOG = """examples:
 # Said here once more, so that the command describes itself where the extras are not installed.
 GRAPHS = ("policy", "policy-sampled", "loss", "estimator", "train-step")
 FORMATS = ("onnx", "torchscript", "pt2", "aot")
-SUBJECTS = ("estimators", "sweep", "packed", "loss", "update", "policy")
+SUBJECTS = ("estimators", "sweep", "packed", "loss", "update", "policy", "integrations")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

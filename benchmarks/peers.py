@@ -11,7 +11,7 @@ Each is left out where it is not installed, and gets its data in the form that i
 
 import importlib
 import importlib.util
-from functools import cache
+from functools import cache, partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -126,7 +126,7 @@ def _numpy_peers(asked: Question) -> Dict[str, Make]:
         found["numba, arrays"] = lambda: baselines.numba_gae(asked.steps, asked.rows)
         found["numba, tensors"] = lambda: baselines.numba_gae_of_tensors(asked.steps, asked.rows)
     if installed("stable_baselines3") and not asked.rows:
-        found["SB3 RolloutBuffer"] = lambda: _sb3(asked.steps)
+        found["SB3 RolloutBuffer"] = lambda: sb3(asked.steps)
     return found
 
 
@@ -147,7 +147,8 @@ def folded_reward(steps: Steps) -> Tensor:
     return steps["reward"] + GAMMA * steps["next_state_value"].masked_fill(~truncated, 0.0)
 
 
-def _sb3(steps: Steps) -> Contender:
+def sb3_buffer(steps: Steps) -> Tuple[Any, Tensor, Any]:
+    """A filled RolloutBuffer, with the last values and flags: what ``compute_returns_and_advantage`` takes."""
     import numpy as np
     from gymnasium import spaces
     from stable_baselines3.common.buffers import RolloutBuffer
@@ -158,9 +159,14 @@ def _sb3(steps: Steps) -> Contender:
     done = steps["done"].numpy()
     buffer.values[:], buffer.rewards[:] = steps["state_value"].numpy(), folded_reward(steps).numpy()
     buffer.episode_starts[1:] = done[:-1]
-    last_values = steps["next_state_value"][-1]
+    return buffer, steps["next_state_value"][-1], done[-1]
+
+
+def sb3(steps: Steps) -> Contender:
+    """The buffer's own method, or what stands in its place now."""
+    buffer, last_values, dones = sb3_buffer(steps)
     return Contender(
-        lambda: buffer.compute_returns_and_advantage(last_values, done[-1]),
+        partial(buffer.compute_returns_and_advantage, last_values, dones),
         lambda _: [torch.from_numpy(buffer.advantages), torch.from_numpy(buffer.returns)],
     )
 

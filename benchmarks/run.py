@@ -13,6 +13,7 @@ from tqdm import tqdm
 from a2c_compiled._files import written_whole
 from a2c_compiled.benchmarks import (
     bench_estimators,
+    bench_integrations,
     bench_loss,
     bench_packed,
     bench_policy,
@@ -32,6 +33,7 @@ SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
     "loss": bench_loss.cases,
     "update": bench_update.cases,
     "policy": bench_policy.cases,
+    "integrations": bench_integrations.cases,
 }
 
 

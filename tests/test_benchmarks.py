@@ -304,7 +304,7 @@ def test_the_command_has_help(capsys):
         bench("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: a2c-compiled bench" in text
-    assert "any of estimators, sweep, packed, loss, update, policy, with commas between (default: all)" in text
+    assert "any of estimators, sweep, packed, loss, update, policy, integrations, with commas between (default: all)" in text
 
 
 def test_the_subjects_of_the_command_are_those_there_are():
