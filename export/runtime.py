@@ -525,6 +525,8 @@ class _Random:
             return self._generator.standard_normal(shape)
         if graph.noise == "logistic":
             return self._generator.logistic(size=shape)
+        if graph.noise == "uniform":
+            return self._generator.random(shape)
         raise ValueError(f"noise: expected an array, since {graph.path.name} does not say what to draw, got None")
 
     @property

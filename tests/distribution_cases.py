@@ -4,7 +4,7 @@ from typing import Any, Callable, List, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributions as td
 
 from a2c_compiled import distributions
@@ -83,6 +83,15 @@ def allowed(params: Tensor) -> Tensor:
     return torch.cat([logits, ((mask > -0.3) | (mask == mask.max(-1, keepdim=True).values)).to(params.dtype)], -1)
 
 
+LOW, HIGH = [-1.0, 0.0, -1.5], [1.0, 0.75, 2.0]
+
+
+def truncated(params: Tensor) -> Any:
+    loc, raw = params.chunk(2, -1)
+    scale = nn.functional.softplus(raw)
+    return torchrl("TruncatedNormal")(loc, scale, low=params.new_tensor(LOW), high=params.new_tensor(HIGH))
+
+
 CASES = [
     Case(
         distributions.MultiCategorical(NVEC),
@@ -92,6 +101,8 @@ CASES = [
     Case(distributions.MaskedOneHotCategorical(4), masked, prepare=allowed),
     Case(distributions.Ordinal(4), lambda params: torchrl("Ordinal")(params)),
     Case(distributions.OneHotOrdinal(4), lambda params: torchrl("OneHotOrdinal")(params)),
+    # Not too narrow, since TorchRL gives up in the tails.
+    Case(distributions.TruncatedNormal(3, LOW, HIGH, "softplus"), truncated, True, lambda params: 0.5 * params + 0.75),
 ]
 
 

@@ -13,6 +13,7 @@ from a2c_compiled.distributions.discrete import (
 from a2c_compiled.distributions.ordinal import OneHotOrdinal, Ordinal
 from a2c_compiled.distributions.scale import AddStateIndependentNormalScale
 from a2c_compiled.distributions.torch_distribution import TorchDistribution
+from a2c_compiled.distributions.truncated_normal import TruncatedNormal
 
 __all__ = [
     "AddStateIndependentNormalScale",
@@ -28,4 +29,5 @@ __all__ = [
     "Ordinal",
     "TanhNormal",
     "TorchDistribution",
+    "TruncatedNormal",
 ]

@@ -26,7 +26,7 @@ class Distribution(CoefficientModule):
     has_entropy: bool
     num_params: int
     noise_kind: Optional[str] = None
-    """What :meth:`noise` draws: ``"gumbel"``, ``"logistic"`` or ``"normal"``, all standard; None where there is no such method."""
+    """What :meth:`noise` draws: ``"gumbel"``, ``"logistic"``, ``"normal"`` or ``"uniform"``, all standard; None where there is none."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-probability (density) of ``action``, ``[*B]``."""

@@ -73,7 +73,7 @@ class Normal(Distribution):
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-density of ``action`` of shape ``[*B, dim]``."""
-        _check_action(action, params, self.dim)
+        check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
         return _normal_log_prob((action.to(loc.dtype) - loc) / scale, scale).to(params.dtype)
 
@@ -126,9 +126,7 @@ class TanhNormal(Normal):
         upscale: float = 5.0,
     ) -> None:
         super().__init__(dim, scale_mapping, scale_lb, tanh_loc, upscale)
-        low_, high_ = _bound("low", low, self.dim), _bound("high", high, self.dim)
-        if not bool((low_ < high_).all()):
-            raise ValueError(f"low: expected less than high, {high}, got {low}")
+        low_, high_ = box(low, high, self.dim)
         self.register_buffer("center", (high_ + low_) / 2, persistent=False)
         self.register_buffer("half_width", (high_ - low_) / 2, persistent=False)
 
@@ -138,7 +136,7 @@ class TanhNormal(Normal):
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-density of ``action`` of shape ``[*B, dim]``, inside the bounds or on them."""
-        _check_action(action, params, self.dim)
+        check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
         squashed = (action.to(loc.dtype) - self.center.to(loc.dtype)) / self.half_width.to(loc.dtype)
         u = _inside(squashed).atanh()
@@ -186,6 +184,14 @@ def _softplus_shift(scale_mapping: str) -> float:
     return softplus + math.log(-math.expm1(-softplus))
 
 
+def box(low: Union[float, Sequence[float]], high: Union[float, Sequence[float]], dim: int) -> Tuple[Tensor, Tensor]:
+    """Both bounds as float64 of shape ``[dim]``; ValueError unless they are the bounds of a box."""
+    lows, highs = _bound("low", low, dim), _bound("high", high, dim)
+    if not bool((lows < highs).all()):
+        raise ValueError(f"low: expected less than high, {high}, got {low}")
+    return lows, highs
+
+
 def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
     bound = torch.as_tensor(value, dtype=torch.float64)
     if bound.dim() > 1 or bound.numel() not in (1, dim):
@@ -195,7 +201,8 @@ def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
     return bound.expand(dim)
 
 
-def _check_action(action: Tensor, params: Tensor, dim: int) -> None:
+def check_real_action(action: Tensor, params: Tensor, dim: int) -> None:
+    """Raise ValueError or TypeError unless ``action`` is floating, ``[*B, dim]``."""
     check_action_shape(action, params, [dim])
     if not action.is_floating_point():
         raise TypeError(f"action: expected a floating dtype, got {action.dtype}")
