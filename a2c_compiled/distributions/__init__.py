@@ -3,6 +3,7 @@
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.bernoulli import Bernoulli
 from a2c_compiled.distributions.continuous import Normal, TanhNormal
+from a2c_compiled.distributions.delta import Delta, TanhDelta
 from a2c_compiled.distributions.discrete import (
     Categorical,
     MaskedCategorical,
@@ -19,6 +20,7 @@ __all__ = [
     "AddStateIndependentNormalScale",
     "Bernoulli",
     "Categorical",
+    "Delta",
     "Distribution",
     "MaskedCategorical",
     "MaskedOneHotCategorical",
@@ -27,6 +29,7 @@ __all__ = [
     "OneHotCategorical",
     "OneHotOrdinal",
     "Ordinal",
+    "TanhDelta",
     "TanhNormal",
     "TorchDistribution",
     "TruncatedNormal",
