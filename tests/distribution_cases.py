@@ -17,13 +17,16 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 class Case(NamedTuple):
     """A distribution and what it is to equal.
 
-    ``prepare`` makes params of normal numbers; ``gradient_in_action`` says whether the log-probability is differentiable there.
+    ``gradient_in_action`` says whether the log-probability is differentiable there, and ``gradient_from_noise`` whether
+    ``sample_from`` is in params. ``prepare`` makes params of normal numbers; ``tolerance`` is that of float64.
     """
 
     distribution: Distribution
     reference: Callable[[Tensor], Any]
     gradient_in_action: bool = False
     prepare: Callable[[Tensor], Tensor] = lambda params: params
+    gradient_from_noise: bool = True
+    tolerance: float = 1e-12
 
     def __str__(self) -> str:
         return type(self.distribution).__name__
@@ -92,6 +95,24 @@ def truncated(params: Tensor) -> Any:
     return torchrl("TruncatedNormal")(loc, scale, low=params.new_tensor(LOW), high=params.new_tensor(HIGH))
 
 
+class StretchedBeta(td.Independent):
+    """With the entropy and the mode that transformed distributions lack."""
+
+    def __init__(self, params: Tensor) -> None:
+        self.low, self.width = params.new_tensor(LOW), params.new_tensor(HIGH) - params.new_tensor(LOW)
+        self.beta = td.Beta(*(nn.functional.softplus(params) + 1).chunk(2, -1))
+        super().__init__(
+            td.TransformedDistribution(self.beta, td.AffineTransform(self.low, self.width), validate_args=False), 1
+        )
+
+    def entropy(self) -> Tensor:
+        return (self.beta.entropy() + self.width.log()).sum(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        return self.low + self.width * self.beta.mode
+
+
 CASES = [
     Case(
         distributions.MultiCategorical(NVEC),
@@ -103,6 +124,8 @@ CASES = [
     Case(distributions.OneHotOrdinal(4), lambda params: torchrl("OneHotOrdinal")(params)),
     # Not too narrow, since TorchRL gives up in the tails.
     Case(distributions.TruncatedNormal(3, LOW, HIGH, "softplus"), truncated, True, lambda params: 0.5 * params + 0.75),
+    # torch's trigamma function, in the gradient, is good to 1e-10.
+    Case(distributions.Beta(3, LOW, HIGH), StretchedBeta, True, gradient_from_noise=False, tolerance=1e-9),
 ]
 
 

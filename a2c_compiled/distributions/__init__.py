@@ -2,6 +2,7 @@
 
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.bernoulli import Bernoulli
+from a2c_compiled.distributions.beta import Beta
 from a2c_compiled.distributions.continuous import Normal, TanhNormal
 from a2c_compiled.distributions.delta import Delta, TanhDelta
 from a2c_compiled.distributions.discrete import (
@@ -19,6 +20,7 @@ from a2c_compiled.distributions.truncated_normal import TruncatedNormal
 __all__ = [
     "AddStateIndependentNormalScale",
     "Bernoulli",
+    "Beta",
     "Categorical",
     "Delta",
     "Distribution",

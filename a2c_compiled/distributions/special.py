@@ -51,3 +51,23 @@ def half_normal_quantile(tilt: Tensor, integral: Tensor, points: Tensor, weights
         step = left * (s * (tilt + 0.5 * s)).exp() * ((integral - done) / rest).clamp_min(-0.99).log1p()
         s = torch.minimum((s + step).clamp_min(0.0), end)
     return s
+
+
+def stirling_error(x: Tensor) -> Tensor:
+    r""":math:`\log\Gamma(x) - \big((x - \tfrac12)\log x - x + \tfrac12\log 2\pi\big)` for :math:`x \ge 1`: between 0 and 0.09.
+
+    The sum of what it loses over eight steps, :math:`(x + \tfrac12)\log(1 + 1/x) - 1` each, and Stirling's series after them, to 1e-14.
+    """
+    steps = x.unsqueeze(-1) + torch.arange(8, dtype=x.dtype, device=x.device)
+    r = 1.0 / (x + 8.0)
+    q = r * r
+    series = r * (1 / 12 - q * (1 / 360 - q * (1 / 1260 - q * (1 / 1680 - q * (1 / 1188 - q * (691 / 360360))))))
+    return ((steps + 0.5) * (1.0 / steps).log1p() - 1.0).sum(-1) + series
+
+
+def stirling_error_slope(x: Tensor) -> Tensor:
+    r"""Of :func:`stirling_error`: :math:`\psi(x) - \log x + \tfrac1{2x}`, where :math:`\psi` is the digamma function."""
+    steps = x.unsqueeze(-1) + torch.arange(8, dtype=x.dtype, device=x.device)
+    q = 1.0 / (x + 8.0).square()
+    series = -q * (1 / 12 - q * (1 / 120 - q * (1 / 252 - q * (1 / 240 - q * (1 / 132 - q * (691 / 32760))))))
+    return ((1.0 / steps).log1p() - 0.5 / steps - 0.5 / (steps + 1.0)).sum(-1) + series

@@ -1,0 +1,123 @@
+"""Vectors of numbers in a box, each a beta variable."""
+
+import math
+from typing import Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from a2c_compiled._precision import widen
+from a2c_compiled.distributions.base import Distribution, positive_int
+from a2c_compiled.distributions.continuous import box, check_real_action
+from a2c_compiled.distributions.special import stirling_error, stirling_error_slope
+
+
+class Beta(Distribution):
+    r"""A vector of independent beta variables, stretched to the box ``(low, high)``: bounded actions without squashing.
+
+    ``params`` are raw concentrations side by side, ``[*B, 2 * dim]``: :math:`\alpha = 1 + \operatorname{softplus}(\cdot)`, then
+    :math:`\beta` likewise. Both are above 1, so that the density has one peak, and is 0 at the bounds.
+
+    .. math::
+        \log p = \sum_i (\alpha_i - 1)\log y_i + (\beta_i - 1)\log(1 - y_i) - \log B(\alpha_i, \beta_i) - \log(h_i - l_i), \qquad
+        y = \tfrac{a - l}{h - l}
+
+    Actions at the bounds are scored a rounding error inside them. Equal to ``torch.distributions.Beta`` after an affine transform.
+
+    A sample is made of two gamma variables. :meth:`sample_from` takes, of eight candidates each that the noise makes, the first that is
+    accepted; that none is has a probability below 1e-10. It has no gradient; that of :meth:`rsample` is torch's.
+
+    Sources: Chou, Maturana and Scherer, Improving Stochastic Policy Gradients in Continuous Control using the Beta Distribution, 2017;
+    Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, 2000.
+
+    Args:
+        dim: length of the action.
+        low, high: bounds, numbers or one per dimension. They stay in float64 when the module changes dtype.
+    """
+
+    has_entropy = True
+    low: Tensor
+    width: Tensor
+
+    def __init__(self, dim: int, low: Union[float, Sequence[float]] = -1.0, high: Union[float, Sequence[float]] = 1.0) -> None:
+        super().__init__()
+        self.dim = positive_int("dim", dim)
+        self.num_params = 2 * self.dim
+        self.noise_kind = f"normal:{16 * self.dim},uniform:{16 * self.dim}"
+        low_, high_ = box(low, high, self.dim)
+        self.register_buffer("low", low_, persistent=False)
+        self.register_buffer("width", high_ - low_, persistent=False)
+
+    def concentrations(self, params: Tensor) -> Tuple[Tensor, Tensor]:
+        """Both ``[*B, dim]``, above 1."""
+        excess = self._excess(params)
+        return excess[..., 0, :] + 1.0, excess[..., 1, :] + 1.0
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Log-density of ``action`` of shape ``[*B, dim]``, inside the bounds or on them."""
+        check_real_action(action, params, self.dim)
+        a, b = self.concentrations(params)
+        low, width = self.low.to(a.dtype), self.width.to(a.dtype)
+        margin = 1e-15 if a.dtype == torch.float64 else 1e-6
+        x = action.to(a.dtype)
+        log_y, log_rest = ((x - low) / width).clamp_min(margin).log(), ((low + width - x) / width).clamp_min(margin).log()
+        # Relative to the mean y, whose logarithms these are: of large concentrations, only what is left of the two is large.
+        log_mean, log_mean_rest = -(b / a).log1p(), -(a / b).log1p()
+        data = a * (log_y - log_mean) + b * (log_rest - log_mean_rest) - log_y - log_rest
+        error = stirling_error(torch.stack([a, b, a + b]))
+        normaliser = (
+            0.5 * (log_mean + log_mean_rest + (a + b).log()) - 0.5 * math.log(2.0 * math.pi) + error[2] - error[0] - error[1]
+        )
+        return (data + normaliser - width.log()).sum(-1).to(params.dtype)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        r""":math:`\sum_i \log B - (\alpha_i - 1)\psi(\alpha_i) - (\beta_i - 1)\psi(\beta_i) + (s_i - 2)\psi(s_i) + \log(h_i - l_i)`, where
+        :math:`s = \alpha + \beta`, with Stirling's leading terms cancelled by hand."""
+        a, b = self.concentrations(params)
+        stacked = torch.stack([a, b, a + b])
+        error, slope, log = stirling_error(stacked), stirling_error_slope(stacked), stacked.log()
+        leading = (
+            0.5 * (log[0] + log[1]) - 1.5 * log[2] + 0.5 * (1.0 + math.log(2.0 * math.pi)) - 0.5 / a - 0.5 / b + 1.0 / (a + b)
+        )
+        rest = error[0] + error[1] - error[2] - (a - 1.0) * slope[0] - (b - 1.0) * slope[1] + (a + b - 2.0) * slope[2]
+        return (leading + rest + self.width.to(a.dtype).log()).sum(-1).to(params.dtype)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Where the density is largest."""
+        excess = self._excess(params) + 1e-30  # the middle, where the density is the same everywhere
+        return self._stretch(excess[..., 0, :] / excess.sum(-2)).to(params.dtype)
+
+    def noise(self, params: Tensor) -> Tensor:
+        """Eight standard normal numbers for each of ``2 * dim`` gamma variables, then as many uniform ones: ``[*B, 32 * dim]``."""
+        self.check_params(params)
+        wide = widen(params)
+        shape = list(wide.shape[:-1]) + [16 * self.dim]
+        options = torch.empty(shape, dtype=wide.dtype, device=wide.device)
+        return torch.cat([torch.randn_like(options), torch.rand_like(options)], -1)
+
+    def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
+        """The action of the first candidates that are accepted."""
+        excess = self._excess(params.detach())
+        normal, uniform = noise.unflatten(-1, [2, 2, self.dim, 8]).unbind(-4)
+        d = (excess + 2.0 / 3.0).unsqueeze(-1)
+        v = (1.0 + normal / (9.0 * d).sqrt()) ** 3
+        positive = v.clamp_min(1e-30)
+        accepted = (v > 0) & (uniform.log() < 0.5 * normal.square() + d * (1.0 - v + positive.log()))
+        rank = torch.arange(8, 0, -1, device=noise.device)  # the first: argmax may take any of equal ones
+        chosen = (accepted * rank).argmax(-1, keepdim=True)
+        gamma = (d * positive.gather(-1, chosen)).squeeze(-1)
+        return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
+
+    def rsample(self, params: Tensor) -> Tensor:
+        """An action, differentiable in ``params``; not made of :meth:`noise`."""
+        gamma = torch._standard_gamma(self._excess(params) + 1.0)
+        return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
+
+    def _excess(self, params: Tensor) -> Tensor:
+        """What the concentrations have above 1, ``[*B, 2, dim]``."""
+        self.check_params(params)
+        return functional.softplus(widen(params)).unflatten(-1, [2, self.dim])
+
+    def _stretch(self, y: Tensor) -> Tensor:
+        return self.low.to(y.dtype) + self.width.to(y.dtype) * y
