@@ -10,7 +10,7 @@ from a2c_compiled.functional.arguments import Coefficient, check_steps, coeffici
 from a2c_compiled.functional.packed import episode_ends
 from a2c_compiled.functional.results import ValueEstimate
 from a2c_compiled.kernels import forms
-from a2c_compiled.ops import fused_scan, linear_scan
+from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
 def generalized_advantage_estimate(
@@ -44,6 +44,12 @@ def generalized_advantage_estimate(
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016, eq. 16.
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if cu_seqlens is None:
+            ends = done, done if terminated is None else terminated
+            found = direct(forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
+            if found is not None:
+                return ValueEstimate(*found)
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     dim = time_dimension(reward, time_dim)
     done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)

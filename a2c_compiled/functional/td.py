@@ -17,7 +17,7 @@ from a2c_compiled.functional.arguments import (
 )
 from a2c_compiled.functional.packed import episode_ends, sequence_ends
 from a2c_compiled.kernels import forms
-from a2c_compiled.ops import fused_scan, linear_scan
+from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
 def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:
@@ -79,6 +79,12 @@ def td_lambda_return_estimate(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if cu_seqlens is None and (rolling_gamma is None or rolling_gamma):
+            ends = done, done if terminated is None else terminated
+            found = direct(forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
+            if found is not None:
+                return found[0]
     check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
     dim = time_dimension(reward, time_dim)
     done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)

@@ -10,7 +10,7 @@ from a2c_compiled.functional.arguments import Coefficient, check_steps, coeffici
 from a2c_compiled.functional.packed import episode_ends
 from a2c_compiled.functional.results import ValueEstimate
 from a2c_compiled.kernels import forms
-from a2c_compiled.ops import fused_scan, linear_scan
+from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
 def vtrace_advantage_estimate(
@@ -59,6 +59,15 @@ def vtrace_advantage_estimate(
 
     Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2.
     """
+    if pg_rho_thresh is None:
+        pg_rho_thresh = rho_thresh
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if cu_seqlens is None:
+            coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
+            steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
+            found = direct(forms.VTRACE, time_dim, *coefficients, *steps)
+            if found is not None:
+                return ValueEstimate(*found)
     check_steps(
         reward,
         {"done": done},
@@ -67,8 +76,6 @@ def vtrace_advantage_estimate(
     )
     dim = time_dimension(reward, time_dim)
     done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
-    if pg_rho_thresh is None:
-        pg_rho_thresh = rho_thresh
     if torch.jit.is_scripting():
         advantage, value_target = _vtrace(
             coefficient("gamma", gamma, reward),
@@ -97,6 +104,11 @@ def vtrace_advantage_estimate(
     return ValueEstimate(*_fused_vtrace(*coefficients, *values, done, no_bootstrap, dim))
 
 
+def importance_ratio(log_pi: Tensor, log_mu: Tensor) -> Tensor:
+    """:math:`\\pi/\\mu`, at most e^80: beyond, float32 overflows, and a clip would send a zero times infinity back."""
+    return (widen(log_pi) - widen(log_mu)).clamp_max(80.0).exp()
+
+
 def _vtrace(
     gamma: Tensor,
     rho_thresh: Tensor,
@@ -112,8 +124,7 @@ def _vtrace(
     terminated: Tensor,
     dim: int,
 ) -> Tuple[Tensor, Tensor]:
-    # Beyond, float32 overflows, and the clip below would send a zero times infinity back.
-    ratio = (widen(log_pi) - widen(log_mu)).clamp_max(80.0).exp()
+    ratio = importance_ratio(log_pi, log_mu)
     rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
     value, next_value, reward_ = widen(state_value), widen(next_state_value), widen(reward)
 

@@ -66,6 +66,15 @@ def run(
     return outputs
 
 
+def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
+    """The outputs of ``form``, or None unless every input is what :func:`run` asks for, and small, and asks for no gradient.
+
+    Checked and computed in one step, in a fraction of the time that each takes alone in Python. Coefficients may be numbers. Not for
+    when an operator would be seen, or code is traced.
+    """
+    return None if _extension is None else _extension.call(_NUMBERS[form.name], _LARGE, dim, *inputs)
+
+
 @functools.cache
 def _keep_freed_memory() -> None:
     """Have glibc keep up to 64 MiB of what is freed, by freeing a block of just under 32 MiB that is never touched.
