@@ -1,0 +1,110 @@
+"""TorchRL's losses and value estimators with less around the networks: the same results from fewer steps."""
+
+from typing import Any, Callable, Optional, Tuple, Union
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import skip_existing
+from torch import Tensor
+
+from a2c_compiled._dispatch import nothing_watches
+from a2c_compiled.integrations.torchrl.networks import are_own, are_views, plain_network
+
+Count = Callable[[Optional[str]], None]
+
+
+def call_value_nets(original: Callable[..., Any], count: Count) -> Callable[..., Any]:
+    """``ValueEstimatorBase._call_value_nets``: one call of the network on both observations, where TorchRL maps it over a stack of
+    TensorDicts and parameters."""
+
+    def replacement(
+        self: Any,
+        data: Any,
+        params: Any,
+        next_params: Any,
+        single_call: Any,
+        value_key: Any,
+        detach_next: bool,
+        vmap_randomness: str = "error",
+        *,
+        value_net: Any = None,
+    ) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return original(
+                self, data, params, next_params, single_call, value_key, detach_next, vmap_randomness, value_net=value_net
+            )
+        chunked = self.value_chunk_size is not None or self.num_chunks is not None
+        found: Union[Tuple[Any, Tensor], str] = "shifted or chunked values"
+        if not single_call and not chunked:
+            found = _values(self, data, params, next_params, value_key, self.value_network if value_net is None else value_net)
+        if isinstance(found, str):
+            count(f"value network: {found}")
+            return original(
+                self, data, params, next_params, single_call, value_key, detach_next, vmap_randomness, value_net=value_net
+            )
+        count(None)
+        data, values = found
+        value, next_value = values.unbind(0)
+        data.set(value_key, value)
+        data.set(("next", value_key), next_value)
+        return value, next_value.detach() if detach_next else next_value, None
+
+    return replacement
+
+
+def _values(
+    estimator: Any, data: Any, params: Any, next_params: Any, value_key: Any, value_net: Any
+) -> Union[Tuple[Any, Tensor], str]:
+    """The data, without NaN in next observations, and the values of both observations; or why not."""
+    plain = plain_network(value_net)
+    if plain is None or value_net.out_keys[0] != value_key or skip_existing():
+        return "more than layers from one entry to one entry"
+    if type(data) is not TensorDict or not nothing_watches():
+        return "data of another kind, or seen by a transform"
+    network, key = plain
+    data = estimator._sanitize_next_obs_nan(data, value_net.in_keys)
+    following = data.get("next", None)
+    if type(following) is not TensorDict:
+        return "data of another kind, or seen by a transform"
+    observation, next_observation = data.get(key, None), following.get(key, None)
+    if type(observation) is not Tensor or type(next_observation) is not Tensor:
+        return "data of another kind, or seen by a transform"
+    if _kind(observation) != _kind(next_observation) or (data.get(value_key, None) is None) != (
+        following.get(value_key, None) is None
+    ):
+        return "observations or values that differ"
+    if params is None and next_params is None:
+        values = network(torch.stack([observation, next_observation]))
+    elif not (are_views(params, value_net) and are_views(next_params, value_net)):
+        return "parameters of its own"
+    elif observation.requires_grad or next_observation.requires_grad:
+        return "observations that require grad"
+    else:
+        with torch.no_grad():  # of detached parameters there is no gradient
+            values = network(torch.stack([observation, next_observation]))
+    if values.shape[1 : 1 + data.batch_dims] != data.batch_size:
+        return "values of another shape"
+    return data, values
+
+
+def _kind(tensor: Tensor) -> Tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def in_place(original: Callable[..., Any], network: str) -> Callable[..., Any]:
+    """A method of a loss that puts the parameters into a network for as long as it runs: not where they are there already."""
+
+    def replacement(self: Any, *arguments: Any, **named: Any) -> Any:
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or not self._functional
+            or not are_own(getattr(self, network), getattr(self, f"{network}_params"))
+        ):
+            return original(self, *arguments, **named)
+        self.__dict__["_functional"] = False
+        try:
+            return original(self, *arguments, **named)
+        finally:
+            self.__dict__["_functional"] = True
+
+    return replacement
