@@ -170,8 +170,7 @@ def poisoned(arguments, where, names):
 
 def inputs(kind, steps):
     """What an estimator of ``kind`` takes of ``steps``, by name."""
-    names = inspect.signature(kind.forward).parameters
-    return {name: value for name, value in steps._asdict().items() if name in names}
+    return {name: value for name, value in steps._asdict().items() if kind.needs_log_prob or not name.startswith("log_")}
 
 
 @functools.cache

@@ -1,14 +1,13 @@
 """What the tests of export draw from: modules with the files that are made of them, and how a file is run."""
 
 import functools
-import inspect
 from pathlib import Path
 from typing import Any, Callable, Dict, NamedTuple
 
 import numpy as np
 import onnxruntime
 import torch
-from cases import make_steps
+from cases import inputs, make_steps
 from loss_cases import INSIDE, make_loss, make_loss_steps, of
 from tolerances import assert_close
 from torch import nn
@@ -148,11 +147,8 @@ class EstimatorCase(NamedTuple):
         if self.layout == "NT":
             options["time_dim"] = -1
         module = self.kind(gamma=0.97, **options)
-        names = inspect.signature(module.forward).parameters
-
         def make_inputs(steps, envs, ends):
-            made = make_steps(shape_of(self.layout, steps, envs), self.dtype, seed=steps, ends=ends)._asdict()
-            return {name: tensor for name, tensor in made.items() if name in names}
+            return inputs(self.kind, make_steps(shape_of(self.layout, steps, envs), self.dtype, seed=steps, ends=ends))
 
         return export_as(endings, folder, module, make_inputs, AXES[self.layout])
 

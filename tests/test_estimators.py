@@ -102,7 +102,8 @@ def test_estimator_equals_the_oracle_with_gradients(kind, options, dtype, shape,
 def test_estimator_equals_its_function(kind):
     steps = make_steps(SHAPE, torch.float32)
     advantage, value_target = kind(**coefficients(kind, gamma=0.97, lmbda=0.9))(**inputs(kind, steps))
-    result = getattr(functional, ADVANTAGE_FUNCTIONS[kind])(**call_arguments(ADVANTAGE_FUNCTIONS[kind], steps))
+    trace = {"lmbda": 0.9} if kind is VTrace else {}
+    result = getattr(functional, ADVANTAGE_FUNCTIONS[kind])(**call_arguments(ADVANTAGE_FUNCTIONS[kind], steps), **trace)
     if kind in RETURN_FUNCTIONS:
         name = RETURN_FUNCTIONS[kind]
         result = result, getattr(functional, name)(**call_arguments(name, steps))
@@ -286,7 +287,7 @@ def test_an_estimator_is_made_by_kind_with_the_losss_defaults(value_type, kind):
     assert type(module) is kind
     assert module.differentiable
     assert module.gamma.item() == 0.99
-    assert not hasattr(module, "lmbda") or module.lmbda.item() == 0.95
+    assert not hasattr(module, "lmbda") or module.lmbda.item() == (1.0 if kind is VTrace else 0.95)
 
 
 def test_every_member_of_the_enumeration_is_an_estimator_of_the_package():
@@ -408,7 +409,8 @@ def test_estimator_equals_torchrl_with_gradients(kind, options, monkeypatch):
         return result["advantage"], result["value_target"]
 
     arguments = inputs(kind, make_steps((batch, time, 1)))
-    module = kind(**coefficients(kind, gamma=gamma, lmbda=lmbda), **options, differentiable=True)
+    known = {"gamma": gamma} if kind is VTrace else {"gamma": gamma, "lmbda": lmbda}  # TorchRL's V-trace has no lambda
+    module = kind(**coefficients(kind, **known), **options, differentiable=True)
     results, gradients = evaluate(module, arguments)
     truths, true_gradients = evaluate(torchrl, arguments)
     for what, result, truth in zip(("advantage", "value_target"), results, truths, strict=True):

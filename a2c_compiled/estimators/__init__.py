@@ -1,13 +1,16 @@
 """Value estimators as modules: a function of :mod:`a2c_compiled.functional` with its hyperparameters."""
 
 from a2c_compiled.estimators.base import ValueEstimator
-from a2c_compiled.estimators.gae import GAE
+from a2c_compiled.estimators.gae import GAE, MultiAgentGAE
 from a2c_compiled.estimators.registry import ValueEstimators, make_value_estimator
-from a2c_compiled.estimators.td import TD0Estimator, TD1Estimator, TDLambdaEstimator
+from a2c_compiled.estimators.td import UPGO, NStepEstimator, TD0Estimator, TD1Estimator, TDLambdaEstimator
 from a2c_compiled.estimators.vtrace import VTrace
 
 __all__ = [
     "GAE",
+    "UPGO",
+    "MultiAgentGAE",
+    "NStepEstimator",
     "TD0Estimator",
     "TD1Estimator",
     "TDLambdaEstimator",

@@ -4,19 +4,22 @@ from enum import Enum
 from typing import Any, Optional, Union
 
 from a2c_compiled.estimators.base import ValueEstimator
-from a2c_compiled.estimators.gae import GAE
-from a2c_compiled.estimators.td import TD0Estimator, TD1Estimator, TDLambdaEstimator
+from a2c_compiled.estimators.gae import GAE, MultiAgentGAE
+from a2c_compiled.estimators.td import UPGO, NStepEstimator, TD0Estimator, TD1Estimator, TDLambdaEstimator
 from a2c_compiled.estimators.vtrace import VTrace
 
 
 class ValueEstimators(Enum):
-    """The value estimators, by TorchRL's names."""
+    """The value estimators, by TorchRL's names where it has them."""
 
     TD0 = TD0Estimator
     TD1 = TD1Estimator
     TDLambda = TDLambdaEstimator
     GAE = GAE
+    MAGAE = MultiAgentGAE
     VTrace = VTrace
+    NStep = NStepEstimator
+    UPGO = UPGO
 
 
 EstimatorKind = Union[ValueEstimators, str, type[ValueEstimator], ValueEstimator]

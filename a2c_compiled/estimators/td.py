@@ -1,4 +1,4 @@
-"""Temporal-difference estimators: one step, to the end, lambda-weighted."""
+"""Temporal-difference estimators: value targets that are returns, and advantages that are these less the value."""
 
 from typing import Optional, Union
 
@@ -6,19 +6,30 @@ from torch import Tensor
 
 from a2c_compiled._coefficients import UNIT
 from a2c_compiled._precision import widen
+from a2c_compiled.distributions.base import positive_int
 from a2c_compiled.estimators.base import ValueEstimator
 from a2c_compiled.functional import (
     ValueEstimate,
-    standardize,
+    n_step_return_estimate,
     td0_return_estimate,
     td1_return_estimate,
     td_lambda_return_estimate,
+    upgo_return_estimate,
 )
 from a2c_compiled.functional.arguments import check_steps
 
 
 class TDEstimator(ValueEstimator):
-    """What the estimators share whose value target is a return, and whose advantage is that return less the value."""
+    """What the estimators share whose advantage is a return less the value.
+
+    Args:
+        gamma: discount.
+        average_rewards: standardise the rewards over the batch.
+        smallest_std: what their standard deviation counts as at least.
+        time_dim: the dimension of time.
+        differentiable: let gradients pass.
+        across_processes: standardise over the data of all processes.
+    """
 
     def __init__(
         self,
@@ -27,31 +38,43 @@ class TDEstimator(ValueEstimator):
         smallest_std: float,
         time_dim: int,
         differentiable: bool,
+        across_processes: bool,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim)
+        super().__init__(gamma, differentiable, time_dim, smallest_std, across_processes)
         self.average_rewards = average_rewards
-        self.smallest_std = smallest_std
 
-    def returns(self, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Optional[Tensor]) -> Tensor:
-        """The return that is this estimator's value target."""
-        raise NotImplementedError
-
-    def forward(
+    def estimate(
         self,
+        gamma: Tensor,
         state_value: Tensor,
         next_state_value: Tensor,
         reward: Tensor,
         done: Tensor,
-        terminated: Optional[Tensor] = None,
+        terminated: Optional[Tensor],
+        log_pi: Optional[Tensor],
+        log_mu: Optional[Tensor],
     ) -> ValueEstimate:
-        """Advantage and value target, both of the shape of ``reward``."""
+        """The return less the value, and the return."""
         check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
-        wide_reward = widen(self.source(reward))
-        if self.average_rewards:
-            wide_reward = standardize(wide_reward, self.smallest_std)
-        value_target = self.returns(widen(self.source(next_state_value)), wide_reward, done, terminated)
-        advantage = value_target - widen(self.source(state_value))
-        return ValueEstimate(advantage.to(reward.dtype), value_target.to(reward.dtype))
+        wide_value = widen(state_value)
+        value_target = self.returns(gamma, wide_value, widen(next_state_value), widen(reward), done, terminated)
+        return ValueEstimate((value_target - wide_value).to(reward.dtype), value_target.to(reward.dtype))
+
+    def returns(
+        self,
+        gamma: Tensor,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+    ) -> Tensor:
+        """The return that is this estimator's value target."""
+        raise NotImplementedError
+
+    def standardizes_reward(self) -> bool:
+        """``average_rewards``."""
+        return self.average_rewards
 
 
 class TD0Estimator(TDEstimator):
@@ -61,14 +84,29 @@ class TD0Estimator(TDEstimator):
         gamma: discount.
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
         differentiable: let gradients pass.
+        across_processes: standardise over the data of all processes.
     """
 
-    def __init__(self, gamma: Union[float, Tensor] = 0.99, average_rewards: bool = False, differentiable: bool = False) -> None:
-        super().__init__(gamma, average_rewards, 1e-5, -2, differentiable)
+    def __init__(
+        self,
+        gamma: Union[float, Tensor] = 0.99,
+        average_rewards: bool = False,
+        differentiable: bool = False,
+        across_processes: bool = False,
+    ) -> None:
+        super().__init__(gamma, average_rewards, 1e-5, -2, differentiable, across_processes)
 
-    def returns(self, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Optional[Tensor]) -> Tensor:
+    def returns(
+        self,
+        gamma: Tensor,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+    ) -> Tensor:
         """The one-step return."""
-        return td0_return_estimate(self.gamma, next_state_value, reward, done if terminated is None else terminated)
+        return td0_return_estimate(gamma, next_state_value, reward, done if terminated is None else terminated)
 
 
 class TD1Estimator(TDEstimator):
@@ -79,6 +117,7 @@ class TD1Estimator(TDEstimator):
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
         time_dim: the dimension of time.
         differentiable: let gradients pass.
+        across_processes: standardise over the data of all processes.
     """
 
     def __init__(
@@ -87,12 +126,21 @@ class TD1Estimator(TDEstimator):
         average_rewards: bool = False,
         time_dim: int = -2,
         differentiable: bool = False,
+        across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable)
+        super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
 
-    def returns(self, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Optional[Tensor]) -> Tensor:
+    def returns(
+        self,
+        gamma: Tensor,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+    ) -> Tensor:
         """The return to the end."""
-        return td1_return_estimate(self.gamma, next_state_value, reward, done, terminated, None, self.time_dim)
+        return td1_return_estimate(gamma, next_state_value, reward, done, terminated, None, self.time_dim)
 
 
 class TDLambdaEstimator(TDEstimator):
@@ -104,6 +152,7 @@ class TDLambdaEstimator(TDEstimator):
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-4).
         time_dim: the dimension of time.
         differentiable: let gradients pass.
+        across_processes: standardise over the data of all processes.
     """
 
     lmbda: Tensor
@@ -115,12 +164,90 @@ class TDLambdaEstimator(TDEstimator):
         average_rewards: bool = False,
         time_dim: int = -2,
         differentiable: bool = False,
+        across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, 1e-4, time_dim, differentiable)
+        super().__init__(gamma, average_rewards, 1e-4, time_dim, differentiable, across_processes)
         self.register_coefficient("lmbda", lmbda, UNIT)
 
-    def returns(self, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Optional[Tensor]) -> Tensor:
+    def returns(
+        self,
+        gamma: Tensor,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+    ) -> Tensor:
         """The lambda return."""
-        return td_lambda_return_estimate(
-            self.gamma, self.lmbda, next_state_value, reward, done, terminated, None, self.time_dim
-        )
+        return td_lambda_return_estimate(gamma, self.lmbda, next_state_value, reward, done, terminated, None, self.time_dim)
+
+
+class NStepEstimator(TDEstimator):
+    """Returns of ``n`` steps: :func:`~a2c_compiled.functional.n_step_return_estimate` as a module.
+
+    Args:
+        n: how many rewards there are before the bootstrap: 1 is TD(0).
+        gamma: discount.
+        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
+        time_dim: the dimension of time.
+        differentiable: let gradients pass.
+        across_processes: standardise over the data of all processes.
+    """
+
+    def __init__(
+        self,
+        n: int = 5,
+        gamma: Union[float, Tensor] = 0.99,
+        average_rewards: bool = False,
+        time_dim: int = -2,
+        differentiable: bool = False,
+        across_processes: bool = False,
+    ) -> None:
+        super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
+        self.n = positive_int("n", n)
+
+    def returns(
+        self,
+        gamma: Tensor,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+    ) -> Tensor:
+        """The n-step return."""
+        return n_step_return_estimate(gamma, self.n, next_state_value, reward, done, terminated, self.time_dim)
+
+
+class UPGO(TDEstimator):
+    """Upgoing returns: :func:`~a2c_compiled.functional.upgo_return_estimate` as a module.
+
+    Args:
+        gamma: discount.
+        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
+        time_dim: the dimension of time.
+        differentiable: let gradients pass.
+        across_processes: standardise over the data of all processes.
+    """
+
+    def __init__(
+        self,
+        gamma: Union[float, Tensor] = 0.99,
+        average_rewards: bool = False,
+        time_dim: int = -2,
+        differentiable: bool = False,
+        across_processes: bool = False,
+    ) -> None:
+        super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
+
+    def returns(
+        self,
+        gamma: Tensor,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+    ) -> Tensor:
+        """The upgoing return."""
+        return upgo_return_estimate(gamma, state_value, next_state_value, reward, done, terminated, self.time_dim)

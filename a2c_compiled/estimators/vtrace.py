@@ -4,9 +4,9 @@ from typing import Optional, Union
 
 from torch import Tensor
 
-from a2c_compiled._coefficients import POSITIVE
+from a2c_compiled._coefficients import POSITIVE, UNIT
 from a2c_compiled.estimators.base import ValueEstimator
-from a2c_compiled.functional import ValueEstimate, standardize, vtrace_advantage_estimate
+from a2c_compiled.functional import ValueEstimate, vtrace_advantage_estimate
 
 
 class VTrace(ValueEstimator):
@@ -19,11 +19,16 @@ class VTrace(ValueEstimator):
         average_adv: standardise the advantage over the batch (smallest standard deviation 1e-5).
         time_dim: the dimension of time.
         differentiable: let gradients pass.
+        across_processes: standardise over the data of all processes.
+        pg_rho_thresh: clip of the importance weight in the advantage; None is ``rho_thresh``.
+        lmbda: weight of the longer returns, from 0 to 1.
     """
 
     needs_log_prob = True
     rho_thresh: Tensor
     c_thresh: Tensor
+    pg_rho_thresh: Optional[Tensor]
+    lmbda: Tensor
 
     def __init__(
         self,
@@ -33,40 +38,50 @@ class VTrace(ValueEstimator):
         average_adv: bool = False,
         time_dim: int = -2,
         differentiable: bool = False,
+        across_processes: bool = False,
+        pg_rho_thresh: Optional[Union[float, Tensor]] = None,
+        lmbda: Union[float, Tensor] = 1.0,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim)
+        super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes)
         self.register_coefficient("rho_thresh", rho_thresh, POSITIVE)
         self.register_coefficient("c_thresh", c_thresh, POSITIVE)
+        self.register_coefficient("pg_rho_thresh", pg_rho_thresh, POSITIVE, optional=True)
+        self.register_coefficient("lmbda", lmbda, UNIT)
         self.average_adv = average_adv
 
-    def forward(
+    def estimate(
         self,
+        gamma: Tensor,
         state_value: Tensor,
         next_state_value: Tensor,
         reward: Tensor,
         done: Tensor,
-        terminated: Optional[Tensor] = None,
-        log_pi: Optional[Tensor] = None,
-        log_mu: Optional[Tensor] = None,
+        terminated: Optional[Tensor],
+        log_pi: Optional[Tensor],
+        log_mu: Optional[Tensor],
     ) -> ValueEstimate:
-        """Advantage and value target, both of the shape of ``reward``; ``log_pi`` and ``log_mu`` are required."""
+        """V-trace; ``log_pi`` and ``log_mu`` are required."""
         if log_pi is None:
             raise ValueError("log_pi: expected the log-probability of the action under the policy learnt, got None")
         if log_mu is None:
             raise ValueError("log_mu: expected the log-probability of the action under the policy that acted, got None")
-        advantage, value_target = vtrace_advantage_estimate(
-            self.gamma,
-            self.source(log_pi),
-            self.source(log_mu),
-            self.source(state_value),
-            self.source(next_state_value),
-            self.source(reward),
+        return vtrace_advantage_estimate(
+            gamma,
+            log_pi,
+            log_mu,
+            state_value,
+            next_state_value,
+            reward,
             done,
             terminated,
             self.rho_thresh,
             self.c_thresh,
             self.time_dim,
+            None,
+            self.pg_rho_thresh,
+            self.lmbda,
         )
-        if self.average_adv:
-            advantage = standardize(advantage, 1e-5)
-        return ValueEstimate(advantage, value_target)
+
+    def standardizes_advantage(self) -> bool:
+        """``average_adv``."""
+        return self.average_adv

@@ -20,8 +20,10 @@ What holds for all of them:
 """
 
 from a2c_compiled.functional.gae import generalized_advantage_estimate
+from a2c_compiled.functional.n_step import n_step_return_estimate
 from a2c_compiled.functional.normalization import standardize
 from a2c_compiled.functional.results import ValueEstimate
+from a2c_compiled.functional.retrace import retrace_return_estimate
 from a2c_compiled.functional.scan import reverse_scan, reward2go
 from a2c_compiled.functional.td import (
     td0_advantage_estimate,
@@ -31,11 +33,14 @@ from a2c_compiled.functional.td import (
     td_lambda_advantage_estimate,
     td_lambda_return_estimate,
 )
+from a2c_compiled.functional.upgo import upgo_return_estimate
 from a2c_compiled.functional.vtrace import vtrace_advantage_estimate
 
 __all__ = [
     "ValueEstimate",
     "generalized_advantage_estimate",
+    "n_step_return_estimate",
+    "retrace_return_estimate",
     "reverse_scan",
     "reward2go",
     "standardize",
@@ -45,5 +50,6 @@ __all__ = [
     "td1_return_estimate",
     "td_lambda_advantage_estimate",
     "td_lambda_return_estimate",
+    "upgo_return_estimate",
     "vtrace_advantage_estimate",
 ]

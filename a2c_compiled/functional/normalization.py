@@ -1,14 +1,114 @@
-"""Standardisation over a whole batch."""
+"""Standardisation over a batch, over groups of it, over processes. TorchScript, but for processes."""
 
+from typing import List, Optional
+
+import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
 
 
-def standardize(x: Tensor, eps: float) -> Tensor:
-    r""":math:`(x - \bar x) / \max(\sigma_x, \epsilon)` over all elements, with the unbiased standard deviation; 0 for a single element."""
+def standardize(
+    x: Tensor,
+    eps: float,
+    mask: Optional[Tensor] = None,
+    group: Optional[Tensor] = None,
+    separate_dim: Optional[int] = None,
+    across_processes: bool = False,
+) -> Tensor:
+    r""":math:`(x - \bar x) / \max(\sigma_x, \epsilon)` over all elements, with the unbiased standard deviation; 0 for a single element.
+
+    Args:
+        x: any shape, floating.
+        eps: smallest standard deviation.
+        mask: bool, of the shape of ``x``: what counts. The rest is 0 in the result, whatever it was.
+        group: integers, of the shape of ``x`` or of its leading dimensions: entries of one number are standardised by themselves.
+        separate_dim: a dimension whose entries are standardised each by itself.
+        across_processes: over the data of all processes of ``torch.distributed``'s default group, where there is one (every process is
+            to call; no gradient reaches mean and deviation). Nothing in TorchScript.
+
+    Raises:
+        ValueError: a shape does not fit, or groups are to be standardised across processes.
+        TypeError: ``group`` is not of integers, or ``mask`` not bool.
+    """
     wide = widen(x)
-    centered = wide - wide.sum() / max(wide.numel(), 1)
-    variance = centered.square().sum() / max(wide.numel() - 1, 1)
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
+        if mask.shape != x.shape:
+            raise ValueError(f"mask: expected the shape of the data, {list(x.shape)}, got {list(mask.shape)}")
+        wide = wide.masked_fill(~mask, 0.0)
+    index: Optional[Tensor] = None
+    if group is not None:
+        if across_processes:
+            raise ValueError("across_processes: expected False with groups, whose numbers differ between processes, got True")
+        index = _dense(_group_of_each(group, x, separate_dim))
+    dims: List[int] = []
+    if separate_dim is not None:
+        for i in range(x.dim()):
+            if i != separate_dim % x.dim():
+                dims.append(i)
+    if mask is None and index is None and separate_dim is None and not across_processes:
+        centered = wide - wide.sum() / max(wide.numel(), 1)
+        variance = centered.square().sum() / max(wide.numel() - 1, 1)
+    else:
+        counted = torch.ones_like(wide) if mask is None else mask.to(wide.dtype)
+        count = _total(counted, index, dims, across_processes)
+        centered = wide - _total(wide, index, dims, across_processes) / count.clamp_min(1.0)
+        if mask is not None:
+            centered = centered.masked_fill(~mask, 0.0)
+        variance = _total(centered.square(), index, dims, across_processes) / (count - 1.0).clamp_min(1.0)
     # Clamped before the root, whose derivative at 0 is infinite.
     return (centered / variance.clamp_min(eps * eps).sqrt()).to(x.dtype)
+
+
+def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes: bool) -> Tensor:
+    """Sums that broadcast to ``x``: of each group, else over ``dims``, which are all where there are none."""
+    if index is not None:
+        sums = torch.zeros(x.numel(), dtype=x.dtype, device=x.device).index_add(0, index, x.reshape(-1))
+        return sums.gather(0, index).reshape(x.shape)
+    total = x.sum(dims, keepdim=True) if len(dims) > 0 else x.sum()
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if across_processes:
+            return _over_processes(total)
+    return total
+
+
+@torch.jit.unused
+def _over_processes(total: Tensor) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return total
+    from torch.distributed import _functional_collectives as collectives  # these trace into a graph
+
+    world = torch.distributed.group.WORLD
+    return collectives.wait_tensor(collectives.all_reduce(total.detach(), "sum", world))  # type: ignore[arg-type]
+
+
+def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Tensor:
+    if group.is_floating_point() or group.dtype == torch.bool:
+        raise TypeError(f"group: expected an integer dtype, got {group.dtype}")
+    group = group.long()
+    while group.dim() < x.dim():
+        group = group.unsqueeze(-1)
+    fits = group.dim() == x.dim()
+    for i in range(min(group.dim(), x.dim())):
+        fits = fits and (group.size(i) == x.size(i) or group.size(i) == 1)
+    if not fits:
+        raise ValueError(
+            f"group: expected the shape of the data, {list(x.shape)}, or of its first dimensions, got {list(group.shape)}"
+        )
+    if separate_dim is not None:
+        size = x.size(separate_dim)
+        shape = [1] * x.dim()
+        shape[separate_dim] = size
+        group = group * size + torch.arange(size, device=x.device).reshape(shape)
+    return group.expand(x.shape).reshape(-1)
+
+
+def _dense(group: Tensor) -> Tensor:
+    """The same groups, numbered from 0 up. By sorting: torch.unique has as many results as there are groups, which no graph knows."""
+    ordered, order = group.sort()
+    if group.numel() == 0:
+        return group
+    begins = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
+    return torch.zeros_like(group).scatter(0, order, begins.cumsum(0))
