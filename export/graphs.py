@@ -107,7 +107,7 @@ def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Tensor]:
         ValueError: one that it needs is None.
     """
     unread = set()
-    if not loss.value_estimator.needs_log_prob:
+    if not loss.reads_log_prob:
         unread.add("log_prob")
     if loss.clip_value is None:
         unread.add("state_value")

@@ -147,6 +147,11 @@ def make_loss(distribution="Categorical", shared=False, networks=None, dtype=tor
     return A2CLoss(actor, critic, kind(size), **options)
 
 
+def present(outputs):
+    """The outputs that are not None, by name."""
+    return {name: value for name, value in outputs._asdict().items() if value is not None}
+
+
 def losses_of(outputs):
     """The outputs that are to be minimised, by name."""
     named = outputs._asdict() if hasattr(outputs, "_asdict") else dict(outputs.items())

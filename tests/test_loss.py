@@ -20,6 +20,7 @@ from loss_cases import (
     make_loss_steps,
     make_networks,
     of,
+    present,
     swapped,
 )
 from torch import nn
@@ -147,7 +148,7 @@ def test_half_precision_terms_give_float32_losses(dtype):
 def test_no_steps_give_a_loss_of_zero(shape, reduction, masked):
     mask = torch.ones(shape, dtype=torch.bool) if masked else None
     outputs = a2c_loss(**terms(shape), clip_value=torch.tensor(0.1), reduction=reduction, mask=mask)
-    for name, value in outputs._asdict().items():
+    for name, value in present(outputs).items():
         assert value.shape == (shape if reduction == "none" and name.startswith("loss_") else ())
         assert value.sum() == 0
 
@@ -177,7 +178,7 @@ def test_everything_masked_out_gives_zero(reduction):
     given = {name: torch.full_like(value, NAN) for name, value in terms().items()}
     mask = torch.zeros(4, 5, dtype=torch.bool)
     outputs = a2c_loss(**given, clip_value=torch.tensor(0.3), reduction=reduction, mask=mask)
-    assert all(value == 0 for value in outputs)
+    assert all(value == 0 for value in present(outputs).values())
 
 
 # The module
@@ -186,14 +187,16 @@ def test_everything_masked_out_gives_zero(reduction):
 @pytest.mark.parametrize("names", [GIVEN, INSIDE], ids=["given", "inside"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_unreduced_losses_have_the_shape_of_the_batch_and_the_rest_are_scalars(distribution, names):
-    loss = make_loss(distribution, reduction="none", clip_value=0.2)
-    outputs = loss(**of(make_loss_steps((4, 5), distribution), *names))
-    assert {name: tuple(value.shape) for name, value in outputs._asdict().items()} == {
+    loss = make_loss(distribution, reduction="none", clip_value=0.2, diagnostics=True)
+    outputs = loss(**of(make_loss_steps((4, 5), distribution), *names, "sample_log_prob"))
+    assert {name: tuple(value.shape) for name, value in present(outputs).items()} == {
         "loss_objective": (4, 5),
         "loss_critic": (4, 5),
         "entropy": (),
         "loss_entropy": (4, 5),
         "value_clip_fraction": (),
+        "explained_variance": (),
+        "kl_approx": (),
     }
     assert not outputs.entropy.requires_grad
     assert not outputs.value_clip_fraction.requires_grad
@@ -278,7 +281,7 @@ def test_positional_arguments_come_in_the_documented_order():
 
 
 def test_results_come_in_the_documented_order():
-    assert A2CLosses._fields == ALL_KEYS
+    assert A2CLosses._fields == (*ALL_KEYS, "explained_variance", "kl_approx")
 
 
 # What is switched off
@@ -481,15 +484,15 @@ def test_nan_in_padding_reaches_neither_losses_nor_gradients(names, distribution
             for name, value in of(steps, *names, "mask").items()
         }
         torch.manual_seed(0)
-        loss = make_loss(distribution, value_estimator="vtrace", clip_value=0.2)
+        loss = make_loss(distribution, value_estimator="vtrace", clip_value=0.2, diagnostics=True)
         outputs = loss(**padded)
-        return outputs, gradients(outputs, loss)
+        return present(outputs), gradients(outputs, loss)
 
     clean, clean_gradients = run(0.0)
     outputs, grads = run(NAN)
     assert_same(outputs, clean, 1e-6)
     assert_same(grads, clean_gradients, 1e-6)
-    assert all(value.isfinite().all() for value in (*outputs, *grads.values()))
+    assert all(value.isfinite().all() for value in (*outputs.values(), *grads.values()))
 
 
 def test_masked_steps_keep_their_place_in_the_trace():
@@ -506,7 +509,7 @@ def test_masked_steps_keep_their_place_in_the_trace():
 def test_nothing_that_counts_gives_zero_and_no_gradient():
     loss = make_loss(clip_value=0.2)
     outputs = loss(**of(make_loss_steps(), *INSIDE), mask=torch.zeros(4, 5, dtype=torch.bool))
-    assert all(value == 0 for value in outputs)
+    assert all(value == 0 for value in present(outputs).values())
     assert all((gradient == 0).all() for gradient in gradients(outputs, loss).values())
 
 
@@ -581,7 +584,7 @@ def test_half_precision_networks_give_float32_losses_near_the_exact_ones(distrib
     arguments = {k: v.float() if k in ("reward", *GIVEN) else v for k, v in of(steps, *names).items()}
     torch.manual_seed(0)
     outputs = loss(**arguments)
-    assert {value.dtype for value in outputs} == {torch.float32}
+    assert {value.dtype for value in present(outputs).values()} == {torch.float32}
     assert {gradient.dtype for gradient in gradients(outputs, loss).values()} == {dtype}
     torch.manual_seed(0)
     expected = exact(**{k: v.double() if v.is_floating_point() else v for k, v in arguments.items()})
@@ -701,7 +704,7 @@ def test_an_ensemble_by_vmap_equals_its_members(shared, estimator):
 
     def total(parameters):
         outputs = torch.func.functional_call(base, parameters, (), arguments, tie_weights=False)
-        return sum(losses_of(outputs).values()), outputs
+        return sum(losses_of(outputs).values()), present(outputs)
 
     stacked, _ = torch.func.stack_module_state(members)
     stacked = {name: stacked[name] for name, _ in base.named_parameters()}
@@ -709,7 +712,7 @@ def test_an_ensemble_by_vmap_equals_its_members(shared, estimator):
     for i, member in enumerate(members):
         own = member(**arguments)
         expected = torch.autograd.grad(sum(losses_of(own).values()), list(member.parameters()))
-        assert_same(A2CLosses(*(None if value is None else value[i] for value in outputs)), own)
+        assert_same({name: value[i] for name, value in outputs.items()}, present(own))
         assert_same({name: grad[i] for name, grad in grads.items()}, dict(zip(grads, expected, strict=True)))
 
 

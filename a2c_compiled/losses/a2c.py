@@ -20,6 +20,8 @@ class A2CLosses(NamedTuple):
     entropy: Optional[Tensor] = None
     loss_entropy: Optional[Tensor] = None
     value_clip_fraction: Optional[Tensor] = None
+    explained_variance: Optional[Tensor] = None
+    kl_approx: Optional[Tensor] = None
 
 
 def a2c_loss(
@@ -35,6 +37,8 @@ def a2c_loss(
     loss_critic_type: str = "smooth_l1",
     reduction: str = "mean",
     mask: Optional[Tensor] = None,
+    sample_log_prob: Optional[Tensor] = None,
+    diagnostics: bool = False,
 ) -> A2CLosses:
     r"""The advantage actor-critic objective.
 
@@ -59,6 +63,10 @@ def a2c_loss(
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         mask: bool, true where a step counts. The mean is over those steps; unreduced losses are 0 elsewhere. What is masked out is
             never read: NaN there does not leak.
+        sample_log_prob: log-probability of the action when it was taken, for ``kl_approx``.
+        diagnostics: also compute the share of the returns' variance that the values explain, :math:`1 - \operatorname{Var}(G - V) /
+            \operatorname{Var}(G)` (NaN or minus infinity where the returns are all equal), and where ``sample_log_prob`` is given an
+            estimate of :math:`\mathrm{KL}(\mu \| \pi)` of the policy that acted and the present one, :math:`\pi/\mu - 1 - \log(\pi/\mu)`.
 
     Returns:
         :class:`A2CLosses`; with ``reduction="none"`` the losses are ``[*B]``, otherwise scalars.
@@ -68,7 +76,8 @@ def a2c_loss(
 
     Half-precision inputs give float32 losses. No steps at all give a loss of 0.
 
-    Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; the clipped value loss is TorchRL's.
+    Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; the clipped value loss is TorchRL's; the estimate
+    of the divergence is Schulman's, Approximating KL Divergence, 2020.
     """
     _check_shape("advantage", advantage, log_prob)
     if mask is not None:
@@ -107,7 +116,18 @@ def a2c_loss(
             distance = torch.maximum(distance, clipped)
         loss_critic = _reduce(_scale(distance, critic_coef), reduction, mask)
 
-    return A2CLosses(loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction)
+    explained_variance: Optional[Tensor] = None
+    kl_approx: Optional[Tensor] = None
+    if diagnostics:
+        if new_state_value is not None and value_target is not None:
+            explained_variance = _explained_variance(new_state_value.detach(), value_target.detach(), mask)
+        if sample_log_prob is not None:
+            _check_shape("sample_log_prob", sample_log_prob, log_prob)
+            log_ratio = (_counted(log_prob, mask) - _counted(sample_log_prob, mask)).detach().clamp_max(80.0)
+            kl_approx = _mean(log_ratio.exp() - 1.0 - log_ratio, mask)
+    return A2CLosses(
+        loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx
+    )
 
 
 def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type: str) -> Tensor:
@@ -119,6 +139,14 @@ def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type:
     if loss_critic_type == "l1":
         return functional.l1_loss(state_value, value_target, reduction="none")
     raise ValueError(f"loss_critic_type: expected 'l1', 'l2' or 'smooth_l1', got '{loss_critic_type}'")
+
+
+def _explained_variance(state_value: Tensor, value_target: Tensor, mask: Optional[Tensor]) -> Tensor:
+    return 1.0 - _variance(value_target - state_value, mask) / _variance(value_target, mask)
+
+
+def _variance(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    return _mean(_counted(x - _mean(x, mask), mask).square(), mask)
 
 
 def _scale(loss: Tensor, coefficient: Optional[Tensor]) -> Tensor:

@@ -1,31 +1,46 @@
 """What the loss makes of its inputs before it computes: one shape, one pass, nothing unknown. All of it is TorchScript."""
 
-from typing import Optional
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 
-def concatenate(observation: Tensor, next_observation: Tensor) -> Tensor:
-    """Both one after the other; tuples part by part."""
+def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tensor:
+    """Both one after the other along ``dim``; tuples part by part."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
-            if not isinstance(next_observation, tuple) or len(next_observation) != len(observation):
-                raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors, as observation is")
-            pairs = zip(observation, next_observation, strict=True)
-            return tuple(concatenate(*pair) for pair in pairs)
+            return tuple(concatenate(*pair, dim) for pair in _pairs(observation, next_observation))
+    return torch.cat([observation, known(next_observation, observation)], dim)
+
+
+def known(next_observation: Tensor, observation: Tensor) -> Tensor:
+    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return tuple(known(next_part, part) for part, next_part in _pairs(observation, next_observation))
     if observation.shape != next_observation.shape:
         raise ValueError(
             f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
         )
-    return torch.cat([observation, _known(next_observation, observation)])
-
-
-def _known(next_observation: Tensor, observation: Tensor) -> Tensor:
-    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
     if not next_observation.is_floating_point():
         return next_observation
     return torch.where(next_observation.isnan(), observation, next_observation)
+
+
+@torch.jit.unused
+def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]) -> List[Tuple[Tensor, Tensor]]:
+    if not isinstance(next_observation, tuple) or len(next_observation) != len(observation):
+        raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors, as observation is")
+    return list(zip(observation, next_observation, strict=True))
+
+
+def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
+    """``observation`` cut along its first dimension: into ``count`` pieces, or into pieces of ``size`` where that is not 0."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return list(zip(*(chunks(part, size, count) for part in observation), strict=True))
+    return list(observation.split(size)) if size > 0 else list(observation.tensor_split(count))
 
 
 def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:

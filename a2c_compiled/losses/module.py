@@ -1,26 +1,26 @@
 """The A2C loss as a module: networks, distribution and value estimator around the objective."""
 
-import copy
 from typing import Any, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule
+from a2c_compiled._coefficients import NOT_NEGATIVE
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
+from a2c_compiled.distributions.base import positive_int
 from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
 from a2c_compiled.functional import ValueEstimate
 from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask
-from a2c_compiled.losses.held_out import detaching
-from a2c_compiled.losses.inputs import check_values, concatenate, finite, like, optional_finite, optional_like
+from a2c_compiled.losses.critic import CriticModule, CriticValues
+from a2c_compiled.losses.inputs import check_values, finite, like, optional_finite, optional_like
 
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
 
-class A2CLoss(CoefficientModule):
+class A2CLoss(CriticModule):
     """Advantage actor-critic loss over an actor network, a critic network and an action distribution.
 
     >>> loss = A2CLoss(actor, critic, distributions.Categorical(4))
@@ -47,6 +47,17 @@ class A2CLoss(CoefficientModule):
         reduction: of the losses: ``"mean"``, ``"sum"`` or ``"none"``.
         clip_value: largest step of the value that the critic's loss rewards; a number or a one-element tensor, None or 0 for no clipping.
         gamma: belongs to the value estimator; anything but None is refused.
+        advantage_norm: divide advantages by its ``scale()``, as :class:`PercentileNorm` has it. In training mode it is updated with the
+            value targets that are computed here; with advantages given, call ``advantage_norm.update(value_target)`` once a rollout.
+        shifted: evaluate the critic once on ``T + shifted_budget`` observations instead of on ``2 T``. Serves data whose next
+            observation is the next step's observation wherever the episode goes on (not n-step data).
+        shifted_budget: how many next observations of their own a trajectory has room for: one at the end, each further one for a step
+            before it that was cut short. Steps that find no room count no more: their trajectory ends earlier.
+        value_chunk_size, num_chunks: call the critic on so many leading entries at a time, or in so many pieces: less memory where its
+            inner tensors are large.
+        target_critic_network: gives the next observations' values in the critic's place; it does not learn, its parameters are set not
+            to require grad. ``torch.optim.swa_utils.AveragedModel`` follows a critic softly.
+        diagnostics: also give ``explained_variance`` and, where ``sample_log_prob`` is given, ``kl_approx``.
 
     ``entropy_coef``, ``critic_coef``, ``clip_value`` and the estimator's ``gamma`` and ``lmbda`` are buffers that can be assigned numbers
     at any time. ``out_keys`` can be assigned the names of the outputs wanted; the others are None.
@@ -56,7 +67,7 @@ class A2CLoss(CoefficientModule):
         ValueError: an option has a value that is not listed.
     """
 
-    __jit_unused_properties__ = ["out_keys"]
+    __jit_unused_properties__ = ["out_keys", "reads_log_prob"]
 
     entropy_coef: Tensor
     critic_coef: Optional[Tensor]
@@ -82,6 +93,13 @@ class A2CLoss(CoefficientModule):
         gamma: None = None,
         actor: Optional[nn.Module] = None,
         critic: Optional[nn.Module] = None,
+        advantage_norm: Optional[nn.Module] = None,
+        shifted: bool = False,
+        shifted_budget: int = 1,
+        value_chunk_size: Optional[int] = None,
+        num_chunks: Optional[int] = None,
+        target_critic_network: Optional[nn.Module] = None,
+        diagnostics: bool = False,
     ) -> None:
         super().__init__()
         actor_network = actor_network if actor is None else actor
@@ -96,6 +114,21 @@ class A2CLoss(CoefficientModule):
         self.actor_network: nn.Module = _checked("actor_network", actor_network, nn.Module)
         self.critic_network: nn.Module = _checked("critic_network", critic_network, nn.Module)
         self.distribution: Distribution = _checked("distribution", distribution, Distribution)
+        if value_chunk_size is not None and num_chunks is not None:
+            raise ValueError(f"num_chunks: expected None beside value_chunk_size, got {num_chunks}")
+        if shifted and target_critic_network is not None:
+            raise ValueError("shifted: expected False with a target_critic_network, which is another network, got True")
+        self.value_chunk_size = 0 if value_chunk_size is None else positive_int("value_chunk_size", value_chunk_size)
+        self.num_chunks = 0 if num_chunks is None else positive_int("num_chunks", num_chunks)
+        self.shifted = shifted
+        self.shifted_budget = positive_int("shifted_budget", shifted_budget)
+        self.advantage_norm = None if advantage_norm is None else _checked("advantage_norm", advantage_norm, nn.Module)
+        self.target_critic_network = None
+        if target_critic_network is not None:
+            self.target_critic_network = _checked("target_critic_network", target_critic_network, nn.Module).requires_grad_(
+                False
+            )
+        self.diagnostics = diagnostics
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
         self.samples_mc_entropy = samples_mc_entropy
@@ -133,14 +166,16 @@ class A2CLoss(CoefficientModule):
 
     @property
     def out_keys(self) -> Tuple[str, ...]:
-        """Names of the outputs that are not None, in order."""
+        """Names of the outputs that are not None, in order; ``kl_approx`` is where no ``sample_log_prob`` is given."""
         switched_off = set(self._dropped)
         if not self.entropy_bonus:
             switched_off |= {"entropy", "loss_entropy"}
         if self.critic_coef is None:
-            switched_off |= {"loss_critic", "value_clip_fraction"}
+            switched_off |= {"loss_critic", "value_clip_fraction", "explained_variance"}
         if self.clip_value is None:
             switched_off.add("value_clip_fraction")
+        if not self.diagnostics:
+            switched_off |= {"explained_variance", "kl_approx"}
         return tuple(name for name in A2CLosses._fields if name not in switched_off)
 
     @out_keys.setter
@@ -162,6 +197,8 @@ class A2CLoss(CoefficientModule):
         state_value: Optional[Tensor] = None,
         sample_log_prob: Optional[Tensor] = None,
         mask: Optional[Tensor] = None,
+        steps_to_next_obs: Optional[Tensor] = None,
+        group: Optional[Tensor] = None,
     ) -> A2CLosses:
         """The losses, with the advantage given or computed here.
 
@@ -182,7 +219,9 @@ class A2CLoss(CoefficientModule):
                 critic's present value, as in TorchRL, and then nothing is ever clipped.
             sample_log_prob: log-probability of the action when it was taken, for V-trace.
             mask: bool, ``[*B]`` or ``[*B, 1]``: which steps count; None for all. The others keep their place in the value estimator's
-                trace; what is NaN or infinite in them is read as 0.
+                trace, but not in what it standardises; what is NaN or infinite in them is read as 0.
+            steps_to_next_obs: integers of the shape of ``reward``: how many steps lie between observation and next observation.
+            group: integers of the shape of ``reward`` or ``[*B]``: rewards or advantages are standardised within each group.
 
         Returns:
             :class:`A2CLosses`; unreduced losses are ``[*B]``.
@@ -204,9 +243,9 @@ class A2CLoss(CoefficientModule):
         params = widen(self.actor_network(observation))
         log_prob = self.distribution.log_prob(params, action)
 
-        unwanted = "loss_critic" in self._dropped and (self.clip_value is None or "value_clip_fraction" in self._dropped)
-        with_critic = self.critic_coef is not None and not unwanted
+        with_critic = self.critic_coef is not None and not self._critic_is_unwanted()
         new_state_value: Optional[Tensor] = None
+        computes_advantage = advantage is None
         if advantage is None:
             if reward is None:
                 raise ValueError("reward: expected a tensor where no advantage is given, got None")
@@ -214,31 +253,48 @@ class A2CLoss(CoefficientModule):
                 raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
             if done is None:
                 raise ValueError("done: expected a tensor where no advantage is given, got None")
-            new_state_value, next_state_value = self._values(observation, next_observation, reward, with_critic)
-            estimate = self._estimate(new_state_value, next_state_value, reward, done, terminated, log_prob, sample_log_prob)
+            values = self._values(observation, next_observation, reward, done, terminated, log_prob, with_critic)
+            kept, last = values.kept, values.last
+            if kept is not None and last is not None:
+                mask = kept if mask is None else like(mask, log_prob) & kept
+                # The trace ends with the last step whose next value is known.
+                terminated = done if terminated is None else terminated
+                done = done | like(last, done)
+            new_state_value = values.state_value
+            estimate = self._estimate(
+                values, reward, done, terminated, log_prob, sample_log_prob, steps_to_next_obs, group, mask
+            )
             advantage, value_target = estimate.advantage, estimate.value_target
             if state_value is None:
                 state_value = new_state_value.detach()
         elif with_critic:
-            new_state_value = self._value(observation)
+            new_state_value = self.critic(observation, True)
             check_values(new_state_value, log_prob, "the actions")
+        advantage, mask = like(advantage, log_prob), optional_like(mask, log_prob)
+        value_target = optional_like(value_target, log_prob)
+        if self.advantage_norm is not None:
+            if computes_advantage and self.training and value_target is not None:
+                self.advantage_norm.update(value_target, mask)
+            advantage = advantage / self.advantage_norm.scale().to(advantage.dtype)
 
         entropy: Optional[Tensor] = None
         if self.entropy_bonus and not ("entropy" in self._dropped and "loss_entropy" in self._dropped):
             entropy = self.distribution.entropy_estimate(params, self.samples_mc_entropy)
         losses = a2c_loss(
             log_prob,
-            like(advantage, log_prob),
+            advantage,
             entropy,
             optional_like(new_state_value if with_critic else None, log_prob),
-            optional_like(value_target, log_prob),
+            value_target,
             optional_like(state_value, log_prob),
             self.entropy_coef,
             self.critic_coef,
             self.clip_value,
             self.loss_critic_type,
             self.reduction,
-            optional_like(mask, log_prob),
+            mask,
+            optional_like(sample_log_prob, log_prob) if self.diagnostics else None,
+            self.diagnostics,
         )
         return A2CLosses(
             None if "loss_objective" in self._dropped else losses.loss_objective,
@@ -246,67 +302,81 @@ class A2CLoss(CoefficientModule):
             None if "entropy" in self._dropped else losses.entropy,
             None if "loss_entropy" in self._dropped else losses.loss_entropy,
             None if "value_clip_fraction" in self._dropped else losses.value_clip_fraction,
+            None if "explained_variance" in self._dropped else losses.explained_variance,
+            None if "kl_approx" in self._dropped else losses.kl_approx,
         )
 
+    def _critic_is_unwanted(self) -> bool:
+        """Whether all that the critic learns from or reports is filtered out."""
+        clipped = self.clip_value is not None and "value_clip_fraction" not in self._dropped
+        explained = self.diagnostics and "explained_variance" not in self._dropped
+        return "loss_critic" in self._dropped and not clipped and not explained
+
+    @property
+    def reads_log_prob(self) -> bool:
+        """Whether ``sample_log_prob`` has any influence on the outputs."""
+        return self.value_estimator.needs_log_prob or "kl_approx" in self.out_keys
+
     def _values(
-        self, observation: Tensor, next_observation: Tensor, reward: Tensor, with_critic: bool
-    ) -> Tuple[Tensor, Tensor]:
-        """Values of both observations, in one pass of the critic."""
-        observations = concatenate(observation, next_observation)
-        if with_critic:
-            values = self._value(observations)
-        else:
-            with torch.no_grad():
-                values = self._value(observations)
-        steps = reward.size(0) if reward.dim() > 0 else -1
-        if values.size(0) != 2 * steps:
-            raise ValueError(
-                f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
-                f" got shape {list(reward.shape)}"
-            )
-        check_values(values.narrow(0, 0, steps), reward, "reward")
-        return values.narrow(0, 0, steps), values.narrow(0, steps, steps)
+        self,
+        observation: Tensor,
+        next_observation: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Optional[Tensor],
+        log_prob: Tensor,
+        with_critic: bool,
+    ) -> CriticValues:
+        """Values of both observations."""
+        time_dim = self.value_estimator.time_dim
+        if reward.dim() > 0:
+            time_dim = time_dim % reward.dim()
+        ends = done if terminated is None else terminated
+        values = self.critic_values(
+            observation, next_observation, reward, like(done, log_prob), like(ends, log_prob), time_dim, with_critic
+        )
+        if not self.value_estimator.several_agents:
+            check_values(values.state_value, reward, "reward")
+        return values
 
     def _estimate(
         self,
-        state_value: Tensor,
-        next_state_value: Tensor,
+        values: CriticValues,
         reward: Tensor,
         done: Tensor,
         terminated: Optional[Tensor],
         log_prob: Tensor,
         sample_log_prob: Optional[Tensor],
+        steps_to_next_obs: Optional[Tensor],
+        group: Optional[Tensor],
+        mask: Optional[Tensor],
     ) -> ValueEstimate:
         """Advantage and value target, with no gradient to either network."""
+        value, next_value = widen(values.state_value.detach()), widen(values.next_state_value.detach())
+        if not self.value_estimator.several_agents:
+            value, next_value = like(value, reward), like(next_value, reward)
         # In the networks' precision: environments hand over float64 rewards.
-        value, next_value = widen(like(state_value.detach(), reward)), widen(like(next_state_value.detach(), reward))
         if reward.is_floating_point():
             reward = reward.to(value.dtype)
+        log_pi: Optional[Tensor] = None
+        log_mu: Optional[Tensor] = None
         if self.value_estimator.needs_log_prob:
             if sample_log_prob is None:
                 raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
             log_pi = like(log_prob.detach(), reward).to(reward.dtype)
             log_mu = like(sample_log_prob, reward).to(reward.dtype)
-            return self.value_estimator(value, next_value, reward, done, terminated, log_pi, log_mu)
-        return self.value_estimator(value, next_value, reward, done, terminated)
-
-    def _value(self, observation: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self.critic_network(observation)
-        if not self._held_out:
-            return self.critic_network(observation)
-        parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
-        detached = {name: parameters[name].detach() for name in self._held_out}
-        return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)
-
-    def __prepare_scriptable__(self) -> "A2CLoss":
-        """TorchScript has no ``functional_call``: there the critic that is held out is written out with its ``detach`` calls."""
-        if not self._held_out:
-            return self
-        prepared = copy.copy(self)
-        prepared._modules = {**self._modules, "critic_network": detaching(self.critic_network, self._held_out)}
-        prepared._held_out = []
-        return prepared
+        return self.value_estimator(
+            value,
+            next_value,
+            reward,
+            done,
+            terminated,
+            log_pi,
+            log_mu,
+            optional_like(steps_to_next_obs, reward),
+            group,
+            optional_like(mask, value),
+        )
 
 
 def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[Union[float, Tensor]]:

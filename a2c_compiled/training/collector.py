@@ -71,7 +71,7 @@ class RolloutCollector:
         action = torch.stack(actions)
         reward, done, terminated, mask = (torch.from_numpy(x).to(device) for x in (rewards, dones, terminations, counted))
         log_prob = state_value = None
-        if self.loss.value_estimator.needs_log_prob:
+        if self.loss.reads_log_prob:
             log_prob = self.loss.distribution.log_prob(torch.stack(params), action)
         if self.loss.clip_value is not None:
             state_value = self.loss.critic_network(observation).reshape(reward.shape)

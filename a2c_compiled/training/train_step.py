@@ -20,6 +20,8 @@ class TrainMetrics(NamedTuple):
     entropy: Optional[Tensor]
     loss_entropy: Optional[Tensor]
     value_clip_fraction: Optional[Tensor]
+    explained_variance: Optional[Tensor]
+    kl_approx: Optional[Tensor]
     grad_norm: Tensor
 
 
@@ -125,6 +127,8 @@ class TrainStep(CoefficientModule):
             "state_value": rollout.state_value,
             "sample_log_prob": rollout.log_prob,
             "mask": rollout.mask,
+            "steps_to_next_obs": rollout.steps_to_next_obs,
+            "group": rollout.group,
         }
         with torch.enable_grad():
             inputs = (rollout.observation, rollout.action)
@@ -151,6 +155,8 @@ class TrainStep(CoefficientModule):
             losses.entropy,
             _detached(losses.loss_entropy),
             losses.value_clip_fraction,
+            losses.explained_variance,
+            losses.kl_approx,
             grad_norm,
         )
 

@@ -1,0 +1,126 @@
+"""How a loss asks its critic for values: in one pass over two rollouts' worth, in little more than one, or in chunks."""
+
+import copy
+from typing import Any, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled.losses.held_out import detaching
+from a2c_compiled.losses.inputs import chunks, concatenate, known, like
+from a2c_compiled.losses.shifted import shifted_slots, take_steps
+
+
+class CriticValues(NamedTuple):
+    """Values of the observations and of the next ones; with ``shifted`` also which steps they are known of, and the last of these."""
+
+    state_value: Tensor
+    next_state_value: Tensor
+    kept: Optional[Tensor]
+    last: Optional[Tensor]
+
+
+class CriticModule(CoefficientModule):
+    """A module with a critic network, and the ways to call it."""
+
+    critic_network: nn.Module
+    shifted: bool
+    shifted_budget: int
+    value_chunk_size: int  # 0 is all at once
+    num_chunks: int  # 0 is as many as there are
+    _held_out: List[str]  # parameters that the critic's loss does not teach
+
+    def critic_values(
+        self,
+        observation: Tensor,
+        next_observation: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Tensor,
+        time_dim: int,
+        with_gradient: bool,
+    ) -> CriticValues:
+        """Of both observations. ``done`` and ``terminated`` are ``[*B]``, with time at ``time_dim``, counted from the front.
+
+        Raises:
+            ValueError: the critic's values do not have the shape of the actions, or the observations do not agree.
+        """
+        if self.target_critic_network is not None:
+            state_value = self.critic(observation, with_gradient)
+            with torch.no_grad():
+                next_state_value = self.target_critic_network(known(next_observation, observation))
+            return CriticValues(state_value, next_state_value, None, None)
+        if self.shifted:
+            return self.shifted_values(observation, next_observation, done, terminated, time_dim, with_gradient)
+        values = self.critic(concatenate(observation, next_observation, 0), with_gradient)
+        steps = reward.size(0) if reward.dim() > 0 else -1
+        if values.size(0) != 2 * steps:
+            raise ValueError(
+                f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
+                f" got shape {list(reward.shape)}"
+            )
+        return CriticValues(values.narrow(0, 0, steps), values.narrow(0, steps, steps), None, None)
+
+    def shifted_values(
+        self,
+        observation: Tensor,
+        next_observation: Tensor,
+        done: Tensor,
+        terminated: Tensor,
+        time_dim: int,
+        with_gradient: bool,
+    ) -> CriticValues:
+        """As :meth:`critic_values`, from a sequence of ``T + shifted_budget`` observations."""
+        slots = shifted_slots(done, terminated, time_dim, self.shifted_budget)
+        both = concatenate(observation, next_observation, time_dim)
+        values = like(self.critic(selected(both, slots.source, time_dim), with_gradient), slots.source)
+        return CriticValues(
+            take_steps(values, slots.observation, time_dim),
+            take_steps(values, slots.next_observation, time_dim),
+            slots.kept,
+            slots.last,
+        )
+
+    def critic(self, observation: Tensor, with_gradient: bool) -> Tensor:
+        """Values, in chunks where asked for."""
+        if with_gradient:
+            values = self._values_in_chunks(observation)
+        else:
+            with torch.no_grad():
+                values = self._values_in_chunks(observation)
+        return values
+
+    def _values_in_chunks(self, observation: Tensor) -> Tensor:
+        if self.value_chunk_size == 0 and self.num_chunks == 0:
+            return self._value(observation)
+        values: List[Tensor] = []
+        for chunk in chunks(observation, self.value_chunk_size, self.num_chunks):
+            values.append(self._value(chunk))
+        return torch.cat(values)
+
+    def _value(self, observation: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self.critic_network(observation)
+        if not self._held_out:
+            return self.critic_network(observation)
+        parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
+        detached = {name: parameters[name].detach() for name in self._held_out}
+        return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)
+
+    def __prepare_scriptable__(self) -> Any:
+        """TorchScript has no ``functional_call``: there the critic that is held out is written out with its ``detach`` calls."""
+        if not self._held_out:
+            return self
+        prepared = copy.copy(self)
+        prepared._modules = {**self._modules, "critic_network": detaching(self.critic_network, self._held_out)}
+        prepared._held_out = []
+        return prepared
+
+
+def selected(observation: Tensor, index: Tensor, dim: int) -> Tensor:
+    """:func:`take_steps`, of tuples part by part."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return tuple(selected(part, index, dim) for part in observation)
+    return take_steps(observation, index, dim)
