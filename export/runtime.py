@@ -86,8 +86,8 @@ class Policy:
 
         Args:
             observation: ``[N, ...]``, or one without ``N``, of the dtype that was exported or one that numpy converts to it (same_kind).
-            noise: what a sampled policy makes actions of, a row for each observation: standard Gumbel for choices, standard normal for
-                vectors. None draws it.
+            noise: what a sampled policy makes actions of, a row for each observation: what its distribution's ``noise``
+                draws, such as standard Gumbel for choices and standard normal for vectors. None draws it.
 
         Returns:
             The actions of a greedy policy, the :class:`PolicyOutput` of a sampled one.
@@ -290,8 +290,8 @@ class Learner:
             arrays["noise"] = noise.checked("rollout['noise']", given)
         action = arrays["action"]
         # A graph counts negative choices from the end, and on a GPU reads beyond it.
-        if self._choices is not None and not 0 <= action.min() <= action.max() < self._choices:
-            expected = f"choices from 0 to {self._choices - 1}"
+        if self._choices is not None and not ((action >= 0) & (action < self._choices)).all():
+            expected = "choices from 0 to " + " and ".join(str(n - 1) for n in self._choices)
             raise ValueError(f"rollout['action']: expected {expected}, got {action.min()} to {action.max()}")
         return arrays
 
@@ -454,11 +454,17 @@ def _described(module: str) -> str:
     return f"an exported {module}, {use.get(module, 'which is neither')}"
 
 
-def _choices(policy: _Graph) -> Optional[int]:
-    """How many actions there are to choose from; None where an action is no choice."""
-    noise = policy.inputs.get("noise")
-    is_choice = noise and policy.noise == "gumbel" and len(policy.outputs["action"].shape) == 1
-    return int(noise.shape[-1]) if noise and is_choice else None
+def _choices(policy: _Graph) -> Optional[List[int]]:
+    """How many actions each number of an action chooses from; None where one is no choice."""
+    noise, event = policy.inputs.get("noise"), policy.outputs["action"].shape[1:]
+    if noise is None or policy.noise is None:
+        return None
+    if policy.noise == "gumbel" and not event:
+        return [int(noise.shape[-1])]
+    kinds = [kind.partition(":") for kind in policy.noise.split(",")]
+    if event == (len(kinds),) and all(kind == "gumbel" and size for kind, _, size in kinds):
+        return [int(size) for _, _, size in kinds]
+    return None
 
 
 def _session(path: Path, model: Optional[bytes], provider: str, threads: int) -> InferenceSession:
@@ -519,15 +525,22 @@ class _Random:
 
     def draw(self, graph: _Graph, shape: Tuple[int, ...]) -> np.ndarray:
         """Noise of the kind that ``graph`` asks for, in float64."""
-        if graph.noise == "gumbel":
+        if graph.noise is None:
+            raise ValueError(f"noise: expected an array, since {graph.path.name} does not say what to draw, got None")
+        # Such as "normal", or "gumbel:4,normal:2": side by side, so many of each.
+        kinds = [kind.partition(":") for kind in graph.noise.split(",")]
+        return np.concatenate([self._draw(kind, (*shape[:-1], int(size or shape[-1]))) for kind, _, size in kinds], -1)
+
+    def _draw(self, kind: str, shape: Tuple[int, ...]) -> np.ndarray:
+        if kind == "gumbel":
             return self._generator.gumbel(size=shape)
-        if graph.noise == "normal":
-            return self._generator.standard_normal(shape)
-        if graph.noise == "logistic":
+        if kind == "logistic":
             return self._generator.logistic(size=shape)
-        if graph.noise == "uniform":
+        if kind == "normal":
+            return self._generator.standard_normal(shape)
+        if kind == "uniform":
             return self._generator.random(shape)
-        raise ValueError(f"noise: expected an array, since {graph.path.name} does not say what to draw, got None")
+        raise ValueError(f"noise: expected an array, since what to draw is not known here, {kind!r}, got None")
 
     @property
     def state(self) -> str:

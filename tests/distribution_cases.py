@@ -113,6 +113,40 @@ class StretchedBeta(td.Independent):
         return self.low + self.width * self.beta.mode
 
 
+class TorchRLComposite:
+    """Over the parts of one tensor: a choice, a vector of two numbers, two of yes and no."""
+
+    def __init__(self, params: Tensor) -> None:
+        tensordict = pytest.importorskip("tensordict")
+        choice, loc, raw, yes = params.split([3, 2, 2, 2], -1)
+        parts = {
+            "choice": td.Categorical(logits=choice),
+            "vector": td.Independent(td.Normal(loc, nn.functional.softplus(raw)), 1),
+            "yes": td.Independent(FloatBernoulli(logits=yes), 1),
+        }
+        given = tensordict.TensorDict({name: {"params": params} for name in parts}, params.shape[:-1])
+        makers = {name: lambda params, part=part: part for name, part in parts.items()}
+        self.batch = params.shape[:-1]
+        self.aggregate = tensordict.nn.set_composite_lp_aggregate(True)
+        self.tensordict = tensordict.TensorDict
+        self.theirs = tensordict.nn.CompositeDistribution(given, makers)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        choice, vector, yes = action.split([1, 2, 2], -1)
+        with self.aggregate:
+            parts = {"choice": choice.squeeze(-1).detach(), "vector": vector, "yes": yes.detach()}
+            return self.theirs.log_prob(self.tensordict(parts, self.batch))
+
+    def entropy(self) -> Tensor:
+        with self.aggregate:
+            return self.theirs.entropy()
+
+    @property
+    def mode(self) -> Tensor:
+        mode = self.theirs.mode
+        return torch.cat([mode["choice"].unsqueeze(-1), mode["vector"], mode["yes"]], -1)
+
+
 CASES = [
     Case(
         distributions.MultiCategorical(NVEC),
@@ -126,6 +160,11 @@ CASES = [
     Case(distributions.TruncatedNormal(3, LOW, HIGH, "softplus"), truncated, True, lambda params: 0.5 * params + 0.75),
     # torch's trigamma function, in the gradient, is good to 1e-10.
     Case(distributions.Beta(3, LOW, HIGH), StretchedBeta, True, gradient_from_noise=False, tolerance=1e-9),
+    Case(
+        distributions.Composite(distributions.Categorical(3), distributions.Normal(2, "softplus"), distributions.Bernoulli(2)),
+        TorchRLComposite,
+        True,
+    ),
 ]
 
 

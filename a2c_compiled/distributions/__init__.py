@@ -3,6 +3,7 @@
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.bernoulli import Bernoulli
 from a2c_compiled.distributions.beta import Beta
+from a2c_compiled.distributions.composite import Composite
 from a2c_compiled.distributions.continuous import Normal, TanhNormal
 from a2c_compiled.distributions.delta import Delta, TanhDelta
 from a2c_compiled.distributions.discrete import (
@@ -22,6 +23,7 @@ __all__ = [
     "Bernoulli",
     "Beta",
     "Categorical",
+    "Composite",
     "Delta",
     "Distribution",
     "MaskedCategorical",

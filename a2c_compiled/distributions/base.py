@@ -26,7 +26,8 @@ class Distribution(CoefficientModule):
     has_entropy: bool
     num_params: int
     noise_kind: Optional[str] = None
-    """What :meth:`noise` draws: ``"gumbel"``, ``"logistic"``, ``"normal"`` or ``"uniform"``, all standard; None where there is none."""
+    """What :meth:`noise` draws: ``"gumbel"``, ``"logistic"``, ``"normal"`` or ``"uniform"``, all standard, or several of them side by side
+    with how many numbers of each, as in ``"gumbel:4,normal:2"``; None where there is none."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-probability (density) of ``action``, ``[*B]``."""

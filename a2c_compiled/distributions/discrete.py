@@ -137,6 +137,7 @@ class MultiCategorical(Categorical):
         super().__init__(max(sizes))
         self.num_choices = len(sizes)
         self.num_params = sum(sizes)
+        self.noise_kind = ",".join(f"gumbel:{n}" for n in sizes)
         # A row for each choice, as long as the longest: where its logits are among all, and which entries it lacks.
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         places = [[start + min(k, n - 1) for k in range(self.n)] for start, n in zip(starts, sizes, strict=True)]

@@ -1,7 +1,7 @@
 """Choices among ``n`` actions that have an order."""
 
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.discrete import Categorical, OneHotCategorical
@@ -19,10 +19,19 @@ class Ordinal(Categorical):
     Equal to TorchRL's ``Ordinal``. Source: Tang and Agrawal, Discretizing Continuous Action Space for On-Policy Optimization, 2020.
     """
 
+    moves: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        moves = torch.ones(self.n, self.n, dtype=torch.bool).tril()
+        moves[:, 0] = False
+        self.register_buffer("moves", moves, persistent=False)
+
     def log_probs(self, params: Tensor) -> Tensor:
         """Log-probabilities of all actions, ``[*B, n]``."""
         self.check_params(params)
-        return functional.pad(widen(params).narrow(-1, 1, self.n - 1).cumsum(-1), [1, 0]).log_softmax(-1)
+        # Not cumsum, whose gradient cannot be traced for batches of any size.
+        return widen(params).unsqueeze(-2).masked_fill(~self.moves, 0.0).sum(-1).log_softmax(-1)
 
 
 class OneHotOrdinal(Ordinal, OneHotCategorical):

@@ -89,7 +89,9 @@ class TruncatedNormal(Normal):
         return (action + loc_slope * (loc - fixed_loc) + scale_slope * (scale - fixed_scale)).to(params.dtype)
 
     def _clamp(self, x: Tensor) -> Tensor:
-        return torch.clamp(x, self.low.to(x.dtype), self.high.to(x.dtype))
+        # Not torch.clamp, which ONNX takes for one with scalar bounds where there is one dimension.
+        low, high = self.low.to(x.dtype), self.high.to(x.dtype)
+        return torch.where(x < low, low, torch.where(x > high, high, x))
 
     def _integrals(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tuple[Tensor, Tensor]:
         """Below and above the mode, ``[*B, dim, 2]``: of the density relative to the mode's, and of that times its exponent."""

@@ -1,0 +1,150 @@
+"""Several distributions over one action."""
+
+from typing import TYPE_CHECKING, List, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled._precision import widen, working_dtype
+from a2c_compiled.distributions.base import Distribution
+from a2c_compiled.distributions.torch_distribution import TorchDistribution
+
+
+class Composite(Distribution):
+    r"""Independent parts of an action, each with a distribution of its own: ``heads``, in this order.
+
+    :math:`\log p = \sum_i \log p_i(a_i)`, and the entropy is the sum of the heads' entropies. ``params``, noise and action are those of the
+    heads side by side. The action is one tensor ``[*B, k]``, in which a single choice takes one column. It is floating if any head's is,
+    float32 where ``params`` are in half precision (choices up to :math:`2^{24}` are exact), and int64 otherwise. :meth:`split_action`
+    gives the heads' own actions, :meth:`join_actions` puts them together.
+
+    The entropy is in closed form if all heads have one; :meth:`entropy_estimate` samples those heads alone that have none.
+
+    Equal to TorchRL's ``CompositeDistribution`` with aggregated probabilities.
+
+    Args:
+        *heads: distributions; not :class:`TorchDistribution`, which makes no samples of noise.
+    """
+
+    if TYPE_CHECKING:  # TorchScript would take it at its word
+        heads: Sequence[Distribution]
+
+    def __init__(self, *heads: Distribution) -> None:
+        super().__init__()
+        if not heads:
+            raise ValueError("heads: expected at least one distribution, got none")
+        for head in heads:
+            if not isinstance(head, Distribution) or isinstance(head, TorchDistribution):
+                raise TypeError(
+                    f"heads: expected distributions of a2c_compiled that are made of noise, got {type(head).__name__}"
+                )
+        self.heads = nn.ModuleList(heads)  # type: ignore[assignment]
+        self.param_sizes = [head.num_params for head in heads]
+        self.num_params = sum(self.param_sizes)
+        self.has_entropy = all(head.has_entropy for head in heads)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            rows = [torch.zeros(1, head.num_params) for head in heads]
+            modes = [head.mode(row) for head, row in zip(heads, rows, strict=True)]
+            self.noise_sizes = [head.noise(row).size(-1) for head, row in zip(heads, rows, strict=True)]
+        self.is_single = [mode.dim() == 1 for mode in modes]
+        self.is_real = [mode.is_floating_point() for mode in modes]
+        self.action_sizes = [1 if mode.dim() == 1 else mode.size(-1) for mode in modes]
+        kinds = [(head.noise_kind, size) for head, size in zip(heads, self.noise_sizes, strict=True) if head.noise_kind]
+        self.noise_kind = ",".join(kind if ":" in kind else f"{kind}:{size}" for kind, size in kinds) or None
+
+    def split_action(self, action: Tensor) -> List[Tensor]:
+        """Each head's action in its own shape; those of discrete heads are int64.
+
+        Raises ValueError or TypeError unless ``action`` is ``[*B, k]``, floating if any head's is, else of an integer dtype.
+        """
+        if action.dim() == 0 or action.size(-1) != sum(self.action_sizes):
+            raise ValueError(f"action: expected shape [..., {sum(self.action_sizes)}], got {list(action.shape)}")
+        if action.is_floating_point() != any(self.is_real):
+            raise TypeError(f"action: expected {'a floating' if any(self.is_real) else 'an integer'} dtype, got {action.dtype}")
+        actions: List[Tensor] = []
+        for i, part in enumerate(action.split(self.action_sizes, -1)):
+            if not self.is_real[i]:
+                part = (part.round() if part.is_floating_point() else part).long()
+            actions.append(part.squeeze(-1) if self.is_single[i] else part)
+        return actions
+
+    def join_actions(self, actions: List[Tensor]) -> Tensor:
+        """The heads' actions side by side."""
+        if len(actions) != len(self.is_single):
+            raise ValueError(f"actions: expected {len(self.is_single)} tensors, got {len(actions)}")
+        dtype = torch.int64
+        for action in actions:
+            if action.is_floating_point():
+                dtype = working_dtype(action)
+        columns: List[Tensor] = []
+        for i, action in enumerate(actions):
+            columns.append((action.unsqueeze(-1) if self.is_single[i] else action).to(dtype))
+        return torch.cat(columns, -1)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """The sum of the heads' log-probabilities, of ``action`` of shape ``[*B, k]``."""
+        parts, actions = self._split_params(params), self.split_action(action)
+        log_prob = torch.zeros([], dtype=working_dtype(params), device=params.device)
+        for i, head in enumerate(self.heads):
+            log_prob = log_prob + head.log_prob(parts[i], actions[i])
+        return log_prob.to(params.dtype)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """The sum of the heads' entropies."""
+        parts = self._split_params(params)
+        entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
+        for i, head in enumerate(self.heads):
+            entropy = entropy + head.entropy(parts[i])
+        return entropy.to(params.dtype)
+
+    def entropy_estimate(self, params: Tensor, num_samples: int) -> Tensor:
+        """The sum of the heads' entropies: in closed form, or of a head that has none, the mean of ``-log_prob`` over samples."""
+        if self.has_entropy:
+            return self.entropy(params)
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
+        parts = self._split_params(params)
+        many = params.expand([num_samples] + list(params.shape))
+        many_parts, noise = self._split_params(many), self.noise(many).split(self.noise_sizes, -1)
+        entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
+        for i, head in enumerate(self.heads):
+            if head.has_entropy:
+                entropy = entropy + head.entropy(parts[i])
+            else:
+                entropy = entropy - head.sample_and_log_prob(many_parts[i], noise[i])[1].mean(0)
+        return entropy.to(params.dtype)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The heads' modes."""
+        parts = self._split_params(params)
+        return self.join_actions([head.mode(parts[i]) for i, head in enumerate(self.heads)])
+
+    def noise(self, params: Tensor) -> Tensor:
+        """The heads' noise side by side."""
+        parts = self._split_params(params)
+        return torch.cat([head.noise(parts[i]) for i, head in enumerate(self.heads)], -1)
+
+    def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
+        """The actions that the heads make of their noise."""
+        parts, noises = self._split_params(params), noise.split(self.noise_sizes, -1)
+        return self.join_actions([head.sample_from(parts[i], noises[i]) for i, head in enumerate(self.heads)])
+
+    def rsample(self, params: Tensor) -> Tensor:
+        """The heads' differentiable actions; NotImplementedError if a head is discrete."""
+        parts = self._split_params(params)
+        return self.join_actions([head.rsample(parts[i]) for i, head in enumerate(self.heads)])
+
+    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
+        """The actions that the heads make of their noise, and the sum of their log-probabilities."""
+        parts, noises = self._split_params(params), noise.split(self.noise_sizes, -1)
+        actions: List[Tensor] = []
+        total = torch.zeros([], dtype=working_dtype(params), device=params.device)
+        for i, head in enumerate(self.heads):
+            action, log_prob = head.sample_and_log_prob(parts[i], noises[i])
+            actions.append(action)
+            total = total + log_prob
+        return self.join_actions(actions), total.to(params.dtype)
+
+    def _split_params(self, params: Tensor) -> List[Tensor]:
+        self.check_params(params)
+        return widen(params).split(self.param_sizes, -1)
