@@ -3,15 +3,30 @@
 from typing import Optional, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._precision import widen
 
 
-class PercentileNorm(nn.Module):
+class AdvantageNorm(CoefficientModule):
+    """What divides advantages: a scale that follows the returns."""
+
+    def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
+        """Take new returns into account, those of ``mask`` where it is given."""
+        raise NotImplementedError
+
+    def scale(self) -> Tensor:
+        """What advantages are to be divided by."""
+        raise NotImplementedError
+
+
+class PercentileNorm(AdvantageNorm):
     r"""The span between two quantiles of the returns, averaged over time, to divide advantages by.
 
     :math:`\text{scale} = \max(\text{min\_scale},\ \overline{q_\text{high}} - \overline{q_\text{low}})`, where each mean moves towards the
     quantile of the latest returns by ``rate``. Large returns are scaled down, small and noisy ones are not blown up.
-    As TorchRL's ``PercentileValueNorm``.
+    As TorchRL's ``PercentileValueNorm``. The means are float64, and remain it where the module is converted to another dtype.
 
     Args:
         quantiles: the lower and the upper one.
@@ -39,20 +54,21 @@ class PercentileNorm(nn.Module):
         self.quantiles = (float(low), float(high))
         self.rate = float(rate)
         self.min_scale = float(min_scale)
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("low", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("high", torch.zeros((), dtype=torch.float64))
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
-        """Take new returns into account, those of ``mask`` where it is given."""
+        """Take new returns into account, those of ``mask`` where it is given; no returns change nothing."""
+        if value_target.numel() == 0:
+            return
         with torch.no_grad():
-            returns = value_target.detach().to(self.low.dtype).reshape(-1)
+            returns = widen(value_target.detach()).reshape(-1)
             counted = torch.ones_like(returns, dtype=torch.bool) if mask is None else mask.reshape(-1)
             ordered = returns.masked_fill(~counted, float("inf")).sort()[0]
             count = counted.sum()
-            # Where nothing counts, nothing moves.
-            rate = self.rate * (count > 0).to(ordered.dtype)
-            self.low.lerp_(torch.where(count > 0, _quantile(ordered, count, self.quantiles[0]), self.low), rate)
-            self.high.lerp_(torch.where(count > 0, _quantile(ordered, count, self.quantiles[1]), self.high), rate)
+            for mean, quantile in ((self.low, self.quantiles[0]), (self.high, self.quantiles[1])):
+                latest = torch.where(count > 0, _quantile(ordered, count, quantile), mean)
+                mean.lerp_(latest, self.rate)
 
     def scale(self) -> Tensor:
         """What advantages are to be divided by."""
@@ -61,7 +77,9 @@ class PercentileNorm(nn.Module):
 
 def _quantile(ordered: Tensor, count: Tensor, quantile: float) -> Tensor:
     """Of the first ``count`` of ``ordered``, between neighbours linearly. torch.quantile knows neither masks nor large data."""
-    place = quantile * (count - 1).clamp_min(0).to(ordered.dtype)
-    below = place.floor().long()
-    above = torch.minimum(below + 1, (count - 1).clamp_min(0))
-    return torch.lerp(ordered[below], ordered[above], place - below.to(ordered.dtype))
+    last = (count - 1).clamp_min(0).double()
+    place = quantile * last
+    below = place.floor()
+    # Indexing with a 0-d tensor would read the device.
+    neighbours = ordered.gather(0, torch.stack([below, torch.minimum(below + 1, last)]).long()).double()
+    return torch.lerp(neighbours[0], neighbours[1], place - below)

@@ -25,6 +25,7 @@ class CriticModule(CoefficientModule):
     """A module with a critic network, and the ways to call it."""
 
     critic_network: nn.Module
+    target_critic_network: Optional[nn.Module]
     shifted: bool
     shifted_budget: int
     value_chunk_size: int  # 0 is all at once
@@ -49,7 +50,7 @@ class CriticModule(CoefficientModule):
         if self.target_critic_network is not None:
             state_value = self.critic(observation, with_gradient)
             with torch.no_grad():
-                next_state_value = self.target_critic_network(known(next_observation, observation))
+                next_state_value = self._values_in_chunks(known(next_observation, observation), True)
             return CriticValues(state_value, next_state_value, None, None)
         if self.shifted:
             return self.shifted_values(observation, next_observation, done, terminated, time_dim, with_gradient)
@@ -85,21 +86,27 @@ class CriticModule(CoefficientModule):
     def critic(self, observation: Tensor, with_gradient: bool) -> Tensor:
         """Values, in chunks where asked for."""
         if with_gradient:
-            values = self._values_in_chunks(observation)
+            values = self._values_in_chunks(observation, False)
         else:
             with torch.no_grad():
-                values = self._values_in_chunks(observation)
+                values = self._values_in_chunks(observation, False)
         return values
 
-    def _values_in_chunks(self, observation: Tensor) -> Tensor:
+    def _values_in_chunks(self, observation: Tensor, of_target: bool) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+            if torch.compiler.is_exporting():  # a graph for any number of entries has no number of chunks
+                return self._value(observation, of_target)
         if self.value_chunk_size == 0 and self.num_chunks == 0:
-            return self._value(observation)
+            return self._value(observation, of_target)
         values: List[Tensor] = []
         for chunk in chunks(observation, self.value_chunk_size, self.num_chunks):
-            values.append(self._value(chunk))
+            values.append(self._value(chunk, of_target))
         return torch.cat(values)
 
-    def _value(self, observation: Tensor) -> Tensor:
+    def _value(self, observation: Tensor, of_target: bool) -> Tensor:
+        if self.target_critic_network is not None:  # noqa: SIM102 - TorchScript would look for the call where there is none
+            if of_target:
+                return self.target_critic_network(observation)
         if torch.jit.is_scripting():
             return self.critic_network(observation)
         if not self._held_out:

@@ -13,7 +13,9 @@ from a2c_compiled.distributions.base import positive_int
 from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
 from a2c_compiled.functional import ValueEstimate
+from a2c_compiled.functional.arguments import check_steps
 from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask
+from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.critic import CriticModule, CriticValues
 from a2c_compiled.losses.inputs import check_values, finite, like, optional_finite, optional_like
 
@@ -47,14 +49,14 @@ class A2CLoss(CriticModule):
         reduction: of the losses: ``"mean"``, ``"sum"`` or ``"none"``.
         clip_value: largest step of the value that the critic's loss rewards; a number or a one-element tensor, None or 0 for no clipping.
         gamma: belongs to the value estimator; anything but None is refused.
-        advantage_norm: divide advantages by its ``scale()``, as :class:`PercentileNorm` has it. In training mode it is updated with the
+        advantage_norm: a :class:`PercentileNorm`, by whose ``scale()`` advantages are divided. In training mode it is updated with the
             value targets that are computed here; with advantages given, call ``advantage_norm.update(value_target)`` once a rollout.
         shifted: evaluate the critic once on ``T + shifted_budget`` observations instead of on ``2 T``. Serves data whose next
             observation is the next step's observation wherever the episode goes on (not n-step data).
         shifted_budget: how many next observations of their own a trajectory has room for: one at the end, each further one for a step
             before it that was cut short. Steps that find no room count no more: their trajectory ends earlier.
         value_chunk_size, num_chunks: call the critic on so many leading entries at a time, or in so many pieces: less memory where its
-            inner tensors are large.
+            inner tensors are large. Not in exported graphs, which serve any number of entries: those call it once.
         target_critic_network: gives the next observations' values in the critic's place; it does not learn, its parameters are set not
             to require grad. ``torch.optim.swa_utils.AveragedModel`` follows a critic softly.
         diagnostics: also give ``explained_variance`` and, where ``sample_log_prob`` is given, ``kl_approx``.
@@ -93,7 +95,7 @@ class A2CLoss(CriticModule):
         gamma: None = None,
         actor: Optional[nn.Module] = None,
         critic: Optional[nn.Module] = None,
-        advantage_norm: Optional[nn.Module] = None,
+        advantage_norm: Optional[AdvantageNorm] = None,
         shifted: bool = False,
         shifted_budget: int = 1,
         value_chunk_size: Optional[int] = None,
@@ -122,12 +124,19 @@ class A2CLoss(CriticModule):
         self.num_chunks = 0 if num_chunks is None else positive_int("num_chunks", num_chunks)
         self.shifted = shifted
         self.shifted_budget = positive_int("shifted_budget", shifted_budget)
-        self.advantage_norm = None if advantage_norm is None else _checked("advantage_norm", advantage_norm, nn.Module)
+        self.advantage_norm = None if advantage_norm is None else _checked("advantage_norm", advantage_norm, AdvantageNorm)
         self.target_critic_network = None
         if target_critic_network is not None:
-            self.target_critic_network = _checked("target_critic_network", target_critic_network, nn.Module).requires_grad_(
-                False
-            )
+            target = _checked("target_critic_network", target_critic_network, nn.Module)
+            learning = {
+                id(parameter) for network in (self.actor_network, self.critic_network) for parameter in network.parameters()
+            }
+            if any(id(parameter) in learning for parameter in target.parameters()):
+                raise ValueError(
+                    "target_critic_network: expected parameters of its own, as copy.deepcopy(critic_network) has, got some of those that"
+                    " learn"
+                )
+            self.target_critic_network = target.requires_grad_(False)
         self.diagnostics = diagnostics
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
@@ -253,6 +262,10 @@ class A2CLoss(CriticModule):
                 raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
             if done is None:
                 raise ValueError("done: expected a tensor where no advantage is given, got None")
+            if self.shifted and steps_to_next_obs is not None:
+                raise ValueError(
+                    "steps_to_next_obs: expected None with shifted, which reads the next step's observation, got a tensor"
+                )
             values = self._values(observation, next_observation, reward, done, terminated, log_prob, with_critic)
             kept, last = values.kept, values.last
             if kept is not None and last is not None:
@@ -273,8 +286,9 @@ class A2CLoss(CriticModule):
         advantage, mask = like(advantage, log_prob), optional_like(mask, log_prob)
         value_target = optional_like(value_target, log_prob)
         if self.advantage_norm is not None:
-            if computes_advantage and self.training and value_target is not None:
+            if computes_advantage and self.advantage_norm.training and value_target is not None:
                 self.advantage_norm.update(value_target, mask)
+            advantage = widen(advantage)
             advantage = advantage / self.advantage_norm.scale().to(advantage.dtype)
 
         entropy: Optional[Tensor] = None
@@ -331,6 +345,10 @@ class A2CLoss(CriticModule):
         time_dim = self.value_estimator.time_dim
         if reward.dim() > 0:
             time_dim = time_dim % reward.dim()
+        if self.shifted:
+            if self.value_estimator.several_agents:
+                raise ValueError("shifted: expected False with a value estimator of several agents, got True")
+            check_steps(reward, {"done": done}, {}, terminated)
         ends = done if terminated is None else terminated
         values = self.critic_values(
             observation, next_observation, reward, like(done, log_prob), like(ends, log_prob), time_dim, with_critic

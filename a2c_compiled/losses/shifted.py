@@ -24,10 +24,8 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sl
 
     Where a trajectory has more of these, its last steps find no room. Not needed is the next observation of a terminated step.
     """
-    if done.dtype != torch.bool or terminated.dtype != torch.bool:
-        raise TypeError(f"done, terminated: expected dtype torch.bool, got {done.dtype} and {terminated.dtype}")
     length = done.size(dim)
-    slots = length + budget
+    slots = length + budget if length > 0 else 0
     steps = torch.arange(length, device=done.device)
     shape = [1] * done.dim()
     shape[dim] = length
@@ -42,12 +40,15 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sl
     # One slot more, for all that has no room.
     shape = list(done.shape)
     shape[dim] = slots + 1
+    spare = torch.full_like(steps, slots)
     source = torch.zeros(shape, dtype=torch.int64, device=done.device)
-    source = source.scatter(dim, observation.clamp_max(slots), steps)
-    inserted = torch.where(kept & ((cut_short > 0) | last), next_observation, torch.full_like(steps, slots))
+    source = source.scatter(dim, torch.minimum(observation, spare), steps)
+    inserted = torch.where(kept & ((cut_short > 0) | last), next_observation, spare)
     source = source.scatter(dim, inserted, steps + length)
-    beyond = slots - 1
-    return Slots(source.narrow(dim, 0, slots), observation.clamp_max(beyond), next_observation.clamp_max(beyond), kept, last)
+    final = spare - 1
+    return Slots(
+        source.narrow(dim, 0, slots), torch.minimum(observation, final), torch.minimum(next_observation, final), kept, last
+    )
 
 
 def take_steps(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
