@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.call import DynamicAxes
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.recurrent import next_hidden
 from a2c_compiled.training.rollout import Rollout
 
 
@@ -23,6 +24,13 @@ class SampledAction(NamedTuple):
     action: Tensor
     log_prob: Tensor
     state_value: Tensor
+
+
+class RememberedAction(NamedTuple):
+    """Outputs of :class:`RecurrentPolicy`."""
+
+    action: Tensor
+    next_hidden: Tensor
 
 
 class GreedyPolicy(nn.Module):
@@ -55,6 +63,24 @@ class SampledPolicy(nn.Module):
         """``observation`` is ``[N, ...]``; ``noise`` has a row for each; ``state_value`` is ``[N]``."""
         action, log_prob = self.distribution.sample_and_log_prob(self.actor_network(observation), noise)
         return SampledAction(action, log_prob, self.critic_network(observation).reshape(log_prob.shape))
+
+
+class RecurrentPolicy(nn.Module):
+    """From an observation and the hidden state to the greedy action and the next hidden state.
+
+    For actor networks of :mod:`a2c_compiled.recurrent`. At the first step of an episode the hidden state is zero.
+    """
+
+    def __init__(self, actor_network: nn.Module, distribution: Distribution) -> None:
+        super().__init__()
+        self.actor_network = actor_network
+        self.distribution = distribution
+
+    def forward(self, observation: Tensor, hidden: Tensor) -> RememberedAction:
+        """``observation`` is ``[N, ...]``, ``hidden`` is ``[N, H]``, with ``H = recurrent.hidden_size(actor_network)``."""
+        start = torch.ones([1, observation.size(0)], dtype=torch.bool, device=observation.device)
+        params = self.actor_network((observation.unsqueeze(0), hidden.unsqueeze(0), start)).squeeze(0)
+        return RememberedAction(self.distribution.mode(params), next_hidden(self.actor_network, observation, hidden))
 
 
 class Graph(NamedTuple):

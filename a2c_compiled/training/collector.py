@@ -9,6 +9,7 @@ from torch import Tensor
 
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.environments import observation_tensor
+from a2c_compiled.training.memory import Memory
 from a2c_compiled.training.rollout import Rollout
 
 
@@ -17,7 +18,7 @@ class RolloutCollector:
 
     ``next_observation`` is the real final observation where an episode ended. Environments that spend a step of their own on the reset
     (gymnasium's NEXT_STEP) give a ``mask`` that leaves that step out. Behaviour log-probabilities and state values are recorded where
-    the loss needs them.
+    the loss needs them. Observations of recurrent networks are tuples with their hidden states, see :mod:`a2c_compiled.recurrent`.
 
     Args:
         envs: with autoreset mode SAME_STEP or NEXT_STEP.
@@ -44,6 +45,7 @@ class RolloutCollector:
         self._observation, _ = envs.reset(seed=seed)
         self._ended = np.zeros(envs.num_envs, dtype=bool)
         self._return = np.zeros(envs.num_envs)
+        self._memory = Memory(loss, envs.num_envs, loss.entropy_coef.device)
 
     @torch.no_grad()
     def collect(self) -> Rollout:
@@ -56,18 +58,22 @@ class RolloutCollector:
         self.returns = []
         device = self.loss.entropy_coef.device
         for t in range(self.num_steps):
-            observations.append(observation_tensor(self._observation))
-            params.append(self.loss.actor_network(observations[-1].to(device)))
+            observations.append(observation_tensor(self._observation).to(device))
+            params.append(self._memory.ask(self.loss.actor_network, observations[-1]))
             actions.append(self.loss.distribution.sample(params[-1]))
             counted[t] = ~self._ended
             self._observation, rewards[t], terminations[t], truncated, info = self.envs.step(actions[-1].cpu().numpy())
             dones[t] = terminations[t] | truncated
+            # The step that a reset takes belongs to no episode.
+            self._memory.advance(observations[-1], torch.from_numpy(dones[t] | ~counted[t]).to(device))
             next_observations.append(observation_tensor(self._final_observation(info)))
             self._record_returns(rewards[t], dones[t])
             if self._resets_in_a_step:
                 self._ended = dones[t].copy()
 
-        observation = torch.stack(observations).to(device)
+        observation, next_observation = self._memory.observations(
+            torch.stack(observations), torch.stack(next_observations).to(device)
+        )
         action = torch.stack(actions)
         reward, done, terminated, mask = (torch.from_numpy(x).to(device) for x in (rewards, dones, terminations, counted))
         log_prob = state_value = None
@@ -79,7 +85,7 @@ class RolloutCollector:
             observation,
             action,
             reward,
-            torch.stack(next_observations).to(device),
+            next_observation,
             done,
             terminated,
             log_prob,
