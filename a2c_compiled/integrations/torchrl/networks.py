@@ -40,7 +40,7 @@ def plain_network(module: Any) -> Optional[Tuple[nn.Module, Any]]:
 
     It maps one tensor to one tensor by layers that take any number of leading dimensions, without hooks and without randomness.
     """
-    if type(module) not in (TensorDictModule, ValueOperator) or _is_watched(module):
+    if type(module) not in (TensorDictModule, ValueOperator) or is_watched(module):
         return None
     if module._kwargs is not None or module.method is not None or module.method_kwargs or module._get_kwargs:
         return None
@@ -52,11 +52,11 @@ def plain_network(module: Any) -> Optional[Tuple[nn.Module, Any]]:
 def _takes_any_batch(module: Any) -> bool:
     kind = type(module)
     if kind in _LAYERS:
-        return not _is_watched(module)
-    return kind in _CONTAINERS and not _is_watched(module) and all(map(_takes_any_batch, module._modules.values()))
+        return not is_watched(module)
+    return kind in _CONTAINERS and not is_watched(module) and all(map(_takes_any_batch, module._modules.values()))
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether anything but ``forward`` of its class happens when it is called."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__ or nn.modules.module._has_any_global_hook()

@@ -113,7 +113,7 @@ def _td1_return(half: bool) -> Callable[..., Served]:
         rolling_gamma: Any = None,
         time_dim: Any = -2,
     ) -> Served:
-        if half and _is_flag(done) and _is_flag(terminated):
+        if half and _is_flag(done) and _is_flag(terminated) and done.shape == terminated.shape:
             done = done | terminated  # TorchRL's loop, unlike its vectorised twin, also cuts at a step that is terminated alone
         return td_lambda(gamma, 1.0, next_state_value, reward, done, terminated, rolling_gamma, time_dim)
 
