@@ -43,3 +43,14 @@ def _seed():
 def _one_thread():
     """The data is small, and the tests run several processes at once."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def taken_action_vtrace(monkeypatch):
+    """TorchRL's V-trace scores an action that it samples anew; here it scores the one that was taken."""
+    advantages = pytest.importorskip("torchrl.objectives.value.advantages")
+
+    def log_prob(actor_net, data, params, log_prob_key):
+        return actor_net.get_dist(data.select(*actor_net.in_keys, strict=False)).log_prob(data["action"])
+
+    monkeypatch.setattr(advantages, "_call_actor_net", log_prob)

@@ -1,14 +1,10 @@
-"""The loss against TorchRL's: outputs and gradients on the same networks and data, over the options of both.
-
-TorchRL's batch is ``[B, T]`` with rewards ``[B, T, 1]``; here the same tensors are used as they are, with time_dim -2.
-"""
+"""The loss against TorchRL's: outputs and gradients on the same networks and data, over the options of both."""
 
 import itertools
 
 import pytest
 import torch
 from loss_cases import (
-    CHOICES,
     ESTIMATORS,
     GIVEN,
     INSIDE,
@@ -22,109 +18,20 @@ from loss_cases import (
     present,
     swapped,
 )
-from torch import nn
 
 pytest.importorskip("torchrl")
 
-from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
-from torchrl.modules import (
-    IndependentNormal,
-    MaskedCategorical,
-    NormalParamExtractor,
-    OneHotCategorical,
-    ProbabilisticActor,
-    TanhNormal,
-    ValueOperator,
-)
-from torchrl.objectives import A2CLoss, ValueEstimators
-from torchrl.objectives.value import advantages
+from torchrl_cases import TORCHRL_CLASSES, assert_equals_torchrl, torchrl_data, torchrl_loss
 
 pytestmark = pytest.mark.filterwarnings(
     # TorchRL's own note that it samples the entropy.
     "ignore:This computes a Monte-Carlo:UserWarning"
 )
 
-TORCHRL_NAMES = {"entropy_coef": "entropy_coeff", "critic_coef": "critic_coeff"}
-TORCHRL_CLASSES = {
-    "Categorical": (torch.distributions.Categorical, ["logits"]),
-    "OneHotCategorical": (OneHotCategorical, ["logits"]),
-    "MaskedCategorical": (MaskedCategorical, ["logits", "mask"]),
-    "Normal": (IndependentNormal, ["loc", "scale"]),
-    "TanhNormal": (TanhNormal, ["loc", "scale"]),
-}
 COEFFICIENTS = tuple(
     itertools.product(("l1", "l2", "smooth_l1"), ("none", "mean", "sum"), (None, 0.2), (0.0, 0.01), (None, 1.0, 0.5))
 )
 SHARING = ((False, False), (False, True), (True, False), (True, True))  # separate_losses, shared trunk
-
-
-class LogitsAndMask(nn.Module):
-    def forward(self, params):
-        logits, mask = params.split(CHOICES, -1)
-        return logits, mask > 0
-
-
-def torchrl_loss(networks, distribution="Categorical", estimator=None, **options):
-    """TorchRL's loss over the same networks."""
-    actor, critic = networks
-    kind, keys = TORCHRL_CLASSES[distribution]
-    if keys == ["loc", "scale"]:
-        actor = nn.Sequential(actor, NormalParamExtractor())
-    elif keys == ["logits", "mask"]:
-        actor = nn.Sequential(actor, LogitsAndMask())
-    loss = A2CLoss(
-        ProbabilisticActor(TensorDictModule(actor, ["observation"], keys), in_keys=keys, distribution_class=kind),
-        ValueOperator(critic, in_keys=["observation"]),
-        **{TORCHRL_NAMES.get(name, name): value for name, value in options.items()},
-    )
-    if estimator is not None:
-        looped = {"vectorized": False} if estimator in ("GAE", "TDLambda") else {}
-        loss.make_value_estimator(getattr(ValueEstimators, estimator), **looped)
-    return loss
-
-
-def torchrl_data(steps, *names):
-    """``steps`` as TorchRL's TensorDict, with those ``names`` that it is to have beside observation and action."""
-    keys = {
-        "next_observation": ("next", "observation"),
-        "reward": ("next", "reward"),
-        "done": ("next", "done"),
-        "terminated": ("next", "terminated"),
-        "sample_log_prob": "action_log_prob",
-        "mask": ("collector", "mask"),
-    }
-    data = TensorDict({}, steps.observation.shape[:2])
-    for name in ("observation", "action", *names):
-        value = getattr(steps, name)
-        data[keys.get(name, name)] = value.squeeze(-1) if name == "sample_log_prob" else value
-    return data
-
-
-def assert_equals_torchrl(steps, names, distribution="Categorical", estimator=None, shared=False, ours=None, **options):
-    """The same losses, entropy and clip fraction, and the same gradients to every parameter of both networks."""
-    mine, theirs = copies(make_networks(distribution, shared))
-    loss = make_loss(distribution, networks=mine, value_estimator=estimator, **options)
-    expected_loss = torchrl_loss(theirs, distribution, estimator, **options)
-    # Both draw the Monte-Carlo entropy's noise from torch's generator, once and in the same order.
-    torch.manual_seed(0)
-    outputs = loss(**of(steps, *names))
-    torch.manual_seed(0)
-    expected = expected_loss(torchrl_data(steps, *names))
-    given = {name: value for name, value in outputs._asdict().items() if value is not None}
-    assert_same(given, {name: expected[name] for name in expected.keys()})  # noqa: SIM118 - iterating a TensorDict unbinds it
-    assert tuple(given) == loss.out_keys
-    assert_same(gradients(outputs, mine), gradients(expected, theirs))
-
-
-@pytest.fixture
-def taken_action_vtrace(monkeypatch):
-    """TorchRL's V-trace scores an action that it samples anew; here it scores the one that was taken."""
-
-    def log_prob(actor_net, data, params, log_prob_key):
-        return actor_net.get_dist(data.select(*actor_net.in_keys, strict=False)).log_prob(data["action"])
-
-    monkeypatch.setattr(advantages, "_call_actor_net", log_prob)
 
 
 @pytest.mark.parametrize(("separate_losses", "shared"), SHARING)
