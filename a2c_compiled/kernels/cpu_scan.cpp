@@ -566,6 +566,14 @@ void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
   if (kProduct) std::copy(product, product + kLanes, tile.decay);
 }
 
+// Whether whole sequences lie end to end and fit a tile: all their steps are then one run, for forms that look at no other step.
+template <class T, class Form>
+bool are_one_run(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t steps) {
+  bool one = !Form::kFirst && !Form::kLast && steps <= kTile;
+  for (int k = 0; k < Cursor<T, Form>::kOperands; ++k) one = one && lane_stride[k] == steps * cursor.step[k];
+  return one;
+}
+
 // Sequences one next to the other in time: kLanes of them at once, a tile of steps after the other.
 template <class T, class Form>
 void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
@@ -574,6 +582,11 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
   if (lanes < kLanes) {  // what is computed in the empty lanes is thrown away, but is not to be garbage
     std::fill(tile.x, tile.x + kLanes * kTile, T(0));
     std::fill(tile.decay, tile.decay + kLanes * kTile, T(0));
+  }
+  if (are_one_run(cursor, lane_stride, steps)) {
+    prologue(cursor, 0, lanes * steps, false, false, tile.x, tile.decay);
+    recur<Form::kReverse, false>(tile, steps, steps);
+    return epilogue(cursor, 0, lanes * steps, false, false, tile.x);
   }
   for (int64_t done = 0; done < steps; done += kTile) {
     const int64_t count = std::min(kTile, steps - done), from = Form::kReverse ? steps - done - count : done;
