@@ -37,14 +37,16 @@ def torchrl_losses(rollout: Rollout, plan: Plan, direction: str) -> Dict[str, Ma
 def updates(rollout: Rollout, shape: Shape, plan: Plan) -> Dict[str, Make]:
     """torchrl's loss in a training loop, and Stable-Baselines3's ``A2C.train`` after its estimate of the advantages."""
 
-    def make(compiled: bool) -> Contender:
-        networks = data.loss(plan.device)
-        return loop_contender(_torchrl(networks, rollout, compiled), list(networks.parameters()))
-
-    found = _eager_and_compiled(make, rollout, plan)
+    found = _eager_and_compiled(lambda compiled: torchrl_update(rollout, plan, compiled), rollout, plan)
     if installed("stable_baselines3"):
         found["SB3 A2C.train"] = lambda: _sb3_update(rollout, shape, plan)
     return found
+
+
+def torchrl_update(rollout: Rollout, plan: Plan, compiled: bool = False) -> Contender:
+    """torchrl's loss in a training loop."""
+    networks = data.loss(plan.device)
+    return loop_contender(_torchrl(networks, rollout, compiled), list(networks.parameters()))
 
 
 def _eager_and_compiled(make: Callable[[bool], Contender], rollout: Rollout, plan: Plan) -> Dict[str, Make]:
