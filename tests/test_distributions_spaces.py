@@ -3,12 +3,11 @@
 import math
 from typing import Any, List
 
-import gymnasium
 import pytest
 import torch
 from torch import nn
 
-from a2c_compiled import export
+gymnasium = pytest.importorskip("gymnasium")
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Bernoulli, MultiCategorical, Normal
 from a2c_compiled.training.environments import distribution_for
 
@@ -166,6 +165,9 @@ def test_state_independent_scale_equals_tensordicts() -> None:
 
 def test_state_independent_scale_is_scripted_and_exported(tmp_path: Any) -> None:
     layer = AddStateIndependentNormalScale(2, init_value=0.3)
+    pytest.importorskip("onnxruntime")
+    from a2c_compiled import export
+
     actor = nn.Sequential(nn.Linear(3, 2), layer)
     observation = torch.randn(5, 3)
     torch.testing.assert_close(torch.jit.script(actor)(observation), actor(observation))
