@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from a2c_compiled import functional
-from a2c_compiled.estimators import GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace
+from a2c_compiled.estimators import GAE, UPGO, NStepEstimator, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace
 
 FUNCTIONS = (
     "generalized_advantage_estimate",
@@ -23,6 +23,9 @@ FUNCTIONS = (
     "td_lambda_advantage_estimate",
     "vtrace_advantage_estimate",
     "reward2go",
+    "n_step_return_estimate",
+    "upgo_return_estimate",
+    "retrace_return_estimate",
 )
 
 # Shape and time_dim. 32 steps is where the plain torch backend changes its algorithm.
@@ -98,8 +101,8 @@ COEFFICIENTS = {
     "mixed": lambda shape: (0.9, per_step(shape)),
 }
 
-# The value estimators as modules.
-CLASSES = (GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace)
+# The value estimators as modules, but for that of several agents, whose values have another shape.
+CLASSES = (GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace, NStepEstimator, UPGO)
 # The option that standardises, and the smallest standard deviation it divides by.
 STANDARDISING = {
     GAE: ("average_gae", 1e-4),
@@ -107,6 +110,8 @@ STANDARDISING = {
     TD1Estimator: ("average_rewards", 1e-5),
     TDLambdaEstimator: ("average_rewards", 1e-4),
     VTrace: ("average_adv", 1e-5),
+    NStepEstimator: ("average_rewards", 1e-5),
+    UPGO: ("average_rewards", 1e-5),
 }
 VARIANTS = tuple((kind, options) for kind in CLASSES for options in ({}, {STANDARDISING[kind][0]: True})) + (
     (GAE, {"auto_reset_env": True}),
@@ -125,6 +130,7 @@ class Steps(NamedTuple):
     terminated: torch.Tensor
     log_pi: torch.Tensor
     log_mu: torch.Tensor
+    action_value: torch.Tensor
 
 
 def make_steps(shape, dtype=torch.float64, seed=0, ends="some"):
@@ -137,7 +143,7 @@ def make_steps(shape, dtype=torch.float64, seed=0, ends="some"):
     values = [normal(), normal(), normal()]
     done = torch.rand(shape, generator=generator) < END_RATES[ends]
     terminated = done & (torch.rand(shape, generator=generator) < (1.0 if ends == "all_terminated" else 0.5))
-    return Steps(*values, done, terminated, normal(0.5), normal(0.5))
+    return Steps(*values, done, terminated, normal(0.5), normal(0.5), normal())
 
 
 def per_step(shape, low=0.5, high=1.0, dtype=torch.float64, seed=1):
@@ -146,9 +152,9 @@ def per_step(shape, low=0.5, high=1.0, dtype=torch.float64, seed=1):
     return (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
 
 
-def call_arguments(name, steps, time_dim=-2, gamma=0.97, lmbda=0.9, **options):
+def call_arguments(name, steps, time_dim=-2, gamma=0.97, lmbda=0.9, n=3, **options):
     """Those of ``steps``, coefficients and options that ``functional.<name>`` takes, by name."""
-    available = {**steps._asdict(), "gamma": gamma, "lmbda": lmbda, "time_dim": time_dim, **options}
+    available = {**steps._asdict(), "gamma": gamma, "lmbda": lmbda, "n": n, "time_dim": time_dim, **options}
     if name.startswith("vtrace"):
         del available["lmbda"]  # TorchRL's has none; tests of its own give it one
     return {argument: available[argument] for argument in argument_names(name) if argument in available}
@@ -170,7 +176,12 @@ def poisoned(arguments, where, names):
 
 def inputs(kind, steps):
     """What an estimator of ``kind`` takes of ``steps``, by name."""
-    return {name: value for name, value in steps._asdict().items() if kind.needs_log_prob or not name.startswith("log_")}
+    taken = inspect.signature(kind.forward).parameters
+    return {
+        name: value
+        for name, value in steps._asdict().items()
+        if name in taken and (kind.needs_log_prob or not name.startswith("log_"))
+    }
 
 
 @functools.cache

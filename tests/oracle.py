@@ -148,6 +148,77 @@ def vtrace_advantage_estimate(
     return stack(advantage, reward, time_dim), stack(value_target, reward, time_dim)
 
 
+def n_step_return_estimate(gamma, n, next_state_value, reward, done, terminated=None, time_dim=-2):
+    next_value, reward, gamma, done, terminated = steps(
+        time_dim, next_state_value, reward, gamma, done, done if terminated is None else terminated
+    )
+    bootstrap = [torch.where(terminated[t], 0.0, next_value[t]) for t in range(len(reward))]
+    returns = []
+    for start in range(len(reward)):
+        last = min(start + n, len(reward)) - 1
+        later = bootstrap[last]
+        for t in range(last, start - 1, -1):
+            later = reward[t] + gamma[t] * torch.where(done[t], bootstrap[t], later)
+        returns.append(later)
+    return stack(returns, reward, time_dim)
+
+
+def upgo_return_estimate(gamma, state_value, next_state_value, reward, done, terminated=None, time_dim=-2):
+    value, next_value, reward, gamma, done, terminated = steps(
+        time_dim, state_value, next_state_value, reward, gamma, done, done if terminated is None else terminated
+    )
+    one_step = [reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) for t in range(len(reward))]
+    returns = list(one_step)
+    for t in in_order(len(reward) - 1, True):
+        goes_on = ~done[t] & (one_step[t + 1] >= value[t + 1])
+        returns[t] = torch.where(goes_on, reward[t] + gamma[t] * returns[t + 1], one_step[t])
+    return stack(returns, reward, time_dim)
+
+
+def retrace_return_estimate(
+    gamma, lmbda, log_pi, log_mu, action_value, next_state_value, reward, done, terminated=None, time_dim=-2
+):
+    log_pi, log_mu, value, next_value, reward, gamma, lmbda, done, terminated = steps(
+        time_dim,
+        log_pi,
+        log_mu,
+        action_value,
+        next_state_value,
+        reward,
+        gamma,
+        lmbda,
+        done,
+        done if terminated is None else terminated,
+    )
+    # Where a step ends the data or the episode, the target is the one-step return.
+    returns = [reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) for t in range(len(reward))]
+    for t in in_order(len(reward) - 1, True):
+        ratio = torch.exp(log_pi[t + 1] - log_mu[t + 1])
+        c = lmbda[t + 1] * torch.where(ratio <= 1.0, ratio, 1.0)
+        returns[t] = returns[t] + torch.where(done[t], 0.0, gamma[t] * c * (returns[t + 1] - value[t + 1]))
+    return stack(returns, reward, time_dim)
+
+
+def standardize(x, eps, mask=None, group=None, separate_dim=None):
+    """Each group, and each entry of ``separate_dim``, by itself. What the mask leaves out is 0."""
+    x = wide(x)
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    group = torch.zeros(()).long() if group is None else group
+    group = group.reshape(*group.shape, *[1] * (x.dim() - group.dim())).expand(x.shape)
+    entry = torch.zeros_like(group)
+    if separate_dim is not None:
+        entry = entry.movedim(separate_dim, -1) + torch.arange(x.size(separate_dim))
+        entry = entry.movedim(-1, separate_dim)
+    result = torch.zeros_like(x)
+    for number, which in set(zip(group.flatten().tolist(), entry.flatten().tolist(), strict=True)):
+        chosen = mask & (group == number) & (entry == which)
+        if chosen.any():
+            centered = x[chosen] - x[chosen].mean()
+            variance = (centered**2).sum() / max(len(centered) - 1, 1)
+            result = result.index_put((chosen,), centered / variance.clamp_min(eps**2).sqrt())
+    return result
+
+
 def wide(value):
     """A number or floating tensor in float64; flags as they are."""
     if not isinstance(value, torch.Tensor):

@@ -6,12 +6,25 @@ import inspect
 import oracle
 import pytest
 import torch
-from cases import CLASSES, STANDARDISING, VARIANT_IDS, VARIANTS, call_arguments, evaluate, inputs, make_steps
+from cases import (
+    CLASSES,
+    STANDARDISING,
+    VARIANT_IDS,
+    VARIANTS,
+    call_arguments,
+    evaluate,
+    in_double,
+    inputs,
+    make_steps,
+)
 from tolerances import assert_close
 
 from a2c_compiled import estimators, functional
 from a2c_compiled.estimators import (
     GAE,
+    UPGO,
+    MultiAgentGAE,
+    NStepEstimator,
     TD0Estimator,
     TD1Estimator,
     TDLambdaEstimator,
@@ -21,18 +34,17 @@ from a2c_compiled.estimators import (
 )
 
 SHAPE = (6, 5)
-ADVANTAGE_FUNCTIONS = {
+# What gives advantage and value target, or the value target alone: a return, whose advantage is it less the value.
+FUNCTION_OF = {
     GAE: "generalized_advantage_estimate",
-    TD0Estimator: "td0_advantage_estimate",
-    TD1Estimator: "td1_advantage_estimate",
-    TDLambdaEstimator: "td_lambda_advantage_estimate",
-    VTrace: "vtrace_advantage_estimate",
-}
-RETURN_FUNCTIONS = {
     TD0Estimator: "td0_return_estimate",
     TD1Estimator: "td1_return_estimate",
     TDLambdaEstimator: "td_lambda_return_estimate",
+    VTrace: "vtrace_advantage_estimate",
+    NStepEstimator: "n_step_return_estimate",
+    UPGO: "upgo_return_estimate",
 }
+N = inspect.signature(NStepEstimator).parameters["n"].default
 
 
 def coefficients(kind, **values):
@@ -40,39 +52,25 @@ def coefficients(kind, **values):
     return {name: value for name, value in values.items() if name in inspect.signature(kind).parameters}
 
 
-def standardize(x, eps):
-    return (x - x.mean()) / x.std().clamp_min(eps)
-
-
-def expected(kind, options, gamma=0.97, lmbda=0.9, rho_thresh=1.0, c_thresh=1.0, time_dim=-2):
-    """The oracle of the whole module, as a function of the same arguments."""
+def expected(kind, options, group=None, mask=None, **values):
+    """The oracle of the whole module, as a function of the same arguments; ``values`` are coefficients."""
     standardising, eps = STANDARDISING[kind]
+    values = {"gamma": 0.97, "lmbda": 0.9, "time_dim": -2, "n": N, **values}
 
     def function(**steps):
         if options.get("auto_reset_env"):
             truncated = steps["done"] & ~steps["terminated"]
-            steps["reward"] = steps["reward"] + torch.where(truncated, gamma * steps["state_value"], 0.0)
+            steps["reward"] = steps["reward"] + torch.where(truncated, values["gamma"] * steps["state_value"], 0.0)
             steps["terminated"] = steps["done"]
         if options.get("average_rewards"):
-            steps["reward"] = standardize(steps["reward"], eps)
-        available = {
-            **steps,
-            "gamma": gamma,
-            "lmbda": lmbda,
-            "rho_thresh": rho_thresh,
-            "c_thresh": c_thresh,
-            "time_dim": time_dim,
-        }
-
-        def call(name):
-            reference = getattr(oracle, name)
-            return reference(**{k: v for k, v in available.items() if k in inspect.signature(reference).parameters})
-
-        advantage = call(ADVANTAGE_FUNCTIONS[kind])
-        if kind in RETURN_FUNCTIONS:
-            return advantage, call(RETURN_FUNCTIONS[kind])
-        advantage, value_target = advantage
-        return (standardize(advantage, eps) if options.get(standardising) else advantage), value_target
+            steps["reward"] = oracle.standardize(steps["reward"], eps, mask, group)
+        available = {**steps, **values}
+        reference = getattr(oracle, FUNCTION_OF[kind])
+        result = reference(**{k: v for k, v in available.items() if k in inspect.signature(reference).parameters})
+        advantage, value_target = result if isinstance(result, tuple) else (result - steps["state_value"], result)
+        if options.get(standardising) and standardising != "average_rewards":
+            advantage = oracle.standardize(advantage, eps, mask, group)
+        return advantage, value_target
 
     return function
 
@@ -80,8 +78,7 @@ def expected(kind, options, gamma=0.97, lmbda=0.9, rho_thresh=1.0, c_thresh=1.0,
 def assert_equals_oracle(module, kind, options, arguments, **values):
     """Results and gradients to values, rewards and log-probabilities."""
     results, gradients = evaluate(module, arguments)
-    double = {k: v.double() if v is not None and v.is_floating_point() else v for k, v in arguments.items()}
-    truths, true_gradients = evaluate(expected(kind, options, **values), double)
+    truths, true_gradients = evaluate(expected(kind, options, **values), in_double(arguments))
     for what, result, truth in zip(("advantage", "value_target"), results, truths, strict=True):
         assert result.dtype == arguments["reward"].dtype
         assert_close(result, truth, what=what)
@@ -93,7 +90,7 @@ def assert_equals_oracle(module, kind, options, arguments, **values):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
 def test_estimator_equals_the_oracle_with_gradients(kind, options, dtype, shape, time_dim):
-    values = coefficients(kind, gamma=0.97, lmbda=0.9, rho_thresh=1.1, c_thresh=0.9, time_dim=time_dim)
+    values = coefficients(kind, gamma=0.97, lmbda=0.9, rho_thresh=1.1, c_thresh=0.9, pg_rho_thresh=1.3, n=3, time_dim=time_dim)
     module = kind(**values, **options, differentiable=True)
     assert_equals_oracle(module, kind, options, inputs(kind, make_steps(shape, dtype)), **values)
 
@@ -103,10 +100,8 @@ def test_estimator_equals_its_function(kind):
     steps = make_steps(SHAPE, torch.float32)
     advantage, value_target = kind(**coefficients(kind, gamma=0.97, lmbda=0.9))(**inputs(kind, steps))
     trace = {"lmbda": 0.9} if kind is VTrace else {}
-    result = getattr(functional, ADVANTAGE_FUNCTIONS[kind])(**call_arguments(ADVANTAGE_FUNCTIONS[kind], steps), **trace)
-    if kind in RETURN_FUNCTIONS:
-        name = RETURN_FUNCTIONS[kind]
-        result = result, getattr(functional, name)(**call_arguments(name, steps))
+    result = getattr(functional, FUNCTION_OF[kind])(**call_arguments(FUNCTION_OF[kind], steps, n=N), **trace)
+    result = (result - steps.state_value, result) if isinstance(result, torch.Tensor) else result
     assert_close(advantage, result[0], torch.float64)
     assert_close(value_target, result[1], torch.float64)
 
@@ -177,8 +172,7 @@ def test_half_precision_results_have_the_rewards_dtype(kind, options, dtype):
     values = coefficients(kind, gamma=0.97, lmbda=0.9)
     module = kind(**values, **options, differentiable=True)
     arguments = inputs(kind, make_steps(SHAPE, dtype))
-    double = {k: v.double() if v.is_floating_point() else v for k, v in arguments.items()}
-    for result, truth in zip(module(**arguments), expected(kind, options, **values)(**double), strict=True):
+    for result, truth in zip(module(**arguments), expected(kind, options, **values)(**in_double(arguments)), strict=True):
         assert result.dtype == dtype
         # The reward is rounded once more where it was standardised or added to.
         assert_close(result, truth, roundings=3 if options else 1)
@@ -258,6 +252,99 @@ def test_a_deep_copy_is_independent(kind):
     assert module.gamma.item() == 0.9
 
 
+# Several steps between observations, groups, masks
+
+
+GROUPED = tuple((kind, {STANDARDISING[kind][0]: True}) for kind in CLASSES)
+GROUPED_IDS = tuple(kind.__name__ for kind in CLASSES)
+
+
+def steps_group_and_mask(shape):
+    generator = torch.Generator().manual_seed(5)
+    steps = torch.randint(1, 4, shape, generator=generator)
+    group = torch.randint(-1, 2, shape[:1], generator=generator)
+    return steps, group, torch.rand(shape, generator=generator) < 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+@pytest.mark.parametrize(("kind", "options"), [*GROUPED, VARIANTS[-1]], ids=[*GROUPED_IDS, VARIANT_IDS[-1]])
+def test_steps_to_next_obs_group_and_mask_together_equal_the_oracle(kind, options, mode, dtype):
+    steps, group, mask = steps_group_and_mask(SHAPE)
+    values = coefficients(kind, gamma=0.97, lmbda=0.9)
+    module = kind(**values, **options, differentiable=True)
+    module = torch.jit.script(module) if mode == "scripted" else module
+    extra = {"steps_to_next_obs": steps, "group": group, "mask": mask}
+    truths, true_gradients = evaluate(
+        expected(kind, options, group, mask, **{**values, "gamma": 0.97 ** steps.double()}),
+        in_double(inputs(kind, make_steps(SHAPE, dtype))),
+    )
+    results, gradients = evaluate(lambda **given: module(**given, **extra), inputs(kind, make_steps(SHAPE, dtype)))
+    for what, result, truth in zip(("advantage", "value_target"), results, truths, strict=True):
+        assert_close(result, truth, what=what)
+    for name, truth in true_gradients.items():
+        assert_close(gradients[name], truth, what=f"gradient to {name}")
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_one_step_to_the_next_observation_is_none_said(kind):
+    arguments = inputs(kind, make_steps(SHAPE))
+    for result, same in zip(kind()(**arguments, steps_to_next_obs=torch.ones(SHAPE).long()), kind()(**arguments), strict=True):
+        assert_close(result, same)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_gamma_receives_its_gradient_through_several_steps(kind):
+    steps, arguments = steps_group_and_mask(SHAPE)[0], inputs(kind, make_steps(SHAPE))
+
+    def total(gamma):
+        return kind(gamma=gamma, differentiable=True)(**arguments, steps_to_next_obs=steps).advantage
+
+    assert torch.autograd.gradcheck(total, torch.tensor(0.9, dtype=torch.float64, requires_grad=True))
+
+
+def test_nan_where_the_mask_is_false_reaches_nothing_that_is_standardised():
+    _, group, mask = steps_group_and_mask(SHAPE)
+    arguments = inputs(TD0Estimator, make_steps(SHAPE))
+    module = TD0Estimator(average_rewards=True, differentiable=True)
+    clean, gradients = evaluate(lambda **given: module(**given, group=group, mask=mask), arguments)
+    arguments["reward"] = arguments["reward"].masked_fill(~mask, torch.nan)
+    results, same_gradients = evaluate(lambda **given: module(**given, group=group, mask=mask), arguments)
+    assert all(torch.equal(result, same) for result, same in zip(results, clean, strict=True))
+    assert all(torch.equal(same_gradients[name], gradient) for name, gradient in gradients.items())
+
+
+def test_compiled_with_steps_group_and_mask_equals_eager_in_other_shapes():
+    torch._dynamo.reset()
+    module = GAE(average_gae=True, differentiable=True)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in (SHAPE, (9, 2)):
+        extra = dict(zip(("steps_to_next_obs", "group", "mask"), steps_group_and_mask(shape), strict=True))
+        arguments = inputs(GAE, make_steps(shape))
+        with torch._dynamo.config.patch(error_on_recompile=shape != SHAPE):
+            found = evaluate(lambda **given: compiled(**given, **extra), arguments)  # noqa: B023
+        expected_ = evaluate(lambda **given: module(**given, **extra), arguments)  # noqa: B023
+        for result, truth in zip((*found[0], *found[1].values()), (*expected_[0], *expected_[1].values()), strict=True):
+            assert_close(result, truth)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"steps_to_next_obs": torch.ones(5).long()}, ValueError, "steps_to_next_obs: expected the shape of reward"),
+        ({"group": torch.zeros(5).long()}, ValueError, r"group: expected the shape of the data, \[6, 5\], or of its first"),
+        ({"group": torch.zeros(6)}, TypeError, "group: expected an integer dtype, got torch.float32"),
+        ({"mask": torch.ones(SHAPE)}, TypeError, "mask: expected dtype torch.bool, got torch.float32"),
+        ({"mask": torch.ones(6).bool()}, ValueError, "mask: expected the shape of the data"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+@pytest.mark.parametrize(("kind", "options"), [GROUPED[0], GROUPED[1]], ids=["advantage", "reward"])
+def test_wrong_steps_group_or_mask_is_refused_by_name(kind, options, given, error, message):
+    with pytest.raises(error, match=message):
+        kind(**options)(**inputs(kind, make_steps(SHAPE)), **given)
+
+
 # Choosing an estimator
 
 
@@ -278,6 +365,9 @@ def test_a_deep_copy_is_independent(kind):
         ("td-lambda", TDLambdaEstimator),
         ("vtrace", VTrace),
         ("V-Trace", VTrace),
+        ("magae", MultiAgentGAE),
+        ("n_step", NStepEstimator),
+        ("UPGO", UPGO),
         (TD1Estimator, TD1Estimator),
     ],
     ids=str,
@@ -329,6 +419,10 @@ def test_an_estimator_is_returned_as_it_is():
         (lambda: VTrace(rho_thresh=0.0), ValueError, "rho_thresh: expected a positive number, got 0.0"),
         (lambda: VTrace(c_thresh=-1.0), ValueError, "c_thresh: expected a positive number, got -1.0"),
         (lambda: VTrace(c_thresh=None), TypeError, "c_thresh: expected a number or a tensor, got None"),
+        (lambda: VTrace(pg_rho_thresh=0.0), ValueError, "pg_rho_thresh: expected a positive number, got 0.0"),
+        (lambda: VTrace(lmbda=1.5), ValueError, "lmbda: expected a number from 0 to 1, got 1.5"),
+        (lambda: NStepEstimator(n=0), ValueError, "n: expected at least 1, got 0"),
+        (lambda: NStepEstimator(n=2.5), TypeError, "n: expected an integer, got 2.5"),
         (lambda: VTrace(rho_thresh=True), TypeError, "rho_thresh: expected a number or a tensor, got True"),
     ],
 )
@@ -356,64 +450,3 @@ def test_a_wrong_shape_or_dtype_is_refused_by_name(kind, options, name):
     wrong = arguments[name].int() if name in ("done", "terminated", "reward") else arguments[name].bool()
     with pytest.raises(TypeError, match=f"^{name}: expected"):
         kind(**options)(**{**arguments, name: wrong})
-
-
-# TorchRL
-
-
-def torchrl_estimator(kind, options, gamma, lmbda, monkeypatch, log_pi):
-    """TorchRL's module of the same name, without networks: it reads the values from its data."""
-    advantages = pytest.importorskip("torchrl.objectives.value.advantages")
-    hyperparameters = {"gamma": gamma, "value_network": None, "differentiable": True, **options}
-    if kind in (GAE, TDLambdaEstimator):
-        hyperparameters |= {"lmbda": lmbda, "vectorized": False}
-    if kind is VTrace:
-        # It needs networks. The value network is left out afterwards; the policy's log-probability, which it takes of an action
-        # that it samples anew, is given.
-        from tensordict.nn import TensorDictModule
-
-        network = TensorDictModule(torch.nn.Identity(), ["observation"], ["state_value"])
-        hyperparameters |= {"actor_network": network, "value_network": network}
-        monkeypatch.setattr(advantages, "_call_actor_net", lambda **arguments: log_pi)
-    module = getattr(advantages, kind.__name__)(**hyperparameters)
-    if kind is VTrace:
-        monkeypatch.setattr(
-            type(module),
-            "_call_value_nets",
-            lambda self, data, **rest: (data["state_value"], data["next", "state_value"], None),
-        )
-    return module
-
-
-@pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
-def test_estimator_equals_torchrl_with_gradients(kind, options, monkeypatch):
-    tensordict = pytest.importorskip("tensordict")
-    gamma, lmbda = 31 / 32, 7 / 8  # exact in float32, which is what TorchRL keeps them in
-    batch, time = 4, 6
-
-    def torchrl(state_value, next_state_value, reward, done, terminated, log_pi=None, log_mu=None):
-        next_ = {
-            "state_value": next_state_value,
-            "reward": reward,
-            "done": done,
-            "terminated": terminated,
-            "truncated": done & ~terminated,
-        }
-        # TorchRL asks for an observation too, and overwrites the reward of the data that it is given.
-        data = {"state_value": state_value, "observation": state_value.detach(), "next": next_}
-        if log_mu is not None:
-            data["action_log_prob"] = log_mu.squeeze(-1)
-        data = tensordict.TensorDict(data, [batch, time])
-        module = torchrl_estimator(kind, options, gamma, lmbda, monkeypatch, log_pi)
-        result = module(data)
-        return result["advantage"], result["value_target"]
-
-    arguments = inputs(kind, make_steps((batch, time, 1)))
-    known = {"gamma": gamma} if kind is VTrace else {"gamma": gamma, "lmbda": lmbda}  # TorchRL's V-trace has no lambda
-    module = kind(**coefficients(kind, **known), **options, differentiable=True)
-    results, gradients = evaluate(module, arguments)
-    truths, true_gradients = evaluate(torchrl, arguments)
-    for what, result, truth in zip(("advantage", "value_target"), results, truths, strict=True):
-        assert_close(result, truth, what=what)
-    for name, truth in true_gradients.items():
-        assert_close(gradients[name], truth, what=f"gradient to {name}")

@@ -50,6 +50,11 @@ def wrong_arguments():
             yield name, without_rows, ValueError, ("time_dim", "[5]", "-2", "time_dim=-1")
             single = {argument: getattr(STEPS, argument)[0, 0] for argument in tensor_arguments(name)}
             yield name, single, ValueError, ("time_dim", "[]", "-2")
+        if name == "n_step_return_estimate":
+            for wrong in (0, -2):
+                yield name, {"n": wrong}, ValueError, ("n", "at least 1", str(wrong))
+            for wrong in (1.5, "3", True, None):
+                yield name, {"n": wrong}, TypeError, ("n", "an integer", type(wrong).__name__)
         if "rolling_gamma" in argument_names(name):
             for gamma in (0.9, torch.tensor(0.9), torch.tensor([0.9]), per_step((1, 3)), per_step((3,))):
                 yield name, {"gamma": gamma, "rolling_gamma": False}, ValueError, ("rolling_gamma", "gamma", "[5, 3]", "False")
@@ -77,6 +82,8 @@ def test_a_wrong_argument_is_refused_by_name(name, changed, error, words):
         ("vtrace_advantage_estimate", {"time_dim": 2}, ("time_dim", "[5, 3]", "2")),
         ("td1_return_estimate", {"rolling_gamma": False}, ("rolling_gamma", "[5, 3]", "False")),
         ("reward2go", {"reward": STEPS.reward.long()}, ("reward", "floating")),
+        ("n_step_return_estimate", {"n": 0}, ("n", "at least 1", "0")),
+        ("retrace_return_estimate", {"action_value": STEPS.reward[:4]}, ("action_value", "[5, 3]", "[4, 3]")),
     ],
 )
 def test_a_script_refuses_it_with_the_same_words(name, changed, words):

@@ -283,6 +283,9 @@ PACKED_FUNCTIONS = (
     "td_lambda_advantage_estimate",
     "vtrace_advantage_estimate",
     "reward2go",
+    "n_step_return_estimate",
+    "upgo_return_estimate",
+    "retrace_return_estimate",
 )
 
 

@@ -5,6 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, last_step, time_dimension
 from a2c_compiled.functional.packed import episode_ends
 from a2c_compiled.functional.td import td_lambda_return_estimate
@@ -34,33 +35,37 @@ def n_step_return_estimate(
         cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
 
     Raises:
-        ValueError: also where ``n`` is less than 1.
+        ValueError, TypeError: also where ``n`` is less than 1, or no integer.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 7.1.
     """
     check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"n: expected an integer, got {type(n)}")
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
     dim = time_dimension(reward, time_dim)
     done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
     # Each step with the n - 1 that follow it, in a new dimension: the return to the end of each such window is the answer.
-    if isinstance(gamma, Tensor) and gamma.numel() != 1:
-        gamma = _windows(coefficient("gamma", gamma, reward).expand_as(reward), n, dim)
+    gamma_ = coefficient("gamma", gamma, reward)
+    if gamma_.dim() > 0:
+        gamma_ = _windows(gamma_.expand_as(reward), n, dim)
     returns = td_lambda_return_estimate(
-        gamma,
+        gamma_,
         1.0,
-        _windows(next_state_value, n, dim),
-        _windows(reward, n, dim),
+        _windows(widen(next_state_value), n, dim),
+        _windows(widen(reward), n, dim),
         _windows(done | last_step(done, dim), n, dim),
         _windows(no_bootstrap, n, dim),
         None,
         dim,
     )
-    return returns.select(dim, 0)
+    return returns.select(dim, 0).to(reward.dtype)
 
 
 def _windows(x: Tensor, n: int, dim: int) -> Tensor:
-    """``[..., T, ...]`` to ``[..., T, n, ...]``, with zeros behind the last step. (``unfold`` would do it, but exports for some T alone.)"""
+    """``[..., T, ...]`` to ``[..., T, n, ...]``, with zeros behind the last step. (``unfold`` exports for one T alone.)"""
     length = x.size(dim)
     shape = list(x.shape)
     shape[dim] = n - 1

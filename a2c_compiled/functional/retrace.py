@@ -54,7 +54,7 @@ def retrace_return_estimate(
     gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
     value = widen(action_value)
     delta = widen(reward) + gamma_ * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
-    # Masked before the product: NaN in the next episode would reach the gradient of gamma.
     cut = done | last_step(done, dim)
     c = (lmbda_ * importance_ratio(log_pi, log_mu).clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
-    return (value + linear_scan(delta, (gamma_ * c).expand_as(delta), dim)).to(reward.dtype)
+    # Masked before the product and after it: NaN in the next episode would reach the gradient of gamma by either factor.
+    return (value + linear_scan(delta, (gamma_ * c).masked_fill(cut, 0.0), dim)).to(reward.dtype)
