@@ -36,11 +36,19 @@ def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]
 
 
 def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
-    """``observation`` cut along its first dimension: into ``count`` pieces, or into pieces of ``size`` where that is not 0."""
+    """``observation`` cut along its first dimension: into pieces of ``size``, or where that is 0, into ``count`` that are not empty."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return list(zip(*(chunks(part, size, count) for part in observation), strict=True))
-    return list(observation.split(size)) if size > 0 else list(observation.tensor_split(count))
+    if size > 0:
+        return list(observation.split(size))
+    entries = observation.size(0)
+    count = max(1, min(count, entries))
+    pieces: List[Tensor] = []
+    for i in range(count):  # tensor_split compiles anew for each remainder
+        begin, end = i * entries // count, (i + 1) * entries // count
+        pieces.append(observation.narrow(0, begin, end - begin))
+    return pieces
 
 
 def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
