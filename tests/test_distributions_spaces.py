@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-gymnasium = pytest.importorskip("gymnasium")
+pytest.importorskip("gymnasium")
+import gymnasium
+
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Bernoulli, MultiCategorical, Normal
 from a2c_compiled.training.environments import distribution_for
 

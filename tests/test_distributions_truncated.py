@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from a2c_compiled.distributions import TruncatedNormal
-from a2c_compiled.distributions.special import gauss_legendre, half_normal_end, half_normal_integrals, half_normal_quantile
+from a2c_compiled.distributions.special import (
+    gauss_legendre,
+    half_normal_end,
+    half_normal_integral,
+    half_normal_moment,
+    half_normal_quantile,
+)
 
 # Five standard errors; seeds are fixed besides.
 STANDARD_ERRORS = 5.0
@@ -28,14 +34,14 @@ def test_half_normal_integral_equals_the_error_functions() -> None:
     width = 2 * exponent / (TILTS + (TILTS**2 + 2 * exponent).sqrt())
     tilt = TILTS.expand_as(width)
     mills = [torch.special.erfcx(x / math.sqrt(2)) * math.sqrt(math.pi / 2) for x in (tilt, tilt + width)]
-    actual = half_normal_integrals(tilt, width, points, weights)[0]
+    actual = half_normal_integral(tilt, width, points, weights)
     torch.testing.assert_close(actual, mills[0] - (-exponent).exp() * mills[1], rtol=3e-15, atol=0)
 
 
 def test_half_normal_integrals_equal_their_series_where_narrow() -> None:
     points, weights = gauss_legendre(28)
     width = torch.tensor([1e-12, 1e-6, 1e-3], dtype=torch.float64) / (1 + TILTS)
-    first, second = half_normal_integrals(TILTS.expand_as(width), width, points, weights)
+    first, second = (f(TILTS.expand_as(width), width, points, weights) for f in (half_normal_integral, half_normal_moment))
     kw = TILTS * width
     # To the third order of E: more than 1e-12 of the first of them.
     series = width * (1 - kw / 2 + (kw**2 - width**2) / 6 - kw**3 / 24 + kw * width**2 / 8)
@@ -48,10 +54,10 @@ def test_half_normal_quantile_inverts_the_integral(dtype: torch.dtype, tolerance
     points, weights = gauss_legendre(28)
     tilt = TILTS.to(dtype)
     for width in (1e-6, 1e-2, 1.0, 1e9):
-        whole, _ = half_normal_integrals(tilt, torch.full_like(tilt, width), points, weights)
+        whole = half_normal_integral(tilt, torch.full_like(tilt, width), points, weights)
         integral = whole * torch.tensor([1e-12, 1e-6, 0.1, 0.5, 0.9, 0.99, 0.9999], dtype=dtype)
         quantile = half_normal_quantile(tilt.expand_as(integral), integral, points, weights)
-        back, _ = half_normal_integrals(tilt.expand_as(integral), quantile, points, weights)
+        back = half_normal_integral(tilt.expand_as(integral), quantile, points, weights)
         torch.testing.assert_close(back, integral, rtol=tolerance, atol=0)
         assert (quantile <= half_normal_end(tilt)).all()
 

@@ -17,28 +17,37 @@ def gauss_legendre(count: int) -> Tuple[Tensor, Tensor]:
     return (points + 1) / 2, vectors[0] ** 2
 
 
-def half_normal_integrals(tilt: Tensor, width: Tensor, points: Tensor, weights: Tensor) -> Tuple[Tensor, Tensor]:
-    r""":math:`\int_0^w e^{-E(s)} ds` and :math:`\int_0^w E(s) e^{-E(s)} ds`, where :math:`E(s) = k s + s^2/2`.
+def half_normal_integral(tilt: Tensor, width: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    r""":math:`\int_0^w e^{-E(s)} ds`, where :math:`E(s) = k s + s^2/2`.
 
     ``tilt`` is :math:`k`, from 0 to 1e15; ``width`` is :math:`w \ge 0`. Nothing cancels, however large the tilt or small the width: with 28
     of :func:`gauss_legendre`'s points, the relative error is a few roundings of float64.
     """
     width = torch.minimum(width, half_normal_end(tilt))
+    return width * ((-_exponent(tilt, width, points)).exp() * weights.to(width.dtype)).sum(-1)
+
+
+def half_normal_moment(tilt: Tensor, width: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    r""":math:`\int_0^w E(s) e^{-E(s)} ds`, as :func:`half_normal_integral`."""
+    width = torch.minimum(width, half_normal_end(tilt))
+    exponent = _exponent(tilt, width, points)
+    return width * (exponent * (-exponent).exp() * weights.to(width.dtype)).sum(-1)
+
+
+def _exponent(tilt: Tensor, width: Tensor, points: Tensor) -> Tensor:
     s = width.unsqueeze(-1) * points.to(width.dtype)
-    exponent = s * (tilt.unsqueeze(-1) + 0.5 * s)
-    integrand = (-exponent).exp() * weights.to(width.dtype)
-    return width * integrand.sum(-1), width * (exponent * integrand).sum(-1)
+    return s * (tilt.unsqueeze(-1) + 0.5 * s)
 
 
 def half_normal_end(tilt: Tensor) -> Tensor:
-    """Where the exponent of :func:`half_normal_integrals` is 40: what lies beyond is less than float64 resolves."""
+    """Where the exponent of :func:`half_normal_integral` is 40: what lies beyond is less than float64 resolves."""
     return 80.0 / (tilt + (tilt.square() + 80.0).sqrt())
 
 
 def half_normal_quantile(tilt: Tensor, integral: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    """The width whose first :func:`half_normal_integrals` is ``integral``; no gradient is to be taken of it."""
+    """The width whose :func:`half_normal_integral` is ``integral``; no gradient is to be taken of it."""
     end = half_normal_end(tilt)
-    whole = half_normal_integrals(tilt, end, points, weights)[0]
+    whole = half_normal_integral(tilt, end, points, weights)
     least = whole * (1e-16 if whole.dtype == torch.float64 else 6e-8)
     rest = torch.maximum(whole - integral, least)
     # The hazard rate begins at 1 / whole, and grows nearly linearly.
@@ -46,7 +55,7 @@ def half_normal_quantile(tilt: Tensor, integral: Tensor, points: Tensor, weights
     growth = (hazard * (hazard - tilt)).clamp(0.0, 1.0)
     s = torch.minimum(2.0 * log_odds / (hazard + (hazard.square() + 2.0 * growth * log_odds).sqrt()), end)
     for _ in range(3):  # Newton's method for the logarithm of what is left beyond s
-        done = half_normal_integrals(tilt, s, points, weights)[0]
+        done = half_normal_integral(tilt, s, points, weights)
         left = torch.maximum(whole - done, least)
         step = left * (s * (tilt + 0.5 * s)).exp() * ((integral - done) / rest).clamp_min(-0.99).log1p()
         s = torch.minimum((s + step).clamp_min(0.0), end)

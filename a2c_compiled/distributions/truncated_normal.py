@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled.distributions.continuous import Normal, box, check_real_action
-from a2c_compiled.distributions.special import gauss_legendre, half_normal_integrals, half_normal_quantile
+from a2c_compiled.distributions.special import gauss_legendre, half_normal_integral, half_normal_moment, half_normal_quantile
 
 
 class TruncatedNormal(Normal):
@@ -59,7 +59,8 @@ class TruncatedNormal(Normal):
         loc, scale = self.loc_and_scale(params)
         mode = self._clamp(loc)
         x = self._clamp(action.to(loc.dtype))
-        integral = self._integrals(loc, scale, mode)[0].sum(-1)
+        tilt, width = self._sides(loc, scale, mode)
+        integral = half_normal_integral(tilt, width, self.points, self.weights).sum(-1)
         exponent = 0.5 * ((x - mode) / scale) * ((x - loc + mode - loc) / scale)
         log_prob = (-exponent - scale.log() - integral.log()).sum(-1)
         return log_prob.masked_fill(outside.any(-1), -float("inf")).to(params.dtype)
@@ -67,8 +68,9 @@ class TruncatedNormal(Normal):
     def entropy(self, params: Tensor) -> Tensor:
         r""":math:`\sum_i \log\sigma_i + \log W_i + \tfrac12 \mathbb{E}[z_i^2 - c_i^2]`."""
         loc, scale = self.loc_and_scale(params)
-        integral, moment = self._integrals(loc, scale, self._clamp(loc))
-        integral, moment = integral.sum(-1), moment.sum(-1)
+        tilt, width = self._sides(loc, scale, self._clamp(loc))
+        integral = half_normal_integral(tilt, width, self.points, self.weights).sum(-1)
+        moment = half_normal_moment(tilt, width, self.points, self.weights).sum(-1)
         return (scale.log() + integral.log() + moment / integral).sum(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
@@ -93,12 +95,11 @@ class TruncatedNormal(Normal):
         low, high = self.low.to(x.dtype), self.high.to(x.dtype)
         return torch.where(x < low, low, torch.where(x > high, high, x))
 
-    def _integrals(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tuple[Tensor, Tensor]:
-        """Below and above the mode, ``[*B, dim, 2]``: of the density relative to the mode's, and of that times its exponent."""
+    def _sides(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tuple[Tensor, Tensor]:
+        """Below and above the mode, both ``[*B, dim, 2]``: how steeply the density falls, and how far it is to the bound, in scales."""
         low, high = self.low.to(loc.dtype), self.high.to(loc.dtype)
         tilt = self._tilt(loc, scale, mode).unsqueeze(-1).expand(list(loc.shape) + [2])
-        width = torch.stack([mode - low, high - mode], -1) / scale.unsqueeze(-1)
-        return half_normal_integrals(tilt, width, self.points, self.weights)
+        return tilt, torch.stack([mode - low, high - mode], -1) / scale.unsqueeze(-1)
 
     def _tilt(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tensor:
         return ((mode - loc) / scale).abs().clamp_max(1e15)  # beyond, its square would overflow
@@ -106,7 +107,8 @@ class TruncatedNormal(Normal):
     def _quantile(self, loc: Tensor, scale: Tensor, probability: Tensor) -> Tensor:
         """Where the cumulative distribution is ``probability``: the distance from the mode in scales, negative below it."""
         mode = self._clamp(loc)
-        below, above = self._integrals(loc, scale, mode)[0].unbind(-1)
+        tilt, width = self._sides(loc, scale, mode)
+        below, above = half_normal_integral(tilt, width, self.points, self.weights).unbind(-1)
         beyond_mode = probability * (below + above) - below
         distance = half_normal_quantile(self._tilt(loc, scale, mode), beyond_mode.abs(), self.points, self.weights)
         return torch.where(beyond_mode < 0, -distance, distance)
