@@ -209,7 +209,7 @@ def standardize(x, eps, mask=None, group=None, separate_dim=None):
     if separate_dim is not None:
         entry = entry.movedim(separate_dim, -1) + torch.arange(x.size(separate_dim))
         entry = entry.movedim(-1, separate_dim)
-    result = torch.zeros_like(x)
+    result = x.masked_fill(torch.ones_like(mask), 0.0)
     for number, which in set(zip(group.flatten().tolist(), entry.flatten().tolist(), strict=True)):
         chosen = mask & (group == number) & (entry == which)
         if chosen.any():

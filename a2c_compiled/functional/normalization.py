@@ -28,21 +28,25 @@ def standardize(
             to call; no gradient reaches mean and deviation). Nothing in TorchScript.
 
     Raises:
-        ValueError: a shape does not fit, or groups are to be standardised across processes.
+        ValueError: a shape, device or ``separate_dim`` does not fit, or groups are to be standardised across processes.
         TypeError: ``group`` is not of integers, or ``mask`` not bool.
     """
     wide = widen(x)
+    if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):
+        raise ValueError(f"separate_dim: expected a dimension of data of shape {list(x.shape)}, got {separate_dim}")
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
         if mask.shape != x.shape:
             raise ValueError(f"mask: expected the shape of the data, {list(x.shape)}, got {list(mask.shape)}")
+        if mask.device != x.device:
+            raise ValueError(f"mask: expected the device of the data, {x.device}, got {mask.device}")
         wide = wide.masked_fill(~mask, 0.0)
     index: Optional[Tensor] = None
     if group is not None:
         if across_processes:
             raise ValueError("across_processes: expected False with groups, whose numbers differ between processes, got True")
-        index = _dense(_group_of_each(group, x, separate_dim))
+        index = _group_of_each(group, x, separate_dim)
     dims: List[int] = []
     if separate_dim is not None:
         for i in range(x.dim()):
@@ -85,8 +89,11 @@ def _over_processes(total: Tensor) -> Tensor:
 
 
 def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Tensor:
+    """For each entry of ``x`` the number of its group, from 0 up."""
     if group.is_floating_point() or group.dtype == torch.bool:
         raise TypeError(f"group: expected an integer dtype, got {group.dtype}")
+    if group.device != x.device:
+        raise ValueError(f"group: expected the device of the data, {x.device}, got {group.device}")
     group = group.long()
     while group.dim() < x.dim():
         group = group.unsqueeze(-1)
@@ -97,12 +104,14 @@ def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Ten
         raise ValueError(
             f"group: expected the shape of the data, {list(x.shape)}, or of its first dimensions, got {list(group.shape)}"
         )
-    if separate_dim is not None:
-        size = x.size(separate_dim)
-        shape = [1] * x.dim()
-        shape[separate_dim] = size
-        group = group * size + torch.arange(size, device=x.device).reshape(shape)
-    return group.expand(x.shape).reshape(-1)
+    index = _dense(group.expand(x.shape).reshape(-1))
+    if separate_dim is None:
+        return index
+    size = x.size(separate_dim)
+    shape = [1] * x.dim()
+    shape[separate_dim] = size
+    entry = torch.arange(size, device=x.device).reshape(shape).expand(x.shape).reshape(-1)
+    return _dense(index * size + entry)  # of dense numbers, since the product with any others may overflow
 
 
 def _dense(group: Tensor) -> Tensor:
