@@ -49,8 +49,8 @@ class GreedyPolicy(nn.Module):
 class SampledPolicy(nn.Module):
     """From an observation and noise to an action, its log-probability, and the value of the observation.
 
-    The noise is an input, so that a graph gives the same answer wherever it runs: what ``distribution.noise`` draws, which is one standard
-    Gumbel number for each choice of a discrete distribution and one standard normal number for each dimension of a continuous one.
+    The noise is an input, so that a graph gives the same answer wherever it runs: what ``distribution.noise`` draws, of the distribution's
+    ``noise_kind``.
     """
 
     def __init__(self, actor_network: nn.Module, critic_network: nn.Module, distribution: Distribution) -> None:

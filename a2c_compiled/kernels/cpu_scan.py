@@ -47,10 +47,18 @@ def warn_once() -> None:
 
 
 def run(
-    form: Form, coefficients: Sequence[Tensor], values: Sequence[Tensor], flags: Sequence[Tensor], dim: int
+    form: Form,
+    coefficients: Sequence[Tensor],
+    values: Sequence[Tensor],
+    flags: Sequence[Tensor],
+    dim: int,
+    outputs: Optional[Tuple[Tensor, ...]] = None,
 ) -> Tuple[Tensor, ...]:
-    """The outputs of ``form``, whose comment says what shapes and dtypes are; coefficients are in the dtype that is computed in."""
-    outputs = results = form.empty_outputs(values, flags)
+    """The outputs of ``form``, whose comment says what shapes and dtypes are; coefficients are in the dtype that is computed in.
+
+    Written into ``outputs``, where they are given.
+    """
+    outputs = results = form.empty_outputs(values, flags) if outputs is None else outputs
     dtype = working_dtype(outputs[0])
     half = dtype != outputs[0].dtype
     if half:

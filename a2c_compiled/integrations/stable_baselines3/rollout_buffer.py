@@ -60,7 +60,7 @@ def _unfit(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> Opt
     shape = (buffer.buffer_size, buffer.n_envs)
     if 0 in shape:
         return "the buffer is empty"
-    for name in ("rewards", "values", "episode_starts"):
+    for name in ("rewards", "values", "episode_starts", "advantages", "returns"):
         if not _is_plain(getattr(buffer, name), shape):
             return f"{name}: not a contiguous float32 array [buffer_size, n_envs]"
     if type(last_values) is not Tensor or last_values.dtype != torch.float32 or last_values.numel() != buffer.n_envs:
@@ -82,14 +82,14 @@ def _compute(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> N
     ends[-1] = dones
     rewards, done = torch.from_numpy(buffer.rewards), torch.from_numpy(ends)
     # The kernel itself: at 8 environments and 5 steps, the checks and the dispatch of the public function take as long as it does.
-    advantage, value_target = cpu_scan.run(
+    cpu_scan.run(
         forms.GAE,
         (operand("gamma", buffer.gamma, rewards), operand("lmbda", buffer.gae_lambda, rewards)),
         (torch.from_numpy(buffer.values), torch.from_numpy(next_values), rewards),
         (done, done),
         0,
+        (torch.from_numpy(buffer.advantages), torch.from_numpy(buffer.returns)),
     )
-    buffer.advantages, buffer.returns = advantage.numpy(), value_target.numpy()
 
 
 _replacement = Replacement({(RolloutBuffer, "compute_returns_and_advantage"): _replaced})
