@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any, Callable, Dict, NamedTuple
+from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 import numpy as np
 import onnxruntime
@@ -138,19 +138,33 @@ class EstimatorCase(NamedTuple):
     dtype: torch.dtype
     layout: str
     options: Dict[str, Any] = {}
+    takes: Tuple[str, ...] = ()  # besides values, rewards and flags
 
     def __str__(self):
-        return "-".join([self.kind.__name__, str(self.dtype).removeprefix("torch."), self.layout, *self.options])
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "-".join([self.kind.__name__, dtype, self.layout, *self.options, *self.takes])
 
     def export(self, folder, endings=(".onnx", ".pt")) -> Exported:
         options = dict(self.options)
         if self.layout == "NT":
             options["time_dim"] = -1
         module = self.kind(gamma=0.97, **options)
-        def make_inputs(steps, envs, ends):
-            return inputs(self.kind, make_steps(shape_of(self.layout, steps, envs), self.dtype, seed=steps, ends=ends))
+        return export_as(endings, folder, module, self.make_inputs, AXES[self.layout])
 
-        return export_as(endings, folder, module, make_inputs, AXES[self.layout])
+    def make_inputs(self, steps, envs, ends):
+        shape = shape_of(self.layout, steps, envs)
+        if not self.kind.several_agents:
+            return inputs(self.kind, make_steps(shape, self.dtype, steps, ends)) | self.extra(shape, steps)
+        made = inputs(self.kind, make_steps((*shape[:2], 3, 1), self.dtype, steps, ends))
+        team = {name: made[name][:, :, 0] for name in ("reward", "done", "terminated")}
+        return made | team | self.extra(shape, steps)
+
+    def extra(self, shape, seed):
+        """Those of group and mask that the case takes."""
+        generator = torch.Generator().manual_seed(seed)
+        group = torch.randint(-2, 3, shape[:1], generator=generator)
+        made = {"group": group, "mask": torch.rand(shape, generator=generator) < 0.8}
+        return {name: made[name] for name in self.takes}
 
 
 ESTIMATOR_CASES = (
@@ -164,12 +178,16 @@ ESTIMATOR_CASES = (
     EstimatorCase(estimators.TDLambdaEstimator, torch.float32, "NT1"),
     EstimatorCase(estimators.TDLambdaEstimator, torch.float64, "NT"),
     EstimatorCase(estimators.VTrace, torch.float32, "TN"),
-    EstimatorCase(estimators.VTrace, torch.float64, "NT1"),
+    EstimatorCase(estimators.VTrace, torch.float64, "NT1", {"pg_rho_thresh": 1.3, "lmbda": 0.9}),
+    EstimatorCase(estimators.NStepEstimator, torch.float32, "NT1", {"n": 3}),
+    EstimatorCase(estimators.UPGO, torch.float64, "TN"),
 )
 STANDARDIZING_CASES = (
     EstimatorCase(estimators.GAE, torch.float32, "NT", {"average_gae": True}),
     EstimatorCase(estimators.TDLambdaEstimator, torch.float64, "TN", {"average_rewards": True}),
     EstimatorCase(estimators.VTrace, torch.float64, "TN", {"average_adv": True}),
+    EstimatorCase(estimators.GAE, torch.float64, "NT", {"average_gae": True}, ("group", "mask")),
+    EstimatorCase(estimators.MultiAgentGAE, torch.float32, "NT1", {"average_gae": True}),
 )
 
 

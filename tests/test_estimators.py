@@ -431,6 +431,21 @@ def test_a_wrong_choice_is_refused_by_name(make, error, message):
         make()
 
 
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+def test_vtraces_clip_of_the_advantage_is_rho_thresh_until_one_is_assigned(mode):
+    arguments = inputs(VTrace, make_steps(SHAPE))
+
+    def answers(module):
+        return (torch.jit.script(module) if mode == "scripted" else module)(**arguments)
+
+    module = VTrace(rho_thresh=0.8)
+    assert torch.equal(answers(module).advantage, answers(VTrace(rho_thresh=0.8, pg_rho_thresh=0.8)).advantage)
+    module.pg_rho_thresh = 1.2
+    assert torch.equal(answers(module).advantage, answers(VTrace(rho_thresh=0.8, pg_rho_thresh=1.2)).advantage)
+    assert not torch.equal(answers(module).advantage, answers(VTrace(rho_thresh=0.8)).advantage)
+    assert torch.equal(answers(module).value_target, answers(VTrace(rho_thresh=0.8)).value_target)
+
+
 @pytest.mark.parametrize("missing", ["log_pi", "log_mu"])
 def test_vtrace_names_the_log_probability_that_is_missing(missing):
     arguments = inputs(VTrace, make_steps(SHAPE))
