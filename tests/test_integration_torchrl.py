@@ -592,6 +592,30 @@ def test_converted_estimators_equal_torchrl(estimator):
 
 
 @pytest.mark.parametrize(
+    "options", [{"shifted": True}, {"group_key": "group", "average_gae": True}, {"auto_reset_env": True}], ids=str
+)
+def test_converted_ways_to_estimate_equal_torchrl(options):
+    """TorchRL's shifted values work in losses alone that are not functional."""
+    theirs, steps = loss_of(functional=False), steps_for("Categorical")
+    theirs.make_value_estimator(ValueEstimators.GAE, gamma=0.9, lmbda=0.8, **options)
+    ours, group = from_torchrl(theirs), torch.randint(3, (4, 5))
+    batch = data(steps, group=group)
+    batch["next", "truncated"] = steps.done & ~steps.terminated
+    actual = ours(**arguments_of(steps), group=group if "group_key" in options else None)
+    expected = theirs(batch.refine_names(None, "time"))
+    torch.testing.assert_close(actual.loss_objective, expected["loss_objective"])
+    torch.testing.assert_close(actual.loss_critic, expected["loss_critic"])
+
+
+def test_a_converted_vtrace_has_its_coefficients():
+    theirs = loss_of(module=actor(return_log_prob=True))
+    theirs.make_value_estimator(ValueEstimators.VTrace, gamma=0.9, rho_thresh=2.0, c_thresh=1.5, average_adv=True)
+    ours = from_torchrl(theirs).value_estimator
+    assert (type(ours), ours.average_adv) == (a2c_compiled.estimators.VTrace, True)
+    assert [round(float(one), 6) for one in (ours.gamma, ours.rho_thresh, ours.c_thresh)] == [0.9, 2.0, 1.5]
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"clip_value": 0.2, "reduction": "none", "loss_critic_type": "l1"},

@@ -85,12 +85,13 @@ def are_views(params: Optional[TensorDictBase], module: nn.Module) -> bool:
     """Whether ``params`` are the parameters of ``module``, detached but not copied."""
     if params is None:
         return False
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and not _is_view(params.get(name, None), tensor):
-            return False
-    return all(
-        child is None or _holds_none(child) or are_views(params.get(name, None), child)
-        for name, child in module._modules.items()
+    own = {name: tensor for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None}
+    children = {name: child for name, child in module._modules.items() if child is not None and not _holds_none(child)}
+    # More than the module has as its own is what was put there in the place of a parameter.
+    return (
+        all(name in own or name in module._modules for name in params.keys())  # noqa: SIM118 - no dict
+        and all(_is_view(params.get(name, None), tensor) for name, tensor in own.items())
+        and all(are_views(params.get(name, None), child) for name, child in children.items())
     )
 
 
