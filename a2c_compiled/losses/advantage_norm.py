@@ -54,8 +54,9 @@ class PercentileNorm(AdvantageNorm):
         self.quantiles = (float(low), float(high))
         self.rate = float(rate)
         self.min_scale = float(min_scale)
-        self.register_buffer("low", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("high", torch.zeros((), dtype=torch.float64))
+        # Of one element, not of no dimension: torch.compile takes a float64 scalar for a number, and may lose what is written into it.
+        self.register_buffer("low", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("high", torch.zeros(1, dtype=torch.float64))
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
         """Take new returns into account, those of ``mask`` where it is given; no returns change nothing."""
@@ -72,7 +73,7 @@ class PercentileNorm(AdvantageNorm):
 
     def scale(self) -> Tensor:
         """What advantages are to be divided by."""
-        return (self.high - self.low).clamp_min(self.min_scale)
+        return (self.high - self.low).clamp_min(self.min_scale).squeeze(0)
 
 
 def _quantile(ordered: Tensor, count: Tensor, quantile: float) -> Tensor:

@@ -60,6 +60,8 @@ def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
         return tensor
     counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
     for i in range(counts.dim()):
+        if tensor.size(i) == 1 and counts.size(i) > 1:  # a team's: it counts where one of the agents does
+            counts = counts.any(i, keepdim=True)
         if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
             raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
     while counts.dim() < tensor.dim():
