@@ -78,8 +78,8 @@ def _function(name: str, serve: Callable[..., Served]) -> Function:
     @wraps(original)
     def replacement(*arguments: Any, **named: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            found = original if vectorized else serve(*arguments, **named)
-            return original(*arguments, **named) if vectorized or isinstance(found, str) else found
+            found = "which form is traced is TorchRL's choice" if vectorized else serve(*arguments, **named)
+            return original(*arguments, **named) if isinstance(found, str) else found
         found = serve(*arguments, **named)
         if isinstance(found, str):
             _count(f"{name}: {found}")
