@@ -124,7 +124,7 @@ def a2c_loss(
         if sample_log_prob is not None:
             _check_shape("sample_log_prob", sample_log_prob, log_prob)
             log_ratio = (_counted(log_prob, mask) - _counted(sample_log_prob, mask)).detach().clamp_max(80.0)
-            kl_approx = _mean(log_ratio.exp() - 1.0 - log_ratio, mask)
+            kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
     return A2CLosses(
         loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx
     )
