@@ -238,6 +238,8 @@ LOSS_CASES = (
         ("advantage", "value_target", "state_value"),
         {"clip_value": 0.2, "shared": True},
     ),
+    LossCase("Categorical-GAE-NT1-shifted", "Categorical", "GAE", PLAIN, {"shifted": True, "shifted_budget": 2}, column=True),
+    LossCase("Normal-TDLambda-in_chunks", "Normal", "TDLambda", PLAIN, {"value_chunk_size": 5}),
     LossCase("Categorical-no_critic", "Categorical", "GAE", PLAIN, {"critic_coef": None, "reduction": "none"}),
 )
 

@@ -372,13 +372,17 @@ def test_scripted_and_compiled_whole_equal_eager_in_other_shapes(mode):
                 assert_same(gradients(outputs, learning), gradients(loss(**arguments), learning))
 
 
-def test_an_exported_step_learns_alike_shifted(tmp_path):
+def test_exported_losses_and_steps_equal_eager(tmp_path):
+    """A shifted loss and one in chunks are among the losses of test_export.py."""
     pytest.importorskip("onnxruntime")
     from a2c_compiled import export
 
     step = TrainStep(make_loss(**MODES["shifted"]), "sgd", compile=False)
     export.export_train_step(step, make_rollout((5, 6), options=("state_value",)), tmp_path / "step.onnx")
-    assert all(output.passed for output in export.verify(tmp_path / "step.onnx").outputs.values())
+    arguments = of(make_loss_steps((6, 4), column=False), *INSIDE[:-1])
+    export.export_onnx(make_loss(**MODES["target_in_chunks"]), arguments, tmp_path / "loss.onnx")
+    for file in ("step.onnx", "loss.onnx"):
+        assert all(output.passed for output in export.verify(tmp_path / file).outputs.values()), file
 
 
 # A target network
