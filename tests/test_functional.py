@@ -234,7 +234,7 @@ def test_upgoing_return_by_hand():
     assert upgoing((0.0, 0.0, 0.0, 0.0)) == [6.5, 11.0, 18.0, 28.0], "went well everywhere: TD(1)"
     assert upgoing((0.0, 90.0, 80.0, 70.0)) == [46.0, 42.0, 39.0, 28.0], "went badly everywhere: TD(0)"
     assert upgoing((0.0, 30.0, 40.0, 20.0)) == [16.0, 22.0, 18.0, 28.0], "badly at steps 1 and 2, well at the last"
-    assert upgoing((0.0, 0.0, 18.0, 28.0)) == [6.5, 11.0, 18.0, 28.0], "as well as expected is well"
+    assert upgoing((0.0, 0.0, 4.0, 0.0)) == [6.5, 11.0, 18.0, 28.0], "as well as expected at step 2 is well"
     done, terminated = (False, True, False, False), (False, True, False, False)
     assert upgoing((0.0, 0.0, 0.0, 0.0), done=done, terminated=terminated) == [2.0, 2.0, 18.0, 28.0]
     # The truncated step bootstraps from the value after it, not from the return.
