@@ -30,6 +30,7 @@ from torchrl.modules import (
     TruncatedNormal,
     ValueOperator,
 )
+from torchrl.modules.value_norm import PercentileValueNorm, PopArtValueNorm
 from torchrl.objectives import A2CLoss, ClipPPOLoss, ValueEstimators
 from torchrl.objectives import value as estimators
 from torchrl.objectives.value import advantages, functional
@@ -624,8 +625,9 @@ def test_a_converted_vtrace_has_its_coefficients():
         {"functional": False},
         {"shared": True},
         {"shared": True, "separate_losses": True},
+        {"advantage_norm": PercentileValueNorm(rate=0.5, min_scale=0.1)},
     ],
-    ids=str,
+    ids=lambda options: "-".join(f"{name}_{value}" for name, value in options.items() if not isinstance(value, nn.Module)),
 )
 def test_converted_options_equal_torchrl(options):
     check_converted(loss_of(**options), steps_for("Categorical"))
@@ -688,6 +690,7 @@ REFUSED = {
     ),
     "a size that nobody says": (lambda: loss_of(module=actor(Unknown())), ValueError, "size"),
     "a hook": (lambda: loss_of(value_net=_watched(critic())), TypeError, "without hooks"),
+    "another norm": (lambda: loss_of(advantage_norm=PopArtValueNorm()), ValueError, "advantage_norm"),
     "another value network": (
         lambda: loss_of(estimator=ESTIMATORS["gae"](value_network=critic())),
         ValueError,

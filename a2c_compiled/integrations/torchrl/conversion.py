@@ -7,13 +7,14 @@ from tensordict.nn import ProbabilisticTensorDictModule
 from tensordict.utils import unravel_key
 from torch import nn
 from torchrl import objectives
+from torchrl.modules.value_norm import PercentileValueNorm, ValueNorm
 from torchrl.objectives import value as theirs
 
 from a2c_compiled import estimators as ours
 from a2c_compiled.integrations.torchrl.action_distributions import converted
 from a2c_compiled.integrations.torchrl.graphs import Chain, Key, leaves
 from a2c_compiled.integrations.torchrl.networks import are_own
-from a2c_compiled.losses import A2CLoss
+from a2c_compiled.losses import A2CLoss, PercentileNorm
 
 # What a subclass may not compute in another way.
 _COMPUTATIONS = ("forward", "_log_probs", "get_entropy_bonus", "loss_critic", "_reduce_loss")
@@ -47,8 +48,6 @@ def from_torchrl(
         raise TypeError(
             f"loss: expected one that computes as A2CLoss does, got {type(loss).__name__} with its own {', '.join(own)}"
         )
-    if loss.advantage_norm is not None:
-        raise ValueError(f"advantage_norm: expected None (set it on the loss that is returned), got {loss.advantage_norm}")
     actor, critic, separate = _networks(loss)
     keys = _observation_keys((actor, critic), observation_keys)
     chain = Chain(keys)
@@ -74,6 +73,7 @@ def from_torchrl(
         separate_losses=separate,
         reduction=loss.reduction,
         clip_value=None if loss.clip_value is None else float(loss.clip_value),
+        advantage_norm=_advantage_norm(loss.advantage_norm),
         **_critic_calls(loss),
     )
     return converted_loss.train(loss.training)
@@ -165,6 +165,18 @@ def _estimator(loss: objectives.A2CLoss) -> ours.ValueEstimator:
 def _dimensions_of_a_step(estimator: Any) -> int:
     """What values have beside the dimensions of the TensorDict, from whose end TorchRL counts."""
     return 2 if type(estimator) is theirs.MultiAgentGAE else 1
+
+
+def _advantage_norm(norm: Optional[ValueNorm]) -> Optional[PercentileNorm]:
+    """The same norm at the same place; from there on each follows what its own loss computes."""
+    if norm is None:
+        return None
+    if type(norm) is not PercentileValueNorm or norm.low.numel() != 1:
+        raise ValueError(f"advantage_norm: expected a PercentileValueNorm of one value or None, got {norm}")
+    converted_norm = PercentileNorm(norm.quantiles, norm.rate, norm.min_scale)
+    converted_norm.low.copy_(norm.low.squeeze())
+    converted_norm.high.copy_(norm.high.squeeze())
+    return converted_norm
 
 
 def _critic_calls(loss: objectives.A2CLoss) -> Dict[str, Any]:
