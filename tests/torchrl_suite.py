@@ -3,8 +3,9 @@
     git clone https://github.com/pytorch/rl && python tests/torchrl_suite.py rl
 
 The checkout is to fit the torchrl that is installed; 0.14.1 has no tag, and the commit ae9719f1 (22 August 2026) fits it. Prints how the
-tests ended, how many calls were served, and why others were not; exit status 1 if a test ended otherwise. Two minutes on one core. Not
-collected by pytest, for which this file is also the plugin that accelerates and writes down outcomes.
+tests ended, how many calls were served, and why others were not; exit status 1 if a test ended otherwise. Two minutes on one core. Where
+``transformers`` is not installed (``pip install transformers``), TorchRL skips 1,800 of the 4,658 tests. Not collected by pytest, for which
+this file is also the plugin that accelerates and writes down outcomes.
 """
 
 import argparse
