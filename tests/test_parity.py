@@ -250,8 +250,8 @@ def test_every_value_estimator_by_enumeration_string_class_and_instance(taken_ac
     assert make_value_estimator("td_lambda", gamma=0.5, lmbda=0.25).lmbda == 0.25
 
     class Own(estimators.ValueEstimator):
-        def estimate(self, gamma, state_value, next_state_value, reward, done, terminated, log_pi, log_mu):
-            return F.ValueEstimate(reward - state_value, reward)
+        def estimate(self, steps):
+            return F.ValueEstimate(steps.reward - steps.state_value, steps.reward)
 
     own = Own(0.9, False, -2)
     steps = make_loss_steps()

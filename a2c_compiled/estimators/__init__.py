@@ -1,6 +1,6 @@
 """Value estimators as modules: a function of :mod:`a2c_compiled.functional` with its hyperparameters."""
 
-from a2c_compiled.estimators.base import ValueEstimator
+from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.estimators.gae import GAE, MultiAgentGAE
 from a2c_compiled.estimators.registry import ValueEstimators, make_value_estimator
 from a2c_compiled.estimators.td import UPGO, NStepEstimator, TD0Estimator, TD1Estimator, TDLambdaEstimator
@@ -11,6 +11,7 @@ __all__ = [
     "UPGO",
     "MultiAgentGAE",
     "NStepEstimator",
+    "Steps",
     "TD0Estimator",
     "TD1Estimator",
     "TDLambdaEstimator",

@@ -1,12 +1,25 @@
 """What all value estimators share."""
 
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from torch import Tensor
 
 from a2c_compiled._coefficients import UNIT, CoefficientModule
 from a2c_compiled.functional import ValueEstimate, standardize
 from a2c_compiled.functional.arguments import coefficient
+
+
+class Steps(NamedTuple):
+    """What an estimate is made of; values, rewards and log-probabilities as the results may see them."""
+
+    gamma: Tensor
+    state_value: Tensor
+    next_state_value: Tensor
+    reward: Tensor
+    done: Tensor
+    terminated: Optional[Tensor]
+    log_pi: Optional[Tensor]
+    log_mu: Optional[Tensor]
 
 
 class ValueEstimator(CoefficientModule):
@@ -79,18 +92,18 @@ class ValueEstimator(CoefficientModule):
         reward = self.of_each_value(reward, state_value)
         gamma = self.gamma
         if steps_to_next_obs is not None:
-            steps = self.of_each_value(steps_to_next_obs, state_value)
-            if steps.shape != reward.shape:
+            power = self.of_each_value(steps_to_next_obs, state_value)
+            if power.shape != reward.shape:
                 raise ValueError(
-                    f"steps_to_next_obs: expected the shape of reward, {list(reward.shape)}, got {list(steps.shape)}"
+                    f"steps_to_next_obs: expected the shape of reward, {list(reward.shape)}, got {list(power.shape)}"
                 )
-            gamma = coefficient("gamma", gamma, reward) ** steps
+            gamma = coefficient("gamma", gamma, reward) ** power
         if mask is not None:
             mask = self.of_each_value(mask, state_value)
         known_reward = self.source(reward)
         if self.standardizes_reward():
             known_reward = self.standardized(known_reward, group, mask)
-        advantage, value_target = self.estimate(
+        steps = Steps(
             gamma,
             self.source(state_value),
             self.source(next_state_value),
@@ -100,21 +113,12 @@ class ValueEstimator(CoefficientModule):
             None if log_pi is None else self.source(log_pi),
             None if log_mu is None else self.source(log_mu),
         )
+        advantage, value_target = self.estimate(steps)
         if self.standardizes_advantage():
             advantage = self.standardized(advantage, group, mask)
         return ValueEstimate(advantage, value_target)
 
-    def estimate(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-        log_pi: Optional[Tensor],
-        log_mu: Optional[Tensor],
-    ) -> ValueEstimate:
+    def estimate(self, steps: Steps) -> ValueEstimate:
         """Advantage and value target from what :meth:`forward` has prepared."""
         raise NotImplementedError
 

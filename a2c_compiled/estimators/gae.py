@@ -6,7 +6,7 @@ from torch import Tensor
 
 from a2c_compiled._coefficients import UNIT
 from a2c_compiled._precision import widen
-from a2c_compiled.estimators.base import ValueEstimator
+from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import ValueEstimate, generalized_advantage_estimate, standardize
 from a2c_compiled.functional.arguments import check_steps, coefficient
 
@@ -42,25 +42,16 @@ class GAE(ValueEstimator):
         self.average_gae = average_gae
         self.auto_reset_env = auto_reset_env
 
-    def estimate(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-        log_pi: Optional[Tensor],
-        log_mu: Optional[Tensor],
-    ) -> ValueEstimate:
+    def estimate(self, steps: Steps) -> ValueEstimate:
         """GAE."""
+        value, reward, done, terminated = steps.state_value, steps.reward, steps.done, steps.terminated
         if self.auto_reset_env and terminated is not None:
-            check_steps(reward, {"done": done}, {"state_value": state_value}, terminated)
-            own_value = coefficient("gamma", gamma, reward) * widen(state_value)
+            check_steps(reward, {"done": done}, {"state_value": value}, terminated)
+            own_value = coefficient("gamma", steps.gamma, reward) * widen(value)
             reward = (widen(reward) + own_value.masked_fill(terminated | ~done, 0.0)).to(reward.dtype)
             terminated = done
         return generalized_advantage_estimate(
-            gamma, self.lmbda, state_value, next_state_value, reward, done, terminated, self.time_dim
+            steps.gamma, self.lmbda, value, steps.next_state_value, reward, done, terminated, self.time_dim
         )
 
     def standardizes_advantage(self) -> bool:

@@ -1,13 +1,13 @@
 """Temporal-difference estimators: value targets that are returns, and advantages that are these less the value."""
 
-from typing import Optional, Union
+from typing import Union
 
 from torch import Tensor
 
 from a2c_compiled._coefficients import UNIT
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import positive_int
-from a2c_compiled.estimators.base import ValueEstimator
+from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import (
     ValueEstimate,
     n_step_return_estimate,
@@ -43,32 +43,25 @@ class TDEstimator(ValueEstimator):
         super().__init__(gamma, differentiable, time_dim, smallest_std, across_processes)
         self.average_rewards = average_rewards
 
-    def estimate(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-        log_pi: Optional[Tensor],
-        log_mu: Optional[Tensor],
-    ) -> ValueEstimate:
+    def estimate(self, steps: Steps) -> ValueEstimate:
         """The return less the value, and the return."""
-        check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
-        wide_value = widen(state_value)
-        value_target = self.returns(gamma, wide_value, widen(next_state_value), widen(reward), done, terminated)
-        return ValueEstimate((value_target - wide_value).to(reward.dtype), value_target.to(reward.dtype))
+        dtype = steps.reward.dtype
+        values = {"state_value": steps.state_value, "next_state_value": steps.next_state_value}
+        check_steps(steps.reward, {"done": steps.done}, values, steps.terminated)
+        wide = Steps(
+            steps.gamma,
+            widen(steps.state_value),
+            widen(steps.next_state_value),
+            widen(steps.reward),
+            steps.done,
+            steps.terminated,
+            None,
+            None,
+        )
+        value_target = self.returns(wide)
+        return ValueEstimate((value_target - wide.state_value).to(dtype), value_target.to(dtype))
 
-    def returns(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-    ) -> Tensor:
+    def returns(self, steps: Steps) -> Tensor:
         """The return that is this estimator's value target."""
         raise NotImplementedError
 
@@ -96,17 +89,12 @@ class TD0Estimator(TDEstimator):
     ) -> None:
         super().__init__(gamma, average_rewards, 1e-5, -2, differentiable, across_processes)
 
-    def returns(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-    ) -> Tensor:
+    def returns(self, steps: Steps) -> Tensor:
         """The one-step return."""
-        return td0_return_estimate(gamma, next_state_value, reward, done if terminated is None else terminated)
+        terminated = steps.terminated
+        if terminated is None:
+            terminated = steps.done
+        return td0_return_estimate(steps.gamma, steps.next_state_value, steps.reward, terminated)
 
 
 class TD1Estimator(TDEstimator):
@@ -130,17 +118,11 @@ class TD1Estimator(TDEstimator):
     ) -> None:
         super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
 
-    def returns(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-    ) -> Tensor:
+    def returns(self, steps: Steps) -> Tensor:
         """The return to the end."""
-        return td1_return_estimate(gamma, next_state_value, reward, done, terminated, None, self.time_dim)
+        return td1_return_estimate(
+            steps.gamma, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
+        )
 
 
 class TDLambdaEstimator(TDEstimator):
@@ -169,17 +151,11 @@ class TDLambdaEstimator(TDEstimator):
         super().__init__(gamma, average_rewards, 1e-4, time_dim, differentiable, across_processes)
         self.register_coefficient("lmbda", lmbda, UNIT)
 
-    def returns(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-    ) -> Tensor:
+    def returns(self, steps: Steps) -> Tensor:
         """The lambda return."""
-        return td_lambda_return_estimate(gamma, self.lmbda, next_state_value, reward, done, terminated, None, self.time_dim)
+        return td_lambda_return_estimate(
+            steps.gamma, self.lmbda, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
+        )
 
 
 class NStepEstimator(TDEstimator):
@@ -206,17 +182,11 @@ class NStepEstimator(TDEstimator):
         super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
         self.n = positive_int("n", n)
 
-    def returns(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-    ) -> Tensor:
+    def returns(self, steps: Steps) -> Tensor:
         """The n-step return."""
-        return n_step_return_estimate(gamma, self.n, next_state_value, reward, done, terminated, self.time_dim)
+        return n_step_return_estimate(
+            steps.gamma, self.n, steps.next_state_value, steps.reward, steps.done, steps.terminated, self.time_dim
+        )
 
 
 class UPGO(TDEstimator):
@@ -240,14 +210,14 @@ class UPGO(TDEstimator):
     ) -> None:
         super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
 
-    def returns(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-    ) -> Tensor:
+    def returns(self, steps: Steps) -> Tensor:
         """The upgoing return."""
-        return upgo_return_estimate(gamma, state_value, next_state_value, reward, done, terminated, self.time_dim)
+        return upgo_return_estimate(
+            steps.gamma,
+            steps.state_value,
+            steps.next_state_value,
+            steps.reward,
+            steps.done,
+            steps.terminated,
+            self.time_dim,
+        )

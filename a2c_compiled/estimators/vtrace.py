@@ -5,7 +5,7 @@ from typing import Optional, Union
 from torch import Tensor
 
 from a2c_compiled._coefficients import POSITIVE, UNIT
-from a2c_compiled.estimators.base import ValueEstimator
+from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import ValueEstimate, vtrace_advantage_estimate
 
 
@@ -49,31 +49,22 @@ class VTrace(ValueEstimator):
         self.register_coefficient("lmbda", lmbda, UNIT)
         self.average_adv = average_adv
 
-    def estimate(
-        self,
-        gamma: Tensor,
-        state_value: Tensor,
-        next_state_value: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-        log_pi: Optional[Tensor],
-        log_mu: Optional[Tensor],
-    ) -> ValueEstimate:
+    def estimate(self, steps: Steps) -> ValueEstimate:
         """V-trace; ``log_pi`` and ``log_mu`` are required."""
+        log_pi, log_mu = steps.log_pi, steps.log_mu
         if log_pi is None:
             raise ValueError("log_pi: expected the log-probability of the action under the policy learnt, got None")
         if log_mu is None:
             raise ValueError("log_mu: expected the log-probability of the action under the policy that acted, got None")
         return vtrace_advantage_estimate(
-            gamma,
+            steps.gamma,
             log_pi,
             log_mu,
-            state_value,
-            next_state_value,
-            reward,
-            done,
-            terminated,
+            steps.state_value,
+            steps.next_state_value,
+            steps.reward,
+            steps.done,
+            steps.terminated,
             self.rho_thresh,
             self.c_thresh,
             self.time_dim,
