@@ -1,5 +1,6 @@
 """Hyperparameters that live in a module: saved with it, moved with it, changeable while it trains."""
 
+import operator
 from numbers import Real
 from typing import Any, Callable, Dict, NamedTuple, Optional, Union
 
@@ -98,3 +99,14 @@ class CoefficientModule(nn.Module):
         for name, buffer in exact.items():
             self._buffers[name] = buffer.to(self.get_buffer(name).device)
         return self
+
+
+def positive_int(name: str, value: int) -> int:
+    """``value`` as a plain int, which TorchScript needs and gymnasium's ``n`` is not; else ValueError or TypeError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number

@@ -89,6 +89,8 @@ class Recurrent(nn.Module):
         """What the cell gives at each step."""
         x, hidden, start = _checked(observation)
         features, given = self.encoder(x), self._own(hidden)
+        if features.size(0) == 0:
+            return given.narrow(-1, 0, self.cell.hidden_size)
         if isinstance(self.cell, MinGRU):
             return self.cell.over_time(features, given, start)
         state = given[0]
@@ -105,12 +107,21 @@ class Recurrent(nn.Module):
         return self._advanced(self.encoder(x), self._own(hidden))
 
     def _own(self, hidden: Tensor) -> Tensor:
+        if hidden.size(-1) < self.offset + self.state_size:
+            raise ValueError(
+                f"hidden: expected at least {self.offset + self.state_size} numbers for each environment, got {hidden.size(-1)}"
+            )
         return hidden.narrow(-1, self.offset, self.state_size)
 
     def _advanced(self, features: Tensor, state: Tensor) -> Tensor:
         if isinstance(self.cell, nn.LSTMCell):
             return torch.cat(self.cell(features, tuple(state.chunk(2, -1))), -1)
         return self.cell(features, state)
+
+
+def has_memory(network: nn.Module) -> bool:
+    """Whether there is a cell in ``network``."""
+    return len(_cells(network)) > 0
 
 
 def hidden_size(network: nn.Module) -> int:
@@ -120,10 +131,10 @@ def hidden_size(network: nn.Module) -> int:
         ValueError: the cells' offsets leave gaps or overlap.
     """
     size = 0
-    for offset, cell in sorted(_cells(network).items()):
-        if offset != size:
+    for cell in _cells(network):
+        if cell.offset != size:
             raise ValueError(
-                f"offset: expected the states of the cells to stand side by side, got one at {offset} after {size} numbers"
+                f"offset: expected the states of the cells to stand side by side, got one at {cell.offset} after {size} numbers"
             )
         size += cell.state_size
     return size
@@ -131,11 +142,11 @@ def hidden_size(network: nn.Module) -> int:
 
 def next_hidden(network: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
     """The state of all cells in ``network`` after one step, ``[N, H]``, from ``x`` of ``[N, ...]``."""
-    return torch.cat([cell.step(x, hidden) for _, cell in sorted(_cells(network).items())], -1)
+    return torch.cat([cell.step(x, hidden) for cell in _cells(network)], -1)
 
 
-def _cells(network: nn.Module) -> "dict[int, Recurrent]":
-    return {module.offset: module for module in network.modules() if isinstance(module, Recurrent)}
+def _cells(network: nn.Module) -> List[Recurrent]:
+    return sorted((module for module in network.modules() if isinstance(module, Recurrent)), key=lambda cell: cell.offset)
 
 
 def _checked(observation: Remembered) -> Remembered:

@@ -27,7 +27,8 @@ from onnxruntime import InferenceSession, IOBinding, OrtValue
 
 __all__ = ["Learner", "Policy", "PolicyOutput"]
 
-_POLICIES = ("GreedyPolicy", "SampledPolicy")
+_GREEDY = ("GreedyPolicy", "PredictPolicy")
+_POLICIES = ("GreedyPolicy", "SampledPolicy", "PredictPolicy")
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -49,7 +50,7 @@ class Policy:
     """An exported policy, from observations to actions. Made by :meth:`load`; serves one thread at a time."""
 
     def __init__(self, graph: _Graph, random: _Random) -> None:
-        self._is_greedy = graph.module == "GreedyPolicy"
+        self._is_greedy = graph.module in _GREEDY
         self._actor = _Actor(graph, {}, random)
 
     @classmethod
@@ -451,7 +452,7 @@ def _described(module: str) -> str:
         "TrainStepGraph": "which Learner.load takes",
         "ActingPolicy": "which Learner.load finds when it is given the TrainStepGraph beside it",
     }
-    return f"an exported {module}, {use.get(module, 'which is neither')}"
+    return f"an exported {module}, {use.get(module, 'which onnxruntime.InferenceSession takes')}"
 
 
 def _choices(policy: _Graph) -> Optional[List[int]]:
@@ -560,7 +561,7 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
     """
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters: expected a mapping of names to arrays, got {type(parameters).__name__}")
-    is_greedy = graph.module == "GreedyPolicy"
+    is_greedy = graph.module in _GREEDY
     model = bytearray(graph.path.read_bytes())
     weights = dict(_weights(model))
     for name, value in parameters.items():

@@ -196,6 +196,11 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
         raise TypeError(f"step: expected a TrainStep, got {type(step).__name__}")
     if not isinstance(example_rollout, Rollout):
         raise TypeError(f"example_rollout: expected a Rollout, got {type(example_rollout).__name__}")
+    if not isinstance(example_rollout.observation, torch.Tensor):
+        raise TypeError(
+            "example_rollout: expected an observation that is one tensor, which graphs take, got"
+            f" {type(example_rollout.observation).__name__}"
+        )
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"path: expected a name ending in .onnx, got {path}")

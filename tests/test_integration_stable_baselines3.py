@@ -232,7 +232,11 @@ def exported(policy, observation, folder):
     inputs = {"observation": torch.from_numpy(observation[:3])}
     path = export.export_onnx(policy, inputs, folder / "policy.onnx", dynamic_axes=("N",))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(["action"], {"observation": observation})[0]
+    answers = session.run(["action"], {"observation": observation})[0]
+    from a2c_compiled.export.runtime import Policy
+
+    np.testing.assert_array_equal(Policy.load(path)(observation), answers)
+    return answers
 
 
 def check_actions(actual, expected):

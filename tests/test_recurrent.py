@@ -255,3 +255,39 @@ def test_wrong_cells_and_observations_are_refused_by_name():
         ValueError, match="offset: expected the states of the cells to stand side by side, got one at 3 after 2"
     ):
         hidden_size(nn.ModuleList([recurrent, Recurrent(nn.GRUCell(3, 2), offset=3)]))
+
+
+def test_cells_in_one_place_and_states_too_narrow_are_refused():
+    twice = nn.ModuleList([Recurrent(nn.GRUCell(3, 2)), Recurrent(nn.GRUCell(3, 2))])
+    with pytest.raises(
+        ValueError, match="offset: expected the states of the cells to stand side by side, got one at 0 after 2"
+    ):
+        hidden_size(twice)
+    x, start = torch.zeros(4, 2, 3), torch.zeros(4, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="hidden: expected at least 4 numbers for each environment, got 2"):
+        Recurrent(nn.LSTMCell(3, 2))((x, torch.zeros(4, 2, 2), start))
+
+
+def test_a_critic_with_memory_is_not_cut_into_chunks():
+    with pytest.raises(ValueError, match="value_chunk_size, num_chunks: expected None for a critic with memory"):
+        make_loss(make_networks("GRUCell"), num_chunks=2)
+
+
+@every_cell
+def test_no_steps_give_no_outputs(cell):
+    networks = make_networks(cell)
+    empty = tuple(part[:0] for part in Played(networks).observation)
+    assert networks[0](empty).shape == (0, N, CHOICES)
+
+
+def test_a_target_critic_remembers_nothing_for_the_policy():
+    collector_module = pytest.importorskip("a2c_compiled.training.collector")
+    trunk = Recurrent(nn.GRUCell(3, HIDDEN))
+    networks = nn.Sequential(trunk, nn.Linear(HIDDEN, 2)), nn.Sequential(trunk, nn.Linear(HIDDEN, 1))
+    target = copy.deepcopy(networks[1])
+    with torch.no_grad():
+        target[0].cell.weight_ih.add_(1.0)
+    loss = make_loss(networks, target_critic_network=target)
+    rollout = collector_module.RolloutCollector(recall_environments(num_envs=2), loss, 3, seed=0).collect()
+    x, hidden, _ = rollout.observation
+    torch.testing.assert_close(rollout.next_observation[1][0], trunk.step(x[0], hidden[0]))

@@ -1,6 +1,5 @@
 """What a policy's distribution offers to the loss, the rollout and the exporters."""
 
-import operator
 from typing import List, Optional, Tuple
 
 from torch import Tensor
@@ -78,17 +77,6 @@ class Distribution(CoefficientModule):
             raise ValueError(f"params: expected shape [..., {self.num_params}], got {list(params.shape)}")
         if not params.is_floating_point():
             raise TypeError(f"params: expected a floating dtype, got {params.dtype}")
-
-
-def positive_int(name: str, value: int) -> int:
-    """``value`` as a plain int, which TorchScript needs and gymnasium's ``n`` is not; else ValueError or TypeError."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1, got {number}")
-    return number
 
 
 def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None:

@@ -23,7 +23,8 @@ class Composite(Distribution):
     Equal to TorchRL's ``CompositeDistribution`` with aggregated probabilities.
 
     Args:
-        *heads: distributions; not :class:`TorchDistribution`, which makes no samples of noise.
+        *heads: distributions; not :class:`TorchDistribution`, which makes no samples of noise. The infinite densities of a :class:`Delta`
+            are all that is left of a sum: such a composite acts, and learns nothing.
     """
 
     if TYPE_CHECKING:  # TorchScript would take it at its word
@@ -43,7 +44,7 @@ class Composite(Distribution):
         self.num_params = sum(self.param_sizes)
         self.has_entropy = all(head.has_entropy for head in heads)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            rows = [torch.zeros(1, head.num_params) for head in heads]
+            rows = [torch.zeros(1, head.num_params, device=_device(head)) for head in heads]
             modes = [head.mode(row) for head, row in zip(heads, rows, strict=True)]
             self.noise_sizes = [head.noise(row).size(-1) for head, row in zip(heads, rows, strict=True)]
         self.is_single = [mode.dim() == 1 for mode in modes]
@@ -148,3 +149,7 @@ class Composite(Distribution):
     def _split_params(self, params: Tensor) -> List[Tensor]:
         self.check_params(params)
         return widen(params).split(self.param_sizes, -1)
+
+
+def _device(head: Distribution) -> torch.device:
+    return next((buffer.device for buffer in head.buffers()), torch.device("cpu"))

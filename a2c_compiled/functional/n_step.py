@@ -24,7 +24,7 @@ def n_step_return_estimate(
     r"""n-step return: :math:`G_t = r_t + \gamma r_{t+1} + \dots + \gamma^{n-1} r_{t+n-1} + \gamma^n V(s_{t+n})`.
 
     Shorter where the episode or the data ends before: then it bootstraps from the next value of the last step, but not of a terminated
-    one. Costs O(nT) time.
+    one. Costs O(nT) time and memory.
 
     Args:
         gamma: discount.

@@ -79,16 +79,16 @@ def a2c_loss(
     Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; the clipped value loss is TorchRL's; the estimate
     of the divergence is Schulman's, Approximating KL Divergence, 2020.
     """
-    _check_shape("advantage", advantage, log_prob)
+    check_shape("advantage", advantage, log_prob)
     if mask is not None:
         check_mask(mask)
-        _check_shape("mask", mask, log_prob)
+        check_shape("mask", mask, log_prob)
     loss_objective = _reduce(-(_counted(log_prob, mask) * _counted(advantage, mask)), reduction, mask)
 
     mean_entropy: Optional[Tensor] = None
     loss_entropy: Optional[Tensor] = None
     if entropy is not None:
-        _check_shape("entropy", entropy, log_prob)
+        check_shape("entropy", entropy, log_prob)
         entropy = _counted(entropy, mask)
         mean_entropy = _mean(entropy.detach(), mask)
         loss_entropy = _reduce(_scale(-entropy, entropy_coef), reduction, mask)
@@ -98,14 +98,14 @@ def a2c_loss(
     if new_state_value is not None:
         if value_target is None:
             raise ValueError("value_target: expected the return that the critic learns, got None")
-        _check_shape("value_target", value_target, log_prob)
-        _check_shape("new_state_value", new_state_value, log_prob)
+        check_shape("value_target", value_target, log_prob)
+        check_shape("new_state_value", new_state_value, log_prob)
         new_state_value, value_target = _counted(new_state_value, mask), _counted(value_target, mask)
         distance = critic_distance(value_target, new_state_value, loss_critic_type)
         if clip_value is not None:
             if state_value is None:
                 raise ValueError("state_value: expected the value before the update, which clip_value needs, got None")
-            _check_shape("state_value", state_value, log_prob)
+            check_shape("state_value", state_value, log_prob)
             state_value = _counted(state_value, mask)
             step = new_state_value - state_value
             limit = clip_value.to(step.dtype)
@@ -122,7 +122,7 @@ def a2c_loss(
         if new_state_value is not None and value_target is not None:
             explained_variance = _explained_variance(new_state_value.detach(), value_target.detach(), mask)
         if sample_log_prob is not None:
-            _check_shape("sample_log_prob", sample_log_prob, log_prob)
+            check_shape("sample_log_prob", sample_log_prob, log_prob)
             log_ratio = (_counted(log_prob, mask) - _counted(sample_log_prob, mask)).detach().clamp_max(80.0)
             kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
     return A2CLosses(
@@ -184,6 +184,7 @@ def check_mask(mask: Tensor) -> None:
         raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
 
 
-def _check_shape(name: str, tensor: Tensor, log_prob: Tensor) -> None:
+def check_shape(name: str, tensor: Tensor, log_prob: Tensor) -> None:
+    """Raise ValueError unless ``tensor`` has the shape of ``log_prob``."""
     if tensor.shape != log_prob.shape:
         raise ValueError(f"{name}: expected the shape of log_prob, {list(log_prob.shape)}, got {list(tensor.shape)}")

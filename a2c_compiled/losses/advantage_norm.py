@@ -59,7 +59,8 @@ class PercentileNorm(AdvantageNorm):
         self.register_buffer("high", torch.zeros(1, dtype=torch.float64))
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
-        """Take new returns into account, those of ``mask`` where it is given; no returns change nothing."""
+        """Take new returns into account, those of ``mask`` where it is given; neither no returns nor NaN or infinite
+        quantiles change anything."""
         if value_target.numel() == 0:
             return
         with torch.no_grad():
@@ -68,7 +69,8 @@ class PercentileNorm(AdvantageNorm):
             ordered = returns.masked_fill(~counted, float("inf")).sort()[0]
             count = counted.sum()
             for mean, quantile in ((self.low, self.quantiles[0]), (self.high, self.quantiles[1])):
-                latest = torch.where(count > 0, _quantile(ordered, count, quantile), mean)
+                latest = _quantile(ordered, count, quantile)
+                latest = torch.where((count > 0) & latest.isfinite(), latest, mean)
                 mean.lerp_(latest, self.rate)
 
     def scale(self) -> Tensor:

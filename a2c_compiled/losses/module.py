@@ -5,19 +5,19 @@ from typing import Any, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import NOT_NEGATIVE
+from a2c_compiled._coefficients import NOT_NEGATIVE, positive_int
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
-from a2c_compiled.distributions.base import positive_int
 from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
 from a2c_compiled.functional import ValueEstimate
 from a2c_compiled.functional.arguments import check_steps
-from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask
+from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask, check_shape
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.critic import CriticModule, CriticValues
 from a2c_compiled.losses.inputs import check_values, finite, like, optional_finite, optional_like
+from a2c_compiled.recurrent import has_memory
 
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
@@ -122,6 +122,10 @@ class A2CLoss(CriticModule):
             raise ValueError("shifted: expected False with a target_critic_network, which is another network, got True")
         self.value_chunk_size = 0 if value_chunk_size is None else positive_int("value_chunk_size", value_chunk_size)
         self.num_chunks = 0 if num_chunks is None else positive_int("num_chunks", num_chunks)
+        if has_memory(self.critic_network) and (self.value_chunk_size or self.num_chunks):
+            raise ValueError(
+                "value_chunk_size, num_chunks: expected None for a critic with memory, whose steps follow each other"
+            )
         self.shifted = shifted
         self.shifted_budget = positive_int("shifted_budget", shifted_budget)
         self.advantage_norm = None if advantage_norm is None else _checked("advantage_norm", advantage_norm, AdvantageNorm)
@@ -167,6 +171,8 @@ class A2CLoss(CriticModule):
             for name, coefficient in self._buffers.items():
                 self._buffers[name] = None if coefficient is None else coefficient.to(device)
             self.distribution.to(device)
+            if self.advantage_norm is not None:
+                self.advantage_norm.to(device)
 
     def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> "A2CLoss":
         """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
@@ -285,6 +291,8 @@ class A2CLoss(CriticModule):
             check_values(new_state_value, log_prob, "the actions")
         advantage, mask = like(advantage, log_prob), optional_like(mask, log_prob)
         value_target = optional_like(value_target, log_prob)
+        if mask is not None:
+            check_shape("mask", mask, log_prob)
         if self.advantage_norm is not None:
             if computes_advantage and self.advantage_norm.training and value_target is not None:
                 self.advantage_norm.update(value_target, mask)

@@ -5,7 +5,7 @@ from typing import List, Optional
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor
+from torch import Tensor, nn
 
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.environments import observation_tensor
@@ -45,7 +45,8 @@ class RolloutCollector:
         self._observation, _ = envs.reset(seed=seed)
         self._ended = np.zeros(envs.num_envs, dtype=bool)
         self._return = np.zeros(envs.num_envs)
-        self._memory = Memory(loss, envs.num_envs, loss.entropy_coef.device)
+        acting_and_judging = nn.ModuleList([loss.actor_network, loss.critic_network])  # a target's cells remember nothing here
+        self._memory = Memory(acting_and_judging, envs.num_envs, loss.entropy_coef.device)
 
     @torch.no_grad()
     def collect(self) -> Rollout:

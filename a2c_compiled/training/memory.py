@@ -5,7 +5,7 @@ from typing import Any, List, Tuple
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled.recurrent import hidden_size, next_hidden
+from a2c_compiled.recurrent import has_memory, hidden_size, next_hidden
 
 
 class Memory:
@@ -27,7 +27,7 @@ class Memory:
 
     def is_empty(self) -> bool:
         """Whether there are no cells."""
-        return self._hidden.size(-1) == 0
+        return not has_memory(self._network)
 
     def ask(self, network: nn.Module, x: Tensor) -> Tensor:
         """What ``network`` answers to ``x``, ``[N, ...]``, with the present states."""

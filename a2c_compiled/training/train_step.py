@@ -113,7 +113,8 @@ class TrainStep(CoefficientModule):
         self._run = self._make_run()
 
     def pure(self, state: TrainState, rollout: Rollout, lr: Tensor) -> Tuple[TrainState, TrainMetrics]:
-        """The update as a function: the new state and the metrics, nothing written in place.
+        """The update as a function: the new state and the metrics, nothing written in place (but what a network writes by itself, and the
+        statistics of an ``advantage_norm`` in training mode).
 
         ``state.params`` are to require grad.
         """

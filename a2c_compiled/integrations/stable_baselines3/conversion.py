@@ -18,7 +18,7 @@ from a2c_compiled.distributions import (
     Normal,
 )
 from a2c_compiled.estimators import GAE
-from a2c_compiled.integrations.stable_baselines3.networks import Clipped, Floating, Network, Policy
+from a2c_compiled.integrations.stable_baselines3.networks import Clipped, Floating, Network, PredictPolicy
 from a2c_compiled.integrations.stable_baselines3.observations import preprocessing, raw
 from a2c_compiled.losses import A2CLoss
 
@@ -38,7 +38,7 @@ _SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # none in effect, as in Stabl
 class FromSB3(NamedTuple):
     """What :func:`from_sb3` makes of a model."""
 
-    policy: Policy
+    policy: PredictPolicy
     loss: A2CLoss
 
 
@@ -82,7 +82,7 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
     critic = Network(shape, preprocess, policy.vf_features_extractor, hidden.value_net, policy.value_net)
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
     env = None if algorithm is None else algorithm.get_vec_normalize_env()
-    greedy = Policy(raw(space, env), actor, distribution, _bounds(policy.action_space)).to(policy.device)
+    greedy = PredictPolicy(raw(space, env), actor, distribution, _bounds(policy.action_space)).to(policy.device)
     return FromSB3(greedy, _loss(algorithm, actor, critic, distribution))
 
 

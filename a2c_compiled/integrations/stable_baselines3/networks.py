@@ -81,7 +81,7 @@ class Floating(nn.Module):
         return action.float()
 
 
-class Policy(nn.Module):
+class PredictPolicy(nn.Module):
     """From an observation as the environment gives it to the action as ``model.predict(observation, deterministic=True)`` returns it."""
 
     def __init__(self, raw: nn.Module, actor_network: nn.Module, distribution: Distribution, bounds: nn.Module) -> None:

@@ -60,7 +60,7 @@ def converted(
         n = chain.width(keys[names[0]]) if num_params is None else num_params
         return make_choice(_known(n)), chain.side_by_side(nodes)
     if kind not in _VECTORS:
-        known = ", ".join(sorted(one.__name__ for one in (*_CHOICES, *_VECTORS)))
+        known = ", ".join(sorted({one.__name__ for one in (*_CHOICES, *_VECTORS)}))
         raise TypeError(f"distribution_class: expected one of {known}, got {getattr(kind, '__name__', kind)}")
     make, allowed = _VECTORS[kind]
     _check(kind, keys, ("loc", "scale"), options, allowed)

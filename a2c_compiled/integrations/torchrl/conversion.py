@@ -33,7 +33,8 @@ def from_torchrl(
     Where the value estimator standardises by a ``group_key``, pass that entry as ``group``.
 
     Args:
-        loss: its networks are chains of TensorDictModules; the actor ends in a distribution of torch or TorchRL that is here too.
+        loss: its networks are chains of TensorDictModules; the actor ends in a (masked, one-hot) categorical or ordinal
+            distribution or an IndependentNormal, TanhNormal or TruncatedNormal.
         observation_keys: where the networks read several entries: these, in the order of the tuple of tensors that is the observation.
         size: number of actions or dimension of the action, where the actor's last layer does not say it (``out_features``).
 

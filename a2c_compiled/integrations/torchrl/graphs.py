@@ -8,6 +8,7 @@ from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor, 
 from tensordict.nn.utils import biased_softplus, mappings
 from tensordict.utils import unravel_key
 from torch import fx, nn
+from torchrl.modules import MLP
 
 from a2c_compiled import distributions
 from a2c_compiled.integrations.torchrl.networks import is_watched
@@ -112,7 +113,8 @@ class Chain:
 
     def _call(self, module: nn.Module, arguments: List[fx.Node]) -> fx.Node:
         name = f"module_{len(self.modules)}"
-        self.modules[name] = module
+        # Of one input an MLP is its layers in order, but TorchScript cannot read its ``*inputs``.
+        self.modules[name] = nn.Sequential(*module.children()) if type(module) is MLP and len(arguments) == 1 else module
         return self.graph.call_module(name, tuple(arguments))
 
     def side_by_side(self, nodes: Sequence[fx.Node]) -> fx.Node:
