@@ -62,7 +62,7 @@ class Policy:
         parameters: Optional[Mapping[str, ArrayLike]] = None,
         seed: Optional[int] = None,
     ) -> Policy:
-        """The policy in the file of an exported ``GreedyPolicy`` or ``SampledPolicy``.
+        """The policy in the file of an exported ``GreedyPolicy``, ``SampledPolicy``, or what ``from_sb3`` makes of a model.
 
         Args:
             path: of the ``.onnx`` file.

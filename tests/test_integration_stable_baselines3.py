@@ -235,7 +235,7 @@ def exported(policy, observation, folder):
     answers = session.run(["action"], {"observation": observation})[0]
     from a2c_compiled.export.runtime import Policy
 
-    np.testing.assert_array_equal(Policy.load(path)(observation), answers)
+    np.testing.assert_array_equal(Policy.load(path).act(observation), answers)
     return answers
 
 
