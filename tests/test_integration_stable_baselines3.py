@@ -258,7 +258,7 @@ def check_policy(model, observation, folder, given=None):
     check_actions(exported(policy, observation, folder), expected)
 
 
-@pytest.mark.parametrize(("env_id", "algorithm"), [("CartPole-v1", A2C), ("Pendulum-v1", PPO)])
+@pytest.mark.parametrize(("env_id", "algorithm"), [("CartPole-v1", A2C), ("Pendulum-v1", A2C), ("Pendulum-v1", PPO)])
 def test_an_exported_policy_acts_as_the_trained_model(env_id, algorithm, tmp_path):
     options = {"n_steps": 128} if algorithm is PPO else {}
     model = algorithm("MlpPolicy", env_id, seed=0, device="cpu", **options).learn(512)
