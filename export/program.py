@@ -65,8 +65,8 @@ def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's remarks on packages that are not installed, on its own deprecations, on attributes that are empty lists, and on errors
-    that are raised as well."""
+    """Without remarks on packages that are not installed, on torch's own deprecations, on attributes that are empty lists, and on
+    errors that are raised as well."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
