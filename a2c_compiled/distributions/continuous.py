@@ -139,8 +139,7 @@ class TanhNormal(Normal):
         """Log-density of ``action`` of shape ``[*B, dim]``, inside the bounds or on them."""
         check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
-        squashed = (action.to(loc.dtype) - self.center.to(loc.dtype)) / self.half_width.to(loc.dtype)
-        u = inside(squashed).atanh()
+        u = inside((action.to(loc.dtype) - self.center.to(loc.dtype)) / self.half_width.to(loc.dtype)).atanh()
         return self._log_prob_before_tanh((u - loc) / scale, scale, u).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
@@ -163,7 +162,7 @@ class TanhNormal(Normal):
         return self._squash(u).to(params.dtype), self._log_prob_before_tanh(noise, scale, u).to(params.dtype)
 
     def _squash(self, u: Tensor) -> Tensor:
-        return self.center.to(u.dtype) + self.half_width.to(u.dtype) * inside(u.tanh())
+        return squashed(u, self.center, self.half_width)
 
     def _log_prob_before_tanh(self, standardized: Tensor, scale: Tensor, u: Tensor) -> Tensor:
         log_slope = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u)) + self.half_width.to(u.dtype).log()
@@ -202,6 +201,11 @@ def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
     return bound.expand(dim)
 
 
+def squashed(u: Tensor, center: Tensor, half_width: Tensor) -> Tensor:
+    """``u`` in the box, in the dtype of ``u``."""
+    return center.to(u.dtype) + half_width.to(u.dtype) * inside(u.tanh())
+
+
 def check_real_action(action: Tensor, params: Tensor, dim: int) -> None:
     """Raise ValueError or TypeError unless ``action`` is floating, ``[*B, dim]``."""
     check_action_shape(action, params, [dim])
@@ -213,7 +217,7 @@ def _normal_log_prob(standardized: Tensor, scale: Tensor) -> Tensor:
     return (-0.5 * standardized.square() - scale.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
-def inside(squashed: Tensor) -> Tensor:
+def inside(fraction: Tensor) -> Tensor:
     """Away from the bounds by as much as the dtype resolves in decimal digits, which is TorchRL's margin."""
-    limit = 1.0 - (1e-15 if squashed.dtype == torch.float64 else 1e-6)
-    return squashed.clamp(-limit, limit)
+    limit = 1.0 - (1e-15 if fraction.dtype == torch.float64 else 1e-6)
+    return fraction.clamp(-limit, limit)

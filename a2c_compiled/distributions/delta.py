@@ -8,7 +8,7 @@ from torch import Tensor
 from a2c_compiled._coefficients import positive_int
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution
-from a2c_compiled.distributions.continuous import box, check_real_action, inside
+from a2c_compiled.distributions.continuous import box, check_real_action, squashed
 
 
 class Delta(Distribution):
@@ -91,5 +91,4 @@ class TanhDelta(Delta):
         """The squashed parameter."""
         self.check_params(params)
         wide = widen(params)
-        center, half_width = self.center.to(wide.dtype), self.half_width.to(wide.dtype)
-        return (center + half_width * inside((wide + center).tanh())).to(params.dtype)
+        return squashed(wide + self.center.to(wide.dtype), self.center, self.half_width).to(params.dtype)

@@ -23,8 +23,7 @@ class TDEstimator(ValueEstimator):
 
     Args:
         gamma: discount.
-        average_rewards: standardise the rewards over the batch.
-        smallest_std: what their standard deviation counts as at least.
+        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
         time_dim: the dimension of time.
         differentiable: let gradients pass.
         across_processes: standardise over the data of all processes.
@@ -32,14 +31,13 @@ class TDEstimator(ValueEstimator):
 
     def __init__(
         self,
-        gamma: Union[float, Tensor],
-        average_rewards: bool,
-        smallest_std: float,
-        time_dim: int,
-        differentiable: bool,
-        across_processes: bool,
+        gamma: Union[float, Tensor] = 0.99,
+        average_rewards: bool = False,
+        time_dim: int = -2,
+        differentiable: bool = False,
+        across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim, smallest_std, across_processes)
+        super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes)
         self.average_rewards = average_rewards
 
     def estimate(self, steps: Steps) -> ValueEstimate:
@@ -86,7 +84,7 @@ class TD0Estimator(TDEstimator):
         differentiable: bool = False,
         across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, 1e-5, -2, differentiable, across_processes)
+        super().__init__(gamma, average_rewards, -2, differentiable, across_processes)
 
     def returns(self, steps: Steps) -> Tensor:
         """The one-step return."""
@@ -106,16 +104,6 @@ class TD1Estimator(TDEstimator):
         differentiable: let gradients pass.
         across_processes: standardise over the data of all processes.
     """
-
-    def __init__(
-        self,
-        gamma: Union[float, Tensor] = 0.99,
-        average_rewards: bool = False,
-        time_dim: int = -2,
-        differentiable: bool = False,
-        across_processes: bool = False,
-    ) -> None:
-        super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
 
     def returns(self, steps: Steps) -> Tensor:
         """The return to the end."""
@@ -147,7 +135,8 @@ class TDLambdaEstimator(TDEstimator):
         differentiable: bool = False,
         across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, 1e-4, time_dim, differentiable, across_processes)
+        super().__init__(gamma, average_rewards, time_dim, differentiable, across_processes)
+        self.smallest_std = 1e-4
         self.register_coefficient("lmbda", lmbda, UNIT)
 
     def returns(self, steps: Steps) -> Tensor:
@@ -178,7 +167,7 @@ class NStepEstimator(TDEstimator):
         differentiable: bool = False,
         across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
+        super().__init__(gamma, average_rewards, time_dim, differentiable, across_processes)
         self.n = positive_int("n", n)
 
     def returns(self, steps: Steps) -> Tensor:
@@ -198,16 +187,6 @@ class UPGO(TDEstimator):
         differentiable: let gradients pass.
         across_processes: standardise over the data of all processes.
     """
-
-    def __init__(
-        self,
-        gamma: Union[float, Tensor] = 0.99,
-        average_rewards: bool = False,
-        time_dim: int = -2,
-        differentiable: bool = False,
-        across_processes: bool = False,
-    ) -> None:
-        super().__init__(gamma, average_rewards, 1e-5, time_dim, differentiable, across_processes)
 
     def returns(self, steps: Steps) -> Tensor:
         """The upgoing return."""

@@ -181,7 +181,7 @@ class A2CLoss(CriticModule):
 
     @property
     def out_keys(self) -> Tuple[str, ...]:
-        """Names of the outputs that are not None, in order; ``kl_approx`` is where no ``sample_log_prob`` is given."""
+        """Names of the outputs that are not None, in order; ``kl_approx`` is one all the same where no ``sample_log_prob`` is given."""
         switched_off = set(self._dropped)
         if not self.entropy_bonus:
             switched_off |= {"entropy", "loss_entropy"}

@@ -5,14 +5,14 @@ from typing import Any, List, Tuple
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled.recurrent import has_memory, hidden_size, next_hidden
+from a2c_compiled.recurrent import hidden_size, next_hidden
 
 
 class Memory:
     """The hidden states of the cells in ``network``, step by step; of networks without cells it is empty and adds nothing.
 
     Args:
-        network: with all the cells that act and learn, a loss as a rule.
+        network: with all the cells that act and judge: actor and critic.
         num_envs: environments side by side.
         device: of the states.
     """
@@ -27,7 +27,7 @@ class Memory:
 
     def is_empty(self) -> bool:
         """Whether there are no cells."""
-        return not has_memory(self._network)
+        return self._hidden.size(-1) == 0
 
     def ask(self, network: nn.Module, x: Tensor) -> Tensor:
         """What ``network`` answers to ``x``, ``[N, ...]``, with the present states."""
