@@ -17,7 +17,8 @@ from torch import nn
 
 from a2c_compiled import A2CLoss, distributions, estimators, training
 from a2c_compiled.training import Rollout, RolloutCollector, TrainConfig, train
-from a2c_compiled.training.environments import distribution_for, make_environments, make_networks, mlp, observation_tensor
+from a2c_compiled.training.environments import make_environments, observation_tensor
+from a2c_compiled.training.networks import distribution_for, make_networks, mlp
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.plots import plot_learning_curves
 from a2c_compiled.training.runs import load_progress, load_run, load_step, save_run
@@ -325,10 +326,10 @@ def test_actions_without_a_distribution_are_refused(space):
 
 
 class Spaces:
-    """As much of a vector environment as its networks depend on."""
+    """As much of environments as its networks depend on."""
 
     def __init__(self, observations, actions):
-        self.single_observation_space, self.single_action_space = observations, actions
+        self.observation_space, self.action_space = observations, actions
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,108 +1,130 @@
-"""Rollouts from a gymnasium vector environment."""
+"""Rollouts from environments."""
 
-from typing import List, Optional
+from typing import Any, Callable, Dict, List, Optional, Union
 
-import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from a2c_compiled._compilation import compiled
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.training.environments import observation_tensor
+from a2c_compiled.training.acting import Acted, act, answer, reads_state_value
+from a2c_compiled.training.device_rollout import DeviceRollout
+from a2c_compiled.training.environments import Environments, GymnasiumEnvironments, TensorEnvironments
 from a2c_compiled.training.memory import Memory
+from a2c_compiled.training.returns import EpisodeReturns
 from a2c_compiled.training.rollout import Rollout
 
 
 class RolloutCollector:
-    """Steps a vector environment with the policy of a loss, from where the last rollout ended.
+    """Steps environments with the policy of a loss, from where the last rollout ended.
 
     ``next_observation`` is the real final observation where an episode ended. Environments that spend a step of their own on the reset
     (gymnasium's NEXT_STEP) give a ``mask`` that leaves that step out. Behaviour log-probabilities and state values are recorded where
     the loss needs them. Observations of recurrent networks are tuples with their hidden states, see :mod:`a2c_compiled.recurrent`.
 
+    Environments written in torch and a policy without memory are stepped as one graph for each rollout
+    (:class:`~a2c_compiled.training.device_rollout.DeviceRollout`); elsewhere the policy is one call a step.
+
     Args:
-        envs: with autoreset mode SAME_STEP or NEXT_STEP.
+        envs: a gymnasium vector environment with autoreset mode SAME_STEP or NEXT_STEP, or any
+            :class:`~a2c_compiled.training.environments.Environments` on the device of the loss.
         loss: whose actor network and distribution act.
         num_steps: length of a rollout.
         seed: of the first reset.
+        compile: compile what acts.
 
     Attributes:
-        returns: undiscounted returns of the episodes that ended during the last rollout.
+        episodes: returns and lengths of the episodes that ended; whoever reads them takes them.
 
     Raises:
         ValueError: the environments do not reset themselves.
     """
 
-    def __init__(self, envs: VectorEnv, loss: A2CLoss, num_steps: int, seed: Optional[int] = None) -> None:
-        self.envs = envs
+    def __init__(
+        self,
+        envs: Union[VectorEnv, Environments],
+        loss: A2CLoss,
+        num_steps: int,
+        seed: Optional[int] = None,
+        compile: bool = False,
+    ) -> None:
+        device = loss.entropy_coef.device
+        self.envs: Environments = GymnasiumEnvironments(envs, device) if isinstance(envs, VectorEnv) else envs
         self.loss = loss
         self.num_steps = num_steps
-        self.returns: List[float] = []
-        mode = envs.metadata.get("autoreset_mode")
-        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
-            raise ValueError(f"envs: expected autoreset mode SAME_STEP or NEXT_STEP, got {mode}")
-        self._resets_in_a_step = mode == AutoresetMode.NEXT_STEP
-        self._observation, _ = envs.reset(seed=seed)
-        self._ended = np.zeros(envs.num_envs, dtype=bool)
-        self._return = np.zeros(envs.num_envs)
+        self.episodes = EpisodeReturns(self.envs.num_envs, device)
         acting_and_judging = nn.ModuleList([loss.actor_network, loss.critic_network])  # a target's cells remember nothing here
-        self._memory = Memory(acting_and_judging, envs.num_envs, loss.entropy_coef.device)
+        self._memory = Memory(acting_and_judging, self.envs.num_envs, device)
+        self._whole: Optional[DeviceRollout] = None
+        if isinstance(self.envs, TensorEnvironments) and self._memory.is_empty():
+            self._whole = DeviceRollout(self.envs, loss, compile)
+        self._act: Callable[[A2CLoss, Any], Acted] = compiled(act) if compile else act
+        self._observation: Any = self.envs.reset(seed)
+
+    @property
+    def returns(self) -> List[float]:
+        """Undiscounted returns of the episodes that ended since this was last asked for."""
+        return self.episodes.take()[0]
 
     @torch.no_grad()
     def collect(self) -> Rollout:
         """The next ``num_steps`` steps of every environment."""
-        observations: List[Tensor] = []
-        next_observations: List[Tensor] = []
-        params: List[Tensor] = []
-        actions: List[Tensor] = []
-        rewards, dones, terminations, counted = (np.empty((self.num_steps, self.envs.num_envs), d) for d in "f???")
-        self.returns = []
-        device = self.loss.entropy_coef.device
+        if self._whole is not None:
+            self._observation, rollout = self._whole(self._observation, self.num_steps)
+        else:
+            rollout = self._step_by_step()
+        self.episodes.record(rollout.reward, rollout.done, rollout.mask)
+        return rollout
+
+    def _step_by_step(self) -> Rollout:
+        tape = _Tape(self.num_steps)
         for t in range(self.num_steps):
-            observations.append(observation_tensor(self._observation).to(device))
-            params.append(self._memory.ask(self.loss.actor_network, observations[-1]))
-            actions.append(self.loss.distribution.sample(params[-1]))
-            counted[t] = ~self._ended
-            self._observation, rewards[t], terminations[t], truncated, info = self.envs.step(actions[-1].cpu().numpy())
-            dones[t] = terminations[t] | truncated
+            seen = self._observation
+            action, log_prob, state_value = self._answer(seen)
+            step = self.envs.step(action)
+            done = step.terminated | step.truncated
             # The step that a reset takes belongs to no episode.
-            self._memory.advance(observations[-1], torch.from_numpy(dones[t] | ~counted[t]).to(device))
-            next_observations.append(observation_tensor(self._final_observation(info)))
-            self._record_returns(rewards[t], dones[t])
-            if self._resets_in_a_step:
-                self._ended = dones[t].copy()
+            self._memory.advance(seen, done if step.counted is None else done | ~step.counted)
+            self._observation = step.observation
+            following = step.observation if step.final_observation is None else step.final_observation
+            tape.write(t, "observation", seen)
+            tape.write(t, "action", action)
+            tape.write(t, "reward", step.reward)
+            tape.write(t, "next_observation", following)
+            tape.write(t, "done", done)
+            tape.write(t, "terminated", step.terminated)
+            tape.write(t, "log_prob", log_prob)
+            tape.write(t, "state_value", state_value)
+            tape.write(t, "mask", step.counted)
+        columns = tape.columns
+        before_and_after = self._memory.observations(columns.pop("observation"), columns.pop("next_observation"))
+        return Rollout(observation=before_and_after[0], next_observation=before_and_after[1], **columns)
 
-        observation, next_observation = self._memory.observations(
-            torch.stack(observations), torch.stack(next_observations).to(device)
-        )
-        action = torch.stack(actions)
-        reward, done, terminated, mask = (torch.from_numpy(x).to(device) for x in (rewards, dones, terminations, counted))
-        log_prob = state_value = None
-        if self.loss.reads_log_prob:
-            log_prob = self.loss.distribution.log_prob(torch.stack(params), action)
-        if self.loss.clip_value is not None:
-            state_value = self.loss.critic_network(observation).reshape(reward.shape)
-        return Rollout(
-            observation,
-            action,
-            reward,
-            next_observation,
-            done,
-            terminated,
-            log_prob,
-            state_value,
-            mask if self._resets_in_a_step else None,
-        )
+    def _answer(self, observation: Any) -> Acted:
+        if self._memory.is_empty():
+            return self._act(self.loss, observation)
+        value = self._memory.ask(self.loss.critic_network, observation) if reads_state_value(self.loss) else None
+        return answer(self.loss, self._memory.ask(self.loss.actor_network, observation), value)
 
-    def _final_observation(self, info: dict) -> np.ndarray:
-        if self._resets_in_a_step or "final_obs" not in info:
-            return self._observation
-        final = self._observation.copy()
-        for i in np.flatnonzero(info["_final_obs"]):
-            final[i] = info["final_obs"][i]
-        return final
 
-    def _record_returns(self, reward: np.ndarray, done: np.ndarray) -> None:
-        self._return += reward
-        self.returns += self._return[done].tolist()
-        self._return[done] = 0.0
+class _Tape:
+    """Tensors, or tuples of them, ``[T, ...]``: allocated at the first step, written row by row."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self.columns: Dict[str, Any] = {}
+
+    def write(self, t: int, name: str, value: Any) -> None:
+        """Put ``value`` in the row ``t`` of a column; there is no column of None."""
+        if value is None:
+            return
+        if t == 0:
+            new = [x.new_empty((self._length, *x.shape)) for x in _parts(value)]
+            self.columns[name] = new[0] if isinstance(value, Tensor) else tuple(new)
+        for column, x in zip(_parts(self.columns[name]), _parts(value), strict=True):
+            column[t] = x
+
+
+def _parts(value: Any) -> Any:
+    return (value,) if isinstance(value, Tensor) else value

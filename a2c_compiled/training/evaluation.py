@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.training.environments import make_environments, observation_tensor
+from a2c_compiled.training.environments import make_vector, observation_tensor
 
 EVALUATION_SEED = 10_000
 """Of the environments that policies are compared in."""
@@ -28,7 +28,7 @@ def greedy_policy(loss: A2CLoss) -> Policy:
 
 def evaluate(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATION_SEED) -> np.ndarray:
     """Undiscounted returns of the first episode in each of ``episodes`` environments, ``[episodes]``."""
-    envs = make_environments(env_id, episodes)
+    envs = make_vector(env_id, episodes)
     try:
         observation, _ = envs.reset(seed=seed)
         returns = np.zeros(episodes)

@@ -13,8 +13,9 @@ from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.collector import RolloutCollector
 from a2c_compiled.training.config import TrainConfig
-from a2c_compiled.training.environments import make_environments, make_networks
+from a2c_compiled.training.environments import make_environments
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
+from a2c_compiled.training.networks import make_networks
 from a2c_compiled.training.train_step import TrainStep
 
 

@@ -1,51 +1,23 @@
-"""Gymnasium's vector environments, and the networks and distribution that fit their spaces."""
+"""The networks and the distribution that fit the spaces of an environment."""
 
-import importlib
 import math
 from typing import Any, Sequence, Tuple
 
 import gymnasium
 import numpy as np
-import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor, nn
+from torch import nn
 
 from a2c_compiled.distributions import Bernoulli, Categorical, Distribution, MultiCategorical, Normal, TanhNormal
+from a2c_compiled.training.environments.protocol import Environments
 
 
-def make_environments(env_id: str, num_envs: int) -> VectorEnv:
-    """``num_envs`` copies side by side: gymnasium's own vectorised version where there is one, else one after the other.
-
-    ``"module:Name-v0"`` is ``"Name-v0"`` once ``module`` is imported, as everywhere in gymnasium.
-
-    Raises:
-        ValueError: gymnasium knows no such environment, or cannot make it here.
-    """
-    module, _, name = env_id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        if gymnasium.spec(name).vector_entry_point is not None:
-            return gymnasium.make_vec(env_id, num_envs)
-        # SAME_STEP wastes no step on the reset and hands the real final observation over beside the new one.
-        kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        return gymnasium.make_vec(env_id, num_envs, vectorization_mode="sync", vector_kwargs=kwargs)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"env: expected an environment that gymnasium can make here, got {env_id!r} ({error})") from error
-
-
-def observation_tensor(observation: np.ndarray) -> Tensor:
-    """A copy, since environments may write into what they returned; float64 observations as float32, the rest as it is."""
-    return torch.from_numpy(np.array(observation, dtype=np.float32 if observation.dtype == np.float64 else None))
-
-
-def make_networks(envs: VectorEnv, hidden: Sequence[int]) -> Tuple[nn.Module, nn.Module, Distribution]:
+def make_networks(envs: Environments, hidden: Sequence[int]) -> Tuple[nn.Module, nn.Module, Distribution]:
     """Actor, critic and distribution for the spaces of ``envs``: tanh MLPs, orthogonally initialised.
 
     Raises:
         ValueError: the spaces are of a kind that has no network or distribution here.
     """
-    observations, actions = envs.single_observation_space, envs.single_action_space
+    observations, actions = envs.observation_space, envs.action_space
     shape = observations.shape if observations.dtype in (np.float32, np.float64) else None
     if not isinstance(observations, gymnasium.spaces.Box) or shape is None or len(shape) != 1:
         raise ValueError(f"env: expected observations that are vectors of float32 or float64, got {observations}")

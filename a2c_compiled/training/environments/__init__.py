@@ -1,0 +1,25 @@
+"""Environments side by side, as tensors: gymnasium's, and some written in torch that live on the device.
+
+:class:`Environments` is all that rollouts ask of them.
+"""
+
+from a2c_compiled.training.environments.cartpole import CartPole
+from a2c_compiled.training.environments.make import make_environments
+from a2c_compiled.training.environments.pendulum import Pendulum
+from a2c_compiled.training.environments.protocol import Environments, EnvironmentStep, Observation
+from a2c_compiled.training.environments.tensor import EnvironmentState, TensorEnvironments
+from a2c_compiled.training.environments.vector import GymnasiumEnvironments, make_vector, observation_tensor
+
+__all__ = [
+    "CartPole",
+    "EnvironmentState",
+    "EnvironmentStep",
+    "Environments",
+    "GymnasiumEnvironments",
+    "Observation",
+    "Pendulum",
+    "TensorEnvironments",
+    "make_environments",
+    "make_vector",
+    "observation_tensor",
+]

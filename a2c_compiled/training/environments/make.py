@@ -1,0 +1,38 @@
+"""Environments by name."""
+
+import torch
+
+from a2c_compiled.training.environments.cartpole import CartPole
+from a2c_compiled.training.environments.pendulum import Pendulum
+from a2c_compiled.training.environments.protocol import Environments
+from a2c_compiled.training.environments.tensor import TensorEnvironments
+from a2c_compiled.training.environments.vector import GymnasiumEnvironments, make_vector
+
+IN_TORCH: dict[str, type[TensorEnvironments]] = {"CartPole-v1": CartPole, "Pendulum-v1": Pendulum}
+"""Those of gymnasium's environments that are written in torch here as well."""
+
+VECTORIZATIONS = ("auto", "torch", "gymnasium", "sync", "async")
+
+
+def make_environments(
+    env_id: str, num_envs: int, device: torch.device | str = "cpu", vectorization: str = "auto"
+) -> Environments:
+    """``num_envs`` environments side by side.
+
+    Args:
+        env_id: one of gymnasium's names.
+        num_envs: how many.
+        device: of the tensors that come and go.
+        vectorization: ``"torch"``: written in torch, on the device; ``"gymnasium"``: the vectorised version that gymnasium has;
+            ``"sync"``: one after the other; ``"async"``: a process each; ``"auto"``: the first of these that there is.
+
+    Raises:
+        ValueError: there is no such environment, or not in this form.
+    """
+    if vectorization not in VECTORIZATIONS:
+        raise ValueError(f"vectorization: expected one of {', '.join(map(repr, VECTORIZATIONS))}, got {vectorization!r}")
+    if vectorization == "torch" and env_id not in IN_TORCH:
+        raise ValueError(f"vectorization: expected env to be one of {', '.join(IN_TORCH)} with 'torch', got {env_id!r}")
+    if vectorization in ("auto", "torch") and env_id in IN_TORCH:
+        return IN_TORCH[env_id](num_envs, device)
+    return GymnasiumEnvironments(make_vector(env_id, num_envs, vectorization), device)
