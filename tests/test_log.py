@@ -1,0 +1,201 @@
+"""What a run logs: its rows in progress.csv and in TensorBoard, across interruptions, resumption and full disks."""
+
+import errno
+import math
+import os
+
+import pytest
+
+from a2c_compiled.training.log import RunLog, load_progress
+
+
+def row(steps, **columns):
+    return {"steps": steps, "return": steps / 10, "loss_critic": 0.1, **columns}
+
+
+def logged(folder, rows, **options):
+    with RunLog(folder, 1000, **{"progress": False, "tensorboard": False, **options}) as log:
+        for one in rows:
+            log.write(one)
+    return folder
+
+
+def test_rows_are_read_back_as_they_were_written(tmp_path):
+    rows = [row(64, lr=1 / 3), row(128, lr=1e-9)]
+    progress = load_progress(logged(tmp_path / "new" / "run", rows))
+    assert list(progress) == list(rows[0])
+    assert progress == {name: [one[name] for one in rows] for name in rows[0]}
+
+
+def test_every_row_is_in_the_file_at_once_and_in_one_write(tmp_path, monkeypatch):
+    written = []
+    write = os.write
+    with RunLog(tmp_path, 1000, progress=False, tensorboard=False) as log:
+        log.write(row(1))
+        monkeypatch.setattr(os, "write", lambda file, line: written.append(line) or write(file, line))
+        for steps in range(2, 5):
+            log.write(row(steps))
+            assert load_progress(tmp_path)["steps"] == list(range(1, steps + 1))
+    assert written == [b"2,0.2,0.1\n", b"3,0.3,0.1\n", b"4,0.4,0.1\n"]
+
+
+def test_columns_may_come_later_and_be_left_out(tmp_path):
+    progress = load_progress(logged(tmp_path, [row(1), row(2, kl_approx=0.5), row(3), {"steps": 4, "entropy": 0.6}]))
+    nan = math.nan
+    expected = {
+        "steps": [1, 2, 3, 4],
+        "return": [0.1, 0.2, 0.3, nan],
+        "loss_critic": [0.1, 0.1, 0.1, nan],
+        "kl_approx": [nan, 0.5, nan, nan],
+        "entropy": [nan, nan, nan, 0.6],
+    }
+    assert list(progress) == list(expected)
+    for name, column in progress.items():
+        assert column == pytest.approx(expected[name], nan_ok=True), name
+    assert [file.name for file in tmp_path.iterdir()] == ["progress.csv"]
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    logged(tmp_path, [row(1), row(2)])
+    with (tmp_path / "progress.csv").open("a") as file:
+        file.write("3,0.")
+    assert load_progress(tmp_path)["steps"] == [1, 2]
+
+
+def test_a_run_without_rows_has_no_columns(tmp_path):
+    assert load_progress(logged(tmp_path, [])) == {}
+
+
+@pytest.mark.parametrize("torn", ["", "4,0.", "4"])
+def test_resuming_drops_what_came_later(tmp_path, torn):
+    logged(tmp_path, [row(1), row(2), row(3)])
+    with (tmp_path / "progress.csv").open("a") as file:
+        file.write(torn)
+    logged(tmp_path, [row(3, entropy=0.5)], resume_at=2)
+    assert load_progress(tmp_path)["steps"] == [1, 2, 3]
+    assert load_progress(tmp_path)["entropy"] == pytest.approx([math.nan, math.nan, 0.5], nan_ok=True)
+
+
+def test_resuming_where_nothing_was_logged_begins_a_file(tmp_path):
+    assert load_progress(logged(tmp_path, [row(3)], resume_at=2))["steps"] == [3]
+
+
+def test_another_run_in_the_same_folder_begins_anew(tmp_path):
+    logged(tmp_path, [row(1), row(2, entropy=0.5)])
+    assert "entropy" not in load_progress(logged(tmp_path, [row(7)]))
+    assert load_progress(tmp_path)["steps"] == [7]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"expected a folder that training wrote, found no .*progress\.csv"),
+        (b"steps,return\n1,2\n3\n", r"progress\.csv is not readable"),
+        (b"steps\nmany\n", r"progress\.csv is not readable .*'many'"),
+        (b"\xff\xfe\n", r"progress\.csv is not readable"),
+    ],
+)
+def test_progress_that_cannot_be_read_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "progress.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"run: .*{message}"):
+        load_progress(tmp_path)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def half(write):
+    return lambda file, line: write(file, line[: len(line) // 2])
+
+
+@pytest.mark.parametrize("fails", [lambda write: full, half], ids=["none_of_it", "half_of_it"])
+def test_a_full_disk_is_warned_about_once_and_leaves_whole_lines(tmp_path, monkeypatch, fails):
+    with RunLog(tmp_path, 1000, progress=False, tensorboard=False) as log:
+        log.write(row(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", fails(os.write))
+            with pytest.warns(RuntimeWarning, match="its log is incomplete: .*No space left"):
+                log.write(row(2))
+            log.write(row(3))  # would raise what it warns of
+        log.write(row(4))
+    assert load_progress(tmp_path)["steps"] == [1, 4]
+
+
+def test_a_full_disk_where_a_column_is_new_leaves_the_rows_that_there_were(tmp_path, monkeypatch):
+    with RunLog(tmp_path, 1000, progress=False, tensorboard=False) as log:
+        log.write(row(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            with pytest.warns(RuntimeWarning, match="incomplete"):
+                log.write(row(2, entropy=0.5))
+        log.write(row(3, entropy=0.5))
+    assert load_progress(tmp_path)["steps"] == [1, 3]
+    assert [file.name for file in tmp_path.iterdir()] == ["progress.csv"]
+
+
+def test_a_log_that_is_not_enabled_does_nothing(tmp_path, capsys):
+    logged(tmp_path / "rank1", [row(1)], enabled=False, progress=True, tensorboard=True)
+    assert not (tmp_path / "rank1").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_shows_how_far_and_how_well(tmp_path, capsys):
+    with RunLog(tmp_path / "seed_7", 1000, progress=True, tensorboard=False, resume_at=200) as log:
+        log.say("compiling the update")
+        log.write(row(400, **{"return": 123.456}, episode_length=17.0))
+        log.write(row(600, **{"return": -0.5}))
+    shown = capsys.readouterr().err
+    assert "seed_7:  20%" in shown
+    assert "compiling the update" in shown
+    assert "600/1.00k" in shown
+    assert "return=-0.5, critic=0.1" in shown
+
+
+# TensorBoard
+
+
+def scalars(folder):
+    """Steps and values of each tag, as TensorBoard shows them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_the_rows_in_groups(tmp_path):
+    rows = [
+        row(1, episode_length=5, lr=0.5, grad_norm=2.0, steps_per_second=100.0, entropy=0.5),
+        {"steps": 2, "return": math.nan, "lr": 0.25},
+    ]
+    assert scalars(logged(tmp_path, rows, tensorboard=True)) == {
+        "episode/return": [(1, pytest.approx(0.1))],
+        "episode/length": [(1, 5.0)],
+        "loss/critic": [(1, pytest.approx(0.1))],
+        "loss/entropy": [(1, 0.5)],
+        "optimizer/lr": [(1, 0.5), (2, 0.25)],
+        "optimizer/grad_norm": [(1, 2.0)],
+        "speed/steps_per_second": [(1, 100.0)],
+    }
+
+
+def test_tensorboard_forgets_what_came_after_the_step_resumed_at(tmp_path):
+    logged(tmp_path, [row(1), row(2), row(3)], tensorboard=True)
+    logged(tmp_path, [row(3, **{"return": 7.0}), row(4)], tensorboard=True, resume_at=2)
+    returns = scalars(tmp_path)["episode/return"]
+    assert [step for step, _ in returns] == [1, 2, 3, 4]
+    assert returns[2] == (3, 7.0)
+    logged(tmp_path, [row(9)], tensorboard=True)
+    assert [step for step, _ in scalars(tmp_path)["episode/return"]] == [9]
+
+
+def test_a_disk_too_full_for_tensorboard_does_not_end_training(tmp_path, monkeypatch):
+    writer = pytest.importorskip("torch.utils.tensorboard").FileWriter
+    with RunLog(tmp_path, 1000, progress=False) as log:
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, "add_summary", full)
+            with pytest.warns(RuntimeWarning, match="incomplete"):
+                log.write(row(1))
+        log.write(row(2))
+    assert load_progress(tmp_path)["steps"] == [1, 2]
