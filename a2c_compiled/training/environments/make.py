@@ -15,7 +15,11 @@ VECTORIZATIONS = ("auto", "torch", "gymnasium", "sync", "async")
 
 
 def make_environments(
-    env_id: str, num_envs: int, device: torch.device | str = "cpu", vectorization: str = "auto"
+    env_id: str,
+    num_envs: int,
+    device: torch.device | str = "cpu",
+    vectorization: str = "auto",
+    frame_stack: int = 1,
 ) -> Environments:
     """``num_envs`` environments side by side.
 
@@ -25,6 +29,7 @@ def make_environments(
         device: of the tensors that come and go.
         vectorization: ``"torch"``: written in torch, on the device; ``"gymnasium"``: the vectorised version that gymnasium has;
             ``"sync"``: one after the other; ``"async"``: a process each; ``"auto"``: the first of these that there is.
+        frame_stack: how many observations, this one and those before it, make one; above 1 only one after the other or in processes.
 
     Raises:
         ValueError: there is no such environment, or not in this form.
@@ -33,6 +38,8 @@ def make_environments(
         raise ValueError(f"vectorization: expected one of {', '.join(map(repr, VECTORIZATIONS))}, got {vectorization!r}")
     if vectorization == "torch" and env_id not in IN_TORCH:
         raise ValueError(f"vectorization: expected env to be one of {', '.join(IN_TORCH)} with 'torch', got {env_id!r}")
-    if vectorization in ("auto", "torch") and env_id in IN_TORCH:
+    if vectorization == "torch" and frame_stack > 1:
+        raise ValueError(f"frame_stack: expected 1 with vectorization 'torch', got {frame_stack}")
+    if vectorization in ("auto", "torch") and env_id in IN_TORCH and frame_stack == 1:
         return IN_TORCH[env_id](num_envs, device)
-    return GymnasiumEnvironments(make_vector(env_id, num_envs, vectorization), device)
+    return GymnasiumEnvironments(make_vector(env_id, num_envs, vectorization, frame_stack), device)
