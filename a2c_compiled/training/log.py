@@ -234,7 +234,7 @@ class _Scalars:
 
         known = {name: value for name, value in row.items() if name != "steps" and not math.isnan(value)}
         values = [Summary.Value(tag=_TAGS.get(name, f"loss/{name}"), simple_value=value) for name, value in known.items()]
-        # One event for the row: an add_scalar for each number takes ten times as long.
+        # One event for the row: an add_scalar for each number takes several times as long.
         self._writer._get_file_writer().add_summary(Summary(value=values), int(row["steps"]))
 
     def close(self) -> None:

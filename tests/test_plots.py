@@ -1,0 +1,217 @@
+"""Pictures of runs: which lines, bands, panels and names there are."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from a2c_compiled.training.log import RunLog
+from a2c_compiled.training.plots import group_runs, plot_learning_curves, plot_runs
+
+GOAL = 475.0
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved."""
+    saved = []
+    save = Figure.savefig
+
+    def savefig(figure, *arguments, **options):
+        saved.append(figure)
+        save(figure, *arguments, **{**options, "dpi": 30})
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+def make_run(folder, seed=0, rows=5, height=100.0, **config):
+    """A folder as training leaves it; the return rises to ``height``."""
+    with RunLog(folder, 100, progress=False, tensorboard=False) as log:
+        for i in range(1, rows + 1):
+            log.write({"steps": 10 * i, "seconds": float(i), "return": height * i / rows, "entropy": 0.5})
+    (folder / "config.json").write_text(json.dumps({"env": "CartPole-v1", "solved_return": GOAL, "seed": seed, **config}))
+    return folder
+
+
+def panels(figure):
+    return [axis.get_ylabel() for axis in figure.axes]
+
+
+def names(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def is_png(path):
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize("without", [(), ("entropy",), ("loss_critic", "entropy")], ids=len)
+def test_there_is_a_panel_for_each_column_that_holds_numbers(tmp_path, figures, without):
+    columns = {
+        "return": [math.nan, 20.0, 30.0],
+        "entropy": [0.6, 0.5, 0.4],
+        "loss_critic": [9.0, 5.0, 2.0],
+        "kl_approx": [math.nan] * 3,
+        "grad_norm": [1.0] * 3,
+        "unheard_of": [1.0] * 3,
+    }
+    progress = {"steps": [10.0, 20.0, 30.0], **{name: column for name, column in columns.items() if name not in without}}
+    path = tmp_path / "pictures" / "curves.png"
+    plot_learning_curves({"seed 0": progress, "seed 1": progress}, path, "A2C", GOAL)
+    assert is_png(path)
+    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+    labels = {"return": "return, mean of 100 episodes", "entropy": "entropy, nats", "loss_critic": "critic loss"}
+    labels["grad_norm"] = "gradient norm"
+    assert panels(figures[0]) == [label for column, label in labels.items() if column not in without]
+    assert names(figures[0]) == ["seed 0", "seed 1", "solved: 475"]
+    assert figures[0].axes[0].lines[0].get_xydata().tolist() == [[20.0, 20.0], [30.0, 30.0]]
+
+
+def test_losses_and_gradients_are_on_logarithmic_axes_where_they_can_be(tmp_path, figures):
+    progress = {"steps": [10.0, 20.0], "loss_critic": [0.0, 0.0], "grad_norm": [0.0, 2.0], "entropy": [0.5, 0.4]}
+    plot_learning_curves({"seed 0": progress}, tmp_path / "curves.png", "A2C")
+    assert {axis.get_ylabel(): axis.get_yscale() for axis in figures[0].axes} == {
+        "entropy, nats": "linear",
+        "critic loss": "linear",
+        "gradient norm": "log",
+    }
+
+
+def test_a_single_row_is_a_visible_point(tmp_path, figures):
+    plot_learning_curves({"seed 0": {"steps": [10.0], "return": [5.0]}}, tmp_path / "curves.png", "A2C")
+    (line,) = figures[0].axes[0].lines
+    assert line.get_marker() == "o"
+
+
+def test_seeds_are_one_band_as_far_as_the_shortest_goes(tmp_path, figures):
+    short = {"steps": [0.0, 10.0], "return": [0.0, 10.0]}
+    long = {"steps": [0.0, 20.0], "return": [0.0, 60.0]}
+    plot_learning_curves({"ours": [short, long]}, tmp_path / "curves.png", "A2C")
+    (axis,) = figures[0].axes
+    mean, *tails = axis.lines
+    assert names(figures[0]) == ["ours"]
+    x, y = mean.get_data()
+    assert (x[0], x[-1]) == (0.0, 10.0)
+    np.testing.assert_allclose(y, 2 * x)
+    low, high = axis.collections[0].get_paths()[0].get_extents().intervaly
+    assert (low, high) == (0.0, 30.0)
+    assert [tail.get_xydata().tolist() for tail in tails] == [[[10.0, 10.0]], [[20.0, 60.0]]]
+
+
+def test_the_band_of_five_seeds_is_between_the_quartiles(tmp_path, figures):
+    seeds = [{"steps": [0.0, 10.0], "return": [height, height]} for height in (0.0, 10.0, 20.0, 30.0, 1000.0)]
+    plot_learning_curves({"ours": seeds}, tmp_path / "curves.png", "A2C")
+    (axis,) = figures[0].axes
+    assert axis.collections[0].get_paths()[0].get_extents().intervaly.tolist() == [10.0, 30.0]
+    assert axis.lines[0].get_ydata()[0] == 212.0
+
+
+def test_seeds_without_common_steps_are_lines(tmp_path, figures):
+    seeds = [{"steps": [0.0, 10.0], "return": [1.0, 2.0]}, {"steps": [20.0], "return": [3.0]}]
+    plot_learning_curves({"ours": seeds}, tmp_path / "curves.png", "A2C")
+    assert len(figures[0].axes[0].lines) == 2
+    assert names(figures[0]) == ["ours"]
+
+
+@pytest.mark.parametrize(
+    ("smooth", "expected"),
+    [(1, [0.0, 3.0, 0.0, 3.0, 0.0]), (3, [1.5, 1.0, 2.0, 1.0, 1.5]), (100, [1.2] * 5)],
+)
+def test_smoothing_takes_means_of_neighbours(tmp_path, figures, smooth, expected):
+    progress = {"steps": [1.0, 2.0, 3.0, 4.0, 5.0], "return": [0.0, 3.0, 0.0, 3.0, 0.0]}
+    plot_learning_curves({"ours": progress}, tmp_path / "curves.png", "A2C", smooth=smooth)
+    y = figures[0].axes[0].lines[0].get_ydata()
+    if smooth == 100:
+        assert y[2] == pytest.approx(1.2)
+    else:
+        np.testing.assert_allclose(y, expected)
+
+
+def test_drawing_leaves_the_callers_backend_alone():
+    import importlib
+
+    import matplotlib
+
+    from a2c_compiled.training import plots
+
+    before = matplotlib.rcParams._get("backend")
+    importlib.reload(plots)
+    assert matplotlib.rcParams._get("backend") == before
+
+
+# Runs in folders
+
+
+def test_seeds_of_one_configuration_are_a_group(tmp_path):
+    folders = [make_run(tmp_path / f"{lr}_{seed}", seed, lr=lr) for lr in (0.1, 0.2) for seed in (0, 1)]
+    assert [group.folders for group in group_runs(folders)] == [folders[:2], folders[2:]]
+    assert group_runs(folders)[1].config == {"env": "CartPole-v1", "solved_return": GOAL, "lr": 0.2}
+
+
+def test_folders_without_a_configuration_stand_alone(tmp_path):
+    folders = [make_run(tmp_path / name) for name in ("one", "other")]
+    for folder in folders:
+        (folder / "config.json").unlink()
+    assert [group.folders for group in group_runs(folders)] == [[folders[0]], [folders[1]]]
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ({"only": {}}, ["only"]),
+        ({"mine/a": {"seed": 0}, "mine/b": {"seed": 1}}, ["mine (2 seeds)"]),
+        ({"a": {"lr": 0.1}, "b": {"lr": 0.2, "seed": 1}, "c": {"lr": 0.2}}, ["lr=0.1", "lr=0.2 (2 seeds)"]),
+        ({"a": {"lr": 0.1, "gamma": 0.9}, "b": {"lr": 0.2, "gamma": 0.8}}, ["gamma=0.9, lr=0.1", "gamma=0.8, lr=0.2"]),
+        ({"a": dict.fromkeys("stuv", 1), "b": dict.fromkeys("stuv", 2)}, ["a", "b"]),
+        ({"a/run": dict.fromkeys("stuv", 1), "b/run": dict.fromkeys("stuv", 2)}, ["{}/a/run", "{}/b/run"]),
+        ({"old": {}, "new": {"lr": 0.2}}, ["old", "new"]),
+    ],
+    ids=["one", "seeds", "one_field", "two_fields", "many_fields", "same_name", "a_field_that_one_lacks"],
+)
+def test_the_legend_says_what_tells_the_runs_apart(tmp_path, figures, runs, expected):
+    plot_runs([make_run(tmp_path / name, **config) for name, config in runs.items()], tmp_path / "curves.png")
+    assert names(figures[0])[:-1] == [name.format(tmp_path).replace("/", os.sep) for name in expected]
+    assert names(figures[0])[-1] == "solved: 475"
+    assert figures[0].get_suptitle() == "A2C on CartPole-v1"
+
+
+def test_wall_time_is_the_other_axis(tmp_path, figures):
+    plot_runs([make_run(tmp_path / "run")], tmp_path / "curves.png", x="seconds", smooth=2)
+    assert figures[0].axes[0].lines[0].get_xdata().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert figures[0].axes[0].get_xlabel() == "wall time, s"
+    assert figures[0].get_suptitle() == "A2C on CartPole-v1, means of 2 rows"
+
+
+def test_goals_that_differ_are_not_drawn(tmp_path, figures):
+    plot_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", solved_return=None)], tmp_path / "same.png")
+    plot_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", solved_return=200.0)], tmp_path / "other.png")
+    assert ["solved: 475" in names(figure) for figure in figures] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (None, {}, "run: expected a folder that training wrote"),
+        ("", {}, "run: expected runs that have recorded something"),
+        ("steps,return\n10,nan\n", {}, "run: expected runs that have recorded something"),
+        ("steps,return\n10,1\n", {"x": "updates"}, "x: expected 'steps' or 'seconds', got 'updates'"),
+        ("steps,return\n10,1\n", {"smooth": 0}, "smooth: expected at least 1, got 0"),
+        ("steps,return\n10,1\n", {"config": "[1"}, r"run: .*config\.json is not readable"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(tmp_path, content, options, message):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(options.pop("config", "{}"))
+    if content is not None:
+        (folder / "progress.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        plot_runs([folder], tmp_path / "curves.png", **options)
+    assert not (tmp_path / "curves.png").exists()
