@@ -141,6 +141,13 @@ def test_a_log_that_is_not_enabled_does_nothing(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_without_a_folder_there_is_the_bar_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    logged(None, [row(500)], progress=True, tensorboard=True)
+    assert "500/1.00k" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_bar_shows_how_far_and_how_well(tmp_path, capsys):
     with RunLog(tmp_path / "seed_7", 1000, progress=True, tensorboard=False, resume_at=200) as log:
         log.say("compiling the update")

@@ -189,10 +189,20 @@ def test_wall_time_is_the_other_axis(tmp_path, figures):
     assert figures[0].get_suptitle() == "A2C on CartPole-v1, means of 2 rows"
 
 
-def test_goals_that_differ_are_not_drawn(tmp_path, figures):
-    plot_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", solved_return=None)], tmp_path / "same.png")
-    plot_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", solved_return=200.0)], tmp_path / "other.png")
-    assert ["solved: 475" in names(figure) for figure in figures] == [True, False]
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        ([{"solved_return": 100.0}, {"solved_return": 100.0, "lr": 0.1}], ["solved: 100"]),
+        ([{"solved_return": 100.0}, {"solved_return": 200.0}], []),
+        ([{"solved_return": 100.0}, {"solved_return": math.inf}], ["solved: 100"]),
+        ([{"env": "Acrobot-v1", "solved_return": None}], ["solved: -100"]),
+        ([{"env": "module:Unheard-v0", "solved_return": None}], []),
+    ],
+    ids=["same", "different", "none", "gymnasium's", "unknown"],
+)
+def test_the_goal_is_drawn_where_it_is_one(tmp_path, figures, configs, expected):
+    plot_runs([make_run(tmp_path / f"run{i}", **config) for i, config in enumerate(configs)], tmp_path / "curves.png")
+    assert [name for name in names(figures[0]) if name.startswith("solved: ")] == expected
 
 
 @pytest.mark.parametrize(

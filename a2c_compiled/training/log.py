@@ -54,7 +54,7 @@ class RunLog:
     nothing can be written, because the disk is full, a warning says so once and training goes on.
 
     Args:
-        folder: of the run; what another run logged there is removed.
+        folder: of the run; what another run logged there is removed. None writes no files.
         total_steps: environment steps at which the bar is full.
         resume_at: environment steps after which the run in ``folder`` goes on: later rows are dropped. None begins anew.
         progress: show the bar.
@@ -69,7 +69,7 @@ class RunLog:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Optional[Path],
         total_steps: int,
         resume_at: Optional[int] = None,
         progress: bool = True,
@@ -78,13 +78,16 @@ class RunLog:
         enabled: bool = True,
     ) -> None:
         self._warned = False
-        self._table = _Table(folder / PROGRESS, resume_at) if enabled else None
-        installed = find_spec("tensorboard") is not None
-        self._scalars = _Scalars(folder / TENSORBOARD, resume_at) if enabled and tensorboard and installed else None
+        self._table: Optional[_Table] = None
+        self._scalars: Optional[_Scalars] = None
+        if enabled and folder is not None:
+            self._table = _Table(folder / PROGRESS, resume_at)
+            if tensorboard and find_spec("tensorboard") is not None:
+                self._scalars = _Scalars(folder / TENSORBOARD, resume_at)
         self._bar = tqdm(
             total=total_steps,
             initial=start if resume_at is None else resume_at,
-            desc=folder.name,
+            desc=None if folder is None else folder.name,
             unit="step",
             unit_scale=True,
             dynamic_ncols=True,

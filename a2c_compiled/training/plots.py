@@ -1,10 +1,12 @@
 """Pictures of training runs: learning curves, a band for the seeds of one configuration, and all else that the runs recorded."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
+import gymnasium
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,7 +68,7 @@ def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int
         name if len(group.folders) == 1 else f"{name} ({len(group.folders)} seeds)": [load_progress(f) for f in group.folders]
         for name, group in zip(_names(groups), groups, strict=True)
     }
-    envs, goals = ({group.config.get(field) for group in groups} - {None} for field in ("env", "solved_return"))
+    envs, goals = {group.config.get("env") for group in groups} - {None}, {_goal(group.config) for group in groups} - {None}
     title = f"A2C on {', '.join(sorted(map(str, envs)))}" if envs else "A2C"
     plot_learning_curves(runs, path, title, goals.pop() if len(goals) == 1 else None, x, smooth)
 
@@ -211,6 +213,15 @@ def _names(groups: Sequence[Group]) -> List[str]:
             break
         names = [name(Path(os.path.commonpath([folder.resolve() for folder in group.folders]))) for group in groups]
     return names
+
+
+def _goal(config: Mapping[str, Any]) -> Optional[float]:
+    """The return that solves the environment, as the run or gymnasium says."""
+    goal = config.get("solved_return")
+    if goal is None:
+        spec = gymnasium.registry.get(str(config.get("env")).rpartition(":")[2])
+        goal = None if spec is None else spec.reward_threshold
+    return goal if goal is None or math.isfinite(goal) else None
 
 
 def _config(folder: Path) -> Dict[str, Any]:
