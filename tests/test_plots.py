@@ -16,15 +16,9 @@ GOAL = 475.0
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are saved."""
+    """The figures that would have been saved, which is what takes time."""
     saved = []
-    save = Figure.savefig
-
-    def savefig(figure, *arguments, **options):
-        saved.append(figure)
-        save(figure, *arguments, **{**options, "dpi": 30})
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: saved.append(figure))
     return saved
 
 
@@ -45,11 +39,17 @@ def names(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def is_png(path):
-    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
 # What is drawn
+
+
+def test_the_picture_is_written_whole(tmp_path):
+    make_run(tmp_path / "a", seed=0, rows=3)
+    make_run(tmp_path / "b", seed=1)
+    make_run(tmp_path / "c", lr=0.1, rows=1)
+    path = tmp_path / "pictures" / "curves.png"
+    plot_runs([tmp_path / name for name in "abc"], path)
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
 
 
 @pytest.mark.parametrize("without", [(), ("entropy",), ("loss_critic", "entropy")], ids=len)
@@ -63,10 +63,7 @@ def test_there_is_a_panel_for_each_column_that_holds_numbers(tmp_path, figures, 
         "unheard_of": [1.0] * 3,
     }
     progress = {"steps": [10.0, 20.0, 30.0], **{name: column for name, column in columns.items() if name not in without}}
-    path = tmp_path / "pictures" / "curves.png"
-    plot_learning_curves({"seed 0": progress, "seed 1": progress}, path, "A2C", GOAL)
-    assert is_png(path)
-    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+    plot_learning_curves({"seed 0": progress, "seed 1": progress}, tmp_path / "curves.png", "A2C", GOAL)
     labels = {"return": "return, mean of 100 episodes", "entropy": "entropy, nats", "loss_critic": "critic loss"}
     labels["grad_norm"] = "gradient norm"
     assert panels(figures[0]) == [label for column, label in labels.items() if column not in without]
