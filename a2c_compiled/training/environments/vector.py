@@ -30,8 +30,9 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
     Raises:
         ValueError: gymnasium knows no such environment, or cannot make it here or in this form.
     """
-    if frame_stack < 1:
-        raise ValueError(f"frame_stack: expected at least 1, got {frame_stack}")
+    for argument, number in (("num_envs", num_envs), ("frame_stack", frame_stack)):
+        if number < 1:
+            raise ValueError(f"{argument}: expected at least 1, got {number}")
     module, _, name = env_id.rpartition(":")
     try:
         if module:
