@@ -1,9 +1,10 @@
 """A2C (advantage actor-critic) as plain tensors: estimators, loss and training step that compile whole and export."""
 
 from a2c_compiled import distributions, estimators, functional
+from a2c_compiled._compilation import compile_options
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.training import Rollout, TrainStep
 
 __version__ = "0.1.0"
 
-__all__ = ["A2CLoss", "A2CLosses", "Rollout", "TrainStep", "distributions", "estimators", "functional"]
+__all__ = ["A2CLoss", "A2CLosses", "Rollout", "TrainStep", "compile_options", "distributions", "estimators", "functional"]

@@ -342,17 +342,17 @@ def test_without_a_critic_loss_its_inputs_are_not_needed():
 @pytest.mark.parametrize(
     ("names", "options", "dropped", "calls"),
     [
-        (INSIDE, {}, (), 1),
-        (INSIDE, {"clip_value": 0.2}, (), 1),
-        (INSIDE, {"critic_coef": None}, (), 1),
-        (INSIDE, {"value_estimator": "vtrace"}, (), 1),
+        (INSIDE, {}, (), 2),
+        (INSIDE, {"clip_value": 0.2}, (), 2),
+        (INSIDE, {"critic_coef": None}, (), 2),
+        (INSIDE, {"value_estimator": "vtrace"}, (), 2),
         (GIVEN, {}, (), 1),
         (GIVEN, {"clip_value": 0.2}, (), 1),
         (GIVEN, {"critic_coef": None}, (), 0),
         (GIVEN, {"clip_value": 0.2}, ("loss_critic", "value_clip_fraction"), 0),
     ],
 )
-def test_one_critic_pass_serves_all(names, options, dropped, calls):
+def test_one_critic_pass_for_each_observation_serves_all(names, options, dropped, calls):
     actor, critic = make_networks()
     counting = CountingCritic(critic)
     loss = make_loss(networks=[actor, counting], **options)

@@ -324,10 +324,10 @@ def test_chunks_change_no_result(options, shape):
 @pytest.mark.parametrize(
     ("options", "names", "sizes"),
     [
-        ({"value_chunk_size": 5}, INSIDE, [5, 5, 2]),
-        ({"value_chunk_size": 12}, INSIDE, [12]),
-        ({"num_chunks": 5}, INSIDE, [2, 2, 3, 2, 3]),
-        ({"num_chunks": 1}, INSIDE, [12]),
+        ({"value_chunk_size": 5}, INSIDE, [5, 1, 5, 1]),
+        ({"value_chunk_size": 12}, INSIDE, [6, 6]),
+        ({"num_chunks": 4}, INSIDE, [1, 2, 1, 2] * 2),
+        ({"num_chunks": 1}, INSIDE, [6, 6]),
         ({"num_chunks": 100}, INSIDE, [1] * 12),
         ({"num_chunks": 2, "shifted": True}, INSIDE, [3, 4]),
         ({"value_chunk_size": 4}, ("advantage", "value_target"), [4, 2]),

@@ -227,7 +227,7 @@ def test_out_keys_filter_diagnostics(kept):
 @pytest.mark.parametrize(
     ("names", "kept", "calls"),
     [
-        (INSIDE, A2CLosses._fields, 1),
+        (INSIDE, A2CLosses._fields, 2),
         (GIVEN, A2CLosses._fields, 1),
         (GIVEN, ("loss_objective", "explained_variance"), 1),
         (GIVEN, ("loss_objective", "kl_approx"), 0),

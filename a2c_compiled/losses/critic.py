@@ -1,4 +1,4 @@
-"""How a loss asks its critic for values: in one pass over two rollouts' worth, in little more than one, or in chunks."""
+"""How a loss asks its critic for values: of both observations, of one sequence that holds both, in chunks."""
 
 import copy
 from typing import Any, List, NamedTuple, Optional
@@ -47,21 +47,15 @@ class CriticModule(CoefficientModule):
         Raises:
             ValueError: the critic's values do not have the shape of the actions, or the observations do not agree.
         """
-        if self.target_critic_network is not None:
-            state_value = self.critic(observation, with_gradient)
-            with torch.no_grad():
-                next_state_value = self._values_in_chunks(known(next_observation, observation), True)
-            return CriticValues(state_value, next_state_value, None, None)
         if self.shifted:
             return self.shifted_values(observation, next_observation, done, terminated, time_dim, with_gradient)
-        values = self.critic(concatenate(observation, next_observation, 0), with_gradient)
-        steps = reward.size(0) if reward.dim() > 0 else -1
-        if values.size(0) != 2 * steps:
+        state_value = self.critic(observation, with_gradient)
+        if reward.dim() == 0 or state_value.size(0) != reward.size(0):
             raise ValueError(
-                f"reward: expected one entry for each of the {values.size(0) // 2} leading entries of observation,"
+                f"reward: expected one entry for each of the {state_value.size(0)} leading entries of observation,"
                 f" got shape {list(reward.shape)}"
             )
-        return CriticValues(values.narrow(0, 0, steps), values.narrow(0, steps, steps), None, None)
+        return CriticValues(state_value, self._next_values(known(next_observation, observation)), None, None)
 
     def shifted_values(
         self,
@@ -91,6 +85,11 @@ class CriticModule(CoefficientModule):
             with torch.no_grad():
                 values = self._values_in_chunks(observation, False)
         return values
+
+    def _next_values(self, next_observation: Tensor) -> Tensor:
+        """In a pass of its own, which no gradient comes back through: together with the observations it would take half as long again."""
+        with torch.no_grad():
+            return self._values_in_chunks(next_observation, True)
 
     def _values_in_chunks(self, observation: Tensor, of_target: bool) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone

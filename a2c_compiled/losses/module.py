@@ -218,8 +218,8 @@ class A2CLoss(CriticModule):
         """The losses, with the advantage given or computed here.
 
         Without ``advantage``, the value estimator computes it and the value target from ``reward``, ``next_observation``, ``done`` and
-        ``terminated``; one critic pass over observations and next observations serves it and the critic loss, and no gradient
-        reaches the critic through it.
+        ``terminated``; a critic pass over the observations serves it and the critic loss, and one over the next observations it alone:
+        no gradient reaches the critic through it.
 
         Args:
             observation: what the networks take, ``[*B, ...]``; a tensor, or (not in TorchScript) a tuple of tensors.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule
+from a2c_compiled._compilation import compiled
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.optimizers import FunctionalOptimizer, Slots
@@ -102,7 +103,7 @@ class TrainStep(CoefficientModule):
     def _make_run(self) -> Callable[["TrainStep", Rollout], TrainMetrics]:
         if not self._compiles:
             return TrainStep._update
-        return torch.compile(TrainStep._update, fullgraph=True, dynamic=self._dynamic)
+        return compiled(TrainStep._update, dynamic=self._dynamic)
 
     def __getstate__(self) -> Dict[str, Any]:
         """Without the compiled function, which neither copies nor pickles; the copy compiles its own."""

@@ -1,0 +1,108 @@
+"""Compiled for a CPU: products in oneDNN and tanh from exp, and everything else as it was."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor.utils import run_and_get_code
+
+import a2c_compiled
+from a2c_compiled._compilation import compiled
+
+PRODUCT = "torch.ops.a2c_compiled.product"
+has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 1.2e-38, 3e38, -3e38, 0.625, -0.625, 44.4, 88.8, -89.0)
+
+
+@pytest.fixture(scope="module")
+def tanh():
+    """One graph for all of these tests, for vectors and for what is left over of them."""
+    return compiled(torch.tanh, dynamic=True)
+
+
+def units_in_the_last_place(actual, exact):
+    """How far ``actual`` is from ``exact``, in float32's spacing there."""
+    _, exponent = torch.frexp(exact)
+    return (actual.double() - exact).abs() / torch.exp2(exponent.clamp_min(-125).double() - 24)
+
+
+def test_tanh_is_right_to_two_units_in_the_last_place_everywhere(tanh):
+    """A fifth of a million of all float32 there are, evenly over their bits; and closer where the two formulas meet."""
+    bits = torch.arange(0, 0x7F800000, 9973, dtype=torch.int32)
+    near = torch.linspace(0.1, 10.0, 400_001)
+    x = torch.cat([bits.view(torch.float32), -bits.view(torch.float32), near, -near])
+    assert units_in_the_last_place(tanh(x), x.double().tanh()).max() <= 2
+
+
+def test_tanh_of_what_is_no_ordinary_number(tanh):
+    for x in (torch.tensor(SPECIAL), torch.tensor(SPECIAL * 3)):
+        actual, expected = tanh(x), x.tanh()
+        torch.testing.assert_close(actual, expected, rtol=3e-7, atol=0, equal_nan=True)
+        assert torch.equal(actual.signbit(), expected.signbit())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_left_alone(dtype):
+    x = torch.randn(64, dtype=dtype)
+    actual, (code,) = run_and_get_code(compiled(torch.tanh), x)
+    assert "tanh" in code
+    assert "copysign" not in code
+    torch.testing.assert_close(actual, x.tanh())
+
+
+def gradients(network, x):
+    """Of a network's first output, to its parameters and its input."""
+    return torch.autograd.grad(network(x).square().mean(), [*network.parameters(), x])
+
+
+class Update(nn.Module):
+    """Products of all kinds: forward with a bias and without, to the input, to the weights, of whatever shape."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(
+            nn.Linear(24, 64), nn.Tanh(), nn.Linear(64, 32, bias=False), nn.Tanh(), nn.Linear(32, 3)
+        ).to(dtype)
+
+    def forward(self, x):
+        return gradients(self.network, x)
+
+
+@has_onednn
+def test_large_products_are_onednns_and_the_same_for_every_size():
+    update = Update()
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        step = compiled(update.forward, dynamic=True)
+        for rows in (4096, 3001, 5):
+            x = torch.randn(rows, 24, requires_grad=True)
+            if rows == 4096:
+                actual, (code,) = run_and_get_code(step, x)
+            else:
+                actual = step(x)
+            for ours, theirs in zip(actual, gradients(update.network.double(), x.double()), strict=True):
+                largest = theirs.abs().max()
+                torch.testing.assert_close(ours.double() / largest, theirs / largest, rtol=0, atol=2e-6)
+            update.float()
+    assert code.count(f"= {PRODUCT}") == 6, "two forward, two to inputs, two to weights; what has 3 columns is left to MKL"
+
+
+@has_onednn
+def test_products_of_other_dtypes_and_small_ones_are_left_alone():
+    for rows, dtype in ((8192, torch.float64), (32, torch.float32)):
+        update = Update(dtype)
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            x = torch.randn(rows, 24, dtype=dtype, requires_grad=True)
+            actual, (code,) = run_and_get_code(compiled(update.forward), x)
+        assert PRODUCT not in code
+        torch.testing.assert_close(actual, gradients(update.network, x))
+
+
+def test_a_callers_own_compiled_function_takes_the_options():
+    compile_options = a2c_compiled.compile_options
+    assert compile_options() == compile_options(), "equal options, one compiled form"
+    function = torch.compile(lambda x: x.tanh() + 1, options=compile_options())
+    x = torch.randn(100)
+    _, (code,) = run_and_get_code(function, x)
+    assert "copysign" in code
