@@ -148,8 +148,10 @@ class ManyInputs(nn.Module):
 
     def forward(self, observation: Tuple[Tensor, ...]) -> Tensor:
         """The vectors side by side."""
-        parts = zip(self.encoders, observation, strict=True)
-        return torch.cat([encoder(part) for encoder, part in parts], -1)
+        if not isinstance(observation, tuple) or len(observation) != len(self.encoders):
+            came = f"{len(observation)}" if isinstance(observation, tuple) else type(observation).__name__
+            raise ValueError(f"observation: expected a tuple of {len(self.encoders)} parts, got {came}")
+        return torch.cat([encoder(part) for encoder, part in zip(self.encoders, observation, strict=True)], -1)
 
 
 def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
