@@ -25,7 +25,7 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
 
     ``"module:Name-v0"`` is ``"Name-v0"`` once ``module`` is imported, as everywhere in gymnasium; ``"MinAtar/..."`` and ``"ALE/..."`` need
     no module. Atari's games (ALE) show grey images of 84 x 84 after every fourth frame. With ``frame_stack`` above 1, an observation is
-    the last so many, in a new first dimension; gymnasium's own vectorised versions have no such thing.
+    the last so many, in a new first dimension; of gymnasium's own vectorised versions only Atari's have that, at any number.
 
     Raises:
         ValueError: gymnasium knows no such environment, or cannot make it here or in this form.
@@ -38,15 +38,18 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
         if module:
             importlib.import_module(module)
         _register(name)
-        own = gymnasium.spec(name).vector_entry_point is not None and frame_stack == 1
-        if vectorization == "gymnasium" or (vectorization == "auto" and own):
-            if frame_stack > 1:
+        atari, own = gymnasium.spec(name).namespace == ATARI, gymnasium.spec(name).vector_entry_point is not None
+        stacks = frame_stack == 1 or atari
+        if vectorization == "gymnasium" or (vectorization == "auto" and own and stacks):
+            if not stacks:
                 raise ValueError(f"frame_stack: expected 1 with vectorization 'gymnasium', got {frame_stack}")
+            if atari:
+                options.setdefault("stack_num", frame_stack)
             return gymnasium.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **options)
         # SAME_STEP wastes no step on the reset and hands the real final observation over beside the new one.
         kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
         mode = "async" if vectorization == "async" else "sync"
-        if gymnasium.spec(name).namespace == ATARI:
+        if atari:
             options.setdefault("frameskip", 1)  # the preprocessing skips frames itself
         wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
         return gymnasium.make_vec(name, num_envs, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers, **options)
