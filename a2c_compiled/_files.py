@@ -19,6 +19,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -39,6 +40,15 @@ def copied_whole(file: Path, folder: Path) -> Path:
     with written_whole(folder / file.name) as temporary:
         shutil.copyfile(file, temporary)
     return folder / file.name
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file is on the disk: a power cut must not find the new name in place and the content not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -4,14 +4,24 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import sys
 import typing
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
+
+from a2c_compiled.training.presets import PRESETS
+
+if TYPE_CHECKING:
+    from a2c_compiled.training import TrainConfig
 
 EPILOG = """examples:
-  a2c-compiled train --env CartPole-v1 --seed 1 --out runs/cartpole
+  a2c-compiled train --preset cartpole --seed 1 --out runs/cartpole
+  a2c-compiled train --resume --out runs/cartpole
+  torchrun --nproc-per-node 2 -m a2c_compiled.cli train --out runs/two
+  a2c-compiled eval runs/cartpole --video cartpole.gif
+  a2c-compiled plot runs/cartpole runs/other --smooth 10
   a2c-compiled export runs/cartpole
   a2c-compiled verify runs/cartpole/export
   a2c-compiled demo
@@ -55,8 +65,52 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", type=Path, default=Path("runs/train"), metavar="DIR", help="folder of the run (default: %(default)s)"
     )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, with its options, bit for bit as if it had never stopped; begin where there is none",
+    )
+    train.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run")
+    train.add_argument(
+        "--preset", choices=PRESETS, help="options that are tuned for an environment; those given here go before them"
+    )
     _add_train_options(train)
     train.set_defaults(run=_train)
+
+    evaluation = commands.add_parser(
+        "eval",
+        help="play episodes with a trained run",
+        description="Play episodes with the policy of a run, finished or running, and print what they returned.",
+    )
+    evaluation.add_argument("folder", type=Path, metavar="RUN", help="folder that 'train' wrote")
+    evaluation.add_argument("--episodes", type=int, default=100, metavar="N", help="(default: %(default)s)")
+    evaluation.add_argument(
+        "--seed", type=int, default=10_000, metavar="N", help="of environments and sampled actions (default: %(default)s)"
+    )
+    evaluation.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most probable ones")
+    evaluation.add_argument(
+        "--video", type=Path, metavar="FILE", help="film an episode: .gif, .mp4 (takes ffmpeg), or .png for eight frames of it"
+    )
+    evaluation.add_argument("--json", action="store_true", help="print one JSON document instead")
+    evaluation.set_defaults(run=_eval)
+
+    plot = commands.add_parser(
+        "plot",
+        help="draw learning curves of runs",
+        description="Draw what runs, finished or running, have recorded. Those that differ in nothing but the seed are one line, their"
+        " mean, in a band from the lowest to the highest, or between the quartiles of five or more, as far as the shortest of them goes;"
+        " from there the longer ones are a thin line each.",
+    )
+    plot.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folders that 'train' wrote")
+    plot.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the picture, .png, .svg or .pdf (default: RUN/learning_curve.png; of several runs learning_curves.png)",
+    )
+    plot.add_argument("--x", choices=("steps", "seconds"), default="steps", help="what runs along (default: %(default)s)")
+    plot.add_argument("--smooth", type=int, default=1, metavar="N", help="draw means of N rows (default: %(default)s)")
+    plot.set_defaults(run=_plot)
 
     export = commands.add_parser(
         "export",
@@ -129,51 +183,130 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of TrainConfig, with the line that its docstring has for it."""
+    """An option for each field of TrainConfig, with the line that its docstring has for it; what is not given is left out."""
     from a2c_compiled.training import TrainConfig
 
     described = dict(re.findall(r"^ {8}(\w+): (.+?)\.?$", TrainConfig.__doc__ or "", re.MULTILINE))
     kinds = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
         kind = kinds[field.name]
-        options: Dict[str, Any] = {"default": field.default, "help": f"{described[field.name]} (default: %(default)s)"}
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        options: Dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": f"{described[field.name]} (default: {'none' if default is None else default})",
+        }
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif kind == typing.Tuple[int, ...]:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
         elif kind == Optional[float]:
-            options |= {"type": _number_or_none, "metavar": "X"}
+            options |= {"type": _or_none(float), "metavar": "X"}
+        elif kind == Optional[str]:
+            options |= {"type": _or_none(str), "metavar": "NAME"}
         else:
             options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
-def _number_or_none(text: str) -> Optional[float]:
-    try:
-        return None if text == "none" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number or none, got {text!r}") from None
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return None if text == "none" else kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number or none, got {text!r}") from None
+
+    return parse
 
 
 def _train(arguments: argparse.Namespace) -> int:
     _need("train")
-    from a2c_compiled.training import TrainConfig, train
-    from a2c_compiled.training.plots import plot_learning_curves
-    from a2c_compiled.training.runs import load_progress, save_run
+    from a2c_compiled.training import train
+    from a2c_compiled.training.plots import plot_runs
 
-    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**{**fields, "hidden": tuple(fields["hidden"])})
+    config = _train_config(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)  # fails before training, not after
-    result = train(config)
-    save_run(arguments.out, config, result)
-    curve = {f"seed {config.seed}": load_progress(arguments.out)}
-    plot_learning_curves(curve, arguments.out / "learning_curve.png", f"A2C on {config.env}", config.solved_return)
+    result = train(config, folder=arguments.out, resume=arguments.resume)
+    if not result.is_first:
+        return 0
+    plot_runs([arguments.out], arguments.out / "learning_curve.png")
     print(
         f"greedy return {result.greedy_return:.1f} after {result.steps:,} steps in {result.seconds:.1f} s; run in {arguments.out}/"
     )
     if result.interrupted:
-        print("a2c-compiled: interrupted; the run holds what was learnt until then", file=sys.stderr)
-        return 130
+        print(
+            f"a2c-compiled: ended by {result.interrupted}; a2c-compiled train --resume --out {arguments.out} goes on",
+            file=sys.stderr,
+        )
+        return 130 if result.interrupted == "SIGINT" else 143
+    return 0
+
+
+# What may change when a run is resumed: how long it goes on, and what it says of itself.
+RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
+
+
+def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
+    """The options given, before those of the preset, before the defaults; of a run that is resumed, its own."""
+    from a2c_compiled.training import TrainConfig
+    from a2c_compiled.training.checkpoint import has_checkpoint
+    from a2c_compiled.training.config import load_config
+
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    if "hidden" in given:
+        given["hidden"] = tuple(given["hidden"])
+    asked = {**PRESETS.get(arguments.preset, {}), **given}
+    resume = arguments.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun starts us as it did before
+    if not has_checkpoint(arguments.out) or (arguments.overwrite and not resume):
+        return TrainConfig(**asked)
+    if not resume:
+        raise ValueError(f"out: expected a folder without a run, or --resume or --overwrite, got {arguments.out}")
+    config = load_config(arguments.out)
+    for name, value in asked.items():
+        if name not in RESUMABLE and value != getattr(config, name):
+            raise ValueError(f"{name}: expected {getattr(config, name)!r} as in the run that is resumed, got {value!r}")
+    return dataclasses.replace(config, **asked)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    _need("train")
+    import torch
+
+    from a2c_compiled.training.evaluation import NetworkPolicy, play, summary
+    from a2c_compiled.training.runs import load_run
+
+    config, loss = load_run(arguments.folder)
+    policy = NetworkPolicy(loss, arguments.sampled)
+    torch.manual_seed(arguments.seed)
+    if arguments.video is not None:
+        from a2c_compiled.training.pictures import film_episode
+
+        film_episode(policy, config.env, arguments.video, arguments.seed, frame_stack=config.frame_stack)
+    episodes = play(policy, config.env, arguments.episodes, arguments.seed, frame_stack=config.frame_stack)
+    numbers = summary(episodes)
+    if arguments.json:
+        about = {"env": config.env, "episodes": arguments.episodes, "seed": arguments.seed, "sampled": arguments.sampled}
+        print(
+            json.dumps(
+                {**about, **numbers, "returns": episodes.returns.tolist(), "lengths": episodes.lengths.tolist()}, indent=2
+            )
+        )
+        return 0
+    print(f"{config.env}, {arguments.episodes} episodes, {'sampled' if arguments.sampled else 'greedy'} policy")
+    print(f"{'':<8}" + "".join(f"{name:>10}" for name in numbers["return"]))
+    for name, row in numbers.items():
+        print(f"{name:<8}" + "".join(f"{value:>10.1f}" for value in row.values()))
+    return 0
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    _need("train")
+    from a2c_compiled.training.plots import plot_runs
+
+    alone = len(arguments.folders) == 1
+    out = arguments.out or (arguments.folders[0] / "learning_curve.png" if alone else Path("learning_curves.png"))
+    plot_runs(arguments.folders, out, arguments.x, arguments.smooth)
+    print(out)
     return 0
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from a2c_compiled._compilation import compiled
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.acting import Acted, act, answer, reads_state_value
+from a2c_compiled.training.checkpoint import group_of, prefixed
 from a2c_compiled.training.device_rollout import DeviceRollout
 from a2c_compiled.training.environments import Environments, GymnasiumEnvironments, TensorEnvironments
+from a2c_compiled.training.environments.replay import CannotResume
 from a2c_compiled.training.memory import Memory
 from a2c_compiled.training.returns import EpisodeReturns
 from a2c_compiled.training.rollout import Rollout
@@ -76,6 +78,30 @@ class RolloutCollector:
             rollout = self._step_by_step()
         self.episodes.record(rollout.reward, rollout.done, rollout.mask)
         return rollout
+
+    def state_dict(self) -> Optional[Dict[str, Tensor]]:
+        """Where the environments and the policy's memory are; None where the environments cannot say."""
+        try:
+            envs = self.envs.state_dict()  # type: ignore[attr-defined]
+        except (AttributeError, CannotResume):
+            return None
+        return prefixed(envs=envs, memory=self._memory.state_dict(), episodes={"running": self.episodes.running})
+
+    def load_state_dict(self, state: Dict[str, Tensor]) -> None:
+        """Go on from there.
+
+        Raises:
+            CannotResume: the environments do not come back where they were.
+        """
+        self._observation = self.envs.load_state_dict(group_of(state, "envs"))  # type: ignore[attr-defined]
+        self._memory.load_state_dict(group_of(state, "memory"))
+        self.episodes.running = state["episodes.running"].to(self.episodes.running.device)
+
+    def begin_episodes(self, seed: int) -> None:
+        """New episodes everywhere."""
+        self._observation = self.envs.reset(seed)
+        self._memory.load_state_dict({})
+        self.episodes.running.zero_()
 
     def _step_by_step(self) -> Rollout:
         tape = _Tape(self.num_steps)

@@ -1,6 +1,6 @@
 """What a recurrent policy remembers between the steps of its environments."""
 
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,18 @@ class Memory:
         self._after.append(after)
         self._starts.append(self._start)
         self._hidden, self._start = after.masked_fill(forget.unsqueeze(-1), 0.0), forget
+
+    def state_dict(self) -> Dict[str, Tensor]:
+        """The states between two rollouts; empty without cells."""
+        return {} if self.is_empty() else {"hidden": self._hidden, "start": self._start}
+
+    def load_state_dict(self, state: Dict[str, Tensor]) -> None:
+        """Remember what another one remembered; nothing, where ``state`` is empty."""
+        if self.is_empty():
+            return
+        device = self._hidden.device
+        self._hidden = state["hidden"].to(device) if state else torch.zeros_like(self._hidden)
+        self._start = state["start"].to(device) if state else torch.ones_like(self._start)
 
     def observations(self, x: Tensor, next_x: Tensor) -> Tuple[Any, Any]:
         """Observations and next observations of the steps since the last call, as the networks take them."""

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
-import gymnasium
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from a2c_compiled._files import written_whole
+from a2c_compiled.training.environments import goal_of
 from a2c_compiled.training.log import load_progress
 
 Progress = Mapping[str, Sequence[float]]
@@ -68,7 +68,7 @@ def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int
         name if len(group.folders) == 1 else f"{name} ({len(group.folders)} seeds)": [load_progress(f) for f in group.folders]
         for name, group in zip(_names(groups), groups, strict=True)
     }
-    envs, goals = {group.config.get("env") for group in groups} - {None}, {_goal(group.config) for group in groups} - {None}
+    envs, goals = {group.config.get("env") for group in groups} - {None}, {_goal(group) for group in groups} - {None}
     title = f"A2C on {', '.join(sorted(map(str, envs)))}" if envs else "A2C"
     plot_learning_curves(runs, path, title, goals.pop() if len(goals) == 1 else None, x, smooth)
 
@@ -215,13 +215,8 @@ def _names(groups: Sequence[Group]) -> List[str]:
     return names
 
 
-def _goal(config: Mapping[str, Any]) -> Optional[float]:
-    """The return that solves the environment, as the run or gymnasium says."""
-    goal = config.get("solved_return")
-    if goal is None:
-        spec = gymnasium.registry.get(str(config.get("env")).rpartition(":")[2])
-        goal = None if spec is None else spec.reward_threshold
-    return goal if goal is None or math.isfinite(goal) else None
+def _goal(group: Group) -> Optional[float]:
+    return goal_of(str(group.config.get("env")), group.config.get("solved_return"))
 
 
 def _config(folder: Path) -> Dict[str, Any]:

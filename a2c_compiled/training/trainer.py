@@ -1,22 +1,46 @@
-"""The loop: collect, update, look at the returns, stop when solved."""
+"""The loop: collect, update, look at the returns, save, stop when solved or asked to."""
 
 import random
 import time
+import warnings
+from collections import deque
 from dataclasses import dataclass
-from typing import Dict, List
+from pathlib import Path
+from typing import Any, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.training.checkpoint import (
+    Checkpoint,
+    group_of,
+    has_checkpoint,
+    load_checkpoint,
+    prefixed,
+    random_state,
+    remove_checkpoints,
+    save_checkpoint,
+    set_random_state,
+)
 from a2c_compiled.training.collector import RolloutCollector
-from a2c_compiled.training.config import TrainConfig
-from a2c_compiled.training.environments import make_environments
+from a2c_compiled.training.config import TrainConfig, save_config
+from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
+from a2c_compiled.training.distributed import Processes, started_processes
+from a2c_compiled.training.environments import goal_of, make_environments
+from a2c_compiled.training.environments.replay import CannotResume
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
+from a2c_compiled.training.interruption import stop_requests
+from a2c_compiled.training.log import RunLog
 from a2c_compiled.training.networks import make_networks
-from a2c_compiled.training.train_step import TrainStep
+from a2c_compiled.training.normalization import ObservationNorm, RewardScale
+from a2c_compiled.training.rollout import Rollout
+from a2c_compiled.training.train_step import TrainMetrics, TrainStep
+
+PATIENCE = 20
+"""Updates in a row that may be skipped for a gradient that is not finite."""
 
 
 @dataclass
@@ -26,11 +50,12 @@ class TrainResult:
     Attributes:
         loss: holds actor, critic and distribution.
         step: the training step, with the optimizer's state.
-        history: per update: ``steps`` of the environments so far, ``seconds``, ``return`` (mean over the last 100 episodes), metrics.
+        history: the rows of ``progress.csv`` that this call wrote.
         greedy_return: mean over 100 episodes at the end.
         steps: environment steps taken.
         seconds: wall time, compilation included.
-        interrupted: whether Ctrl-C ended it; what was learnt until then is there.
+        is_first: whether this process is the one that speaks for all.
+        interrupted: the signal that ended it; None where it ended by itself. What was learnt until then is there.
     """
 
     loss: A2CLoss
@@ -39,7 +64,27 @@ class TrainResult:
     greedy_return: float
     steps: int
     seconds: float
-    interrupted: bool = False
+    is_first: bool = True
+    interrupted: Optional[str] = None
+
+
+def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = None, resume: bool = False) -> TrainResult:
+    """Train until the greedy policy solves the environment, or ``total_steps`` are spent.
+
+    The greedy policy is asked whenever the mean return of the last 100 training episodes has come near the goal. Under torchrun every
+    process calls this; each steps its share of the environments.
+
+    Args:
+        config: what to train, and how.
+        progress: show a bar.
+        folder: where configuration, log and checkpoints go, in the place of what another run left there; None keeps nothing.
+        resume: go on from the checkpoint in ``folder``, if there is one. Processes that torchrun has started anew do so in any case.
+
+    Raises:
+        ValueError: the environment or an option is unknown, or the checkpoint is not readable or of another configuration.
+        TrainingDivergedError: gradients were not finite, update after update.
+    """
+    return Trainer(config, folder).run(progress, resume)
 
 
 def seed_everything(seed: int) -> None:
@@ -49,86 +94,245 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_loss(config: TrainConfig) -> A2CLoss:
+def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
     """The loss that ``config`` describes, with new networks."""
-    envs = make_environments(config.env, 1)
-    actor, critic, distribution = make_networks(envs, config.hidden)
+    envs = make_environments(config.env, 1, frame_stack=config.frame_stack)
+    actor, critic, distribution = make_networks(envs, config.hidden, config.normalize_observations)
     envs.close()
-    estimator = GAE(config.gamma, config.lmbda, average_gae=config.average_gae)
     loss = A2CLoss(
         actor,
         critic,
         distribution,
-        estimator,
+        GAE(config.gamma, config.lmbda, average_gae=config.average_gae),
         entropy_coef=config.entropy_coef,
         critic_coef=config.critic_coef,
         loss_critic_type="l2",
     )
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return loss.to(automatic if config.device == "auto" else config.device)
+    return loss.to(device_of(config))
 
 
-def train(config: TrainConfig, progress: bool = True) -> TrainResult:
-    """Train until the greedy policy solves the environment, or ``total_steps`` are spent.
+def make_step(config: TrainConfig, loss: A2CLoss, compile: bool, processes: Processes = Processes()) -> TrainStep:  # noqa: B008
+    """The training step that ``config`` describes."""
+    asked = {  # interim
+        "minibatches": None if config.minibatches == 1 else config.minibatches,
+        "autocast": None if config.autocast is None else getattr(torch, config.autocast),
+        "process_group": processes.group,
+    }
+    options = {name: value for name, value in asked.items() if value is not None}
+    return TrainStep(loss, config.optimizer, config.lr, config.max_grad_norm, compile, **options)
 
-    The greedy policy is asked whenever the mean return of the last 100 training episodes has come near ``solved_return``.
 
-    Raises:
-        ValueError: the environment or an option is unknown.
+def device_of(config: TrainConfig) -> torch.device:
+    """Where ``config`` trains."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+
+
+class Trainer:
+    """A training run: what it is made of, and where it is.
+
+    Args:
+        config: what to train, and how.
+        folder: where configuration, log and checkpoints go; None keeps nothing.
     """
-    seed_everything(config.seed)
-    loss = make_loss(config)
-    step = TrainStep(loss, config.optimizer, config.lr, config.max_grad_norm, config.compile)
-    envs = make_environments(config.env, config.num_envs)
-    collector = RolloutCollector(envs, loss, config.num_steps, config.seed)
-    history: List[Dict[str, float]] = []
-    returns: List[float] = []
-    steps_per_update = config.num_envs * config.num_steps
-    updates = max(1, config.total_steps // steps_per_update)
-    started = time.perf_counter()
-    bar = tqdm(total=config.total_steps, unit="step", unit_scale=True, disable=not progress, desc=f"seed {config.seed}")
-    interrupted = False
-    with bar:
-        if config.compile:
-            bar.set_postfix_str("compiling the update")
-        try:
-            for update in range(updates):
-                step.lr.fill_(config.lr * (1.0 - 0.9 * update / updates))
-                metrics = step(collector.collect())
-                returns = (returns + collector.returns)[-100:]
-                mean_return = float(np.mean(returns)) if returns else float("nan")
-                history.append(
-                    {
-                        "steps": (update + 1) * steps_per_update,
-                        "seconds": time.perf_counter() - started,
-                        "return": mean_return,
-                        **{name: float(value) for name, value in metrics._asdict().items() if value is not None},
-                    }
-                )
-                bar.update(steps_per_update)
-                bar.set_postfix(
-                    {"return": f"{mean_return:.0f}", "loss": f"{history[-1].get('loss_critic', 0.0):.3g}"}, refresh=False
-                )
-                if update % 10 == 9 and _is_solved(loss, config, mean_return):
+
+    def __init__(self, config: TrainConfig, folder: Optional[Path] = None) -> None:
+        self.started = time.perf_counter()
+        self.config, self.folder = config, folder
+        self.device = device_of(config)
+        self.processes = started_processes(self.device)
+        world_size = self.processes.world_size
+        if config.num_envs % world_size:
+            raise ValueError(f"num_envs: expected a multiple of the {world_size} processes, got {config.num_envs}")
+        num_envs = config.num_envs // world_size
+        seed_everything(config.seed)  # the same networks everywhere
+        self.loss = make_loss(config, world_size > 1)
+        self.step = make_step(config, self.loss, config.compile, self.processes)
+        own_seed = config.seed + self.processes.rank * num_envs
+        seed_everything(own_seed)
+        envs = make_environments(config.env, num_envs, self.device, config.vectorization, frame_stack=config.frame_stack)
+        self.collector = RolloutCollector(envs, self.loss, config.num_steps, own_seed, config.compile)
+        self.norms = [module for module in self.loss.modules() if isinstance(module, ObservationNorm)]
+        self.reward_scale = RewardScale(num_envs, config.gamma).to(self.device) if config.normalize_rewards else None
+        self.updates, self.seconds_before = 0, 0.0
+        self.returns: Deque[float] = deque(maxlen=100)
+        self.lengths: Deque[float] = deque(maxlen=100)
+        self.episodes = 0
+        self._logged = 0, 0.0
+
+    @property
+    def steps_per_update(self) -> int:
+        """Of all environments of all processes."""
+        return self.config.num_envs * self.config.num_steps
+
+    @property
+    def total_updates(self) -> int:
+        """After which training ends unsolved."""
+        return max(1, self.config.total_steps // self.steps_per_update)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time, that before the last checkpoint included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def run(self, progress: bool = True, resume: bool = False) -> TrainResult:
+        """See :func:`train`."""
+        first, folder = self.processes.is_first, self.folder
+        resumed = False
+        if folder is not None and (resume or self.processes.restarts > 0) and has_checkpoint(folder):
+            self.load(folder)
+            resumed = True
+        elif folder is not None and first:
+            remove_checkpoints(folder)
+            save_config(folder, self.config)
+        resume_at = self.updates * self.steps_per_update if resumed else None
+        history: List[Dict[str, float]] = []
+        saved = time.perf_counter()
+        with RunLog(folder, self.config.total_steps, resume_at, progress, enabled=first) as log, stop_requests() as stop:
+            if self.config.compile:
+                log.say("compiling")
+            while self.updates < self.total_updates:
+                rollout, metrics = self.update()
+                logs = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
+                if not logs and self.processes.world_size > 1:
+                    continue  # processes agree on ends and checkpoints where they log
+                if logs:
+                    history.append(self.row(metrics))
+                    log.write(history[-1])
+                    self.check(rollout)
+                if self.processes.any(bool(stop)):
                     break
-        except KeyboardInterrupt:
-            if not history:
-                raise
-            interrupted = True  # what was learnt so far is the result
-    envs.close()
-    greedy_return = _greedy_return(loss, config, EVALUATION_SEED)
-    seconds = time.perf_counter() - started
-    return TrainResult(loss, step, history, greedy_return, int(history[-1]["steps"]), seconds, interrupted)
+                if self.processes.any(time.perf_counter() - saved >= self.config.checkpoint_seconds):
+                    self.save()
+                    saved = time.perf_counter()
+                if logs and self.is_solved():
+                    break
+        self.collector.envs.close()
+        self.save(last=True)
+        greedy = self.greedy_return(EVALUATION_SEED)
+        return TrainResult(
+            self.loss,
+            self.step,
+            history,
+            greedy,
+            self.updates * self.steps_per_update,
+            self.seconds,
+            first,
+            stop.received,
+        )
+
+    def update(self) -> Tuple[Rollout, TrainMetrics]:
+        """Collect a rollout and learn from it."""
+        left = 1.0 - self.updates / self.total_updates
+        self.step.lr.fill_(self.config.lr * (self.config.final_lr + (1.0 - self.config.final_lr) * left))
+        rollout = self.collector.collect()
+        if self.reward_scale is not None:
+            rollout = rollout._replace(reward=self.reward_scale(rollout.reward, rollout.done))
+        metrics = self.step(rollout)
+        for norm in self.norms:  # after the update, so that acting and learning see the same
+            norm.update(rollout.observation)
+        self.updates += 1
+        return rollout, metrics
+
+    def row(self, metrics: TrainMetrics) -> Dict[str, float]:
+        """A line of the log."""
+        returns, lengths = self.collector.episodes.take()
+        self.episodes += len(returns)
+        self.returns.extend(returns)
+        self.lengths.extend(lengths)
+        steps, seconds = self.updates * self.steps_per_update, self.seconds
+        reported = {name: value for name, value in metrics._asdict().items() if value is not None}
+        # One reading of the device for all of them.
+        values = torch.stack(
+            [value.double() for value in (*reported.values(), self.step.lr, getattr(self.step, "skipped", self.step.lr * 0))]
+        ).tolist()
+        row = {
+            "steps": steps,
+            "updates": self.updates,
+            "seconds": seconds,
+            "steps_per_second": (steps - self._logged[0]) / (seconds - self._logged[1]),
+            "return": _mean(self.returns),
+            "episode_length": _mean(self.lengths),
+            "episodes": self.episodes,
+            **dict(zip((*reported, "lr", "skipped"), values, strict=True)),
+        }
+        self._logged = steps, seconds
+        return row
+
+    def check(self, rollout: Rollout) -> None:
+        """Raise TrainingDivergedError where nothing has been learnt for many updates."""
+        in_a_row = int(getattr(self.step, "skipped_in_a_row", 0))
+        if in_a_row >= PATIENCE:
+            raise TrainingDivergedError(
+                f"gradients were not finite in the last {in_a_row} updates, which were skipped; {diagnose(self.loss, rollout)}"
+            )
+
+    def is_solved(self) -> bool:
+        """Whether the greedy policy is good enough; asked only where the training policy's mean return has come near."""
+        goal = goal_of(self.config.env, self.config.solved_return)
+        if goal is None:
+            return False
+        near = self.processes.is_first and _mean(self.returns) >= goal - 0.2 * abs(goal)
+        # Twice, so that one lucky set of starts is not enough.
+        return self.processes.any(
+            near and all(self.greedy_return(seed) >= goal for seed in (EVALUATION_SEED, EVALUATION_SEED + 1))
+        )
+
+    def greedy_return(self, seed: int) -> float:
+        """Mean return of 100 greedy episodes."""
+        return float(evaluate(greedy_policy(self.loss), self.config.env, seed=seed, frame_stack=self.config.frame_stack).mean())
+
+    def save(self, last: bool = False) -> None:
+        """Write a checkpoint. Where it cannot be written, training goes on with a warning; the last one raises OSError."""
+        if self.folder is None:
+            return
+        facts: Dict[str, Any] = {
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "episodes": self.episodes,
+        }
+        own = prefixed(
+            collector=self.collector.state_dict(),
+            reward_scale=None if self.reward_scale is None else self.reward_scale.state_dict(),
+            random=random_state(self.device),
+        )
+        try:
+            save_checkpoint(self.folder, Checkpoint(self.step.state_dict(), own, facts), self.processes)
+        except OSError as error:
+            if last:
+                raise OSError(f"the run could not be saved ({error}); its last checkpoint is in {self.folder}") from error
+            warnings.warn(f"training goes on, but its checkpoint could not be written: {error}", RuntimeWarning, stacklevel=2)
+
+    def load(self, folder: Path) -> None:
+        """Go on from the checkpoint in ``folder``."""
+        checkpoint = load_checkpoint(folder, self.processes.rank)
+        try:
+            self.step.load_state_dict(checkpoint.training)
+        except RuntimeError as error:
+            raise ValueError(f"run: the checkpoint in {folder} does not hold the networks that are trained here") from error
+        facts = checkpoint.facts
+        self.updates, self.seconds_before, self.episodes = facts["updates"], facts["seconds"], facts["episodes"]
+        self.returns.extend(facts["returns"])
+        self.lengths.extend(facts["lengths"])
+        self._logged = self.updates * self.steps_per_update, self.seconds
+        self._load_own(checkpoint.own)
+
+    def _load_own(self, own: Dict[str, Tensor]) -> None:
+        state = group_of(own, "collector")
+        try:
+            if not state or state["episodes.running"].size(-1) != self.collector.envs.num_envs:
+                raise CannotResume("env: its state was not saved, or not for as many processes")
+            self.collector.load_state_dict(state)
+        except CannotResume as error:
+            # Other episodes than those that the run began with.
+            self.collector.begin_episodes(self.config.seed + self.config.num_envs * (self.updates + 1))
+            warnings.warn(f"the run goes on with new episodes ({error})", RuntimeWarning, stacklevel=2)
+        if self.reward_scale is not None and group_of(own, "reward_scale"):
+            self.reward_scale.load_state_dict(group_of(own, "reward_scale"))
+        if group_of(own, "random"):
+            set_random_state(group_of(own, "random"), self.device)
 
 
-def _is_solved(loss: A2CLoss, config: TrainConfig, mean_return: float) -> bool:
-    """Whether the greedy policy is good enough; asked only where the training policy's mean return has come near."""
-    goal = config.solved_return
-    if goal is None or not mean_return >= goal - 0.2 * abs(goal):
-        return False
-    # Twice, so that one lucky set of starts is not enough.
-    return all(_greedy_return(loss, config, seed) >= goal for seed in (EVALUATION_SEED, EVALUATION_SEED + 1))
-
-
-def _greedy_return(loss: A2CLoss, config: TrainConfig, seed: int) -> float:
-    return float(evaluate(greedy_policy(loss), config.env, seed=seed).mean())
+def _mean(values: Deque[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

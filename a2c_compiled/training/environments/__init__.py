@@ -4,7 +4,7 @@
 """
 
 from a2c_compiled.training.environments.cartpole import CartPole
-from a2c_compiled.training.environments.make import make_environments
+from a2c_compiled.training.environments.make import goal_of, make_environments
 from a2c_compiled.training.environments.pendulum import Pendulum
 from a2c_compiled.training.environments.protocol import Environments, EnvironmentStep, Observation
 from a2c_compiled.training.environments.tensor import EnvironmentState, TensorEnvironments
@@ -19,6 +19,7 @@ __all__ = [
     "Observation",
     "Pendulum",
     "TensorEnvironments",
+    "goal_of",
     "make_environments",
     "make_vector",
     "observation_tensor",

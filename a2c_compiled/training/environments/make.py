@@ -1,5 +1,9 @@
 """Environments by name."""
 
+import math
+from typing import Optional
+
+import gymnasium
 import torch
 
 from a2c_compiled.training.environments.cartpole import CartPole
@@ -43,3 +47,11 @@ def make_environments(
     if vectorization in ("auto", "torch") and env_id in IN_TORCH and frame_stack == 1:
         return IN_TORCH[env_id](num_envs, device)
     return GymnasiumEnvironments(make_vector(env_id, num_envs, vectorization, frame_stack), device)
+
+
+def goal_of(env_id: str, solved_return: Optional[float] = None) -> Optional[float]:
+    """The greedy return that solves an environment: ``solved_return``, or gymnasium's threshold; None where there is neither, or infinity."""
+    if solved_return is None:
+        spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+        solved_return = None if spec is None else spec.reward_threshold
+    return solved_return if solved_return is None or math.isfinite(solved_return) else None

@@ -57,4 +57,3 @@ class Environments(Protocol):
 
     def close(self) -> None:
         """Let go of what they hold."""
-

@@ -59,9 +59,7 @@ class TensorEnvironments:
         """What the policy sees, ``[N, ...]``."""
         raise NotImplementedError
 
-    def transition(
-        self, state: EnvironmentState, action: Tensor, noise: Tensor
-    ) -> Tuple[EnvironmentState, EnvironmentStep]:
+    def transition(self, state: EnvironmentState, action: Tensor, noise: Tensor) -> Tuple[EnvironmentState, EnvironmentStep]:
         """One step as a function, the start of the next episode included."""
         physics, reward, terminated = self.advance(state.physics, action)
         steps = state.steps + 1

@@ -1,0 +1,77 @@
+"""Training in several processes under torchrun, on ``torch.distributed``."""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Iterator, Optional
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together; one alone where nothing else was started.
+
+    Attributes:
+        rank: which of them this is.
+        world_size: how many there are.
+        local_rank: which it is on its machine; it takes that GPU.
+        restarts: how often torchrun has started them anew.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    restarts: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> Optional[dist.ProcessGroup]:
+        """What their tensors are reduced over; None for one alone."""
+        return dist.group.WORLD if self.world_size > 1 else None
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any of them; all call it together."""
+        if self.world_size == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        raised = torch.tensor(float(flag), device=device)
+        dist.all_reduce(raised)
+        return bool(raised)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that has succeeded once it has in all of them.
+
+        Raises:
+            OSError: it failed here, or in another.
+        """
+        failure: Optional[OSError] = None
+        try:
+            yield
+        except OSError as error:
+            failure = error
+        failed = self.any(failure is not None)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise OSError("another process could not write its part")
+
+
+def started_processes(device: torch.device) -> Processes:
+    """The processes that torchrun has started, joined by NCCL where they train on GPUs, else by gloo."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Processes()
+    rank, world_size, local_rank, restarts = (
+        int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+    )
+    if world_size > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(rank, world_size, local_rank, restarts)
