@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from a2c_compiled.cli import main
 from a2c_compiled.training.log import RunLog
 from a2c_compiled.training.plots import group_runs, plot_learning_curves, plot_runs
 
@@ -222,3 +223,28 @@ def test_what_cannot_be_drawn_is_named(tmp_path, content, options, message):
     with pytest.raises(ValueError, match=message):
         plot_runs([folder], tmp_path / "curves.png", **options)
     assert not (tmp_path / "curves.png").exists()
+
+
+# The command
+
+
+def test_plot_draws_runs_where_it_is_told(tmp_path, monkeypatch, capsys, figures):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", seed=1)
+    assert main(["plot", "a"]) == 0
+    assert main(["plot", "a", "b"]) == 0
+    assert main(["plot", "a", "b", "--out", "new/both.png", "--x", "seconds", "--smooth", "3"]) == 0
+    assert capsys.readouterr().out.split() == [
+        os.path.join("a", "learning_curve.png"),
+        "learning_curves.png",
+        os.path.join("new", "both.png"),
+    ]
+    assert (tmp_path / "new" / "both.png").is_file()
+    assert figures[2].axes[0].get_xlabel() == "wall time, s"
+    assert figures[2].get_suptitle().endswith("means of 3 rows")
+
+
+def test_plot_of_something_else_is_an_error(tmp_path, capsys):
+    assert main(["plot", str(tmp_path)]) == 2
+    assert "a2c-compiled: run: expected a folder that training wrote" in capsys.readouterr().err
