@@ -18,8 +18,7 @@ from a2c_compiled.timing import Timing, time_call
 from a2c_compiled.training import Rollout, TrainConfig, TrainResult, TrainStep
 from a2c_compiled.training.evaluation import EVALUATION_SEED
 from a2c_compiled.training.environments import goal_of
-from a2c_compiled.training.log import load_progress
-from a2c_compiled.training.plots import plot_learning_curves
+from a2c_compiled.training.plots import plot_runs
 from a2c_compiled.training.trainer import make_loss, seed_everything, train
 
 EPISODES = 100
@@ -76,8 +75,7 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
         config = TrainConfig(seed=seed)
         results[seed] = train(config, folder=out / f"seed_{seed}")
         print(f"   seed {seed}: {describe(results[seed])}")
-    curves = {f"seed {seed}": load_progress(out / f"seed_{seed}") for seed in seeds}
-    plot_learning_curves(curves, out / "learning_curve.png", f"A2C on {TrainConfig.env}", GOAL)
+    plot_runs([out / f"seed_{seed}" for seed in seeds], out / "learning_curve.png")
 
     print("\n2. Exporting, and checking each file against eager: everything of the first seed, the policies of the others")
     reports: List[export.Report] = []
