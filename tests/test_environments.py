@@ -99,6 +99,15 @@ class OwnChance(TwoParts):
         return self.chance.random(3)
 
 
+class PairOfActions(TwoParts):
+    """Its actions are no single array."""
+
+    action_space = spaces.Tuple([spaces.Discrete(3), spaces.Box(-1, 1, (2,))])
+
+    def step(self, action):
+        return super().step(action[0])
+
+
 def two_parts(mode=AutoresetMode.SAME_STEP, kind=TwoParts, vector=SyncVectorEnv, n=3):
     return vector([lambda: Replayable(kind())] * n, autoreset_mode=mode)
 
@@ -190,6 +199,14 @@ def test_environments_that_remember_more_say_that_they_cannot_be_resumed(opened,
     with pytest.raises(CannotResume, match=r"env: expected environments that make_vector made .*cannot be resumed exactly"):
         envs.state_dict()
     envs.step(torch.zeros(envs.num_envs, dtype=torch.int64))
+
+
+def test_actions_of_several_arrays_cannot_be_replayed():
+    envs = GymnasiumEnvironments(two_parts(kind=PairOfActions))
+    envs.reset(seed=0)
+    envs.envs.step(envs.envs.action_space.sample())
+    with pytest.raises(CannotResume, match="with actions of one array"):
+        envs.state_dict()
 
 
 def test_chance_from_elsewhere_is_noticed(opened):
@@ -342,6 +359,18 @@ def test_environments_are_made_in_the_form_asked_for(opened, arguments, kind):
 def test_what_cannot_be_made_is_named(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make_environments(*arguments, **options)
+
+
+def test_an_environment_may_come_with_the_module_that_registers_it(opened, tmp_path, monkeypatch):
+    (tmp_path / "longer_cartpole.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Longer-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=700)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    envs = opened(make_environments, "longer_cartpole:Longer-v0", 2)
+    assert envs.reset(seed=0).shape == (2, 4)
+    assert envs.envs.envs[0].spec.max_episode_steps == 700
+    gymnasium.registry.pop("Longer-v0")
 
 
 # Written in torch

@@ -42,7 +42,7 @@ class Replayable(gymnasium.Wrapper):
 
     def step(self, action: Any) -> Tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Go on with it."""
-        self._actions.append(copy.deepcopy(action))
+        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             observation = copy.deepcopy(observation)  # the reset that follows may write into it
@@ -137,10 +137,10 @@ def _checked(envs: VectorEnv) -> SyncVectorEnv | AsyncVectorEnv:
     """Workers of unfit environments would not survive the question."""
     resets_in_a_step = envs.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
     fit = isinstance(envs, SyncVectorEnv) or (isinstance(envs, AsyncVectorEnv) and not resets_in_a_step)
-    if not fit or not envs.metadata.get("replayable"):
+    if not fit or not envs.metadata.get("replayable") or envs.single_action_space.shape is None:
         raise CannotResume(
             "env: expected environments that make_vector made one after the other or in processes, or a SyncVectorEnv of Replayable ones,"
-            f" got {type(envs).__name__}; they cannot be resumed exactly and begin new episodes"
+            f" with actions of one array, got {type(envs).__name__}; they cannot be resumed exactly and begin new episodes"
         )
     return envs  # type: ignore[return-value]
 
