@@ -226,7 +226,7 @@ class Trainer:
         self.step.lr.fill_(self.config.lr * (self.config.final_lr + (1.0 - self.config.final_lr) * left))
         rollout = self.collector.collect()
         if self.reward_scale is not None:
-            rollout = rollout._replace(reward=self.reward_scale(rollout.reward, rollout.done))
+            rollout = rollout._replace(reward=self.reward_scale.scale(rollout.reward, rollout.done, rollout.mask))
         metrics = self.step(rollout)
         for norm in self.norms:  # after the update, so that acting and learning see the same
             norm.update(rollout.observation)
