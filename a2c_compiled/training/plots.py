@@ -1,7 +1,6 @@
 """Pictures of training runs: learning curves, a band for the seeds of one configuration, and all else that the runs recorded."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
@@ -9,7 +8,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.training.environments import goal_of
@@ -132,7 +131,7 @@ def plot_learning_curves(
             _draw(axis, lines[column][name], name, _COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)])
         if column == "return" and goal is not None:
             axis.axhline(goal, color="0.35", linestyle=(0, (5, 3)), linewidth=1, label=f"solved: {goal:g}")
-        _finish(axis, column)
+        _finish(axis, column, x)
         handles, labels = axis.get_legend_handles_labels()
         legend |= dict(zip(labels, handles, strict=True))
     columns = max(1, min(len(legend), 120 // (8 + max(map(len, legend)))))
@@ -167,7 +166,8 @@ def _draw(axis: Axes, lines: Sequence[Line], name: str, colour: str, dashes: str
         for at, values in lines:
             axis.plot(at, values, dashes, marker="o" if len(at) == 1 else None, color=colour, linewidth=1.3, label=name)
         return
-    common = np.linspace(start, end, _POINTS)
+    common = np.unique(np.concatenate([at for at, _ in lines]))
+    common = common[(start <= common) & (common <= end)] if len(common) <= _POINTS else np.linspace(start, end, _POINTS)
     values = np.stack([np.interp(common, *line) for line in lines])
     low, high = np.quantile(values, (0.25, 0.75) if len(lines) >= 5 else (0.0, 1.0), axis=0)
     axis.fill_between(common, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -183,14 +183,18 @@ def _axes(figure: Figure, panels: int) -> List[Axes]:
     return [figure.add_subplot(grid[0, :])] + [figure.add_subplot(grid[1 + i // 3, i % 3]) for i in range(panels - 1)]
 
 
-def _finish(axis: Axes, column: str) -> None:
+def _finish(axis: Axes, column: str, x: str) -> None:
     axis.set_ylabel(_PANELS[column])
     axis.set_xlim(left=0)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if x == "steps":
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     if column in _LOGARITHMIC and any(np.max(line.get_ydata(), initial=0.0) > 0 for line in axis.lines):
         axis.set_yscale("log", nonpositive="mask")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
     if column == "explained_variance" and low < -1.0 < high:
         axis.set_ylim(bottom=-1.0)  # a critic that knows nothing yet is anywhere below
