@@ -1,6 +1,6 @@
 """The A2C loss as a module: networks, distribution and value estimator around the objective."""
 
-from typing import Any, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ from a2c_compiled.losses.inputs import check_values, finite, like, optional_fini
 from a2c_compiled.recurrent import has_memory
 
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
+
+
+class Estimates(NamedTuple):
+    """What the loss of a step is computed from, of the critic as it is; ``state_value`` is its own where none was given."""
+
+    new_state_value: Tensor
+    advantage: Tensor
+    value_target: Tensor
+    state_value: Tensor
+    mask: Optional[Tensor]
 
 
 class A2CLoss(CriticModule):
@@ -260,32 +270,23 @@ class A2CLoss(CriticModule):
 
         with_critic = self.critic_coef is not None and not self._critic_is_unwanted()
         new_state_value: Optional[Tensor] = None
-        computes_advantage = advantage is None
         if advantage is None:
-            if reward is None:
-                raise ValueError("reward: expected a tensor where no advantage is given, got None")
-            if next_observation is None:
-                raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
-            if done is None:
-                raise ValueError("done: expected a tensor where no advantage is given, got None")
-            if self.shifted and steps_to_next_obs is not None:
-                raise ValueError(
-                    "steps_to_next_obs: expected None with shifted, which reads the next step's observation, got a tensor"
-                )
-            values = self._values(observation, next_observation, reward, done, terminated, log_prob, with_critic)
-            kept, last = values.kept, values.last
-            if kept is not None and last is not None:
-                mask = kept if mask is None else like(mask, log_prob) & kept
-                # The trace ends with the last step whose next value is known.
-                terminated = done if terminated is None else terminated
-                done = done | like(last, done)
-            new_state_value = values.state_value
-            estimate = self._estimate(
-                values, reward, done, terminated, log_prob, sample_log_prob, steps_to_next_obs, group, mask
+            estimated = self._estimated(
+                observation,
+                reward,
+                next_observation,
+                done,
+                terminated,
+                log_prob,
+                state_value,
+                sample_log_prob,
+                mask,
+                steps_to_next_obs,
+                group,
+                with_critic,
             )
-            advantage, value_target = estimate.advantage, estimate.value_target
-            if state_value is None:
-                state_value = new_state_value.detach()
+            advantage, value_target, mask = estimated.advantage, estimated.value_target, estimated.mask
+            new_state_value, state_value = estimated.new_state_value, estimated.state_value
         elif with_critic:
             new_state_value = self.critic(observation, True)
             check_values(new_state_value, log_prob, "the actions")
@@ -294,8 +295,6 @@ class A2CLoss(CriticModule):
         if mask is not None:
             check_shape("mask", mask, log_prob)
         if self.advantage_norm is not None:
-            if computes_advantage and self.advantage_norm.training and value_target is not None:
-                self.advantage_norm.update(value_target, mask)
             advantage = widen(advantage)
             advantage = advantage / self.advantage_norm.scale().to(advantage.dtype)
 
@@ -327,6 +326,88 @@ class A2CLoss(CriticModule):
             None if "explained_variance" in self._dropped else losses.explained_variance,
             None if "kl_approx" in self._dropped else losses.kl_approx,
         )
+
+    @torch.jit.unused
+    def estimates(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        reward: Optional[Tensor] = None,
+        next_observation: Optional[Tensor] = None,
+        done: Optional[Tensor] = None,
+        terminated: Optional[Tensor] = None,
+        state_value: Optional[Tensor] = None,
+        sample_log_prob: Optional[Tensor] = None,
+        mask: Optional[Tensor] = None,
+        steps_to_next_obs: Optional[Tensor] = None,
+        group: Optional[Tensor] = None,
+    ) -> Estimates:
+        """What :meth:`forward` computes the losses from, without gradient: given to it, of some of the steps, it gives their losses.
+
+        Not in TorchScript.
+        """
+        with torch.no_grad():
+            if mask is not None:
+                check_mask(mask)
+                observation, action = finite("observation", observation, mask), finite("action", action, mask)
+                reward = optional_finite("reward", reward, mask)
+                next_observation = optional_finite("next_observation", next_observation, mask)
+                sample_log_prob = optional_finite("sample_log_prob", sample_log_prob, mask)
+            log_prob = self.distribution.log_prob(widen(self.actor_network(observation)), action)
+            estimated = self._estimated(
+                observation,
+                reward,
+                next_observation,
+                done,
+                terminated,
+                log_prob,
+                state_value,
+                sample_log_prob,
+                mask,
+                steps_to_next_obs,
+                group,
+                False,
+            )
+            return estimated._replace(mask=optional_like(estimated.mask, log_prob))
+
+    def _estimated(
+        self,
+        observation: Tensor,
+        reward: Optional[Tensor],
+        next_observation: Optional[Tensor],
+        done: Optional[Tensor],
+        terminated: Optional[Tensor],
+        log_prob: Tensor,
+        state_value: Optional[Tensor],
+        sample_log_prob: Optional[Tensor],
+        mask: Optional[Tensor],
+        steps_to_next_obs: Optional[Tensor],
+        group: Optional[Tensor],
+        with_critic: bool,
+    ) -> Estimates:
+        if reward is None:
+            raise ValueError("reward: expected a tensor where no advantage is given, got None")
+        if next_observation is None:
+            raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
+        if done is None:
+            raise ValueError("done: expected a tensor where no advantage is given, got None")
+        if self.shifted and steps_to_next_obs is not None:
+            raise ValueError(
+                "steps_to_next_obs: expected None with shifted, which reads the next step's observation, got a tensor"
+            )
+        values = self._values(observation, next_observation, reward, done, terminated, log_prob, with_critic)
+        kept, last = values.kept, values.last
+        if kept is not None and last is not None:
+            mask = kept if mask is None else like(mask, log_prob) & kept
+            # The trace ends with the last step whose next value is known.
+            terminated = done if terminated is None else terminated
+            done = done | like(last, done)
+        estimate = self._estimate(values, reward, done, terminated, log_prob, sample_log_prob, steps_to_next_obs, group, mask)
+        if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would look for what there is not
+            if self.advantage_norm.training:
+                self.advantage_norm.update(like(estimate.value_target, log_prob), optional_like(mask, log_prob))
+        old_value = values.state_value.detach() if state_value is None else state_value
+        return Estimates(values.state_value, estimate.advantage, estimate.value_target, old_value, mask)
 
     def _critic_is_unwanted(self) -> bool:
         """Whether all that the critic learns from or reports is filtered out."""

@@ -1,14 +1,17 @@
 """One A2C update as one pure function, and the object that applies it."""
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from contextlib import nullcontext
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule
+from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule, positive_int
 from a2c_compiled._compilation import compiled
 from a2c_compiled._parameters import parameter_places
-from a2c_compiled.losses import A2CLoss
+from a2c_compiled.losses import A2CLoss, A2CLosses
+from a2c_compiled.training.averaging import group_name_of, summed_over_processes
+from a2c_compiled.training.minibatches import SUMMED, Estimator, arguments_of, combined, cut, environment_dim
 from a2c_compiled.training.optimizers import FunctionalOptimizer, Slots
 from a2c_compiled.training.rollout import Rollout
 
@@ -39,11 +42,16 @@ class TrainStep(CoefficientModule):
 
     >>> step = TrainStep(loss, optimizer="rmsprop", lr=7e-4)
     >>> metrics = step(rollout)
+    >>> metrics = step.many(rollouts)  # [K, T, N, ...]: K updates, one after the other, in one graph
 
     Calling it updates the parameters that ``loss`` holds. ``step.lr = 3e-4`` changes the learning rate without compiling again.
     Eagerly, torch's optimizers read the learning rate on the host, which waits for a GPU; compiled, nothing does.
 
     ``state_dict`` holds parameters, coefficients, optimizer state and learning rate under the names that they have in the loss.
+
+    An update whose gradient is not finite changes neither parameters nor optimizer state: ``step.skipped`` counts such updates, and
+    ``step.skipped_in_a_row`` those since the last that was none. What networks keep of their own, such as running statistics, is not
+    guarded.
 
     Args:
         loss: whose parameters learn; those that do not require grad when the step is made stay as they are.
@@ -52,15 +60,26 @@ class TrainStep(CoefficientModule):
         max_grad_norm: largest 2-norm of the gradient of all parameters together; None does not clip.
         compile: run as one graph (``torch.compile(fullgraph=True)``); False runs eagerly.
         dynamic: as in ``torch.compile``: None compiles for the first shape and, when another comes, once more for all.
+        skip_nonfinite: guard against gradients that are not finite, as above.
+        minibatches: into how many pieces of as many environments the rollout is cut. Their gradients add up to the whole's, which takes
+            a piece's memory. Advantages are computed first, of the whole; ``explained_variance`` is the mean over the pieces.
+        autocast: half precision that the networks run in, ``torch.bfloat16`` or ``torch.float16`` (whose gradients are not scaled);
+            parameters, losses and optimizer remain as they are. None for none.
+        process_group: over whose processes gradients and metrics are averaged, by steps that count, in one all-reduce within the graph;
+            ``explained_variance`` is the mean over the processes. None for this process alone. Parameters are to start out equal.
+        cuda_graph: launch the compiled update on a CUDA device at once: faster where it is small. Metrics are overwritten by the next call.
         options: of the optimizer, see :class:`~a2c_compiled.training.optimizers.FunctionalOptimizer`.
 
     Raises:
         TypeError: ``loss`` is no :class:`~a2c_compiled.A2CLoss`, or an option is unknown.
-        ValueError: the optimizer is unknown, a number is out of range, the loss reduces to no scalar, or nothing in it learns.
+        ValueError: the optimizer is unknown, a number is out of range, the loss reduces to no scalar, nothing in it learns, the dtype
+            is not half precision, or ``cuda_graph`` is asked for without ``compile`` or with parameters that are not on a CUDA device.
     """
 
     lr: Tensor
     step_count: Tensor
+    skipped: Tensor
+    skipped_in_a_row: Tensor
 
     def __init__(
         self,
@@ -70,6 +89,11 @@ class TrainStep(CoefficientModule):
         max_grad_norm: Optional[float] = 0.5,
         compile: bool = True,
         dynamic: Optional[bool] = None,
+        skip_nonfinite: bool = True,
+        minibatches: int = 1,
+        autocast: Optional[torch.dtype] = None,
+        process_group: Optional[object] = None,
+        cuda_graph: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -94,24 +118,42 @@ class TrainStep(CoefficientModule):
             for name, tensor in zip(self.parameter_names, tensors, strict=True):
                 _add_buffer(self.optimizer_state, f"{slot}.{name}", tensor)
         # Counts in float32, as torch does, and as a coefficient keeps its dtype: bfloat16 cannot count beyond 256.
-        self.register_buffer("step_count", torch.zeros(()))
+        for counter in _COUNTERS:
+            self.register_buffer(counter, torch.zeros(()))
         for name, buffer in self._buffers.items():
             self._buffers[name] = None if buffer is None else buffer.to(params[0].device)
-        self._compiles, self._dynamic = compile, dynamic
-        self._run = self._make_run()
+        self.skip_nonfinite = skip_nonfinite
+        self.minibatches = positive_int("minibatches", minibatches)
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast}")
+        self.autocast = autocast
+        self._group_name = group_name_of(process_group)
+        if cuda_graph and not (compile and params[0].is_cuda):
+            raise ValueError(f"cuda_graph: expected False unless compiled for a CUDA device, got True on {params[0].device}")
+        self._compiles, self._dynamic, self._cuda_graph = compile, dynamic, cuda_graph
+        self._make_calls()
 
-    def _make_run(self) -> Callable[["TrainStep", Rollout], TrainMetrics]:
-        if not self._compiles:
-            return TrainStep._update
-        return compiled(TrainStep._update, dynamic=self._dynamic)
+    def _make_calls(self) -> None:
+        self._run: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update
+        self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
+        if self._compiles:
+            self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
+            self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
+        # Lets torch.autograd.grad be traced; the graph stays one. Made once: that takes longer than to enter it.
+        self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
 
     def __getstate__(self) -> Dict[str, Any]:
-        """Without the compiled function, which neither copies nor pickles; the copy compiles its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_run"}
+        """Without the compiled functions, which neither copy nor pickle; the copy compiles its own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_run", "_run_many", "_tracing")}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._run = self._make_run()
+        self._make_calls()
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *arguments: Any) -> None:
+        for counter in _COUNTERS:  # not all in what earlier versions saved
+            state_dict.setdefault(f"{prefix}{counter}", torch.zeros(()))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def pure(self, state: TrainState, rollout: Rollout, lr: Tensor) -> Tuple[TrainState, TrainMetrics]:
         """The update as a function: the new state and the metrics, nothing written in place (but what a network writes by itself, and the
@@ -119,31 +161,12 @@ class TrainStep(CoefficientModule):
 
         ``state.params`` are to require grad.
         """
-        params = dict(zip(self.parameter_names, state.params, strict=True))
-        placed = {place: params[name] for place, name in self._places}
-        arguments = {
-            "reward": rollout.reward,
-            "next_observation": rollout.next_observation,
-            "done": rollout.done,
-            "terminated": rollout.terminated,
-            "state_value": rollout.state_value,
-            "sample_log_prob": rollout.log_prob,
-            "mask": rollout.mask,
-            "steps_to_next_obs": rollout.steps_to_next_obs,
-            "group": rollout.group,
-        }
-        with torch.enable_grad():
-            inputs = (rollout.observation, rollout.action)
-            losses = torch.func.functional_call(self.loss, placed, inputs, arguments, tie_weights=False)
-            parts = [losses.loss_objective, losses.loss_critic, losses.loss_entropy]
-            present = [part for part in parts if part is not None]
-            if not present:
-                raise ValueError("loss: expected out_keys with a loss_* among them, got none to minimise")
-            total = sum(present[1:], present[0])
-        derivatives = torch.autograd.grad(total, state.params, allow_unused=True)
+        losses, derivatives = self._derivatives(state.params, rollout)
         # As in torch.optim, a parameter that the loss does not depend on is left alone, weight decay included.
         used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         grads = [derivative.detach() for derivative in derivatives if derivative is not None]
+        if self._group_name is not None:
+            losses, grads = self._over_processes(losses, grads, rollout, self._group_name)
         grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
         if self.max_grad_norm is not None:
             # As torch.nn.utils.clip_grad_norm_ does it.
@@ -151,16 +174,82 @@ class TrainStep(CoefficientModule):
             grads = [grad * scale for grad in grads]
         with torch.no_grad():
             new_state = self._optimized(state, used, grads, lr)
-        return new_state, TrainMetrics(
-            _detached(losses.loss_objective),
-            _detached(losses.loss_critic),
-            losses.entropy,
-            _detached(losses.loss_entropy),
-            losses.value_clip_fraction,
-            losses.explained_variance,
-            losses.kl_approx,
-            grad_norm,
-        )
+            if self.skip_nonfinite:
+                new_state = _chosen(grad_norm.isfinite(), new_state, state)
+        return new_state, TrainMetrics(*losses, grad_norm)
+
+    def _derivatives(self, params: List[Tensor], rollout: Rollout) -> Tuple[A2CLosses, List[Optional[Tensor]]]:
+        """The losses, detached, and their sum's derivative by each parameter."""
+        named = dict(zip(self.parameter_names, params, strict=True))
+        placed = {place: named[name] for place, name in self._places}
+        if self.minibatches == 1:
+            return self._derivatives_of_piece(placed, params, arguments_of(rollout))
+        whole = arguments_of(rollout)
+        dim = environment_dim(rollout, self.loss.value_estimator.time_dim, self.minibatches)
+        with torch.no_grad(), self._precision():
+            estimates = torch.func.functional_call(
+                Estimator(self.loss),
+                {f"loss.{place}": tensor for place, tensor in placed.items()},
+                (),
+                whole,
+                tie_weights=False,
+            )
+        kept = ("observation", "action", "sample_log_prob")
+        given = {**{name: whole[name] for name in kept}, **estimates._asdict()}
+        del given["new_state_value"]
+        counts, pieces, wide = [], [], torch.promote_types(params[0].dtype, torch.float32)
+        for piece in cut(given, dim, self.minibatches):
+            counted = torch.ones_like(piece["advantage"]) if piece["mask"] is None else piece["mask"]
+            counts.append(counted.sum().to(wide))
+            pieces.append(self._derivatives_of_piece(placed, params, piece))
+        total = torch.stack(counts).sum().clamp_min(1)
+        weights = [count / total for count in counts]
+        derivatives: List[Optional[Tensor]] = []
+        for of_param in zip(*(derivatives for _, derivatives in pieces), strict=True):
+            terms = [
+                derivative if self.loss.reduction == "sum" else derivative * weight.to(derivative.dtype)
+                for derivative, weight in zip(of_param, weights, strict=True)
+                if derivative is not None
+            ]
+            derivatives.append(sum(terms[1:], terms[0]) if terms else None)
+        return combined([losses for losses, _ in pieces], weights, self.loss.reduction), derivatives
+
+    def _derivatives_of_piece(
+        self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any]
+    ) -> Tuple[A2CLosses, List[Optional[Tensor]]]:
+        with torch.enable_grad():
+            with self._precision():
+                losses = torch.func.functional_call(self.loss, placed, (), arguments, tie_weights=False)
+            present = [getattr(losses, name) for name in SUMMED if getattr(losses, name) is not None]
+            if not present:
+                raise ValueError("loss: expected out_keys with a loss_* among them, got none to minimise")
+            total = sum(present[1:], present[0])
+        derivatives = torch.autograd.grad(total, params, allow_unused=True)
+        return A2CLosses(*(_detached(part) for part in losses)), list(derivatives)
+
+    def _precision(self) -> ContextManager[Any]:
+        """What the networks run in."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.lr.device.type, self.autocast, cache_enabled=False)
+
+    def _over_processes(
+        self, losses: A2CLosses, grads: List[Tensor], rollout: Rollout, group_name: str
+    ) -> Tuple[A2CLosses, List[Tensor]]:
+        """Of all processes' steps together: of means the mean, by the number of steps that count, of sums the sum."""
+        count = rollout.reward.new_full((), rollout.reward.numel()) if rollout.mask is None else rollout.mask.sum()
+        count = count.to(torch.promote_types(grads[0].dtype, torch.float32))
+        one = torch.ones_like(count)
+        share = one if self.loss.reduction == "sum" else count
+        present = [name for name in A2CLosses._fields if getattr(losses, name) is not None]
+        shares = [share if name in SUMMED else count for name in present]
+        weighted = [getattr(losses, name) * part for name, part in zip(present, shares, strict=True)]
+        sums = summed_over_processes([*(grad * share for grad in grads), *weighted, count], group_name)
+        total = sums[-1].clamp_min(1)
+        divisor = one if self.loss.reduction == "sum" else total
+        named = dict(zip(present, sums[len(grads) : -1], strict=True))
+        means = {name: value / (divisor if name in SUMMED else total) for name, value in named.items()}
+        return A2CLosses(**means), [grad / divisor for grad in sums[: len(grads)]]
 
     def _optimized(self, state: TrainState, used: List[int], grads: List[Tensor], lr: Tensor) -> TrainState:
         chosen = {slot: [tensors[i] for i in used] for slot, tensors in state.slots.items()}
@@ -179,11 +268,20 @@ class TrainStep(CoefficientModule):
 
     def forward(self, rollout: Rollout) -> TrainMetrics:
         """Update the parameters from ``rollout``; the metrics are detached scalars."""
+        return self._called(self._run, rollout)
+
+    def many(self, rollouts: Rollout) -> TrainMetrics:
+        """Update the parameters from each rollout of ``[K, T, N, ...]`` in turn, in one graph that is ``K`` updates long.
+
+        Saves what it takes to call a graph, which is most of a small update's time on a GPU. The metrics are ``[K]``.
+        """
+        return self._called(self._run_many, rollouts)
+
+    def _called(self, run: Callable[["TrainStep", Rollout], TrainMetrics], rollout: Rollout) -> TrainMetrics:
         if not isinstance(rollout, Rollout):
             raise TypeError(f"rollout: expected a Rollout, got {type(rollout).__name__}")
-        # Lets torch.autograd.grad be traced; the graph stays one.
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            metrics = self._run(self, rollout)
+        with self._tracing:
+            metrics = run(self, rollout)
         if torch.is_autocast_enabled(rollout.reward.device.type):
             torch.clear_autocast_cache()  # it holds the parameters as they were
         return metrics
@@ -191,11 +289,31 @@ class TrainStep(CoefficientModule):
     def _update(self, rollout: Rollout) -> TrainMetrics:
         state = self.state()
         new_state, metrics = self.pure(state, rollout, self.lr)
-        with torch.no_grad():
-            for old, new in zip(_tensors(state), _tensors(new_state), strict=True):
-                if new is not old:
-                    old.copy_(new)
+        self._write(state, new_state, [metrics.grad_norm])
         return metrics
+
+    def _update_many(self, rollouts: Rollout) -> TrainMetrics:
+        state = held = self.state()
+        metrics: List[TrainMetrics] = []
+        for k in range(rollouts.reward.size(0)):
+            rollout = Rollout(*(_selected(entry, k) for entry in rollouts))
+            if k > 0:
+                state = state._replace(params=[param.detach().requires_grad_() for param in state.params])
+            state, latest = self.pure(state, rollout, self.lr)
+            metrics.append(latest)
+        self._write(held, state, [latest.grad_norm for latest in metrics])
+        return TrainMetrics(*map(_stacked, zip(*metrics, strict=True)))
+
+    @torch.no_grad()
+    def _write(self, old_state: TrainState, new_state: TrainState, grad_norms: List[Tensor]) -> None:
+        for old, new in zip(_tensors(old_state), _tensors(new_state), strict=True):
+            if new is not old:
+                old.copy_(new)
+        if self.skip_nonfinite:
+            for grad_norm in grad_norms:
+                finite = grad_norm.isfinite()
+                self.skipped.add_(~finite)
+                self.skipped_in_a_row.add_(1).masked_fill_(finite, 0)
 
     def _params(self) -> List[Tensor]:
         parameters: Dict[str, Tensor] = dict(self.loss.named_parameters())
@@ -203,6 +321,32 @@ class TrainStep(CoefficientModule):
 
     def _slot(self, slot: str, name: str) -> Tensor:
         return self.optimizer_state.get_buffer(f"{slot}.{name}")
+
+
+_COUNTERS = ("step_count", "skipped", "skipped_in_a_row")
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    return None if parts[0] is None else torch.stack(list(parts))
+
+
+def _selected(entry: Any, k: int) -> Any:
+    if isinstance(entry, tuple):
+        return tuple(_selected(part, k) for part in entry)
+    return None if entry is None else entry[k]
+
+
+def _chosen(condition: Tensor, new_state: TrainState, old_state: TrainState) -> TrainState:
+    """One state or the other, selected on the device."""
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return new if new is old else torch.where(condition, new, old.detach())
+
+    params = [choose(*pair) for pair in zip(new_state.params, old_state.params, strict=True)]
+    slots = {
+        slot: [choose(*pair) for pair in zip(new, old_state.slots[slot], strict=True)] for slot, new in new_state.slots.items()
+    }
+    return TrainState(params, slots, choose(new_state.step, old_state.step))
 
 
 def _detached(tensor: Optional[Tensor]) -> Optional[Tensor]:
