@@ -228,21 +228,18 @@ def _train(arguments: argparse.Namespace) -> int:
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:
         return 0
+    if result.interrupted:
+        print(
+            f"a2c-compiled: ended by {result.interrupted} after {result.steps:,} steps;"
+            f" a2c-compiled train --resume --out {arguments.out} goes on",
+            file=sys.stderr,
+        )
+        return 130 if result.interrupted == "SIGINT" else 143
     plot_runs([arguments.out], arguments.out / "learning_curve.png")
     print(
         f"greedy return {result.greedy_return:.1f} after {result.steps:,} steps in {result.seconds:.1f} s; run in {arguments.out}/"
     )
-    if result.interrupted:
-        print(
-            f"a2c-compiled: ended by {result.interrupted}; a2c-compiled train --resume --out {arguments.out} goes on",
-            file=sys.stderr,
-        )
-        return 130 if result.interrupted == "SIGINT" else 143
     return 0
-
-
-# What may change when a run is resumed: how long it goes on, and what it says of itself.
-RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
 
 
 def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
@@ -261,11 +258,7 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
         return TrainConfig(**asked)
     if not resume:
         raise ValueError(f"out: expected a folder without a run, or --resume or --overwrite, got {arguments.out}")
-    config = load_config(arguments.out)
-    for name, value in asked.items():
-        if name not in RESUMABLE and value != getattr(config, name):
-            raise ValueError(f"{name}: expected {getattr(config, name)!r} as in the run that is resumed, got {value!r}")
-    return dataclasses.replace(config, **asked)
+    return dataclasses.replace(load_config(arguments.out), **asked)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Dict, NamedTuple, Optional
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.training.distributed import Processes
@@ -26,7 +26,7 @@ class Checkpoint(NamedTuple):
     """What was saved.
 
     Attributes:
-        training: tensors that all processes share.
+        training: tensors that all processes share: the training step's, and the moments of the rewards.
         own: tensors of this process; empty where it had none, because there were fewer processes then.
         facts: counters and the like, plain JSON.
     """
@@ -43,15 +43,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) 
         OSError: it cannot be written, a full disk for one; the checkpoint before stays.
     """
     place = folder / "checkpoints" / str(checkpoint.facts["updates"])
-    with processes.together():
-        _write(place / f"rank_{processes.rank}.safetensors", checkpoint.own)
+    try:
+        with processes.together():
+            _write(place / f"rank_{processes.rank}.safetensors", checkpoint.own)
+            if processes.is_first:
+                _write(place / "training.safetensors", checkpoint.training)
         if processes.is_first:
-            _write(place / "training.safetensors", checkpoint.training)
-    if processes.is_first:
-        facts = {"version": VERSION, "world_size": processes.world_size, **checkpoint.facts}
-        with written_whole(folder / "checkpoint.json") as path:
-            path.write_text(json.dumps(facts) + "\n")
-        _remove_others(place)
+            facts = {"version": VERSION, "world_size": processes.world_size, **checkpoint.facts}
+            with written_whole(folder / "checkpoint.json") as path:
+                path.write_text(json.dumps(facts) + "\n")
+    finally:
+        if processes.is_first:
+            _remove_others(folder)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -84,17 +87,33 @@ def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
         raise ValueError(f"run: the checkpoint in {folder} is not readable ({error})") from error
 
 
+def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:
+    """Load a module's state from the checkpoint in ``folder``.
+
+    Raises:
+        ValueError: it is of another module.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"run: the checkpoint in {folder} does not hold what config.json describes ({error})") from error
+
+
 def _write(path: Path, tensors: Tensors) -> None:
     with written_whole(path) as temporary:
         # Parameters may share memory, which the format does not know.
-        safetensors.torch.save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, temporary)
+        copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        temporary.write_bytes(safetensors.torch.save(copies))
 
 
-def _remove_others(place: Path) -> None:
-    """Checkpoints that no longer count, and what a killed process has left of one that never did."""
-    for other in place.parent.iterdir():
-        if other != place:
-            shutil.rmtree(other, ignore_errors=True)
+def _remove_others(folder: Path) -> None:
+    """What does not count: earlier checkpoints, one that could not be finished, and what a killed process has left."""
+    counts = str(json.loads((folder / "checkpoint.json").read_text())["updates"]) if has_checkpoint(folder) else None
+    for place in folder.glob("checkpoints/*"):
+        if place.name != counts:
+            shutil.rmtree(place, ignore_errors=True)
+    for left in folder.glob(".checkpoint.*.json"):
+        left.unlink(missing_ok=True)
 
 
 def random_state(device: torch.device) -> Tensors:

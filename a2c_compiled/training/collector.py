@@ -81,9 +81,11 @@ class RolloutCollector:
 
     def state_dict(self) -> Optional[Dict[str, Tensor]]:
         """Where the environments and the policy's memory are; None where the environments cannot say."""
+        if not hasattr(self.envs, "state_dict"):
+            return None
         try:
-            envs = self.envs.state_dict()  # type: ignore[attr-defined]
-        except (AttributeError, CannotResume):
+            envs = self.envs.state_dict()
+        except CannotResume:
             return None
         return prefixed(envs=envs, memory=self._memory.state_dict(), episodes={"running": self.episodes.running})
 

@@ -3,7 +3,7 @@
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Optional
+from typing import Iterator, List, Optional
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,14 @@ class Processes:
         raised = torch.tensor(float(flag), device=device)
         dist.all_reduce(raised)
         return bool(raised)
+
+    def gathered(self, values: List[float]) -> List[float]:
+        """Those of all of them, in the order of their ranks; all call it together."""
+        if self.world_size == 1:
+            return values
+        parts: List[List[float]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
 
     @contextmanager
     def together(self) -> Iterator[None]:

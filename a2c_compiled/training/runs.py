@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Tuple
 
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.training.checkpoint import load_checkpoint
+from a2c_compiled.training.checkpoint import group_of, load_checkpoint, load_tensors
 from a2c_compiled.training.config import TrainConfig, load_config
 from a2c_compiled.training.train_step import TrainStep
 from a2c_compiled.training.trainer import make_loss, make_step
@@ -29,8 +29,5 @@ def load_step(folder: Path) -> Tuple[TrainConfig, TrainStep]:
     config = load_config(folder)
     checkpoint = load_checkpoint(folder)
     step = make_step(config, make_loss(config), compile=False)
-    try:
-        step.load_state_dict(checkpoint.training)
-    except RuntimeError as error:
-        raise ValueError(f"run: the checkpoint in {folder} does not hold what config.json describes ({error})") from error
+    load_tensors(step, group_of(checkpoint.training, "step"), folder)
     return config, step

@@ -1,9 +1,11 @@
 """The loop: collect, update, look at the returns, save, stop when solved or asked to."""
 
+import dataclasses
 import random
 import time
 import warnings
 from collections import deque
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Tuple
@@ -19,6 +21,7 @@ from a2c_compiled.training.checkpoint import (
     group_of,
     has_checkpoint,
     load_checkpoint,
+    load_tensors,
     prefixed,
     random_state,
     remove_checkpoints,
@@ -26,7 +29,7 @@ from a2c_compiled.training.checkpoint import (
     set_random_state,
 )
 from a2c_compiled.training.collector import RolloutCollector
-from a2c_compiled.training.config import TrainConfig, save_config
+from a2c_compiled.training.config import TrainConfig, load_config, save_config
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import Processes, started_processes
 from a2c_compiled.training.environments import goal_of, make_environments
@@ -35,12 +38,16 @@ from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_p
 from a2c_compiled.training.interruption import stop_requests
 from a2c_compiled.training.log import RunLog
 from a2c_compiled.training.networks import make_networks
-from a2c_compiled.training.normalization import ObservationNorm, RewardScale
+from a2c_compiled.training.normalization import RewardScale, update_norms
+from a2c_compiled.training.returns import EpisodeReturns
 from a2c_compiled.training.rollout import Rollout
 from a2c_compiled.training.train_step import TrainMetrics, TrainStep
 
 PATIENCE = 20
 """Updates in a row that may be skipped for a gradient that is not finite."""
+
+RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
+"""What may change when a run is resumed: how long it goes on, where, and what it says of itself."""
 
 
 @dataclass
@@ -51,7 +58,7 @@ class TrainResult:
         loss: holds actor, critic and distribution.
         step: the training step, with the optimizer's state.
         history: the rows of ``progress.csv`` that this call wrote.
-        greedy_return: mean over 100 episodes at the end.
+        greedy_return: mean over 100 episodes at the end; NaN where training was interrupted.
         steps: environment steps taken.
         seconds: wall time, compilation included.
         is_first: whether this process is the one that speaks for all.
@@ -94,6 +101,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
+    """Raise ValueError where a run that began as ``before`` cannot go on as ``now``."""
+    for name, value in dataclasses.asdict(now).items():
+        if name not in RESUMABLE and value != getattr(before, name):
+            raise ValueError(f"{name}: expected {getattr(before, name)!r} as in the run that is resumed, got {value!r}")
+
+
 def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
     """The loss that ``config`` describes, with new networks."""
     envs = make_environments(config.env, 1, frame_stack=config.frame_stack)
@@ -103,7 +117,7 @@ def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
         actor,
         critic,
         distribution,
-        GAE(config.gamma, config.lmbda, average_gae=config.average_gae),
+        GAE(config.gamma, config.lmbda, average_gae=config.average_gae, across_processes=across_processes),
         entropy_coef=config.entropy_coef,
         critic_coef=config.critic_coef,
         loss_critic_type="l2",
@@ -113,13 +127,16 @@ def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
 
 def make_step(config: TrainConfig, loss: A2CLoss, compile: bool, processes: Processes = Processes()) -> TrainStep:  # noqa: B008
     """The training step that ``config`` describes."""
-    asked = {  # interim
-        "minibatches": None if config.minibatches == 1 else config.minibatches,
-        "autocast": None if config.autocast is None else getattr(torch, config.autocast),
-        "process_group": processes.group,
-    }
-    options = {name: value for name, value in asked.items() if value is not None}
-    return TrainStep(loss, config.optimizer, config.lr, config.max_grad_norm, compile, **options)
+    return TrainStep(
+        loss,
+        config.optimizer,
+        config.lr,
+        config.max_grad_norm,
+        compile,
+        minibatches=config.minibatches,
+        autocast=None if config.autocast is None else getattr(torch, config.autocast),
+        process_group=processes.group,
+    )
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -151,7 +168,6 @@ class Trainer:
         seed_everything(own_seed)
         envs = make_environments(config.env, num_envs, self.device, config.vectorization, frame_stack=config.frame_stack)
         self.collector = RolloutCollector(envs, self.loss, config.num_steps, own_seed, config.compile)
-        self.norms = [module for module in self.loss.modules() if isinstance(module, ObservationNorm)]
         self.reward_scale = RewardScale(num_envs, config.gamma).to(self.device) if config.normalize_rewards else None
         self.updates, self.seconds_before = 0, 0.0
         self.returns: Deque[float] = deque(maxlen=100)
@@ -176,18 +192,15 @@ class Trainer:
 
     def run(self, progress: bool = True, resume: bool = False) -> TrainResult:
         """See :func:`train`."""
-        first, folder = self.processes.is_first, self.folder
-        resumed = False
-        if folder is not None and (resume or self.processes.restarts > 0) and has_checkpoint(folder):
-            self.load(folder)
-            resumed = True
-        elif folder is not None and first:
-            remove_checkpoints(folder)
-            save_config(folder, self.config)
-        resume_at = self.updates * self.steps_per_update if resumed else None
+        first = self.processes.is_first
+        resume_at = self._begin(resume)
         history: List[Dict[str, float]] = []
-        saved = time.perf_counter()
-        with RunLog(folder, self.config.total_steps, resume_at, progress, enabled=first) as log, stop_requests() as stop:
+        saved, stopped = time.perf_counter(), False
+        with (
+            closing(self.collector.envs),
+            RunLog(self.folder, self.config.total_steps, resume_at, progress, enabled=first) as log,
+            stop_requests() as stop,
+        ):
             if self.config.compile:
                 log.say("compiling")
             while self.updates < self.total_updates:
@@ -199,26 +212,32 @@ class Trainer:
                     history.append(self.row(metrics))
                     log.write(history[-1])
                     self.check(rollout)
-                if self.processes.any(bool(stop)):
+                stopped = self.processes.any(bool(stop))
+                if stopped:
                     break
                 if self.processes.any(time.perf_counter() - saved >= self.config.checkpoint_seconds):
                     self.save()
                     saved = time.perf_counter()
                 if logs and self.is_solved():
                     break
-        self.collector.envs.close()
-        self.save(last=True)
-        greedy = self.greedy_return(EVALUATION_SEED)
-        return TrainResult(
-            self.loss,
-            self.step,
-            history,
-            greedy,
-            self.updates * self.steps_per_update,
-            self.seconds,
-            first,
-            stop.received,
-        )
+            self.save(last=True)
+        greedy = float("nan") if stopped else self.greedy_return(EVALUATION_SEED)
+        interrupted = (stop.received or "a signal to another process") if stopped else None
+        steps = self.updates * self.steps_per_update
+        return TrainResult(self.loss, self.step, history, greedy, steps, self.seconds, first, interrupted)
+
+    def _begin(self, resume: bool) -> Optional[int]:
+        """Go on from the folder's checkpoint, after how many steps, or make room for a new run there."""
+        if self.folder is None:
+            return None
+        resumed = (resume or self.processes.restarts > 0) and has_checkpoint(self.folder)
+        if resumed:
+            self.load(self.folder)
+        if self.processes.is_first:
+            if not resumed:
+                remove_checkpoints(self.folder)
+            save_config(self.folder, self.config)
+        return self.updates * self.steps_per_update if resumed else None
 
     def update(self) -> Tuple[Rollout, TrainMetrics]:
         """Collect a rollout and learn from it."""
@@ -228,23 +247,19 @@ class Trainer:
         if self.reward_scale is not None:
             rollout = rollout._replace(reward=self.reward_scale.scale(rollout.reward, rollout.done, rollout.mask))
         metrics = self.step(rollout)
-        for norm in self.norms:  # after the update, so that acting and learning see the same
-            norm.update(rollout.observation)
+        update_norms(self.loss, rollout.observation, rollout.mask)  # after the update: acting and learning see the same
         self.updates += 1
+        if self.updates % EpisodeReturns.KEPT == 0:
+            self._take_episodes()  # the collector keeps no more
         return rollout, metrics
 
     def row(self, metrics: TrainMetrics) -> Dict[str, float]:
         """A line of the log."""
-        returns, lengths = self.collector.episodes.take()
-        self.episodes += len(returns)
-        self.returns.extend(returns)
-        self.lengths.extend(lengths)
+        self._take_episodes()
         steps, seconds = self.updates * self.steps_per_update, self.seconds
         reported = {name: value for name, value in metrics._asdict().items() if value is not None}
         # One reading of the device for all of them.
-        values = torch.stack(
-            [value.double() for value in (*reported.values(), self.step.lr, getattr(self.step, "skipped", self.step.lr * 0))]
-        ).tolist()
+        values = torch.stack([value.double() for value in (*reported.values(), self.step.lr, self.step.skipped)]).tolist()
         row = {
             "steps": steps,
             "updates": self.updates,
@@ -258,9 +273,16 @@ class Trainer:
         self._logged = steps, seconds
         return row
 
+    def _take_episodes(self) -> None:
+        """Those of all processes that ended since the last time."""
+        returns, lengths = map(self.processes.gathered, self.collector.episodes.take())
+        self.episodes += len(returns)
+        self.returns.extend(returns)
+        self.lengths.extend(lengths)
+
     def check(self, rollout: Rollout) -> None:
         """Raise TrainingDivergedError where nothing has been learnt for many updates."""
-        in_a_row = int(getattr(self.step, "skipped_in_a_row", 0))
+        in_a_row = int(self.step.skipped_in_a_row)
         if in_a_row >= PATIENCE:
             raise TrainingDivergedError(
                 f"gradients were not finite in the last {in_a_row} updates, which were skipped; {diagnose(self.loss, rollout)}"
@@ -285,6 +307,7 @@ class Trainer:
         """Write a checkpoint. Where it cannot be written, training goes on with a warning; the last one raises OSError."""
         if self.folder is None:
             return
+        self._take_episodes()
         facts: Dict[str, Any] = {
             "updates": self.updates,
             "seconds": self.seconds,
@@ -292,13 +315,15 @@ class Trainer:
             "lengths": list(self.lengths),
             "episodes": self.episodes,
         }
+        scale = self.reward_scale
+        training = prefixed(step=self.step.state_dict(), reward_moments=None if scale is None else scale.moments.state_dict())
         own = prefixed(
             collector=self.collector.state_dict(),
-            reward_scale=None if self.reward_scale is None else self.reward_scale.state_dict(),
+            reward_scale=None if scale is None else {"running": scale.running},
             random=random_state(self.device),
         )
         try:
-            save_checkpoint(self.folder, Checkpoint(self.step.state_dict(), own, facts), self.processes)
+            save_checkpoint(self.folder, Checkpoint(training, own, facts), self.processes)
         except OSError as error:
             if last:
                 raise OSError(f"the run could not be saved ({error}); its last checkpoint is in {self.folder}") from error
@@ -306,11 +331,11 @@ class Trainer:
 
     def load(self, folder: Path) -> None:
         """Go on from the checkpoint in ``folder``."""
+        check_resumable(load_config(folder), self.config)
         checkpoint = load_checkpoint(folder, self.processes.rank)
-        try:
-            self.step.load_state_dict(checkpoint.training)
-        except RuntimeError as error:
-            raise ValueError(f"run: the checkpoint in {folder} does not hold the networks that are trained here") from error
+        load_tensors(self.step, group_of(checkpoint.training, "step"), folder)
+        if self.reward_scale is not None:
+            load_tensors(self.reward_scale.moments, group_of(checkpoint.training, "reward_moments"), folder)
         facts = checkpoint.facts
         self.updates, self.seconds_before, self.episodes = facts["updates"], facts["seconds"], facts["episodes"]
         self.returns.extend(facts["returns"])
@@ -319,19 +344,20 @@ class Trainer:
         self._load_own(checkpoint.own)
 
     def _load_own(self, own: Dict[str, Tensor]) -> None:
-        state = group_of(own, "collector")
+        state, num_envs = group_of(own, "collector"), self.collector.envs.num_envs
         try:
-            if not state or state["episodes.running"].size(-1) != self.collector.envs.num_envs:
+            if not state or state["episodes.running"].size(-1) != num_envs:
                 raise CannotResume("env: its state was not saved, or not for as many processes")
             self.collector.load_state_dict(state)
-        except CannotResume as error:
-            # Other episodes than those that the run began with.
-            self.collector.begin_episodes(self.config.seed + self.config.num_envs * (self.updates + 1))
-            warnings.warn(f"the run goes on with new episodes ({error})", RuntimeWarning, stacklevel=2)
-        if self.reward_scale is not None and group_of(own, "reward_scale"):
-            self.reward_scale.load_state_dict(group_of(own, "reward_scale"))
-        if group_of(own, "random"):
+            if self.reward_scale is not None:
+                self.reward_scale.running.copy_(own["reward_scale.running"])
             set_random_state(group_of(own, "random"), self.device)
+        except (CannotResume, RuntimeError) as error:  # the latter where the generators are another device's
+            # Other episodes and actions than those that the run began with.
+            seed = self.config.seed + self.config.num_envs * (self.updates + 1) + self.processes.rank * num_envs
+            seed_everything(seed)
+            self.collector.begin_episodes(seed)
+            warnings.warn(f"the run goes on with new episodes ({error})", RuntimeWarning, stacklevel=2)
 
 
 def _mean(values: Deque[float]) -> float:
