@@ -84,7 +84,7 @@ class TwoParts(gymnasium.Env):
     def step(self, action):
         self.seen["picture"][:] += np.uint8(action + 1)
         self.seen["place"][:] += self.draw()
-        return self.seen, float(action), bool(self.np_random.random() < 0.1), False, {}
+        return self.seen, float(action), bool(self.np_random.random() < 0.3), False, {}
 
     def draw(self):
         return self.np_random.random(3)
@@ -182,6 +182,15 @@ def test_environments_are_resumed_more_than_once(opened):
         resumed.load_state_dict(envs.state_dict())
         envs, before = resumed, envs
         assert all(same(before.step(action), envs.step(action)) for action in some_actions(envs, 30))
+
+
+def test_actions_may_be_written_into_afterwards(opened):
+    envs, resumed = opened(RESUMED["pendulum"]), opened(RESUMED["pendulum"])
+    envs.reset(seed=3)
+    reused = torch.zeros(3, 1)
+    for action in some_actions(envs, 10):
+        step = envs.step(reused.copy_(action))
+    assert same(resumed.load_state_dict(envs.state_dict()), step.observation)
 
 
 @pytest.mark.parametrize(
