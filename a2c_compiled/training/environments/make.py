@@ -50,7 +50,7 @@ def make_environments(
 
 
 def goal_of(env_id: str, solved_return: Optional[float] = None) -> Optional[float]:
-    """The greedy return that solves an environment: ``solved_return``, or gymnasium's threshold; None where there is neither, or infinity."""
+    """The greedy return that solves an environment: ``solved_return``, or gymnasium's threshold; None where there is none, or infinity."""
     if solved_return is None:
         spec = gymnasium.registry.get(env_id.rpartition(":")[2])
         solved_return = None if spec is None else spec.reward_threshold
