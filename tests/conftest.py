@@ -24,7 +24,22 @@ _ABOUT_EXPORT = (
     "test_torchscript_cpp.py",
 )
 _ABOUT_EXTRAS = {
-    "gymnasium": ("test_cli.py", "test_runtime.py", "test_training.py"),
+    "gymnasium": (
+        "test_checkpoint.py",
+        "test_cli.py",
+        "test_collector.py",
+        "test_device_rollout.py",
+        "test_distributed_training.py",
+        "test_environments.py",
+        "test_evaluation.py",
+        "test_log.py",
+        "test_networks.py",
+        "test_normalization_running.py",
+        "test_plots.py",
+        "test_presets.py",
+        "test_runtime.py",
+        "test_training.py",
+    ),
     "onnx": _ABOUT_EXPORT,
     "onnxruntime": _ABOUT_EXPORT,
     "stable_baselines3": ("test_integration_stable_baselines3.py",),
