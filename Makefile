@@ -27,5 +27,5 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,train,peers,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,train,environments,peers,dev]'
 	touch $@

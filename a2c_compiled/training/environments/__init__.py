@@ -7,10 +7,12 @@ from a2c_compiled.training.environments.cartpole import CartPole
 from a2c_compiled.training.environments.make import goal_of, make_environments
 from a2c_compiled.training.environments.pendulum import Pendulum
 from a2c_compiled.training.environments.protocol import Environments, EnvironmentStep, Observation
+from a2c_compiled.training.environments.replay import CannotResume, Replayable
 from a2c_compiled.training.environments.tensor import EnvironmentState, TensorEnvironments
 from a2c_compiled.training.environments.vector import GymnasiumEnvironments, make_vector, observation_tensor
 
 __all__ = [
+    "CannotResume",
     "CartPole",
     "EnvironmentState",
     "EnvironmentStep",
@@ -18,6 +20,7 @@ __all__ = [
     "GymnasiumEnvironments",
     "Observation",
     "Pendulum",
+    "Replayable",
     "TensorEnvironments",
     "goal_of",
     "make_environments",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled.training.environments.protocol import EnvironmentStep
+from a2c_compiled.training.environments.replay import CannotResume
 
 
 class EnvironmentState(NamedTuple):
@@ -103,7 +104,13 @@ class TensorEnvironments:
         return {**self.state._asdict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> Tensor:
-        """Go on from ``state``; returns what is seen there."""
+        """Go on from ``state``; returns what is seen there.
+
+        Raises:
+            CannotResume: it is the state of other environments.
+        """
+        if not {"physics", "steps", "generator"} <= state.keys() or state["steps"].shape != (self.num_envs,):
+            raise CannotResume(f"env: expected the state of {self.num_envs} environments written in torch, got another")
         self.state = EnvironmentState(state["physics"].to(self.device), state["steps"].to(self.device))
         self.generator.set_state(state["generator"].cpu())
         return self.observe(self.state.physics)
