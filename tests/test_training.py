@@ -228,7 +228,7 @@ def test_rewards_are_divided_by_the_deviation_of_returns():
 
 def test_continuous_actions_are_trained_within_their_bounds():
     result = train(config(env="Pendulum-v1"), progress=False)
-    assert isinstance(result.loss.distribution, distributions.TanhNormal)
+    assert isinstance(result.loss.distribution, distributions.Beta)
     assert -2000 < result.greedy_return < 0
     rollout = RolloutCollector(make_environments("Pendulum-v1", 3), result.loss, 250, seed=0).collect()
     assert rollout.action.shape == (250, 3, 1)

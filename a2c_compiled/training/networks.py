@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled.distributions import Bernoulli, Categorical, Distribution, MultiCategorical, Normal, TanhNormal
+from a2c_compiled.distributions import Bernoulli, Beta, Categorical, Distribution, MultiCategorical, Normal
 from a2c_compiled.training.environments.protocol import Environments
 from a2c_compiled.training.normalization import ObservationNorm
 
@@ -155,8 +155,11 @@ class ManyInputs(nn.Module):
 
 
 def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
-    """Categorical for a choice, MultiCategorical for several, Bernoulli for vectors of yes and no, TanhNormal for bounded and Normal
-    for unbounded vectors of numbers."""
+    """Categorical for a choice, MultiCategorical for several, Bernoulli for vectors of yes and no, Beta for bounded and Normal for
+    unbounded vectors of numbers.
+
+    Not TanhNormal: nothing holds its location back once tanh has saturated, where its density has enormous gradients.
+    """
     spaces = gymnasium.spaces
     if isinstance(actions, spaces.Discrete) and actions.start == 0:
         return Categorical(int(actions.n))
@@ -166,7 +169,7 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
         return Bernoulli(actions.shape[0])
     if isinstance(actions, spaces.Box) and len(actions.shape) == 1:
         if actions.is_bounded("both"):
-            return TanhNormal(actions.shape[0], actions.low.tolist(), actions.high.tolist())
+            return Beta(actions.shape[0], actions.low.tolist(), actions.high.tolist())
         return Normal(actions.shape[0])
     raise ValueError(f"env: expected actions that are choices counted from 0 or vectors, got {actions}")
 
