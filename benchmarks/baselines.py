@@ -13,14 +13,14 @@ from a2c_compiled.benchmarks.harness import Contender
 def numba_gae(steps: Dict[str, Tensor], rows: bool) -> Contender:
     """The loop over numpy arrays, time inmost where a trajectory lies in a row."""
     arrays = [tensor.numpy() for tensor in _in_layout(steps, rows)]
-    loop = _numba_loops()[rows]
+    loop = numba_loops()[rows]
     return Contender(lambda: loop(*arrays), lambda result: [torch.from_numpy(array) for array in result])
 
 
 def numba_gae_of_tensors(steps: Dict[str, Tensor], rows: bool) -> Contender:
     """The same for one whose data are tensors, and stay so."""
     tensors = _in_layout(steps, rows)
-    loop = _numba_loops()[rows]
+    loop = numba_loops()[rows]
     return Contender(lambda: [torch.from_numpy(array) for array in loop(*[tensor.numpy() for tensor in tensors])])
 
 
@@ -30,7 +30,7 @@ def _in_layout(steps: Dict[str, Tensor], rows: bool) -> List[Tensor]:
 
 
 @cache
-def _numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
+def numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
     """Time-major, and in rows."""
     import numba
     import numpy as np

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2c_compiled import A2CLoss, Rollout, TrainStep
+from a2c_compiled import A2CLoss, Rollout, TrainStep, compile_options
 from a2c_compiled.benchmarks import data, gpu, update_peers
 from a2c_compiled.benchmarks.data import LEARNING_RATE, MAX_GRAD_NORM
 from a2c_compiled.benchmarks.harness import OURS, Answer, Case, Contender, Field, Make
@@ -36,7 +36,8 @@ def _case(shape: Shape, plan: Plan) -> Case:
         contenders: Dict[str, Make] = {EAGER: lambda: _timed(_step(data.loss(plan.device), False), rollout)}
         if plan.compiling:
             contenders[COMPILED] = lambda: _timed(_step(data.loss(plan.device), True), rollout)
-            contenders[f"{OURS} loss, own loop"] = lambda: _own_loop(rollout, plan)
+            contenders[f"{OURS} loss, own loop"] = lambda: _own_loop(rollout, plan, {})
+            contenders[f"{OURS} loss, own loop, options"] = lambda: _own_loop(rollout, plan, compile_options())
             if plan.device.type == "cuda":
                 contenders[GRAPH] = lambda: _graph(_step(data.loss(plan.device), True), rollout)
         if plan.device.type == "cpu":
@@ -111,10 +112,10 @@ def _state(step: TrainStep) -> Answer:
     return flat(state.params, state.slots["square_avg"])
 
 
-def _own_loop(rollout: Rollout, plan: Plan) -> Contender:
+def _own_loop(rollout: Rollout, plan: Plan, options: Dict[str, Any]) -> Contender:
     """The compiled loss in a loop as everyone writes it."""
     loss = data.loss(plan.device)
-    compiled = torch.compile(loss, fullgraph=True, dynamic=False)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, options=options)
 
     def losses() -> List[Tensor]:
         parts = compiled(*rollout[:6])

@@ -11,7 +11,7 @@ from a2c_compiled.benchmarks.harness import Answer, Contender
 
 def loop_contender(losses: Callable[[], List[Tensor]], parameters: List[Any]) -> Contender:
     """Backward, clipping and torch's RMSprop around losses."""
-    optimizer = torch.optim.RMSprop(parameters, lr=LEARNING_RATE, alpha=0.99, eps=1e-5)
+    optimizer = torch.optim.RMSprop(parameters, lr=LEARNING_RATE, alpha=0.99, eps=1e-5, foreach=True)  # the faster on a CPU too
 
     def update() -> None:
         parts = losses()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from a2c_compiled import Rollout
 from a2c_compiled.benchmarks import data
+from a2c_compiled.benchmarks.baselines import numba_loops
 from a2c_compiled.benchmarks.harness import Contender, Make
 from a2c_compiled.benchmarks.loops import gradients, loop_contender, optimizer_state
 from a2c_compiled.benchmarks.peers import folded_reward, installed
@@ -38,6 +39,10 @@ def updates(rollout: Rollout, shape: Shape, plan: Plan) -> Dict[str, Make]:
     """torchrl's loss in a training loop, and Stable-Baselines3's ``A2C.train`` after its estimate of the advantages."""
 
     found = _eager_and_compiled(lambda compiled: torchrl_update(rollout, plan, compiled), rollout, plan)
+    if installed("numba") and plan.device.type == "cpu":
+        found["hand-written"] = lambda: _hand_written(rollout, False)
+        if plan.compiling:
+            found["hand-written compiled"] = lambda: _hand_written(rollout, True)
     if installed("stable_baselines3"):
         found["SB3 A2C.train"] = lambda: _sb3_update(rollout, shape, plan)
     return found
@@ -47,6 +52,36 @@ def torchrl_update(rollout: Rollout, plan: Plan, compiled: bool = False) -> Cont
     """torchrl's loss in a training loop."""
     networks = data.loss(plan.device)
     return loop_contender(_torchrl(networks, rollout, compiled), list(networks.parameters()))
+
+
+def _hand_written(rollout: Rollout, compiled: bool) -> Contender:
+    """As one would write it without a library: advantages by a loop in numba, the losses in torch."""
+    networks = data.loss(rollout.reward.device)
+    actor, critic = networks.actor_network, networks.critic_network
+    gae = numba_loops()[0]
+    both = torch.cat([rollout.observation, rollout.next_observation])
+    constants = [tensor.numpy() for tensor in (rollout.reward, rollout.done, rollout.terminated)]
+
+    def values_of(observation: Tensor) -> Tensor:
+        return critic(observation).squeeze(-1)
+
+    def losses_of(advantage: Tensor, value_target: Tensor) -> List[Tensor]:
+        log_probs = actor(rollout.observation).log_softmax(-1)
+        log_prob = log_probs.gather(-1, rollout.action.unsqueeze(-1)).squeeze(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+        distance = nn.functional.mse_loss(values_of(rollout.observation), value_target)
+        return [-(log_prob * advantage).mean(), data.CRITIC_COEF * distance, -data.ENTROPY_COEF * entropy]
+
+    if compiled:
+        values_of, losses_of = torch.compile(values_of), torch.compile(losses_of)
+
+    def losses() -> List[Tensor]:
+        with torch.no_grad():
+            value, next_value = values_of(both).numpy().reshape(2, *rollout.reward.shape)
+        advantage, value_target = gae(value, next_value, *constants)
+        return losses_of(torch.from_numpy(advantage), torch.from_numpy(value_target))
+
+    return loop_contender(losses, list(networks.parameters()))
 
 
 def _eager_and_compiled(make: Callable[[bool], Contender], rollout: Rollout, plan: Plan) -> Dict[str, Make]:

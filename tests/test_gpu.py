@@ -568,3 +568,15 @@ def test_compiled_step_equals_the_cpus():
     with torch._dynamo.config.patch(error_on_recompile=True):
         step.lr = reference.lr = 0.01
         assert_same_training(step, reference, range(3, 5))
+
+
+@about_cuda
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_step_as_a_cuda_graph_equals_the_cpus():
+    """The first calls record; later ones replay what was recorded on data at other addresses, with another learning rate."""
+    reference = make_step("rmsprop")
+    step = TrainStep(make_step("rmsprop").loss.to(DEVICE), "rmsprop", lr=0.05, cuda_graph=True)
+    assert_same_training(step, reference, range(5))
+    step.lr = reference.lr = 0.01
+    assert_same_training(step, reference, range(5, 8))
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0

@@ -1,6 +1,6 @@
 """A rollout in pieces of fewer environments, whose gradients add up to that of the whole."""
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,15 +59,24 @@ def environment_dim(rollout: Rollout, time_dim: int, count: int) -> int:
     return dim
 
 
+def shares(pieces: Sequence[Dict[str, Any]], dtype: torch.dtype) -> List[Tensor]:
+    """Of the steps that count, what share each piece has."""
+    masks = [torch.ones_like(piece["advantage"]) if piece["mask"] is None else piece["mask"] for piece in pieces]
+    counts = torch.stack([mask.sum() for mask in masks]).to(dtype)
+    return list((counts / counts.sum().clamp_min(1)).unbind())
+
+
+def added(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]] = None) -> Optional[Tensor]:
+    """The sum, weighted if asked for, of what is there; None where nothing is."""
+    total: Optional[Tensor] = None
+    for i, term in enumerate(terms):
+        if term is not None:
+            term = term if weights is None else term * weights[i].to(term.dtype)
+            total = term if total is None else total + term
+    return total
+
+
 def combined(parts: Sequence[A2CLosses], weights: Sequence[Tensor], reduction: str) -> A2CLosses:
-    """The losses of the whole, from those of its pieces with each piece's share of the steps that count."""
-
-    def entry(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        if values[0] is None:
-            return None
-        if reduction == "sum" and name in SUMMED:
-            return torch.stack(values).sum()
-        return torch.stack([value * weight.to(value.dtype) for value, weight in zip(values, weights, strict=True)]).sum()
-
-    return A2CLosses(*(entry(name) for name in A2CLosses._fields))
+    """The losses of the whole from those of its pieces."""
+    entries = zip(A2CLosses._fields, zip(*parts, strict=True), strict=True)
+    return A2CLosses(*(added(terms, None if reduction == "sum" and name in SUMMED else weights) for name, terms in entries))

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule, positive_int
 from a2c_compiled._compilation import compiled
 from a2c_compiled._parameters import parameter_places
+from a2c_compiled.kernels.cpu_scan import _keep_freed_memory
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.training.averaging import group_name_of, summed_over_processes
-from a2c_compiled.training.minibatches import SUMMED, Estimator, arguments_of, combined, cut, environment_dim
+from a2c_compiled.training.minibatches import SUMMED, Estimator, added, arguments_of, combined, cut, environment_dim, shares
 from a2c_compiled.training.optimizers import FunctionalOptimizer, Slots
 from a2c_compiled.training.rollout import Rollout
 
@@ -139,6 +140,8 @@ class TrainStep(CoefficientModule):
         if self._compiles:
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
+        if self.lr.device.type == "cpu":
+            _keep_freed_memory()  # the activations', which are of a size that the system otherwise hands out anew at every call
         # Lets torch.autograd.grad be traced; the graph stays one. Made once: that takes longer than to enter it.
         self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
 
@@ -184,35 +187,25 @@ class TrainStep(CoefficientModule):
         placed = {place: named[name] for place, name in self._places}
         if self.minibatches == 1:
             return self._derivatives_of_piece(placed, params, arguments_of(rollout))
-        whole = arguments_of(rollout)
         dim = environment_dim(rollout, self.loss.value_estimator.time_dim, self.minibatches)
+        pieces = cut(self._with_estimates(placed, rollout), dim, self.minibatches)
+        weights = shares(pieces, torch.promote_types(params[0].dtype, torch.float32))
+        parts, gradients = zip(*(self._derivatives_of_piece(placed, params, piece) for piece in pieces), strict=True)
+        if self.loss.reduction == "sum":
+            derivatives = [added(terms) for terms in zip(*gradients, strict=True)]
+        else:
+            derivatives = [added(terms, weights) for terms in zip(*gradients, strict=True)]
+        return combined(parts, weights, self.loss.reduction), derivatives
+
+    def _with_estimates(self, placed: Dict[str, Tensor], rollout: Rollout) -> Dict[str, Any]:
+        """What the loss takes of a rollout once its advantages are known."""
+        whole = arguments_of(rollout)
+        estimator, inside = Estimator(self.loss), {f"loss.{place}": tensor for place, tensor in placed.items()}
         with torch.no_grad(), self._precision():
-            estimates = torch.func.functional_call(
-                Estimator(self.loss),
-                {f"loss.{place}": tensor for place, tensor in placed.items()},
-                (),
-                whole,
-                tie_weights=False,
-            )
-        kept = ("observation", "action", "sample_log_prob")
-        given = {**{name: whole[name] for name in kept}, **estimates._asdict()}
+            estimates = torch.func.functional_call(estimator, inside, (), whole, tie_weights=False)
+        given = {name: whole[name] for name in ("observation", "action", "sample_log_prob")} | estimates._asdict()
         del given["new_state_value"]
-        counts, pieces, wide = [], [], torch.promote_types(params[0].dtype, torch.float32)
-        for piece in cut(given, dim, self.minibatches):
-            counted = torch.ones_like(piece["advantage"]) if piece["mask"] is None else piece["mask"]
-            counts.append(counted.sum().to(wide))
-            pieces.append(self._derivatives_of_piece(placed, params, piece))
-        total = torch.stack(counts).sum().clamp_min(1)
-        weights = [count / total for count in counts]
-        derivatives: List[Optional[Tensor]] = []
-        for of_param in zip(*(derivatives for _, derivatives in pieces), strict=True):
-            terms = [
-                derivative if self.loss.reduction == "sum" else derivative * weight.to(derivative.dtype)
-                for derivative, weight in zip(of_param, weights, strict=True)
-                if derivative is not None
-            ]
-            derivatives.append(sum(terms[1:], terms[0]) if terms else None)
-        return combined([losses for losses, _ in pieces], weights, self.loss.reduction), derivatives
+        return given
 
     def _derivatives_of_piece(
         self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any]
