@@ -16,8 +16,8 @@ from a2c_compiled.export.run import Job, export_run, jobs
 from a2c_compiled.export.runtime import Learner
 from a2c_compiled.timing import Timing, time_call
 from a2c_compiled.training import Rollout, TrainConfig, TrainResult, TrainStep
-from a2c_compiled.training.evaluation import EVALUATION_SEED
 from a2c_compiled.training.environments import goal_of
+from a2c_compiled.training.evaluation import EVALUATION_SEED
 from a2c_compiled.training.plots import plot_runs
 from a2c_compiled.training.trainer import make_loss, seed_everything, train
 

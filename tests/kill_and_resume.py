@@ -47,7 +47,7 @@ def killed(folder, options, chance):
         time.sleep(0.01)
     time.sleep(chance.uniform(0.0, 0.3))
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     return updates(folder)
 
 
@@ -80,9 +80,8 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         moments, different = kill_and_resume(Path(folder), arguments.kills, arguments.seed, arguments.options)
-    print(
-        f"killed after updates {', '.join(map(str, moments))}; {'DIFFERENT: ' + ', '.join(different) if different else 'equal, bit for bit'}"
-    )
+    verdict = f"DIFFERENT: {', '.join(different)}" if different else "the same tensors, bit for bit"
+    print(f"killed after updates {', '.join(map(str, moments))}; {verdict}")
     return 1 if different else 0
 
 

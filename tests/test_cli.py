@@ -23,7 +23,8 @@ from a2c_compiled.export.verify import OutputError, Report
 from a2c_compiled.timing import Timing
 from a2c_compiled.training import Rollout, TrainConfig, TrainResult, TrainStep
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
-from a2c_compiled.training.runs import load_progress, load_run
+from a2c_compiled.training.log import load_progress
+from a2c_compiled.training.runs import load_run
 
 TINY = ("--no-compile", "--num-envs", "4", "--num-steps", "5", "--total-steps", "200", "--hidden", "8")
 
@@ -68,10 +69,11 @@ def scripted(scripted_run, tmp_path):
 # From training to verified files
 
 
-def test_a_run_leaves_weights_progress_and_a_picture(trained_run, tmp_path, capsys):
+def test_a_run_leaves_a_checkpoint_progress_and_a_picture(trained_run, tmp_path, capsys):
     assert {path.name for path in trained_run.iterdir()} >= {
         "config.json",
-        "model.safetensors",
+        "checkpoint.json",
+        "checkpoints",
         "progress.csv",
         "learning_curve.png",
     }
@@ -144,9 +146,7 @@ def test_a_graph_that_is_named_twice_is_exported_once(trained_run, tmp_path, cap
 def test_continuous_actions_are_exported_and_verified(tmp_path, capsys):
     assert run("train", *TINY, "--env", "Pendulum-v1", "--solved-return", "none", "--out", tmp_path) == 0
     assert run("export", tmp_path, "--format", "torchscript", "--graph", "loss,policy_sampled") == 0
-    capsys.readouterr()
     assert run("verify", tmp_path / "export") == 0
-    assert "random: shape and dtype alone compared" in capsys.readouterr().out
 
 
 def test_what_is_exported_may_be_chosen(scripted_run):
@@ -254,7 +254,6 @@ def test_a_loss_may_be_switched_off(switched_off, tmp_path):
     ("arguments", "message"),
     [
         (("train", "--env", "Nothing-v0"), "env: expected an environment that gymnasium can make here, got 'Nothing-v0'"),
-        (("train", "--env", "FrozenLake-v1"), "env: expected observations that are vectors"),
         (("train", "--num-envs", "0"), "num_envs: expected at least 1, got 0"),
         (("train", "--hidden", "8", "0"), "hidden: expected widths of at least 1, got (8, 0)"),
         (("train", "--gamma", "1.5"), "gamma: expected a number from 0 to 1"),

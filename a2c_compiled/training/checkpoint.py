@@ -101,8 +101,8 @@ def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:
 
 def _write(path: Path, tensors: Tensors) -> None:
     with written_whole(path) as temporary:
-        # Parameters may share memory, which the format does not know.
-        copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        # Tensors may share memory, or lie in it with gaps: the format knows neither.
+        copies = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
         temporary.write_bytes(safetensors.torch.save(copies))
 
 

@@ -140,6 +140,31 @@ def plot_learning_curves(
         figure.savefig(temporary, dpi=120)
 
 
+def plot_returns(folders: Sequence[Path], path: Path) -> None:
+    """The return of runs over environment steps, a panel for each configuration: its seeds as in :func:`plot_runs`, its goal dashed.
+
+    Raises:
+        ValueError: there is no run, or a folder holds none.
+    """
+    groups = group_runs(folders)
+    if not groups:
+        raise ValueError("folders: expected runs, got none")
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
+    for i, group in enumerate(groups):
+        axis, env, goal = figure.add_subplot(rows, columns, i + 1), str(group.config.get("env", "A2C")), _goal(group)
+        _draw(axis, _lines([load_progress(folder) for folder in group.folders], "steps", "return", 1), env, _COLOURS[0], "-")
+        if goal is not None:
+            axis.axhline(goal, color="0.35", linestyle=(0, (5, 3)), linewidth=1)
+        axis.set_title(env, fontsize=10)
+        axis.set_xlabel(_X_AXES["steps"])
+        _finish(axis, "return", "steps")
+        axis.set_ylabel("return")
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
 def _lines(group: Sequence[Progress], x: str, column: str, smooth: int) -> List[Line]:
     """A column of each run in which it holds numbers."""
     lines = []

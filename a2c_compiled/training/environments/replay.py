@@ -36,7 +36,8 @@ class Replayable(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Tuple[Any, dict[str, Any]]:
         """Begin an episode."""
-        self._start = {"chance": self._chance(), "seed": seed, "options": options}
+        # A seed makes what came before it irrelevant.
+        self._start = {"chance": self._chance() if seed is None else None, "seed": seed, "options": options}
         self._actions = []
         return self.env.reset(seed=seed, options=options)
 
@@ -57,7 +58,8 @@ class Replayable(gymnasium.Wrapper):
     def episode(self, episode: Tuple[str, Sequence[Any]]) -> None:
         text, actions = episode
         start = json.loads(text)
-        self.unwrapped.np_random.bit_generator.state = start["chance"]
+        if start["chance"] is not None:
+            self.unwrapped.np_random.bit_generator.state = start["chance"]
         self.replayed, _ = self.reset(seed=start["seed"], options=start["options"])
         for action in actions:
             self.replayed, *_ = self.step(action)
