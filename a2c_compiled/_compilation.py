@@ -41,7 +41,7 @@ def compiled(
     return torch.compile(function, dynamic=dynamic, fullgraph=fullgraph, options=compile_options(cuda_graph))
 
 
-_patterns = PatternMatcherPass()
+_products, _activations = PatternMatcherPass(), PatternMatcherPass()
 
 
 class _Float32OnCpu(CustomGraphPass):
@@ -54,7 +54,8 @@ class _Float32OnCpu(CustomGraphPass):
         return hash(_Float32OnCpu)
 
     def __call__(self, graph: Graph) -> None:
-        _patterns.apply(graph)
+        _products.apply(graph)
+        _activations.apply(graph)
 
     def uuid(self) -> Any:
         return get_hash_for_files((__file__,))
@@ -72,14 +73,16 @@ def _is_float32_on_cpu(match: Match) -> bool:
 _library = torch.library.Library(
     "a2c_compiled", "FRAGMENT"
 )  # lives as long as the module: its end would unregister the operator
-_library.define("product(Tensor left, Tensor right, Tensor? bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(
+    "product(Tensor left, Tensor right, Tensor? bias, str activation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
 
 
-def _in_onednn(left: Tensor, right: Tensor, bias: Optional[Tensor]) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+def _in_onednn(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, activation, [], "")
 
 
-def _fake_product(left: Tensor, right: Tensor, bias: Optional[Tensor]) -> Tensor:
+def _fake_product(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
     return left.new_empty(left.size(0), right.size(1))
 
 
@@ -112,15 +115,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         if rows > columns:
             return _product(right.t(), left.t()).t()
         left = left.clone(memory_format=torch.contiguous_format)
-    return torch.ops.a2c_compiled.product(left, right, None)
+    return torch.ops.a2c_compiled.product(left, right, None, "none")
 
 
 def _product_with_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.a2c_compiled.product(left, right, bias)
+    return torch.ops.a2c_compiled.product(left, right, bias, "none")
 
 
 @register_graph_pattern(
-    CallFunction(aten.mm.default, KeywordArg("left"), KeywordArg("right")), extra_check=_pays_off, pass_dict=_patterns
+    CallFunction(aten.mm.default, KeywordArg("left"), KeywordArg("right")), extra_check=_pays_off, pass_dict=_products
 )
 def _replace_mm(match: Match, left: Any, right: Any) -> None:
     match.replace_by_example(_product, [left, right])
@@ -129,7 +132,7 @@ def _replace_mm(match: Match, left: Any, right: Any) -> None:
 @register_graph_pattern(
     CallFunction(aten.addmm.default, KeywordArg("bias"), KeywordArg("left"), KeywordArg("right")),
     extra_check=lambda match: _pays_off(match) and match.kwargs["bias"].meta["val"].dim() == 1,
-    pass_dict=_patterns,
+    pass_dict=_products,
 )
 def _replace_addmm(match: Match, bias: Any, left: Any, right: Any) -> None:
     match.replace_by_example(_product_with_bias, [left, right, bias])
@@ -148,6 +151,14 @@ def _tanh(x: Tensor) -> Tensor:
     return torch.where(size < _NEAR_ZERO, near, 1 - 2 / ((2 * size).exp() + 1)).copysign(x)
 
 
-@register_graph_pattern(CallFunction(aten.tanh.default, KeywordArg("x")), extra_check=_is_float32_on_cpu, pass_dict=_patterns)
+@register_graph_pattern(
+    CallFunction(aten.tanh.default, KeywordArg("x")), extra_check=_is_float32_on_cpu, pass_dict=_activations
+)
 def _replace_tanh(match: Match, x: Any) -> None:
-    match.replace_by_example(_tanh, [x])
+    product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x
+    if product.target is torch.ops.a2c_compiled.product.default and len(x.users) == len(product.users) == 1:
+        product.update_arg(3, "tanh")  # as accurate there, and what the product writes need not be read again
+        match.output_node().replace_all_uses_with(x)
+        match.erase_nodes()
+    else:
+        match.replace_by_example(_tanh, [x])

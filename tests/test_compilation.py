@@ -85,6 +85,7 @@ def test_large_products_are_onednns_and_the_same_for_every_size():
                 largest = theirs.abs().max()
                 torch.testing.assert_close(ours.double() / largest, theirs / largest, rtol=0, atol=2e-6)
             update.float()
+    assert code.count("'tanh'") == 2, "computed where the products are"
     assert code.count(f"= {PRODUCT}") == 6, "two forward, two to inputs, two to weights; what has 3 columns is left to MKL"
 
 
@@ -97,6 +98,15 @@ def test_products_of_other_dtypes_and_small_ones_are_left_alone():
             actual, (code,) = run_and_get_code(compiled(update.forward), x)
         assert PRODUCT not in code
         torch.testing.assert_close(actual, gradients(update.network, x))
+
+
+@has_onednn
+def test_tanh_within_a_product_is_right_to_two_units_in_the_last_place():
+    x = torch.linspace(-10.0, 10.0, 2**19).reshape(-1, 16)
+    function, unit = compiled(lambda x, one: (x @ one).tanh(), dynamic=False), torch.eye(16)
+    actual, (code,) = run_and_get_code(function, x, unit)
+    assert "'tanh'" in code
+    assert units_in_the_last_place(actual, x.double().tanh()).max() <= 2
 
 
 def test_a_callers_own_compiled_function_takes_the_options():
