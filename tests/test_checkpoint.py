@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill_and_resume import kill_and_resume, tensors, updates
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from a2c_compiled import A2CLoss, distributions
@@ -27,6 +28,14 @@ from a2c_compiled.training.trainer import PATIENCE, Trainer
 
 UPDATES, STOP = 24, 13
 """How long runs go on, and where they are stopped: between two lines of the log."""
+
+
+TRAINING = f"checkpoints/{UPDATES}/training.safetensors"
+OWN = f"checkpoints/{UPDATES}/rank_0.safetensors"
+
+
+class Killed(BaseException):
+    """The process ends here: nothing that would follow happens."""
 
 
 def config(**changes):
@@ -117,22 +126,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, tmp_path, monkeypatch, signalled):
     if kind == "recurrent":
         monkeypatch.setattr("a2c_compiled.training.trainer.make_loss", remembering_loss)
     asked = config(**KINDS[kind])
     train(asked, progress=False, folder=tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        original = Trainer.update
-
-        def stop(self):
-            result = original(self)
-            if self.updates == STOP:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return result
-
-        patched.setattr(Trainer, "update", stop)
-        stopped = train(asked, progress=False, folder=tmp_path / "stopped")
+    signalled(STOP, signal.SIGTERM)
+    stopped = train(asked, progress=False, folder=tmp_path / "stopped")
     assert (stopped.interrupted, stopped.steps) == ("SIGTERM", 20 * STOP)
     torch.manual_seed(1)
     result = train(asked, progress=False, folder=tmp_path / "stopped", resume=True)
@@ -140,11 +140,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, tmp_path, monkeyp
     assert_same_end(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_run_may_be_stopped_again_and_again(whole, tmp_path, monkeypatch, signalled):
+def test_a_run_may_be_stopped_again_and_again(whole, tmp_path, signalled):
     for update in (1, 2, 10, 23):
-        with monkeypatch.context():
-            signalled(update, signal.SIGTERM)
-            assert resumed(tmp_path).steps == 20 * update
+        signalled(update, signal.SIGTERM)
+        assert resumed(tmp_path).steps == 20 * update
         assert updates(tmp_path) == update
     assert resumed(tmp_path).interrupted is None
     assert_same_end(whole, tmp_path)
@@ -160,13 +159,14 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, signalled, capsys):
+    before = signal.getsignal(number)
     signalled(STOP, number)
     assert command(tmp_path) == status
     assert updates(tmp_path) == STOP
     last = capsys.readouterr().err.strip().splitlines()[-1]
     name = signal.Signals(number).name
     assert last == f"a2c-compiled: ended by {name} after 260 steps; a2c-compiled train --resume --out {tmp_path} goes on"
-    assert signal.getsignal(number) is (signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    assert signal.getsignal(number) is before
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path, signalled, capsys):
@@ -176,11 +176,9 @@ def test_a_second_interrupt_ends_at_once(tmp_path, signalled, capsys):
     assert updates(tmp_path) == STOP - 1, "the checkpoint before is there"
 
 
-def test_the_command_goes_on_with_the_options_of_the_run(whole, tmp_path, signalled, monkeypatch):
-    with monkeypatch.context():
-        signalled(STOP, signal.SIGTERM)
-        command(tmp_path)
-    monkeypatch.undo()
+def test_the_command_goes_on_with_the_options_of_the_run(whole, tmp_path, signalled):
+    signalled(STOP, signal.SIGTERM)
+    assert command(tmp_path) == 143
     assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
     assert updates(tmp_path) == UPDATES
     assert_same_end(whole, tmp_path)
@@ -232,11 +230,8 @@ def test_a_run_is_not_overwritten_unasked(run, capsys):
     assert load_run(run)[0].seed == 1
 
 
-def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(run, monkeypatch, signalled):
+def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(run, monkeypatch):
     """Not even where it is killed before its first checkpoint."""
-
-    class Killed(BaseException):
-        pass
 
     def killed(self):
         raise Killed
@@ -250,22 +245,17 @@ def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(run, monkeypa
     assert resumed(run, seed=1).history[0]["updates"] == 3
 
 
-def test_environments_that_cannot_be_resumed_begin_new_episodes(tmp_path, monkeypatch, signalled):
-    monkeypatch.setattr(CartPole, "state_dict", lambda self: {"physics": torch.zeros(1)})
-    with monkeypatch.context():
-        signalled(STOP, signal.SIGTERM)
-        train(config(normalize_rewards=True), progress=False, folder=tmp_path)
+def test_environments_that_cannot_be_resumed_begin_new_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(RolloutCollector, "state_dict", lambda self: None)
-    train(config(normalize_rewards=True), progress=False, folder=tmp_path, resume=False)
-    with pytest.warns(RuntimeWarning, match="the run goes on with new episodes"):
+    train(config(normalize_rewards=True), progress=False, folder=tmp_path)
+    with pytest.warns(RuntimeWarning, match="the run goes on with new episodes .env: its state was not saved"):
         result = resumed(tmp_path, normalize_rewards=True, total_steps=600)
     assert result.steps == 600
+    assert result.step.step_count == 30, "what was learnt is there"
 
 
-def test_the_generator_of_another_device_begins_new_episodes(run):
-    path = run / "checkpoints" / str(UPDATES) / "rank_0.safetensors"
-    from safetensors.torch import load_file, save_file
-
+def test_generators_of_another_device_begin_new_episodes(run):
+    path = run / OWN
     saved = load_file(path)
     saved["collector.envs.generator"] = torch.zeros(16, dtype=torch.uint8)  # as long as a GPU's
     save_file(saved, path)
@@ -274,10 +264,6 @@ def test_the_generator_of_another_device_begins_new_episodes(run):
 
 
 # Torn and unreadable
-
-
-class Killed(BaseException):
-    """The process ends here: nothing that would follow happens, no cleaning up either."""
 
 
 def numbers(update):
@@ -371,20 +357,21 @@ def test_the_checkpoint_before_stays_where_the_disk_is_full(tmp_path, full_disk,
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"], "nothing is left to fill the disk"
 
 
-TRAINING = f"checkpoints/{UPDATES}/training.safetensors"
-OWN = f"checkpoints/{UPDATES}/rank_0.safetensors"
-
-
-@pytest.mark.parametrize("file", ["checkpoint.json", TRAINING, OWN])
-@pytest.mark.parametrize("spoil", ["half", "empty", "text", "missing"])
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        (file, spoil)
+        for file in ("checkpoint.json", TRAINING, OWN)
+        for spoil in ("half", "empty", "text", "missing")
+        if (file, spoil) != ("checkpoint.json", "missing")
+    ],
+)
 def test_what_cannot_be_read_is_named(run, file, spoil):
     path = run / file
     data = path.read_bytes()
     path.write_bytes({"half": data[: len(data) // 2], "text": b"no checkpoint"}.get(spoil, b""))
     if spoil == "missing":
         path.unlink()
-        if file == "checkpoint.json":
-            pytest.skip("then there is none to resume")
     before = contents(run)
     with pytest.raises(ValueError, match=rf"run: the checkpoint in {run} is not readable"):
         resumed(run)
@@ -425,19 +412,39 @@ def rewarded(amount):
     return advance
 
 
-def test_an_update_without_a_gradient_is_skipped_and_counted(monkeypatch):
-    original, seen = RolloutCollector.collect, []
+@pytest.fixture
+def spoil_rollouts(monkeypatch):
+    """Let the rewards of some rollouts, counted from 1, be NaN, and the observations too where asked for."""
 
-    def sometimes_spoilt(self):
-        rollout = original(self)
-        seen.append(None)
-        return rollout._replace(reward=rollout.reward * math.nan) if len(seen) in (4, 5, 11) else rollout
+    def spoil(numbers, observations=False):
+        original, seen = RolloutCollector.collect, []
 
-    monkeypatch.setattr(RolloutCollector, "collect", sometimes_spoilt)
+        def collect(self):
+            rollout = original(self)
+            seen.append(None)
+            if len(seen) not in numbers:
+                return rollout
+            observation = rollout.observation * math.nan if observations else rollout.observation
+            return rollout._replace(reward=rollout.reward * math.nan, observation=observation)
+
+        monkeypatch.setattr(RolloutCollector, "collect", collect)
+
+    return spoil
+
+
+def test_an_update_without_a_gradient_is_skipped_and_counted(spoil_rollouts):
+    spoil_rollouts((4, 5, 11))
     result = train(config(), progress=False)
     assert [row["skipped"] for row in result.history] == [0, 2, 2, 3, 3, 3, 3, 3]
     assert int(result.step.step_count) == UPDATES - 3
     assert all(parameter.isfinite().all() for parameter in result.loss.parameters())
+
+
+def test_what_is_not_finite_does_not_reach_the_running_statistics(spoil_rollouts):
+    spoil_rollouts((4, 11), observations=True)
+    result = train(config(normalize_observations=True, normalize_rewards=True, total_steps=20 * 100), progress=False)
+    assert result.history[-1]["skipped"] < 50, "until the episodes have ended whose returns are not finite"
+    assert all(buffer.isfinite().all() for buffer in result.loss.buffers())
 
 
 @pytest.mark.parametrize(
@@ -465,30 +472,12 @@ def test_a_network_that_answers_nan_is_named():
     assert diagnose(trainer.loss, rollout) == "not finite: what the actor network answers"
 
 
-def test_what_was_learnt_before_is_kept(whole, tmp_path, monkeypatch, capsys):
-    original = Trainer.update
-
-    def spoilt_at_last(self):
-        if self.updates == 6:
-            broken_reward = rewarded(math.nan)
-            monkeypatch.setattr(CartPole, "advance", lambda envs, *arguments: spoilt(envs, broken_reward, *arguments))
-        return original(self)
-
-    advance = CartPole.advance
-
-    def spoilt(envs, reward, *arguments):
-        monkeypatch.setattr(CartPole, "advance", advance)
-        try:
-            return reward(envs, *arguments)
-        finally:
-            monkeypatch.setattr(CartPole, "advance", lambda envs, *arguments: spoilt(envs, reward, *arguments))
-
-    monkeypatch.setattr(Trainer, "update", spoilt_at_last)
+def test_what_was_learnt_before_is_kept(tmp_path, spoil_rollouts, capsys):
+    spoil_rollouts(range(7, 1000))
     assert command(tmp_path, "--checkpoint-seconds", "0", "--total-steps", "2000") == 2
     assert "a2c-compiled: gradients were not finite in the last 21 updates" in capsys.readouterr().err
-    assert updates(tmp_path) >= 6
-    assert all(parameter.isfinite().all() for parameter in load_run(tmp_path)[1].parameters())
     assert load_checkpoint(tmp_path).training["step.step_count"] == 6
+    assert all(parameter.isfinite().all() for parameter in load_run(tmp_path)[1].parameters())
 
 
 def test_a_parameter_that_is_not_finite_is_named(monkeypatch):

@@ -11,7 +11,7 @@ pytest.importorskip("gymnasium")
 import gymnasium
 
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Bernoulli, MultiCategorical, Normal
-from a2c_compiled.training.environments import distribution_for
+from a2c_compiled.training.networks import distribution_for
 
 INF = float("inf")
 # A correct sampler leaves this many standard errors once in two million comparisons; seeds are fixed besides.

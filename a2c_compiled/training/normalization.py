@@ -42,7 +42,7 @@ class RunningMoments(CoefficientModule):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Optional[Tensor] = None, process_group: Any = None) -> None:
-        """Take ``x`` into account.
+        """Take ``x`` into account, but for rows that are not finite: they would never be forgotten.
 
         Args:
             x: ``[*B, *shape]``.
@@ -60,6 +60,7 @@ class RunningMoments(CoefficientModule):
             raise ValueError(f"mask: expected shape {list(batch)}, got {list(mask.shape)}")
         rows = x.detach().double().unsqueeze(0).flatten(0, len(batch))
         counted = torch.ones(rows.size(0), dtype=torch.bool, device=x.device) if mask is None else mask.flatten()
+        counted = counted & rows.isfinite().flatten(1).all(1)
         left_out = ~counted.reshape(-1, *[1] * len(shape))
         sums = torch.cat([counted.double().sum().reshape(1), rows.masked_fill(left_out, 0.0).sum(0).flatten()])
         count, total = _over_ranks(sums, process_group).split([1, self.mean.numel()])
