@@ -195,7 +195,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
             "default": argparse.SUPPRESS,
             "help": f"{described[field.name]} (default: {'none' if default is None else default})",
         }
-        if kind is bool:
+        if kind in (bool, Optional[bool]):
             options["action"] = argparse.BooleanOptionalAction
         elif kind == typing.Tuple[int, ...]:
             options |= {"type": int, "nargs": "+", "metavar": "N"}

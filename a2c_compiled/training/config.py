@@ -8,6 +8,9 @@ from typing import Optional, Tuple
 
 from a2c_compiled._files import written_whole
 
+COMPILED_FROM = 2_000_000
+"""Environment steps of a run that gain what compiling takes, some seconds; small networks gain least."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -36,7 +39,7 @@ class TrainConfig:
         hidden: widths of the hidden layers.
         minibatches: pieces of the environments whose gradients are summed before each step of the optimizer, to save memory.
         autocast: compute the networks in ``bfloat16`` or ``float16``; none computes in float32.
-        compile: compile policy, environments written in torch, and update; False runs them eagerly.
+        compile: compile policy, environments written in torch, and update; none does on a GPU, and from 2,000,000 ``total_steps`` up.
         device: of networks and updates: ``auto`` (a GPU where there is one), or as torch names it.
         log_interval: updates from one line of the log to the next.
         checkpoint_seconds: time from one checkpoint to the next.
@@ -67,7 +70,7 @@ class TrainConfig:
     hidden: Tuple[int, ...] = (64, 64)
     minibatches: int = 1
     autocast: Optional[str] = None
-    compile: bool = True
+    compile: Optional[bool] = None
     device: str = "auto"
     log_interval: int = 10
     checkpoint_seconds: float = 60.0

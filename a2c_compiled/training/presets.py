@@ -35,6 +35,7 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     "lunarlander": {
         "env": "LunarLander-v3",
         "total_steps": 3_000_000,
+        "log_interval": 50,  # as often as it looks at the greedy policy, which takes seconds here
         "num_envs": 32,
         "lr": 1e-2,
         "gamma": 0.995,  # hovering is worth more than landing to who does not look far ahead

@@ -29,7 +29,7 @@ from a2c_compiled.training.checkpoint import (
     set_random_state,
 )
 from a2c_compiled.training.collector import RolloutCollector
-from a2c_compiled.training.config import TrainConfig, load_config, save_config
+from a2c_compiled.training.config import COMPILED_FROM, TrainConfig, load_config, save_config
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import Processes, started_processes
 from a2c_compiled.training.environments import goal_of, make_environments
@@ -78,8 +78,8 @@ class TrainResult:
 def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = None, resume: bool = False) -> TrainResult:
     """Train until the greedy policy solves the environment, or ``total_steps`` are spent.
 
-    The greedy policy is asked whenever the mean return of the last 100 training episodes has come near the goal. Under torchrun every
-    process calls this; each steps its share of the environments.
+    The greedy policy is asked at each line of the log from where the mean return of the last 100 training episodes comes near the goal:
+    first in a few episodes, then in 100, twice. Under torchrun every process calls this; each steps its share of the environments.
 
     Args:
         config: what to train, and how.
@@ -144,6 +144,13 @@ def device_of(config: TrainConfig) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
 
 
+def compiles(config: TrainConfig) -> bool:
+    """Whether ``config`` compiles."""
+    if config.compile is None:
+        return device_of(config).type == "cuda" or config.total_steps >= COMPILED_FROM
+    return config.compile
+
+
 class Trainer:
     """A training run: what it is made of, and where it is.
 
@@ -163,11 +170,11 @@ class Trainer:
         num_envs = config.num_envs // world_size
         seed_everything(config.seed)  # the same networks everywhere
         self.loss = make_loss(config, world_size > 1)
-        self.step = make_step(config, self.loss, config.compile, self.processes)
+        self.step = make_step(config, self.loss, compiles(config), self.processes)
         own_seed = config.seed + self.processes.rank * num_envs
         seed_everything(own_seed)
         envs = make_environments(config.env, num_envs, self.device, config.vectorization, frame_stack=config.frame_stack)
-        self.collector = RolloutCollector(envs, self.loss, config.num_steps, own_seed, config.compile)
+        self.collector = RolloutCollector(envs, self.loss, config.num_steps, own_seed, compiles(config))
         self.reward_scale = RewardScale(num_envs, config.gamma).to(self.device) if config.normalize_rewards else None
         self.updates, self.seconds_before = 0, 0.0
         self.returns: Deque[float] = deque(maxlen=100)
@@ -201,7 +208,7 @@ class Trainer:
             RunLog(self.folder, self.config.total_steps, resume_at, progress, enabled=first) as log,
             stop_requests() as stop,
         ):
-            if self.config.compile:
+            if compiles(self.config):
                 log.say("compiling")
             while self.updates < self.total_updates:
                 rollout, metrics = self.update()
@@ -221,7 +228,7 @@ class Trainer:
                 if logs and self.is_solved():
                     break
             self.save(last=True)
-        greedy = float("nan") if stopped else self.greedy_return(EVALUATION_SEED)
+        greedy = float("nan") if stopped else self.greedy_return()
         interrupted = (stop.received or "a signal to another process") if stopped else None
         steps = self.updates * self.steps_per_update
         return TrainResult(self.loss, self.step, history, greedy, steps, self.seconds, first, interrupted)
@@ -289,19 +296,22 @@ class Trainer:
             )
 
     def is_solved(self) -> bool:
-        """Whether the greedy policy is good enough; asked only where the training policy's mean return has come near."""
+        """Whether the greedy policy is good enough; asked only where the training policy's mean return has come near.
+
+        A policy that samples its actions falls far behind the greedy one, so near is not close.
+        """
         goal = goal_of(self.config.env, self.config.solved_return)
         if goal is None:
             return False
-        near = self.processes.is_first and _mean(self.returns) >= goal - 0.2 * abs(goal)
-        # Twice, so that one lucky set of starts is not enough.
-        return self.processes.any(
-            near and all(self.greedy_return(seed) >= goal for seed in (EVALUATION_SEED, EVALUATION_SEED + 1))
-        )
+        near = self.processes.is_first and _mean(self.returns) >= goal - 0.8 * abs(goal)
+        # A few episodes cost little; twice 100, so that one lucky set of starts is not enough.
+        looks = ((EVALUATION_SEED + 2, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 1, 100))
+        return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in looks))
 
-    def greedy_return(self, seed: int) -> float:
-        """Mean return of 100 greedy episodes."""
-        return float(evaluate(greedy_policy(self.loss), self.config.env, seed=seed, frame_stack=self.config.frame_stack).mean())
+    def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
+        """Mean return of greedy episodes."""
+        policy = greedy_policy(self.loss)
+        return float(evaluate(policy, self.config.env, episodes, seed, frame_stack=self.config.frame_stack).mean())
 
     def save(self, last: bool = False) -> None:
         """Write a checkpoint. Where it cannot be written, training goes on with a warning; the last one raises OSError."""
