@@ -70,9 +70,8 @@ def _is_float32_on_cpu(match: Match) -> bool:
 
 
 # An operator of its own: inductor takes oneDNN's for networks that no longer learn, and its weights for constants.
-_library = torch.library.Library(
-    "a2c_compiled", "FRAGMENT"
-)  # lives as long as the module: its end would unregister the operator
+# The library lives as long as the module: its end would unregister the operator.
+_library = torch.library.Library("a2c_compiled", "FRAGMENT")
 _library.define(
     "product(Tensor left, Tensor right, Tensor? bias, str activation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )

@@ -72,7 +72,7 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     print(f"1. Training {TrainConfig.env} with the compiled step, seeds {', '.join(map(str, seeds))}")
     results: Dict[int, TrainResult] = {}
     for seed in seeds:
-        config = TrainConfig(seed=seed)
+        config = TrainConfig(seed=seed, compile=True)
         results[seed] = train(config, folder=out / f"seed_{seed}")
         print(f"   seed {seed}: {describe(results[seed])}")
     plot_runs([out / f"seed_{seed}" for seed in seeds], out / "learning_curve.png")

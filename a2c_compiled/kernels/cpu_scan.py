@@ -65,7 +65,7 @@ def run(
         values = [widen(value) for value in values]
         results = tuple([torch.empty_like(output, dtype=dtype) for output in outputs])
     if outputs[0].numel() >= _LARGE:
-        _keep_freed_memory()
+        keep_freed_memory()
     number, time = _NUMBERS[form.name], dim % outputs[0].dim()
     _extension.run(number, dtype is torch.float64, time, *coefficients, *values, *flags, *results)  # type: ignore[union-attr]
     if half:
@@ -84,7 +84,7 @@ def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep up to 64 MiB of what is freed, by freeing a block of just under 32 MiB that is never touched.
 
     Its threshold follows the largest block that was freed. Without this, results of a few MiB go back to the system at every call,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from a2c_compiled._coefficients import NOT_NEGATIVE, CoefficientModule, positive_int
 from a2c_compiled._compilation import compiled
 from a2c_compiled._parameters import parameter_places
-from a2c_compiled.kernels.cpu_scan import _keep_freed_memory
+from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.training.averaging import group_name_of, summed_over_processes
 from a2c_compiled.training.minibatches import SUMMED, Estimator, added, arguments_of, combined, cut, environment_dim, shares
@@ -141,7 +141,7 @@ class TrainStep(CoefficientModule):
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
         if self.lr.device.type == "cpu":
-            _keep_freed_memory()  # the activations', which are of a size that the system otherwise hands out anew at every call
+            keep_freed_memory()  # the activations', which are of a size that the system otherwise hands out anew at every call
         # Lets torch.autograd.grad be traced; the graph stays one. Made once: that takes longer than to enter it.
         self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
 
