@@ -1,5 +1,6 @@
 """Training in several processes under torchrun, on ``torch.distributed``."""
 
+import functools
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,11 +76,45 @@ def started_processes(device: torch.device) -> Processes:
     """The processes that torchrun has started, joined by NCCL where they train on GPUs, else by gloo."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes()
-    rank, world_size, local_rank, restarts = (
-        int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
-    )
+    rank, world_size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    processes = Processes(rank, world_size, local_rank, restarts())
     if world_size > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(local_rank)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Processes(rank, world_size, local_rank, restarts)
+        _join("nccl" if device.type == "cuda" else "gloo", processes)
+    return processes
+
+
+_JOINED = "a2c_compiled/joined"
+
+
+@functools.cache
+def restarts() -> int:
+    """How often torchrun has started these processes anew since they first were together, the same in all; 0 without torchrun.
+
+    To be asked before they join: it is remembered.
+    """
+    store = _lasting_store()
+    # torchrun's count is each machine's own, and does not know of machines that came later.
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if store is None else store.add(_JOINED, 0)
+
+
+def _join(backend: str, processes: Processes) -> None:
+    store = _lasting_store()
+    if store is None:
+        dist.init_process_group(backend)
+        return
+    # Addresses that earlier processes left in the store lead nowhere: each start has a corner of its own.
+    corner = dist.PrefixStore(f"a2c_compiled/{processes.restarts}", store)
+    dist.init_process_group(backend, store=corner, rank=processes.rank, world_size=processes.world_size)
+    processes.any(False)  # all are here
+    if processes.is_first:
+        store.add(_JOINED, 1)
+
+
+def _lasting_store() -> Optional[dist.Store]:
+    """The store that torchrun keeps while it starts processes anew; None where it keeps none, or there is one process alone."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("WORLD_SIZE") == "1":
+        return None
+    store, _, _ = next(dist.rendezvous("env://"))
+    return store
