@@ -1,5 +1,6 @@
 """What the library compiles with: inductor, and a pass that makes the most of a CPU in float32."""
 
+from types import FunctionType
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -35,10 +36,18 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
 
 
 def compiled(
-    function: Callable[..., Any], dynamic: Optional[bool] = None, fullgraph: bool = True, cuda_graph: bool = False
+    function: Callable[..., Any], dynamic: Optional[bool] = None, cuda_graph: bool = False, **options: Any
 ) -> Callable[..., Any]:
-    """``function`` under ``torch.compile``, with :func:`compile_options`."""
-    return torch.compile(function, dynamic=dynamic, fullgraph=fullgraph, options=compile_options(cuda_graph))
+    """``function`` as one graph under ``torch.compile``, with :func:`compile_options` and others.
+
+    Torch keeps graphs by code object, looks through all of them at each call, and refuses more than a few. So the function gets a code
+    object of its own: many steps and policies may be compiled in one process, and none waits for another's.
+    """
+    assert isinstance(function, FunctionType)
+    own = FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    return torch.compile(own, dynamic=dynamic, fullgraph=True, options={**compile_options(cuda_graph), **options})
 
 
 _products, _activations = PatternMatcherPass(), PatternMatcherPass()

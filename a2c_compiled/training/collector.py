@@ -17,9 +17,6 @@ from a2c_compiled.training.memory import Memory
 from a2c_compiled.training.returns import EpisodeReturns
 from a2c_compiled.training.rollout import Rollout
 
-MANY_GRAPHS = 256
-"""How many policies and environments may be compiled in one process."""
-
 
 class RolloutCollector:
     """Steps environments with the policy of a loss, from where the last rollout ended.
@@ -65,8 +62,6 @@ class RolloutCollector:
         if isinstance(self.envs, TensorEnvironments) and self._memory.is_empty():
             self._whole = DeviceRollout(self.envs, loss, compile)
         self._act: Callable[[A2CLoss, Any], Acted] = compiled(act) if compile else act
-        # Graphs are counted over all collectors, of other policies and environments too; torch's limit is for those of one.
-        self._many_graphs = torch._dynamo.config.patch(recompile_limit=MANY_GRAPHS)
         self._observation: Any = self.envs.reset(seed)
 
     @property
@@ -77,11 +72,10 @@ class RolloutCollector:
     @torch.no_grad()
     def collect(self) -> Rollout:
         """The next ``num_steps`` steps of every environment."""
-        with self._many_graphs:
-            if self._whole is not None:
-                self._observation, rollout = self._whole(self._observation, self.num_steps)
-            else:
-                rollout = self._step_by_step()
+        if self._whole is not None:
+            self._observation, rollout = self._whole(self._observation, self.num_steps)
+        else:
+            rollout = self._step_by_step()
         self.episodes.record(rollout.reward, rollout.done, rollout.mask)
         return rollout
 

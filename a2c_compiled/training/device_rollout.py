@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan, scan_op
 
-from a2c_compiled._compilation import compile_options, compiled
+from a2c_compiled._compilation import compiled
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.acting import act
 from a2c_compiled.training.environments import EnvironmentState, TensorEnvironments
@@ -20,7 +20,7 @@ Kept = Dict[str, Tensor]
 Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Kept]]
 
 # A scan is as good to keep on disk as what it is compiled to; torch asks to be told so.
-_CACHED = {"unsafe_marked_cacheable_functions": {f"{scan_op.__module__}.{scan_op.__name__}": str(torch.__version__)}}
+_CACHED: Dict[str, Any] = {"unsafe_marked_cacheable_functions": {f"{scan_op.__module__}.{scan_op.__name__}": str(torch.__version__)}}
 
 
 class DeviceRollout:
@@ -42,8 +42,7 @@ class DeviceRollout:
         if compile and envs.device.type == "cuda":
             self._run = self._replay
         elif compile:
-            options: Dict[str, Any] = {**compile_options(), **_CACHED}
-            self._run = torch.compile(_scan, fullgraph=True, options=options)
+            self._run = compiled(_scan, **_CACHED)
 
     def __call__(self, observation: Tensor, num_steps: int) -> Tuple[Tensor, Rollout]:
         """The observation after ``num_steps`` steps from ``observation``, and the steps."""
