@@ -195,7 +195,7 @@ def test_what_the_loss_does_not_read_is_not_kept(options, fields):
 
 
 def test_a_compiled_rollout_follows_its_seeds_and_its_policy():
-    """Over the graph of the first case."""
+    """The graph reads the parameters where they are, whatever they have become."""
     first, second = collect(CASES["cartpole"], compile=True), collect(CASES["cartpole"], compile=True)
     for x, y in zip(first.whole, second.whole, strict=True):
         assert (x is y is None) or torch.equal(x, y)
