@@ -78,10 +78,12 @@ def started_processes(device: torch.device) -> Processes:
         return Processes()
     rank, world_size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     processes = Processes(rank, world_size, local_rank, restarts())
-    if world_size > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(local_rank)
-        _join("nccl" if device.type == "cuda" else "gloo", processes)
+    if world_size > 1:
+        if not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(local_rank)
+            _join("nccl" if device.type == "cuda" else "gloo", processes)
+        _count(processes)
     return processes
 
 
@@ -107,8 +109,13 @@ def _join(backend: str, processes: Processes) -> None:
     # Addresses that earlier processes left in the store lead nowhere: each start has a corner of its own.
     corner = dist.PrefixStore(f"a2c_compiled/{processes.restarts}", store)
     dist.init_process_group(backend, store=corner, rank=processes.rank, world_size=processes.world_size)
-    processes.any(False)  # all are here
-    if processes.is_first:
+
+
+def _count(processes: Processes) -> None:
+    """Let those who are started anew know that these were together."""
+    processes.any(False)  # all are here, and have asked for the count before
+    store = _lasting_store() if processes.is_first else None
+    if store is not None and store.add(_JOINED, 0) == processes.restarts:
         store.add(_JOINED, 1)
 
 
