@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import re
 import sys
 import typing
@@ -247,13 +246,14 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
     from a2c_compiled.training import TrainConfig
     from a2c_compiled.training.checkpoint import has_checkpoint
     from a2c_compiled.training.config import load_config
+    from a2c_compiled.training.distributed import restarts
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     if "hidden" in given:
         given["hidden"] = tuple(given["hidden"])
     asked = {**PRESETS.get(arguments.preset, {}), **given}
-    resume = arguments.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun starts us as it did before
+    resume = arguments.resume or restarts() > 0  # torchrun starts us as it did before
     if not has_checkpoint(arguments.out) or (arguments.overwrite and not resume):
         return TrainConfig(**asked)
     if not resume:

@@ -8,11 +8,14 @@ from torch import nn
 from torch._inductor.utils import run_and_get_code
 
 import a2c_compiled
-from a2c_compiled._compilation import compiled
 
 PRODUCT = "torch.ops.a2c_compiled.product"
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 1.2e-38, 3e38, -3e38, 0.625, -0.625, 44.4, 88.8, -89.0)
+
+
+def compiled(function, dynamic=None):
+    return torch.compile(function, fullgraph=True, dynamic=dynamic, options=a2c_compiled.compile_options())
 
 
 @pytest.fixture(scope="module")

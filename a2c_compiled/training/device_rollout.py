@@ -20,7 +20,9 @@ Kept = Dict[str, Tensor]
 Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Kept]]
 
 # A scan is as good to keep on disk as what it is compiled to; torch asks to be told so.
-_CACHED: Dict[str, Any] = {"unsafe_marked_cacheable_functions": {f"{scan_op.__module__}.{scan_op.__name__}": str(torch.__version__)}}
+_CACHED: Dict[str, Any] = {
+    "unsafe_marked_cacheable_functions": {f"{scan_op.__module__}.{scan_op.__name__}": str(torch.__version__)}
+}
 
 
 class DeviceRollout:

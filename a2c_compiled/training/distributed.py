@@ -71,6 +71,20 @@ class Processes:
         if failed:
             raise OSError("another process could not write its part")
 
+    @contextmanager
+    def noticing_deaths(self) -> Iterator[None]:
+        """A block in which all of them work together.
+
+        Raises:
+            RuntimeError: another one is gone, as what joins them has it.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise RuntimeError("another process has ended, so this one does; the last checkpoint is there") from error
+            raise
+
 
 def started_processes(device: torch.device) -> Processes:
     """The processes that torchrun has started, joined by NCCL where they train on GPUs, else by gloo."""

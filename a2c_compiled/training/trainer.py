@@ -207,6 +207,7 @@ class Trainer:
             closing(self.collector.envs),
             RunLog(self.folder, self.config.total_steps, resume_at, progress, enabled=first) as log,
             stop_requests() as stop,
+            self.processes.noticing_deaths(),
         ):
             if compiles(self.config):
                 log.say("compiling")
