@@ -30,8 +30,9 @@ PACKAGES = ("a2c-compiled", "torch", "numpy", "gymnasium", "box2d", "mujoco", "m
 HOW_TO_READ = """\
 - A run ends as soon as the greedy policy reaches the goal over two sets of 100 episodes, or with the preset's `total_steps`; the return is
   the mean of the first set, with the networks that the run leaves. Goals are gymnasium's own, where it has one.
-- The first seed of a preset finds nothing compiled before; the others find the code that it has left. Seconds hold compiling, learning and
-  looking at the greedy policy. Steps a second are those of whole updates, compiled, the median of a run's log."""
+- Seconds hold compiling, learning and looking at the greedy policy. Presets of two million steps and more are compiled: the first seed
+  finds nothing compiled before, the others find the code that it has left. Steps a second are those of whole updates, the median of a
+  run's log."""
 
 
 class PresetRun(NamedTuple):
@@ -42,7 +43,7 @@ class PresetRun(NamedTuple):
         seed: of the run.
         greedy_return: mean over 100 episodes at the end.
         steps: environment steps taken.
-        seconds: wall time, compilation included.
+        seconds: wall time, compilation included where there is any.
         steps_per_second: median over the log.
     """
 
