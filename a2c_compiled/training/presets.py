@@ -39,13 +39,12 @@ PRESETS: Dict[str, Dict[str, Any]] = {
         "num_envs": 32,
         "lr": 1e-2,
         "gamma": 0.995,  # hovering is worth more than landing to who does not look far ahead
-        "entropy_coef": 0.003,
         "normalize_observations": True,
         "normalize_rewards": True,
     },
     "breakout": {
         "env": "MinAtar/Breakout-v1",
-        "total_steps": 2_000_000,
+        "total_steps": 3_000_000,
         "solved_return": 20.0,
         "lr": 1e-2,
         "entropy_coef": 0.05,  # with less, the policy settles for the first few bricks
