@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import sys
 import typing
@@ -64,12 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", type=Path, default=Path("runs/train"), metavar="DIR", help="folder of the run (default: %(default)s)"
     )
-    train.add_argument(
+    again = train.add_mutually_exclusive_group()
+    again.add_argument(
         "--resume",
         action="store_true",
         help="go on from the last checkpoint in --out, with its options, bit for bit as if it had never stopped; begin where there is none",
     )
-    train.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run")
+    again.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run")
     train.add_argument(
         "--preset", choices=PRESETS, help="options that are tuned for an environment; those given here go before them"
     )
@@ -222,15 +224,18 @@ def _train(arguments: argparse.Namespace) -> int:
     from a2c_compiled.training import train
     from a2c_compiled.training.plots import plot_runs
 
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"out: expected a folder, got a file, {arguments.out}")
     config = _train_config(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)  # fails before training, not after
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:
         return 0
     if result.interrupted:
+        command = "a2c-compiled" if "WORLD_SIZE" not in os.environ else "torchrun ... -m a2c_compiled.cli"
         print(
             f"a2c-compiled: ended by {result.interrupted} after {result.steps:,} steps;"
-            f" a2c-compiled train --resume --out {arguments.out} goes on",
+            f" {command} train --resume --out {arguments.out} goes on",
             file=sys.stderr,
         )
         return 130 if result.interrupted == "SIGINT" else 143
@@ -254,11 +259,11 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
         given["hidden"] = tuple(given["hidden"])
     asked = {**PRESETS.get(arguments.preset, {}), **given}
     resume = arguments.resume or restarts() > 0  # torchrun starts us as it did before
-    if not has_checkpoint(arguments.out) or (arguments.overwrite and not resume):
-        return TrainConfig(**asked)
-    if not resume:
+    if has_checkpoint(arguments.out) and not (resume or arguments.overwrite):
         raise ValueError(f"out: expected a folder without a run, or --resume or --overwrite, got {arguments.out}")
-    return dataclasses.replace(load_config(arguments.out), **asked)
+    if resume and (arguments.out / "config.json").is_file():  # which is there before the first checkpoint
+        return dataclasses.replace(load_config(arguments.out), **asked)
+    return TrainConfig(**asked)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,13 @@ a policy, and ``runtime.py`` with it, which is all that it needs of the package 
 """
 
 import argparse
+import importlib
 import json
-from typing import Callable, List, Union
+from typing import Any, Callable, List, Union
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 if __package__:
     from a2c_compiled.export.runtime import Policy, PolicyOutput
@@ -27,7 +29,7 @@ def play(policy_path: str, env_id: str, episodes: int, seed: int) -> List[float]
 
 def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[float]:
     """Undiscounted returns of the first episode in each of ``episodes`` environments."""
-    envs = gymnasium.make_vec(env_id, episodes)
+    envs = make_environments(env_id, episodes)
     observation, _ = envs.reset(seed=seed)
     returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
     while running.any():
@@ -38,6 +40,13 @@ def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[flo
         running &= ~(terminated | truncated)
     envs.close()
     return returns.tolist()
+
+
+def make_environments(env_id: str, num_envs: int, **options: Any) -> VectorEnv:
+    """Gymnasium's ``make_vec``; MinAtar's games are known once MinAtar is asked to register them."""
+    if env_id.startswith("MinAtar/") and env_id not in gymnasium.registry:
+        importlib.import_module("minatar.gym").register_envs()
+    return gymnasium.make_vec(env_id, num_envs, **options)
 
 
 if __name__ == "__main__":

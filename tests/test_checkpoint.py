@@ -184,6 +184,50 @@ def test_the_command_goes_on_with_the_options_of_the_run(whole, tmp_path, signal
     assert_same_end(whole, tmp_path)
 
 
+# Ended where it is solved
+
+SOLVED = 8
+
+
+@pytest.fixture
+def solvable(monkeypatch):
+    """Options of a run that is solved after so many updates: from there on the greedy policy is good enough."""
+    monkeypatch.setattr(Trainer, "greedy_return", lambda self, seed=0, episodes=100: 100.0 * (self.updates >= SOLVED))
+    return {"solved_return": 90.0, "log_interval": 2, "checkpoint_seconds": 0.0}
+
+
+@pytest.fixture
+def near(monkeypatch):
+    """The training policy's returns never keep anybody from looking."""
+    monkeypatch.setattr("a2c_compiled.training.trainer._mean", lambda returns: 90.0)
+
+
+def test_a_run_that_is_killed_while_it_looks_at_the_policy_looks_again(tmp_path, solvable, near, monkeypatch):
+    assert train(config(**solvable), progress=False).steps == 20 * SOLVED
+    look = Trainer.greedy_return
+
+    def killed(self, seed=0, episodes=100):
+        if self.updates == SOLVED and episodes == 100:
+            raise Killed
+        return look(self, seed, episodes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "greedy_return", killed)
+        with pytest.raises(Killed):
+            train(config(**solvable), progress=False, folder=tmp_path)
+    assert updates(tmp_path) == SOLVED
+    assert resumed(tmp_path, **solvable).steps == 20 * SOLVED
+    assert resumed(tmp_path, **solvable).steps == 20 * SOLVED, "what has ended does not go on"
+
+
+def test_a_run_that_is_stopped_where_it_is_solved_ends_there(tmp_path, solvable, near, signalled):
+    signalled(SOLVED, signal.SIGTERM)
+    stopped = train(config(**solvable), progress=False, folder=tmp_path)
+    assert (stopped.interrupted, stopped.steps) == ("SIGTERM", 20 * SOLVED)
+    result = resumed(tmp_path, **solvable)
+    assert (result.interrupted, result.steps, result.greedy_return) == (None, 20 * SOLVED, 100.0)
+
+
 # What may change, and what may not
 
 
@@ -216,9 +260,39 @@ def test_another_configuration_is_refused_by_name(run):
         resumed(run, num_steps=6)
 
 
+def test_less_than_was_taken_is_refused(run):
+    with pytest.raises(ValueError, match="total_steps: expected at least the 480 that were taken, got 400"):
+        resumed(run, total_steps=400)
+
+
 def test_where_there_is_none_a_run_begins(tmp_path):
     assert command(tmp_path, "--resume") == 0
     assert updates(tmp_path) == UPDATES
+
+
+def test_where_there_is_none_yet_a_run_begins_with_its_own_options(tmp_path, monkeypatch):
+    def killed(self):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "update", killed)
+        with pytest.raises(Killed):
+            command(tmp_path, "--env", "Acrobot-v1", "--gamma", "0.9")
+    assert main(["train", "--resume", "--out", str(tmp_path), "--total-steps", "40"]) == 0
+    asked = config(env="Acrobot-v1", gamma=0.9, total_steps=40)
+    assert load_run(tmp_path)[0] == asked
+
+
+def test_to_go_on_and_to_begin_anew_are_not_asked_for_together(run, capsys):
+    with pytest.raises(SystemExit):
+        command(run, "--resume", "--overwrite")
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert command(tmp_path / "file") == 2
+    assert f"out: expected a folder, got a file, {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_unasked(run, capsys):

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import onnx
 import pytest
@@ -451,6 +452,16 @@ def test_an_exported_policy_plays_as_it_does_in_torch(trained_run, tmp_path, mon
     path.write_text("no graph")
     with pytest.raises(DemoError, match=r"play_policy\.py failed: .*policy\.onnx"):
         demo.play_exported(sys.executable, path)
+
+
+def test_exported_policies_find_minatars_games(monkeypatch):
+    pytest.importorskip("minatar")
+    for name in [name for name in gymnasium.registry if name.startswith("MinAtar/")]:
+        monkeypatch.delitem(gymnasium.registry, name)
+    for _ in range(2):
+        envs = play_policy.make_environments("MinAtar/Breakout-v1", 2)
+        assert envs.reset(seed=0)[0].shape == (2, 10, 10, 4)
+        envs.close()
 
 
 def test_a_claim_of_the_demo_that_fails_is_exit_status_1(monkeypatch, tmp_path, capsys):

@@ -140,6 +140,13 @@ def together(folder):
     report["resumed"] = {"steps": resumed.steps, "warnings": [str(warning.message) for warning in caught]}
     with contextlib.redirect_stderr(io.StringIO()) as said:
         report["refused"] = main(["train", "--out", str(folder / "refused"), "--num-envs", "7"]), said.getvalue()
+    seen = folder / f"seen_by_{rank}"
+    if rank == 0:
+        shutil.copytree(folder / "alone", seen)
+    try:
+        train(config(), progress=False, folder=seen, resume=True)
+    except ValueError as error:
+        report["not_shared"] = str(error)
     half = slice(rank * ENVS // 2, (rank + 1) * ENVS // 2)
     report["data_parallel"] = data_parallel(own_rollouts(half))
     report["fully_sharded"] = fully_sharded(own_rollouts(half))
@@ -278,6 +285,14 @@ def test_environments_that_cannot_be_shared_out_are_refused(runs, ranks):
     for rank in ranks:
         assert rank["refused"] == (2, "a2c-compiled: num_envs: expected a multiple of the 2 processes, got 7\n")
     assert not any((runs / "refused").iterdir())
+
+
+def test_a_folder_that_one_process_alone_sees_is_refused(runs, ranks):
+    for i, rank in enumerate(ranks):
+        expected = (
+            f"out: expected a folder that all processes share, got {runs / f'seen_by_{i}'}, which some find a checkpoint in"
+        )
+        assert rank["not_shared"] == expected
 
 
 # Deaths

@@ -1,6 +1,9 @@
 """Environments side by side: gymnasium's, resumed exactly, and those written in torch."""
 
 import functools
+import os
+import signal
+import sys
 
 import gymnasium
 import numpy as np
@@ -317,6 +320,17 @@ def test_several_observations_are_tensors_in_their_order():
     batch["b"][:] = 5
     assert (first == 1).all()
     assert isinstance(observation_tensor((np.ones(2),)), tuple)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals as a terminal sends them")
+def test_processes_of_environments_leave_ctrl_c_to_the_one_that_started_them(opened):
+    before = signal.getsignal(signal.SIGINT)
+    envs = opened(make_environments, "CartPole-v1", 2, "cpu", "async")
+    envs.reset(seed=0)
+    for process in envs.envs.processes:
+        os.kill(process.pid, signal.SIGINT)
+    assert envs.step(torch.zeros(2, dtype=torch.int64)).reward.tolist() == [1.0, 1.0]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # By name

@@ -311,7 +311,7 @@ CASES = (
         dtype=torch.float64,
         updates_before=3,
     ),
-    Case("Normal", "layer_norm", "mlp", "sgd"),
+    Case("Normal", "layer_norm", "mlp", "sgd", loss={"value_estimator": estimators.GAE(average_gae=True)}),
     Case(
         "Normal",
         "gru",

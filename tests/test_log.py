@@ -76,6 +76,14 @@ def test_resuming_drops_what_came_later(tmp_path, torn):
     assert load_progress(tmp_path)["entropy"] == pytest.approx([math.nan, math.nan, 0.5], nan_ok=True)
 
 
+def test_resuming_leaves_what_is_there_as_it_is(tmp_path):
+    rows = [{**row(number), "episodes": number, "return": 20.0} for number in (1, 2)]
+    path = logged(tmp_path, rows) / "progress.csv"
+    before = path.read_bytes()
+    logged(tmp_path, [], resume_at=2)
+    assert path.read_bytes() == before
+
+
 def test_resuming_where_nothing_was_logged_begins_a_file(tmp_path):
     assert load_progress(logged(tmp_path, [row(3)], resume_at=2))["steps"] == [3]
 

@@ -170,8 +170,34 @@ def test_folders_without_a_configuration_stand_alone(tmp_path):
         ({"a": dict.fromkeys("stuv", 1), "b": dict.fromkeys("stuv", 2)}, ["a", "b"]),
         ({"a/run": dict.fromkeys("stuv", 1), "b/run": dict.fromkeys("stuv", 2)}, ["{}/a/run", "{}/b/run"]),
         ({"old": {}, "new": {"lr": 0.2}}, ["old", "new"]),
+        (
+            {
+                f"{name}/{seed}": {**dict.fromkeys("stuv", value), "seed": seed}
+                for value, name in enumerate("pq")
+                for seed in (0, 1)
+            },
+            ["p (2 seeds)", "q (2 seeds)"],
+        ),
+        (
+            {
+                f"{name}{seed}": {**dict.fromkeys("stuv", value), "seed": seed}
+                for value, name in enumerate("pq")
+                for seed in (0, 1)
+            },
+            ["{0}/p0, {0}/p1 (2 seeds)", "{0}/q0, {0}/q1 (2 seeds)"],
+        ),
     ],
-    ids=["one", "seeds", "one_field", "two_fields", "many_fields", "same_name", "a_field_that_one_lacks"],
+    ids=[
+        "one",
+        "seeds",
+        "one_field",
+        "two_fields",
+        "many_fields",
+        "same_name",
+        "a_field_that_one_lacks",
+        "folders_of_seeds",
+        "one_folder_for_all",
+    ],
 )
 def test_the_legend_says_what_tells_the_runs_apart(tmp_path, figures, runs, expected):
     plot_runs([make_run(tmp_path / name, **config) for name, config in runs.items()], tmp_path / "curves.png")

@@ -15,7 +15,7 @@ from torch import nn
 from a2c_compiled import distributions, training
 from a2c_compiled.training import RolloutCollector, TrainConfig, train
 from a2c_compiled.training.environments import make_environments, observation_tensor
-from a2c_compiled.training.evaluation import evaluate, greedy_policy
+from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.networks import distribution_for, mlp
 from a2c_compiled.training.normalization import ObservationNorm
@@ -131,7 +131,7 @@ def test_training_stops_when_the_environment_is_solved():
 
 def test_training_goes_on_while_the_greedy_policy_falls_short(monkeypatch):
     """One lucky set of starts is not enough, and 100 episodes are played only where a few were good."""
-    asked, answers = [], iter([17.9, 18.1, 18.1, 17.9, 17.9, 17.9])
+    asked, answers = [], iter([17.9, 18.1, 18.1, 17.9, 17.9])
 
     def fall_short(self, seed=0, episodes=100):
         asked.append(episodes)
@@ -140,7 +140,27 @@ def test_training_goes_on_while_the_greedy_policy_falls_short(monkeypatch):
     monkeypatch.setattr(Trainer, "greedy_return", fall_short)
     result = train(config(total_steps=600, solved_return=18.0, log_interval=10), progress=False)
     assert result.steps == 600
-    assert asked == [10, 10, 100, 100, 10, 100], "at the end it is asked in any case"
+    assert asked == [10, 10, 100, 100, 100], "at the end it is asked in any case"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="device: expected cpu, since torch finds no GPU here, got 'cuda'"):
+        train(config(device="cuda"), progress=False)
+
+
+def test_looks_at_the_greedy_policy_share_no_start(monkeypatch):
+    starts = []
+
+    def look(self, seed=EVALUATION_SEED, episodes=100):
+        starts.append(set(range(seed, seed + episodes)))
+        return 20.0
+
+    monkeypatch.setattr(Trainer, "greedy_return", look)
+    train(config(solved_return=18.0, log_interval=2), progress=False)
+    assert [len(seeds) for seeds in starts] == [10, 100, 100, 100]
+    assert len(set.union(*starts[:3])) == 210
+    assert starts[-1] == starts[1], "at the end it is the same that any other run is asked for"
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, False), ({"total_steps": 2_000_000}, True), ({"compile": True}, True)])
@@ -166,6 +186,9 @@ def test_total_steps_are_not_exceeded():
         ({"num_steps": 0}, "num_steps: expected at least 1, got 0"),
         ({"total_steps": -5}, "total_steps: expected at least 1, got -5"),
         ({"hidden": (8, 0)}, r"hidden: expected widths of at least 1, got \(8, 0\)"),
+        ({"seed": -1}, "seed: expected a number from 0 to below 2 .. 32, got -1"),
+        ({"solved_return": math.nan}, "solved_return: expected a number or none, got nan"),
+        ({"device": "abacus"}, "device: expected auto, or as torch names it, got 'abacus'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -53,8 +53,10 @@ def standardize(
             if i != separate_dim % x.dim():
                 dims.append(i)
     if mask is None and index is None and separate_dim is None and not across_processes:
-        centered = wide - wide.sum() / max(wide.numel(), 1)
-        variance = centered.square().sum() / max(wide.numel() - 1, 1)
+        total = wide.sum()
+        centered = wide - total / max(wide.numel(), 1)
+        # As a tensor: a graph for any number of elements takes it for granted that there are two or more.
+        variance = centered.square().sum() / torch.full_like(total, wide.numel() - 1).clamp_min(1.0)
     else:
         counted = torch.ones_like(wide) if mask is None else mask.to(wide.dtype)
         count = _total(counted, index, dims, across_processes)

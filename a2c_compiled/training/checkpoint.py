@@ -112,7 +112,7 @@ def _remove_others(folder: Path) -> None:
     for place in folder.glob("checkpoints/*"):
         if place.name != counts:
             shutil.rmtree(place, ignore_errors=True)
-    for left in folder.glob(".checkpoint.*.json"):
+    for left in (left for name in (".checkpoint.*", ".config.*", ".progress.*") for left in folder.glob(name)):
         left.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple
@@ -38,7 +39,7 @@ class TrainConfig:
         normalize_rewards: divide rewards by the running standard deviation of the discounted return.
         hidden: widths of the hidden layers.
         minibatches: pieces of the environments whose gradients are summed before each step of the optimizer, to save memory.
-        autocast: compute the networks in ``bfloat16`` or ``float16``; none computes in float32.
+        autocast: compute the update's networks in ``bfloat16`` or ``float16``; none computes in float32, as acting does.
         compile: compile policy, environments written in torch, and update; none does on a GPU, and from 2,000,000 ``total_steps`` up.
         device: of networks and updates: ``auto`` (a GPU where there is one), or as torch names it.
         log_interval: updates from one line of the log to the next.
@@ -79,6 +80,10 @@ class TrainConfig:
         for name in ("num_envs", "num_steps", "total_steps", "frame_stack", "minibatches", "log_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected a number from 0 to below 2 ** 32, got {self.seed}")
+        if self.solved_return is not None and math.isnan(self.solved_return):
+            raise ValueError(f"solved_return: expected a number or none, got {self.solved_return}")
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden: expected widths of at least 1, got {self.hidden}")
         if not 0 <= self.final_lr <= 1:

@@ -4,6 +4,7 @@ import functools
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Iterator, List, Optional
 
 import torch
@@ -46,12 +47,12 @@ class Processes:
         return bool(raised)
 
     def gathered(self, values: List[float]) -> List[float]:
-        """Those of all of them, in the order of their ranks; all call it together."""
+        """Those of all of them, one of each in turn; all call it together."""
         if self.world_size == 1:
             return values
         parts: List[List[float]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(parts, values)
-        return [value for part in parts for value in part]
+        return [value for turn in zip_longest(*parts) for value in turn if value is not None]
 
     @contextmanager
     def together(self) -> Iterator[None]:

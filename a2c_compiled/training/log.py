@@ -59,7 +59,6 @@ class RunLog:
         resume_at: environment steps after which the run in ``folder`` goes on: later rows are dropped. None begins anew.
         progress: show the bar.
         tensorboard: write for TensorBoard, where it is installed.
-        start: environment steps at which the bar begins; ``resume_at`` where that is given.
         enabled: False does nothing at all, as all processes but the first should.
 
     Raises:
@@ -74,7 +73,6 @@ class RunLog:
         resume_at: Optional[int] = None,
         progress: bool = True,
         tensorboard: bool = True,
-        start: int = 0,
         enabled: bool = True,
     ) -> None:
         self._warned = False
@@ -86,7 +84,7 @@ class RunLog:
                 self._scalars = _Scalars(folder / TENSORBOARD, resume_at)
         self._bar = tqdm(
             total=total_steps,
-            initial=start if resume_at is None else resume_at,
+            initial=resume_at or 0,
             desc=None if folder is None else folder.name,
             unit="step",
             unit_scale=True,
@@ -198,7 +196,9 @@ def _brief(value: float) -> str:
 
 
 def _cell(row: Mapping[str, float], name: str) -> str:
-    return str(row[name]) if name in row else ""
+    """Of a whole number without a point, whether it has been counted or read."""
+    value = row.get(name, "")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _line(cells: Sequence[str]) -> bytes:

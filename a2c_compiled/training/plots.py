@@ -217,7 +217,8 @@ def _finish(axis: Axes, column: str, x: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if column in _LOGARITHMIC and any(np.max(line.get_ydata(), initial=0.0) > 0 for line in axis.lines):
         axis.set_yscale("log", nonpositive="mask")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1e3 * low else (1.0,)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
@@ -229,7 +230,8 @@ def _finish(axis: Axes, column: str, x: str) -> None:
 
 
 def _names(groups: Sequence[Group]) -> List[str]:
-    """The shortest of these that tell the groups apart: what differs in the configurations, the folders' names, their paths."""
+    """The first of these that tell the groups apart: what differs in their configurations, the name of the folder that holds all runs of a
+    group, its path, the folders of the runs."""
     fields = {field for group in groups for field in group.config}
     different = sorted(field for field in fields if len({str(group.config.get(field)) for group in groups}) > 1)
     names: List[str] = []
@@ -241,6 +243,8 @@ def _names(groups: Sequence[Group]) -> List[str]:
         if all(names) and len(set(names)) == len(groups):
             break
         names = [name(Path(os.path.commonpath([folder.resolve() for folder in group.folders]))) for group in groups]
+    if len(set(names)) < len(groups):
+        names = [", ".join(map(str, group.folders)) for group in groups]
     return names
 
 

@@ -58,7 +58,7 @@ class TrainResult:
         loss: holds actor, critic and distribution.
         step: the training step, with the optimizer's state.
         history: the rows of ``progress.csv`` that this call wrote.
-        greedy_return: mean over 100 episodes at the end; NaN where training was interrupted.
+        greedy_return: mean over 100 episodes at the end; NaN where training was interrupted, and in all processes but the first.
         steps: environment steps taken.
         seconds: wall time, compilation included.
         is_first: whether this process is the one that speaks for all.
@@ -141,7 +141,15 @@ def make_step(config: TrainConfig, loss: A2CLoss, compile: bool, processes: Proc
 
 def device_of(config: TrainConfig) -> torch.device:
     """Where ``config`` trains."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, or as torch names it, got {config.device!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected cpu, since torch finds no GPU here, got {config.device!r}")
+    return device
 
 
 def compiles(config: TrainConfig) -> bool:
@@ -211,7 +219,7 @@ class Trainer:
         ):
             if compiles(self.config):
                 log.say("compiling")
-            while self.updates < self.total_updates:
+            while not self.is_over():
                 rollout, metrics = self.update()
                 logs = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
                 if not logs and self.processes.world_size > 1:
@@ -226,10 +234,8 @@ class Trainer:
                 if self.processes.any(time.perf_counter() - saved >= self.config.checkpoint_seconds):
                     self.save()
                     saved = time.perf_counter()
-                if logs and self.is_solved():
-                    break
             self.save(last=True)
-        greedy = float("nan") if stopped else self.greedy_return()
+        greedy = self.greedy_return() if first and not stopped else float("nan")
         interrupted = (stop.received or "a signal to another process") if stopped else None
         steps = self.updates * self.steps_per_update
         return TrainResult(self.loss, self.step, history, greedy, steps, self.seconds, first, interrupted)
@@ -239,6 +245,10 @@ class Trainer:
         if self.folder is None:
             return None
         resumed = (resume or self.processes.restarts > 0) and has_checkpoint(self.folder)
+        if self.processes.any(resumed) and self.processes.any(not resumed):
+            raise ValueError(
+                f"out: expected a folder that all processes share, got {self.folder}, which some find a checkpoint in"
+            )
         if resumed:
             self.load(self.folder)
         if self.processes.is_first:
@@ -296,6 +306,11 @@ class Trainer:
                 f"gradients were not finite in the last {in_a_row} updates, which were skipped; {diagnose(self.loss, rollout)}"
             )
 
+    def is_over(self) -> bool:
+        """Whether training ends here. It is asked before each update, so that a run that is resumed looks where it was stopped."""
+        logged = self.updates % self.config.log_interval == 0
+        return self.updates >= self.total_updates or (logged and self.is_solved())
+
     def is_solved(self) -> bool:
         """Whether the greedy policy is good enough; asked only where the training policy's mean return has come near.
 
@@ -305,8 +320,8 @@ class Trainer:
         if goal is None:
             return False
         near = self.processes.is_first and _mean(self.returns) >= goal - 0.8 * abs(goal)
-        # A few episodes cost little; twice 100, so that one lucky set of starts is not enough.
-        looks = ((EVALUATION_SEED + 2, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 1, 100))
+        # A few episodes cost little; twice 100, so that one lucky set of starts is not enough. Each start has the next seed.
+        looks = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
         return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in looks))
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
@@ -349,6 +364,9 @@ class Trainer:
             load_tensors(self.reward_scale.moments, group_of(checkpoint.training, "reward_moments"), folder)
         facts = checkpoint.facts
         self.updates, self.seconds_before, self.episodes = facts["updates"], facts["seconds"], facts["episodes"]
+        if self.updates > self.total_updates:
+            taken = self.updates * self.steps_per_update
+            raise ValueError(f"total_steps: expected at least the {taken:,} that were taken, got {self.config.total_steps:,}")
         self.returns.extend(facts["returns"])
         self.lengths.extend(facts["lengths"])
         self._logged = self.updates * self.steps_per_update, self.seconds

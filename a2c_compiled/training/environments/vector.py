@@ -15,6 +15,7 @@ from torch import Tensor
 from a2c_compiled.training.environments import minatar
 from a2c_compiled.training.environments.protocol import EnvironmentStep, Observation
 from a2c_compiled.training.environments.replay import CannotResume, Replayable, restore_vector, side_by_side, vector_state
+from a2c_compiled.training.interruption import deaf_to_ctrl_c
 
 ATARI, MINATAR = "ALE", "MinAtar"
 
@@ -52,7 +53,10 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
         if atari:
             options.setdefault("frameskip", 1)  # the preprocessing skips frames itself
         wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
-        return gymnasium.make_vec(name, num_envs, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers, **options)
+        with deaf_to_ctrl_c():
+            return gymnasium.make_vec(
+                name, num_envs, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers, **options
+            )
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"env: expected an environment that gymnasium can make here, got {env_id!r} ({error})") from error
 
