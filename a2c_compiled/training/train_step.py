@@ -137,13 +137,14 @@ class TrainStep(CoefficientModule):
     def _make_calls(self) -> None:
         self._run: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update
         self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
+        self._tracing: ContextManager[Any] = nullcontext()
         if self._compiles:
+            # Lets torch.autograd.grad be traced; the graph stays one. Made once: that takes longer than to enter it.
+            self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
         if self.lr.device.type == "cpu":
             keep_freed_memory()  # the activations', which are of a size that the system otherwise hands out anew at every call
-        # Lets torch.autograd.grad be traced; the graph stays one. Made once: that takes longer than to enter it.
-        self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
 
     def __getstate__(self) -> Dict[str, Any]:
         """Without the compiled functions, which neither copy nor pickle; the copy compiles its own."""
