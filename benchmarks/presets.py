@@ -4,10 +4,8 @@
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -18,8 +16,8 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 import torch
 
 from a2c_compiled._files import written_whole
+from a2c_compiled.benchmarks.machine import in_words, machine, versions
 from a2c_compiled.benchmarks.report import Table
-from a2c_compiled.benchmarks.results import machine
 from a2c_compiled.training import TrainConfig, train
 from a2c_compiled.training.environments import goal_of
 from a2c_compiled.training.plots import plot_returns
@@ -74,7 +72,11 @@ def measure(names: Sequence[str], seeds: int, out: Path, presets: Mapping[str, M
                     runs.append(run_preset(name, seed, folders[-1], presets))
                     print(*runs[-1], flush=True)
         plot_returns(folders, out / "presets.png")
-    document = {"machine": machine(torch.device("cpu")), "versions": versions(), "runs": [run._asdict() for run in runs]}
+    document = {
+        "machine": machine(torch.device("cpu")),
+        "versions": versions(PACKAGES),
+        "runs": [run._asdict() for run in runs],
+    }
     with written_whole(out / "presets.json") as path:
         path.write_text(json.dumps(document, indent=1) + "\n")
     with written_whole(out / "presets.md") as path:
@@ -120,27 +122,13 @@ def table(runs: Sequence[PresetRun], presets: Mapping[str, Mapping[str, Any]] = 
     return Table("Presets", header, lines, [])
 
 
-def versions() -> Dict[str, str]:
-    """Of Python and of what takes part; what is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def markdown(document: Mapping[str, Any], presets: Table) -> str:
     """The report."""
-    described = document["machine"]
-    threads = f"{described['threads']} thread{'' if described['threads'] == 1 else 's'} of torch"
-    hardware = f"{described['processor']}, {described['cores']} cores, {threads}, {described['system']}"
     return "\n".join(
         [
             "# Presets",
             "",
-            f"{hardware}; {', '.join(f'{package} {version}' for package, version in document['versions'].items())}.",
+            in_words(document["machine"], document["versions"]),
             "",
             HOW_TO_READ,
             "",

@@ -4,6 +4,7 @@ import math
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from a2c_compiled.benchmarks.harness import COPY, OURS, Row
+from a2c_compiled.benchmarks.machine import in_words
 from a2c_compiled.benchmarks.results import Results
 from a2c_compiled.benchmarks.shapes import Shape
 
@@ -121,14 +122,10 @@ def number(value: float) -> str:
 def markdown(results: Results, pictures: Mapping[str, str]) -> str:
     """The report: head, tables, pictures by name with their captions, first calls, what was not timed."""
     shapes = [tuple(shape) for name in ("estimators", "others", "updates", "policies") for shape in results.plan[name]]
-    found = results.machine
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
-    gpu = f", {found['gpu']} (driver {found['driver']}, CUDA {found['cuda']})" if "gpu" in found else ""
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     parts = [
         "# Benchmarks",
         "",
-        f"{found['processor']}, {found['cores']} cores, {threads} of torch{gpu}, {found['system']}; {versions}.",
+        in_words(results.machine, results.versions),
         f"Copying a large buffer reads and writes {results.copy_bandwidth / 1e9:.0f} GB/s. The run took {results.seconds:.0f} s.",
         "",
         HOW_TO_READ,

@@ -1,11 +1,6 @@
 """What was measured, and on what: kept as JSON."""
 
-import importlib.metadata
 import json
-import os
-import platform
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
 
@@ -13,11 +8,14 @@ import torch
 
 from a2c_compiled._files import written_whole
 from a2c_compiled.benchmarks.harness import Row
+from a2c_compiled.benchmarks.machine import machine, versions
 from a2c_compiled.benchmarks.shapes import Plan
 from a2c_compiled.timing import Timing, time_call
 
-_PACKAGES = ("a2c-compiled", "torch", "triton", "numpy", "onnxruntime", "torchrl", "stable-baselines3", "numba")
-_GPU_PACKAGES = ("onnxruntime-gpu", "rl-triton", "pufferlib")
+PACKAGES = (
+    *("a2c-compiled", "torch", "triton", "numpy", "onnxruntime", "torchrl", "stable-baselines3", "numba"),
+    *("onnxruntime-gpu", "rl-triton", "pufferlib"),
+)
 _LARGE = {"cpu": 2**28, "cuda": 2**31}  # bytes; far more than any cache holds
 _DERIVED = ("bandwidth",)
 
@@ -44,14 +42,8 @@ class Results(NamedTuple):
 
 def begin(plan: Plan) -> Results:
     """The machine, the versions and the bandwidth, with no rows yet."""
-    versions = {"python": platform.python_version()}
-    for package in (*_PACKAGES, *_GPU_PACKAGES):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     described = {**plan._asdict(), "device": plan.device.type}
-    return Results(machine(plan.device), versions, copy_bandwidth(plan.device), described, 0.0, [])
+    return Results(machine(plan.device), versions(PACKAGES), copy_bandwidth(plan.device), described, 0.0, [])
 
 
 def save(results: Results, path: Path) -> None:
@@ -83,36 +75,7 @@ def _row(contents: Dict[str, Any]) -> Row:
     return Row(**{**fields, "timing": timing, "shape": tuple(fields["shape"])})
 
 
-def machine(device: torch.device) -> Dict[str, Any]:
-    """What the numbers belong to."""
-    described: Dict[str, Any] = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    if device.type == "cuda":
-        described |= {"gpu": torch.cuda.get_device_name(device), "driver": _driver(), "cuda": torch.version.cuda}
-    return described
-
-
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of torch's copy of a large buffer."""
     source, target = torch.ones(2, _LARGE[device.type] // 8, device=device)
     return 2 * source.nbytes / time_call(lambda: target.copy_(source), samples=5).median
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _driver() -> str:
-    if shutil.which("nvidia-smi") is None:
-        return "unknown"
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True).stdout.split()
-    return answer[0] if answer else "unknown"

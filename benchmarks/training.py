@@ -17,14 +17,15 @@ import torch
 
 from a2c_compiled import Rollout
 from a2c_compiled._files import written_whole
+from a2c_compiled.benchmarks.machine import in_words, machine, versions
 from a2c_compiled.benchmarks.report import Table
-from a2c_compiled.benchmarks.results import machine
 from a2c_compiled.timing import Timing, time_interleaved
 from a2c_compiled.training import TrainConfig
 from a2c_compiled.training.environments import CartPole
 from a2c_compiled.training.evaluation import evaluate
 from a2c_compiled.training.trainer import Trainer
 
+PACKAGES = ("a2c-compiled", "torch", "numpy", "gymnasium", "stable-baselines3")
 ENV = TrainConfig.env
 GOAL = 475.0
 STEPS = 16
@@ -193,14 +194,14 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
         if device == "cpu":
             runs["Stable-Baselines3 A2C, its defaults"] = [solve_sb3(seed) for seed in range(seeds)]
         print(solve_table(runs).plain(), flush=True)
-    described = machine(torch.device(device))
+    described, packages = machine(torch.device(device)), versions(PACKAGES)
     with written_whole(out / "training.json") as path:
-        document = {"machine": described, "speeds": [speed._asdict() for speed in measured], "runs": runs}
+        document = {"machine": described, "versions": packages, "speeds": [speed._asdict() for speed in measured], "runs": runs}
         path.write_text(json.dumps(document, indent=1, default=str) + "\n")
     lines = [
         "# Training CartPole-v1",
         "",
-        f"{described}; torch {torch.__version__}.",
+        in_words(described, packages),
         "",
         "Rollouts were held against CartPole's equations in float64 before they were timed. Medians, lowest and highest fifth in brackets.",
         "The default preset's seconds hold all but importing: compiling (which runs as short as this do not, unless told to), learning,"
