@@ -39,13 +39,13 @@ def updates(folder):
     return json.loads(path.read_text())["updates"] if path.is_file() else 0
 
 
-def killed(folder, options, chance):
-    """Train, and be killed a random while after the first new checkpoint; how many updates were saved then."""
+def killed(folder, options, seconds):
+    """Train, and be killed so long after the first new checkpoint; how many updates were saved then."""
     process, before = start(folder, options), updates(folder)
     while updates(folder) == before:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
-    time.sleep(chance.uniform(0.0, 0.3))
+    time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return updates(folder)
@@ -61,11 +61,12 @@ def tensors(folder):
     }
 
 
-def kill_and_resume(folder, kills, seed, options):
-    """Two runs in ``folder``, one left alone and one killed; where they were killed, and what differs between their ends."""
+def kill_and_resume(folder, kills, seed, options, longest=0.3):
+    """Two runs in ``folder``, one left alone and one killed, each time after ``longest`` seconds at most; after how many updates it was
+    killed, and what differs between their ends."""
     chance = random.Random(seed)
     finish(start(folder / "alone", options))
-    moments = [killed(folder / "killed", options, chance) for _ in range(kills)]
+    moments = [killed(folder / "killed", options, chance.uniform(0.0, longest)) for _ in range(kills)]
     finish(start(folder / "killed", options))
     alone, other = tensors(folder / "alone"), tensors(folder / "killed")
     assert alone.keys() == other.keys()
@@ -76,10 +77,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("options", nargs="*", default=["--total-steps", "400000"], help="of a2c-compiled train")
+    parser.add_argument("--longest", type=float, default=3.0, help="seconds from a checkpoint to a kill")
+    parser.add_argument("options", nargs="*", default=["--total-steps", "64000"], help="of a2c-compiled train")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        moments, different = kill_and_resume(Path(folder), arguments.kills, arguments.seed, arguments.options)
+        moments, different = kill_and_resume(
+            Path(folder), arguments.kills, arguments.seed, arguments.options, arguments.longest
+        )
     verdict = f"DIFFERENT: {', '.join(different)}" if different else "the same tensors, bit for bit"
     print(f"killed after updates {', '.join(map(str, moments))}; {verdict}")
     return 1 if different else 0
