@@ -259,7 +259,7 @@ def test_a_loss_may_be_switched_off(switched_off, tmp_path):
         (("train", "--hidden", "8", "0"), "hidden: expected widths of at least 1, got (8, 0)"),
         (("train", "--gamma", "1.5"), "gamma: expected a number from 0 to 1"),
         (("train", "--optimizer", "lion"), "optimizer: expected one of 'sgd', 'rmsprop', 'adam', 'adamw', got 'lion'"),
-        (("train", "--seed", "-1"), "Seed must be between 0"),
+        (("train", "--seed", "-1"), "seed: expected a number from 0 to below 2 ** 32, got -1"),
         (("export", "none"), f"run: expected a folder that training wrote, found no {Path('none') / 'config.json'}"),
         (("verify", "none.onnx"), "path: expected an exported file, found nothing at none.onnx"),
         (("verify", "."), "PATH: expected files ending in .onnx, .pt, .aot.pt2, .pt2 in ., found none"),

@@ -426,9 +426,7 @@ def test_an_equal_target_changes_nothing():
 def test_a_step_teaches_the_critic_and_not_the_target(compiles):
     loss = with_target(torch.float32)
     assert not any(parameter.requires_grad for parameter in loss.target_critic_network.parameters())
-    step = TrainStep(loss, "sgd", lr=0.1, compile=False)
-    if compiles:
-        step._run = torch.compile(TrainStep._update, fullgraph=True, backend="aot_eager")
+    step = TrainStep(loss, "sgd", lr=0.1, compile=compiles)
     assert not any("target" in name for name in step.parameter_names)
     before = copy.deepcopy(loss.state_dict())
     assert any(name.startswith("target_critic_network") for name in before)

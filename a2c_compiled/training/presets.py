@@ -44,8 +44,8 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     },
     "breakout": {
         "env": "MinAtar/Breakout-v1",
-        "total_steps": 3_000_000,
-        "solved_return": 20.0,
+        "total_steps": 2_000_000,
+        "solved_return": 18.0,
         "lr": 1e-2,
         "entropy_coef": 0.05,  # with less, the policy settles for the first few bricks
         "average_gae": True,
