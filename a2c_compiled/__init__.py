@@ -1,9 +1,9 @@
 """A2C (advantage actor-critic) as plain tensors: estimators, loss and training step that compile whole and export."""
 
 from a2c_compiled import distributions, estimators, functional
-from a2c_compiled._compilation import compile_options
 from a2c_compiled.losses import A2CLoss, A2CLosses
-from a2c_compiled.training import Rollout, TrainStep
+from a2c_compiled.update import Rollout, TrainStep
+from a2c_compiled.update.compilation import compile_options
 
 __version__ = "0.1.0"
 

@@ -271,13 +271,13 @@ def _eval(arguments: argparse.Namespace) -> int:
     import torch
 
     from a2c_compiled.training.evaluation import NetworkPolicy, play, summary
-    from a2c_compiled.training.runs import load_run
+    from a2c_compiled.training.run_folder import load_run
 
     config, loss = load_run(arguments.folder)
     policy = NetworkPolicy(loss, arguments.sampled)
     torch.manual_seed(arguments.seed)
     if arguments.video is not None:
-        from a2c_compiled.training.pictures import film_episode
+        from a2c_compiled.training.video import film_episode
 
         film_episode(policy, config.env, arguments.video, arguments.seed, frame_stack=config.frame_stack)
     episodes = play(policy, config.env, arguments.episodes, arguments.seed, frame_stack=config.frame_stack)
@@ -313,7 +313,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from a2c_compiled.export.run import export_run, jobs
-    from a2c_compiled.training.runs import load_step
+    from a2c_compiled.training.run_folder import load_step
 
     config, step = load_step(arguments.folder)
     out = arguments.out or arguments.folder / "export"
@@ -344,7 +344,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     _need("export")
-    from a2c_compiled.export.verify import ENDINGS, is_exported, verify
+    from a2c_compiled.export.checking.verify import ENDINGS, is_exported, verify
 
     paths: List[Path] = []
     for path in arguments.paths:
@@ -373,7 +373,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     _need("train", "export")
-    from a2c_compiled.demo import DemoError, run_demo
+    from a2c_compiled.demo.demo import DemoError, run_demo
 
     try:
         run_demo(arguments.out)
@@ -387,9 +387,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     _need("train", "export")
     import torch
 
-    from a2c_compiled.benchmarks.report import ours_not_timed
+    from a2c_compiled.benchmarks.measure.shapes import full, quick
+    from a2c_compiled.benchmarks.report.tables import ours_not_timed
     from a2c_compiled.benchmarks.run import run
-    from a2c_compiled.benchmarks.shapes import full, quick
 
     if arguments.threads < 1:
         raise ValueError(f"threads: expected at least 1, got {arguments.threads}")

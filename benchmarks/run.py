@@ -11,20 +11,19 @@ import torch
 from tqdm import tqdm
 
 from a2c_compiled._files import written_whole
-from a2c_compiled.benchmarks import (
+from a2c_compiled.benchmarks.measure import results
+from a2c_compiled.benchmarks.measure.harness import Case, Row, compare
+from a2c_compiled.benchmarks.measure.results import Results
+from a2c_compiled.benchmarks.measure.shapes import Plan
+from a2c_compiled.benchmarks.report import plot, tables
+from a2c_compiled.benchmarks.subjects import (
     bench_estimators,
     bench_integrations,
     bench_loss,
     bench_packed,
     bench_policy,
     bench_update,
-    plot,
-    report,
-    results,
 )
-from a2c_compiled.benchmarks.harness import Case, Row, compare
-from a2c_compiled.benchmarks.results import Results
-from a2c_compiled.benchmarks.shapes import Plan
 
 SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
     "estimators": bench_estimators.cases,
@@ -56,11 +55,11 @@ def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), thread
                 results.save(measured, out / "results.json")
                 if subject != "sweep":
                     bar.clear()
-                    for table in report.tables(rows):
+                    for table in tables.tables(rows):
                         tqdm.write(table.plain())
         pictures = plot.draw(measured, out)
         with written_whole(out / "report.md") as temporary:
-            temporary.write_text(report.markdown(measured, pictures))
+            temporary.write_text(tables.markdown(measured, pictures))
     return measured
 
 

@@ -3,13 +3,13 @@
 Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 
-from a2c_compiled.export.aot import export_aot, export_pt2
-from a2c_compiled.export.errors import ExportError
-from a2c_compiled.export.graphs import Graph, GreedyPolicy, RecurrentPolicy, SampledPolicy, graphs_of
-from a2c_compiled.export.onnx import export_onnx
-from a2c_compiled.export.torchscript import export_torchscript
-from a2c_compiled.export.train_step import ActingPolicy, TrainStepGraph, export_train_step
-from a2c_compiled.export.verify import Report, verify
+from a2c_compiled.export.checking.verify import Report, verify
+from a2c_compiled.export.formats.aot import export_aot, export_pt2
+from a2c_compiled.export.formats.onnx import export_onnx
+from a2c_compiled.export.formats.torchscript import export_torchscript
+from a2c_compiled.export.graphs.policies_and_losses import Graph, GreedyPolicy, RecurrentPolicy, SampledPolicy, graphs_of
+from a2c_compiled.export.graphs.update_graph import ActingPolicy, TrainStepGraph, export_train_step
+from a2c_compiled.export.tracing.errors import ExportError
 
 __all__ = [
     "ActingPolicy",

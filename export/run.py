@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
 
 from a2c_compiled._files import copied_whole
-from a2c_compiled.export.aot import AOT, PT2, export_aot, export_pt2
-from a2c_compiled.export.graphs import Graph, graphs_of
-from a2c_compiled.export.onnx import OLDEST_OPSET, export_onnx
-from a2c_compiled.export.torchscript import export_torchscript
-from a2c_compiled.export.train_step import RUNTIME, TrainStepGraph, acting_path, export_train_step
-from a2c_compiled.export.verify import Report, verify
-from a2c_compiled.training import Rollout, RolloutCollector, TrainStep
-from a2c_compiled.training.environments import make_environments
+from a2c_compiled.environments import make_environments
+from a2c_compiled.export.checking.verify import Report, verify
+from a2c_compiled.export.formats.aot import AOT, PT2, export_aot, export_pt2
+from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
+from a2c_compiled.export.formats.torchscript import export_torchscript
+from a2c_compiled.export.graphs.policies_and_losses import Graph, graphs_of
+from a2c_compiled.export.graphs.update_graph import RUNTIME, TrainStepGraph, acting_path, export_train_step
+from a2c_compiled.rollouts import RolloutCollector
+from a2c_compiled.update import Rollout, TrainStep
 
 GRAPHS = ("policy", "policy_sampled", "loss", "estimator", "train_step")
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": PT2, "aot": AOT}
@@ -22,7 +23,7 @@ SCRIPTS = ("play_policy.py", "learn_policy.py")
 
 
 class Exported(NamedTuple):
-    """What :func:`~a2c_compiled.export.verify` found in a file, the seconds that writing it took, and whether it ends its job."""
+    """What :func:`~a2c_compiled.export.checking.verify` found in a file, the seconds that writing it took, and whether it ends its job."""
 
     report: Report
     seconds: float

@@ -12,40 +12,22 @@ if not torch.cuda.is_available():
 
 
 # Tests of what is built on the extras, which a machine that is there for its GPU may lack.
-_ABOUT_EXPORT = (
-    "test_benchmarks.py",
-    "test_cli.py",
-    "test_export.py",
-    "test_export_aot.py",
-    "test_export_call.py",
-    "test_export_train_step.py",
-    "test_export_verify.py",
-    "test_runtime.py",
-    "test_torchscript_cpp.py",
-)
+_ABOUT_EXPORT = ("benchmarks", "export", "training/test_cli.py")
 _ABOUT_EXTRAS = {
     "gymnasium": (
-        "test_checkpoint.py",
-        "test_cli.py",
-        "test_collector.py",
-        "test_device_rollout.py",
-        "test_distributed_training.py",
-        "test_environments.py",
-        "test_evaluation.py",
-        "test_log.py",
-        "test_networks.py",
-        "test_normalization_running.py",
-        "test_plots.py",
-        "test_presets.py",
-        "test_runtime.py",
-        "test_training.py",
+        "environments",
+        "export/test_runtime.py",
+        "networks/test_networks.py",
+        "networks/test_observation_norm.py",
+        "rollouts",
+        "training",
     ),
     "onnx": _ABOUT_EXPORT,
     "onnxruntime": _ABOUT_EXPORT,
-    "stable_baselines3": ("test_integration_stable_baselines3.py",),
+    "stable_baselines3": ("integrations/test_integration_stable_baselines3.py",),
 }
 collect_ignore = [
-    file for package, files in _ABOUT_EXTRAS.items() if importlib.util.find_spec(package) is None for file in files
+    place for package, places in _ABOUT_EXTRAS.items() if importlib.util.find_spec(package) is None for place in places
 ]
 
 

@@ -9,7 +9,7 @@ from cases import make_steps, weights
 from torch import Tensor, nn
 
 from a2c_compiled import A2CLoss, distributions
-from a2c_compiled.training import Rollout
+from a2c_compiled.update import Rollout
 
 FEATURES = 3
 CHOICES = 4

@@ -3,8 +3,8 @@
 import torch
 from loss_cases import losses_of
 
-from a2c_compiled.training import TrainMetrics
-from a2c_compiled.training.optimizers import RULES
+from a2c_compiled.update import TrainMetrics
+from a2c_compiled.update.optimizers import RULES
 
 LR = 0.05
 # Options of ours that differ from torch.optim's defaults by name are the same there.

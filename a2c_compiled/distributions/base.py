@@ -4,7 +4,7 @@ from typing import List, Optional, Tuple
 
 from torch import Tensor
 
-from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._hyperparameters import CoefficientModule
 
 
 class Distribution(CoefficientModule):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from a2c_compiled._coefficients import positive_int
+from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution, check_action_shape
 

@@ -5,7 +5,7 @@ from typing import Sequence, Union
 import torch
 from torch import Tensor
 
-from a2c_compiled._coefficients import positive_int
+from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.continuous import box, check_real_action, squashed

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import positive_int
+from a2c_compiled._hyperparameters import positive_int
 
 
 class AddStateIndependentNormalScale(nn.Module):

@@ -4,7 +4,7 @@ from typing import NamedTuple, Optional, Union
 
 from torch import Tensor
 
-from a2c_compiled._coefficients import UNIT, CoefficientModule
+from a2c_compiled._hyperparameters import UNIT, CoefficientModule
 from a2c_compiled.functional import ValueEstimate, standardize
 from a2c_compiled.functional.arguments import coefficient
 

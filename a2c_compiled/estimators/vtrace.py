@@ -4,7 +4,7 @@ from typing import Optional, Union
 
 from torch import Tensor
 
-from a2c_compiled._coefficients import POSITIVE, UNIT
+from a2c_compiled._hyperparameters import POSITIVE, UNIT
 from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import ValueEstimate, vtrace_advantage_estimate
 

@@ -21,10 +21,9 @@ What holds for all of them:
 
 from a2c_compiled.functional.gae import generalized_advantage_estimate
 from a2c_compiled.functional.n_step import n_step_return_estimate
-from a2c_compiled.functional.normalization import standardize
-from a2c_compiled.functional.results import ValueEstimate
 from a2c_compiled.functional.retrace import retrace_return_estimate
 from a2c_compiled.functional.scan import reverse_scan, reward2go
+from a2c_compiled.functional.standardization import standardize
 from a2c_compiled.functional.td import (
     td0_advantage_estimate,
     td0_return_estimate,
@@ -34,6 +33,7 @@ from a2c_compiled.functional.td import (
     td_lambda_return_estimate,
 )
 from a2c_compiled.functional.upgo import upgo_return_estimate
+from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.functional.vtrace import vtrace_advantage_estimate
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from a2c_compiled._dispatch import nothing_watches
 from a2c_compiled._precision import working_dtype
+from a2c_compiled._torch_internals import nothing_watches
 
 Coefficient = Union[Tensor, float, int]
 """A discount, trace decay or threshold: a number, a one-element tensor, or a tensor that broadcasts to the data."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
 from a2c_compiled.functional.packed import episode_ends
-from a2c_compiled.functional.results import ValueEstimate
-from a2c_compiled.kernels import forms
+from a2c_compiled.functional.value_estimate import ValueEstimate
+from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
@@ -47,7 +47,7 @@ def generalized_advantage_estimate(
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
             ends = done, done if terminated is None else terminated
-            found = direct(forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
+            found = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
             if found is not None:
                 return ValueEstimate(*found)
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
@@ -77,4 +77,4 @@ def _gae(
     return advantage.to(reward.dtype), (advantage + value).to(reward.dtype)
 
 
-_fused_gae = fused_scan(forms.GAE, forms.GAE_BACKWARD, _gae)
+_fused_gae = fused_scan(scan_forms.GAE, scan_forms.GAE_BACKWARD, _gae)

@@ -8,7 +8,7 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
 from a2c_compiled.functional.packed import episode_ends, sequence_ends
-from a2c_compiled.kernels import forms
+from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
@@ -67,7 +67,7 @@ def reward2go(
     """
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
-            found = direct(forms.REWARD2GO, time_dim, gamma, reward, done)
+            found = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
             if found is not None:
                 return found[0]
     check_steps(reward, {"done": done}, {})
@@ -82,4 +82,4 @@ def _reward2go(gamma: Tensor, reward: Tensor, done: Tensor, dim: int) -> Tensor:
     return linear_scan(widen(reward), gamma.masked_fill(done, 0.0), dim).to(reward.dtype)
 
 
-_fused_reward2go = fused_scan(forms.REWARD2GO, forms.REWARD2GO_BACKWARD, _reward2go)
+_fused_reward2go = fused_scan(scan_forms.REWARD2GO, scan_forms.REWARD2GO_BACKWARD, _reward2go)

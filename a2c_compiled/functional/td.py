@@ -16,7 +16,7 @@ from a2c_compiled.functional.arguments import (
     time_dimension,
 )
 from a2c_compiled.functional.packed import episode_ends, sequence_ends
-from a2c_compiled.kernels import forms
+from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
@@ -82,7 +82,7 @@ def td_lambda_return_estimate(
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None and (rolling_gamma is None or rolling_gamma):
             ends = done, done if terminated is None else terminated
-            found = direct(forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
+            found = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
             if found is not None:
                 return found[0]
     check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
@@ -124,7 +124,7 @@ def _td_lambda(
     return linear_scan(x, (gamma * trace).masked_fill(cut, 0.0).expand_as(x), dim).to(reward.dtype)
 
 
-_fused_td_lambda = fused_scan(forms.TD_LAMBDA, forms.TD_LAMBDA_BACKWARD, _td_lambda)
+_fused_td_lambda = fused_scan(scan_forms.TD_LAMBDA, scan_forms.TD_LAMBDA_BACKWARD, _td_lambda)
 
 
 def td_lambda_advantage_estimate(

@@ -8,8 +8,8 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, last_step, operand, time_dimension
 from a2c_compiled.functional.packed import episode_ends
-from a2c_compiled.functional.results import ValueEstimate
-from a2c_compiled.kernels import forms
+from a2c_compiled.functional.value_estimate import ValueEstimate
+from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
@@ -65,7 +65,7 @@ def vtrace_advantage_estimate(
         if cu_seqlens is None:
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
             steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
-            found = direct(forms.VTRACE, time_dim, *coefficients, *steps)
+            found = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps)
             if found is not None:
                 return ValueEstimate(*found)
     check_steps(
@@ -142,4 +142,4 @@ def _vtrace(
     return advantage.to(reward.dtype), (value + correction).to(reward.dtype)
 
 
-_fused_vtrace = fused_scan(forms.VTRACE, forms.VTRACE_BACKWARD, _vtrace)
+_fused_vtrace = fused_scan(scan_forms.VTRACE, scan_forms.VTRACE_BACKWARD, _vtrace)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen, working_dtype
-from a2c_compiled.kernels.forms import Form
+from a2c_compiled.kernels.scan_forms import Form
 
 MOST_DIMENSIONS = 16
 # From this many elements on, results are new pages of memory at every call, unless the allocator keeps what was freed.

@@ -12,10 +12,10 @@ from torch import Tensor
 from triton.compiler import CompiledKernel  # type: ignore[import-untyped]
 
 from a2c_compiled._precision import working_dtype
-from a2c_compiled.kernels import tuning
-from a2c_compiled.kernels.forms import Form
-from a2c_compiled.kernels.triton_forms import DEVICE_FORMS
-from a2c_compiled.kernels.triton_kernel import NUMBER, PER_STEP, REDUCE, RESUME, SCALAR, WHOLE, scan_kernel
+from a2c_compiled.kernels.scan_forms import Form
+from a2c_compiled.kernels.triton import tuning
+from a2c_compiled.kernels.triton.forms import DEVICE_FORMS
+from a2c_compiled.kernels.triton.kernel import NUMBER, PER_STEP, REDUCE, RESUME, SCALAR, WHOLE, scan_kernel
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ def run(
 ) -> Tuple[Tensor, ...]:
     """The outputs of ``form``, laid out as :meth:`Form.empty_outputs` has it.
 
-    Operands as in :class:`a2c_compiled.kernels.forms.Form`, on one device but for zero-dimensional coefficients, which may be on
+    Operands as in :class:`a2c_compiled.kernels.scan_forms.Form`, on one device but for zero-dimensional coefficients, which may be on
     the host; coefficients are of the dtype that is computed in. ``dim`` is that of time, counted from the end.
     """
     outputs = form.empty_outputs(values, flags)

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._hyperparameters import CoefficientModule
 from a2c_compiled._precision import widen
 
 

@@ -6,9 +6,9 @@ from typing import Any, List, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import CoefficientModule
+from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled.losses.batch import chunks, concatenate, known, like
 from a2c_compiled.losses.held_out import detaching
-from a2c_compiled.losses.inputs import chunks, concatenate, known, like
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
 
 

@@ -5,7 +5,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeV
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._coefficients import NOT_NEGATIVE, positive_int
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, positive_int
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
@@ -15,8 +15,8 @@ from a2c_compiled.functional import ValueEstimate
 from a2c_compiled.functional.arguments import check_steps
 from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask, check_shape
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
+from a2c_compiled.losses.batch import check_values, finite, like, optional_finite, optional_like
 from a2c_compiled.losses.critic import CriticModule, CriticValues
-from a2c_compiled.losses.inputs import check_values, finite, like, optional_finite, optional_like
 from a2c_compiled.recurrent import has_memory
 
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)

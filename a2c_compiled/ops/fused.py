@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from a2c_compiled.kernels.forms import Form
+from a2c_compiled.kernels.scan_forms import Form
 from a2c_compiled.ops.registration import on_device, register
 from a2c_compiled.ops.transforms import batch_first, seen_by_dynamo
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.kernels import forms, torch_scan
+from a2c_compiled.kernels import scan_forms, torch_scan
 from a2c_compiled.ops.registration import register
 from a2c_compiled.ops.transforms import batch_first, seen_by_dynamo
 
-_reverse_op = register(forms.LINEAR_SCAN, partial(torch_scan.linear_scan, reverse=True))
-_transposed_op = register(forms.LINEAR_SCAN_TRANSPOSED, partial(torch_scan.linear_scan, reverse=False))
+_reverse_op = register(scan_forms.LINEAR_SCAN, partial(torch_scan.linear_scan, reverse=True))
+_transposed_op = register(scan_forms.LINEAR_SCAN_TRANSPOSED, partial(torch_scan.linear_scan, reverse=False))
 
 
 class _LinearScan(torch.autograd.Function):

@@ -6,9 +6,9 @@ from typing import Any, Callable, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._dispatch import nothing_watches
+from a2c_compiled._torch_internals import nothing_watches
 from a2c_compiled.kernels import cpu_scan
-from a2c_compiled.kernels.forms import Form
+from a2c_compiled.kernels.scan_forms import Form
 
 _library = torch.library.Library("a2c_compiled", "DEF")  # lives as long as the module: its end would unregister the operators
 

@@ -8,18 +8,17 @@ last, in one renaming: a process that is killed in between leaves the checkpoint
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from a2c_compiled._files import written_whole
+from a2c_compiled._tensor_groups import Tensors
 from a2c_compiled.training.distributed import Processes
 
 VERSION = 1
-
-Tensors = Dict[str, Tensor]
 
 
 class Checkpoint(NamedTuple):
@@ -129,13 +128,3 @@ def set_random_state(state: Tensors, device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def prefixed(**groups: Optional[Tensors]) -> Tensors:
-    """Groups of tensors as one, under ``group.name``."""
-    return {f"{group}.{name}": x for group, tensors in groups.items() for name, x in (tensors or {}).items()}
-
-
-def group_of(tensors: Tensors, group: str) -> Tensors:
-    """One group of :func:`prefixed`."""
-    return {name.removeprefix(f"{group}."): x for name, x in tensors.items() if name.startswith(f"{group}.")}

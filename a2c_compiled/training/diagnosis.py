@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.training.rollout import Rollout
+from a2c_compiled.update.rollout import Rollout
 
 
 class TrainingDivergedError(RuntimeError):

@@ -8,9 +8,9 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from a2c_compiled.environments import make_vector, observation_tensor
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.recurrent import hidden_size, next_hidden
-from a2c_compiled.training.environments import make_vector, observation_tensor
 
 EVALUATION_SEED = 10_000
 """Of the environments that policies are compared in."""
@@ -86,7 +86,7 @@ def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATIO
         env_id: one of gymnasium's names.
         episodes: how many.
         seed: of the first environment; the others have those that follow.
-        env_options: of :func:`~a2c_compiled.training.environments.make_vector`: ``frame_stack`` and what the environment itself takes.
+        env_options: of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and what the environment itself takes.
 
     Raises:
         ValueError: there is no such environment, or no episode to play.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from a2c_compiled._files import written_whole
-from a2c_compiled.training.environments import goal_of
+from a2c_compiled.environments import goal_of
 from a2c_compiled.training.log import load_progress
 
 Progress = Mapping[str, Sequence[float]]

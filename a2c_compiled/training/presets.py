@@ -1,4 +1,4 @@
-"""Options that are tuned for an environment; ``python -m a2c_compiled.benchmarks.presets`` measures what they reach."""
+"""Options that are tuned for an environment; ``python -m a2c_compiled.benchmarks.subjects.bench_presets`` measures what they reach."""
 
 from typing import Any, Dict
 

@@ -14,34 +14,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from a2c_compiled._tensor_groups import group_of, prefixed
+from a2c_compiled.environments import goal_of, make_environments
+from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.networks.for_spaces import make_networks
+from a2c_compiled.networks.observation_norm import update_norms
+from a2c_compiled.rollouts.collector import RolloutCollector
+from a2c_compiled.rollouts.episode_returns import EpisodeReturns
+from a2c_compiled.rollouts.reward_scale import RewardScale
 from a2c_compiled.training.checkpoint import (
     Checkpoint,
-    group_of,
     has_checkpoint,
     load_checkpoint,
     load_tensors,
-    prefixed,
     random_state,
     remove_checkpoints,
     save_checkpoint,
     set_random_state,
 )
-from a2c_compiled.training.collector import RolloutCollector
 from a2c_compiled.training.config import COMPILED_FROM, TrainConfig, load_config, save_config
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import Processes, started_processes
-from a2c_compiled.training.environments import goal_of, make_environments
-from a2c_compiled.training.environments.replay import CannotResume
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.interruption import stop_requests
 from a2c_compiled.training.log import RunLog
-from a2c_compiled.training.networks import make_networks
-from a2c_compiled.training.normalization import RewardScale, update_norms
-from a2c_compiled.training.returns import EpisodeReturns
-from a2c_compiled.training.rollout import Rollout
-from a2c_compiled.training.train_step import TrainMetrics, TrainStep
+from a2c_compiled.update.rollout import Rollout
+from a2c_compiled.update.train_step import TrainMetrics, TrainStep
 
 PATIENCE = 20
 """Updates in a row that may be skipped for a gradient that is not finite."""

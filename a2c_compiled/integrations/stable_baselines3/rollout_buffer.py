@@ -9,8 +9,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
 from a2c_compiled.functional.arguments import operand
-from a2c_compiled.integrations.acceleration import Acceleration, Replacement
-from a2c_compiled.kernels import cpu_scan, forms
+from a2c_compiled.integrations.patching import Acceleration, Replacement
+from a2c_compiled.kernels import cpu_scan, scan_forms
 
 Compute = Callable[[RolloutBuffer, Tensor, np.ndarray], None]
 
@@ -27,7 +27,7 @@ def accelerate() -> Acceleration:
     dtypes or shapes than Stable-Baselines3's) is left to the original method, and counted.
 
     Returns:
-        :class:`~a2c_compiled.integrations.acceleration.Acceleration`, which counts from here on. Requests may be nested and repeated:
+        :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from here on. Requests may be nested and repeated:
         the original method returns when the ``with`` block of each has ended, or with :func:`restore`.
     """
     return _replacement.begin()
@@ -83,7 +83,7 @@ def _compute(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> N
     rewards, done = torch.from_numpy(buffer.rewards), torch.from_numpy(ends)
     # The kernel itself: at 8 environments and 5 steps, the checks and the dispatch of the public function take as long as it does.
     cpu_scan.run(
-        forms.GAE,
+        scan_forms.GAE,
         (operand("gamma", buffer.gamma, rewards), operand("lmbda", buffer.gae_lambda, rewards)),
         (torch.from_numpy(buffer.values), torch.from_numpy(next_values), rewards),
         (done, done),

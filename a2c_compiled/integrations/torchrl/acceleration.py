@@ -10,7 +10,7 @@ from torchrl.objectives import A2CLoss
 from torchrl.objectives.value import functional
 from torchrl.objectives.value.advantages import ValueEstimatorBase
 
-from a2c_compiled.integrations.acceleration import Acceleration, Place, Replacement
+from a2c_compiled.integrations.patching import Acceleration, Place, Replacement
 from a2c_compiled.integrations.torchrl.objectives import call_value_nets, in_place
 from a2c_compiled.integrations.torchrl.value_functions import SERVED, Served
 
@@ -35,7 +35,7 @@ def accelerate() -> Acceleration:
     counted; nothing is counted in code that torch.compile traces, where the vectorised functions are TorchRL's own.
 
     Returns:
-        :class:`~a2c_compiled.integrations.acceleration.Acceleration`, which counts from here on. Requests may be nested and repeated:
+        :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from here on. Requests may be nested and repeated:
         everything is put back when the ``with`` block of each has ended, or with :func:`restore`.
     """
     return _replacement.begin()

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torchrl.modules import distributions as theirs
 
 from a2c_compiled import distributions as ours
-from a2c_compiled.integrations.torchrl.graphs import Chain
+from a2c_compiled.integrations.torchrl.module_chains import Chain
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # none in effect, as where TorchRL is given scales
 

@@ -7,8 +7,8 @@ from tensordict import TensorDict
 from tensordict.nn import skip_existing
 from torch import Tensor
 
-from a2c_compiled._dispatch import nothing_watches
-from a2c_compiled.integrations.torchrl.networks import are_own, are_views, plain_network
+from a2c_compiled._torch_internals import nothing_watches
+from a2c_compiled.integrations.torchrl.shared_networks import are_own, are_views, plain_network
 
 Count = Callable[[Optional[str]], None]
 

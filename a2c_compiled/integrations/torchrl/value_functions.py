@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from a2c_compiled import functional as F
-from a2c_compiled.kernels import forms
+from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct
 
 Served = Union[Any, str]
@@ -61,7 +61,7 @@ def _gae(half: bool) -> Callable[..., Served]:
         time_dim: Any = -2,
     ) -> Served:
         ends = done if terminated is None else terminated
-        found = direct(forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, done, ends)
+        found = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, done, ends)
         if found is None:
             reason = unfit((state_value, next_state_value, reward), (done, ends), (gamma, lmbda), time_dim, half)
             if reason is not None:
@@ -88,7 +88,7 @@ def _td_lambda_return(half: bool) -> Callable[..., Served]:
         if rolling_gamma is not None and not rolling_gamma:
             return "rolling_gamma=False"
         ends = done if terminated is None else terminated
-        found = direct(forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, done, ends)
+        found = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, done, ends)
         if found is not None:
             returns = found[0]
         else:
@@ -175,7 +175,7 @@ def _vtrace(
 ) -> Served:
     steps = log_pi, log_mu, state_value, next_state_value, reward
     ends = done if terminated is None else terminated
-    found = direct(forms.VTRACE, time_dim, gamma, rho_thresh, c_thresh, rho_thresh, 1.0, *steps, done, ends)
+    found = direct(scan_forms.VTRACE, time_dim, gamma, rho_thresh, c_thresh, rho_thresh, 1.0, *steps, done, ends)
     if found is None:
         reason = unfit(steps, (done, ends), (gamma, rho_thresh, c_thresh), time_dim)
         if reason is not None:
@@ -187,7 +187,7 @@ def _vtrace(
 def _reward2go(reward: Any, done: Any, gamma: Any, *, time_dim: Any = -2) -> Served:
     if isinstance(gamma, Tensor) and gamma.numel() != 1:
         return "a gamma for each step"
-    found = direct(forms.REWARD2GO, time_dim, gamma, reward, done)
+    found = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
     if found is not None:
         returns = found[0]
     else:

@@ -1,0 +1,1 @@
+"""The whole way once: train, export, check, deploy, learn without torch."""

@@ -1,0 +1,29 @@
+"""Environments side by side, as tensors: gymnasium's, and some written in torch that live on the device.
+
+:class:`Environments` is all that rollouts ask of them.
+"""
+
+from a2c_compiled.environments.cartpole import CartPole
+from a2c_compiled.environments.make import goal_of, make_environments
+from a2c_compiled.environments.pendulum import Pendulum
+from a2c_compiled.environments.protocol import Environments, EnvironmentStep, Observation
+from a2c_compiled.environments.replay import CannotResume, Replayable
+from a2c_compiled.environments.tensor import EnvironmentState, TensorEnvironments
+from a2c_compiled.environments.vector import GymnasiumEnvironments, make_vector, observation_tensor
+
+__all__ = [
+    "CannotResume",
+    "CartPole",
+    "EnvironmentState",
+    "EnvironmentStep",
+    "Environments",
+    "GymnasiumEnvironments",
+    "Observation",
+    "Pendulum",
+    "Replayable",
+    "TensorEnvironments",
+    "goal_of",
+    "make_environments",
+    "make_vector",
+    "observation_tensor",
+]

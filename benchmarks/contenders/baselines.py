@@ -1,0 +1,85 @@
+"""Generalized advantage estimation as one would write it without a library: a loop under numba, a scan under torch.compile."""
+
+from functools import cache
+from typing import Any, Callable, Dict, List, Tuple
+
+import torch
+from torch import Tensor
+
+from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
+from a2c_compiled.benchmarks.measure.harness import Contender
+
+
+def numba_gae(steps: Dict[str, Tensor], rows: bool) -> Contender:
+    """The loop over numpy arrays, time inmost where a trajectory lies in a row."""
+    arrays = [tensor.numpy() for tensor in _in_layout(steps, rows)]
+    loop = numba_loops()[rows]
+    return Contender(lambda: loop(*arrays), lambda result: [torch.from_numpy(array) for array in result])
+
+
+def numba_gae_of_tensors(steps: Dict[str, Tensor], rows: bool) -> Contender:
+    """The same for one whose data are tensors, and stay so."""
+    tensors = _in_layout(steps, rows)
+    loop = numba_loops()[rows]
+    return Contender(lambda: [torch.from_numpy(array) for array in loop(*[tensor.numpy() for tensor in tensors])])
+
+
+def _in_layout(steps: Dict[str, Tensor], rows: bool) -> List[Tensor]:
+    names = ("state_value", "next_state_value", "reward", "done", "terminated")
+    return [steps[name].t().contiguous() if rows else steps[name] for name in names]
+
+
+@cache
+def numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
+    """Time-major, and in rows."""
+    import numba
+    import numpy as np
+
+    @numba.njit
+    def time_major(value: Any, next_value: Any, reward: Any, done: Any, terminated: Any) -> Any:
+        advantage, value_target = np.empty_like(value), np.empty_like(value)
+        running = np.zeros(value.shape[1], value.dtype)
+        for t in range(value.shape[0] - 1, -1, -1):
+            for n in range(value.shape[1]):
+                delta = reward[t, n] - value[t, n] + (0.0 if terminated[t, n] else GAMMA * next_value[t, n])
+                running[n] = delta + (0.0 if done[t, n] else GAMMA * LMBDA * running[n])
+                advantage[t, n], value_target[t, n] = running[n], running[n] + value[t, n]
+        return advantage, value_target
+
+    @numba.njit
+    def in_rows(value: Any, next_value: Any, reward: Any, done: Any, terminated: Any) -> Any:
+        advantage, value_target = np.empty_like(value), np.empty_like(value)
+        for n in range(value.shape[0]):
+            running = 0.0
+            for t in range(value.shape[1] - 1, -1, -1):
+                delta = reward[n, t] - value[n, t] + (0.0 if terminated[n, t] else GAMMA * next_value[n, t])
+                running = delta + (0.0 if done[n, t] else GAMMA * LMBDA * running)
+                advantage[n, t], value_target[n, t] = running, running + value[n, t]
+        return advantage, value_target
+
+    return time_major, in_rows
+
+
+def compiled_scan_gae(steps: Dict[str, Tensor]) -> Contender:
+    """torch's own associative scan, compiled with everything around it."""
+    names = ("state_value", "next_state_value", "reward", "done", "terminated")
+    inputs = [steps[name] for name in names]
+    scan = _compiled_scan()
+    return Contender(lambda: scan(*inputs))
+
+
+@cache
+def _compiled_scan() -> Callable[..., Tuple[Tensor, Tensor]]:
+    from torch._higher_order_ops.associative_scan import associative_scan
+
+    def combine(later: Tuple[Tensor, Tensor], earlier: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
+        return later[0] * earlier[0], earlier[1] + earlier[0] * later[1]
+
+    def gae(value: Tensor, next_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor) -> Tuple[Tensor, Tensor]:
+        delta = reward + GAMMA * next_value.masked_fill(terminated, 0.0) - value
+        decay = torch.full_like(value, GAMMA * LMBDA).masked_fill(done, 0.0)
+        mode = "pointwise" if value.is_cuda else "generic"
+        advantage = associative_scan(combine, (decay, delta), dim=0, reverse=True, combine_mode=mode)[1]
+        return advantage, advantage + value
+
+    return torch.compile(gae, fullgraph=True)

@@ -1,0 +1,122 @@
+"""The ways to run a module of this package: eager, compiled, as a CUDA graph, in TorchScript, in onnxruntime."""
+
+import copy
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled.benchmarks.measure import cuda
+from a2c_compiled.benchmarks.measure.harness import OURS, Contender, Make
+from a2c_compiled.benchmarks.measure.shapes import Plan
+from a2c_compiled.export import export_onnx
+from a2c_compiled.export.formats.torchscript import script
+
+EAGER, COMPILED, GRAPH = f"{OURS} eager", f"{OURS} compiled", f"{OURS} CUDA graph"
+TORCHSCRIPT, ONNX = f"{OURS} TorchScript", f"{OURS} onnxruntime"
+RUNTIME, AOT = f"{OURS} runtime.py", f"{OURS} AOTInductor"
+
+
+class Modes:
+    """A module in every mode, each made once, when it is first needed, and used at every shape.
+
+    Args:
+        module: of tensors to tensors.
+        example: small inputs by name, to export from.
+        dynamic_axes: names of the leading dimensions that vary.
+        dynamic: compile for all shapes at once; False compiles for each.
+    """
+
+    def __init__(self, module: nn.Module, example: Mapping[str, Tensor], dynamic_axes: Sequence[str], dynamic: bool) -> None:
+        self.module = module
+        self._example, self._axes, self._dynamic = example, dynamic_axes, dynamic
+
+    @cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """The whole module as one graph."""
+        return torch.compile(self.module, fullgraph=True, dynamic=self._dynamic)
+
+    @cached_property
+    def scripted(self) -> torch.jit.ScriptModule:
+        """In TorchScript, which has no operator of this package in it."""
+        return script(self.module)
+
+    @cached_property
+    def session(self) -> onnxruntime.InferenceSession:
+        """In onnxruntime: on the GPU where the module is there and onnxruntime can, with torch's number of threads."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        if self._on_gpu():
+            providers.insert(0, "CUDAExecutionProvider")
+        with tempfile.TemporaryDirectory() as folder:
+            example = {name: tensor.cpu() for name, tensor in self._example.items()}
+            path = export_onnx(copy.deepcopy(self.module).cpu(), example, Path(folder) / "module.onnx", self._axes)
+            session = onnxruntime.InferenceSession(path, options, providers=providers)
+        if session.get_providers()[0] != providers[0]:
+            raise RuntimeError(f"onnxruntime: {providers[0]} does not start here")
+        return session
+
+    def oracle(self) -> nn.Module:
+        """A copy in float64, run eagerly, which the tests hold against plain loops."""
+        return copy.deepcopy(self.module).double()
+
+    def contenders(
+        self, inputs: Mapping[str, Tensor], plan: Plan, finish: Optional[Callable[[Any], Any]] = None, loop_steps: int = 0
+    ) -> Dict[str, Make]:
+        """Every mode on ``inputs``.
+
+        ``finish`` makes of the module's result what is asked for: gradients, which onnxruntime has none of. ``loop_steps`` are those that
+        exported files take one at a time.
+        """
+        values = list(inputs.values())
+
+        def running(function: Callable[[], Callable[..., Any]]) -> Make:
+            def make() -> Contender:
+                module = function()
+                call = (lambda: module(*values)) if finish is None else (lambda: finish(module(*values)))
+                return Contender(call)
+
+            return make
+
+        def graph() -> Contender:
+            return Contender(cuda.captured(running(lambda: self.module)().call))
+
+        made: Dict[str, Make] = {EAGER: running(lambda: self.module)}
+        if plan.compiling:
+            made[COMPILED] = running(lambda: self.compiled)
+        if plan.device.type == "cuda":
+            made[GRAPH] = graph
+        if loop_steps <= (plan.longest_loop if finish is None else plan.longest_loop // 10):
+            made[TORCHSCRIPT] = running(lambda: self.scripted)
+            if finish is None and (plan.device.type == "cpu" or self._on_gpu()):
+                made[ONNX] = lambda: self._in_onnxruntime(inputs)
+        return made
+
+    def _on_gpu(self) -> bool:
+        on_gpu = next(iter(self._example.values())).is_cuda
+        return on_gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+    def _in_onnxruntime(self, inputs: Mapping[str, Tensor]) -> Contender:
+        """With inputs and outputs where the session computes."""
+        device = "cuda" if self._on_gpu() else "cpu"
+        binding = self.session.io_binding()
+        for needed in self.session.get_inputs():
+            array = inputs[needed.name].detach().cpu().numpy()
+            binding.bind_ortvalue_input(needed.name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
+        for output in self.session.get_outputs():
+            binding.bind_output(output.name, device)
+        return Contender(
+            lambda: self.session.run_with_iobinding(binding),
+            lambda _: [torch.from_numpy(array) for array in binding.copy_outputs_to_cpu()],
+        )
+
+
+def widened(inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """In float64, what is in floating point."""
+    return {name: tensor.detach().double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}

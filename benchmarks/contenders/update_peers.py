@@ -1,0 +1,188 @@
+"""The A2C loss and update of torchrl and Stable-Baselines3, on the same networks and the same rollout.
+
+Both keep their own way of working. torchrl's loss computes values and advantages inside, from a TensorDict ``[N, T]``. The update of
+Stable-Baselines3 has the values of the rollout already, since its collector computes them; ours computes them in the update.
+"""
+
+import copy
+from typing import Any, Callable, Dict, List
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled import Rollout
+from a2c_compiled.benchmarks.contenders.baselines import numba_loops
+from a2c_compiled.benchmarks.contenders.estimator_peers import folded_reward, installed
+from a2c_compiled.benchmarks.contenders.loops import gradients, loop_contender, optimizer_state
+from a2c_compiled.benchmarks.measure import data
+from a2c_compiled.benchmarks.measure.harness import Contender, Make
+from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
+
+_TORCHRL_LOSSES = ("loss_objective", "loss_critic", "loss_entropy")
+
+
+def torchrl_losses(rollout: Rollout, plan: Plan, direction: str) -> Dict[str, Make]:
+    """torchrl's A2CLoss, eager and compiled: its losses, or the gradients of their sum."""
+
+    def make(compiled: bool) -> Contender:
+        networks = data.loss(plan.device)
+        losses = _torchrl(networks, rollout, compiled)
+        if direction == "forward":
+            return Contender(losses)
+        parameters: List[Tensor] = list(networks.parameters())
+        return Contender(lambda: gradients(losses(), parameters))
+
+    return _eager_and_compiled(make, rollout, plan)
+
+
+def updates(rollout: Rollout, shape: Shape, plan: Plan) -> Dict[str, Make]:
+    """torchrl's loss in a training loop, and Stable-Baselines3's ``A2C.train`` after its estimate of the advantages."""
+
+    found = _eager_and_compiled(lambda compiled: torchrl_update(rollout, plan, compiled), rollout, plan)
+    if installed("numba") and plan.device.type == "cpu":
+        found["hand-written"] = lambda: _hand_written(rollout, False)
+        if plan.compiling:
+            found["hand-written compiled"] = lambda: _hand_written(rollout, True)
+    if installed("stable_baselines3"):
+        found["SB3 A2C.train"] = lambda: _sb3_update(rollout, shape, plan)
+    return found
+
+
+def torchrl_update(rollout: Rollout, plan: Plan, compiled: bool = False) -> Contender:
+    """torchrl's loss in a training loop."""
+    networks = data.loss(plan.device)
+    return loop_contender(_torchrl(networks, rollout, compiled), list(networks.parameters()))
+
+
+def _hand_written(rollout: Rollout, compiled: bool) -> Contender:
+    """As one would write it without a library: advantages by a loop in numba, the losses in torch."""
+    networks = data.loss(rollout.reward.device)
+    actor, critic = networks.actor_network, networks.critic_network
+    gae = numba_loops()[0]
+    both = torch.cat([rollout.observation, rollout.next_observation])
+    constants = [tensor.numpy() for tensor in (rollout.reward, rollout.done, rollout.terminated)]
+
+    def values_of(observation: Tensor) -> Tensor:
+        return critic(observation).squeeze(-1)
+
+    def losses_of(advantage: Tensor, value_target: Tensor) -> List[Tensor]:
+        log_probs = actor(rollout.observation).log_softmax(-1)
+        log_prob = log_probs.gather(-1, rollout.action.unsqueeze(-1)).squeeze(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
+        distance = nn.functional.mse_loss(values_of(rollout.observation), value_target)
+        return [-(log_prob * advantage).mean(), data.CRITIC_COEF * distance, -data.ENTROPY_COEF * entropy]
+
+    if compiled:
+        values_of, losses_of = torch.compile(values_of), torch.compile(losses_of)
+
+    def losses() -> List[Tensor]:
+        with torch.no_grad():
+            value, next_value = values_of(both).numpy().reshape(2, *rollout.reward.shape)
+        advantage, value_target = gae(value, next_value, *constants)
+        return losses_of(torch.from_numpy(advantage), torch.from_numpy(value_target))
+
+    return loop_contender(losses, list(networks.parameters()))
+
+
+def _eager_and_compiled(make: Callable[[bool], Contender], rollout: Rollout, plan: Plan) -> Dict[str, Make]:
+    if not installed("torchrl"):
+        return {}
+    found: Dict[str, Make] = {"torchrl A2CLoss": lambda: make(False)}
+    if plan.compiling and tuple(rollout.reward.shape)[::-1] in plan.compiled_peers:
+        found["torchrl A2CLoss compiled"] = lambda: make(True)
+    return found
+
+
+def _torchrl(networks: Any, rollout: Rollout, compiled: bool) -> Callable[[], List[Tensor]]:
+    """The three losses of torchrl on the networks of one of our losses."""
+    from tensordict import TensorDict
+    from tensordict.nn import TensorDictModule
+    from torchrl.modules import ProbabilisticActor, ValueOperator
+    from torchrl.objectives import A2CLoss, ValueEstimators
+
+    actor = TensorDictModule(networks.actor_network, ["observation"], ["logits"])
+    loss: Any = A2CLoss(
+        ProbabilisticActor(actor, in_keys=["logits"], distribution_class=torch.distributions.Categorical),
+        ValueOperator(networks.critic_network, in_keys=["observation"]),
+        entropy_coeff=data.ENTROPY_COEF,
+        critic_coeff=data.CRITIC_COEF,
+        loss_critic_type="l2",
+    )
+    loss.make_value_estimator(ValueEstimators.GAE, gamma=data.GAMMA, lmbda=data.LMBDA)
+    rows = Rollout(*(part.transpose(0, 1).contiguous() for part in rollout[:6] if part is not None))
+    following = {"observation": rows.next_observation, "reward": rows.reward.unsqueeze(-1)}
+    ends = {"done": rows.done.unsqueeze(-1), "terminated": rows.terminated.unsqueeze(-1)}
+    batch = TensorDict(
+        {"observation": rows.observation, "action": rows.action, "next": {**following, **ends}}, batch_size=rows.reward.shape
+    )
+    call = torch.compile(loss) if compiled else loss
+
+    def losses() -> List[Tensor]:
+        result = call(batch.clone(False))  # the loss leaves the advantage in it, and would take it from there the next time
+        return [result[name] for name in _TORCHRL_LOSSES]
+
+    return losses
+
+
+def sb3_model(shape: Shape, device: torch.device) -> Any:
+    """Stable-Baselines3's A2C around the same networks, without an environment."""
+    import numpy as np
+    from gymnasium import spaces
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.logger import Logger
+
+    num_envs, num_steps = shape
+    options: Dict[str, Any] = {"learning_rate": data.LEARNING_RATE, "ent_coef": data.ENTROPY_COEF, "vf_coef": data.CRITIC_COEF}
+    model: Any = A2C(
+        "MlpPolicy",
+        None,  # type: ignore[arg-type]
+        n_steps=num_steps,
+        gamma=data.GAMMA,
+        gae_lambda=data.LMBDA,
+        max_grad_norm=data.MAX_GRAD_NORM,
+        policy_kwargs={"net_arch": [data.HIDDEN, data.HIDDEN]},
+        device=device,
+        _init_setup_model=False,
+        **options,
+    )
+    model.observation_space = spaces.Box(-np.inf, np.inf, (data.OBSERVATION,), np.float32)
+    model.action_space = spaces.Discrete(data.ACTIONS)
+    model.n_envs = num_envs
+    model._setup_model()
+    model.set_logger(Logger(None, []))
+    networks, policy = data.loss(device), model.policy
+    for ours, trunk, head in (
+        (networks.actor_network, policy.mlp_extractor.policy_net, policy.action_net),
+        (networks.critic_network, policy.mlp_extractor.value_net, policy.value_net),
+    ):
+        nn.Sequential(*trunk, head).load_state_dict(copy.deepcopy(ours.state_dict()))
+    return model
+
+
+def _sb3_update(rollout: Rollout, shape: Shape, plan: Plan) -> Contender:
+    model = sb3_model(shape, plan.device)
+    buffer, policy = model.rollout_buffer, model.policy
+    critic = data.loss(plan.device).critic_network
+    with torch.no_grad():
+        values, next_values = (critic(part).squeeze(-1) for part in (rollout.observation, rollout.next_observation))
+    ends = {"done": rollout.done, "terminated": rollout.terminated}
+    reward = folded_reward({"reward": rollout.reward, "next_state_value": next_values, **ends})
+    done = rollout.done.cpu().numpy()
+    buffer.observations[:], buffer.actions[:] = rollout.observation.cpu().numpy(), rollout.action.unsqueeze(-1).cpu().numpy()
+    buffer.values[:], buffer.rewards[:] = values.cpu().numpy(), reward.cpu().numpy()
+    buffer.episode_starts[1:] = done[:-1]
+    buffer.full = True
+    # The buffer flattens its arrays in place when it is read; a rollout fills it anew each time.
+    filled = dict(vars(buffer), generator_ready=False)
+
+    def update() -> None:
+        vars(buffer).update(filled)
+        buffer.compute_returns_and_advantage(next_values[-1], done[-1])
+        model.train()
+
+    def ordered() -> List[Any]:
+        extractor = policy.mlp_extractor
+        parts = (extractor.policy_net, policy.action_net, extractor.value_net, policy.value_net)
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    return Contender(update, lambda _: optimizer_state(policy.optimizer, ordered()))

@@ -1,0 +1,1 @@
+"""How: shapes, data, timing, and the machine that the numbers belong to."""

@@ -1,0 +1,66 @@
+"""Random steps, networks and rollouts: the same ones for every contender."""
+
+from typing import Any, Dict, List
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled import A2CLoss, Rollout
+from a2c_compiled.benchmarks.measure.shapes import Shape
+from a2c_compiled.distributions import Categorical
+
+OBSERVATION, ACTIONS, HIDDEN = 8, 4, 64
+GAMMA, LMBDA = 0.99, 0.95
+LEARNING_RATE, MAX_GRAD_NORM, ENTROPY_COEF, CRITIC_COEF = 7e-4, 0.5, 0.01, 0.5
+
+
+def steps(shape: Shape, device: torch.device) -> Dict[str, Tensor]:
+    """What estimators read, time-major: one step in twenty ends an episode, half of these by truncation.
+
+    Within an episode the next value is the value of the next step, as peers assume that keep only one of the two.
+    """
+    num_envs, num_steps = shape
+    random: Any = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    values = torch.randn(num_steps + 1, num_envs, **random)
+    reward, final_value, log_pi, log_mu = torch.randn(4, num_steps, num_envs, **random)
+    done = torch.rand(num_steps, num_envs, **random) < 0.05
+    return {
+        "state_value": values[:-1].clone(),
+        "next_state_value": torch.where(done, final_value, values[1:]),
+        "reward": reward.clone(),
+        "done": done,
+        "terminated": done & (torch.rand(num_steps, num_envs, **random) < 0.5),
+        "log_pi": 0.1 * log_pi,
+        "log_mu": 0.1 * log_mu,
+    }
+
+
+def cotangents(like: Tensor, count: int) -> List[Tensor]:
+    """What gradients start from: of the results, as many as there are."""
+    generator = torch.Generator(like.device).manual_seed(2)
+    return list(torch.randn(count, *like.shape, generator=generator, device=like.device))
+
+
+def rollout(shape: Shape, device: torch.device) -> Rollout:
+    """What an update reads, time-major."""
+    num_envs, num_steps = shape
+    ends = steps(shape, device)
+    random: Any = {"generator": torch.Generator(device).manual_seed(1), "device": device}
+    observations = torch.randn(num_steps + 1, num_envs, OBSERVATION, **random)
+    final = torch.randn(num_steps, num_envs, OBSERVATION, **random)
+    next_observation = torch.where(ends["done"].unsqueeze(-1), final, observations[1:])
+    action = torch.randint(ACTIONS, (num_steps, num_envs), **random)
+    return Rollout(observations[:-1].clone(), action, ends["reward"], next_observation, ends["done"], ends["terminated"])
+
+
+def loss(device: torch.device) -> A2CLoss:
+    """Two tanh networks of two layers, with the coefficients that Stable-Baselines3 has by default."""
+    torch.manual_seed(0)
+    options = {"entropy_coef": ENTROPY_COEF, "critic_coef": CRITIC_COEF, "loss_critic_type": "l2"}
+    return A2CLoss(network(ACTIONS), network(1), Categorical(ACTIONS), **options).to(device)  # type: ignore[arg-type]
+
+
+def network(outputs: int) -> nn.Sequential:
+    """Two hidden layers."""
+    layers = [nn.Linear(OBSERVATION, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, outputs)]
+    return nn.Sequential(*layers)

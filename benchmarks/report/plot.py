@@ -1,0 +1,174 @@
+"""The figures: time over the number of steps and of environments, and bandwidth over the bytes moved."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from a2c_compiled._files import written_whole
+from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Row
+from a2c_compiled.benchmarks.measure.results import Results
+from a2c_compiled.benchmarks.measure.shapes import Shape
+
+# Okabe and Ito's colours, which all eyes tell apart; a contender has the same one in every figure.
+_COLOURS = {
+    f"{OURS} eager": "#0072B2",
+    f"{OURS} compiled": "#D55E00",
+    f"{OURS} CUDA graph": "#009E73",
+    f"{OURS} TorchScript": "#56B4E9",
+    f"{OURS} onnxruntime": "#CC79A7",
+    "numba, arrays": "#009E73",
+    "numba, tensors": "#44AA99",
+    "associative_scan compiled": "#CC79A7",
+    "rl-triton": "#E69F00",
+    "PufferLib": "#56B4E9",
+    "torchrl loop": "#E69F00",
+    "torchrl vectorised": "#8C6D00",
+    "torchrl vec. compiled": "#B8A45A",
+    "SB3 RolloutBuffer": "#555555",
+    COPY: "#000000",
+}
+_MARKERS = dict(zip(_COLOURS, "os*v^DdPXhv^<>.", strict=True))
+_LOOK: Any = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8.5, "svg.fonttype": "none"}
+
+
+CAPTIONS = {
+    "scaling.png": "Time of one call over the length and over the width of the data; bands are the lowest to the highest fifth.",
+    "bandwidth.png": "Bytes that must be moved, a second. What fits into a cache is copied faster than a large buffer.",
+}
+
+
+def draw(results: Results, out: Path) -> Dict[str, str]:
+    """Write every figure that the rows have something for, as PNG and SVG.
+
+    Returns:
+        Names of the PNGs, with their captions.
+    """
+    gae = [row for row in results.rows if (row.subject, row.direction) == ("GAE", "forward") and row.timing]
+    time_major = [row for row in gae if row.layout == "[T, N]"]
+    sweeps = {name: [tuple(shape) for shape in results.plan[name]] for name in ("over_steps", "over_envs")}
+    figures: Dict[str, Figure] = {}
+    with matplotlib.rc_context(_LOOK):
+        if all(any(row.shape in shapes for row in time_major) for shapes in sweeps.values()):
+            figures["scaling.png"] = _scaling(time_major, sweeps, _place(results))
+        if time_major:
+            figures["bandwidth.png"] = _bandwidth(time_major, results)
+        for name, figure in figures.items():
+            _save(figure, out / name)
+    return {name: CAPTIONS[name] for name in figures}
+
+
+def _place(results: Results) -> str:
+    """Where it was measured, in a few words."""
+    machine = results.machine
+    return machine.get("gpu") or f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+
+
+def _scaling(rows: Sequence[Row], sweeps: Dict[str, List[Shape]], place: str) -> Figure:
+    """Log-log lines over the steps at a fixed number of environments, and the other way round; bands are fifths."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure.suptitle(f"GAE, forward, [T, N] float32 — {place}", fontsize=10.5)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, (name, shapes) in zip((left, right), sweeps.items(), strict=True):
+        over_steps = name == "over_steps"
+        fixed = shapes[0][0] if over_steps else shapes[0][1]
+        chosen = [row for row in rows if row.shape[0 if over_steps else 1] == fixed]
+        for contender in _ordered(chosen):
+            line = sorted((row for row in chosen if row.contender == contender), key=lambda row: row.shape)
+            if len(line) < 2:
+                continue
+            x = [row.shape[1 if over_steps else 0] for row in line]
+            axis.plot(x, [row.seconds for row in line], **_style(contender))
+            low, high = ([getattr(row.timing, end) for row in line] for end in ("low", "high"))
+            axis.fill_between(x, low, high, color=_COLOURS[contender], alpha=0.15, linewidth=0)
+        axis.set_xlabel("steps T" if over_steps else "environments N")
+        axis.set_title(f"{fixed:,} environments" if over_steps else f"{fixed:,} steps", loc="left")
+        _log_log(axis)
+        _tick(axis, [shape[1 if over_steps else 0] for shape in shapes])
+    left.set_ylabel("time of one call")
+    left.yaxis.set_major_formatter(_seconds)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def _bandwidth(rows: Sequence[Row], results: Results) -> Figure:
+    """How near each contender comes to a copy: bytes that must be moved, over the time that it takes.
+
+    Along the sweep over environments, where there is one: at one number of steps, bytes say all about the shape.
+    """
+    swept = [tuple(shape) for shape in results.plan["over_envs"]]
+    rows = [row for row in rows if row.shape in swept] or rows
+    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+    axis = figure.subplots()
+    what = "time on the device" if any(row.device_seconds for row in rows) else "time of one call"
+    steps = f", {swept[0][1]:,} steps" if swept else ""
+    axis.set_title(f"GAE, forward, [T, N] float32{steps}; {what}\n{_place(results)}", loc="left")
+    large = results.copy_bandwidth / 1e9
+    axis.axhline(large, color="black", linewidth=1, linestyle=":", label=f"copy of a large buffer, {large:,.0f} GB/s")
+    for contender in _ordered(rows):
+        chosen = sorted((row for row in rows if row.contender == contender), key=lambda row: row.traffic or 0)
+        if len(chosen) > 1:
+            axis.plot(
+                [row.traffic or 0 for row in chosen], [(row.bandwidth or 0.0) / 1e9 for row in chosen], **_style(contender)
+            )
+    _log_log(axis)
+    axis.set_xlabel("bytes that must be moved: 22 for each step of each environment")
+    axis.set_ylabel("achieved, GB/s")
+    axis.xaxis.set_major_formatter(_bytes)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def _ordered(rows: Sequence[Row]) -> List[str]:
+    """The contenders that have a colour, in the order of the colours, with a point to draw."""
+    return [name for name in _COLOURS if any(row.contender == name for row in rows)]
+
+
+def _style(contender: str) -> Dict[str, Any]:
+    """Ours filled and solid, the others open and dashed."""
+    ours = contender.startswith(OURS)
+    return {
+        "label": "copy of as many bytes" if contender == COPY else contender,
+        "color": _COLOURS[contender],
+        "linestyle": "-" if ours else "--",
+        "linewidth": 1.6 if ours else 1.1,
+        "marker": "" if contender == COPY else _MARKERS[contender],
+        "markersize": 5,
+        "markerfacecolor": _COLOURS[contender] if ours else "white",
+    }
+
+
+def _log_log(axis: Axes) -> None:
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.grid(which="major", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _tick(axis: Axes, sizes: Sequence[int]) -> None:
+    """At what was measured, in full."""
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axis.set_xticks([], minor=True)
+
+
+def _seconds(value: float, _: object) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= size * 0.999:
+            return f"{value / size:g} {unit}"
+    return f"{value / 1e-9:g} ns"
+
+
+def _bytes(value: float, _: object) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size * 0.999:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} B"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for suffix in (".svg", ".png"):
+        with written_whole(path.with_suffix(suffix)) as temporary:
+            figure.savefig(temporary, dpi=160)

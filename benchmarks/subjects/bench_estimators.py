@@ -1,0 +1,161 @@
+"""The value estimators: forward as in training (no gradient), and forward with the gradient of the values.
+
+Every contender has its data in the form that it wants before the clock starts, and all of them have the same data.
+"""
+
+from functools import partial
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled import functional as F
+from a2c_compiled.benchmarks.contenders import estimator_peers
+from a2c_compiled.benchmarks.contenders.modes import Modes, widened
+from a2c_compiled.benchmarks.measure import data
+from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
+from a2c_compiled.benchmarks.measure.harness import COPY, Case, Field, as_tensors, copy_contender
+from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
+from a2c_compiled.kernels import scan_forms
+from a2c_compiled.kernels.scan_forms import Form
+
+TIME_DIM = {"[T, N]": -2, "[N, T]": -1}
+
+
+class _Estimator(nn.Module):
+    """A function of :mod:`a2c_compiled.functional` as a module, which every mode can read."""
+
+    def __init__(self, time_dim: int) -> None:
+        super().__init__()
+        self.gamma, self.lmbda, self.time_dim = GAMMA, LMBDA, time_dim
+
+
+class _Gae(_Estimator):
+    def forward(
+        self, state_value: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor
+    ) -> Tuple[Tensor, Tensor]:
+        result = F.generalized_advantage_estimate(
+            self.gamma, self.lmbda, state_value, next_state_value, reward, done, terminated, self.time_dim
+        )
+        return result.advantage, result.value_target
+
+
+class _TDLambda(_Estimator):
+    def forward(self, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor) -> Tensor:
+        return F.td_lambda_return_estimate(
+            self.gamma, self.lmbda, next_state_value, reward, done, terminated, None, self.time_dim
+        )
+
+
+class _VTrace(_Estimator):
+    def forward(
+        self,
+        log_pi: Tensor,
+        log_mu: Tensor,
+        state_value: Tensor,
+        next_state_value: Tensor,
+        reward: Tensor,
+        done: Tensor,
+        terminated: Tensor,
+    ) -> Tuple[Tensor, Tensor]:
+        result = F.vtrace_advantage_estimate(
+            self.gamma, log_pi, log_mu, state_value, next_state_value, reward, done, terminated, 1.0, 1.0, self.time_dim
+        )
+        return result.advantage, result.value_target
+
+
+class _Reward2Go(_Estimator):
+    def forward(self, reward: Tensor, done: Tensor) -> Tensor:
+        return F.reward2go(reward, done, self.gamma, self.time_dim)
+
+
+class Estimator(NamedTuple):
+    """An estimator as it is asked for: ``sources`` are the inputs whose gradient is wanted."""
+
+    name: str
+    module: Callable[[int], nn.Module]
+    forward: Form
+    backward: Form
+    sources: Tuple[str, ...]
+
+    def inputs(self, steps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Those of ``steps`` that it reads, in its order."""
+        return {name: steps[name] for name in (*self.forward.values, *self.forward.flags) if name in steps}
+
+    def traffic(self, elements: int, direction: str) -> int:
+        """Bytes that cannot but be moved in float32: 4 for each value, read or written, 1 for each flag."""
+        size = 4 * len(self.forward.values + self.forward.outputs) + len(self.forward.flags)
+        if direction != "forward":
+            size += 4 * len(self.backward.values + self.sources) + len(self.backward.flags)
+        return size * elements
+
+
+_VALUES = ("state_value", "next_state_value")
+GAE = Estimator("GAE", _Gae, scan_forms.GAE, scan_forms.GAE_BACKWARD, _VALUES)
+ESTIMATORS = (
+    GAE,
+    Estimator("TD(lambda)", _TDLambda, scan_forms.TD_LAMBDA, scan_forms.TD_LAMBDA_BACKWARD, ("next_state_value",)),
+    Estimator("V-trace", _VTrace, scan_forms.VTRACE, scan_forms.VTRACE_BACKWARD, _VALUES),
+    Estimator("reward-to-go", _Reward2Go, scan_forms.REWARD2GO, scan_forms.REWARD2GO_BACKWARD, ("reward",)),
+)
+
+
+def cases(plan: Plan) -> List[Case]:
+    """Every estimator, layout and direction; all shapes for what is asked for most, GAE forward over ``[T, N]``."""
+    found: List[Case] = []
+    for estimator in ESTIMATORS:
+        for layout in plan.layouts:
+            modes = modes_of(estimator, TIME_DIM[layout], plan)
+            for direction in ("forward", "forward+backward"):
+                most = estimator is GAE and layout == "[T, N]" and direction == "forward"
+                shapes = plan.estimators if most else plan.others
+                found += [_case(estimator, modes, layout, direction, shape, plan) for shape in shapes]
+    return found
+
+
+def sweep(plan: Plan) -> List[Case]:
+    """GAE forward over the time dimension, and over the environments: the lines of the figures."""
+    modes = modes_of(GAE, TIME_DIM["[T, N]"], plan)
+    shapes = sorted(set(plan.sweeps) - set(plan.estimators))
+    return [_case(GAE, modes, "[T, N]", "forward", shape, plan) for shape in shapes]
+
+
+def modes_of(estimator: Estimator, time_dim: int, plan: Plan) -> Modes:
+    """The estimator in every mode."""
+    example = estimator.inputs(data.steps((3, 5), plan.device))
+    return Modes(estimator.module(time_dim), example, ("T", "N") if time_dim == -2 else ("N", "T"), dynamic=True)
+
+
+def _case(estimator: Estimator, modes: Modes, layout: str, direction: str, shape: Shape, plan: Plan) -> Case:
+    traffic = estimator.traffic(shape[0] * shape[1], direction)
+
+    def enter() -> Field:
+        steps = data.steps(shape, plan.device)
+        given = None if direction == "forward" else data.cotangents(steps["reward"], len(estimator.forward.outputs))
+        rows = layout == "[N, T]"
+        rivals = estimator_peers.estimator_peers(
+            estimator_peers.Question(estimator.name, estimator.sources, steps, given, rows), plan
+        )
+        if rows:
+            steps = {name: step.t().contiguous() for name, step in steps.items()}
+            given = given and [cotangent.t().contiguous() for cotangent in given]
+        inputs, finish = estimator.inputs(steps), None
+        wide = widened(inputs)
+        if given is not None:
+            finish = partial(gradients, _sources(estimator, inputs), given)
+            expected = gradients(_sources(estimator, wide), [part.double() for part in given], modes.oracle()(**wide))
+        else:
+            expected = as_tensors(modes.oracle()(**wide))
+        ours = modes.contenders(inputs, plan, finish, loop_steps=shape[1])
+        return Field(expected, {COPY: copy_contender(traffic, plan.device), **ours, **rivals})
+
+    return Case(estimator.name, direction, layout, shape, enter, traffic)
+
+
+def _sources(estimator: Estimator, inputs: Dict[str, Tensor]) -> List[Tensor]:
+    return [inputs[name].requires_grad_() for name in estimator.sources]
+
+
+def gradients(sources: List[Tensor], cotangents: List[Tensor], result: Any) -> List[Tensor]:
+    """Of the sources."""
+    return list(torch.autograd.grad(as_tensors(result), sources, cotangents))

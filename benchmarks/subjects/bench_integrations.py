@@ -1,0 +1,149 @@
+"""Other libraries before and after :mod:`a2c_compiled.integrations`: their own call, on their own data, in host memory."""
+
+from typing import Any, Callable, Dict, List
+
+import torch
+from torch import Tensor
+
+from a2c_compiled import Rollout
+from a2c_compiled import functional as F
+from a2c_compiled.benchmarks.contenders import estimator_peers, update_peers
+from a2c_compiled.benchmarks.contenders.modes import widened
+from a2c_compiled.benchmarks.measure import data
+from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
+from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Case, Contender, Field, Make, copy_contender
+from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
+from a2c_compiled.benchmarks.subjects import bench_update
+from a2c_compiled.benchmarks.subjects.bench_estimators import GAE
+from a2c_compiled.integrations.patching import Acceleration
+
+ACCELERATED = f"{OURS} accelerate()"
+
+
+def cases(plan: Plan) -> List[Case]:
+    """One comparison a function of a library and a shape."""
+    found: List[Case] = []
+    if plan.device.type == "cpu" and estimator_peers.installed("stable_baselines3"):
+        found += [_sb3_case(shape) for shape in plan.estimators]
+    if plan.device.type == "cpu" and estimator_peers.installed("torchrl"):
+        found += [_torchrl_case(name, shape, plan) for name in _TORCHRL for shape in plan.estimators]
+        found += [_torchrl_update_case(shape, plan) for shape in plan.updates]
+    return found
+
+
+def _case(
+    subject: str,
+    shape: Shape,
+    bytes_a_step: int,
+    contenders: Callable[[Dict[str, Tensor]], Dict[str, Make]],
+    layout: str = "[T, N]",
+) -> Case:
+    """GAE, under the name that it has in a library."""
+    traffic = bytes_a_step * shape[0] * shape[1]
+
+    def enter() -> Field:
+        steps = data.steps(shape, torch.device("cpu"))
+        operands: Any = widened(GAE.inputs(steps)).values()
+        expected: Any = F.generalized_advantage_estimate(GAMMA, LMBDA, *operands)
+        return Field(expected, {COPY: copy_contender(traffic, torch.device("cpu")), **contenders(steps)})
+
+    return Case(subject, "forward", layout, shape, enter, traffic)
+
+
+def _sb3_case(shape: Shape) -> Case:
+    """``RolloutBuffer.compute_returns_and_advantage``: three float32 arrays in, two out."""
+    return _case(
+        "SB3 compute_returns_and_advantage",
+        shape,
+        20,
+        lambda steps: {"SB3 RolloutBuffer": lambda: estimator_peers.sb3(steps), ACCELERATED: lambda: _sb3_accelerated(steps)},
+    )
+
+
+def _sb3_accelerated(steps: Dict[str, Tensor]) -> Contender:
+    from a2c_compiled.integrations.stable_baselines3 import accelerate
+
+    with accelerate() as acceleration:
+        contender = estimator_peers.sb3(steps)
+        contender.call()
+    _check_served(acceleration)
+    return contender
+
+
+_TORCHRL = ("generalized_advantage_estimate", "vec_generalized_advantage_estimate")
+
+
+def _torchrl_case(name: str, shape: Shape, plan: Plan) -> Case:
+    """A function of torchrl on ``[N, T, 1]``: three float32 tensors and two flags in, two tensors out."""
+
+    def contenders(steps: Dict[str, Tensor]) -> Dict[str, Make]:
+        found: Dict[str, Make] = {ACCELERATED: lambda: _torchrl(name, steps, accelerated=True)}
+        if name.startswith("vec_") or shape[1] <= plan.longest_loop:
+            found["torchrl"] = lambda: _torchrl(name, steps, accelerated=False)
+        return found
+
+    return _case(f"torchrl {name}", shape, 22, contenders, "[N, T, 1]")
+
+
+def _torchrl(name: str, steps: Dict[str, Tensor], accelerated: bool) -> Contender:
+    from torchrl.objectives.value import functional
+
+    from a2c_compiled.integrations.torchrl import accelerate
+
+    batch = [step.t().contiguous().unsqueeze(-1) for step in GAE.inputs(steps).values()]
+    function = getattr(functional, name)
+    if accelerated:
+        with accelerate() as acceleration:
+            function = getattr(functional, name)
+            function(GAMMA, LMBDA, *batch)
+        _check_served(acceleration)
+    return Contender(lambda: function(GAMMA, LMBDA, *batch), lambda result: [part.squeeze(-1).t() for part in result])
+
+
+def _torchrl_update_case(shape: Shape, plan: Plan) -> Case:
+    """One whole update with torchrl's ``A2CLoss``, as among :mod:`a2c_compiled.benchmarks.subjects.bench_update`'s peers."""
+
+    def enter() -> Field:
+        rollout = data.rollout(shape, plan.device)
+        contenders: Dict[str, Make] = {
+            "torchrl A2CLoss": lambda: update_peers.torchrl_update(rollout, plan),
+            ACCELERATED: lambda: _accelerated_update(rollout, plan),
+        }
+        return Field(bench_update.expected(rollout, plan), contenders)
+
+    return Case("torchrl A2C update", "whole", "[N, T]", shape, enter, tolerance=1e-3)
+
+
+def _accelerated_update(rollout: Rollout, plan: Plan) -> Contender:
+    """What ``accelerate()`` puts in place is there for the call alone: the one without it is timed in turn."""
+    from torchrl.objectives import A2CLoss
+    from torchrl.objectives.value import advantages
+
+    from a2c_compiled.integrations.torchrl import accelerate
+
+    places = (
+        (advantages, "generalized_advantage_estimate"),
+        (advantages.ValueEstimatorBase, "_call_value_nets"),
+        (A2CLoss, "_log_probs"),
+        (A2CLoss, "loss_critic"),
+    )
+    originals = [(*place, getattr(*place)) for place in places]
+    with accelerate() as acceleration:
+        replaced = [(*place, getattr(*place)) for place in places]
+        update_peers.torchrl_update(rollout, plan).call()
+    _check_served(acceleration)
+    contender = update_peers.torchrl_update(rollout, plan)
+
+    def update() -> None:
+        for place in replaced:
+            setattr(*place)
+        contender.call()
+        for place in originals:
+            setattr(*place)
+
+    return contender._replace(call=update)
+
+
+def _check_served(acceleration: Acceleration) -> None:
+    if acceleration.fallbacks:
+        raise RuntimeError(f"left to the library itself: {acceleration.fallbacks}")

@@ -1,0 +1,56 @@
+"""The A2C loss with generalized advantage estimation inside: its value, and its value with the gradients of all parameters."""
+
+from functools import partial
+from typing import Dict, List
+
+from torch import Tensor, nn
+
+from a2c_compiled.benchmarks.contenders import update_peers
+from a2c_compiled.benchmarks.contenders.loops import gradients
+from a2c_compiled.benchmarks.contenders.modes import Modes, widened
+from a2c_compiled.benchmarks.measure import data
+from a2c_compiled.benchmarks.measure.harness import Case, Field
+from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
+
+
+def cases(plan: Plan) -> List[Case]:
+    """Both directions at each shape."""
+    modes = Modes(_LossParts(data.loss(plan.device)), _inputs((3, 5), plan), ("T", "N"), dynamic=False)
+    return [_case(modes, d, shape, plan) for shape in plan.updates for d in ("forward", "forward+backward")]
+
+
+class _LossParts(nn.Module):
+    """The three losses, which is what all contenders answer, and what is differentiated."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(
+        self, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor, done: Tensor, terminated: Tensor
+    ) -> List[Tensor]:
+        losses = self.loss(observation, action, reward, next_observation, done, terminated)
+        objective, critic, entropy = losses.loss_objective, losses.loss_critic, losses.loss_entropy
+        # Said for TorchScript, to which they are Optional.
+        assert objective is not None
+        assert critic is not None
+        assert entropy is not None
+        return [objective, critic, entropy]
+
+
+def _inputs(shape: Shape, plan: Plan) -> Dict[str, Tensor]:
+    return dict(list(data.rollout(shape, plan.device)._asdict().items())[:6])
+
+
+def _case(modes: Modes, direction: str, shape: Shape, plan: Plan) -> Case:
+    def enter() -> Field:
+        inputs = _inputs(shape, plan)
+        oracle = modes.oracle()
+        expected, finish = oracle(**widened(inputs)), None
+        if direction != "forward":
+            expected = gradients(expected, list(oracle.parameters()))
+            finish = partial(gradients, parameters=list(modes.module.parameters()))
+        ours = modes.contenders(inputs, plan, finish, loop_steps=shape[1])
+        return Field(expected, {**ours, **update_peers.torchrl_losses(data.rollout(shape, plan.device), plan, direction)})
+
+    return Case("A2C loss", direction, "[T, N]", shape, enter, tolerance=1e-3)

@@ -1,0 +1,181 @@
+"""What the presets of ``a2c-compiled train --preset`` reach, seed by seed.
+
+``python -m a2c_compiled.benchmarks.subjects.bench_presets`` trains all of them and writes ``presets.md``,
+``presets.json`` and ``presets.png``.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+
+import torch
+
+from a2c_compiled._files import written_whole
+from a2c_compiled.benchmarks.measure.machine import in_words, machine, versions
+from a2c_compiled.benchmarks.report.tables import Table
+from a2c_compiled.environments import goal_of
+from a2c_compiled.training import TrainConfig, train
+from a2c_compiled.training.plots import plot_returns
+from a2c_compiled.training.presets import PRESETS
+
+PACKAGES = ("a2c-compiled", "torch", "numpy", "gymnasium", "box2d", "mujoco", "minatar")
+
+HOW_TO_READ = """\
+- A run ends as soon as the greedy policy reaches the goal over two sets of 100 episodes, or with the preset's `total_steps`; the return is
+  the mean of the first set, with the networks that the run leaves. Goals are gymnasium's own, where it has one.
+- Seconds hold compiling, learning and looking at the greedy policy. Presets of two million steps and more are compiled: the first seed
+  finds nothing compiled before, the others find the code that it has left. Steps a second are those of whole updates, the median of a
+  run's log."""
+
+
+class PresetRun(NamedTuple):
+    """A run of a preset.
+
+    Attributes:
+        preset: its name.
+        seed: of the run.
+        greedy_return: mean over 100 episodes at the end.
+        steps: environment steps taken.
+        seconds: wall time, compilation included where there is any.
+        steps_per_second: median over the log.
+    """
+
+    preset: str
+    seed: int
+    greedy_return: float
+    steps: int
+    seconds: float
+    steps_per_second: float
+
+
+def run_preset(name: str, seed: int, folder: Path, presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> PresetRun:
+    """Train the preset ``name`` in ``folder``."""
+    result = train(TrainConfig(**{**presets[name], "seed": seed}), progress=sys.stderr.isatty(), folder=folder)
+    speed = statistics.median(row["steps_per_second"] for row in result.history)
+    return PresetRun(name, seed, result.greedy_return, result.steps, result.seconds, speed)
+
+
+def measure(names: Sequence[str], seeds: int, out: Path, presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> List[PresetRun]:
+    """Train each preset with ``seeds`` seeds, and write table, numbers and picture into ``out``; the runs themselves are not kept."""
+    runs: List[PresetRun] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = []
+        for name in names:
+            with _nothing_compiled_before():
+                for seed in range(1, seeds + 1):
+                    folders.append(Path(temporary) / f"{name}_{seed}")
+                    runs.append(run_preset(name, seed, folders[-1], presets))
+                    print(*runs[-1], flush=True)
+        plot_returns(folders, out / "presets.png")
+    document = {
+        "machine": machine(torch.device("cpu")),
+        "versions": versions(PACKAGES),
+        "runs": [run._asdict() for run in runs],
+    }
+    with written_whole(out / "presets.json") as path:
+        path.write_text(json.dumps(document, indent=1) + "\n")
+    with written_whole(out / "presets.md") as path:
+        path.write_text(markdown(document, table(runs, presets)))
+    return runs
+
+
+def table(runs: Sequence[PresetRun], presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> Table:
+    """A line for each preset."""
+    groups: Dict[str, List[PresetRun]] = {}
+    for run in runs:
+        groups.setdefault(run.preset, []).append(run)
+    header = [
+        "preset",
+        "environment",
+        "goal",
+        "solved seeds",
+        "greedy return, mean (lowest to highest)",
+        "environment steps, median",
+        "seconds, median",
+        "seconds, first seed",
+        "steps/s, median",
+    ]
+    lines = []
+    for name, group in groups.items():
+        config = TrainConfig(**presets[name])
+        goal = goal_of(config.env, config.solved_return)
+        returns = [run.greedy_return for run in group]
+        solved = "" if goal is None else f"{sum(value >= goal for value in returns)} of {len(group)}"
+        lines.append(
+            [
+                f"`{name}`",
+                config.env,
+                "" if goal is None else f"{goal:g}",
+                solved,
+                f"{statistics.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})",
+                f"{statistics.median(run.steps for run in group):,.0f}",
+                f"{statistics.median(run.seconds for run in group):.0f}",
+                f"{group[0].seconds:.0f}",
+                f"{statistics.median(run.steps_per_second for run in group):,.0f}",
+            ]
+        )
+    return Table("Presets", header, lines, [])
+
+
+def markdown(document: Mapping[str, Any], presets: Table) -> str:
+    """The report."""
+    return "\n".join(
+        [
+            "# Presets",
+            "",
+            in_words(document["machine"], document["versions"]),
+            "",
+            HOW_TO_READ,
+            "",
+            presets.markdown(),
+            "Mean return of the last 100 training episodes, whose actions are sampled, and its band over the seeds; dashed, the goal of",
+            "the greedy policy.",
+            "",
+            "![learning curves](presets.png)",
+            "",
+        ]
+    )
+
+
+@contextmanager
+def _nothing_compiled_before() -> Iterator[None]:
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    torch.compiler.reset()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            del os.environ[name]
+            if before is not None:
+                os.environ[name] = before
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(PRESETS)} (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each preset (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/presets"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names:
+        if name not in PRESETS:
+            parser.error(f"NAME: expected any of {', '.join(PRESETS)}, got {name!r}")
+    for option in ("seeds", "threads"):
+        if getattr(arguments, option) < 1:
+            parser.error(f"{option}: expected at least 1, got {getattr(arguments, option)}")
+    torch.set_num_threads(arguments.threads)
+    measure(arguments.names or list(PRESETS), arguments.seeds, arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

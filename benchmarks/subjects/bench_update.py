@@ -1,0 +1,125 @@
+"""One A2C update: generalized advantage estimation, loss, backward, clipping and RMSprop, from the same weights on the same rollout.
+
+What is compared are the parameters after the first update, and the sizes of the gradients that it clipped.
+"""
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a2c_compiled import A2CLoss, Rollout, TrainStep, compile_options
+from a2c_compiled.benchmarks.contenders import update_peers
+from a2c_compiled.benchmarks.contenders.loops import flat, loop_contender
+from a2c_compiled.benchmarks.contenders.modes import AOT, COMPILED, EAGER, GRAPH, RUNTIME
+from a2c_compiled.benchmarks.measure import cuda, data
+from a2c_compiled.benchmarks.measure.data import LEARNING_RATE, MAX_GRAD_NORM
+from a2c_compiled.benchmarks.measure.harness import OURS, Answer, Case, Contender, Field, Make
+from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
+from a2c_compiled.export import TrainStepGraph, export_aot, export_train_step
+from a2c_compiled.export.formats.aot import load_aot
+from a2c_compiled.export.on_device.runtime import Learner
+from a2c_compiled.export.tracing.call import NEW
+
+
+def cases(plan: Plan) -> List[Case]:
+    """One comparison a shape."""
+    return [_case(shape, plan) for shape in plan.updates]
+
+
+def _case(shape: Shape, plan: Plan) -> Case:
+    def enter() -> Field:
+        rollout = data.rollout(shape, plan.device)
+        contenders: Dict[str, Make] = {EAGER: lambda: _timed(_step(data.loss(plan.device), False), rollout)}
+        if plan.compiling:
+            contenders[COMPILED] = lambda: _timed(_step(data.loss(plan.device), True), rollout)
+            contenders[f"{OURS} loss, own loop"] = lambda: _own_loop(rollout, plan, {})
+            contenders[f"{OURS} loss, own loop, options"] = lambda: _own_loop(rollout, plan, compile_options())
+            if plan.device.type == "cuda":
+                contenders[GRAPH] = lambda: _graph(_step(data.loss(plan.device), True), rollout)
+        if plan.device.type == "cpu":
+            contenders[RUNTIME] = lambda: _runtime(_step(data.loss(plan.device), False), rollout)
+            if plan.compiling:
+                contenders[AOT] = lambda: _aot(_step(data.loss(plan.device), False), rollout)
+        return Field(expected(rollout, plan), {**contenders, **update_peers.updates(rollout, shape, plan)})
+
+    return Case("A2C update", "whole", "[T, N]", shape, enter, tolerance=1e-3)
+
+
+def expected(rollout: Rollout, plan: Plan) -> Answer:
+    """What the first update leaves behind, in float64."""
+    parts: Any = [part.double() if part is not None and part.is_floating_point() else part for part in rollout]
+    oracle = _step(data.loss(plan.device).double(), compile=False)
+    oracle(Rollout(*parts))
+    return _state(oracle)
+
+
+def _step(loss: A2CLoss, compile: bool) -> TrainStep:
+    return TrainStep(loss, lr=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM, compile=compile, dynamic=False)
+
+
+def _timed(step: TrainStep, rollout: Rollout) -> Contender:
+    return Contender(lambda: step(rollout), lambda _: _state(step))
+
+
+def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
+    """The exported step in onnxruntime, from numpy to numpy, as a device without torch calls it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_train_step(step, data.rollout((3, 4), torch.device("cpu")), Path(folder) / "train_step.onnx")
+        learner = Learner.load(path, provider="cpu", threads=torch.get_num_threads())
+    arrays = {name: getattr(rollout, name).numpy() for name in learner.rollout_entries}
+
+    def state(_: Any) -> Answer:
+        with tempfile.TemporaryDirectory() as folder:
+            learner.save_state(Path(folder) / "state.npz")
+            saved = dict(np.load(Path(folder) / "state.npz"))
+        return _named_state(step, {name: torch.from_numpy(array) for name, array in saved.items() if array.dtype.kind == "f"})
+
+    return Contender(lambda: learner.step(arrays), state)
+
+
+def _aot(step: TrainStep, rollout: Rollout) -> Contender:
+    """The exported step compiled ahead of time, in torch without a compiler, the state handed round."""
+    example = TrainStepGraph(step, data.rollout((3, 4), torch.device("cpu")))
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_aot(example, example.example_inputs, Path(folder) / "train_step.aot.pt2", example.dynamic_axes)
+        program = load_aot(path)
+    given = {name: tensor for name, tensor in example.example_inputs.items() if name not in Rollout._fields}
+    given |= {name: tensor for name, tensor in rollout._asdict().items() if name in example.input_names}
+
+    def update() -> None:
+        outputs = program(**given)
+        given.update({name: outputs[f"{NEW}{name}"] for name in example.state_names})
+
+    return Contender(update, lambda _: _named_state(step, given))
+
+
+def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Answer:
+    names = step.parameter_names
+    return flat([tensors[name] for name in names], [tensors[f"square_avg.{name}"] for name in names])
+
+
+def _graph(step: TrainStep, rollout: Rollout) -> Contender:
+    start = copy.deepcopy(step.state_dict())
+    return Contender(cuda.captured(lambda: step(rollout), lambda: step.load_state_dict(start)), lambda _: _state(step))
+
+
+def _state(step: TrainStep) -> Answer:
+    state = step.state()
+    return flat(state.params, state.slots["square_avg"])
+
+
+def _own_loop(rollout: Rollout, plan: Plan, options: Dict[str, Any]) -> Contender:
+    """The compiled loss in a loop as everyone writes it."""
+    loss = data.loss(plan.device)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False, options=options)
+
+    def losses() -> List[Tensor]:
+        parts = compiled(*rollout[:6])
+        return [parts.loss_objective, parts.loss_critic, parts.loss_entropy]
+
+    return loop_contender(losses, list(loss.parameters()))

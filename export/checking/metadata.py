@@ -1,0 +1,60 @@
+"""What an exported file says about itself."""
+
+import json
+from typing import Any, Container, Dict, List, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+import a2c_compiled
+from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled.distributions import Distribution
+from a2c_compiled.export.tracing.call import Call, InputsByName
+
+PREFIX = "a2c_compiled."
+METADATA = "a2c_compiled.json"
+"""The extra file that holds it in ``.pt`` and ``.pt2`` files."""
+
+
+def describe(call: Call) -> Dict[str, str]:
+    """Names, all beginning with ``a2c_compiled.``, and strings, JSON where they hold more than one thing.
+
+    ``version``, ``torch_version``; ``module``, the class of what was exported; ``shapes`` of the inputs, with names for the dimensions
+    that may vary; ``hyperparameters`` of each part of the module; ``distribution``, and the kind of ``noise`` by input, where there is one.
+    """
+    module = call.module.source if isinstance(call.module, InputsByName) else call.module
+    parts = {path: part for path, part in module.named_modules() if isinstance(part, CoefficientModule)}
+    described: Dict[str, Any] = {
+        "version": a2c_compiled.__version__,
+        "torch_version": torch.__version__,
+        "module": type(call.module).__name__,
+        "shapes": {name: _shape(tensor, call.axes[name]) for name, tensor in call.inputs.items()},
+        "hyperparameters": {path: _settings(part, call.inputs) for path, part in parts.items()},
+    }
+    distribution = next((part for part in parts.values() if isinstance(part, Distribution)), None)
+    if distribution is not None:
+        described["distribution"] = _settings(distribution, call.inputs)
+        if "noise" in call.inputs and distribution.noise_kind is not None:
+            described["noise"] = {"noise": distribution.noise_kind}
+    return {f"{PREFIX}{key}": value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
+
+
+def _shape(tensor: Tensor, axes: List[Optional[str]]) -> List[Union[str, int]]:
+    named = [*axes, *[None] * (tensor.dim() - len(axes))]
+    return [size if axis is None else axis for size, axis in zip(tensor.shape, named, strict=True)]
+
+
+def _settings(module: nn.Module, inputs: Container[str]) -> Dict[str, Any]:
+    """A module's class, its coefficients, unless they are inputs, and its plain options."""
+    settings: Dict[str, Any] = {"class": type(module).__name__}
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in inputs:
+            settings[name] = buffer.tolist()
+    for name, value in vars(module).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if value is None or isinstance(value, (bool, int, float, str)):
+            settings[name] = value
+        elif hasattr(value, "options"):  # an optimizer
+            settings |= {name: value.name, **value.options}
+    return settings

@@ -1,0 +1,161 @@
+"""Eager's answers at several shapes, kept beside an exported file: what the file is held against, wherever it is.
+
+``policy.onnx`` has ``policy.onnx.cases.npz``: arrays ``<case>/inputs/<name>`` and ``<case>/outputs/<name>``, or
+``<case>/random/<name>`` for an output that is another one at every call. Inputs that are the same in all cases are
+``every case/inputs/<name>``. A case is named after its sizes and what is extreme about it.
+"""
+
+from pathlib import Path
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Set, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a2c_compiled._files import written_whole
+from a2c_compiled.export.tracing.call import Call, InputsByName
+from a2c_compiled.export.tracing.errors import ExportError
+
+# Sizes of the dimensions that may vary, the first two of them; none is an example's by chance alone.
+_SIZES: Sequence[Tuple[int, int]] = ((1, 1), (67, 5), (1, 7), (11, 1), (3, 2), (128, 19))
+_EXTREME_SIZES = (9, 4)
+_FURTHER_SIZE = 3
+# What is multiplied for large numbers, which drive logits, values and advantages to extremes.
+_SCALED = ("observation", "next_observation", "reward", "state_value", "next_state_value")
+_SCALE = 100.0
+_EVERY_CASE = "every case"
+# A file that is larger than this after two cases gets no more of them: large networks answer with all their parameters.
+_LARGE = 2**25
+
+
+class Case(NamedTuple):
+    """One call: inputs, and what eager answered, that which it answers every time apart from that which is random."""
+
+    inputs: Dict[str, np.ndarray]
+    outputs: Dict[str, np.ndarray]
+    random: Dict[str, np.ndarray]
+
+
+def cases_path(path: Path) -> Path:
+    """Where the cases of an exported file are."""
+    return path.with_name(f"{path.name}.cases.npz")
+
+
+def record_cases(
+    call: Call, path: Path, input_names: Optional[Sequence[str]] = None, output_names: Optional[Sequence[str]] = None
+) -> None:
+    """Ask eager at several shapes other than the example's, and keep its answers for ``path``.
+
+    Args:
+        call: to ask.
+        path: of the exported file.
+        input_names: of the inputs that the file has; None for all.
+        output_names: that the file's outputs have; None for their own.
+
+    Raises:
+        ValueError: the module does not run at those shapes.
+        ExportError: its answers depend on those that it gave before.
+    """
+    generator = torch.Generator().manual_seed(0)
+    same = {name: tensor for name, tensor in call.inputs.items() if not any(call.axes[name])}
+    if isinstance(call.module, InputsByName):
+        same = {name: tensor for name, tensor in call.module.varied(call.inputs, generator).items() if name in same}
+    arrays = {f"{_EVERY_CASE}/inputs/{name}": tensor.cpu().numpy() for name, tensor in same.items()}
+    for i, (label, inputs) in enumerate(_varied(call, same, generator)):
+        if i >= 2 and sum(array.nbytes for array in arrays.values()) > _LARGE:
+            break
+        others = {name: tensor for name, tensor in inputs.items() if tensor is not same.get(name)}
+        arrays |= {f"{label}/inputs/{name}": tensor.cpu().numpy() for name, tensor in others.items()}
+        outputs, random = _ask(call, label, inputs)
+        for name, (own_name, tensor) in zip(output_names or outputs, outputs.items(), strict=True):
+            arrays[f"{label}/{'random' if own_name in random else 'outputs'}/{name}"] = tensor.cpu().numpy()
+    unread = set() if input_names is None else {f"inputs/{name}" for name in call.inputs if name not in input_names}
+    arrays = {key: array for key, array in arrays.items() if key.split("/", 1)[1] not in unread}
+    with written_whole(cases_path(path)) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+
+def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
+    """Inputs of several sizes, then extreme ones, each with a name for the case; ``same`` are those whose sizes do not vary."""
+
+    def resized(first: Tuple[int, int]) -> Tuple[str, Dict[str, Tensor]]:
+        sizes = dict(zip(call.axis_names, [*first, *[_FURTHER_SIZE] * len(call.axis_names)], strict=False))
+        label = " ".join(f"{axis}={size}" for axis, size in sizes.items()) or "fixed sizes"
+        return label, {**call.resized(sizes, generator), **same}
+
+    yield from dict(resized(first) for first in _SIZES).items()
+    label, inputs = resized(_EXTREME_SIZES)
+    if any(tensor is not call.inputs[name] for name, tensor in same.items()):
+        yield f"{label}, as exported", {**inputs, **{name: call.inputs[name] for name in same}}
+    for what, flags in _flags(inputs, generator):
+        yield f"{label}, {what}", {**inputs, **flags}
+    scaled = [name for name in _SCALED if name in inputs and inputs[name].is_floating_point()]
+    if scaled:
+        yield f"{label}, large numbers", {**inputs, **{name: _SCALE * inputs[name] for name in scaled}}
+
+
+def _flags(inputs: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
+    """Other ends of episodes and other masks."""
+
+    def some(name: str) -> Tensor:
+        return torch.rand(inputs[name].shape, generator=generator).to(inputs[name].device) < 0.4
+
+    if "done" in inputs:
+        done, all_done = some("done"), torch.ones_like(inputs["done"])
+        terminated = {"terminated": inputs["terminated"]} if "terminated" in inputs else {}
+        yield "some steps end", {"done": done, **{name: done & some(name) for name in terminated}}
+        yield "every step ends", {"done": all_done, **dict.fromkeys(terminated, all_done)}
+        yield "every step is cut short", {"done": all_done, **dict.fromkeys(terminated, ~all_done)}
+        yield "no step ends", {"done": ~all_done, **dict.fromkeys(terminated, ~all_done)}
+    if "mask" in inputs:
+        yield "some steps count", {"mask": some("mask")}
+
+
+def _ask(call: Call, label: str, inputs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Set[str]]:
+    """What eager answers, and the names of the outputs in which it draws random numbers."""
+    try:
+        first, again, otherwise = (_seeded(call, inputs, seed) for seed in (0, 0, 1))
+    except Exception as error:
+        raise ValueError(
+            f"dynamic_axes: the module does not run at sizes {label}; name those leading dimensions that may vary ({error})"
+        ) from error
+    for name, tensor in first.items():
+        if not _equal(tensor, again[name]):
+            raise ExportError(
+                f"{type(call.module).__name__} cannot be exported: it answers another {name} when it is asked the same again, so it keeps"
+                " something, which a graph cannot"
+            )
+    return first, {name for name, tensor in first.items() if not _equal(tensor, otherwise[name])}
+
+
+def _seeded(call: Call, inputs: Dict[str, Tensor], seed: int) -> Dict[str, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return call.eager(inputs)
+
+
+def load_cases(path: Path) -> Dict[str, Case]:
+    """The cases of an exported file, by name.
+
+    Raises:
+        ValueError: there are none, or their file is unreadable.
+    """
+    cases: Dict[str, Case] = {}
+    try:
+        # Opened here, since np.load leaves a file open that it cannot read.
+        with cases_path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                label, kind, name = key.split("/", 2)
+                getattr(cases.setdefault(label, Case({}, {}, {})), kind)[name] = arrays[key]
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected {cases_path(path).name} beside it, which export writes, found none") from None
+    except Exception as error:
+        raise ValueError(f"{cases_path(path)}: not readable ({error})") from error
+    same = cases.pop(_EVERY_CASE, Case({}, {}, {}))
+    if not cases:
+        raise ValueError(f"{cases_path(path)}: expected at least one case, found none")
+    return {label: case._replace(inputs={**same.inputs, **case.inputs}) for label, case in cases.items()}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return np.array_equal(one.cpu().numpy(), other.cpu().numpy(), equal_nan=True)

@@ -1,0 +1,1 @@
+"""How it is written: one module for each format."""

@@ -1,0 +1,106 @@
+"""Export to TorchScript."""
+
+import json
+import re
+import sys
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Union
+
+import torch
+from torch import nn
+
+from a2c_compiled._files import written_whole
+from a2c_compiled.export.checking.metadata import METADATA, describe
+from a2c_compiled.export.checking.reference_cases import record_cases
+from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.tracing.errors import ExportError
+
+_ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
+_LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+(?: <--- HERE)?$', re.MULTILINE)
+
+
+@contextmanager
+def deprecated() -> Iterator[None]:
+    """Where TorchScript is used: it is deprecated as a whole, which every function of it says, and one of the formats served.
+
+    Raises:
+        RuntimeError: this version of Python has no TorchScript.
+    """
+    if sys.version_info >= (3, 14):
+        raise RuntimeError("TorchScript: torch has none from Python 3.14 on; use export_pt2, export_aot or export_onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def script(module: nn.Module) -> torch.jit.ScriptModule:
+    """``torch.jit.script``."""
+    with deprecated():
+        return torch.jit.script(module)
+
+
+def load(path: Path) -> torch.jit.ScriptModule:
+    """``torch.jit.load``, to the CPU."""
+    with deprecated():
+        return torch.jit.load(str(path), map_location="cpu")
+
+
+def export_torchscript(
+    module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
+) -> Path:
+    """Write ``module`` as a TorchScript file, and eager's answers at several shapes beside it.
+
+    The file needs no operator of this package: it loads with ``torch.jit.load`` in Python and C++ where only torch is installed, and is
+    differentiable there. It takes inputs of any shape that the module takes, and is saved in evaluation mode.
+
+    Args:
+        module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or any module that TorchScript can read around them.
+        example_inputs: by the names of ``forward``'s arguments, or in their order.
+        path: of the file.
+        dynamic_axes: names of the dimensions whose size the recorded answers vary, as in :func:`~a2c_compiled.export.export_onnx`.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        TypeError, ValueError: an argument is unfit, or a part of the module has no form in TorchScript; the message names it.
+        ExportError: (a RuntimeError) TorchScript cannot read the module; the message says what, where, and what to do.
+        RuntimeError: this version of Python has no TorchScript.
+    """
+    path = Path(path)
+    call = Call(module, example_inputs, dynamic_axes)
+    with evaluation_mode(module), written_whole(path) as temporary, deprecated():
+        torch.jit.save(_scripted(module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
+        record_cases(call, path)
+    return path
+
+
+def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    try:
+        return script(module)
+    except TypeError:
+        raise  # of what has no form in TorchScript by its nature, and says so
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported to TorchScript: {_reason(str(error).strip())}. Write that part in what TorchScript"
+            " reads, or export with export_onnx or export_pt2"
+        ) from error
+
+
+def _reason(text: str) -> str:
+    """What TorchScript's compiler said, in one line."""
+    attribute = _ATTRIBUTE.match(text)
+    if attribute:
+        kind = {"function": "a function", "attribute": "an attribute"}[attribute[3]]
+        what = f"{attribute[1]}.{attribute[2]} is {kind} that it cannot read"
+    elif "Can't redefine method" in text:
+        what = "it has failed before in this process, and said why"
+    else:
+        what = text.partition("\n")[0].rstrip(":.")
+    places = [found for found in _LINE_OF_CODE.findall(text) if "/torch/" not in found[0]]
+    if places:
+        file, number, code = places[0]  # the innermost; those that called it follow
+        what += f' ("{code.strip()}", {file.rpartition("/")[2]}:{number})'
+    return what

@@ -1,0 +1,1 @@
+"""What is exported: policies, losses and the update, as modules of tensors to tensors."""

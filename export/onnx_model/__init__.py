@@ -1,0 +1,1 @@
+"""ONNX models: what the exporter leaves to do."""

@@ -1,0 +1,98 @@
+"""What the exporter and onnxruntime do in float32 alone, in float64 as well.
+
+The exporter's own translations round every number in the code to float32, whatever the tensors are that it meets.
+"""
+
+from typing import Any, Callable, Dict, Optional
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import opset18
+
+op: Any = opset18  # its stubs ask for protobuf's types
+
+
+def _constant(number: Any, dtype: ir.DataType) -> Any:
+    return op.Constant(value=ir.tensor(np.asarray(number, dtype=dtype.numpy())))
+
+
+def _scalar_tensor(
+    s: Any, dtype: int = int(ir.DataType.FLOAT), layout: str = "", device: str = "", pin_memory: bool = False
+) -> Any:
+    """``aten::scalar_tensor``, which the exporter makes of every number in arithmetic."""
+    dtype = int(ir.DataType.FLOAT) if dtype == -1 else dtype
+    return op.Cast(s, to=dtype) if isinstance(s, ir.Value) else _constant(s, ir.DataType(dtype))
+
+
+def _full(size: Any, fill_value: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
+    """``aten::full``."""
+    value = _scalar_tensor(fill_value, dtype)
+    return op.Expand(value, op.Cast(size, to=ir.DataType.INT64))
+
+
+def _clamp(self: Any, min: Optional[float] = None, max: Optional[float] = None) -> Any:
+    """``aten::clamp``."""
+    return op.Clip(self, *(None if bound is None else _constant(bound, self.dtype) for bound in (min, max)))
+
+
+def _clamp_min(self: Any, min_: float) -> Any:
+    """``aten::clamp_min``."""
+    return _clamp(self, min_, None)
+
+
+def _clamp_max(self: Any, max_: float) -> Any:
+    """``aten::clamp_max``."""
+    return _clamp(self, None, max_)
+
+
+def _add(self: Any, other: Any, alpha: float = 1.0) -> Any:
+    """``aten::add.Tensor``, of booleans too."""
+    if self.dtype == ir.DataType.BOOL:
+        return op.Or(self, other)
+    return op.Add(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
+
+
+def _sub(self: Any, other: Any, alpha: float = 1.0) -> Any:
+    """``aten::sub.Tensor``."""
+    return op.Sub(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
+
+
+def _addcmul(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
+    """``aten::addcmul``, rounded in torch's order."""
+    return op.Add(self, op.Mul(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
+
+
+def _addcdiv(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
+    """``aten::addcdiv``, rounded in torch's order."""
+    return op.Add(self, op.Div(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
+
+
+def _pow_of_number(self: float, exponent: Any) -> Any:
+    """``aten::pow.Scalar``."""
+    real = exponent.dtype.is_floating_point() or isinstance(self, int)
+    dtype = exponent.dtype if real else ir.DataType.FLOAT
+    return op.Pow(_constant(self, dtype), op.Cast(exponent, to=dtype))
+
+
+def _atanh(self: Any) -> Any:
+    """``aten::atanh``, for which onnxruntime has no float64 kernel."""
+    if self.dtype != ir.DataType.DOUBLE:
+        return op.Atanh(self)
+    one = _constant(1.0, self.dtype)
+    return op.Mul(_constant(0.5, self.dtype), op.Log(op.Div(op.Add(one, self), op.Sub(one, self))))
+
+
+TRANSLATIONS: Dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.scalar_tensor.default: _scalar_tensor,
+    torch.ops.aten.full.default: _full,
+    torch.ops.aten.clamp.default: _clamp,
+    torch.ops.aten.clamp_min.default: _clamp_min,
+    torch.ops.aten.clamp_max.default: _clamp_max,
+    torch.ops.aten.add.Tensor: _add,
+    torch.ops.aten.sub.Tensor: _sub,
+    torch.ops.aten.addcmul.default: _addcmul,
+    torch.ops.aten.addcdiv.default: _addcdiv,
+    torch.ops.aten.pow.Scalar: _pow_of_number,
+    torch.ops.aten.atanh.default: _atanh,
+}

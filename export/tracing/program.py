@@ -1,0 +1,80 @@
+"""A module as torch.export sees it: what ONNX files, .pt2 files and AOTInductor packages are made of."""
+
+import inspect
+import logging
+import warnings
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from a2c_compiled.export.tracing.call import Call, InputsByName, named_outputs
+from a2c_compiled.export.tracing.gradients import with_gradients_written_out
+
+
+def exported_program(call: Call) -> ExportedProgram:
+    """The module of ``call``, for any size of the dimensions that may vary, with a dict of outputs by name for a result.
+
+    Its arguments have the names that :func:`argument_name` makes of those of the inputs.
+    """
+    dims = {axis: Dim(axis) for axis in call.axis_names}
+    shapes: Dict[str, Any] = {
+        argument_name(name): {i: dims[axis] for i, axis in enumerate(axes) if axis is not None} or None
+        for name, axes in call.axes.items()
+    }
+    arguments = {argument_name(name): tensor for name, tensor in call.inputs.items()}
+    with torch.no_grad():
+        return torch.export.export(_WithSignature(call), (), arguments, dynamic_shapes=shapes, strict=False)
+
+
+def argument_name(input_name: str) -> str:
+    """A parameter's name with ``__`` for the dots in it, which Python's arguments cannot have."""
+    return input_name.replace(".", "__")
+
+
+class _WithSignature(nn.Module):
+    """The module of a call, with its inputs for arguments."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.module = with_gradients_written_out(call) if isinstance(call.module, InputsByName) else call.module
+        names = list(call.inputs)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(argument_name(name), kind) for name in names])
+
+        def forward(*args: Tensor, **kwargs: Tensor) -> Dict[str, Tensor]:
+            inputs = dict(zip(names, signature.bind(*args, **kwargs).arguments.values(), strict=True))
+            _equate(inputs, call)
+            return named_outputs(self.module(**inputs))
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
+    """Dimensions of one name are of one size: said first, or torch.export, which finds out last, forbids sizes by what it met before."""
+    sizes: Dict[str, int] = {}
+    for name, axes in call.axes.items():
+        for dim, axis in enumerate(axes):
+            if axis is not None:
+                size = inputs[name].size(dim)
+                torch._check(size == sizes.setdefault(axis, size))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without remarks on packages that are not installed, on torch's own deprecations, on attributes that are empty lists, and on
+    errors that are raised as well."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

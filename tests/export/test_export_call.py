@@ -1,0 +1,406 @@
+"""What an export makes of its arguments, and what it says where it cannot: in every format, and nothing is left half done."""
+
+import json
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from export_cases import EXPORTERS, GAE_INPUTS, LOADERS, QUICK, STEPS, gae_inputs, loss_inputs
+from loss_cases import make_loss, make_networks, make_rollout
+from torch import nn
+
+from a2c_compiled import A2CLoss, distributions, estimators, export
+from a2c_compiled.export.formats import torchscript
+from a2c_compiled.update import TrainStep
+
+
+@pytest.fixture(params=QUICK)
+def ending(request):
+    return request.param
+
+
+def test_inputs_may_come_in_order(ending, tmp_path):
+    inputs = gae_inputs()
+    path = EXPORTERS[ending](estimators.GAE(), list(inputs.values())[:4], tmp_path / f"gae{ending}")
+    assert export.verify(path).passed
+    with np.load(f"{path}.cases.npz") as cases:
+        assert {key.split("/")[2] for key in cases.files if "/inputs/" in key} == set(inputs) - {"terminated"}
+
+
+def test_the_example_may_be_of_any_strides(ending, tmp_path):
+    inputs = {name: tensor.t() for name, tensor in gae_inputs((4, 6)).items()}
+    path = EXPORTERS[ending](estimators.GAE(), inputs, tmp_path / f"gae{ending}")
+    report = export.verify(path)
+    assert report.passed, str(report)
+
+
+def test_one_tensor_may_be_two_inputs(ending, tmp_path):
+    inputs = gae_inputs()
+    inputs["next_state_value"] = inputs["state_value"]
+    path = EXPORTERS[ending](estimators.GAE(), inputs, tmp_path / f"gae{ending}")
+    others = gae_inputs(seed=1)
+    expected = estimators.GAE()(**others)
+    for name, answer in LOADERS[ending](path)(others).items():
+        torch.testing.assert_close(answer, getattr(expected, name))
+
+
+class Passing(NamedTuple):
+    given: torch.Tensor
+    total: torch.Tensor
+
+
+class PassesOn(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> Passing:
+        return Passing(x, x + y)
+
+
+def test_an_input_may_be_an_output(ending, tmp_path):
+    path = EXPORTERS[ending](PassesOn(), [torch.ones(3, 2), torch.ones(3, 2)], tmp_path / f"passes{ending}")
+    inputs = {"x": torch.rand(5, 7), "y": torch.rand(5, 7)}
+    answers = LOADERS[ending](path)(inputs)
+    assert torch.equal(answers["given"], inputs["x"])
+    assert torch.equal(answers["total"], inputs["x"] + inputs["y"])
+    assert export.verify(path).passed
+
+
+UNFIT = {
+    "unknown": (lambda inputs: {**inputs, "rewards": inputs["reward"]}, ValueError, r"expected names among .*, got 'rewards'"),
+    "number": (lambda inputs: {**inputs, "reward": 1.0}, TypeError, "expected a tensor for reward, got float"),
+    "none": (lambda inputs: {**inputs, "terminated": None}, TypeError, "expected a tensor for terminated, got NoneType"),
+    "too_many": (lambda inputs: [*inputs.values(), *[inputs["done"]] * 6], ValueError, "expected at most 10"),
+    "tensor": (lambda inputs: inputs["reward"], TypeError, "expected a mapping of names to tensors or a sequence of tensors"),
+    "bfloat16": (
+        lambda inputs: {**inputs, "reward": inputs["reward"].bfloat16()},
+        TypeError,
+        r"expected a dtype that numpy has for reward, got torch\.bfloat16",
+    ),
+    "one_step": (
+        lambda inputs: {name: tensor[:1] for name, tensor in inputs.items()},
+        ValueError,
+        r"expected dimension 0 \(T\) of state_value to be 2 or more, got 1",
+    ),
+    "no_steps": (
+        lambda inputs: {name: tensor[:0] for name, tensor in inputs.items()},
+        ValueError,
+        r"expected dimension 0 \(T\) of state_value to be 2 or more, got 0",
+    ),
+    "no_environments": (
+        lambda inputs: {name: tensor[:, :0] for name, tensor in inputs.items()},
+        ValueError,
+        r"expected dimension 1 \(N\) of state_value to be 2 or more, got 0",
+    ),
+    "two_sizes": (
+        lambda inputs: {**inputs, "reward": inputs["reward"][:, :3]},
+        ValueError,
+        r"expected 4 for dimension 1 \(N\) of reward, got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", EXPORTERS)
+@pytest.mark.parametrize("what", UNFIT)
+def test_unfit_example_inputs_are_named(ending, what, tmp_path):
+    change, error, message = UNFIT[what]
+    with pytest.raises(error, match=f"example_inputs: {message}"):
+        EXPORTERS[ending](estimators.GAE(), change(gae_inputs()), tmp_path / f"gae{ending}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", EXPORTERS)
+def test_dynamic_axes_of_an_unknown_input_are_refused(ending, tmp_path):
+    with pytest.raises(ValueError, match=r"dynamic_axes: expected names among .*, got 'rewards'"):
+        EXPORTERS[ending](estimators.GAE(), gae_inputs(), tmp_path / f"gae{ending}", {"rewards": ("T", "N")})
+
+
+def test_axes_that_may_not_vary_are_named(tmp_path):
+    policy = export.GreedyPolicy(nn.Linear(4, 2), distributions.Categorical(2))
+    with pytest.raises(
+        ValueError, match="dynamic_axes: the module does not run at sizes T=1 N=1; name those leading dimensions"
+    ):
+        export.export_torchscript(policy, {"observation": torch.randn(8, 4)}, tmp_path / "policy.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("export_one", "name", "expected"),
+    [
+        (export.export_pt2, "gae.aot.pt2", r"\.pt2"),
+        (export.export_pt2, "gae.pt", r"\.pt2"),
+        (export.export_pt2, "gae.onnx", r"\.pt2"),
+        (export.export_aot, "gae.pt2", r"\.aot\.pt2"),
+        (export.export_aot, "gae.aot", r"\.aot\.pt2"),
+        (export.export_aot, "gae.so", r"\.aot\.pt2"),
+    ],
+)
+def test_a_name_with_the_ending_of_another_format_is_refused(export_one, name, expected, tmp_path):
+    with pytest.raises(ValueError, match=rf"path: expected a name ending in {expected}, got .*{name}"):
+        export_one(estimators.GAE(), gae_inputs(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("opset", [17, 1000])
+def test_an_opset_out_of_range_is_refused(opset, tmp_path):
+    with pytest.raises(ValueError, match=f"opset: expected 18 to .*, got {opset}"):
+        export.export_onnx(estimators.GAE(), gae_inputs(), tmp_path / "gae.onnx", opset=opset)
+
+
+def test_the_opset_asked_for_is_written(tmp_path):
+    path = export.export_onnx(estimators.TD0Estimator(), gae_inputs(), tmp_path / "td0.onnx", opset=20)
+    assert [(entry.domain, entry.version) for entry in onnx.load(path).opset_import] == [("", 20)]
+    assert export.verify(path).passed
+
+
+def test_an_opset_that_torch_cannot_make_is_an_error(tmp_path, monkeypatch):
+    real_export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: real_export(*args, **{**options, "opset_version": 18}))
+    with pytest.raises(RuntimeError, match="opset: 20 cannot be made of this module, 18 can"):
+        export.export_onnx(estimators.TD0Estimator(), gae_inputs(), tmp_path / "td0.onnx", opset=20)
+    assert not (tmp_path / "td0.onnx").exists()
+
+
+def test_sizes_may_be_fixed_and_outputs_renamed(tmp_path):
+    inputs = gae_inputs()
+    axes = dict.fromkeys(inputs, (None, "N"))
+    path = export.export_onnx(
+        estimators.TD0Estimator(), inputs, tmp_path / "td0.onnx", axes, output_names=["advantage", "target"]
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert {tuple(node.shape) for node in session.get_inputs()} == {(STEPS, "N")}
+    assert [node.name for node in session.get_outputs()] == ["advantage", "target"]
+    report = export.verify(path)
+    assert report.passed
+    assert list(report.outputs) == ["advantage", "target"]
+
+
+@pytest.mark.parametrize("names", [["advantage"], ["advantage", "value_target", "third"]], ids=["few", "many"])
+def test_output_names_are_as_many_as_outputs(names, tmp_path):
+    with pytest.raises(ValueError, match=r"output_names: expected 2 in place of \['advantage', 'value_target'\], got "):
+        export.export_onnx(estimators.GAE(), gae_inputs(), tmp_path / "gae.onnx", output_names=names)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names", [["reward", "target"], ["advantage", "advantage"]], ids=["of_an_input", "twice"])
+def test_output_names_are_names_of_nothing_else(names, tmp_path):
+    with pytest.raises(ValueError, match="output_names: expected names that differ from each other and from "):
+        export.export_onnx(estimators.GAE(), gae_inputs(), tmp_path / "gae.onnx", output_names=names)
+    assert not list(tmp_path.iterdir())
+
+
+class WithDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.frozen = nn.Dropout(0.5).eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.frozen(self.dropout(x))
+
+
+def test_modules_are_exported_for_evaluation_and_left_as_they_were(ending, tmp_path):
+    module = WithDropout()
+    path = EXPORTERS[ending](module, [torch.ones(3, 2)], tmp_path / f"dropout{ending}")
+    assert (module.training, module.dropout.training, module.frozen.training) == (True, True, False)
+    x = torch.randn(5, 7)
+    assert torch.equal(LOADERS[ending](path)({"x": x})["output"], x)
+
+
+# What fails leaves everything as it was
+
+
+class Branching(nn.Module):
+    """Decides on data, which export cannot follow, and calls a lambda, which TorchScript cannot read."""
+
+    def __init__(self):
+        super().__init__()
+        self.function = lambda x: x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x) if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("ending", EXPORTERS)
+def test_a_module_that_cannot_be_exported_leaves_the_older_file(ending, tmp_path):
+    path, cases = tmp_path / f"graph{ending}", tmp_path / f"graph{ending}.cases.npz"
+    path.write_text("older")
+    cases.write_text("older cases")
+    with pytest.raises(export.ExportError, match="Branching cannot be exported to ") as raised:
+        EXPORTERS[ending](Branching(), [torch.ones(3, 2)], path)
+    assert isinstance(raised.value, RuntimeError)
+    assert (path.read_text(), cases.read_text()) == ("older", "older cases")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_that_the_checker_refuses_leaves_the_older_file(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise onnx.checker.ValidationError("refused")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    (tmp_path / "graph.onnx").write_text("older")
+    with pytest.raises(onnx.checker.ValidationError):
+        export.export_onnx(estimators.TD0Estimator(), gae_inputs(), tmp_path / "graph.onnx")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("graph.onnx", "older")]
+
+
+# What TorchScript cannot read
+
+
+class WithOptions(nn.Module):
+    def forward(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        return x
+
+
+class WithDefaults(nn.Module):
+    def forward(self, x: torch.Tensor, *, scale: float = 2.0) -> torch.Tensor:
+        return x * scale
+
+
+class WithLambda(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.function = lambda x: x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+class WithSetting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.settings = object()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.settings is None else -x
+
+
+class WithTry(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            return x
+        except RuntimeError:
+            return -x
+
+
+class WithUndefined(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            y = x
+        return y
+
+
+UNREADABLE = {
+    WithOptions: (r"variable number of arguments .*", r"def forward\(self, x: torch.Tensor, \*\*options: Any\).*"),
+    WithDefaults: (r"variable number of arguments or use keyword-only arguments with defaults", r"def forward.*scale.*"),
+    WithLambda: ("WithLambda.function is a function that it cannot read", r"return self\.function\(x\)"),
+    WithSetting: ("WithSetting.settings is an attribute that it cannot read", "return x if self.settings is None else -x"),
+    WithTry: ("try blocks aren't supported", "try:"),
+    WithUndefined: ("y is not defined in the false branch", r"if x\.sum\(\) > 0:"),
+}
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_torchscript_cannot_read_is_named_with_its_line(kind, nested, tmp_path):
+    # TorchScript remembers a class that has failed, so each test has one of its own.
+    kind = type(kind.__name__, (kind,), {})
+    what, code = UNREADABLE[kind.__base__]
+    module = nn.Sequential(nn.Linear(2, 2), kind()) if nested else kind()
+    name = "Sequential" if nested else kind.__name__
+    message = (
+        rf'^{name} cannot be exported to TorchScript: .*{what} \("{code}", test_export_call\.py:\d+\)\. Write that part in'
+    )
+    with pytest.raises(export.ExportError, match=message) as raised:
+        export.export_torchscript(module, [torch.ones(3, 2)], tmp_path / "module.pt", ("N",))
+    assert str(raised.value).endswith("or export with export_onnx or export_pt2")
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_has_failed_before_says_so(tmp_path):
+    class Twice(WithUndefined):
+        pass
+
+    for message in ("y is not defined", "it has failed before in this process, and said why"):
+        with pytest.raises(export.ExportError, match=f"Twice cannot be exported to TorchScript: {message}"):
+            export.export_torchscript(Twice(), [torch.ones(3, 2)], tmp_path / "module.pt", ("N",))
+
+
+def test_what_has_no_source_cannot_be_scripted(tmp_path):
+    namespace = {"nn": nn, "torch": torch}
+    exec("class Typed(nn.Module):\n    def forward(self, x: torch.Tensor) -> torch.Tensor:\n        return x", namespace)
+    with pytest.raises(export.ExportError, match="Typed cannot be exported to TorchScript: Can't get source for"):
+        export.export_torchscript(namespace["Typed"](), [torch.ones(3, 2)], tmp_path / "typed.pt")
+    path = export.export_pt2(namespace["Typed"](), [torch.ones(3, 2)], tmp_path / "typed.pt2")
+    assert export.verify(path).passed, "as the message of other failures advises"
+
+
+def test_torch_distributions_cannot_be_scripted(tmp_path):
+    distribution = distributions.TorchDistribution(lambda params: torch.distributions.Categorical(logits=params))
+    loss = A2CLoss(*make_networks(), distribution)
+    with pytest.raises(TypeError, match=r"distribution: TorchScript cannot read torch\.distributions; use one of"):
+        export.export_torchscript(loss, loss_inputs(), tmp_path / "loss.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_update_cannot_be_scripted(tmp_path):
+    graph = export.TrainStepGraph(TrainStep(make_loss(), compile=False), make_rollout())
+    with pytest.raises(
+        export.ExportError, match=r"TrainStepGraph cannot be exported to TorchScript: .*export_onnx or export_pt2"
+    ):
+        export.export_torchscript(graph, graph.example_inputs, tmp_path / "step.pt", graph.dynamic_axes)
+    assert not list(tmp_path.iterdir())
+
+
+# TorchScript is deprecated
+
+
+def test_python_without_torchscript_says_what_to_use_instead(tmp_path, monkeypatch):
+    older = export.export_torchscript(estimators.GAE(), gae_inputs(), tmp_path / "older.pt")
+    monkeypatch.setattr(torchscript.sys, "version_info", (3, 14, 0, "final", 0))
+    with pytest.raises(RuntimeError, match=r"torch has none from Python 3\.14 on; use export_pt2, export_aot or export_onnx"):
+        export.export_torchscript(estimators.GAE(), gae_inputs(), tmp_path / "gae.pt")
+    with pytest.raises(RuntimeError, match="use export_pt2, export_aot or export_onnx"):
+        torchscript.script(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"older\.pt: does not run \(TorchScript: torch has none from Python 3\.14 on"):
+        export.verify(older)
+    assert not (tmp_path / "gae.pt").exists()
+
+
+def test_no_format_warns_or_prints(ending, tmp_path, capfd):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        path = EXPORTERS[ending](estimators.GAE(), gae_inputs(), tmp_path / f"gae{ending}")
+        assert export.verify(path).passed
+        if ending == ".pt":
+            torchscript.script(make_loss())
+            torchscript.load(path)
+    assert [str(warning.message) for warning in caught] == []
+    assert capfd.readouterr() == ("", "")
+
+
+# What a file says about itself
+
+
+EXTRA = {".pt": "_extra_files", ".pt2": "extra_files"}
+
+
+def metadata_of(path, ending):
+    if ending == ".onnx":
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    extra = {"a2c_compiled.json": ""}
+    {".pt": torch.jit.load, ".pt2": torch.export.load}[ending](str(path), **{EXTRA[ending]: extra})
+    return json.loads(extra["a2c_compiled.json"])
+
+
+def test_every_file_says_what_it_is_made_of(ending, tmp_path):
+    path = EXPORTERS[ending](estimators.GAE(gamma=0.9, lmbda=0.8), gae_inputs(), tmp_path / f"gae{ending}")
+    metadata = metadata_of(path, ending)
+    assert metadata["a2c_compiled.module"] == "GAE"
+    assert metadata["a2c_compiled.torch_version"] == torch.__version__
+    assert json.loads(metadata["a2c_compiled.shapes"]) == {name: ["T", "N"] for name in GAE_INPUTS}
+    parts = json.loads(metadata["a2c_compiled.hyperparameters"])
+    assert (parts[""]["class"], parts[""]["time_dim"]) == ("GAE", -2)
+    assert (round(parts[""]["gamma"], 6), round(parts[""]["lmbda"], 6)) == (0.9, 0.8)

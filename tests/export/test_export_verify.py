@@ -1,0 +1,446 @@
+"""``verify``: what it runs a file on, what it lets pass and what not, and what it says of files that are none."""
+
+import json
+import shutil
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+import torch
+from export_cases import ENVS, EXPORTERS, PLAIN, QUICK, STEPS, gae_inputs, loss_inputs
+from loss_cases import make_loss, make_rollout
+from torch import nn
+
+from a2c_compiled import distributions, estimators, export
+from a2c_compiled.export.checking import reference_cases
+from a2c_compiled.export.run import FORMATS
+from a2c_compiled.update import TrainStep
+
+VERIFICATION = sys.modules["a2c_compiled.export.checking.verify"]  # whose name the function has
+NAN, INF = float("nan"), float("inf")
+SIZES = ["T=1 N=1", "T=67 N=5", "T=1 N=7", "T=11 N=1", "T=3 N=2", "T=128 N=19"]
+ENDS = ["some steps end", "every step ends", "every step is cut short", "no step ends"]
+EXTREMES = [f"T=9 N=4, {what}" for what in (*ENDS, "large numbers")]
+CASES = SIZES + EXTREMES
+
+
+@pytest.fixture(scope="module")
+def gae_files(tmp_path_factory):
+    """Folder of gae.onnx and its like, and of other.onnx and its like: another discount under the same data."""
+    folder = tmp_path_factory.mktemp("gae")
+    for name, gamma in (("gae", 0.99), ("other", 0.9)):
+        for ending in QUICK:
+            EXPORTERS[ending](estimators.GAE(gamma=gamma), gae_inputs(), folder / f"{name}{ending}")
+    return folder
+
+
+@pytest.fixture
+def folder(gae_files, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(gae_files, tmp_path / "files")
+
+
+@pytest.fixture(params=QUICK)
+def ending(request):
+    return request.param
+
+
+def cases_of(path):
+    return path.with_name(f"{path.name}.cases.npz")
+
+
+def recorded_arrays(path):
+    with np.load(cases_of(path)) as loaded:
+        return {key: loaded[key] for key in loaded.files}
+
+
+def altered_cases(path, alter):
+    """Change the arrays beside an exported file."""
+    np.savez(cases_of(path), **(alter(recorded_arrays(path)) or {}))
+
+
+# The cases
+
+
+def test_a_file_is_run_at_several_sizes_and_on_extreme_data(gae_files, ending):
+    report = export.verify(gae_files / f"gae{ending}")
+    assert report.passed, str(report)
+    assert report.cases == CASES
+
+
+def test_cases_are_of_the_size_and_kind_that_their_names_say(gae_files):
+    arrays = recorded_arrays(gae_files / "gae.pt")
+    for case, shape in zip(SIZES, [(1, 1), (67, 5), (1, 7), (11, 1), (3, 2), (128, 19)], strict=True):
+        assert arrays[f"{case}/inputs/reward"].shape == arrays[f"{case}/outputs/advantage"].shape == shape
+    some, every, cut_short, none, large = EXTREMES
+    flags = {case: {name: arrays[f"{case}/inputs/{name}"] for name in ("done", "terminated")} for case in EXTREMES}
+    assert flags[every]["done"].all()
+    assert flags[every]["terminated"].all()
+    assert flags[cut_short]["done"].all()
+    assert not flags[cut_short]["terminated"].any()
+    assert not flags[none]["done"].any()
+    assert not flags[none]["terminated"].any()
+    assert 0 < flags[some]["terminated"].sum() < flags[some]["done"].sum() < flags[some]["done"].size
+    for name in ("reward", "state_value", "next_state_value"):
+        assert np.allclose(arrays[f"{large}/inputs/{name}"], reference_cases._SCALE * arrays[f"{none}/inputs/{name}"])
+    assert reference_cases._SCALE >= 100
+
+
+def test_masks_are_of_some_steps(tmp_path):
+    loss = make_loss()
+    path = export.export_torchscript(loss, loss_inputs(inputs=(*PLAIN, "mask")), tmp_path / "loss.pt")
+    assert "T=9 N=4, some steps count" in export.verify(path).cases
+    mask = recorded_arrays(path)["T=9 N=4, some steps count/inputs/mask"]
+    assert 0 < mask.sum() < mask.size
+
+
+def test_an_update_is_tried_on_another_state_than_the_exported_one(tmp_path):
+    step = TrainStep(make_loss(), lr=0.01, compile=False)
+    graph = export.TrainStepGraph(step, make_rollout((STEPS, ENVS)))
+    path = export.export_pt2(graph, graph.example_inputs, tmp_path / "step.pt2", graph.dynamic_axes)
+    report = export.verify(path)
+    assert report.passed, str(report)
+    exported = "T=9 N=4, as exported"
+    assert exported in report.cases
+    arrays = recorded_arrays(path)
+    for name in graph.state_names:
+        assert np.array_equal(arrays[f"{exported}/inputs/{name}"], graph.example_inputs[name].numpy())
+        assert not np.array_equal(arrays[f"every case/inputs/{name}"], arrays[f"{exported}/inputs/{name}"]), name
+
+
+def test_recorded_cases_keep_what_belongs_together(tmp_path):
+    loss = make_loss("MaskedCategorical", value_estimator="GAE", reduction="none")
+    path = export.export_torchscript(loss, loss_inputs(distribution="MaskedCategorical"), tmp_path / "loss.pt")
+    arrays = recorded_arrays(path)
+    for case in CASES:
+        assert np.isfinite(arrays[f"{case}/outputs/loss_objective"]).all(), "no action that its observation forbids"
+        assert (arrays[f"{case}/inputs/terminated"] <= arrays[f"{case}/inputs/done"]).all()
+
+
+class Weighted(nn.Module):
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x @ weight
+
+
+@pytest.mark.parametrize(
+    ("axes", "cases"),
+    [
+        (("N",), ["N=1", "N=67", "N=11", "N=3", "N=128"]),
+        ((), ["fixed sizes"]),
+        ({"x": (None, "B")}, ["B=1", "B=67", "B=11", "B=3", "B=128"]),
+        (
+            {"x": ("N", "T", "B")},
+            ["N=1 T=1 B=3", "N=67 T=5 B=3", "N=1 T=7 B=3", "N=11 T=1 B=3", "N=3 T=2 B=3", "N=128 T=19 B=3"],
+        ),
+    ],
+    ids=["one", "none", "second", "three"],
+)
+def test_cases_are_named_after_the_dimensions_that_vary(axes, cases, tmp_path):
+    axes = axes if isinstance(axes, dict) else {"x": axes}
+    path = export.export_torchscript(Weighted(), [torch.randn(5, 4, 2, 3), torch.randn(3, 2)], tmp_path / "weighted.pt", axes)
+    assert export.verify(path).cases == cases
+
+
+def test_inputs_that_all_cases_share_are_kept_once(tmp_path):
+    weight = torch.randn(4, 2)
+    path = export.export_torchscript(Weighted(), [torch.randn(3, 4), weight], tmp_path / "weighted.pt", {"x": ("N",)})
+    arrays = recorded_arrays(path)
+    assert [key for key in arrays if key.endswith("weight")] == ["every case/inputs/weight"]
+    assert np.array_equal(arrays["every case/inputs/weight"], weight.numpy())
+    assert export.verify(path).passed
+    altered_cases(path, lambda arrays: {**arrays, "every case/inputs/weight": 2 * weight.numpy()})
+    assert not export.verify(path).passed
+
+
+def test_large_modules_are_asked_at_two_sizes_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_cases, "_LARGE", 0)
+    path = export.export_torchscript(estimators.GAE(), gae_inputs(), tmp_path / "gae.pt")
+    assert export.verify(path).cases == SIZES[:2]
+
+
+def test_inputs_that_a_graph_does_not_read_are_none_of_its(tmp_path):
+    path = export.export_onnx(estimators.TD0Estimator(), gae_inputs(), tmp_path / "td0.onnx")
+    assert "done" not in [value.name for value in onnx.load(path).graph.input]
+    assert export.verify(path).passed
+
+
+# What passes
+
+
+def test_a_report_says_how_far_and_on_what(gae_files):
+    path = gae_files / "gae.onnx"
+    report = export.verify(path)
+    assert (report.path, report.size, report.random) == (path, path.stat().st_size, [])
+    assert report.checks == dict.fromkeys(("onnx.checker", "strict shape inference", "reference evaluator"), "passed")
+    assert report.worst == max(error.relative for error in report.outputs.values()) < 1e-5
+    first, *lines = str(report).splitlines()
+    assert first == f"{path}: equal to eager in {len(CASES)} cases"
+    assert [line.split()[0] for line in lines] == ["advantage", "value_target", "onnx.checker", "strict", "reference"]
+    assert export.verify(str(path)) == report
+
+
+def test_only_onnx_files_have_checks_of_their_own(gae_files):
+    assert export.verify(gae_files / "gae.pt").checks == export.verify(gae_files / "gae.pt2").checks == {}
+
+
+def test_a_file_with_other_coefficients_does_not_pass(folder, ending):
+    shutil.copy(folder / f"other{ending}", folder / f"gae{ending}")
+    report = export.verify(folder / f"gae{ending}")
+    assert not report.passed
+    assert f"DIFFERS FROM EAGER in {len(CASES)} cases" in str(report)
+    assert report.worst == max(report.outputs["advantage"].relative, report.outputs["value_target"].relative) > 1e-3
+
+
+@pytest.mark.parametrize("case", [SIZES[0], SIZES[4], EXTREMES[1], EXTREMES[4]])
+@pytest.mark.parametrize("wrong", [0.5, NAN, INF])
+def test_one_entry_that_differs_does_not_pass(folder, case, wrong):
+    def alter(arrays):
+        arrays[f"{case}/outputs/advantage"][0, 0] *= 1 + wrong
+        return arrays
+
+    altered_cases(folder / "gae.pt", alter)
+    report = export.verify(folder / "gae.pt")
+    assert (report.passed, report.outputs["advantage"].passed, report.outputs["value_target"].passed) == (False, False, True)
+    lines = str(report).splitlines()
+    assert lines[1].startswith("  advantage")
+    assert [line.endswith("!") for line in lines] == [False, True, False]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_what_is_not_finite_in_eager_is_to_be_the_same_in_the_file(tmp_path, value):
+    class Filled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(x, value)
+
+    path = export.export_onnx(Filled(), [torch.ones(3, 2)], tmp_path / "filled.onnx")
+    assert export.verify(path).passed
+    altered_cases(path, lambda arrays: {key: np.ones_like(x) if "/outputs/" in key else x for key, x in arrays.items()})
+    assert export.verify(path).outputs["output"].absolute == INF
+
+
+@pytest.mark.parametrize("kind", ["outputs", "random"])
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x.astype(np.float64)], ids=["shape", "dtype"])
+def test_an_output_of_another_kind_does_not_pass(folder, kind, change):
+    def alter(arrays):
+        return {
+            key.replace("outputs/value_target", f"{kind}/value_target"): change(x) if "value_target" in key else x
+            for key, x in arrays.items()
+        }
+
+    altered_cases(folder / "gae.pt", alter)
+    report = export.verify(folder / "gae.pt")
+    assert (report.passed, report.outputs["advantage"].passed) == (False, True)
+    assert report.outputs["value_target"].relative == INF
+
+
+def test_whole_numbers_are_to_be_equal(tmp_path):
+    policy = export.GreedyPolicy(nn.Linear(3, 4), distributions.Categorical(4))
+    path = export.export_torchscript(policy, [torch.randn(8, 3)], tmp_path / "policy.pt", ("N",))
+    assert export.verify(path).passed
+
+    def alter(arrays):
+        arrays["N=67/outputs/action"] += 1
+        return arrays
+
+    altered_cases(path, alter)
+    report = export.verify(path)
+    assert (report.passed, report.outputs["action"].absolute) == (False, 1.0)
+
+
+class Moves(nn.Module):
+    def forward(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return weight + 1e-3, weight + 1e-3
+
+
+@pytest.mark.parametrize(("error", "passes"), [(1e-6, True), (1e-4, False)])
+def test_what_an_update_makes_new_is_held_to_a_part_of_how_far_it_moved(tmp_path, error, passes):
+    names = ("new.weight", "moved")
+    path = export.export_onnx(Moves(), [torch.rand(3, 2)], tmp_path / "moves.onnx", output_names=names)
+    assert export.verify(path).passed
+    altered_cases(path, lambda arrays: {key: x + error if "/outputs/" in key else x for key, x in arrays.items()})
+    report = export.verify(path)
+    assert report.outputs["moved"].passed, "the error is small where nothing else is known of it"
+    assert (report.outputs["new.weight"].passed, report.passed) == (passes, passes)
+    assert report.outputs["new.weight"].relative == pytest.approx(error / (1e-3 + error), rel=0.2)
+
+
+class Summed(NamedTuple):
+    x: torch.Tensor
+
+
+class Sums(nn.Module):
+    def forward(self, x: torch.Tensor) -> Summed:
+        return Summed(x.sum(-1))
+
+
+def test_an_output_may_have_the_name_of_an_input_that_it_does_not_replace(tmp_path):
+    path = export.export_torchscript(Sums(), [torch.rand(3, 4)], tmp_path / "sums.pt", ("N",))
+    assert export.verify(path).passed
+
+
+# The reference evaluator
+
+
+def spoiling(spoil):
+    """onnx's reference evaluator, with its answers spoilt."""
+
+    class Evaluator(onnx.reference.ReferenceEvaluator):
+        def run(self, *arguments, **options):
+            return [spoil(answer) for answer in super().run(*arguments, **options)]
+
+    return Evaluator
+
+
+def test_a_graph_that_the_reference_evaluates_to_something_else_does_not_pass(folder, monkeypatch):
+    monkeypatch.setattr(VERIFICATION, "ReferenceEvaluator", spoiling(lambda answer: answer + 1))
+    report = export.verify(folder / "gae.onnx")
+    assert all(error.passed for error in report.outputs.values())
+    assert (report.passed, report.checks["reference evaluator"]) == (False, "differs in advantage, value_target")
+    assert str(report).splitlines()[-1].split() == ["reference", "evaluator", "differs", "in", "advantage,", "value_target"]
+
+
+def test_a_graph_that_the_reference_cannot_run_passes_all_the_same(folder, monkeypatch):
+    def fail(answer):
+        raise NotImplementedError("no such operator\nand more")
+
+    monkeypatch.setattr(VERIFICATION, "ReferenceEvaluator", spoiling(fail))
+    report = export.verify(folder / "gae.onnx")
+    assert (report.passed, report.checks["reference evaluator"]) == (True, "not run: no such operator")
+
+
+def test_the_reference_meets_probabilities_of_zero_without_a_warning(tmp_path):
+    class Logarithm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 0.0).log()
+
+    path = export.export_onnx(Logarithm(), [torch.rand(3, 2)], tmp_path / "log.onnx")
+    assert export.verify(path).checks["reference evaluator"] == "passed"
+
+
+# As JSON
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_report_is_json(folder, ending, passes):
+    path = folder / f"gae{ending}"
+    if not passes:
+        altered_cases(path, lambda arrays: {key: x[:-1] if "outputs/advantage" in key else x for key, x in arrays.items()})
+    report = export.verify(path)
+    read = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert read == report.as_json()
+    assert set(read) == {"path", "size", "cases", "outputs", "random", "checks", "passed"}
+    assert (read["path"], read["passed"], read["cases"]) == (str(path), passes, CASES)
+    assert read["outputs"]["value_target"] == report.outputs["value_target"]._asdict()
+    expected = report.outputs["advantage"]._asdict() if passes else {"absolute": None, "relative": None, "passed": False}
+    assert read["outputs"]["advantage"] == expected
+
+
+# What is no exported file
+
+
+@pytest.mark.parametrize("ending", EXPORTERS)
+def test_a_missing_file_is_named(ending, tmp_path):
+    with pytest.raises(ValueError, match=rf"path: expected an exported file, found nothing at .*none\{ending}"):
+        export.verify(tmp_path / f"none{ending}")
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model", "model.pt3", "model.onnx.cases.npz"])
+def test_a_file_of_another_kind_is_refused(name, tmp_path):
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=rf"expected a file ending in \.onnx, \.pt, \.aot\.pt2, \.pt2, got .*{name}"):
+        export.verify(tmp_path / name)
+
+
+def test_every_format_of_the_command_line_can_be_verified():
+    assert set(FORMATS.values()) == set(EXPORTERS)
+
+
+@pytest.mark.parametrize("ending", EXPORTERS)
+def test_a_file_without_its_cases_is_refused(folder, ending):
+    path = folder / f"foreign{ending}"
+    shutil.copy(folder / "gae.pt2", path)
+    with pytest.raises(ValueError, match=rf"expected foreign\{ending}\.cases\.npz beside it"):
+        export.verify(path)
+
+
+SPOILT = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "text": lambda data: b"an exported file, once",
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("ending", EXPORTERS)
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_spoilt_file_is_refused(folder, ending, spoil):
+    path = folder / f"spoilt{ending}"
+    content = (folder / (f"gae{ending}" if ending in QUICK else "gae.pt2")).read_bytes()
+    path.write_bytes(SPOILT[spoil](content))
+    shutil.copy(cases_of(folder / "gae.pt"), cases_of(path))
+    with pytest.raises(ValueError, match=rf"spoilt\{ending}: does not run \(.+\)"):
+        export.verify(path)
+
+
+@pytest.mark.parametrize(("real", "ending"), [(real, ending) for real in QUICK for ending in EXPORTERS if real != ending])
+def test_a_file_of_one_kind_under_the_name_of_another_is_refused(folder, real, ending):
+    path = folder / f"renamed{ending}"
+    shutil.copy(folder / f"gae{real}", path)
+    shutil.copy(cases_of(folder / f"gae{real}"), cases_of(path))
+    with pytest.raises(ValueError, match=rf"renamed\{ending}: does not run \(.+\)"):
+        export.verify(path)
+
+
+def test_what_torch_saved_is_not_taken_for_an_exported_file(folder):
+    torch.save(nn.Linear(2, 2).state_dict(), folder / "gae.pt")
+    with pytest.raises(ValueError, match="does not run"):
+        export.verify(folder / "gae.pt")
+
+
+def test_a_graph_that_says_wrong_sizes_is_refused(folder):
+    model = onnx.load(folder / "gae.onnx")
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 5
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 2
+    onnx.save(model, folder / "gae.onnx")
+    with pytest.raises(ValueError, match="does not run"):
+        export.verify(folder / "gae.onnx")
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_spoilt_cases_are_refused(folder, spoil):
+    cases = cases_of(folder / "gae.pt")
+    cases.write_bytes(SPOILT[spoil](cases.read_bytes()))
+    with pytest.raises(ValueError, match=r"gae\.pt\.cases\.npz: not readable"):
+        export.verify(folder / "gae.pt")
+
+
+def without(*names):
+    return lambda arrays: {key: x for key, x in arrays.items() if not key.endswith(names)}
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda arrays: {}, "expected at least one case, found none"),
+        (lambda arrays: {"every case/inputs/reward": np.ones((2, 2))}, "expected at least one case, found none"),
+        (lambda arrays: {**arrays, "seven": np.ones(1)}, "not readable"),
+        (lambda arrays: {**arrays, "T=1 N=1/other/advantage": np.ones(1)}, "not readable"),
+        (without("outputs/advantage", "outputs/value_target"), "expected outputs"),
+        (without("outputs/advantage"), r"expected outputs \['value_target'\], got \['advantage', 'value_target'\]"),
+        (without("inputs/reward"), "does not run"),
+    ],
+    ids=["none", "shared_alone", "stray_array", "stray_kind", "no_outputs", "other_outputs", "no_reward"],
+)
+def test_cases_that_are_not_the_files_are_refused(folder, alter, message):
+    altered_cases(folder / "gae.pt", alter)
+    with pytest.raises(ValueError, match=message):
+        export.verify(folder / "gae.pt")
+
+
+def test_cases_of_other_inputs_are_refused(folder, ending):
+    altered_cases(folder / f"gae{ending}", lambda arrays: {key.replace("/reward", "/rewards"): x for key, x in arrays.items()})
+    with pytest.raises(ValueError, match="does not run"):
+        export.verify(folder / f"gae{ending}")

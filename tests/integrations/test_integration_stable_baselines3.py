@@ -1,0 +1,454 @@
+"""Stable-Baselines3: its buffers on our kernel, its models as losses and policies of ours. Equality is with its own code."""
+
+import copy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from tolerances import assert_close
+from torch import nn
+
+from a2c_compiled import Rollout, TrainStep
+from a2c_compiled.integrations.stable_baselines3 import accelerate, from_sb3, restore
+from a2c_compiled.kernels import cpu_scan
+
+BOX = spaces.Box(-1.0, 1.0, (3,))
+ORIGINAL = RolloutBuffer.compute_returns_and_advantage
+needs_kernel = pytest.mark.skipif(not cpu_scan.is_available(), reason="without the C++ kernels, everything is left to SB3")
+
+
+@pytest.fixture(autouse=True)
+def _original_again():
+    yield
+    restore()
+    assert RolloutBuffer.compute_returns_and_advantage is ORIGINAL
+
+
+# Rollout buffers
+
+
+def filled(num_envs=4, num_steps=9, gamma=0.99, gae_lambda=0.95, kind=RolloutBuffer):
+    """A buffer of random steps, a third of which begin an episode, with the last values and flags."""
+    observation_space = spaces.Dict({"x": BOX}) if kind is DictRolloutBuffer else BOX
+    buffer = kind(num_steps, observation_space, BOX, "cpu", gae_lambda, gamma, num_envs)
+    random = np.random.default_rng(0)
+    for name in ("rewards", "values"):
+        getattr(buffer, name)[:] = random.normal(size=(num_steps, num_envs))
+    buffer.episode_starts[:] = random.random((num_steps, num_envs)) < 0.3
+    return buffer, torch.randn(num_envs, 1), random.random(num_envs) < 0.5
+
+
+def results(buffer, last_values, dones):
+    buffer.compute_returns_and_advantage(last_values, dones)
+    return torch.from_numpy(buffer.advantages), torch.from_numpy(buffer.returns)
+
+
+def check_equal(case, served=True):
+    expected = results(*copy.deepcopy(case))
+    with accelerate() as acceleration:
+        actual = results(*case)
+    for ours, theirs, name in zip(actual, expected, ("advantages", "returns"), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert_close(ours, theirs, torch.float32, name)
+    assert acceleration.calls == served
+    return acceleration
+
+
+@needs_kernel
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0), (0.0, 1.0), (1, 0)])
+def test_advantages_and_returns_are_sb3s(gamma, gae_lambda):
+    for shape in ((8, 5), (1, 1), (3, 1), (1, 40), (33, 17)):
+        acceleration = check_equal(filled(*shape, gamma, gae_lambda))
+        assert acceleration.fallbacks == {}
+
+
+@needs_kernel
+def test_buffers_that_inherit_the_method_are_served_and_those_with_their_own_are_not():
+    class Adds(RolloutBuffer):
+        def compute_returns_and_advantage(self, last_values, dones):
+            super().compute_returns_and_advantage(last_values, dones)
+            self.advantages += 1.0
+
+    class Own(RolloutBuffer):
+        def compute_returns_and_advantage(self, last_values, dones):
+            self.advantages += 2.0
+
+    check_equal(filled(kind=DictRolloutBuffer))
+    check_equal(filled(kind=Adds))
+    assert check_equal(filled(kind=Own), served=False).fallbacks == {}
+
+
+@needs_kernel
+def test_no_nan_leaks_from_one_episode_into_the_one_before_it():
+    buffer, last_values, dones = filled()
+    buffer.episode_starts[:] = 0.0
+    buffer.episode_starts[4] = 1.0
+    buffer.rewards[4:] = np.nan
+    with accelerate():
+        advantages, returns = results(buffer, last_values, dones)
+    assert advantages[:4].isfinite().all()
+    assert returns[:4].isfinite().all()
+    assert advantages[4:].isnan().all()
+
+
+def in_float64(case):
+    case[0].values = case[0].values.astype(np.float64)
+
+
+def in_columns(case):
+    case[0].rewards = np.asfortranarray(case[0].rewards)
+
+
+def with_arrays(case):
+    case[0].gamma = np.full(4, 0.9, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (in_float64, "values: not a contiguous float32 array"),
+        (in_columns, "rewards: not a contiguous float32 array"),
+        (with_arrays, "gamma or gae_lambda is no number"),
+        (lambda case: case.__setitem__(1, case[1].double()), "last_values: not a float32 tensor"),
+        (lambda case: case.__setitem__(1, case[1][:1]), "last_values: not a float32 tensor"),
+        (lambda case: case.__setitem__(2, case[2].astype(np.float32)), "dones: not a bool array"),
+    ],
+)
+@needs_kernel
+def test_what_the_kernel_cannot_serve_is_left_to_sb3_and_counted(change, reason):
+    case = list(filled())
+    change(case)
+    acceleration = check_equal(case, served=False)
+    ((counted, number),) = acceleration.fallbacks.items()
+    assert counted.startswith(reason)
+    assert number == 1
+
+
+def test_without_the_kernels_everything_is_left_to_sb3(monkeypatch):
+    monkeypatch.setattr(cpu_scan, "_extension", None)
+    assert check_equal(filled(), served=False).fallbacks == {"the C++ kernels were not built": 1}
+
+
+def is_accelerated():
+    return RolloutBuffer.compute_returns_and_advantage is not ORIGINAL
+
+
+def test_the_original_is_back_when_every_block_has_ended():
+    with accelerate():
+        with accelerate(), pytest.raises(RuntimeError), accelerate():
+            raise RuntimeError
+        assert is_accelerated()
+    assert not is_accelerated()
+
+
+def test_restore_ends_every_request():
+    with accelerate():
+        accelerate()
+        restore()
+        assert not is_accelerated()
+        accelerate()
+    assert is_accelerated(), "the block that was ended early does not end what came after it"
+    restore()
+    restore()
+    assert not is_accelerated()
+
+
+@needs_kernel
+@pytest.mark.parametrize("algorithm", [A2C, PPO])
+def test_learning_goes_through_the_kernel(algorithm):
+    def learnt():
+        model = algorithm("MlpPolicy", "CartPole-v1", n_steps=32, seed=0, device="cpu", **options)
+        return torch.nn.utils.parameters_to_vector(model.learn(64).policy.parameters())
+
+    options = {"batch_size": 32, "n_epochs": 1} if algorithm is PPO else {}
+    expected = learnt()
+    with accelerate() as acceleration:
+        assert_close(learnt(), expected, torch.float32)
+    assert (acceleration.calls, acceleration.fallbacks) == (2, {})
+
+
+# Models
+
+
+class Random(gym.Env):
+    """Random observations, and rewards that depend on the action; episodes of ``length`` steps."""
+
+    def __init__(self, observation_space, action_space, length=7):
+        self.observation_space, self.action_space, self.length = observation_space, action_space, length
+
+    def reset(self, seed=None, options=None):
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.steps == self.length, False, {}
+
+
+def random_model(observation_space=BOX, action_space=BOX, algorithm=A2C, policy="MlpPolicy", num_envs=2, length=7, **options):
+    """A model in a random environment, whose greedy actions differ from one observation to the next."""
+    env = DummyVecEnv([lambda: Random(observation_space, action_space, length)] * num_envs)
+    model = algorithm(policy, env, seed=0, device="cpu", **options)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100.0)
+    return model
+
+
+ACTIONS = {
+    "Box": spaces.Box(np.float32([-0.5, -2.0]), np.float32([0.5, 1.0])),
+    "Box of two axes": spaces.Box(-1.0, 1.0, (2, 2)),
+    "Discrete": spaces.Discrete(4),
+    "MultiDiscrete": spaces.MultiDiscrete([2, 4, 3]),
+    "MultiBinary": spaces.MultiBinary(3),
+}
+IMAGE = spaces.Box(0, 255, (36, 40, 3), np.uint8)
+OBSERVATIONS = {
+    "image": IMAGE,
+    "Discrete": spaces.Discrete(5),
+    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
+    "MultiBinary": spaces.MultiBinary(4),
+    "integers": spaces.Box(-9, 9, (2, 2), np.int64),
+}
+
+
+def samples(space, count=64):
+    space.seed(1)
+    return np.stack([space.sample() for _ in range(count)])
+
+
+def exported(policy, observation, folder):
+    """Answers of the exported policy in onnxruntime."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export = pytest.importorskip("a2c_compiled.export")
+    inputs = {"observation": torch.from_numpy(observation[:3])}
+    path = export.export_onnx(policy, inputs, folder / "policy.onnx", dynamic_axes=("N",))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    answers = session.run(["action"], {"observation": observation})[0]
+    from a2c_compiled.export.on_device.runtime import Policy
+
+    np.testing.assert_array_equal(Policy.load(path).act(observation), answers)
+    return answers
+
+
+def check_actions(actual, expected):
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    if expected.dtype.kind == "f":
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(actual, expected)
+    assert len(np.unique(expected, axis=0)) > 1, "one action alone tells nothing"
+
+
+def check_policy(model, observation, folder, given=None):
+    """Eager, TorchScript and ONNX against predict; ``given`` is the observation that predict takes, if another."""
+    policy = from_sb3(model).policy
+    expected, _ = model.predict(observation if given is None else given, deterministic=True)
+    with torch.no_grad():
+        check_actions(policy(torch.from_numpy(observation)).action.numpy(), expected)
+        check_actions(torch.jit.script(policy)(torch.from_numpy(observation)).action.numpy(), expected)
+    check_actions(exported(policy, observation, folder), expected)
+
+
+@pytest.mark.parametrize(("env_id", "algorithm"), [("CartPole-v1", A2C), ("Pendulum-v1", A2C), ("Pendulum-v1", PPO)])
+def test_an_exported_policy_acts_as_the_trained_model(env_id, algorithm, tmp_path):
+    options = {"n_steps": 128} if algorithm is PPO else {}
+    model = algorithm("MlpPolicy", env_id, seed=0, device="cpu", **options).learn(512)
+    env, observations = gym.make(env_id), []
+    observation, _ = env.reset(seed=1)
+    for _ in range(300):
+        observations.append(observation)
+        action, _ = model.predict(observation, deterministic=True)
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            observation, _ = env.reset()
+    check_policy(model, np.stack(observations), tmp_path)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_actions_of_every_space(name, tmp_path):
+    check_policy(random_model(action_space=ACTIONS[name]), samples(BOX), tmp_path)
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_observations_of_every_space(name, tmp_path):
+    space = OBSERVATIONS[name]
+    model = random_model(space, ACTIONS["Box"], policy="CnnPolicy" if name == "image" else "MlpPolicy")
+    check_policy(model, samples(space, 16), tmp_path)
+
+
+def test_images_may_have_their_channels_first():
+    policy = from_sb3(random_model(IMAGE, policy="CnnPolicy")).policy
+    image = torch.from_numpy(samples(IMAGE, 8))
+    assert torch.equal(policy(image).action, policy(image.permute(0, 3, 1, 2)).action)
+
+
+def test_the_statistics_of_vec_normalize_are_part_of_the_policy(tmp_path):
+    space = spaces.Box(-100.0, 300.0, (3,))
+    env = VecNormalize(DummyVecEnv([lambda: Random(space, ACTIONS["Box"])]), clip_obs=1.5)
+    model = A2C("MlpPolicy", env, seed=0, device="cpu").learn(100)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100.0)
+    observation = samples(space)
+    assert np.abs(env.normalize_obs(observation)).max() == 1.5, "some are clipped"
+    check_policy(model, observation, tmp_path, given=env.normalize_obs(observation))
+    env.norm_obs = False
+    check_policy(model, observation, tmp_path)
+
+
+class Extractor(BaseFeaturesExtractor):
+    """A user's own, with a layer that acts otherwise in training."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 6)
+        self.layers = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Dropout(0.5))
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return self.layers(observations)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_features_extractor_may_be_ones_own_and_each_networks_own(shared, tmp_path):
+    options = {"features_extractor_class": Extractor, "share_features_extractor": shared, "net_arch": []}
+    model = random_model(policy_kwargs=options)
+    check_policy(model, samples(BOX), tmp_path)
+    actor, critic = (
+        set(network.parameters()) for network in (from_sb3(model).loss.actor_network, from_sb3(model).loss.critic_network)
+    )
+    assert len(actor & critic) == (2 if shared else 0)
+
+
+# Losses
+
+
+def one_update(action_space, policy_step=False, **options):
+    """A model after one rollout of four steps and SB3's own update, which moves no parameter unless ``policy_step``."""
+    options = {"n_steps": 4, "ent_coef": 0.02, "gae_lambda": 0.9, "max_grad_norm": 1e9, **options}
+    model = random_model(action_space=action_space, num_envs=3, **options)
+    before = copy.deepcopy(model.policy.state_dict())
+    if not policy_step:
+        model.policy.optimizer.step = lambda: None
+    model.learn(12, log_interval=None)
+    return model, before
+
+
+def steps(model):
+    """Observations and actions of the last rollout, as its buffer has them flattened."""
+    buffer = model.rollout_buffer
+    actions = torch.from_numpy(buffer.actions)
+    return torch.from_numpy(buffer.observations), actions.squeeze(-1) if isinstance(
+        model.action_space, spaces.Discrete
+    ) else actions
+
+
+def rows(tensor):
+    """``[T, N, ...]`` of three environments from SB3's flattened rows."""
+    return tensor.unflatten(0, (3, 4)).transpose(0, 1)
+
+
+def check_losses_and_gradients(model, losses):
+    logged = model.logger.name_to_value
+    theirs = [logged[f"train/{name}"] for name in ("policy_loss", "value_loss", "entropy_loss")]
+    ours = [losses.loss_objective, losses.loss_critic / 0.5, losses.loss_entropy / 0.02]
+    assert_close(torch.stack(ours), torch.tensor(theirs), torch.float32, "losses")
+    named = dict(model.policy.named_parameters())
+    total = losses.loss_objective + losses.loss_critic + losses.loss_entropy
+    for name, gradient in zip(named, torch.autograd.grad(total, list(named.values())), strict=True):
+        assert named[name].grad.abs().max() > 0
+        assert_close(gradient, named[name].grad, torch.float32, name)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_losses_and_gradients_are_those_of_sb3s_update(name):
+    model, _ = one_update(ACTIONS[name])
+    buffer = model.rollout_buffer
+    advantage, value_target = (torch.from_numpy(array).squeeze(-1) for array in (buffer.advantages, buffer.returns))
+    check_losses_and_gradients(model, from_sb3(model).loss(*steps(model), advantage=advantage, value_target=value_target))
+
+
+def rollout_of(model):
+    """The last rollout, of an environment whose episodes are longer than it."""
+    observation, action = map(rows, steps(model))
+    reward = torch.from_numpy(model.rollout_buffer.rewards)  # which the buffer leaves as it was
+    next_observation = torch.cat([observation[1:], torch.from_numpy(model._last_obs).unsqueeze(0)])
+    done = torch.zeros_like(reward, dtype=torch.bool)
+    return Rollout(observation, action, reward, next_observation, done, done)
+
+
+def test_advantages_computed_inside_are_those_of_the_buffer():
+    model, _ = one_update(ACTIONS["Box"], length=1000)
+    loss, rollout = from_sb3(model).loss, rollout_of(model)
+    check_losses_and_gradients(model, loss(*rollout[:6]))
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    check_losses_and_gradients(model, compiled(*rollout[:6]))
+    check_losses_and_gradients(model, torch.jit.script(loss)(*rollout[:6]))
+
+
+def test_a_training_step_on_the_loss_trains_the_model():
+    model, before = one_update(ACTIONS["Box"], policy_step=True, length=1000, max_grad_norm=0.5)
+    expected = copy.deepcopy(model.policy.state_dict())
+    model.policy.load_state_dict(before)
+    step = TrainStep(from_sb3(model).loss, optimizer="rmsprop", lr=7e-4, max_grad_norm=0.5, compile=False)
+    step(rollout_of(model))
+    for name, parameter in model.policy.state_dict().items():
+        assert not torch.equal(parameter, before[name]), name
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_the_training_step_of_a_model_exports(tmp_path):
+    export = pytest.importorskip("a2c_compiled.export")
+    model, _ = one_update(ACTIONS["Box"], length=1000)
+    path = export.export_train_step(TrainStep(from_sb3(model).loss, compile=False), rollout_of(model), tmp_path / "step.onnx")
+    assert export.verify(path).passed
+
+
+def test_hyperparameters_are_the_models():
+    loss = from_sb3(random_model(algorithm=PPO, n_steps=8, batch_size=8, gamma=0.9, ent_coef=0.03, vf_coef=0.7)).loss
+    estimator = loss.value_estimator
+    found = [float(value) for value in (estimator.gamma, estimator.lmbda, loss.entropy_coef, loss.critic_coef)]
+    assert found == [0.9, 0.95, 0.03, 0.7]
+    assert estimator.average_gae, "PPO normalises by default"
+    alone = from_sb3(random_model().policy).loss
+    assert (float(alone.value_estimator.lmbda), float(alone.critic_coef), alone.loss_critic_type) == (1.0, 0.5, "l2")
+
+
+# What is refused
+
+
+class Squared(ActorCriticPolicy):
+    def predict_values(self, obs):
+        return super().predict_values(obs) ** 2
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: random_model(use_sde=True), ValueError, "model: expected use_sde=False"),
+        (
+            lambda: random_model(spaces.Dict({"x": BOX}), policy="MultiInputPolicy"),
+            ValueError,
+            r"model: expected observations from a Box, .* got Dict",
+        ),
+        (lambda: random_model(policy=Squared), TypeError, "got Squared with its own predict_values"),
+        (lambda: DQN("MlpPolicy", "CartPole-v1", device="cpu"), TypeError, "model: expected an A2C, .* got DQN"),
+    ],
+    ids=["gSDE", "Dict", "custom", "DQN"],
+)
+def test_what_is_not_supported_is_said(make, error, message):
+    with pytest.raises(error, match=message):
+        from_sb3(make())
+
+
+def test_an_observation_of_another_shape_is_refused():
+    loss = from_sb3(random_model()).loss
+    for shape in ([5, 4], [2]):
+        with pytest.raises(ValueError, match=r"observation: expected the last dimensions \[3\] of the model's space"):
+            loss.actor_network(torch.zeros(shape))

@@ -1,0 +1,115 @@
+"""Every backend of the primitive against the float64 loop, on any strides."""
+
+import warnings
+
+import pytest
+import torch
+from oracle import linear_scan
+from torch import Tensor
+
+from a2c_compiled.kernels import cpu_scan, scan_forms, torch_scan
+
+# Shapes on both sides of every switch between loops, lanes and tiles.
+SHAPES = [
+    ((1,), 0),
+    ((7,), 0),
+    ((5, 3), 0),
+    ((5, 3), 1),
+    ((33, 8), 0),
+    ((200, 40), 0),
+    ((40, 200), 1),
+    ((3, 65), 1),
+    ((4, 64), 1),
+    ((17, 129), 1),
+    ((3, 70, 5), 1),
+    ((2, 3, 100, 4), 2),
+    ((2, 3, 4, 5), 0),
+    ((130, 1), 0),
+    ((1, 130), 1),
+    ((0, 3), 0),
+    ((3, 0), 0),
+]
+
+
+def in_cpp(x, decay, dim, reverse):
+    form = scan_forms.LINEAR_SCAN if reverse else scan_forms.LINEAR_SCAN_TRANSPOSED
+    return cpu_scan.run(form, (), (x, decay), (), dim)[0]
+
+
+BACKENDS = [pytest.param(in_cpp, id="cpp"), pytest.param(torch_scan.linear_scan, id="torch")]
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def sliced(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1).flatten(-2)[..., ::2]
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    return tensor[..., :1].expand(tensor.shape)
+
+
+@pytest.mark.parametrize("scan", BACKENDS)
+@pytest.mark.parametrize("reverse", [True, False], ids=["reverse", "forward"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("decay_strides", [contiguous, transposed, sliced, expanded])
+@pytest.mark.parametrize("x_strides", [contiguous, transposed, sliced])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
+def test_backend_equals_the_loop(scan, reverse, dtype, decay_strides, x_strides, shape, dim):
+    generator = torch.Generator().manual_seed(0)
+    x = x_strides(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+    decay = torch.rand(shape, generator=generator, dtype=torch.float64) * (torch.rand(shape, generator=generator) > 0.1)
+    decay = decay_strides(decay.to(dtype))
+    y = scan(x, decay, dim - len(shape), reverse)
+    expected = linear_scan(x.double(), decay.double(), dim, reverse)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    assert y.dtype == dtype
+
+
+@pytest.mark.parametrize("scan", BACKENDS)
+@pytest.mark.parametrize(("shape", "dim"), [((6, 3), 0), ((3, 6), 1), ((70, 20), 0), ((20, 70), 1), ((70,), 0)], ids=str)
+def test_nothing_passes_a_zero_decay(scan, shape, dim):
+    x, decay = torch.ones(shape), torch.full(shape, 0.5)
+    cut, length = shape[dim] - 3, shape[dim]
+    decay.select(dim, cut).fill_(0.0)
+    x.narrow(dim, cut + 1, length - cut - 1).fill_(torch.nan)
+    decay.narrow(dim, cut + 1, length - cut - 1).fill_(torch.inf)
+    before = scan(x, decay, dim - len(shape), True).narrow(dim, 0, cut + 1)
+    alone = scan(x.narrow(dim, 0, cut + 1), decay.narrow(dim, 0, cut + 1), dim - len(shape), True)
+    torch.testing.assert_close(before, alone)
+
+
+def test_the_extension_was_built_here():
+    assert cpu_scan.is_available()
+
+
+def test_without_the_extension_plain_torch_serves_with_one_warning(monkeypatch):
+    x, decay = torch.randn(5, 3), torch.rand(5, 3)
+    expected = torch.ops.a2c_compiled.linear_scan(x, decay, -2)
+    monkeypatch.setattr(cpu_scan, "_extension", None)
+    cpu_scan.warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="not built"):
+        y = torch.ops.a2c_compiled.linear_scan(x, decay, -2)
+    torch.testing.assert_close(y, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.ops.a2c_compiled.linear_scan(x, decay, -2)
+    cpu_scan.warn_once.cache_clear()
+
+
+def test_the_extension_refuses_nonsense():
+    with pytest.raises(ValueError, match="bad form"):
+        cpu_scan._extension.run()
+    with pytest.raises(ValueError, match="number of operands"):
+        cpu_scan._extension.run(0, False, 0, torch.zeros(3))
+    with pytest.raises(ValueError, match="bad shape or dim"):
+        cpu_scan._extension.run(0, False, 1, *[torch.zeros(3)] * 3)
+    with pytest.raises(ValueError, match="number of dimensions"):
+        cpu_scan._extension.run(0, False, 0, torch.zeros(3, 3), *[torch.zeros(3)] * 2)

@@ -1,0 +1,196 @@
+"""The Triton kernels compiled for the GPUs that matter, none of which is needed: registers, spills, width of memory accesses.
+
+Each target compiles in a process of its own, where Triton's interpreter is off. ``A2C_EVERY_KERNEL=1`` compiles, in float32, all that
+the tuning table can say, which takes ten minutes a target; without it, a selection.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+# Backend, architecture, warp size, most registers a thread.
+TARGETS = {
+    "sm_80": ("cuda", 80, 32, 255),
+    "sm_90": ("cuda", 90, 32, 255),
+    "sm_100": ("cuda", 100, 32, 255),
+    "gfx942": ("hip", "gfx942", 64, 256),
+}
+# Shape and dimension of time: a few steps, one tile, tiles of one warp and of several, splits.
+SHAPES = [
+    ((5, 64), -2),
+    ((16, 65536), -2),
+    ((128, 4096), -2),
+    ((2048, 4096), -2),
+    ((65536, 16), -2),
+    ((64, 5), -1),
+    ((4096, 128), -1),
+    ((64, 512), -1),
+    ((4096, 2048), -1),
+    ((16, 65536), -1),
+]
+EVERY_SHAPE = [
+    (shape if dim == -2 else shape[::-1], dim)
+    for dim in (-2, -1)
+    for steps in (1, 2, 5, 8, 16, 20, 32, 64, 128, 200, 256, 512, 1024, 2048, 65536)
+    for rows in (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+    if (shape := (steps, rows)) and steps * rows <= 2**26
+]
+OLD_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+FORWARD = ("linear_scan", "reward2go", "gae", "td_lambda")
+# Held to 128 registers, with which 16 warps fit.
+HOT = ("linear_scan", "reward2go", "gae", "gae_backward", "td_lambda", "td_lambda_backward")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_without_spills(target):
+    kernels = _compile_elsewhere(target)
+    assert len(kernels) > 20
+    for kernel in kernels:
+        # Of 8 bytes it is no spill for want of registers: the ptxas of Triton 3.6 puts as much aside with 80 of them in use, and in
+        # float64 any gives away one where one more program then fits.
+        # The backward of V-trace has the most operands: two registers too many, once a step, cost nothing beside what it loads.
+        wide = kernel["dtype"] == "torch.float64" or kernel["form"] == "vtrace_backward"
+        assert kernel["spills"] <= (8 if wide or OLD_PTXAS else 0), kernel
+        assert kernel["registers"] <= TARGETS[target][3], kernel
+        if kernel["form"] in HOT and kernel["plain"]:
+            assert kernel["registers"] <= 128, kernel
+        if kernel["plain"] and kernel["blocks"]["splits"] == 1:
+            # All operands of a tile in one distribution over threads.
+            assert kernel["conversions"] == 0, kernel
+            if kernel["form"] in FORWARD and kernel["dtype"] == "torch.float32" and kernel["blocks"]["vector"] > 1:
+                # No value is loaded by itself; where time is contiguous, 4 bytes are the flags of 4 steps.
+                narrow = kernel["loads of 4 bytes"]
+                assert narrow == 0 if kernel["blocks"]["vector"] == 2 else narrow <= kernel["loads of 8 or 16 bytes"], kernel
+
+
+def _compile_elsewhere(target: str) -> list[dict]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    completed = subprocess.run([sys.executable, __file__, target], env=environment, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr[-4000:]
+    return json.loads(completed.stdout)
+
+
+def _compile_all(name: str) -> list[dict]:
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from a2c_compiled.kernels import scan_forms
+    from a2c_compiled.kernels.triton import tuning
+
+    backend, architecture, warp_size, _ = TARGETS[name]
+    target = GPUTarget(backend, architecture, warp_size)
+
+    class Device:
+        """What Triton asks its driver for before a launch."""
+
+        def get_current_target(self):
+            return target
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device):
+            return 0
+
+    driver.set_active(Device())
+
+    def compiled(form, shape, dim, dtype=torch.float32, **layout) -> list[dict]:
+        rows, steps = (shape[-1], shape[-2]) if dim == -2 else shape
+        streams = len(form.values) + len(form.outputs)
+        blocks = tuning.choose(dim == -2, 1, rows, steps, dtype.itemsize, streams, warp_size=warp_size)
+        found = []
+        key = (form.name, dtype, dim, blocks, -(-steps // (blocks.steps * blocks.chunks)) > 1)
+        if layout or key not in seen:
+            seen.add(key)
+            for kernel in _compile(form, shape, dim, dtype, blocks, **layout):
+                found.append(
+                    {
+                        "form": form.name,
+                        "shape": shape,
+                        "dtype": str(dtype),
+                        "blocks": blocks._asdict(),
+                        # As data mostly is: contiguous, nothing odd, more than a warp's work.
+                        "plain": not layout and rows % 16 == 0 and steps % 8 == 0 and rows * steps >= 1024,
+                        **_report(kernel),
+                    }
+                )
+        return found
+
+    seen: set = set()
+    kernels = []
+    whole = bool(os.environ.get("A2C_EVERY_KERNEL"))
+    for form in scan_forms.FORMS:
+        shapes = EVERY_SHAPE if whole else SHAPES if name == "sm_90" else [SHAPES[i] for i in (2, 8)]
+        for shape, dim in shapes:
+            kernels += compiled(form, shape, dim)
+    for form in (scan_forms.GAE, scan_forms.VTRACE_BACKWARD):
+        for shape, dim in [SHAPES[i] for i in (2, 8)]:
+            kernels += compiled(form, shape, dim, torch.float64)
+            kernels += compiled(form, shape, dim, torch.bfloat16)
+        for shape, dim in [((128, 4096), -2), ((4096, 127), -1)]:
+            kernels += compiled(form, shape, dim, per_step=True)
+            kernels += compiled(form, shape, dim, shared=False)
+    return kernels
+
+
+def _compile(form, shape, dim, dtype, blocks, per_step=False, shared=True) -> list:
+    from a2c_compiled._precision import working_dtype
+    from a2c_compiled.kernels import triton_scan
+    from a2c_compiled.kernels.triton import tuning
+
+    def empty(dtype: torch.dtype) -> torch.Tensor:
+        """No memory is touched: its size and strides are all that counts."""
+        return torch.empty(shape, dtype=dtype)
+
+    wide = working_dtype(torch.empty(0, dtype=dtype))
+    coefficients = [empty(wide) if per_step else torch.tensor(0.9, dtype=wide) for _ in form.coefficients]
+    values = [empty(dtype) for _ in form.values]
+    if not shared:
+        values[0] = torch.empty((*shape[:-1], shape[-1] + 1), dtype=dtype)[..., :-1]
+    flags = [empty(torch.bool) for _ in form.flags]
+    outputs = form.empty_outputs(values, flags)
+    with tuning.forced(blocks):
+        launches, tensors = triton_scan.prepare(form, coefficients, values, flags, outputs, dim)
+    return [
+        triton_scan.scan_kernel.warmup(*tensors, *launch.arguments, grid=launch.grid, **launch.options) for launch in launches
+    ]
+
+
+def _report(kernel) -> dict:
+    if "cubin" in kernel.asm:
+        import triton
+
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(kernel.asm["cubin"])
+            file.flush()
+            command = [str(tools / "cuobjdump"), "--dump-resource-usage", file.name]
+            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, spills = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))
+        loads = re.findall(r"ld\.global\S*?(\.v\d)?\.[bf](\d+)", kernel.asm["ptx"])
+        widths = [int(vector[2:] or 1) * int(bits) for vector, bits in loads]
+    else:
+        code = kernel.asm["amdgcn"]
+        registers, spills = (int(re.search(rf"\.vgpr_{what}:\s+(\d+)", code)[1]) for what in ("count", "spill_count"))
+        loads = re.findall(r"(?:global|buffer)_load_dword(x\d)?\s", code)
+        widths = [32 * int(vector[1:] or 1) for vector in loads]
+    return {
+        "registers": registers,
+        "spills": spills,
+        "conversions": kernel.asm["ttgir"].count("ttg.convert_layout"),
+        "loads of 4 bytes": widths.count(32),
+        "loads of 8 or 16 bytes": sum(width > 32 for width in widths),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compile_all(sys.argv[1])))

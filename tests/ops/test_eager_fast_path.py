@@ -1,0 +1,148 @@
+"""The way past all checks: taken where it gives what the long way gives, and nowhere else."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from a2c_compiled import functional as F
+from a2c_compiled.kernels import cpu_scan, scan_forms
+from a2c_compiled.ops import direct
+
+pytestmark = pytest.mark.skipif(not cpu_scan.is_available(), reason="there is no kernel to go to directly")
+
+FUNCTIONS = {
+    scan_forms.GAE: F.generalized_advantage_estimate,
+    scan_forms.TD_LAMBDA: F.td_lambda_return_estimate,
+    scan_forms.VTRACE: F.vtrace_advantage_estimate,
+    scan_forms.REWARD2GO: lambda gamma, reward, done, dim: F.reward2go(reward, done, gamma, dim),
+}
+LAYOUTS = {
+    "contiguous": lambda tensor: tensor,
+    "transposed": lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1),
+    "strided": lambda tensor: torch.stack([tensor, tensor], -1)[..., 0],
+    "broadcast": lambda tensor: tensor[:1].expand_as(tensor),
+}
+
+
+def make_inputs(form, shape=(3, 7, 2), dtype=torch.float32, layout=lambda tensor: tensor):
+    coefficients = [0.9 - 0.1 * i for i in range(len(form.coefficients))]
+    values = [layout(torch.randn(shape, dtype=dtype)) for _ in form.values]
+    return [*coefficients, *values, *[layout(torch.rand(shape) < 0.3) for _ in form.flags]]
+
+
+def the_long_way(form, dim, inputs, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu_scan, "call", lambda *_: None)
+        if form is scan_forms.VTRACE:
+            gamma, rho, c, pg_rho, lmbda, *steps = inputs
+            found = F.vtrace_advantage_estimate(gamma, *steps, rho, c, dim, None, pg_rho, lmbda)
+        elif form is scan_forms.TD_LAMBDA:
+            found = F.td_lambda_return_estimate(*inputs, None, dim)
+        else:
+            found = FUNCTIONS[form](*inputs, dim)
+    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
+
+
+@pytest.mark.parametrize("form", FUNCTIONS, ids=lambda form: form.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_gives_what_the_long_way_gives_laid_out_alike(form, dtype, layout, monkeypatch):
+    for dim, coefficients in itertools.product((-2, 1, 0, -1), ("numbers", "zero_dimensional", "per_step")):
+        inputs = make_inputs(form, dtype=dtype, layout=LAYOUTS[layout])
+        if coefficients != "numbers":
+            shape = () if coefficients == "zero_dimensional" else (3, 7, 2)
+            inputs[: len(form.coefficients)] = torch.rand(len(form.coefficients), *shape, dtype=dtype).unbind(0)
+        found = direct(form, dim, *inputs)
+        expected = the_long_way(form, dim, inputs, monkeypatch)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+
+
+def _with(position, change):
+    def changed(inputs):
+        return [*inputs[:position], change(inputs[position]), *inputs[position + 1 :]]
+
+    return changed
+
+
+REFUSED = {
+    "another shape": _with(2, lambda value: value[..., :1]),
+    "another dtype": _with(3, lambda value: value.double()),
+    "half precision": lambda inputs: [one.half() if getattr(one, "is_floating_point", bool)() else one for one in inputs],
+    "integers": lambda inputs: [one.long() if isinstance(one, torch.Tensor) else one for one in inputs],
+    "flags that are no bool": _with(5, lambda flag: flag.to(torch.uint8)),
+    "a gradient": _with(4, lambda value: value.requires_grad_()),
+    "a gradient to a coefficient": _with(0, lambda gamma: torch.tensor(gamma, requires_grad=True)),
+    "a coefficient of another dtype": _with(0, lambda gamma: torch.tensor(gamma, dtype=torch.float64)),
+    "a coefficient to broadcast": _with(0, lambda gamma: torch.full((2,), gamma)),
+    "a coefficient that is no number": _with(0, str),
+    "a subclass": _with(2, torch.nn.Parameter),
+    "no tensor": _with(2, lambda value: value.numpy()),
+    "none": _with(2, lambda value: None),
+    "another device": _with(2, lambda value: value.to("meta")),
+    "a sparse tensor": _with(2, lambda value: value.to_sparse()),
+    "zeros without memory": _with(2, lambda value: torch._efficientzerotensor(value.shape)),
+    "a negated view": _with(2, torch._neg_view),
+    "too many elements": lambda inputs: [
+        one[:1].expand(2**17, 7, 2) if isinstance(one, torch.Tensor) else one for one in inputs
+    ],
+    "no elements": lambda inputs: [one[:0] if isinstance(one, torch.Tensor) else one for one in inputs],
+    "no dimensions": lambda inputs: [one[0, 0, 0] if isinstance(one, torch.Tensor) else one for one in inputs],
+    "too many dimensions": lambda inputs: [one[(None,) * 14] if isinstance(one, torch.Tensor) else one for one in inputs],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_leaves_alone(name):
+    assert direct(scan_forms.GAE, -2, *REFUSED[name](make_inputs(scan_forms.GAE))) is None
+
+
+@pytest.mark.parametrize("dim", [3, -4, 1.0, True, None, np.int64(1), 2**70])
+def test_it_leaves_alone_what_is_no_dimension(dim):
+    assert direct(scan_forms.GAE, dim, *make_inputs(scan_forms.GAE)) is None
+
+
+def test_it_takes_what_requires_grad_where_gradients_are_off():
+    inputs = make_inputs(scan_forms.GAE)
+    expected = direct(scan_forms.GAE, -2, *inputs)
+    inputs[4].requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(direct(scan_forms.GAE, -2, *inputs)[0], expected[0])
+
+
+def test_it_leaves_alone_what_is_watched():
+    inputs = make_inputs(scan_forms.GAE)
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    with Watching():
+        assert direct(scan_forms.GAE, -2, *inputs) is None
+    with forward_ad.dual_level():
+        assert direct(scan_forms.GAE, -2, *inputs) is None
+
+    def left_alone(x):
+        return x + (direct(scan_forms.GAE, -2, *inputs) is None)
+
+    for transformed in (torch.func.vmap(left_alone), torch.compile(left_alone, backend="eager", fullgraph=True)):
+        assert torch.equal(transformed(torch.zeros(2)), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", ["a gradient", "half precision", "a coefficient of another dtype"])
+def test_the_function_serves_what_it_leaves_alone(name):
+    inputs = REFUSED[name](make_inputs(scan_forms.GAE))
+    advantage, _ = F.generalized_advantage_estimate(*inputs)
+    wide = [one.double() if getattr(one, "is_floating_point", bool)() else one for one in inputs]
+    torch.testing.assert_close(advantage, F.generalized_advantage_estimate(*wide)[0].to(advantage.dtype), rtol=2e-3, atol=2e-3)
+
+
+def test_the_extension_refuses_nonsense():
+    for arguments in ((), (99, 1, 0, torch.zeros(3)), (0, 1, 0, torch.zeros(3))):
+        with pytest.raises(ValueError, match="call: bad"):
+            cpu_scan._extension.call(*arguments)

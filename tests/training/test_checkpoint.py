@@ -1,0 +1,563 @@
+"""Checkpoints and resumption: a run that was stopped, killed or torn ends where one ends that was left alone."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from kill_and_resume import kill_and_resume, tensors, updates
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from a2c_compiled import A2CLoss, distributions
+from a2c_compiled.cli import main
+from a2c_compiled.environments import CartPole, make
+from a2c_compiled.recurrent import Recurrent
+from a2c_compiled.rollouts import RolloutCollector
+from a2c_compiled.training import TrainConfig, train
+from a2c_compiled.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
+from a2c_compiled.training.distributed import Processes
+from a2c_compiled.training.log import load_progress
+from a2c_compiled.training.run_folder import load_run
+from a2c_compiled.training.trainer import PATIENCE, Trainer
+
+UPDATES, STOP = 24, 13
+"""How long runs go on, and where they are stopped: between two lines of the log."""
+
+
+TRAINING = f"checkpoints/{UPDATES}/training.safetensors"
+OWN = f"checkpoints/{UPDATES}/rank_0.safetensors"
+
+
+class Killed(BaseException):
+    """The process ends here: nothing that would follow happens."""
+
+
+def config(**changes):
+    """Episodes of a few updates each."""
+    tiny = {"num_envs": 4, "num_steps": 5, "total_steps": 20 * UPDATES, "hidden": (8,), "compile": False, "device": "cpu"}
+    return TrainConfig(**{**tiny, "solved_return": math.inf, "log_interval": 3, **changes})
+
+
+OPTIONS = ["--no-compile", "--num-envs", "4", "--num-steps", "5", "--hidden", "8", "--device", "cpu"]
+OPTIONS += ["--solved-return", "inf", "--log-interval", "3"]
+"""Of the command, for :func:`config`."""
+
+
+def command(folder, *arguments):
+    return main(["train", "--out", str(folder), *OPTIONS, "--total-steps", str(20 * UPDATES), *arguments])
+
+
+def resumed(folder, **changes):
+    return train(config(**changes), progress=False, folder=folder, resume=True)
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Let this process be sent signals after an update."""
+
+    def at(update, *numbers):
+        original = Trainer.update
+
+        def interrupted(self):
+            result = original(self)
+            if self.updates == update:
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+            return result
+
+        monkeypatch.setattr(Trainer, "update", interrupted)
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(config(), progress=False, folder=folder)
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it to spoil."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_end(folder, other):
+    """All tensors are the same, and all that was logged but the time that it took."""
+    first, second = tensors(folder), tensors(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    one, two = load_progress(folder), load_progress(other)
+    assert list(one) == list(two)
+    for name in one.keys() - {"seconds", "steps_per_second"}:
+        assert two[name] == pytest.approx(one[name], nan_ok=True, rel=0, abs=0), name
+
+
+# Stopped and resumed
+
+
+def remembering_loss(config, across_processes=False):
+    trunk = Recurrent(nn.GRUCell(4, 8))
+    return A2CLoss(nn.Sequential(trunk, nn.Linear(8, 2)), nn.Sequential(trunk, nn.Linear(8, 1)), distributions.Categorical(2))
+
+
+KINDS = {
+    "torch": {},
+    "gymnasium": {"vectorization": "gymnasium"},
+    "sync": {"env": "Acrobot-v1", "vectorization": "sync", "optimizer": "adam"},
+    "sampled_vectors": {"env": "Pendulum-v1", "average_gae": True},
+    "normalized": {"vectorization": "gymnasium", "normalize_observations": True, "normalize_rewards": True},
+    "stacked_frames": {"vectorization": "sync", "frame_stack": 2},
+    "choices": {"env": "FrozenLake-v1"},
+    "recurrent": {},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, tmp_path, monkeypatch, signalled):
+    if kind == "recurrent":
+        monkeypatch.setattr("a2c_compiled.training.trainer.make_loss", remembering_loss)
+    asked = config(**KINDS[kind])
+    train(asked, progress=False, folder=tmp_path / "whole")
+    signalled(STOP, signal.SIGTERM)
+    stopped = train(asked, progress=False, folder=tmp_path / "stopped")
+    assert (stopped.interrupted, stopped.steps) == ("SIGTERM", 20 * STOP)
+    torch.manual_seed(1)
+    result = train(asked, progress=False, folder=tmp_path / "stopped", resume=True)
+    assert (result.interrupted, result.steps) == (None, 20 * UPDATES)
+    assert_same_end(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_may_be_stopped_again_and_again(whole, tmp_path, signalled):
+    for update in (1, 2, 10, 23):
+        signalled(update, signal.SIGTERM)
+        assert resumed(tmp_path).steps == 20 * update
+        assert updates(tmp_path) == update
+    assert resumed(tmp_path).interrupted is None
+    assert_same_end(whole, tmp_path)
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
+    options = ["--no-compile", "--total-steps", "12800"]
+    moments, different = kill_and_resume(tmp_path, 2, 0, options)
+    assert len(moments) == 2
+    assert 0 < moments[0] <= moments[1] < 200, "it was killed before its end"
+    assert different == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, signalled, capsys):
+    before = signal.getsignal(number)
+    signalled(STOP, number)
+    assert command(tmp_path) == status
+    assert updates(tmp_path) == STOP
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    name = signal.Signals(number).name
+    assert last == f"a2c-compiled: ended by {name} after 260 steps; a2c-compiled train --resume --out {tmp_path} goes on"
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path, signalled, capsys):
+    signalled(STOP, signal.SIGINT, signal.SIGINT)
+    assert command(tmp_path, "--checkpoint-seconds", "0") == 130
+    assert capsys.readouterr().err.strip().endswith("a2c-compiled: interrupted")
+    assert updates(tmp_path) == STOP - 1, "the checkpoint before is there"
+
+
+def test_the_command_goes_on_with_the_options_of_the_run(whole, tmp_path, signalled):
+    signalled(STOP, signal.SIGTERM)
+    assert command(tmp_path) == 143
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
+    assert updates(tmp_path) == UPDATES
+    assert_same_end(whole, tmp_path)
+
+
+# Ended where it is solved
+
+SOLVED = 8
+
+
+@pytest.fixture
+def solvable(monkeypatch):
+    """Options of a run that is solved after so many updates: from there on the greedy policy is good enough."""
+    monkeypatch.setattr(Trainer, "greedy_return", lambda self, seed=0, episodes=100: 100.0 * (self.updates >= SOLVED))
+    return {"solved_return": 90.0, "log_interval": 2, "checkpoint_seconds": 0.0}
+
+
+@pytest.fixture
+def near(monkeypatch):
+    """The training policy's returns never keep anybody from looking."""
+    monkeypatch.setattr("a2c_compiled.training.trainer._mean", lambda returns: 90.0)
+
+
+def test_a_run_that_is_killed_while_it_looks_at_the_policy_looks_again(tmp_path, solvable, near, monkeypatch):
+    assert train(config(**solvable), progress=False).steps == 20 * SOLVED
+    look = Trainer.greedy_return
+
+    def killed(self, seed=0, episodes=100):
+        if self.updates == SOLVED and episodes == 100:
+            raise Killed
+        return look(self, seed, episodes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "greedy_return", killed)
+        with pytest.raises(Killed):
+            train(config(**solvable), progress=False, folder=tmp_path)
+    assert updates(tmp_path) == SOLVED
+    assert resumed(tmp_path, **solvable).steps == 20 * SOLVED
+    assert resumed(tmp_path, **solvable).steps == 20 * SOLVED, "what has ended does not go on"
+
+
+def test_a_run_that_is_stopped_where_it_is_solved_ends_there(tmp_path, solvable, near, signalled):
+    signalled(SOLVED, signal.SIGTERM)
+    stopped = train(config(**solvable), progress=False, folder=tmp_path)
+    assert (stopped.interrupted, stopped.steps) == ("SIGTERM", 20 * SOLVED)
+    result = resumed(tmp_path, **solvable)
+    assert (result.interrupted, result.steps, result.greedy_return) == (None, 20 * SOLVED, 100.0)
+
+
+# What may change, and what may not
+
+
+def test_a_run_may_go_on_for_longer(run):
+    assert main(["train", "--resume", "--out", str(run), "--total-steps", "600"]) == 0
+    assert updates(run) == 30
+    assert load_progress(run)["updates"][-2:] == [27, 30]
+    assert load_run(run)[0].total_steps == 600, "it is known to the next who resumes it"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gamma", "0.9"), "gamma: expected 0.99 as in the run that is resumed, got 0.9"),
+        (("--hidden", "16"), r"hidden: expected (8,) as in the run that is resumed, got (16,)"),
+        (("--env", "Acrobot-v1"), "env: expected 'CartPole-v1' as in the run that is resumed, got 'Acrobot-v1'"),
+        (("--preset", "pendulum"), "env: expected 'CartPole-v1' as in the run that is resumed, got 'Pendulum-v1'"),
+    ],
+    ids=["gamma", "hidden", "env", "preset"],
+)
+def test_another_option_is_refused_by_name(run, options, message, capsys):
+    before = contents(run)
+    assert main(["train", "--resume", "--out", str(run), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_another_configuration_is_refused_by_name(run):
+    with pytest.raises(ValueError, match=r"num_steps: expected 5 as in the run that is resumed, got 6"):
+        resumed(run, num_steps=6)
+
+
+def test_less_than_was_taken_is_refused(run):
+    with pytest.raises(ValueError, match="total_steps: expected at least the 480 that were taken, got 400"):
+        resumed(run, total_steps=400)
+
+
+def test_where_there_is_none_a_run_begins(tmp_path):
+    assert command(tmp_path, "--resume") == 0
+    assert updates(tmp_path) == UPDATES
+
+
+def test_where_there_is_none_yet_a_run_begins_with_its_own_options(tmp_path, monkeypatch):
+    def killed(self):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "update", killed)
+        with pytest.raises(Killed):
+            command(tmp_path, "--env", "Acrobot-v1", "--gamma", "0.9")
+    assert main(["train", "--resume", "--out", str(tmp_path), "--total-steps", "40"]) == 0
+    asked = config(env="Acrobot-v1", gamma=0.9, total_steps=40)
+    assert load_run(tmp_path)[0] == asked
+
+
+def test_to_go_on_and_to_begin_anew_are_not_asked_for_together(run, capsys):
+    with pytest.raises(SystemExit):
+        command(run, "--resume", "--overwrite")
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert command(tmp_path / "file") == 2
+    assert f"out: expected a folder, got a file, {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_unasked(run, capsys):
+    before = contents(run)
+    assert command(run) == 2
+    assert f"out: expected a folder without a run, or --resume or --overwrite, got {run}" in capsys.readouterr().err
+    assert contents(run) == before
+    assert command(run, "--overwrite", "--seed", "1") == 0
+    assert load_run(run)[0].seed == 1
+
+
+def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(run, monkeypatch):
+    """Not even where it is killed before its first checkpoint."""
+
+    def killed(self):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "update", killed)
+        with pytest.raises(Killed):
+            train(config(seed=1), progress=False, folder=run)
+    assert not (run / "checkpoint.json").exists()
+    assert load_progress(run) == {}
+    assert resumed(run, seed=1).history[0]["updates"] == 3
+
+
+def test_environments_that_cannot_be_resumed_begin_new_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(RolloutCollector, "state_dict", lambda self: None)
+    train(config(normalize_rewards=True), progress=False, folder=tmp_path)
+    with pytest.warns(RuntimeWarning, match="the run goes on with new episodes .env: its state was not saved"):
+        result = resumed(tmp_path, normalize_rewards=True, total_steps=600)
+    assert result.steps == 600
+    assert result.step.step_count == 30, "what was learnt is there"
+
+
+def test_generators_of_another_device_begin_new_episodes(run):
+    path = run / OWN
+    saved = load_file(path)
+    saved["collector.envs.generator"] = torch.zeros(16, dtype=torch.uint8)  # as long as a GPU's
+    save_file(saved, path)
+    with pytest.warns(RuntimeWarning, match="the run goes on with new episodes"):
+        assert resumed(run, total_steps=600).steps == 600
+
+
+# Torn and unreadable
+
+
+def numbers(update):
+    own = {"collector.x": torch.full((3,), float(update))}
+    return Checkpoint({"step.w": torch.full((4,), float(update))}, own, {"updates": update, "returns": [1.0]})
+
+
+def die(monkeypatch, target, name, at, half=False):
+    """Be killed at the ``at``-th call of a function, or halfway through it."""
+    original, calls = getattr(target, name), []
+
+    def deadly(*arguments, **options):
+        calls.append(None)
+        if len(calls) < at:
+            return original(*arguments, **options)
+        if half:
+            original(arguments[0], arguments[1][: len(arguments[1]) // 2])
+        monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        raise Killed
+
+    monkeypatch.setattr(target, name, deadly)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "at", "half"),
+    [
+        (Path, "write_bytes", 1, True),
+        (os, "replace", 1, False),
+        (Path, "write_bytes", 2, True),
+        (os, "replace", 2, False),
+        (Path, "write_text", 1, True),
+        (os, "replace", 3, False),
+        (shutil, "rmtree", 1, False),
+    ],
+    ids=["own_half", "own_unnamed", "shared_half", "shared_unnamed", "facts_half", "facts_unnamed", "before_removing"],
+)
+def test_a_torn_checkpoint_leaves_the_one_before(target, name, at, half, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, numbers(1), Processes())
+    with monkeypatch.context() as patched:
+        die(patched, target, name, at, half)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, numbers(2), Processes())
+    expected = numbers(2 if target is shutil else 1)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.facts == {**expected.facts, "version": 1, "world_size": 1}
+    assert torch.equal(loaded.training["step.w"], expected.training["step.w"])
+    assert torch.equal(loaded.own["collector.x"], expected.own["collector.x"])
+    save_checkpoint(tmp_path, numbers(3), Processes())
+    assert load_checkpoint(tmp_path).facts["updates"] == 3
+    names = sorted(str(path) for path in contents(tmp_path))
+    assert names == ["checkpoint.json", "checkpoints/3/rank_0.safetensors", "checkpoints/3/training.safetensors"]
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Lets tensors be written so many times; then the disk is full, for good or for some time."""
+
+    def after(count, until=None):
+        original, calls = Path.write_bytes, []
+
+        def write(self, data):
+            if self.suffix == ".safetensors":
+                calls.append(None)
+                if count < len(calls) and (until is None or len(calls) <= until):
+                    original(self, data[:10])
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+            return original(self, data)
+
+        monkeypatch.setattr(Path, "write_bytes", write)
+
+    return after
+
+
+def test_training_goes_on_where_the_disk_is_full_for_a_while(whole, tmp_path, full_disk):
+    full_disk(3, 6)
+    with pytest.warns(RuntimeWarning, match=r"training goes on, but its checkpoint could not be written: .*No space left"):
+        result = train(config(checkpoint_seconds=0.0), progress=False, folder=tmp_path)
+    assert result.steps == 20 * UPDATES
+    assert_same_end(whole, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:training goes on:RuntimeWarning")
+def test_the_checkpoint_before_stays_where_the_disk_is_full(tmp_path, full_disk, capsys):
+    full_disk(6)
+    assert command(tmp_path, "--checkpoint-seconds", "0") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("a2c-compiled: the run could not be saved ([Errno 28] No space left on device")
+    assert last.endswith(f"its last checkpoint is in {tmp_path}")
+    assert load_checkpoint(tmp_path).facts["updates"] == 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"], "nothing is left to fill the disk"
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        (file, spoil)
+        for file in ("checkpoint.json", TRAINING, OWN)
+        for spoil in ("half", "empty", "text", "missing")
+        if (file, spoil) != ("checkpoint.json", "missing")
+    ],
+)
+def test_what_cannot_be_read_is_named(run, file, spoil):
+    path = run / file
+    data = path.read_bytes()
+    path.write_bytes({"half": data[: len(data) // 2], "text": b"no checkpoint"}.get(spoil, b""))
+    if spoil == "missing":
+        path.unlink()
+    before = contents(run)
+    with pytest.raises(ValueError, match=rf"run: the checkpoint in {run} is not readable"):
+        resumed(run)
+    assert contents(run) == before
+    if file != OWN:
+        with pytest.raises(ValueError, match="is not readable"):
+            load_run(run)
+
+
+def test_a_missing_configuration_is_named(run):
+    (run / "config.json").unlink()
+    before = contents(run)
+    with pytest.raises(ValueError, match=r"run: expected a folder that training wrote, found no .*config\.json"):
+        resumed(run)
+    assert contents(run) == before
+
+
+def test_a_checkpoint_of_another_version_is_refused(run):
+    facts = json.loads((run / "checkpoint.json").read_text())
+    (run / "checkpoint.json").write_text(json.dumps({**facts, "version": 2}))
+    with pytest.raises(ValueError, match=r"is not readable .it is of version 2, and this is version 1"):
+        resumed(run)
+
+
+# Gradients that are not finite
+
+
+def broken(monkeypatch, **overridden):
+    """CartPole with other methods."""
+    monkeypatch.setitem(make.IN_TORCH, "CartPole-v1", type("Broken", (CartPole,), overridden))
+
+
+def rewarded(amount):
+    def advance(self, physics, action):
+        physics, reward, terminated = CartPole.advance(self, physics, action)
+        return physics, reward * amount, terminated
+
+    return advance
+
+
+@pytest.fixture
+def spoil_rollouts(monkeypatch):
+    """Let the rewards of some rollouts, counted from 1, be NaN, and the observations too where asked for."""
+
+    def spoil(numbers, observations=False):
+        original, seen = RolloutCollector.collect, []
+
+        def collect(self):
+            rollout = original(self)
+            seen.append(None)
+            if len(seen) not in numbers:
+                return rollout
+            observation = rollout.observation * math.nan if observations else rollout.observation
+            return rollout._replace(reward=rollout.reward * math.nan, observation=observation)
+
+        monkeypatch.setattr(RolloutCollector, "collect", collect)
+
+    return spoil
+
+
+def test_an_update_without_a_gradient_is_skipped_and_counted(spoil_rollouts):
+    spoil_rollouts((4, 5, 11))
+    result = train(config(), progress=False)
+    assert [row["skipped"] for row in result.history] == [0, 2, 2, 3, 3, 3, 3, 3]
+    assert int(result.step.step_count) == UPDATES - 3
+    assert all(parameter.isfinite().all() for parameter in result.loss.parameters())
+
+
+def test_what_is_not_finite_does_not_reach_the_running_statistics(spoil_rollouts):
+    spoil_rollouts((4, 11), observations=True)
+    result = train(config(normalize_observations=True, normalize_rewards=True, total_steps=20 * 100), progress=False)
+    assert result.history[-1]["skipped"] < 50, "until the episodes have ended whose returns are not finite"
+    assert all(buffer.isfinite().all() for buffer in result.loss.buffers())
+
+
+@pytest.mark.parametrize(
+    ("overridden", "cause"),
+    [
+        ({"advance": rewarded(math.nan)}, "not finite: reward in the rollout$"),
+        (
+            {"observe": lambda self, physics: physics * math.inf},
+            "not finite: observation in the rollout, next_observation in the rollout$",
+        ),
+        ({"advance": rewarded(1e30)}, r"so the gradient overflows: lower the learning rate.* largest reward: 1e\+30\)$"),
+    ],
+    ids=["reward", "observation", "overflow"],
+)
+def test_training_that_learns_nothing_ends_with_its_cause(overridden, cause, tmp_path, monkeypatch):
+    broken(monkeypatch, **overridden)
+    with pytest.raises(TrainingDivergedError, match=rf"not finite in the last {PATIENCE + 1} updates.*{cause}"):
+        train(config(), progress=False, folder=tmp_path)
+
+
+def test_a_network_that_answers_nan_is_named():
+    trainer = Trainer(config())
+    rollout = trainer.collector.collect()
+    trainer.loss.actor_network.register_forward_hook(lambda network, observation, answer: answer * math.nan)
+    assert diagnose(trainer.loss, rollout) == "not finite: what the actor network answers"
+
+
+def test_what_was_learnt_before_is_kept(tmp_path, spoil_rollouts, capsys):
+    spoil_rollouts(range(7, 1000))
+    assert command(tmp_path, "--checkpoint-seconds", "0", "--total-steps", "2000") == 2
+    assert "a2c-compiled: gradients were not finite in the last 21 updates" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path).training["step.step_count"] == 6
+    assert all(parameter.isfinite().all() for parameter in load_run(tmp_path)[1].parameters())
+
+
+def test_a_parameter_that_is_not_finite_is_named(monkeypatch):
+    trainer = Trainer(config())
+    with torch.no_grad():
+        next(trainer.loss.actor_network.parameters())[0, 0] = math.nan
+    with pytest.raises(TrainingDivergedError, match=r"not finite: parameter actor_network\.0\.weight$"):
+        trainer.run(progress=False)

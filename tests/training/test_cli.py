@@ -1,0 +1,482 @@
+"""The command line from training to verified files, its errors, and the pieces of the demo."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from a2c_compiled import export
+from a2c_compiled.benchmarks.measure.timing import Timing
+from a2c_compiled.cli import FORMATS, GRAPHS, main
+from a2c_compiled.demo import demo
+from a2c_compiled.demo.demo import DemoError
+from a2c_compiled.export import run as export_run_module
+from a2c_compiled.export.checking.verify import OutputError, Report
+from a2c_compiled.export.on_device import play_policy
+from a2c_compiled.training import TrainConfig, TrainResult
+from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
+from a2c_compiled.training.log import load_progress
+from a2c_compiled.training.run_folder import load_run
+from a2c_compiled.update import Rollout, TrainStep
+
+TINY = ("--no-compile", "--num-envs", "4", "--num-steps", "5", "--total-steps", "200", "--hidden", "8")
+
+
+def run(*arguments):
+    """Exit status of the command; argparse's own exits count as that."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+def one_line_on_stderr(capsys):
+    """What a command that failed said, which is one line."""
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("a2c-compiled: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert run("train", *TINY, "--out", folder, "--seed", 3) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scripted_run(trained_run):
+    """With policy and estimator exported, to TorchScript alone."""
+    assert run("export", trained_run, "--format", "torchscript", "--graph", "policy,estimator") == 0
+    return trained_run
+
+
+@pytest.fixture
+def scripted(scripted_run, tmp_path):
+    """A copy of the exported files to spoil."""
+    return shutil.copytree(scripted_run / "export", tmp_path / "export")
+
+
+# From training to verified files
+
+
+def test_a_run_leaves_a_checkpoint_progress_and_a_picture(trained_run, tmp_path, capsys):
+    assert {path.name for path in trained_run.iterdir()} >= {
+        "config.json",
+        "checkpoint.json",
+        "checkpoints",
+        "progress.csv",
+        "learning_curve.png",
+    }
+    config, loss = load_run(trained_run)
+    assert config == TrainConfig(seed=3, num_envs=4, num_steps=5, total_steps=200, hidden=(8,), compile=False), (
+        "options that are not given are the defaults"
+    )
+    assert load_progress(trained_run)["steps"][-1] == 200
+    assert run("train", *TINY, "--out", tmp_path / "again", "--seed", 3) == 0
+    out = capsys.readouterr().out
+    greedy = evaluate(greedy_policy(loss), "CartPole-v1").mean()
+    assert out.startswith(f"greedy return {greedy:.1f} after 200 steps in ")
+    assert out.strip().endswith(f"run in {tmp_path / 'again'}{os.sep}".replace(os.sep, "/"))
+
+
+def test_a_trained_run_is_exported_and_verified(trained_run, tmp_path, capsys):
+    out = tmp_path / "files"
+    assert run("export", trained_run, "--out", out) == 0
+    header, *rows, play, learn = capsys.readouterr().out.splitlines()
+    models = {
+        f"{job.graph}{export_run_module.FORMATS[job.format]}" for job in export_run_module.jobs(formats=["onnx", "torchscript"])
+    }
+    models.add("train_step.policy.onnx")
+    beside = {"train_step.state.npz", "runtime.py", "play_policy.py", "learn_policy.py"}
+    assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models} | beside
+    assert "train_step.onnx" in models
+    assert "train_step.pt" not in models, "TorchScript has no gradients inside a graph"
+    assert header.split() == ["file", "KB", "seconds", "largest", "error", "against", "eager"]
+    assert {row.split()[0] for row in rows} == models
+    assert all("equal in" in row for row in rows)
+    assert play.endswith(f"python {out}/play_policy.py {out}/policy.onnx --env CartPole-v1")
+    assert learn.endswith(f"python {out}/learn_policy.py {out}/train_step.onnx --env CartPole-v1")
+    assert run("verify", out, "--json") == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert verified["passed"]
+    assert {Path(file["path"]).name for file in verified["files"]} == models
+    for file in verified["files"]:
+        assert file["passed"]
+        assert file["size"] == Path(file["path"]).stat().st_size
+        assert set(file["checks"].values()) <= {"passed"}
+
+
+def test_programs_of_torch_export_are_exported_and_verified(trained_run, tmp_path, capsys):
+    assert run("export", trained_run, "--out", tmp_path, "--format", "pt2", "--graph", "policy,train-step") == 0
+    assert capsys.readouterr().out.count("equal in") == 2
+    assert run("verify", tmp_path) == 0
+    assert {path.name for path in tmp_path.glob("*.pt2")} == {"policy.pt2", "train_step.pt2"}
+
+
+def test_a_training_step_in_torchscript_alone_is_an_error(trained_run, tmp_path, capsys):
+    arguments = ("--format", "torchscript", "--graph", "train-step")
+    assert run("export", trained_run, "--out", tmp_path / "files", *arguments) == 2
+    assert "format: expected onnx, pt2 or aot for the training step" in one_line_on_stderr(capsys)
+    assert not (tmp_path / "files").exists()
+
+
+def test_a_run_is_exported_with_what_its_optimizer_had_learnt(trained_run, tmp_path):
+    assert run("export", trained_run, "--out", tmp_path, "--format", "onnx", "--graph", "train-step") == 0
+    state = np.load(tmp_path / "train_step.state.npz")
+    assert state["step_count"] == 10
+    assert state["lr"] == pytest.approx(0.19 * TrainConfig.lr), "as training left it"
+    assert all(state[name].any() for name in state.files if name.startswith("square_avg"))
+
+
+def test_a_graph_that_is_named_twice_is_exported_once(trained_run, tmp_path, capsys):
+    assert run("export", trained_run, "--out", tmp_path, "--format", "torchscript", "--graph", "policy,policy") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_continuous_actions_are_exported_and_verified(tmp_path, capsys):
+    assert run("train", *TINY, "--env", "Pendulum-v1", "--solved-return", "none", "--out", tmp_path) == 0
+    assert run("export", tmp_path, "--format", "torchscript", "--graph", "loss,policy_sampled") == 0
+    assert run("verify", tmp_path / "export") == 0
+
+
+def test_what_is_exported_may_be_chosen(scripted_run):
+    assert {path.name for path in (scripted_run / "export").glob("*.pt")} == {"policy.pt", "estimator.pt"}
+    assert not list((scripted_run / "export").glob("*.onnx"))
+
+
+def test_the_opset_may_be_chosen(trained_run, tmp_path):
+    assert run("export", trained_run, "--out", tmp_path, "--format", "onnx", "--graph", "policy", "--opset", "20") == 0
+    assert onnx.load(tmp_path / "policy.onnx").opset_import[0].version == 20
+
+
+def test_single_files_are_verified(scripted, capsys):
+    assert run("verify", scripted / "policy.pt", scripted / "estimator.pt") == 0
+    assert capsys.readouterr().out.count("equal to eager") == 2
+
+
+def test_folders_are_searched_through(scripted, tmp_path, capsys):
+    assert run("verify", tmp_path) == 0
+    assert capsys.readouterr().out.count("equal to eager") == 2
+
+
+def test_a_file_that_differs_is_exit_status_1(scripted, capsys):
+    cases = scripted / "estimator.pt.cases.npz"
+    with np.load(cases) as loaded:
+        arrays = {key: loaded[key] + (0.5 if key.endswith("outputs/advantage") else 0) for key in loaded.files}
+    arrays = {key: x if "inputs" not in key else np.load(cases)[key] for key, x in arrays.items()}
+    np.savez(cases, **arrays)
+    assert run("verify", scripted) == 1
+    out = capsys.readouterr().out
+    assert "estimator.pt: DIFFERS FROM EAGER in 11 cases" in out
+    assert "policy.pt: equal to eager" in out, "the others are reported all the same"
+
+
+def test_an_export_that_differs_is_exit_status_1(trained_run, tmp_path, monkeypatch, capsys):
+    real_verify = export.verify
+    wrong = {"action": OutputError(1.0, 1.0, False)}
+    monkeypatch.setattr(export_run_module, "verify", lambda path: real_verify(path)._replace(outputs=wrong))
+    assert run("export", trained_run, "--out", tmp_path, "--format", "torchscript", "--graph", "policy") == 1
+    out = capsys.readouterr().out
+    assert "DIFFERS" in out.splitlines()[1]
+    assert "policy.pt: DIFFERS FROM EAGER in 6 cases" in out, "which output it is"
+
+
+def test_files_are_verified_where_no_environments_are_installed(scripted):
+    code = f"""
+        import sys
+        for name in ("gymnasium", "safetensors", "tqdm", "matplotlib"):
+            sys.modules[name] = None
+        from a2c_compiled.cli import main
+        assert main(["verify", {str(scripted)!r}]) == 0
+        assert main(["train"]) == 2
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("equal to eager") == 2
+    assert "this command needs gymnasium, safetensors, tqdm, matplotlib: pip install 'a2c-compiled[train]'" in done.stderr
+
+
+# Help
+
+
+def test_help_shows_the_commands_and_examples(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    for command in ("train", "export", "verify", "demo"):
+        assert f"\n    {command} " in text
+        assert f"\n  a2c-compiled {command}" in text
+
+
+def test_help_of_train_has_an_option_for_every_field_of_its_configuration(capsys):
+    assert run("train", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in text, field.name
+    assert text.count("(default: ") == len(dataclasses.fields(TrainConfig)) + 1
+    assert "name of a gymnasium environment (default: CartPole-v1)" in text
+
+
+@pytest.mark.parametrize("command", ["export", "verify", "demo"])
+def test_every_command_has_help(command, capsys):
+    assert run(command, "--help") == 0
+    assert f"usage: a2c-compiled {command}" in capsys.readouterr().out
+
+
+def test_options_are_what_their_fields_are(tmp_path):
+    changes = {"average_gae": True, "solved_return": None, "optimizer": "sgd", "gamma": 0.5, "hidden": (8, 4)}
+    options = ("--average-gae", "--solved-return", "none", "--optimizer", "sgd", "--gamma", "0.5", "--hidden", "8", "4")
+    assert run("train", *TINY, *options, "--out", tmp_path) == 0
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items() if name in changes} == changes
+
+
+@pytest.mark.parametrize("switched_off", ["--entropy-coef", "--critic-coef"])
+def test_a_loss_may_be_switched_off(switched_off, tmp_path):
+    assert run("train", *TINY, switched_off, "0", "--out", tmp_path) == 0
+    assert (tmp_path / "learning_curve.png").is_file()
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--env", "Nothing-v0"), "env: expected an environment that gymnasium can make here, got 'Nothing-v0'"),
+        (("train", "--num-envs", "0"), "num_envs: expected at least 1, got 0"),
+        (("train", "--hidden", "8", "0"), "hidden: expected widths of at least 1, got (8, 0)"),
+        (("train", "--gamma", "1.5"), "gamma: expected a number from 0 to 1"),
+        (("train", "--optimizer", "lion"), "optimizer: expected one of 'sgd', 'rmsprop', 'adam', 'adamw', got 'lion'"),
+        (("train", "--seed", "-1"), "seed: expected a number from 0 to below 2 ** 32, got -1"),
+        (("export", "none"), f"run: expected a folder that training wrote, found no {Path('none') / 'config.json'}"),
+        (("verify", "none.onnx"), "path: expected an exported file, found nothing at none.onnx"),
+        (("verify", "."), "PATH: expected files ending in .onnx, .pt, .aot.pt2, .pt2 in ., found none"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_error_is_one_line_and_exit_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert message in one_line_on_stderr(capsys)
+
+
+def test_an_error_of_many_lines_is_one_line(monkeypatch, capsys):
+    def fail(out):
+        raise RuntimeError("the first line\nand a long trace")
+
+    monkeypatch.setattr(demo, "run_demo", fail)
+    assert run("demo") == 2
+    assert one_line_on_stderr(capsys) == "a2c-compiled: the first line"
+
+
+def test_an_error_without_words_is_its_name(monkeypatch, capsys):
+    def fail(out):
+        raise RuntimeError
+
+    monkeypatch.setattr(demo, "run_demo", fail)
+    assert run("demo") == 2
+    assert one_line_on_stderr(capsys) == "a2c-compiled: RuntimeError"
+
+
+def test_an_interrupt_is_exit_status_130(monkeypatch, capsys):
+    def interrupt(out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run_demo", interrupt)
+    assert run("demo") == 130
+    assert one_line_on_stderr(capsys) == "a2c-compiled: interrupted"
+
+
+def test_an_opset_that_is_too_old_is_an_error(trained_run, tmp_path, capsys):
+    assert run("export", trained_run, "--out", tmp_path, "--opset", "17") == 2
+    assert "opset: expected 18 to" in one_line_on_stderr(capsys)
+
+
+def test_a_file_without_its_cases_is_an_error(scripted, capsys):
+    (scripted / "policy.pt.cases.npz").unlink()
+    assert run("verify", scripted / "policy.pt") == 2
+    assert "expected policy.pt.cases.npz beside it" in one_line_on_stderr(capsys)
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_others(scripted, capsys):
+    (scripted / "estimator.pt").write_text("no module")
+    assert run("verify", scripted) == 2
+    captured = capsys.readouterr()
+    assert "policy.pt: equal to eager" in captured.out
+    assert "estimator.pt: does not run" in captured.err
+    assert run("verify", scripted, "--json") == 2
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert {Path(file["path"]).name: file["passed"] for file in files} == {"estimator.pt": False, "policy.pt": True}
+    assert "does not run" in files[0]["error"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("a2c_compiled.training.trainer.train", lambda config: pytest.fail("trained"))
+    assert run("train", *TINY, "--out", tmp_path / "file" / "run") == 2
+    assert "file" in one_line_on_stderr(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("trian",), "invalid choice: 'trian'"),
+        (("train", "--lr", "fast"), "argument --lr: invalid float value: 'fast'"),
+        (("train", "--num-envs", "1.5"), "argument --num-envs: invalid int value: '1.5'"),
+        (("train", "--solved-return", "soon"), "argument --solved-return: expected a number or none, got 'soon'"),
+        (("train", "--learning-rate", "1"), "unrecognized arguments: --learning-rate 1"),
+        (("export",), "the following arguments are required: RUN"),
+        (("export", "run", "--graph", "policy,value"), "argument --graph: expected any of policy, policy-sampled, loss"),
+        (("export", "run", "--format", "tensorrt"), "argument --format: expected any of onnx, torchscript"),
+        (("export", "run", "--opset", "new"), "argument --opset: invalid int value: 'new'"),
+        (("verify",), "the following arguments are required: PATH"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_arguments_that_cannot_be_read_are_exit_status_2(arguments, message, capsys):
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+# The demo
+
+
+def result(greedy_return, steps=1000):
+    return TrainResult(None, None, [], greedy_return, steps, 1.5)
+
+
+def report(passed=True, name="seed_0/loss.onnx"):
+    return Report(Path(name), 2048, ["T=3 N=2"], {"loss_critic": OutputError(1e-6, 1e-7, passed)}, [], {})
+
+
+TIMING = demo.StepTiming("8 x 5", Timing(4e-3, 3e-3, 5e-3), Timing(1e-3, 0.9e-3, 1.1e-3), Timing(5e-4, 4e-4, 6e-4), 12.34)
+
+
+def findings(results, passed=True, deployed=None, solved=True):
+    """Of a demo whose policies play in onnxruntime as ``deployed`` says, or as in torch."""
+    learnt = {seed: {"return": 480.0 if solved else 9.0, "steps": 2000, "seconds": 3.5, "solved": solved} for seed in results}
+    deployed = {seed: one.greedy_return for seed, one in results.items()} if deployed is None else deployed
+    return demo.Findings(results, deployed, learnt, [report(), report(passed)], [TIMING])
+
+
+def test_nothing_failed_where_all_of_it_came_true():
+    assert demo.failed_claims(findings({0: result(475.0), 1: result(500.0)})) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "failure"),
+    [
+        (findings({0: result(500.0), 1: result(474.9)}), "seed 1 reached only 474.9"),
+        (findings({0: result(500.0)}, passed=False), f"{Path('seed_0/loss.onnx')} differs from eager"),
+        (findings({0: result(500.0)}, deployed={0: 499.5}), "seed 0 returns 499.5 in onnxruntime, not 500.0"),
+        (findings({0: result(500.0)}, solved=False), "seed 0 reached only 9.0 without torch"),
+    ],
+    ids=["unsolved", "differs", "plays_differently", "unsolved_without_torch"],
+)
+def test_what_did_not_come_true_is_said(found, failure):
+    assert demo.failed_claims(found) == [failure]
+    text = demo.report_text(found, 80.0)
+    assert f"**Failed: {failure}.**" in text
+    assert "Everything below came true." not in text
+
+
+def test_the_report_has_what_was_measured():
+    text = demo.report_text(findings({0: result(480.5, 123_456)}), 81.6)
+    lines = text.splitlines()
+    assert "Everything below came true." in lines
+    assert "| 0 | 480.5 | 480.5 | 123,456 | 1.5 |" in lines
+    assert "| 0 | 480.0 | 2,000 | 3.5 |" in lines
+    assert "| seed_0/loss.onnx | 2 | 1 | 1.0e-07 | equal |" in lines
+    assert f"torch {torch.__version__}" in text
+    assert "82 s in all" in text
+    for row in demo.timing_table([TIMING]):
+        assert row in lines
+
+
+def test_the_table_of_timings_is_in_milliseconds():
+    header, rule, row = demo.timing_table([TIMING])
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert row == "| 8 x 5 | 4.00 (3.00-5.00) | 1.00 (0.90-1.10) | 0.50 (0.40-0.60) | 4.0 | 8.0 | 12.3 |"
+
+
+def test_a_training_run_is_described_in_a_line():
+    assert demo.describe(result(480.5, 123_456)) == "greedy return 480.5 after 123,456 steps in 1.5 s"
+
+
+def test_the_demos_data_is_a_rollout():
+    rollout = demo.random_rollout(5, 8)
+    assert isinstance(rollout, Rollout)
+    assert rollout.observation.shape == (5, 8, 4)
+    assert (rollout.terminated <= rollout.done).all()
+    assert rollout.done.any()
+    assert torch.equal(rollout.observation, demo.random_rollout(5, 8).observation)
+
+
+def test_the_choices_are_those_of_the_exporter():
+    assert tuple(graph.replace("-", "_") for graph in GRAPHS) == export_run_module.GRAPHS
+    assert tuple(export_run_module.FORMATS) == FORMATS
+
+
+def step_of(folder):
+    _, loss = load_run(folder)
+    return TrainStep(loss, compile=False)
+
+
+def test_examples_to_export_from_are_real_data(trained_run):
+    rollout = export_run_module.example_rollout(step_of(trained_run), "CartPole-v1")
+    assert rollout.reward.shape == (16, 8)
+    assert set(rollout.action.unique().tolist()) == {0, 1}
+
+
+def test_an_exported_policy_plays_as_it_does_in_torch(trained_run, tmp_path, monkeypatch):
+    step = step_of(trained_run)
+    monkeypatch.setattr(demo, "EPISODES", 7)
+    (exported,) = export_run_module.export_run(step, "CartPole-v1", tmp_path, [export_run_module.Job("policy", "onnx")])
+    path = exported.report.path
+    expected = evaluate(greedy_policy(step.loss), "CartPole-v1", 7, EVALUATION_SEED)
+    assert demo.play_exported(sys.executable, path) == expected.mean()
+    assert play_policy.play(str(path), "CartPole-v1", 7, EVALUATION_SEED) == expected.tolist()
+    path.write_text("no graph")
+    with pytest.raises(DemoError, match=r"play_policy\.py failed: .*policy\.onnx"):
+        demo.play_exported(sys.executable, path)
+
+
+def test_exported_policies_find_minatars_games(monkeypatch):
+    pytest.importorskip("minatar")
+    for name in [name for name in gymnasium.registry if name.startswith("MinAtar/")]:
+        monkeypatch.delitem(gymnasium.registry, name)
+    for _ in range(2):
+        envs = play_policy.make_environments("MinAtar/Breakout-v1", 2)
+        assert envs.reset(seed=0)[0].shape == (2, 10, 10, 4)
+        envs.close()
+
+
+def test_a_claim_of_the_demo_that_fails_is_exit_status_1(monkeypatch, tmp_path, capsys):
+    def fail(out):
+        raise DemoError(f"seed 1 reached only 3.0, see {out.name}")
+
+    monkeypatch.setattr(demo, "run_demo", fail)
+    assert run("demo", "--out", tmp_path / "here") == 1
+    assert one_line_on_stderr(capsys) == "a2c-compiled: seed 1 reached only 3.0, see here"
+
+
+def test_a_demo_that_comes_true_is_exit_status_0(monkeypatch, tmp_path):
+    folders = []
+    monkeypatch.setattr(demo, "run_demo", folders.append)
+    assert run("demo", "--out", tmp_path) == 0
+    assert folders == [tmp_path]

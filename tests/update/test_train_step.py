@@ -1,0 +1,446 @@
+"""The training step: torch.optim's updates with clipped gradients, as one pure function, eager and compiled."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from loss_cases import assert_same, make_loss, make_networks, make_rollout
+from torch import nn
+from torch_step import LR, OPTIMIZERS, TorchStep, parameters_of
+
+from a2c_compiled import estimators
+from a2c_compiled.update import Rollout, TrainState, TrainStep
+
+
+def make_step(loss=None, name="rmsprop", compile=False, **options):
+    loss = make_loss() if loss is None else loss
+    return TrainStep(loss, name.partition("-")[0], **{"lr": LR, "compile": compile, **OPTIMIZERS.get(name, {}), **options})
+
+
+def assert_same_training(step, expected, rollouts, tolerance=1e-6):
+    """Both report and become the same, rollout after rollout."""
+    for rollout in rollouts:
+        assert_same(step(rollout), expected(rollout), tolerance)
+        assert_same(parameters_of(step.loss), parameters_of(expected.loss), tolerance)
+
+
+def rollouts(count=5, **options):
+    return [make_rollout(seed=seed, **options) for seed in range(count)]
+
+
+# Against torch.optim
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.05, None])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_step_equals_torch_optim_over_several_updates(name, max_grad_norm):
+    loss = make_loss()
+    expected = TorchStep(copy.deepcopy(loss), name, max_grad_norm)
+    assert_same_training(make_step(loss, name, max_grad_norm=max_grad_norm), expected, rollouts())
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
+def test_step_equals_torch_optim_to_the_last_digits_in_float64(name):
+    loss = make_loss(dtype=torch.float64)
+    expected = TorchStep(copy.deepcopy(loss), name)
+    assert_same_training(make_step(loss, name), expected, rollouts(20, dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize("separate_losses", [False, True])
+def test_step_over_a_shared_trunk_equals_torch_optim(separate_losses):
+    loss = make_loss(shared=True, separate_losses=separate_losses)
+    assert_same_training(make_step(loss), TorchStep(copy.deepcopy(loss)), rollouts())
+
+
+@pytest.mark.parametrize(
+    ("distribution", "options", "entries"),
+    [
+        ("Categorical", {"value_estimator": "vtrace"}, ("log_prob",)),
+        ("Normal", {"clip_value": 0.2}, ("state_value",)),
+        ("Categorical", {"reduction": "sum"}, ("mask",)),
+        ("OneHotCategorical", {"value_estimator": "vtrace", "clip_value": 0.2}, ("log_prob", "state_value", "mask")),
+        ("Normal", {"entropy_coef": 0.0, "loss_critic_type": "l2"}, ()),
+    ],
+)
+def test_step_reads_every_entry_of_the_rollout(distribution, options, entries):
+    loss = make_loss(distribution, **options)
+    data = rollouts(3, distribution=distribution, options=entries)
+    assert_same_training(make_step(loss), TorchStep(copy.deepcopy(loss)), data)
+    for entry in entries:
+        with_another = make_step(copy.deepcopy(loss)), make_step(copy.deepcopy(loss))
+        changed = ~data[0].mask if entry == "mask" else getattr(data[0], entry) - 1.0
+        metrics = [
+            step(rollout) for step, rollout in zip(with_another, (data[0], data[0]._replace(**{entry: changed})), strict=True)
+        ]
+        assert metrics[0].loss_critic != metrics[1].loss_critic, entry
+
+
+def test_step_with_a_sampled_entropy_equals_torch_optim():
+    loss = make_loss("TanhNormal", entropy_coef=0.1, samples_mc_entropy=2)
+    step, expected = make_step(loss), TorchStep(copy.deepcopy(loss))
+    for rollout in rollouts(3, distribution="TanhNormal"):
+        torch.manual_seed(1)
+        metrics = step(rollout)
+        torch.manual_seed(1)
+        assert_same(metrics, expected(rollout), 1e-6)
+        assert_same(parameters_of(step.loss), parameters_of(expected.loss), 1e-6)
+
+
+# What it reports and what it leaves alone
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({}, {"value_clip_fraction"}),
+        ({"clip_value": 0.2}, set()),
+        ({"entropy_coef": 0.0}, {"entropy", "loss_entropy", "value_clip_fraction"}),
+        ({"critic_coef": None}, {"loss_critic", "value_clip_fraction"}),
+    ],
+)
+def test_metrics_are_detached_scalars_and_none_where_switched_off(options, missing):
+    metrics = make_step(make_loss(**options))(make_rollout())
+    assert {name for name, value in metrics._asdict().items() if value is None} == missing | {"explained_variance", "kl_approx"}
+    assert all(value.shape == () and not value.requires_grad for value in metrics if value is not None)
+    assert metrics.grad_norm > 0
+
+
+def test_the_reported_norm_is_that_before_clipping():
+    first = make_step(max_grad_norm=1e-3)(make_rollout())
+    assert torch.equal(first.grad_norm, make_step(max_grad_norm=None)(make_rollout()).grad_norm)
+    assert first.grad_norm > 1e-2
+
+
+def test_clipping_bounds_the_update():
+    loss = make_loss()
+    before = parameters_of(copy.deepcopy(loss))
+    make_step(loss, "sgd", max_grad_norm=0.01)(make_rollout())
+    moved = torch.cat([(value - before[name]).flatten() for name, value in parameters_of(loss).items()])
+    torch.testing.assert_close(moved.norm(), torch.tensor(0.01 * LR), rtol=1e-3, atol=0)
+
+
+def test_frozen_parameters_stay_and_have_no_state():
+    loss = make_loss()
+    loss.critic_network.requires_grad_(False)
+    before = parameters_of(copy.deepcopy(loss))
+    step = make_step(loss, "adamw")
+    assert all(name.startswith("actor_network") for name in step.parameter_names)
+    assert not any("critic_network" in name for name in step.state_dict() if name.startswith("optimizer_state"))
+    step(make_rollout())
+    for name, value in parameters_of(loss).items():
+        assert torch.equal(value, before[name]) == name.startswith("critic_network")
+
+
+@pytest.mark.parametrize("name", ["sgd-momentum", "rmsprop-momentum", "adam"])
+def test_parameters_that_the_loss_does_not_use_stay(name):
+    actor, critic = make_networks()
+    critic.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    loss = make_loss(networks=[actor, critic])
+    step = make_step(loss, name)
+    assert "critic_network.unused" in step.parameter_names
+    step(make_rollout())
+    assert torch.equal(critic.unused, torch.ones(3))
+    assert all(value.isfinite().all() for value in parameters_of(loss).values())
+
+
+def test_weight_decay_leaves_an_unused_parameter_alone():
+    actor, critic = make_networks()
+    critic.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    step = make_step(make_loss(networks=[actor, critic]), "adamw", weight_decay=0.5)
+    step(make_rollout())
+    assert torch.equal(critic.unused, torch.ones(3))
+
+
+@pytest.mark.parametrize(("name", "compile"), [("rmsprop", False), ("rmsprop", True), ("adam", False), ("sgd-momentum", False)])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda step: pickle.loads(pickle.dumps(step))], ids=["copy", "pickle"])
+def test_a_copy_trains_itself_and_not_the_original(name, compile, duplicate, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    step = make_step(name=name, compile=compile)
+    before = parameters_of(copy.deepcopy(step.loss))
+    twin = duplicate(step)
+    twin(make_rollout())
+    assert_same(parameters_of(step.loss), before, 0)
+    step(make_rollout())
+    assert_same(parameters_of(step.loss), parameters_of(twin.loss), 1e-6)
+
+
+def test_under_autocast_every_update_sees_the_last_one():
+    steps = {"outside": make_step(), "inside": make_step()}
+    steps["inside"].loss.load_state_dict(steps["outside"].loss.state_dict())
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            outside = steps["outside"](make_rollout())
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            inside = steps["inside"](make_rollout())
+    assert inside.grad_norm == outside.grad_norm
+
+
+def test_the_count_of_updates_outlives_a_low_precision():
+    step = make_step(name="adam")
+    step.step_count.fill_(256)
+    step.to(torch.bfloat16)
+    step(make_rollout(dtype=torch.bfloat16))
+    assert step.step_count == 257
+
+
+def test_a_loss_without_a_loss_is_refused():
+    loss = make_loss()
+    loss.out_keys = ("entropy",)
+    with pytest.raises(ValueError, match="loss: expected out_keys with a loss_"):
+        make_step(loss)(make_rollout())
+
+
+def test_something_other_than_a_rollout_is_refused():
+    with pytest.raises(TypeError, match="rollout: expected a Rollout, got tuple"):
+        make_step()(tuple(make_rollout()))
+
+
+def test_no_steps_leave_the_parameters():
+    for shape in ((0, 6), (5, 0)):
+        loss = make_loss()
+        before = parameters_of(copy.deepcopy(loss))
+        metrics = make_step(loss)(make_rollout(shape))
+        assert metrics.grad_norm == 0
+        assert_same(parameters_of(loss), before, 0)
+
+
+def test_parameters_may_have_any_name():
+    class Odd(nn.Module):
+        """Children and parameters named as methods of modules and containers are."""
+
+        def __init__(self, outputs):
+            super().__init__()
+            self.add = nn.Linear(3, 4)
+            self.get = nn.Module()
+            self.get.step = nn.Linear(4, outputs)
+
+        def forward(self, observation):
+            return self.get.step(self.add(observation))
+
+    loss = make_loss(networks=[Odd(4), Odd(1)])
+    assert_same_training(make_step(loss, "adam"), TorchStep(copy.deepcopy(loss), "adam"), rollouts(2))
+
+
+# The pure function
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["sgd-momentum", "rmsprop-all", "adam"])
+def test_the_pure_function_equals_the_call_and_writes_nothing_in_place(name, shared):
+    step = make_step(make_loss(shared=shared, separate_losses=shared), name)
+    step(make_rollout())
+    rollout = make_rollout(seed=1)
+    held = step.state()
+    objects = list(step.loss.parameters())
+    # A state of its own, as an exported step has it.
+    state = TrainState(
+        [param.detach().clone().requires_grad_() for param in held.params],
+        {slot: [tensor.clone() for tensor in tensors] for slot, tensors in held.slots.items()},
+        held.step.clone(),
+    )
+    before = copy.deepcopy(step.state_dict())
+    state_before, rollout_before = copy.deepcopy(state), copy.deepcopy(rollout)
+    new_state, metrics = step.pure(state, rollout, step.lr)
+
+    assert all(now is then for now, then in zip(step.loss.parameters(), objects, strict=True))
+    assert_same(dict(step.state_dict()), dict(before), 0)
+    assert_same(rollout._asdict(), rollout_before._asdict(), 0)
+    for kept, then in zip(flat(state), flat(state_before), strict=True):
+        assert torch.equal(kept, then)
+    assert_same(step(rollout), metrics, 0)
+    for held_now, new in zip(flat(step.state()), flat(new_state), strict=True):
+        assert torch.equal(held_now, new)
+        assert not new.requires_grad
+
+
+def flat(state):
+    return [*state.params, *(tensor for slot in state.slots.values() for tensor in slot), state.step]
+
+
+def test_the_state_is_listed_in_the_order_of_parameter_names():
+    step = make_step(name="rmsprop-all")
+    assert set(step.state().slots) == {"square_avg", "momentum_buffer", "grad_avg"}
+    named = dict(step.loss.named_parameters())
+    assert all(param is named[name] for name, param in zip(step.parameter_names, step.state().params, strict=True))
+    for tensors in step.state().slots.values():
+        assert [tensor.shape for tensor in tensors] == [param.shape for param in step.state().params]
+
+
+# Saving
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_step_continues_identically(name):
+    step = make_step(name=name)
+    for rollout in rollouts(3):
+        step(rollout)
+    step.lr = 0.01
+    other = make_step(make_loss(networks=make_networks(seed=1), entropy_coef=0.5), name, lr=1.0)
+    other.load_state_dict(copy.deepcopy(step.state_dict()))
+    for rollout in rollouts(3):
+        assert_same(other(rollout), step(rollout), 0)
+    assert_same(dict(other.state_dict()), dict(step.state_dict()), 0)
+    assert other.lr.item() == 0.01
+
+
+def test_the_saved_state_has_the_names_of_the_loss():
+    step = make_step(name="adam")
+    keys = set(step.state_dict())
+    for name in step.parameter_names:
+        assert {f"loss.{name}", f"optimizer_state.exp_avg.{name}", f"optimizer_state.exp_avg_sq.{name}"} <= keys
+    assert {"lr", "step_count", "loss.entropy_coef", "loss.value_estimator.gamma"} <= keys
+
+
+def test_the_learning_rate_acts_at_the_next_update():
+    loss = make_loss()
+    step = make_step(loss, "sgd")
+    step.lr = 0.0
+    before = parameters_of(copy.deepcopy(loss))
+    step(make_rollout())
+    assert_same(parameters_of(loss), before, 0)
+    step.lr = LR
+    expected = TorchStep(copy.deepcopy(loss), "sgd")
+    assert_same_training(step, expected, rollouts(2))
+
+
+# Compiled
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compiled_step_equals_eager_and_compiles_once_for_all_shapes_and_learning_rates():
+    """A shared trunk with separate losses, V-trace and value clipping, a mask, RMSprop with clipping."""
+    loss = make_loss(shared=True, separate_losses=True, value_estimator="vtrace", clip_value=0.2).double()
+    step, eager = make_step(loss, compile=True, dynamic=True), make_step(copy.deepcopy(loss))
+
+    def data(**shape):
+        # float64: RMSprop's first step divides by the gradient itself, which blows the rounding of a small one up.
+        for rollout in rollouts(2, options=("log_prob", "state_value", "mask"), **shape):
+            yield Rollout(*(part.double() if part is not None and part.is_floating_point() else part for part in rollout))
+
+    assert_same_training(step, eager, data(), 1e-10)
+    for changed in (step, eager):
+        changed.lr = 0.01
+        changed.loss.entropy_coef = 0.1
+        changed.loss.value_estimator.gamma = 0.5
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_same_training(step, eager, data(), 1e-10)
+        assert_same_training(step, eager, data(shape=(7, 9)), 1e-10)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+# From here on traced as far as autograd's graphs; the code that inductor writes is the same.
+@pytest.fixture
+def traced(monkeypatch, fresh_dynamo):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("name", ["sgd-nesterov", "rmsprop-all", "adam-all", "adamw"])
+def test_traced_optimizers_equal_eager(name):
+    loss = make_loss()
+    assert_same_training(make_step(loss, name, compile=True), make_step(copy.deepcopy(loss), name), rollouts(4), 1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.usefixtures("traced")
+def test_by_default_a_second_shape_compiles_once_more_and_serves_all_further_ones():
+    loss = make_loss()
+    step, eager = make_step(loss, compile=True), make_step(copy.deepcopy(loss))
+    for count, shape in ((1, (5, 6)), (2, (7, 9)), (2, (10, 11)), (2, (5, 6))):
+        assert_same_training(step, eager, rollouts(1, shape=shape), 1e-5)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == count
+
+
+@pytest.mark.usefixtures("traced")
+def test_traced_step_without_clipping_critic_or_entropy_equals_eager():
+    loss = make_loss("Normal", critic_coef=None, entropy_coef=0.0)
+    options = {"max_grad_norm": None}
+    data = rollouts(3, distribution="Normal")
+    assert_same_training(
+        make_step(loss, "sgd", compile=True, **options), make_step(copy.deepcopy(loss), "sgd", **options), data, 1e-5
+    )
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_restored_traced_step_continues_without_compiling_again():
+    step = make_step(name="adam", compile=True)
+    step(make_rollout())
+    saved = copy.deepcopy(step.state_dict())
+    expected = step(make_rollout(seed=1))
+    step(make_rollout(seed=2))
+    step.load_state_dict(saved)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_same(step(make_rollout(seed=1)), expected, 0)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: TrainStep(nn.Linear(1, 1)), TypeError, "loss: expected an A2CLoss, got Linear"),
+        (
+            lambda: make_step(make_loss(reduction="none")),
+            ValueError,
+            "loss: expected reduction 'mean' or 'sum', .*, got 'none'",
+        ),
+        (lambda: make_step(lr=-1.0), ValueError, "lr: expected a number from 0 up, got -1.0"),
+        (lambda: make_step(lr=float("nan")), ValueError, "lr: expected a number from 0 up, got nan"),
+        (lambda: make_step(lr=True), TypeError, "lr: expected a number or a tensor, got True"),
+        (lambda: make_step(lr=None), TypeError, "lr: expected a number or a tensor, got None"),
+        (lambda: make_step(max_grad_norm=0.0), ValueError, "max_grad_norm: expected a positive number or None, got 0.0"),
+        (lambda: make_step(max_grad_norm=-1), ValueError, "max_grad_norm: expected a positive number or None, got -1"),
+        (
+            lambda: make_step(name="lion"),
+            ValueError,
+            "optimizer: expected one of 'sgd', 'rmsprop', 'adam', 'adamw', got 'lion'",
+        ),
+        (lambda: make_step(name="sgd", betas=(0.9, 0.9)), TypeError, "betas: expected one of sgd's options momentum, nesterov"),
+        (lambda: make_step(name="adam", momentum=0.9), TypeError, "momentum: expected one of adam's options betas, eps"),
+        (lambda: make_step(name="rmsprop", amsgrad=True), TypeError, "amsgrad: expected one of rmsprop's options alpha"),
+        (lambda: make_step(name="sgd", nesterov=True), ValueError, "nesterov: expected a momentum above 0"),
+        (lambda: make_step(name="sgd", momentum=-0.5), ValueError, "momentum: expected a number from 0 up, got -0.5"),
+        (lambda: make_step(name="rmsprop", eps=-1.0), ValueError, "eps: expected a number from 0 up, got -1.0"),
+        (lambda: make_step(name="rmsprop", alpha=-1.0), ValueError, "alpha: expected a number from 0 up, got -1.0"),
+        (lambda: make_step(name="adamw", weight_decay=-1.0), ValueError, "weight_decay: expected a number from 0 up, got -1.0"),
+        (lambda: make_step(name="adam", betas=(0.9, 1.0)), ValueError, "betas: expected two numbers from 0 to below 1, got"),
+        (lambda: make_step(name="adam", betas=0.9), ValueError, "betas: expected two numbers from 0 to below 1, got 0.9"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(make, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        make()
+
+
+def test_a_loss_with_nothing_to_learn_is_refused():
+    loss = make_loss()
+    loss.requires_grad_(False)
+    with pytest.raises(ValueError, match="loss: expected at least one parameter that requires grad, got none"):
+        make_step(loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rollout", "message"),
+    [
+        ({"value_estimator": "vtrace"}, {}, "sample_log_prob: expected a tensor"),
+        ({}, {"done": torch.zeros(5, 6)}, "done: expected dtype torch.bool"),
+        ({"value_estimator": estimators.GAE(time_dim=2)}, {}, "time_dim: expected a dimension"),
+    ],
+)
+def test_a_wrong_rollout_is_refused_by_name_and_changes_nothing(loss, rollout, message):
+    step = make_step(make_loss(**loss))
+    before = copy.deepcopy(step.state_dict())
+    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+        step(make_rollout()._replace(**rollout))
+    assert_same(dict(step.state_dict()), dict(before), 0)
