@@ -1,6 +1,6 @@
 """The A2C objective as a function of tensors."""
 
-from typing import NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ class A2CLosses(NamedTuple):
     value_clip_fraction: Optional[Tensor] = None
     explained_variance: Optional[Tensor] = None
     kl_approx: Optional[Tensor] = None
+
+
+LOSSES = tuple(name for name in A2CLosses._fields if name.startswith("loss_"))
+"""The outputs to be minimised."""
 
 
 def a2c_loss(
@@ -79,55 +83,110 @@ def a2c_loss(
     Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; the clipped value loss is TorchRL's; the estimate
     of the divergence is Schulman's, Approximating KL Divergence, 2020.
     """
-    check_shape("advantage", advantage, log_prob)
     if mask is not None:
         check_mask(mask)
         check_shape("mask", mask, log_prob)
-    loss_objective = _reduce(-(_counted(log_prob, mask) * _counted(advantage, mask)), reduction, mask)
+    terms = Terms(log_prob, advantage, entropy, new_state_value, value_target, state_value, sample_log_prob, mask)
+    weights = Weights(entropy_coef, critic_coef, clip_value, loss_critic_type, reduction)
+    objective = a2c_objective(counted("log_prob", log_prob, terms), counted("advantage", advantage, terms))
+    dropped: List[str] = [] if diagnostics else ["explained_variance", "kl_approx"]
+    return weighted_losses(objective, terms, weights, dropped)
+
+
+def a2c_objective(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """What the actor minimises at each step."""
+    return -(log_prob * advantage)
+
+
+class Terms(NamedTuple):
+    """What the losses are made of, each ``[*B]`` as :func:`a2c_loss` describes it."""
+
+    log_prob: Tensor
+    advantage: Tensor
+    entropy: Optional[Tensor]
+    new_state_value: Optional[Tensor]
+    value_target: Optional[Tensor]
+    state_value: Optional[Tensor]
+    sample_log_prob: Optional[Tensor]
+    mask: Optional[Tensor]
+
+
+class Weights(NamedTuple):
+    """How the losses are made of them, as :func:`a2c_loss` describes it."""
+
+    entropy_coef: Optional[Tensor]
+    critic_coef: Optional[Tensor]
+    clip_value: Optional[Tensor]
+    loss_critic_type: str
+    reduction: str
+
+
+def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights, dropped: List[str]) -> A2CLosses:
+    """Every output that ``terms`` suffice for, but those that are ``dropped``: they are not computed.
+
+    ``objective`` is what the actor minimises at each step, ``[*B]``.
+    """
+    mask, reduction = terms.mask, weights.reduction
+    loss_objective: Optional[Tensor] = None
+    if objective is not None:
+        loss_objective = _reduce(counted("objective", objective, terms), reduction, mask)
 
     mean_entropy: Optional[Tensor] = None
     loss_entropy: Optional[Tensor] = None
+    entropy = terms.entropy
     if entropy is not None:
-        check_shape("entropy", entropy, log_prob)
-        entropy = _counted(entropy, mask)
-        mean_entropy = _mean(entropy.detach(), mask)
-        loss_entropy = _reduce(_scale(-entropy, entropy_coef), reduction, mask)
+        entropy = counted("entropy", entropy, terms)
+        if "entropy" not in dropped:
+            mean_entropy = _mean(entropy.detach(), mask)
+        if "loss_entropy" not in dropped:
+            loss_entropy = _reduce(_scale(-entropy, weights.entropy_coef), reduction, mask)
 
     loss_critic: Optional[Tensor] = None
     value_clip_fraction: Optional[Tensor] = None
+    explained_variance: Optional[Tensor] = None
+    new_state_value, value_target = terms.new_state_value, terms.value_target
     if new_state_value is not None:
         if value_target is None:
             raise ValueError("value_target: expected the return that the critic learns, got None")
-        check_shape("value_target", value_target, log_prob)
-        check_shape("new_state_value", new_state_value, log_prob)
-        new_state_value, value_target = _counted(new_state_value, mask), _counted(value_target, mask)
-        distance = critic_distance(value_target, new_state_value, loss_critic_type)
-        if clip_value is not None:
-            if state_value is None:
-                raise ValueError("state_value: expected the value before the update, which clip_value needs, got None")
-            check_shape("state_value", state_value, log_prob)
-            state_value = _counted(state_value, mask)
-            step = new_state_value - state_value
-            limit = clip_value.to(step.dtype)
-            limit = limit.masked_fill(limit == 0, float("inf"))  # 0 switches clipping off, also where it is assigned later
-            clipped_step = step.clamp(-limit, limit)
-            value_clip_fraction = _mean((step != clipped_step).to(step.dtype), mask)
-            clipped = critic_distance(value_target, state_value + clipped_step, loss_critic_type)
-            distance = torch.maximum(distance, clipped)
-        loss_critic = _reduce(_scale(distance, critic_coef), reduction, mask)
-
-    explained_variance: Optional[Tensor] = None
-    kl_approx: Optional[Tensor] = None
-    if diagnostics:
-        if new_state_value is not None and value_target is not None:
+        value_target = counted("value_target", value_target, terms)
+        new_state_value = counted("new_state_value", new_state_value, terms)
+        distance, value_clip_fraction = _critic_distance(new_state_value, value_target, terms, weights)
+        if "loss_critic" not in dropped:
+            loss_critic = _reduce(_scale(distance, weights.critic_coef), reduction, mask)
+        if "value_clip_fraction" in dropped:
+            value_clip_fraction = None
+        if "explained_variance" not in dropped:
             explained_variance = _explained_variance(new_state_value.detach(), value_target.detach(), mask)
-        if sample_log_prob is not None:
-            check_shape("sample_log_prob", sample_log_prob, log_prob)
-            log_ratio = (_counted(log_prob, mask) - _counted(sample_log_prob, mask)).detach().clamp_max(80.0)
-            kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
+
+    kl_approx: Optional[Tensor] = None
+    sample_log_prob = terms.sample_log_prob
+    if sample_log_prob is not None and "kl_approx" not in dropped:
+        log_ratio = counted("log_prob", terms.log_prob, terms) - counted("sample_log_prob", sample_log_prob, terms)
+        log_ratio = log_ratio.detach().clamp_max(80.0)
+        kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
     return A2CLosses(
         loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx
     )
+
+
+def _critic_distance(
+    new_state_value: Tensor, value_target: Tensor, terms: Terms, weights: Weights
+) -> Tuple[Tensor, Optional[Tensor]]:
+    """The distance at each step, clipped where ``clip_value`` is given, and the share of the steps where it is."""
+    distance = critic_distance(value_target, new_state_value, weights.loss_critic_type)
+    clip_value, state_value = weights.clip_value, terms.state_value
+    if clip_value is None:
+        return distance, None
+    if state_value is None:
+        raise ValueError("state_value: expected the value before the update, which clip_value needs, got None")
+    state_value = counted("state_value", state_value, terms)
+    step = new_state_value - state_value
+    limit = clip_value.to(step.dtype)
+    limit = limit.masked_fill(limit == 0, float("inf"))  # 0 switches clipping off, also where it is assigned later
+    clipped_step = step.clamp(-limit, limit)
+    value_clip_fraction = _mean((step != clipped_step).to(step.dtype), terms.mask)
+    clipped = critic_distance(value_target, state_value + clipped_step, weights.loss_critic_type)
+    return torch.maximum(distance, clipped), value_clip_fraction
 
 
 def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type: str) -> Tensor:
@@ -173,8 +232,14 @@ def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
     return x.sum() / mask.sum().clamp_min(1)
 
 
+def counted(name: str, tensor: Tensor, terms: Terms) -> Tensor:
+    """``tensor``, checked, with 0 where a step does not count, before anything is computed: a NaN there would return as 0 * NaN in a
+    gradient."""
+    check_shape(name, tensor, terms.log_prob)
+    return _counted(tensor, terms.mask)
+
+
 def _counted(x: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """0 where a step does not count, before anything is computed: a NaN there would return as 0 * NaN in a gradient."""
     return widen(x) if mask is None else widen(x).masked_fill(~mask, 0.0)
 
 

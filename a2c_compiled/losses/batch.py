@@ -1,54 +1,95 @@
-"""What the loss makes of its inputs before it computes: one shape, one pass, nothing unknown. All of it is TorchScript."""
+"""What enters the loss, read once: one shape for every entry, nothing of what the mask leaves out. All of it is TorchScript."""
 
-from typing import List, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-
-def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tensor:
-    """Both one after the other along ``dim``; tuples part by part."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if isinstance(observation, tuple):
-            return tuple(concatenate(*pair, dim) for pair in _pairs(observation, next_observation))
-    return torch.cat([observation, known(next_observation, observation)], dim)
+from a2c_compiled.losses.a2c import check_mask, check_shape
 
 
-def known(next_observation: Tensor, observation: Tensor) -> Tensor:
-    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if isinstance(observation, tuple):
-            return tuple(known(next_part, part) for part, next_part in _pairs(observation, next_observation))
-    if observation.shape != next_observation.shape:
-        raise ValueError(
-            f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
+class Batch(NamedTuple):
+    """The entries of ``A2CLoss.forward`` beside the action; after :func:`shaped`, each per-step entry is ``[*B]``, as the log-probability.
+
+    With several agents ``reward``, ``done``, ``terminated``, ``steps_to_next_obs`` and ``group`` keep their shapes: they may be a team's.
+    """
+
+    observation: Tensor
+    reward: Optional[Tensor] = None
+    next_observation: Optional[Tensor] = None
+    done: Optional[Tensor] = None
+    terminated: Optional[Tensor] = None
+    advantage: Optional[Tensor] = None
+    value_target: Optional[Tensor] = None
+    state_value: Optional[Tensor] = None
+    sample_log_prob: Optional[Tensor] = None
+    mask: Optional[Tensor] = None
+    steps_to_next_obs: Optional[Tensor] = None
+    group: Optional[Tensor] = None
+    extra_dims: int = 0  # how many more dimensions the reward was given with: 1 for [*B, 1], the layout of the value estimator
+
+
+def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
+    """Raise TypeError or ValueError unless ``action`` is a constant tensor and ``mask`` is bool."""
+    if not isinstance(action, Tensor):
+        raise TypeError(f"action: expected a tensor, got {type(action)}")
+    if action.requires_grad:
+        raise ValueError("action: expected a tensor that does not require grad, got one that does")
+    if mask is not None:
+        check_mask(mask)
+
+
+def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: bool) -> Batch:
+    """``batch`` with the shapes that :class:`Batch` describes, and 0 where ``mask`` leaves out what is not finite.
+
+    ``observation`` is the batch's with that done already.
+    """
+    mask = batch.mask
+    reward = _finite_or_none("reward", batch.reward, mask)
+    next_observation = _finite_or_none("next_observation", batch.next_observation, mask)
+    sample_log_prob = _finite_or_none("sample_log_prob", batch.sample_log_prob, mask)
+    if mask is not None:
+        mask = like(mask, log_prob)
+        check_shape("mask", mask, log_prob)
+    done, terminated, steps, group = batch.done, batch.terminated, batch.steps_to_next_obs, batch.group
+    extra_dims = 0
+    if not several_agents:
+        given_dims = 0 if reward is None else reward.dim()
+        reward, done, terminated = (
+            _like_or_none(reward, log_prob),
+            _like_or_none(done, log_prob),
+            _like_or_none(terminated, log_prob),
         )
-    if not next_observation.is_floating_point():
-        return next_observation
-    return torch.where(next_observation.isnan(), observation, next_observation)
+        steps, group = _like_or_none(steps, log_prob), _like_or_none(group, log_prob)
+        if reward is not None:
+            extra_dims = given_dims - reward.dim()
+    return Batch(
+        observation,
+        reward,
+        next_observation,
+        done,
+        terminated,
+        _like_or_none(batch.advantage, log_prob),
+        _like_or_none(batch.value_target, log_prob),
+        _like_or_none(batch.state_value, log_prob),
+        _like_or_none(sample_log_prob, log_prob),
+        mask,
+        steps,
+        group,
+        extra_dims,
+    )
 
 
-@torch.jit.unused
-def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]) -> List[Tuple[Tensor, Tensor]]:
-    if not isinstance(next_observation, tuple) or len(next_observation) != len(observation):
-        raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors, as observation is")
-    return list(zip(observation, next_observation, strict=True))
-
-
-def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
-    """``observation`` cut along its first dimension: into pieces of ``size``, or where that is 0, into ``count`` that are not empty."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if isinstance(observation, tuple):
-            return list(zip(*(chunks(part, size, count) for part in observation), strict=True))
-    if size > 0:
-        return list(observation.split(size))
-    entries = observation.size(0)
-    count = max(1, min(count, entries))
-    pieces: List[Tensor] = []
-    for i in range(count):  # tensor_split compiles anew for each remainder
-        begin, end = i * entries // count, (i + 1) * entries // count
-        pieces.append(observation.narrow(0, begin, end - begin))
-    return pieces
+def experience(batch: Batch) -> Tuple[Tensor, Tensor, Tensor]:
+    """``reward``, ``next_observation`` and ``done``; ValueError where one is missing."""
+    reward, next_observation, done = batch.reward, batch.next_observation, batch.done
+    if reward is None:
+        raise ValueError("reward: expected a tensor where no advantage is given, got None")
+    if next_observation is None:
+        raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
+    if done is None:
+        raise ValueError("done: expected a tensor where no advantage is given, got None")
+    return reward, next_observation, done
 
 
 def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
@@ -69,9 +110,8 @@ def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor.masked_fill(~(counts | tensor.isfinite()), 0.0)
 
 
-def optional_finite(name: str, tensor: Optional[Tensor], mask: Tensor) -> Optional[Tensor]:
-    """:func:`finite`, and None for None."""
-    return None if tensor is None else finite(name, tensor, mask)
+def _finite_or_none(name: str, tensor: Optional[Tensor], mask: Optional[Tensor]) -> Optional[Tensor]:
+    return tensor if tensor is None or mask is None else finite(name, tensor, mask)
 
 
 def like(tensor: Tensor, reference: Tensor) -> Tensor:
@@ -83,9 +123,20 @@ def like(tensor: Tensor, reference: Tensor) -> Tensor:
     return tensor
 
 
-def optional_like(tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
-    """:func:`like`, and None for None."""
+def _like_or_none(tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
     return None if tensor is None else like(tensor, reference)
+
+
+def laid_out(tensor: Tensor, extra_dims: int) -> Tensor:
+    """``[*B]`` in the layout of the value estimator, see :class:`Batch`."""
+    if extra_dims == 1:
+        return tensor.unsqueeze(-1)
+    return tensor.squeeze(-1) if extra_dims == -1 else tensor
+
+
+def laid_out_or_none(tensor: Optional[Tensor], extra_dims: int) -> Optional[Tensor]:
+    """:func:`laid_out`, and None for None."""
+    return None if tensor is None else laid_out(tensor, extra_dims)
 
 
 def check_values(values: Tensor, reference: Tensor, whose: str) -> None:

@@ -1,38 +1,21 @@
 """The A2C loss as a module: networks, distribution and value estimator around the objective."""
 
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
-import torch
 from torch import Tensor, nn
 
-from a2c_compiled._hyperparameters import NOT_NEGATIVE, positive_int
-from a2c_compiled._parameters import parameter_places
+from a2c_compiled._hyperparameters import NOT_NEGATIVE
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
-from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
-from a2c_compiled.functional import ValueEstimate
-from a2c_compiled.functional.arguments import check_steps
-from a2c_compiled.losses.a2c import A2CLosses, a2c_loss, check_mask, check_shape
+from a2c_compiled.losses.a2c import A2CLosses, Terms, Weights, a2c_objective, counted, weighted_losses
+from a2c_compiled.losses.actor_critic import Policy, checked
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
-from a2c_compiled.losses.batch import check_values, finite, like, optional_finite, optional_like
-from a2c_compiled.losses.critic import CriticModule, CriticValues
-from a2c_compiled.recurrent import has_memory
-
-ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
+from a2c_compiled.losses.batch import Batch
+from a2c_compiled.losses.estimation import Estimates, EstimatingActorCritic
 
 
-class Estimates(NamedTuple):
-    """What the loss of a step is computed from, of the critic as it is; ``state_value`` is its own where none was given."""
-
-    new_state_value: Tensor
-    advantage: Tensor
-    value_target: Tensor
-    state_value: Tensor
-    mask: Optional[Tensor]
-
-
-class A2CLoss(CriticModule):
+class A2CLoss(EstimatingActorCritic):
     """Advantage actor-critic loss over an actor network, a critic network and an action distribution.
 
     >>> loss = A2CLoss(actor, critic, distributions.Categorical(4))
@@ -80,6 +63,10 @@ class A2CLoss(CriticModule):
     """
 
     __jit_unused_properties__ = ["out_keys", "reads_log_prob"]
+    __constants__ = ["needs_sample_log_prob"]  # unlike a Final annotation, inherited by subclasses in TorchScript
+
+    needs_sample_log_prob: bool = False
+    """Whether :meth:`objective` reads ``sample_log_prob``."""
 
     entropy_coef: Tensor
     critic_coef: Optional[Tensor]
@@ -113,94 +100,59 @@ class A2CLoss(CriticModule):
         target_critic_network: Optional[nn.Module] = None,
         diagnostics: bool = False,
     ) -> None:
-        super().__init__()
-        actor_network = actor_network if actor is None else actor
-        critic_network = critic_network if critic is None else critic
+        super().__init__(
+            actor_network if actor is None else actor,
+            critic_network if critic is None else critic,
+            distribution,
+            target_critic_network,
+            separate_losses,
+            shifted,
+            shifted_budget,
+            value_chunk_size,
+            num_chunks,
+        )
         if gamma is not None:
             raise TypeError("gamma: expected None, since it belongs to the value estimator (GAE(gamma=...)), got a value")
-        _check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
         reduction = "mean" if reduction is None else reduction
+        _check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
         _check_choice("reduction", reduction, ("mean", "sum", "none"))
         if samples_mc_entropy < 1:
             raise ValueError(f"samples_mc_entropy: expected at least 1, got {samples_mc_entropy}")
-        self.actor_network: nn.Module = _checked("actor_network", actor_network, nn.Module)
-        self.critic_network: nn.Module = _checked("critic_network", critic_network, nn.Module)
-        self.distribution: Distribution = _checked("distribution", distribution, Distribution)
-        if value_chunk_size is not None and num_chunks is not None:
-            raise ValueError(f"num_chunks: expected None beside value_chunk_size, got {num_chunks}")
-        if shifted and target_critic_network is not None:
-            raise ValueError("shifted: expected False with a target_critic_network, which is another network, got True")
-        self.value_chunk_size = 0 if value_chunk_size is None else positive_int("value_chunk_size", value_chunk_size)
-        self.num_chunks = 0 if num_chunks is None else positive_int("num_chunks", num_chunks)
-        if has_memory(self.critic_network) and (self.value_chunk_size or self.num_chunks):
-            raise ValueError(
-                "value_chunk_size, num_chunks: expected None for a critic with memory, whose steps follow each other"
-            )
-        self.shifted = shifted
-        self.shifted_budget = positive_int("shifted_budget", shifted_budget)
-        self.advantage_norm = None if advantage_norm is None else _checked("advantage_norm", advantage_norm, AdvantageNorm)
-        self.target_critic_network = None
-        if target_critic_network is not None:
-            target = _checked("target_critic_network", target_critic_network, nn.Module)
-            learning = {
-                id(parameter) for network in (self.actor_network, self.critic_network) for parameter in network.parameters()
-            }
-            if any(id(parameter) in learning for parameter in target.parameters()):
-                raise ValueError(
-                    "target_critic_network: expected parameters of its own, as copy.deepcopy(critic_network) has, got some of those that"
-                    " learn"
-                )
-            self.target_critic_network = target.requires_grad_(False)
+        self.advantage_norm = None if advantage_norm is None else checked("advantage_norm", advantage_norm, AdvantageNorm)
         self.diagnostics = diagnostics
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
         self.samples_mc_entropy = samples_mc_entropy
-        self.separate_losses = separate_losses
         self.register_coefficient("entropy_coef", entropy_coef, scalar=True)
         self.register_coefficient("critic_coef", critic_coef, optional=True, scalar=True)
         self.register_coefficient("clip_value", _checked_clip_value(clip_value), NOT_NEGATIVE, optional=True, scalar=True)
         self.entropy_bonus = bool(entropy_bonus and self.entropy_coef != 0)
-        self._move_coefficients()
-        self.make_value_estimator(value_estimator)
-        self._dropped = []
-        actors = {id(parameter) for parameter in self.actor_network.parameters()}
-        shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actors}
-        self._held_out: List[str] = [
-            place for place, name in parameter_places(self.critic_network).items() if separate_losses and name in shared
-        ]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("entropy_coeff", "critic_coeff"):
-            raise AttributeError(f"{name}: spelt {name[:-1]} here")
-        super().__setattr__(name, value)
-
-    def _move_coefficients(self) -> None:
-        """To the device of the actor network, leaving the networks where they are."""
-        device = next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
+        # To the device of the actor network, leaving the networks where they are.
+        device = self.device()
         if device.type != "meta":
             for name, coefficient in self._buffers.items():
                 self._buffers[name] = None if coefficient is None else coefficient.to(device)
             self.distribution.to(device)
             if self.advantage_norm is not None:
                 self.advantage_norm.to(device)
+        self.make_value_estimator(value_estimator)
+        self._dropped = []
 
-    def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> "A2CLoss":
-        """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
-        self.value_estimator = make_value_estimator(value_type, **hyperparams).to(self.entropy_coef.device)
-        return self
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("entropy_coeff", "critic_coeff"):
+            raise AttributeError(f"{name}: spelt {name[:-1]} here")
+        super().__setattr__(name, value)
 
     @property
     def out_keys(self) -> Tuple[str, ...]:
         """Names of the outputs that are not None, in order; ``kl_approx`` is one all the same where no ``sample_log_prob`` is given."""
-        switched_off = set(self._dropped)
+        switched_off = set(self._left_out())
         if not self.entropy_bonus:
             switched_off |= {"entropy", "loss_entropy"}
         if self.critic_coef is None:
             switched_off |= {"loss_critic", "value_clip_fraction", "explained_variance"}
         if self.clip_value is None:
             switched_off.add("value_clip_fraction")
-        if not self.diagnostics:
-            switched_off |= {"explained_variance", "kl_approx"}
         return tuple(name for name in A2CLosses._fields if name not in switched_off)
 
     @out_keys.setter
@@ -224,6 +176,7 @@ class A2CLoss(CriticModule):
         mask: Optional[Tensor] = None,
         steps_to_next_obs: Optional[Tensor] = None,
         group: Optional[Tensor] = None,
+        noise: Optional[Tensor] = None,
     ) -> A2CLosses:
         """The losses, with the advantage given or computed here.
 
@@ -247,6 +200,7 @@ class A2CLoss(CriticModule):
                 trace, but not in what it standardises; what is NaN or infinite in them is read as 0.
             steps_to_next_obs: integers of the shape of ``reward``: how many steps lie between observation and next observation.
             group: integers of the shape of ``reward`` or ``[*B]``: rewards or advantages are standardised within each group.
+            noise: what the distribution makes the samples of an estimated entropy from, ``[samples_mc_entropy, *B, ...]``; None draws it.
 
         Returns:
             :class:`A2CLosses`; unreduced losses are ``[*B]``.
@@ -255,235 +209,85 @@ class A2CLoss(CriticModule):
             ValueError: a tensor is missing or its shape is wrong, or ``action`` requires grad; the message names it.
             TypeError: a dtype is wrong.
         """
-        if not isinstance(action, Tensor):
-            raise TypeError(f"action: expected a tensor, got {type(action)}")
-        if action.requires_grad:
-            raise ValueError("action: expected a tensor that does not require grad, got one that does")
-        if mask is not None:
-            check_mask(mask)
-            observation, action = finite("observation", observation, mask), finite("action", action, mask)
-            reward = optional_finite("reward", reward, mask)
-            next_observation = optional_finite("next_observation", next_observation, mask)
-            sample_log_prob = optional_finite("sample_log_prob", sample_log_prob, mask)
-        params = widen(self.actor_network(observation))
-        log_prob = self.distribution.log_prob(params, action)
+        entries = Batch(
+            observation,
+            reward,
+            next_observation,
+            done,
+            terminated,
+            advantage,
+            value_target,
+            state_value,
+            sample_log_prob,
+            mask,
+            steps_to_next_obs,
+            group,
+        )
+        policy, batch = self._read(entries, action)
+        wants_critic = self._wants_critic()
+        given = batch.advantage
+        if given is None:
+            estimates = self._estimated(batch, policy.log_prob, wants_critic)
+        else:
+            estimates = self._given(batch, given, policy.log_prob, wants_critic)
+        return self._losses(policy, batch, estimates, noise)
 
-        with_critic = self.critic_coef is not None and not self._critic_is_unwanted()
-        new_state_value: Optional[Tensor] = None
-        if advantage is None:
-            estimated = self._estimated(
-                observation,
-                reward,
-                next_observation,
-                done,
-                terminated,
-                log_prob,
-                state_value,
-                sample_log_prob,
-                mask,
-                steps_to_next_obs,
-                group,
-                with_critic,
-            )
-            advantage, value_target, mask = estimated.advantage, estimated.value_target, estimated.mask
-            new_state_value, state_value = estimated.new_state_value, estimated.state_value
-        elif with_critic:
-            new_state_value = self.critic(observation, True)
-            check_values(new_state_value, log_prob, "the actions")
-        advantage, mask = like(advantage, log_prob), optional_like(mask, log_prob)
-        value_target = optional_like(value_target, log_prob)
-        if mask is not None:
-            check_shape("mask", mask, log_prob)
+    def objective(self, log_prob: Tensor, advantage: Tensor, sample_log_prob: Optional[Tensor]) -> Tensor:
+        """What the actor minimises at each step, ``[*B]`` as the arguments are; another loss over the same networks overrides this.
+
+        One that reads ``sample_log_prob``, the log-probability of the action when it was taken, also sets ``needs_sample_log_prob``.
+        All arguments are 0 where the mask leaves a step out, and so is what becomes of the result.
+        """
+        return a2c_objective(log_prob, advantage)
+
+    def _losses(self, policy: Policy, batch: Batch, estimates: Estimates, noise: Optional[Tensor]) -> A2CLosses:
+        """The outputs that are wanted."""
+        advantage = estimates.advantage
         if self.advantage_norm is not None:
             advantage = widen(advantage)
             advantage = advantage / self.advantage_norm.scale().to(advantage.dtype)
-
+        dropped = self._left_out()
         entropy: Optional[Tensor] = None
-        if self.entropy_bonus and not ("entropy" in self._dropped and "loss_entropy" in self._dropped):
-            entropy = self.distribution.entropy_estimate(params, self.samples_mc_entropy)
-        losses = a2c_loss(
-            log_prob,
+        if self.entropy_bonus and ("entropy" not in dropped or "loss_entropy" not in dropped):
+            entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
+        terms = Terms(
+            policy.log_prob,
             advantage,
             entropy,
-            optional_like(new_state_value if with_critic else None, log_prob),
-            value_target,
-            optional_like(state_value, log_prob),
-            self.entropy_coef,
-            self.critic_coef,
-            self.clip_value,
-            self.loss_critic_type,
-            self.reduction,
-            mask,
-            optional_like(sample_log_prob, log_prob) if self.diagnostics else None,
-            self.diagnostics,
+            estimates.new_state_value if self._wants_critic() else None,
+            estimates.value_target,
+            estimates.state_value,
+            batch.sample_log_prob,
+            estimates.mask,
         )
-        return A2CLosses(
-            None if "loss_objective" in self._dropped else losses.loss_objective,
-            None if "loss_critic" in self._dropped else losses.loss_critic,
-            None if "entropy" in self._dropped else losses.entropy,
-            None if "loss_entropy" in self._dropped else losses.loss_entropy,
-            None if "value_clip_fraction" in self._dropped else losses.value_clip_fraction,
-            None if "explained_variance" in self._dropped else losses.explained_variance,
-            None if "kl_approx" in self._dropped else losses.kl_approx,
-        )
+        objective: Optional[Tensor] = None
+        if "loss_objective" not in dropped:
+            sample_log_prob: Optional[Tensor] = None
+            if self.needs_sample_log_prob:
+                sample_log_prob = batch.sample_log_prob
+                if sample_log_prob is None:
+                    raise ValueError("sample_log_prob: expected a tensor, which the objective needs, got None")
+                sample_log_prob = counted("sample_log_prob", sample_log_prob, terms)
+            log_prob = counted("log_prob", policy.log_prob, terms)
+            objective = self.objective(log_prob, counted("advantage", advantage, terms), sample_log_prob)
+        weights = Weights(self.entropy_coef, self.critic_coef, self.clip_value, self.loss_critic_type, self.reduction)
+        return weighted_losses(objective, terms, weights, dropped)
 
-    @torch.jit.unused
-    def estimates(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        reward: Optional[Tensor] = None,
-        next_observation: Optional[Tensor] = None,
-        done: Optional[Tensor] = None,
-        terminated: Optional[Tensor] = None,
-        state_value: Optional[Tensor] = None,
-        sample_log_prob: Optional[Tensor] = None,
-        mask: Optional[Tensor] = None,
-        steps_to_next_obs: Optional[Tensor] = None,
-        group: Optional[Tensor] = None,
-    ) -> Estimates:
-        """What :meth:`forward` computes the losses from, without gradient: given to it, of some of the steps, it gives their losses.
+    def _left_out(self) -> List[str]:
+        """Outputs that are not computed, whatever the coefficients."""
+        return self._dropped if self.diagnostics else self._dropped + ["explained_variance", "kl_approx"]
 
-        Not in TorchScript.
-        """
-        with torch.no_grad():
-            if mask is not None:
-                check_mask(mask)
-                observation, action = finite("observation", observation, mask), finite("action", action, mask)
-                reward = optional_finite("reward", reward, mask)
-                next_observation = optional_finite("next_observation", next_observation, mask)
-                sample_log_prob = optional_finite("sample_log_prob", sample_log_prob, mask)
-            log_prob = self.distribution.log_prob(widen(self.actor_network(observation)), action)
-            estimated = self._estimated(
-                observation,
-                reward,
-                next_observation,
-                done,
-                terminated,
-                log_prob,
-                state_value,
-                sample_log_prob,
-                mask,
-                steps_to_next_obs,
-                group,
-                False,
-            )
-            return estimated._replace(mask=optional_like(estimated.mask, log_prob))
-
-    def _estimated(
-        self,
-        observation: Tensor,
-        reward: Optional[Tensor],
-        next_observation: Optional[Tensor],
-        done: Optional[Tensor],
-        terminated: Optional[Tensor],
-        log_prob: Tensor,
-        state_value: Optional[Tensor],
-        sample_log_prob: Optional[Tensor],
-        mask: Optional[Tensor],
-        steps_to_next_obs: Optional[Tensor],
-        group: Optional[Tensor],
-        with_critic: bool,
-    ) -> Estimates:
-        if reward is None:
-            raise ValueError("reward: expected a tensor where no advantage is given, got None")
-        if next_observation is None:
-            raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
-        if done is None:
-            raise ValueError("done: expected a tensor where no advantage is given, got None")
-        if self.shifted and steps_to_next_obs is not None:
-            raise ValueError(
-                "steps_to_next_obs: expected None with shifted, which reads the next step's observation, got a tensor"
-            )
-        values = self._values(observation, next_observation, reward, done, terminated, log_prob, with_critic)
-        kept, last = values.kept, values.last
-        if kept is not None and last is not None:
-            mask = kept if mask is None else like(mask, log_prob) & kept
-            # The trace ends with the last step whose next value is known.
-            terminated = done if terminated is None else terminated
-            done = done | like(last, done)
-        estimate = self._estimate(values, reward, done, terminated, log_prob, sample_log_prob, steps_to_next_obs, group, mask)
-        if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would look for what there is not
-            if self.advantage_norm.training:
-                self.advantage_norm.update(like(estimate.value_target, log_prob), optional_like(mask, log_prob))
-        old_value = values.state_value.detach() if state_value is None else state_value
-        return Estimates(values.state_value, estimate.advantage, estimate.value_target, old_value, mask)
-
-    def _critic_is_unwanted(self) -> bool:
-        """Whether all that the critic learns from or reports is filtered out."""
-        clipped = self.clip_value is not None and "value_clip_fraction" not in self._dropped
-        explained = self.diagnostics and "explained_variance" not in self._dropped
-        return "loss_critic" in self._dropped and not clipped and not explained
+    def _wants_critic(self) -> bool:
+        """Whether anything that the critic learns from or reports is wanted."""
+        left_out = self._left_out()
+        clips = self.clip_value is not None and "value_clip_fraction" not in left_out
+        wanted = clips or "loss_critic" not in left_out or "explained_variance" not in left_out
+        return self.critic_coef is not None and wanted
 
     @property
     def reads_log_prob(self) -> bool:
         """Whether ``sample_log_prob`` has any influence on the outputs."""
-        return self.value_estimator.needs_log_prob or "kl_approx" in self.out_keys
-
-    def _values(
-        self,
-        observation: Tensor,
-        next_observation: Tensor,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-        log_prob: Tensor,
-        with_critic: bool,
-    ) -> CriticValues:
-        """Values of both observations."""
-        time_dim = self.value_estimator.time_dim
-        if reward.dim() > 0:
-            time_dim = time_dim % reward.dim()
-        if self.shifted:
-            if self.value_estimator.several_agents:
-                raise ValueError("shifted: expected False with a value estimator of several agents, got True")
-            check_steps(reward, {"done": done}, {}, terminated)
-        ends = done if terminated is None else terminated
-        values = self.critic_values(
-            observation, next_observation, reward, like(done, log_prob), like(ends, log_prob), time_dim, with_critic
-        )
-        if not self.value_estimator.several_agents:
-            check_values(values.state_value, reward, "reward")
-        return values
-
-    def _estimate(
-        self,
-        values: CriticValues,
-        reward: Tensor,
-        done: Tensor,
-        terminated: Optional[Tensor],
-        log_prob: Tensor,
-        sample_log_prob: Optional[Tensor],
-        steps_to_next_obs: Optional[Tensor],
-        group: Optional[Tensor],
-        mask: Optional[Tensor],
-    ) -> ValueEstimate:
-        """Advantage and value target, with no gradient to either network."""
-        value, next_value = widen(values.state_value.detach()), widen(values.next_state_value.detach())
-        if not self.value_estimator.several_agents:
-            value, next_value = like(value, reward), like(next_value, reward)
-        # In the networks' precision: environments hand over float64 rewards.
-        if reward.is_floating_point():
-            reward = reward.to(value.dtype)
-        log_pi: Optional[Tensor] = None
-        log_mu: Optional[Tensor] = None
-        if self.value_estimator.needs_log_prob:
-            if sample_log_prob is None:
-                raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
-            log_pi = like(log_prob.detach(), reward).to(reward.dtype)
-            log_mu = like(sample_log_prob, reward).to(reward.dtype)
-        return self.value_estimator(
-            value,
-            next_value,
-            reward,
-            done,
-            terminated,
-            log_pi,
-            log_mu,
-            optional_like(steps_to_next_obs, reward),
-            group,
-            optional_like(mask, value),
-        )
+        return self.needs_sample_log_prob or self.value_estimator.needs_log_prob or "kl_approx" in self.out_keys
 
 
 def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[Union[float, Tensor]]:
@@ -496,12 +300,6 @@ def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[
     if isinstance(clip_value, bool) or not isinstance(clip_value, (int, float)) or clip_value < 0:
         raise ValueError(f"clip_value: expected a number from 0 up, a one-element tensor or None, got {clip_value!r}")
     return clip_value or None
-
-
-def _checked(name: str, module: Any, kind: Type[ModuleKind]) -> ModuleKind:
-    if not isinstance(module, kind):
-        raise TypeError(f"{name}: expected a module of the kind {kind.__name__}, got {type(module).__name__}")
-    return module
 
 
 def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:

@@ -3,31 +3,11 @@
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from a2c_compiled.losses import A2CLoss, A2CLosses
+from a2c_compiled.losses import A2CLosses
+from a2c_compiled.losses.a2c import LOSSES
 from a2c_compiled.update.rollout import Rollout
-
-SUMMED = ("loss_objective", "loss_critic", "loss_entropy")
-"""Of :class:`A2CLosses`, what follows the loss's reduction; the rest are means in any case."""
-
-
-class Estimator(nn.Module):
-    """The estimates of a loss as a module's call, which is what ``functional_call`` makes."""
-
-    def __init__(self, loss: A2CLoss) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        """As :meth:`A2CLoss.estimates`."""
-        return self.loss.estimates(*arguments, **named)
-
-
-def arguments_of(rollout: Rollout) -> Dict[str, Any]:
-    """All that a loss takes of a rollout, by name."""
-    named = rollout._asdict()
-    return {"sample_log_prob" if name == "log_prob" else name: entry for name, entry in named.items()}
 
 
 def cut(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]:
@@ -79,4 +59,4 @@ def added(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]]
 def combined(parts: Sequence[A2CLosses], weights: Sequence[Tensor], reduction: str) -> A2CLosses:
     """The losses of the whole from those of its pieces."""
     entries = zip(A2CLosses._fields, zip(*parts, strict=True), strict=True)
-    return A2CLosses(*(added(terms, None if reduction == "sum" and name in SUMMED else weights) for name, terms in entries))
+    return A2CLosses(*(added(terms, None if reduction == "sum" and name in LOSSES else weights) for name, terms in entries))

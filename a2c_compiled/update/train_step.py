@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, CoefficientModule, positive_int
-from a2c_compiled._parameters import parameter_places
 from a2c_compiled.kernels.cpu_scan import keep_freed_memory
-from a2c_compiled.losses import A2CLoss, A2CLosses
-from a2c_compiled.update.all_reduce import group_name_of, summed_over_processes
+from a2c_compiled.losses import A2CLoss
+from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
-from a2c_compiled.update.minibatches import SUMMED, Estimator, added, arguments_of, combined, cut, environment_dim, shares
+from a2c_compiled.update.gradients import LossGradients
 from a2c_compiled.update.optimizers import FunctionalOptimizer, Slots
 from a2c_compiled.update.rollout import Rollout
 
@@ -111,8 +110,6 @@ class TrainStep(CoefficientModule):
         self.parameter_names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
         if not self.parameter_names:
             raise ValueError("loss: expected at least one parameter that requires grad, got none")
-        learnt = set(self.parameter_names)
-        self._places = [(place, name) for place, name in parameter_places(loss).items() if name in learnt]
         params = self._params()
         self.optimizer_state = nn.Module()
         for slot, tensors in self.optimizer.init(params).items():
@@ -128,7 +125,8 @@ class TrainStep(CoefficientModule):
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast}")
         self.autocast = autocast
-        self._group_name = group_name_of(process_group)
+        group_name = group_name_of(process_group)
+        self._gradients = LossGradients(loss, self.parameter_names, self.minibatches, autocast, group_name)
         if cuda_graph and not (compile and params[0].is_cuda):
             raise ValueError(f"cuda_graph: expected False unless compiled for a CUDA device, got True on {params[0].device}")
         self._compiles, self._dynamic, self._cuda_graph = compile, dynamic, cuda_graph
@@ -159,18 +157,18 @@ class TrainStep(CoefficientModule):
             state_dict.setdefault(f"{prefix}{counter}", torch.zeros(()))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def pure(self, state: TrainState, rollout: Rollout, lr: Tensor) -> Tuple[TrainState, TrainMetrics]:
+    def pure(
+        self, state: TrainState, rollout: Rollout, lr: Tensor, noise: Optional[Tensor] = None
+    ) -> Tuple[TrainState, TrainMetrics]:
         """The update as a function: the new state and the metrics, nothing written in place (but what a network writes by itself, and the
         statistics of an ``advantage_norm`` in training mode).
 
-        ``state.params`` are to require grad.
+        ``state.params`` are to require grad. ``noise`` is that of :meth:`a2c_compiled.A2CLoss.forward`; None draws it.
         """
-        losses, derivatives = self._derivatives(state.params, rollout)
+        losses, derivatives = self._gradients(state.params, rollout, noise)
         # As in torch.optim, a parameter that the loss does not depend on is left alone, weight decay included.
         used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
-        grads = [derivative.detach() for derivative in derivatives if derivative is not None]
-        if self._group_name is not None:
-            losses, grads = self._over_processes(losses, grads, rollout, self._group_name)
+        grads = [derivative for derivative in derivatives if derivative is not None]
         grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
         if self.max_grad_norm is not None:
             # As torch.nn.utils.clip_grad_norm_ does it.
@@ -181,69 +179,6 @@ class TrainStep(CoefficientModule):
             if self.skip_nonfinite:
                 new_state = _chosen(grad_norm.isfinite(), new_state, state)
         return new_state, TrainMetrics(*losses, grad_norm)
-
-    def _derivatives(self, params: List[Tensor], rollout: Rollout) -> Tuple[A2CLosses, List[Optional[Tensor]]]:
-        """The losses, detached, and their sum's derivative by each parameter."""
-        named = dict(zip(self.parameter_names, params, strict=True))
-        placed = {place: named[name] for place, name in self._places}
-        if self.minibatches == 1:
-            return self._derivatives_of_piece(placed, params, arguments_of(rollout))
-        dim = environment_dim(rollout, self.loss.value_estimator.time_dim, self.minibatches)
-        pieces = cut(self._with_estimates(placed, rollout), dim, self.minibatches)
-        weights = shares(pieces, torch.promote_types(params[0].dtype, torch.float32))
-        parts, gradients = zip(*(self._derivatives_of_piece(placed, params, piece) for piece in pieces), strict=True)
-        if self.loss.reduction == "sum":
-            derivatives = [added(terms) for terms in zip(*gradients, strict=True)]
-        else:
-            derivatives = [added(terms, weights) for terms in zip(*gradients, strict=True)]
-        return combined(parts, weights, self.loss.reduction), derivatives
-
-    def _with_estimates(self, placed: Dict[str, Tensor], rollout: Rollout) -> Dict[str, Any]:
-        """What the loss takes of a rollout once its advantages are known."""
-        whole = arguments_of(rollout)
-        estimator, inside = Estimator(self.loss), {f"loss.{place}": tensor for place, tensor in placed.items()}
-        with torch.no_grad(), self._precision():
-            estimates = torch.func.functional_call(estimator, inside, (), whole, tie_weights=False)
-        given = {name: whole[name] for name in ("observation", "action", "sample_log_prob")} | estimates._asdict()
-        del given["new_state_value"]
-        return given
-
-    def _derivatives_of_piece(
-        self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any]
-    ) -> Tuple[A2CLosses, List[Optional[Tensor]]]:
-        with torch.enable_grad():
-            with self._precision():
-                losses = torch.func.functional_call(self.loss, placed, (), arguments, tie_weights=False)
-            present = [getattr(losses, name) for name in SUMMED if getattr(losses, name) is not None]
-            if not present:
-                raise ValueError("loss: expected out_keys with a loss_* among them, got none to minimise")
-            total = sum(present[1:], present[0])
-        derivatives = torch.autograd.grad(total, params, allow_unused=True)
-        return A2CLosses(*(_detached(part) for part in losses)), list(derivatives)
-
-    def _precision(self) -> ContextManager[Any]:
-        """What the networks run in."""
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.lr.device.type, self.autocast, cache_enabled=False)
-
-    def _over_processes(
-        self, losses: A2CLosses, grads: List[Tensor], rollout: Rollout, group_name: str
-    ) -> Tuple[A2CLosses, List[Tensor]]:
-        """Of all processes' steps together: of means the mean, by the number of steps that count, of sums the sum."""
-        count = rollout.reward.new_full((), rollout.reward.numel()) if rollout.mask is None else rollout.mask.sum()
-        count = count.to(torch.promote_types(grads[0].dtype, torch.float32))
-        one = torch.ones_like(count)
-        share = one if self.loss.reduction == "sum" else count
-        present = [name for name in A2CLosses._fields if getattr(losses, name) is not None]
-        shares = [share if name in SUMMED else count for name in present]
-        weighted = [getattr(losses, name) * part for name, part in zip(present, shares, strict=True)]
-        sums = summed_over_processes([*(grad * share for grad in grads), *weighted, count], group_name)
-        total = sums[-1].clamp_min(1)
-        divisor = one if self.loss.reduction == "sum" else total
-        named = dict(zip(present, sums[len(grads) : -1], strict=True))
-        means = {name: value / (divisor if name in SUMMED else total) for name, value in named.items()}
-        return A2CLosses(**means), [grad / divisor for grad in sums[: len(grads)]]
 
     def _optimized(self, state: TrainState, used: List[int], grads: List[Tensor], lr: Tensor) -> TrainState:
         chosen = {slot: [tensors[i] for i in used] for slot, tensors in state.slots.items()}
@@ -341,10 +276,6 @@ def _chosen(condition: Tensor, new_state: TrainState, old_state: TrainState) -> 
         slot: [choose(*pair) for pair in zip(new, old_state.slots[slot], strict=True)] for slot, new in new_state.slots.items()
     }
     return TrainState(params, slots, choose(new_state.step, old_state.step))
-
-
-def _detached(tensor: Optional[Tensor]) -> Optional[Tensor]:
-    return None if tensor is None else tensor.detach()
 
 
 def _tensors(state: TrainState) -> List[Tensor]:

@@ -1,0 +1,193 @@
+"""The networks of a loss, and how it calls them: the critic once for each observation, for one sequence that holds both, in chunks."""
+
+import copy
+from typing import Any, List, NamedTuple, Optional, Type, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled._hyperparameters import CoefficientModule, positive_int
+from a2c_compiled._parameters import parameter_places
+from a2c_compiled._precision import widen
+from a2c_compiled.distributions import Distribution
+from a2c_compiled.functional.arguments import check_steps
+from a2c_compiled.losses.batch import Batch, experience, like
+from a2c_compiled.losses.held_out import detaching
+from a2c_compiled.losses.observations import chunks, concatenate, known, selected
+from a2c_compiled.losses.shifted import shifted_slots, take_steps
+from a2c_compiled.recurrent import has_memory
+
+ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
+
+
+class Policy(NamedTuple):
+    """Parameters of the actions' distribution, ``[*B, num_params]``, and the log-probability of the actions taken, ``[*B]``."""
+
+    params: Tensor
+    log_prob: Tensor
+
+
+class CriticValues(NamedTuple):
+    """Values of the observations and of the next ones, with the flags and the mask of the steps that they are known of."""
+
+    state_value: Tensor
+    next_state_value: Tensor
+    done: Tensor
+    terminated: Optional[Tensor]
+    mask: Optional[Tensor]
+
+
+class ActorCritic(CoefficientModule):
+    """Actor network, critic network and action distribution, and the ways in which :class:`~a2c_compiled.A2CLoss` calls them.
+
+    Arguments and errors are those of :class:`~a2c_compiled.A2CLoss`.
+    """
+
+    def __init__(
+        self,
+        actor_network: Optional[nn.Module],
+        critic_network: Optional[nn.Module],
+        distribution: Optional[Distribution],
+        target_critic_network: Optional[nn.Module],
+        separate_losses: bool,
+        shifted: bool,
+        shifted_budget: int,
+        value_chunk_size: Optional[int],
+        num_chunks: Optional[int],
+    ) -> None:
+        super().__init__()
+        self.actor_network: nn.Module = checked("actor_network", actor_network, nn.Module)
+        self.critic_network: nn.Module = checked("critic_network", critic_network, nn.Module)
+        self.distribution: Distribution = checked("distribution", distribution, Distribution)
+        if value_chunk_size is not None and num_chunks is not None:
+            raise ValueError(f"num_chunks: expected None beside value_chunk_size, got {num_chunks}")
+        if shifted and target_critic_network is not None:
+            raise ValueError("shifted: expected False with a target_critic_network, which is another network, got True")
+        # 0 is all at once, and as many chunks as there are.
+        self.value_chunk_size = 0 if value_chunk_size is None else positive_int("value_chunk_size", value_chunk_size)
+        self.num_chunks = 0 if num_chunks is None else positive_int("num_chunks", num_chunks)
+        if has_memory(self.critic_network) and (self.value_chunk_size or self.num_chunks):
+            raise ValueError(
+                "value_chunk_size, num_chunks: expected None for a critic with memory, whose steps follow each other"
+            )
+        self.shifted = shifted
+        self.shifted_budget = positive_int("shifted_budget", shifted_budget)
+        self.target_critic_network = None
+        actors = {id(parameter) for parameter in self.actor_network.parameters()}
+        if target_critic_network is not None:
+            target = checked("target_critic_network", target_critic_network, nn.Module)
+            learning = actors | {id(parameter) for parameter in self.critic_network.parameters()}
+            if any(id(parameter) in learning for parameter in target.parameters()):
+                raise ValueError(
+                    "target_critic_network: expected parameters of its own, as copy.deepcopy(critic_network) has, got some of those that"
+                    " learn"
+                )
+            self.target_critic_network = target.requires_grad_(False)
+        self.separate_losses = separate_losses
+        shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actors}
+        # Parameters that the critic's loss does not teach.
+        self._held_out: List[str] = [
+            place for place, name in parameter_places(self.critic_network).items() if separate_losses and name in shared
+        ]
+
+    @torch.jit.unused
+    def device(self) -> torch.device:
+        """That of the actor network."""
+        return next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
+
+    def policy(self, observation: Tensor, action: Tensor) -> Policy:
+        """What the actor makes of the observations."""
+        params = widen(self.actor_network(observation))
+        return Policy(params, self.distribution.log_prob(params, action))
+
+    def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:
+        """Values of both observations of ``batch``, whose time is at ``time_dim``."""
+        reward, next_observation, done = experience(batch)
+        if self.shifted:
+            return self._shifted_values(batch, reward, next_observation, done, time_dim, with_gradient)
+        state_value = self.critic(batch.observation, with_gradient)
+        if reward.dim() == 0 or state_value.size(0) != reward.size(0):
+            raise ValueError(
+                f"reward: expected one entry for each of the {state_value.size(0)} leading entries of observation,"
+                f" got shape {list(reward.shape)}"
+            )
+        next_state_value = self._next_values(known(next_observation, batch.observation))
+        return CriticValues(state_value, next_state_value, done, batch.terminated, batch.mask)
+
+    def _shifted_values(
+        self, batch: Batch, reward: Tensor, next_observation: Tensor, done: Tensor, time_dim: int, with_gradient: bool
+    ) -> CriticValues:
+        """From one pass over ``T + shifted_budget`` observations. The trace ends with the last step whose next value is known."""
+        if batch.steps_to_next_obs is not None:
+            raise ValueError(
+                "steps_to_next_obs: expected None with shifted, which reads the next step's observation, got a tensor"
+            )
+        check_steps(reward, {"done": done}, {}, batch.terminated)
+        terminated = batch.terminated
+        if terminated is None:
+            terminated = done
+        dim = time_dim % max(reward.dim() + batch.extra_dims, 1)
+        slots = shifted_slots(done, terminated, dim, self.shifted_budget)
+        both = concatenate(batch.observation, next_observation, dim)
+        values = like(self.critic(selected(both, slots.source, dim), with_gradient), slots.source)
+        mask = batch.mask
+        return CriticValues(
+            take_steps(values, slots.observation, dim),
+            take_steps(values, slots.next_observation, dim),
+            done | slots.last,
+            terminated,
+            slots.kept if mask is None else mask & slots.kept,
+        )
+
+    def critic(self, observation: Tensor, with_gradient: bool) -> Tensor:
+        """Values, in chunks where asked for."""
+        if with_gradient:
+            values = self._values_in_chunks(observation, False)
+        else:
+            with torch.no_grad():
+                values = self._values_in_chunks(observation, False)
+        return values
+
+    def _next_values(self, next_observation: Tensor) -> Tensor:
+        """In a pass of its own, which no gradient comes back through: together with the observations it would take half as long again."""
+        with torch.no_grad():
+            return self._values_in_chunks(next_observation, True)
+
+    def _values_in_chunks(self, observation: Tensor, of_target: bool) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+            if torch.compiler.is_exporting():  # a graph for any number of entries has no number of chunks
+                return self._value(observation, of_target)
+        if self.value_chunk_size == 0 and self.num_chunks == 0:
+            return self._value(observation, of_target)
+        values: List[Tensor] = []
+        for chunk in chunks(observation, self.value_chunk_size, self.num_chunks):
+            values.append(self._value(chunk, of_target))
+        return torch.cat(values)
+
+    def _value(self, observation: Tensor, of_target: bool) -> Tensor:
+        if self.target_critic_network is not None:  # noqa: SIM102 - TorchScript would look for the call where there is none
+            if of_target:
+                return self.target_critic_network(observation)
+        if torch.jit.is_scripting():
+            return self.critic_network(observation)
+        if not self._held_out:
+            return self.critic_network(observation)
+        parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
+        detached = {name: parameters[name].detach() for name in self._held_out}
+        return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)
+
+    def __prepare_scriptable__(self) -> Any:
+        """TorchScript has no ``functional_call``: there the critic that is held out is written out with its ``detach`` calls."""
+        if not self._held_out:
+            return self
+        prepared = copy.copy(self)
+        prepared._modules = {**self._modules, "critic_network": detaching(self.critic_network, self._held_out)}
+        prepared._held_out = []
+        return prepared
+
+
+def checked(name: str, module: Any, kind: Type[ModuleKind]) -> ModuleKind:
+    """``module``, or TypeError unless it is of ``kind``."""
+    if not isinstance(module, kind):
+        raise TypeError(f"{name}: expected a module of the kind {kind.__name__}, got {type(module).__name__}")
+    return module

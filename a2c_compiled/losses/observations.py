@@ -1,0 +1,61 @@
+"""Observations as the loss calls its networks with them: a tensor, or (not in TorchScript) a tuple of tensors. All of it is TorchScript."""
+
+from typing import List, Tuple
+
+import torch
+from torch import Tensor
+
+from a2c_compiled.losses.shifted import take_steps
+
+
+def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tensor:
+    """Both one after the other along ``dim``; tuples part by part."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return tuple(concatenate(*pair, dim) for pair in _pairs(observation, next_observation))
+    return torch.cat([observation, known(next_observation, observation)], dim)
+
+
+def known(next_observation: Tensor, observation: Tensor) -> Tensor:
+    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return tuple(known(next_part, part) for part, next_part in _pairs(observation, next_observation))
+    if observation.shape != next_observation.shape:
+        raise ValueError(
+            f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
+        )
+    if not next_observation.is_floating_point():
+        return next_observation
+    return torch.where(next_observation.isnan(), observation, next_observation)
+
+
+@torch.jit.unused
+def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]) -> List[Tuple[Tensor, Tensor]]:
+    if not isinstance(next_observation, tuple) or len(next_observation) != len(observation):
+        raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors, as observation is")
+    return list(zip(observation, next_observation, strict=True))
+
+
+def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
+    """``observation`` cut along its first dimension: into pieces of ``size``, or where that is 0, into ``count`` that are not empty."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return list(zip(*(chunks(part, size, count) for part in observation), strict=True))
+    if size > 0:
+        return list(observation.split(size))
+    entries = observation.size(0)
+    count = max(1, min(count, entries))
+    pieces: List[Tensor] = []
+    for i in range(count):  # tensor_split compiles anew for each remainder
+        begin, end = i * entries // count, (i + 1) * entries // count
+        pieces.append(observation.narrow(0, begin, end - begin))
+    return pieces
+
+
+def selected(observation: Tensor, index: Tensor, dim: int) -> Tensor:
+    """:func:`take_steps`, of tuples part by part."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return tuple(selected(part, index, dim) for part in observation)
+    return take_steps(observation, index, dim)
