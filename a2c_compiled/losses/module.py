@@ -2,6 +2,7 @@
 
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
+import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE
@@ -232,6 +233,16 @@ class A2CLoss(EstimatingActorCritic):
             estimates = self._given(batch, given, policy.log_prob, wants_critic)
         return self._losses(policy, batch, estimates, noise)
 
+    @torch.jit.unused
+    @torch.no_grad()
+    def entropy_noise(self, observation: Tensor) -> Optional[Tensor]:
+        """A draw of ``noise`` as :meth:`forward` takes it; None where the entropy is not estimated from samples that noise makes."""
+        distribution = self.distribution
+        if not self._wants_entropy() or distribution.has_entropy or distribution.noise_kind is None:
+            return None
+        params = widen(self.actor_network(observation))
+        return distribution.noise(distribution.repeated(params, self.samples_mc_entropy, None))
+
     def objective(self, log_prob: Tensor, advantage: Tensor, sample_log_prob: Optional[Tensor]) -> Tensor:
         """What the actor minimises at each step, ``[*B]`` as the arguments are; another loss over the same networks overrides this.
 
@@ -248,7 +259,7 @@ class A2CLoss(EstimatingActorCritic):
             advantage = advantage / self.advantage_norm.scale().to(advantage.dtype)
         dropped = self._left_out()
         entropy: Optional[Tensor] = None
-        if self.entropy_bonus and ("entropy" not in dropped or "loss_entropy" not in dropped):
+        if self._wants_entropy():
             entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
         terms = Terms(
             policy.log_prob,
@@ -276,6 +287,10 @@ class A2CLoss(EstimatingActorCritic):
     def _left_out(self) -> List[str]:
         """Outputs that are not computed, whatever the coefficients."""
         return self._dropped if self.diagnostics else self._dropped + ["explained_variance", "kl_approx"]
+
+    def _wants_entropy(self) -> bool:
+        """Whether an output of the entropy is wanted."""
+        return self.entropy_bonus and ("entropy" not in self._dropped or "loss_entropy" not in self._dropped)
 
     def _wants_critic(self) -> bool:
         """Whether anything that the critic learns from or reports is wanted."""

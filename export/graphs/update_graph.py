@@ -4,7 +4,7 @@ import copy
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from a2c_compiled._files import written_together
 from a2c_compiled._parameters import parameter_places
-from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
 from a2c_compiled.export.graphs.policies_and_losses import SampledPolicy, leading_axes, read_entries
 from a2c_compiled.export.on_device import runtime
@@ -24,9 +23,6 @@ from a2c_compiled.update import Rollout, TrainState, TrainStep
 
 RUNTIME = Path(runtime.__file__)
 """What a device needs beside numpy and onnxruntime."""
-
-Noise = Callable[[Tensor], Tensor]
-"""From the distribution's parameters to noise."""
 
 
 class TrainStepGraph(InputsByName):
@@ -62,17 +58,20 @@ class TrainStepGraph(InputsByName):
         entries, axes = read_entries(step.loss, example), leading_axes(step.loss, example)
         inputs = {name: tensor.detach().clone() for name, tensor in {**state, "lr": lr, **entries}.items()}
         super().__init__(step, list(inputs))
-        drawn: List[Tensor] = []
-        with _buffers_left_alone(step.loss), _noise_drawn_by(step.loss.distribution, _kept_in(drawn, step.loss.distribution)):
+        with _buffers_left_alone(step.loss):
+            noise = step.loss.entropy_noise(example.observation)
+            if noise is not None:
+                if step.minibatches > 1:
+                    raise ValueError(
+                        f"step: expected minibatches=1 where an entropy is estimated from samples, got {step.minibatches}"
+                    )
+                inputs["noise"] = noise
             outputs = self(**inputs)
-        if len(drawn) > 1:
-            raise ValueError(f"loss: expected at most one draw of noise in an update, got {len(drawn)}")
         self.state_names = [name for name in state if f"{NEW}{name}" in outputs]
         unchanged = set(state) - set(self.state_names)
         self.example_inputs = {name: tensor for name, tensor in inputs.items() if name not in unchanged}
         self.dynamic_axes: Dict[str, Sequence[Optional[str]]] = dict.fromkeys(entries, axes)
-        if drawn:
-            self.example_inputs["noise"] = drawn[0].detach()
+        if noise is not None:
             self.dynamic_axes["noise"] = (None, *axes)
         self.input_names = list(self.example_inputs)
 
@@ -103,8 +102,7 @@ class TrainStepGraph(InputsByName):
         slots = {slot: [given[f"{slot}.{name}"] for name in names] for slot in step.optimizer.slots}
         state = TrainState(params, slots, given["step_count"])
         rollout = Rollout(**{entry: inputs[entry] for entry in Rollout._fields if entry in inputs})
-        with _noise_drawn_by(step.loss.distribution, (lambda _: inputs["noise"]) if "noise" in inputs else None):
-            new_state, metrics = step.pure(state, rollout, inputs["lr"])
+        new_state, metrics = step.pure(state, rollout, inputs["lr"], inputs.get("noise"))
         old, new = _named(step, state), _named(step, new_state)
         changed = {f"{NEW}{name}": new[name].detach() for name in new if new[name] is not old[name]}
         return {**changed, **{name: value for name, value in metrics._asdict().items() if value is not None}}
@@ -257,27 +255,3 @@ def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
             " module if it then leaves the buffer alone, as nn.BatchNorm does, or do without: nn.LayerNorm and nn.GroupNorm keep no"
             " statistics"
         )
-
-
-@contextmanager
-def _noise_drawn_by(distribution: Distribution, noise: Optional[Noise]) -> Iterator[None]:
-    """``distribution.noise`` replaced in the block, unless None."""
-    if noise is None:
-        yield
-        return
-    distribution.noise = noise  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        del distribution.noise
-
-
-def _kept_in(drawn: List[Tensor], distribution: Distribution) -> Noise:
-    """The distribution's own noise, of which a list keeps every draw."""
-    draw = distribution.noise
-
-    def noise(params: Tensor) -> Tensor:
-        drawn.append(draw(params))
-        return drawn[-1]
-
-    return noise
