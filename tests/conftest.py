@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 _ABOUT_EXPORT = (
     "test_benchmarks.py",
     "test_cli.py",
+    "test_earlier_files.py",
     "test_export.py",
     "test_export_aot.py",
     "test_export_call.py",
@@ -30,6 +31,7 @@ _ABOUT_EXTRAS = {
         "test_collector.py",
         "test_device_rollout.py",
         "test_distributed_training.py",
+        "test_earlier_files.py",
         "test_environments.py",
         "test_evaluation.py",
         "test_log.py",
