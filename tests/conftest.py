@@ -12,13 +12,14 @@ if not torch.cuda.is_available():
 
 
 # Tests of what is built on the extras, which a machine that is there for its GPU may lack.
-_ABOUT_EXPORT = ("benchmarks", "export", "training/test_cli.py")
+_ABOUT_EXPORT = ("benchmarks", "export", "project/test_earlier_files.py", "training/test_cli.py")
 _ABOUT_EXTRAS = {
     "gymnasium": (
         "environments",
         "export/test_runtime.py",
         "networks/test_networks.py",
         "networks/test_observation_norm.py",
+        "project/test_earlier_files.py",
         "rollouts",
         "training",
     ),
