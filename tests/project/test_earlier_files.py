@@ -26,7 +26,7 @@ from earlier_cases import (
 from safetensors.torch import load_file
 
 from a2c_compiled.cli import main
-from a2c_compiled.export.checking import verify
+from a2c_compiled.export import verify
 from a2c_compiled.export.on_device.runtime import Learner, Policy
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.run_folder import load_run
