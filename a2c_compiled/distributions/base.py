@@ -1,10 +1,14 @@
 """What a policy's distribution offers to the loss, the rollout and the exporters."""
 
-from typing import List, Optional, Tuple
+from typing import Iterable, List, Optional, Tuple
 
+import torch
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import CoefficientModule
+
+NOISE_KINDS = ("gumbel", "logistic", "normal", "uniform")
+"""Standard random numbers that :func:`draw` makes. Exported files name them, and ``on_device/runtime.py`` draws them without torch."""
 
 
 class Distribution(CoefficientModule):
@@ -25,8 +29,7 @@ class Distribution(CoefficientModule):
     has_entropy: bool
     num_params: int
     noise_kind: Optional[str] = None
-    """What :meth:`noise` draws: ``"gumbel"``, ``"logistic"``, ``"normal"`` or ``"uniform"``, all standard, or several of them side by side
-    with how many numbers of each, as in ``"gumbel:4,normal:2"``; None where there is none."""
+    """What :meth:`noise` draws: one of :data:`NOISE_KINDS`, or several of them :func:`side_by_side`; None where there is none."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Log-probability (density) of ``action``, ``[*B]``."""
@@ -48,28 +51,38 @@ class Distribution(CoefficientModule):
         """The action that ``params`` and ``noise`` make."""
         raise NotImplementedError
 
-    def rsample(self, params: Tensor) -> Tensor:
-        """An action, differentiable in ``params``."""
-        return self.sample_from(params, self.noise(params))
+    def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        """An action, differentiable in ``params``. ``noise`` None draws it, here and below."""
+        return self.sample_from(params, self.noise(params) if noise is None else noise)
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         """An action, without gradient."""
-        return self.sample_from(params, self.noise(params)).detach()
+        return self.sample_from(params, self.noise(params) if noise is None else noise).detach()
 
-    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
+    def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """The action that ``noise`` makes, and its log-probability, both differentiable in ``params``."""
-        action = self.sample_from(params, noise)
+        action = self.sample_from(params, self.noise(params) if noise is None else noise)
         return action, self.log_prob(params, action)
 
-    def entropy_estimate(self, params: Tensor, num_samples: int) -> Tensor:
-        """The entropy, in closed form where there is one, else the mean of ``-log_prob`` over ``num_samples`` samples."""
+    def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
+        """The entropy, in closed form where there is one, else the mean of ``-log_prob`` over ``num_samples`` samples.
+
+        ``noise`` is that of all samples, ``[num_samples, *B, ...]``. A closed form does not read it.
+        """
         if self.has_entropy:
             return self.entropy(params)
+        many = self.repeated(params, num_samples, noise)
+        return -self.sample_and_log_prob(many, noise)[1].mean(0)
+
+    def repeated(self, params: Tensor, num_samples: int, noise: Optional[Tensor]) -> Tensor:
+        """``params`` for each sample, ``[num_samples, *B, num_params]``. ValueError unless ``noise`` has as many rows."""
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
         self.check_params(params)
         many = params.expand([num_samples] + list(params.shape))
-        return -self.sample_and_log_prob(many, self.noise(many))[1].mean(0)
+        if noise is not None and noise.shape[:-1] != many.shape[:-1]:
+            raise ValueError(f"noise: expected shape {list(many.shape[:-1])} and a row of noise, got {list(noise.shape)}")
+        return many
 
     def check_params(self, params: Tensor) -> None:
         """Raise ValueError or TypeError unless ``params`` is floating, ``[*B, num_params]``."""
@@ -77,6 +90,25 @@ class Distribution(CoefficientModule):
             raise ValueError(f"params: expected shape [..., {self.num_params}], got {list(params.shape)}")
         if not params.is_floating_point():
             raise TypeError(f"params: expected a floating dtype, got {params.dtype}")
+
+
+def draw(kind: str, like: Tensor) -> Tensor:
+    """Standard random numbers of ``kind``, of shape, dtype and device of ``like``."""
+    if kind == "gumbel":
+        return -torch.empty_like(like).exponential_().log()
+    if kind == "logistic":
+        # The logit of a uniform number exp(-e), e exponential.
+        return -torch.empty_like(like).exponential_().expm1().log()
+    if kind == "normal":
+        return torch.randn_like(like)
+    if kind == "uniform":
+        return torch.rand_like(like)
+    raise ValueError(f"kind: expected 'gumbel', 'logistic', 'normal' or 'uniform', got {kind}")
+
+
+def side_by_side(parts: Iterable[Tuple[str, int]]) -> str:
+    """The ``noise_kind`` of several kinds with how many numbers of each, as in ``"gumbel:4,normal:2"``."""
+    return ",".join(kind if ":" in kind else f"{kind}:{size}" for kind, size in parts)
 
 
 def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None:

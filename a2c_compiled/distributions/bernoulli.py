@@ -1,12 +1,14 @@
 """Vectors of yes and no."""
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution, check_action_shape
+from a2c_compiled.distributions.base import Distribution, check_action_shape, draw
 
 
 class Bernoulli(Distribution):
@@ -47,15 +49,14 @@ class Bernoulli(Distribution):
     def noise(self, params: Tensor) -> Tensor:
         """Standard logistic, ``[*B, dim]``."""
         self.check_params(params)
-        # The logit of a uniform number exp(-e), e exponential.
-        return -torch.empty_like(widen(params)).exponential_().expm1().log()
+        return draw("logistic", widen(params))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """1 where the logit plus noise is positive."""
         self.check_params(params)
         return (widen(params) + noise > 0).long()
 
-    def rsample(self, params: Tensor) -> Tensor:
+    def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         """Not defined: a choice has no gradient."""
         raise NotImplementedError("rsample: a discrete distribution has no reparametrised sample; use sample")
 

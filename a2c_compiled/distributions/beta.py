@@ -1,7 +1,7 @@
 """Vectors of numbers in a box, each a beta variable."""
 
 import math
-from typing import Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution
+from a2c_compiled.distributions.base import Distribution, draw, side_by_side
 from a2c_compiled.distributions.continuous import box, check_real_action
 from a2c_compiled.distributions.special import stirling_error, stirling_error_slope
 
@@ -45,7 +45,7 @@ class Beta(Distribution):
         super().__init__()
         self.dim = positive_int("dim", dim)
         self.num_params = 2 * self.dim
-        self.noise_kind = f"normal:{16 * self.dim},uniform:{16 * self.dim}"
+        self.noise_kind = side_by_side([("normal", 16 * self.dim), ("uniform", 16 * self.dim)])
         low_, high_ = box(low, high, self.dim)
         self.register_buffer("low", low_, persistent=False)
         self.register_buffer("width", high_ - low_, persistent=False)
@@ -95,7 +95,7 @@ class Beta(Distribution):
         wide = widen(params)
         shape = list(wide.shape[:-1]) + [16 * self.dim]
         options = torch.empty(shape, dtype=wide.dtype, device=wide.device)
-        return torch.cat([torch.randn_like(options), torch.rand_like(options)], -1)
+        return torch.cat([draw("normal", options), draw("uniform", options)], -1)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """The action of the first candidates that are accepted."""
@@ -110,8 +110,10 @@ class Beta(Distribution):
         gamma = (d * positive.gather(-1, chosen)).squeeze(-1)
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
-    def rsample(self, params: Tensor) -> Tensor:
-        """An action, differentiable in ``params``; not made of :meth:`noise`."""
+    def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        """An action, differentiable in ``params``; not made of :meth:`noise`, which is an error here."""
+        if noise is not None:
+            raise ValueError("noise: expected None, since Beta's rsample draws its own random numbers, got a tensor")
         gamma = torch._standard_gamma(self._excess(params) + 1.0)
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 

@@ -1,12 +1,12 @@
 """Several distributions over one action."""
 
-from typing import TYPE_CHECKING, List, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled._precision import widen, working_dtype
-from a2c_compiled.distributions.base import Distribution
+from a2c_compiled.distributions.base import Distribution, side_by_side
 from a2c_compiled.distributions.torch_distribution import TorchDistribution
 
 
@@ -50,8 +50,8 @@ class Composite(Distribution):
         self.is_single = [mode.dim() == 1 for mode in modes]
         self.is_real = [mode.is_floating_point() for mode in modes]
         self.action_sizes = [1 if mode.dim() == 1 else mode.size(-1) for mode in modes]
-        kinds = [(head.noise_kind, size) for head, size in zip(heads, self.noise_sizes, strict=True) if head.noise_kind]
-        self.noise_kind = ",".join(kind if ":" in kind else f"{kind}:{size}" for kind, size in kinds) or None
+        sizes = zip(heads, self.noise_sizes, strict=True)
+        self.noise_kind = side_by_side((head.noise_kind, size) for head, size in sizes if head.noise_kind) or None
 
     def split_action(self, action: Tensor) -> List[Tensor]:
         """Each head's action in its own shape; those of discrete heads are int64.
@@ -98,21 +98,18 @@ class Composite(Distribution):
             entropy = entropy + head.entropy(parts[i])
         return entropy.to(params.dtype)
 
-    def entropy_estimate(self, params: Tensor, num_samples: int) -> Tensor:
+    def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
         """The sum of the heads' entropies: in closed form, or of a head that has none, the mean of ``-log_prob`` over samples."""
         if self.has_entropy:
             return self.entropy(params)
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
-        parts = self._split_params(params)
-        many = params.expand([num_samples] + list(params.shape))
-        many_parts, noise = self._split_params(many), self.noise(many).split(self.noise_sizes, -1)
+        many = self.repeated(params, num_samples, noise)
+        parts, many_parts, noises = self._split_params(params), self._split_params(many), self._split_noise(many, noise)
         entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
             if head.has_entropy:
                 entropy = entropy + head.entropy(parts[i])
             else:
-                entropy = entropy - head.sample_and_log_prob(many_parts[i], noise[i])[1].mean(0)
+                entropy = entropy - head.sample_and_log_prob(many_parts[i], noises[i])[1].mean(0)
         return entropy.to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
@@ -127,17 +124,20 @@ class Composite(Distribution):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """The actions that the heads make of their noise."""
-        parts, noises = self._split_params(params), noise.split(self.noise_sizes, -1)
+        parts, noises = self._split_params(params), self._split_noise(params, noise)
         return self.join_actions([head.sample_from(parts[i], noises[i]) for i, head in enumerate(self.heads)])
 
-    def rsample(self, params: Tensor) -> Tensor:
+    def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         """The heads' differentiable actions; NotImplementedError if a head is discrete."""
         parts = self._split_params(params)
-        return self.join_actions([head.rsample(parts[i]) for i, head in enumerate(self.heads)])
+        if noise is None:
+            return self.join_actions([head.rsample(parts[i]) for i, head in enumerate(self.heads)])
+        noises = self._split_noise(params, noise)
+        return self.join_actions([head.rsample(parts[i], noises[i]) for i, head in enumerate(self.heads)])
 
-    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
+    def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """The actions that the heads make of their noise, and the sum of their log-probabilities."""
-        parts, noises = self._split_params(params), noise.split(self.noise_sizes, -1)
+        parts, noises = self._split_params(params), self._split_noise(params, noise)
         actions: List[Tensor] = []
         total = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
@@ -149,6 +149,9 @@ class Composite(Distribution):
     def _split_params(self, params: Tensor) -> List[Tensor]:
         self.check_params(params)
         return widen(params).split(self.param_sizes, -1)
+
+    def _split_noise(self, params: Tensor, noise: Optional[Tensor]) -> List[Tensor]:
+        return (self.noise(params) if noise is None else noise).split(self.noise_sizes, -1)
 
 
 def _device(head: Distribution) -> torch.device:

@@ -1,7 +1,7 @@
 """Vectors of real numbers."""
 
 import math
-from typing import Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution, check_action_shape
+from a2c_compiled.distributions.base import Distribution, check_action_shape, draw
 
 
 class Normal(Distribution):
@@ -89,7 +89,7 @@ class Normal(Distribution):
 
     def noise(self, params: Tensor) -> Tensor:
         """Standard normal, ``[*B, dim]``."""
-        return torch.randn_like(self.loc_and_scale(params)[0])
+        return draw("normal", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """``loc + scale * noise``."""
@@ -155,11 +155,12 @@ class TanhNormal(Normal):
         loc, scale = self.loc_and_scale(params)
         return self._squash(loc + scale * noise).to(params.dtype)
 
-    def sample_and_log_prob(self, params: Tensor, noise: Tensor) -> Tuple[Tensor, Tensor]:
+    def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """As in the base class, but scored before the squashing: where tanh saturates, its inverse would score another sample."""
         loc, scale = self.loc_and_scale(params)
-        u = loc + scale * noise
-        return self._squash(u).to(params.dtype), self._log_prob_before_tanh(noise, scale, u).to(params.dtype)
+        given = self.noise(params) if noise is None else noise
+        u = loc + scale * given
+        return self._squash(u).to(params.dtype), self._log_prob_before_tanh(given, scale, u).to(params.dtype)
 
     def _squash(self, u: Tensor) -> Tensor:
         return squashed(u, self.center, self.half_width)

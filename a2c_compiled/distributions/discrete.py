@@ -1,6 +1,6 @@
 """Choices among ``n`` actions."""
 
-from typing import Iterable, Sequence
+from typing import Iterable, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution, check_action_shape
+from a2c_compiled.distributions.base import Distribution, check_action_shape, draw, side_by_side
 
 
 class Categorical(Distribution):
@@ -50,13 +50,13 @@ class Categorical(Distribution):
     def noise(self, params: Tensor) -> Tensor:
         """Standard Gumbel, ``[*B, n]``."""
         self.check_params(params)
-        return gumbel(widen(params).narrow(-1, 0, self.n))
+        return draw("gumbel", widen(params).narrow(-1, 0, self.n))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """The action whose log-probability plus noise is largest."""
         return (self.log_probs(params) + noise).argmax(-1)
 
-    def rsample(self, params: Tensor) -> Tensor:
+    def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         """Not defined: a choice has no gradient."""
         raise NotImplementedError("rsample: a discrete distribution has no reparametrised sample; use sample")
 
@@ -138,7 +138,7 @@ class MultiCategorical(Categorical):
         super().__init__(max(sizes))
         self.num_choices = len(sizes)
         self.num_params = sum(sizes)
-        self.noise_kind = ",".join(f"gumbel:{n}" for n in sizes)
+        self.noise_kind = side_by_side(("gumbel", n) for n in sizes)
         # A row for each choice, as long as the longest: where its logits are among all, and which entries it lacks.
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         places = [[start + min(k, n - 1) for k in range(self.n)] for start, n in zip(starts, sizes, strict=True)]
@@ -164,7 +164,7 @@ class MultiCategorical(Categorical):
     def noise(self, params: Tensor) -> Tensor:
         """Standard Gumbel, ``[*B, sum(nvec)]``."""
         self.check_params(params)
-        return gumbel(widen(params))
+        return draw("gumbel", widen(params))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """For each choice, the action whose log-probability plus noise is largest."""
@@ -184,8 +184,3 @@ def sum_of_surprise(log_probs: Tensor) -> Tensor:
     """:math:`-\\sum_i p_i \\log p_i` over the last dimension, where an impossible action adds nothing."""
     probs = log_probs.exp()
     return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(-1)
-
-
-def gumbel(like: Tensor) -> Tensor:
-    """Standard Gumbel numbers of shape, dtype and device of ``like``."""
-    return -torch.empty_like(like).exponential_().log()

@@ -52,18 +52,21 @@ class TorchDistribution(Distribution):
         """As the distribution computes it."""
         return self.distribution(params).mode
 
-    def rsample(self, params: Tensor) -> Tensor:
-        """As the distribution computes it."""
+    def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        """As the distribution computes it; ``noise`` is an error, here and below."""
+        _check_no_noise(noise)
         return self.distribution(params).rsample()
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         """As the distribution computes it."""
+        _check_no_noise(noise)
         return self.distribution(params).sample()
 
-    def entropy_estimate(self, params: Tensor, num_samples: int) -> Tensor:
+    def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
         """As in the base class; a distribution without ``rsample`` is sampled without gradient."""
         if self.has_entropy:
             return self.entropy(params)
+        _check_no_noise(noise)
         distribution = self.distribution(params)
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
@@ -74,3 +77,8 @@ class TorchDistribution(Distribution):
         raise TypeError(
             "distribution: TorchScript cannot read torch.distributions; use one of a2c_compiled.distributions in its place"
         )
+
+
+def _check_no_noise(noise: Optional[Tensor]) -> None:
+    if noise is not None:
+        raise ValueError("noise: expected None, since torch.distributions draw their own random numbers, got a tensor")

@@ -5,6 +5,7 @@ from typing import Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
+from a2c_compiled.distributions.base import draw
 from a2c_compiled.distributions.continuous import Normal, box, check_real_action
 from a2c_compiled.distributions.special import gauss_legendre, half_normal_integral, half_normal_moment, half_normal_quantile
 
@@ -79,7 +80,7 @@ class TruncatedNormal(Normal):
 
     def noise(self, params: Tensor) -> Tensor:
         """Uniform on [0, 1), ``[*B, dim]``."""
-        return torch.rand_like(self.loc_and_scale(params)[0])
+        return draw("uniform", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """The action at which the cumulative distribution is ``noise``."""

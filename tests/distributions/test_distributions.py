@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch import distributions as td
 
 from a2c_compiled.distributions import (
+    Beta,
     Categorical,
     Distribution,
     MaskedCategorical,
@@ -1144,3 +1145,13 @@ def test_torch_distribution_has_no_noise(method: str) -> None:
     arguments = (params,) if method == "noise" else (params, torch.zeros(3))
     with pytest.raises(NotImplementedError):
         getattr(TORCH[0].distribution, method)(*arguments)
+
+
+@pytest.mark.parametrize("method", ["sample", "rsample", "entropy_estimate"])
+def test_noise_for_what_draws_its_own_is_named(method: str) -> None:
+    own = TorchDistribution(torch_normal, has_entropy=False)
+    arguments = (torch.zeros(6), 1) if method == "entropy_estimate" else (torch.zeros(6),)
+    with pytest.raises(ValueError, match=r"noise: expected None, since torch\.distributions draw their own"):
+        getattr(own, method)(*arguments, noise=torch.zeros(3))
+    with pytest.raises(ValueError, match="noise: expected None, since Beta's rsample draws its own"):
+        Beta(3).rsample(torch.zeros(6), torch.zeros(96))

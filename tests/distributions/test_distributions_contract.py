@@ -107,13 +107,22 @@ class Everything(nn.Module):
 
     def forward(self, params: Tensor, action: Tensor, noise: Tensor) -> Tuple[List[Tensor], List[Tensor]]:
         sample, log_prob = self.distribution.sample_and_log_prob(params, noise)
-        drawn = [self.distribution.sample(params), self.distribution.noise(params)]
-        entropy = self.distribution.entropy_estimate(params, 2)
-        if not self.distribution.has_entropy:
-            drawn.append(entropy)
-            entropy = log_prob
+        drawn = [
+            self.distribution.sample(params),
+            self.distribution.noise(params),
+            self.distribution.sample_and_log_prob(params)[1],
+            self.distribution.entropy_estimate(params, 2),
+        ]
+        entropy = self.distribution.entropy_estimate(params, 2, torch.stack([noise, noise.flip(0)]))
         scored = self.distribution.log_prob(params, action)
-        return [scored, log_prob, entropy, self.distribution.mode(params), sample], drawn
+        return [
+            scored,
+            log_prob,
+            entropy,
+            self.distribution.mode(params),
+            sample,
+            self.distribution.sample(params, noise),
+        ], drawn
 
 
 def run(module: Callable[..., Any], inputs: Tuple[Tensor, Tensor, Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
@@ -196,7 +205,25 @@ def test_sample_is_what_its_noise_makes_and_has_no_gradient(case: Case) -> None:
     sample = case.distribution.sample(params)
     assert not sample.requires_grad
     torch.manual_seed(4)
-    torch.testing.assert_close(sample, case.distribution.sample_from(params, case.distribution.noise(params)).detach())
+    noise = case.distribution.noise(params)
+    torch.testing.assert_close(sample, case.distribution.sample_from(params, noise).detach(), rtol=0, atol=0)
+    given = case.distribution.sample(params, noise)
+    assert not given.requires_grad
+    torch.testing.assert_close(given, sample, rtol=0, atol=0)
+
+
+@each
+def test_entropy_estimate_takes_the_noise_of_all_its_samples(case: Case) -> None:
+    distribution, params = case.distribution, case.params([3, 4])
+    torch.manual_seed(4)
+    expected = distribution.entropy_estimate(params, 5)
+    torch.manual_seed(4)
+    noise = distribution.noise(params.expand(5, 3, 4, -1))
+    torch.testing.assert_close(distribution.entropy_estimate(params, 5, noise), expected, rtol=0, atol=0)
+    if not distribution.has_entropy:
+        message = r"noise: expected shape \[6, 3, 4\] and a row of noise, got \[5, 3, 4, \d+\]"
+        with pytest.raises(ValueError, match=message):
+            distribution.entropy_estimate(params, 6, noise)
 
 
 @each
