@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from a2c_compiled._precision import widen
+from a2c_compiled._precision import clamped_log_ratio, widen
 
 
 class A2CLosses(NamedTuple):
@@ -123,7 +123,7 @@ def a2c_loss(
             explained_variance = _explained_variance(new_state_value.detach(), value_target.detach(), mask)
         if sample_log_prob is not None:
             check_shape("sample_log_prob", sample_log_prob, log_prob)
-            log_ratio = (_counted(log_prob, mask) - _counted(sample_log_prob, mask)).detach().clamp_max(80.0)
+            log_ratio = clamped_log_ratio(_counted(log_prob, mask), _counted(sample_log_prob, mask)).detach()
             kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
     return A2CLosses(
         loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx
