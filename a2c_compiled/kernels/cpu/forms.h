@@ -198,11 +198,13 @@ struct VTrace {
   enum { kRhoThresh = 1, kCThresh, kPgRhoThresh, kLmbda };
   enum { kLogPi, kLogMu, kValue, kNextValue, kReward };
 
-  // Beyond e^80 the ratio would overflow in float32.
+  // As LARGEST_LOG_RATIO of _precision.py: beyond, the ratio would overflow in float32.
+  static constexpr double kLargestLogRatio = 80;
   template <class T>
   static INLINE T ratio(T log_pi, T log_mu) {
     const T log_ratio = log_pi - log_mu;
-    return exponential(pick(log_ratio > T(80), T(80), log_ratio));
+    const T largest = T(kLargestLogRatio);
+    return exponential(pick(log_ratio > largest, largest, log_ratio));
   }
   template <class T>
   static INLINE T clipped(T ratio, T thresh) {
@@ -259,7 +261,7 @@ struct VTraceBackward {
     const T grad_c = unless(ends, g * gamma * lmbda * correction);
     const T grad_ratio = unless(ratio > s.c(VTrace::kRhoThresh), grad_rho) +
         unless(ratio > s.c(VTrace::kPgRhoThresh), grad_pg_rho) + unless(ratio > s.c(VTrace::kCThresh), grad_c);
-    const T grad_log_pi = unless(log_ratio > T(80), grad_ratio * ratio);
+    const T grad_log_pi = unless(log_ratio > T(VTrace::kLargestLogRatio), grad_ratio * ratio);
     const T grad_own = pg_rho * s.v(kGradAdvantage), grad_reward = grad_own + rho * g;
     out[0] = grad_log_pi;
     out[1] = -grad_log_pi;
