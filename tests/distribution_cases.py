@@ -95,6 +95,34 @@ def truncated(params: Tensor) -> Any:
     return torchrl("TruncatedNormal")(loc, scale, low=params.new_tensor(LOW), high=params.new_tensor(HIGH))
 
 
+def masked_choice(params: Tensor) -> td.Distribution:
+    logits, mask = params.chunk(2, -1)
+    # Not -inf: torch's entropy has a gradient of NaN there.
+    return td.Categorical(logits=logits.masked_fill(mask == 0, -1e9))
+
+
+def normal(params: Tensor) -> td.Distribution:
+    loc, raw = params.chunk(2, -1)
+    return td.Independent(td.Normal(loc, nn.functional.softplus(raw)), 1)
+
+
+class SquashedNormal(td.TransformedDistribution):
+    """With the mode that transformed distributions lack: the squashed location."""
+
+    def __init__(self, params: Tensor) -> None:
+        low, high = params.new_tensor(LOW), params.new_tensor(HIGH)
+        super().__init__(
+            normal(params), [td.TanhTransform(), td.AffineTransform((high + low) / 2, (high - low) / 2, event_dim=1)]
+        )
+
+    @property
+    def mode(self) -> Tensor:
+        mode = self.base_dist.mean
+        for transform in self.transforms:
+            mode = transform(mode)
+        return mode
+
+
 class StretchedBeta(td.Independent):
     """With the entropy and the mode that transformed distributions lack."""
 
@@ -148,6 +176,9 @@ class TorchRLComposite:
 
 
 CASES = [
+    Case(distributions.Categorical(4), lambda params: td.Categorical(logits=params)),
+    Case(distributions.OneHotCategorical(4), lambda params: td.OneHotCategorical(logits=params)),
+    Case(distributions.MaskedCategorical(4), masked_choice, prepare=allowed),
     Case(
         distributions.MultiCategorical(NVEC),
         lambda params: SideBySide([td.Categorical(logits=logits) for logits in params.split(NVEC, -1)]),
@@ -156,6 +187,9 @@ CASES = [
     Case(distributions.MaskedOneHotCategorical(4), masked, prepare=allowed),
     Case(distributions.Ordinal(4), lambda params: torchrl("Ordinal")(params)),
     Case(distributions.OneHotOrdinal(4), lambda params: torchrl("OneHotOrdinal")(params)),
+    Case(distributions.Normal(3, "softplus"), normal, True),
+    # Not near the bounds, where arctanh loses digits.
+    Case(distributions.TanhNormal(3, LOW, HIGH, "softplus"), SquashedNormal, True, lambda params: 0.3 * params),
     # Not too narrow, since TorchRL gives up in the tails.
     Case(distributions.TruncatedNormal(3, LOW, HIGH, "softplus"), truncated, True, lambda params: 0.5 * params + 0.75),
     # torch's trigamma function, in the gradient, is good to 1e-10.

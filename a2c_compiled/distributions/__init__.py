@@ -3,18 +3,14 @@
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.bernoulli import Bernoulli
 from a2c_compiled.distributions.beta import Beta
+from a2c_compiled.distributions.categorical import Categorical, OneHotCategorical
 from a2c_compiled.distributions.composite import Composite
-from a2c_compiled.distributions.continuous import Normal, TanhNormal
 from a2c_compiled.distributions.delta import Delta, TanhDelta
-from a2c_compiled.distributions.discrete import (
-    Categorical,
-    MaskedCategorical,
-    MaskedOneHotCategorical,
-    MultiCategorical,
-    OneHotCategorical,
-)
+from a2c_compiled.distributions.masked_categorical import MaskedCategorical, MaskedOneHotCategorical
+from a2c_compiled.distributions.multi_categorical import MultiCategorical
+from a2c_compiled.distributions.normal import AddStateIndependentNormalScale, Normal
 from a2c_compiled.distributions.ordinal import OneHotOrdinal, Ordinal
-from a2c_compiled.distributions.scale import AddStateIndependentNormalScale
+from a2c_compiled.distributions.tanh_normal import TanhNormal
 from a2c_compiled.distributions.torch_distribution import TorchDistribution
 from a2c_compiled.distributions.truncated_normal import TruncatedNormal
 

@@ -1,6 +1,6 @@
 """What a policy's distribution offers to the loss, the rollout and the exporters."""
 
-from typing import Iterable, List, Optional, Tuple
+from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -116,3 +116,33 @@ def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None
     expected = list(params.shape[:-1]) + event
     if list(action.shape) != expected:
         raise ValueError(f"action: expected shape {expected}, got {list(action.shape)}")
+
+
+def check_integer(action: Tensor) -> None:
+    """Raise TypeError unless ``action`` has an integer dtype."""
+    if action.is_floating_point() or action.dtype == torch.bool:
+        raise TypeError(f"action: expected an integer dtype, got {action.dtype}")
+
+
+def check_real_action(action: Tensor, params: Tensor, dim: int) -> None:
+    """Raise ValueError or TypeError unless ``action`` is floating, ``[*B, dim]``."""
+    check_action_shape(action, params, [dim])
+    if not action.is_floating_point():
+        raise TypeError(f"action: expected a floating dtype, got {action.dtype}")
+
+
+def box(low: Union[float, Sequence[float]], high: Union[float, Sequence[float]], dim: int) -> Tuple[Tensor, Tensor]:
+    """Both bounds as float64 of shape ``[dim]``; ValueError unless they are the bounds of a box."""
+    lows, highs = _bound("low", low, dim), _bound("high", high, dim)
+    if not bool((lows < highs).all()):
+        raise ValueError(f"low: expected less than high, {high}, got {low}")
+    return lows, highs
+
+
+def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
+    bound = torch.as_tensor(value, dtype=torch.float64)
+    if bound.dim() > 1 or bound.numel() not in (1, dim):
+        raise ValueError(f"{name}: expected a number or {dim} of them, got shape {list(bound.shape)}")
+    if not bool(bound.isfinite().all()):
+        raise ValueError(f"{name}: expected finite numbers, got {value}")
+    return bound.expand(dim)

@@ -9,9 +9,8 @@ from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution, draw, side_by_side
-from a2c_compiled.distributions.continuous import box, check_real_action
-from a2c_compiled.distributions.special import stirling_error, stirling_error_slope
+from a2c_compiled._special_functions import stirling_error, stirling_error_slope
+from a2c_compiled.distributions.base import Distribution, box, check_real_action, draw, side_by_side
 
 
 class Beta(Distribution):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution
-from a2c_compiled.distributions.continuous import box, check_real_action, squashed
+from a2c_compiled.distributions.base import Distribution, box, check_real_action
+from a2c_compiled.distributions.tanh_normal import squashed
 
 
 class Delta(Distribution):

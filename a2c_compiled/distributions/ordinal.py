@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.discrete import Categorical, OneHotCategorical
+from a2c_compiled.distributions.categorical import Categorical, OneHotCategorical
 
 
 class Ordinal(Categorical):

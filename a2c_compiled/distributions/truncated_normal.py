@@ -5,9 +5,9 @@ from typing import Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
-from a2c_compiled.distributions.base import draw
-from a2c_compiled.distributions.continuous import Normal, box, check_real_action
-from a2c_compiled.distributions.special import gauss_legendre, half_normal_integral, half_normal_moment, half_normal_quantile
+from a2c_compiled._special_functions import gauss_legendre, half_normal_integral, half_normal_moment, half_normal_quantile
+from a2c_compiled.distributions.base import box, check_real_action, draw
+from a2c_compiled.distributions.normal import Normal
 
 
 class TruncatedNormal(Normal):

@@ -1,6 +1,6 @@
 """What all value estimators share."""
 
-from typing import NamedTuple, Optional, Union
+from typing import Dict, NamedTuple, Optional, Type, Union
 
 from torch import Tensor
 
@@ -29,7 +29,9 @@ class ValueEstimator(CoefficientModule):
     ``needs_log_prob`` takes ``log_pi`` and ``log_mu`` after these. Shapes, dtypes and errors are the function's.
 
     An estimator of one's own is a subclass with an :meth:`estimate`. One that sets ``several_agents`` takes values with a dimension of
-    agents, which rewards and flags may lack.
+    agents, which rewards and flags may lack. One that is declared with a name, as in ``class VTrace(ValueEstimator, name="VTrace")``, is
+    known to :func:`make_value_estimator` by it. One that has the option to standardise, for which TorchRL has three names, returns it in
+    :meth:`averages`; ``averages_rewards`` says whether that is of rewards, not of advantages.
 
     Args:
         gamma: discount, from 0 to 1; a number or a tensor that broadcasts to the data.
@@ -44,11 +46,17 @@ class ValueEstimator(CoefficientModule):
     """
 
     # Unlike a Final annotation, inherited by subclasses in TorchScript.
-    __constants__ = ["needs_log_prob", "several_agents"]
+    __constants__ = ["needs_log_prob", "several_agents", "averages_rewards"]
 
     needs_log_prob: bool = False
     several_agents: bool = False
+    averages_rewards: bool = False
     gamma: Tensor
+
+    def __init_subclass__(cls, name: Optional[str] = None) -> None:
+        super().__init_subclass__()
+        if name is not None:
+            REGISTERED[name] = cls
 
     def __init__(
         self,
@@ -101,7 +109,8 @@ class ValueEstimator(CoefficientModule):
         if mask is not None:
             mask = self.of_each_value(mask, state_value)
         known_reward = self.source(reward)
-        if self.standardizes_reward():
+        averages = self.averages()
+        if averages and self.averages_rewards:
             known_reward = self.standardized(known_reward, group, mask)
         steps = Steps(
             gamma,
@@ -114,7 +123,7 @@ class ValueEstimator(CoefficientModule):
             None if log_mu is None else self.source(log_mu),
         )
         advantage, value_target = self.estimate(steps)
-        if self.standardizes_advantage():
+        if averages and not self.averages_rewards:
             advantage = self.standardized(advantage, group, mask)
         return ValueEstimate(advantage, value_target)
 
@@ -130,14 +139,14 @@ class ValueEstimator(CoefficientModule):
         """``tensor`` as the results may see it: without its gradient, unless ``differentiable``."""
         return tensor if self.differentiable else tensor.detach()
 
-    def standardizes_reward(self) -> bool:
-        """Whether rewards are standardised before anything else."""
-        return False
-
-    def standardizes_advantage(self) -> bool:
-        """Whether advantages are standardised."""
+    def averages(self) -> bool:
+        """Whether rewards, before anything else, or advantages are standardised."""
         return False
 
     def standardized(self, x: Tensor, group: Optional[Tensor], mask: Optional[Tensor]) -> Tensor:
         """``x`` with mean 0 and standard deviation 1."""
         return standardize(x, self.smallest_std, mask, group, None, self.across_processes)
+
+
+REGISTERED: Dict[str, Type[ValueEstimator]] = {}
+"""The estimators by name, each entered where it is declared."""

@@ -11,7 +11,7 @@ from a2c_compiled.functional import ValueEstimate, generalized_advantage_estimat
 from a2c_compiled.functional.arguments import check_steps, coefficient
 
 
-class GAE(ValueEstimator):
+class GAE(ValueEstimator, name="GAE"):
     """:func:`~a2c_compiled.functional.generalized_advantage_estimate` as a module.
 
     Args:
@@ -54,12 +54,12 @@ class GAE(ValueEstimator):
             steps.gamma, self.lmbda, value, steps.next_state_value, reward, done, terminated, self.time_dim
         )
 
-    def standardizes_advantage(self) -> bool:
+    def averages(self) -> bool:
         """``average_gae``."""
         return self.average_gae
 
 
-class MultiAgentGAE(GAE):
+class MultiAgentGAE(GAE, name="MAGAE"):
     """GAE of several agents at once, which may share their rewards and ends.
 
     Values are ``[*B, T, agents, *F]``. ``reward``, ``done`` and ``terminated`` have that shape, or lack the agents' dimension: then they

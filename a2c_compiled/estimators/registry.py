@@ -1,26 +1,22 @@
 """Value estimators by name."""
 
-from enum import Enum
-from typing import Any, Optional, Union
+from enum import Enum, EnumMeta
+from typing import TYPE_CHECKING, Any, Optional, Union
 
-from a2c_compiled.estimators.base import ValueEstimator
-from a2c_compiled.estimators.gae import GAE, MultiAgentGAE
-from a2c_compiled.estimators.td import UPGO, NStepEstimator, TD0Estimator, TD1Estimator, TDLambdaEstimator
-from a2c_compiled.estimators.vtrace import VTrace
+from a2c_compiled.estimators.base import REGISTERED, ValueEstimator
 
+if TYPE_CHECKING:
 
-class ValueEstimators(Enum):
-    """The value estimators, by TorchRL's names where it has them."""
+    class _Registered(EnumMeta):
+        def __getattr__(cls, name: str) -> "ValueEstimators": ...
 
-    TD0 = TD0Estimator
-    TD1 = TD1Estimator
-    TDLambda = TDLambdaEstimator
-    GAE = GAE
-    MAGAE = MultiAgentGAE
-    VTrace = VTrace
-    NStep = NStepEstimator
-    UPGO = UPGO
+    class ValueEstimators(Enum, metaclass=_Registered):
+        """The package's value estimators, by TorchRL's names where it has them."""
 
+else:
+    # Imported when the modules of this package have declared theirs.
+    ValueEstimators = Enum("ValueEstimators", REGISTERED, module=__name__)
+    ValueEstimators.__doc__ = """The package's value estimators, by TorchRL's names where it has them."""
 
 EstimatorKind = Union[ValueEstimators, str, type[ValueEstimator], ValueEstimator]
 
@@ -29,8 +25,8 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
     """A value estimator from its kind and hyperparameters.
 
     Args:
-        value_type: a member of :class:`ValueEstimators`, its name in any case (``"gae"``, ``"td_lambda"``), an estimator class, an
-            estimator, which is returned as it is, or None for GAE.
+        value_type: a member of :class:`ValueEstimators`, its name in any case (``"gae"``, ``"td_lambda"``), the name of another
+            declared estimator, an estimator class, an estimator, which is returned as it is, or None for GAE.
         hyperparams: of the class; unless given, ``differentiable`` is True, and the rest as the class says.
 
     Raises:
@@ -42,17 +38,20 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
             raise TypeError(f"hyperparams: expected none beside an estimator that is already made, got {sorted(hyperparams)}")
         return value_type
     if value_type is None:
-        value_type = ValueEstimators.GAE
-    if isinstance(value_type, str):
-        by_name = {kind.name.lower(): kind for kind in ValueEstimators}
-        try:
-            value_type = by_name[value_type.lower().replace("_", "").replace("-", "")]
-        except KeyError:
-            raise ValueError(f"value_type: expected one of {sorted(by_name)}, got {value_type!r}") from None
-    if isinstance(value_type, ValueEstimators):
+        value_type = REGISTERED["GAE"]
+    elif isinstance(value_type, str):
+        by_name = {_plain(name): kind for name, kind in REGISTERED.items()}
+        if _plain(value_type) not in by_name:
+            raise ValueError(f"value_type: expected one of {sorted(by_name)}, got {value_type!r}")
+        value_type = by_name[_plain(value_type)]
+    elif isinstance(value_type, ValueEstimators):
         value_type = value_type.value
     if not (isinstance(value_type, type) and issubclass(value_type, ValueEstimator)):
         raise TypeError(
             f"value_type: expected a name, a ValueEstimators member, a ValueEstimator or a subclass of it, got {value_type!r}"
         )
     return value_type(**{"differentiable": True, **hyperparams})
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")

@@ -19,7 +19,7 @@ from a2c_compiled.functional.arguments import check_steps
 
 
 class TDEstimator(ValueEstimator):
-    """What the estimators share whose advantage is a return less the value.
+    """What the estimators share whose advantage is a return less the value: a subclass has a :meth:`returns`.
 
     Args:
         gamma: discount.
@@ -28,6 +28,8 @@ class TDEstimator(ValueEstimator):
         differentiable: let gradients pass.
         across_processes: standardise over the data of all processes.
     """
+
+    averages_rewards = True
 
     def __init__(
         self,
@@ -62,12 +64,12 @@ class TDEstimator(ValueEstimator):
         """The return that is this estimator's value target."""
         raise NotImplementedError
 
-    def standardizes_reward(self) -> bool:
+    def averages(self) -> bool:
         """``average_rewards``."""
         return self.average_rewards
 
 
-class TD0Estimator(TDEstimator):
+class TD0Estimator(TDEstimator, name="TD0"):
     """One-step returns: :func:`~a2c_compiled.functional.td0_return_estimate` as a module.
 
     Args:
@@ -94,7 +96,7 @@ class TD0Estimator(TDEstimator):
         return td0_return_estimate(steps.gamma, steps.next_state_value, steps.reward, terminated)
 
 
-class TD1Estimator(TDEstimator):
+class TD1Estimator(TDEstimator, name="TD1"):
     """Returns to the end: :func:`~a2c_compiled.functional.td1_return_estimate` as a module.
 
     Args:
@@ -112,7 +114,7 @@ class TD1Estimator(TDEstimator):
         )
 
 
-class TDLambdaEstimator(TDEstimator):
+class TDLambdaEstimator(TDEstimator, name="TDLambda"):
     """Lambda returns: :func:`~a2c_compiled.functional.td_lambda_return_estimate` as a module.
 
     Args:
@@ -146,7 +148,7 @@ class TDLambdaEstimator(TDEstimator):
         )
 
 
-class NStepEstimator(TDEstimator):
+class NStepEstimator(TDEstimator, name="NStep"):
     """Returns of ``n`` steps: :func:`~a2c_compiled.functional.n_step_return_estimate` as a module.
 
     Args:
@@ -177,7 +179,7 @@ class NStepEstimator(TDEstimator):
         )
 
 
-class UPGO(TDEstimator):
+class UPGO(TDEstimator, name="UPGO"):
     """Upgoing returns: :func:`~a2c_compiled.functional.upgo_return_estimate` as a module.
 
     Args:

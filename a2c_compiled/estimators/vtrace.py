@@ -9,7 +9,7 @@ from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import ValueEstimate, vtrace_advantage_estimate
 
 
-class VTrace(ValueEstimator):
+class VTrace(ValueEstimator, name="VTrace"):
     """:func:`~a2c_compiled.functional.vtrace_advantage_estimate` as a module.
 
     Args:
@@ -73,6 +73,6 @@ class VTrace(ValueEstimator):
             self.lmbda,
         )
 
-    def standardizes_advantage(self) -> bool:
+    def averages(self) -> bool:
         """``average_adv``."""
         return self.average_adv

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from a2c_compiled._precision import working_dtype
 from a2c_compiled._torch_internals import nothing_watches
+from a2c_compiled.functional.packed import sequence_ends
 
 Coefficient = Union[Tensor, float, int]
 """A discount, trace decay or threshold: a number, a one-element tensor, or a tensor that broadcasts to the data."""
@@ -33,6 +34,26 @@ def check_steps(
         _check_like_reward("terminated", terminated, shape, torch.bool, device)  # type: ignore[arg-type]
     for name, tensor in values.items():
         _check_like_reward(name, tensor, shape, reward.dtype, device)  # type: ignore[arg-type]
+
+
+def checked_steps(
+    reward: Tensor,
+    done: Tensor,
+    terminated: Optional[Tensor],
+    values: Dict[str, Tensor],
+    time_dim: int,
+    cu_seqlens: Optional[Tensor],
+) -> Tuple[Tensor, Tensor, int]:
+    """After the checks of all these: where the trace is cut, where the bootstrap is, and :func:`time_dimension`.
+
+    The end of a sequence is a truncation: it cuts the trace alone.
+    """
+    check_steps(reward, {"done": done}, values, terminated)
+    dim = time_dimension(reward, time_dim)
+    no_bootstrap = done if terminated is None else terminated
+    if cu_seqlens is not None:
+        done = done | sequence_ends(cu_seqlens, done, dim)
+    return done, no_bootstrap, dim
 
 
 def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch.dtype, device: torch.device) -> None:
@@ -83,8 +104,10 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
 def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
     """:func:`coefficient` as the fused scans take it: zero-dimensional or of the shape of ``like``.
 
-    A number stays in host memory, where a launch reads it without waiting for the device. Not TorchScript.
+    A number stays in host memory, where a launch reads it without waiting for the device. In TorchScript it is :func:`coefficient`.
     """
+    if torch.jit.is_scripting():
+        return coefficient(name, value, like)
     if isinstance(value, (float, int)) and type(like) is Tensor and not torch.compiler.is_dynamo_compiling():
         return _number(float(value), like)
     tensor = coefficient(name, value, like)

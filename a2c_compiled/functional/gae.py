@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
-from a2c_compiled.functional.packed import episode_ends
+from a2c_compiled.functional.arguments import Coefficient, checked_steps, operand
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -50,15 +49,13 @@ def generalized_advantage_estimate(
             found = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
             if found is not None:
                 return ValueEstimate(*found)
-    check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
-    dim = time_dimension(reward, time_dim)
-    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
+    values = {"state_value": state_value, "next_state_value": next_state_value}
+    done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
+    gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
     if torch.jit.is_scripting():
-        gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
         advantage, value_target = _gae(gamma_, lmbda_, state_value, next_state_value, reward, done, no_bootstrap, dim)
         return ValueEstimate(advantage, value_target)
-    coefficients = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
-    return ValueEstimate(*_fused_gae(*coefficients, state_value, next_state_value, reward, done, no_bootstrap, dim))
+    return ValueEstimate(*_fused_gae(gamma_, lmbda_, state_value, next_state_value, reward, done, no_bootstrap, dim))
 
 
 def _gae(

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, last_step, time_dimension
-from a2c_compiled.functional.packed import episode_ends
+from a2c_compiled.functional.arguments import Coefficient, checked_steps, coefficient, last_step
 from a2c_compiled.functional.td import td_lambda_return_estimate
 
 
@@ -39,14 +38,14 @@ def n_step_return_estimate(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 7.1.
     """
-    check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
+    done, no_bootstrap, dim = checked_steps(
+        reward, done, terminated, {"next_state_value": next_state_value}, time_dim, cu_seqlens
+    )
     if not torch.jit.is_scripting():  # noqa: SIM102
         if isinstance(n, bool) or not isinstance(n, int):
             raise TypeError(f"n: expected an integer, got {type(n)}")
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
-    dim = time_dimension(reward, time_dim)
-    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
     # Each step with the n - 1 that follow it, in a new dimension: the return to the end of each such window is the answer.
     gamma_ = coefficient("gamma", gamma, reward)
     if gamma_.dim() > 0:

@@ -1,7 +1,5 @@
 """Sequences of different lengths end to end, without padding. TorchScript."""
 
-from typing import Optional, Tuple
-
 import torch
 from torch import Tensor
 
@@ -28,11 +26,3 @@ def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
     shape = [1] * like.dim()
     shape[dim] = length
     return ends.reshape(shape)
-
-
-def episode_ends(done: Tensor, terminated: Optional[Tensor], cu_seqlens: Optional[Tensor], dim: int) -> Tuple[Tensor, Tensor]:
-    """Where the trace is cut, and where the bootstrap is. The end of a sequence is a truncation: it cuts the trace alone."""
-    no_bootstrap = done if terminated is None else terminated
-    if cu_seqlens is not None:
-        done = done | sequence_ends(cu_seqlens, done, dim)
-    return done, no_bootstrap

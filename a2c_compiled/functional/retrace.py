@@ -4,10 +4,8 @@ from typing import Optional
 
 from torch import Tensor
 
-from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, last_step, time_dimension
-from a2c_compiled.functional.packed import episode_ends
-from a2c_compiled.functional.vtrace import importance_ratio
+from a2c_compiled._precision import clamped_log_ratio, widen
+from a2c_compiled.functional.arguments import Coefficient, checked_steps, coefficient, last_step
 from a2c_compiled.ops import linear_scan
 
 
@@ -48,13 +46,11 @@ def retrace_return_estimate(
     Source: Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016, eq. 4.
     """
     values = {"action_value": action_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
-    check_steps(reward, {"done": done}, values, terminated)
-    dim = time_dimension(reward, time_dim)
-    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
+    done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
     gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
     value = widen(action_value)
     delta = widen(reward) + gamma_ * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
     cut = done | last_step(done, dim)
-    c = (lmbda_ * importance_ratio(log_pi, log_mu).clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
+    c = (lmbda_ * clamped_log_ratio(log_pi, log_mu).exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
     # Masked before the product and after it: NaN in the next episode would reach the gradient of gamma by either factor.
     return (value + linear_scan(delta, (gamma_ * c).masked_fill(cut, 0.0), dim)).to(reward.dtype)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
-from a2c_compiled.functional.packed import episode_ends, sequence_ends
+from a2c_compiled.functional.arguments import Coefficient, checked_steps, coefficient, operand, time_dimension
+from a2c_compiled.functional.packed import sequence_ends
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
@@ -70,12 +70,11 @@ def reward2go(
             found = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
             if found is not None:
                 return found[0]
-    check_steps(reward, {"done": done}, {})
-    dim = time_dimension(reward, time_dim)
-    done, _ = episode_ends(done, None, cu_seqlens, dim)
+    done, _, dim = checked_steps(reward, done, None, {}, time_dim, cu_seqlens)
+    gamma_ = operand("gamma", gamma, reward)
     if torch.jit.is_scripting():
-        return _reward2go(coefficient("gamma", gamma, reward), reward, done, dim)
-    return _fused_reward2go(operand("gamma", gamma, reward), reward, done, dim)
+        return _reward2go(gamma_, reward, done, dim)
+    return _fused_reward2go(gamma_, reward, done, dim)
 
 
 def _reward2go(gamma: Tensor, reward: Tensor, done: Tensor, dim: int) -> Tensor:

@@ -9,13 +9,14 @@ from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import (
     Coefficient,
     check_steps,
+    checked_steps,
     coefficient,
     is_per_step,
     last_step,
     operand,
     time_dimension,
 )
-from a2c_compiled.functional.packed import episode_ends, sequence_ends
+from a2c_compiled.functional.packed import sequence_ends
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
@@ -85,29 +86,34 @@ def td_lambda_return_estimate(
             found = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
             if found is not None:
                 return found[0]
-    check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
-    dim = time_dimension(reward, time_dim)
-    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
-    if rolling_gamma is None or rolling_gamma:
-        if torch.jit.is_scripting():
-            gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
-            return _td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
-        gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
-        return _fused_td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
-    if not (is_per_step(gamma, reward, dim) or is_per_step(lmbda, reward, dim)):
-        raise ValueError(
-            "rolling_gamma: expected True where neither gamma nor lmbda has one entry per step"
-            f" (shape {list(reward.shape)}), got False"
-        )
-    # One scan per starting step k, all at once in a new leading dimension; step k of scan k is the answer.
+    values = {"next_state_value": next_state_value}
+    done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
+    if rolling_gamma is not None and not rolling_gamma:
+        if not (is_per_step(gamma, reward, dim) or is_per_step(lmbda, reward, dim)):
+            raise ValueError(
+                "rolling_gamma: expected True where neither gamma nor lmbda has one entry per step"
+                f" (shape {list(reward.shape)}), got False"
+            )
+        gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
+        return _td_lambda_from_each_start(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
+    gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+    if torch.jit.is_scripting():
+        return _td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
+    return _fused_td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
+
+
+def _td_lambda_from_each_start(
+    gamma: Tensor, lmbda: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor, dim: int
+) -> Tensor:
+    """One scan per starting step k, all at once in a new leading dimension; step k of scan k is the answer."""
     shape = [reward.size(dim)] + list(reward.shape)
     starts = _td_lambda(
-        coefficient("gamma", gamma, reward).expand_as(reward).movedim(dim, 0).unsqueeze(dim),
-        coefficient("lmbda", lmbda, reward).expand_as(reward).movedim(dim, 0).unsqueeze(dim),
+        gamma.expand_as(reward).movedim(dim, 0).unsqueeze(dim),
+        lmbda.expand_as(reward).movedim(dim, 0).unsqueeze(dim),
         widen(next_state_value).expand(shape),
         widen(reward).expand(shape),
         done,
-        no_bootstrap,
+        terminated,
         dim,
     )
     return torch.diagonal(starts, 0, 0, dim).movedim(-1, dim).to(reward.dtype)

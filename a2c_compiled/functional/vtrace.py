@@ -5,9 +5,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, last_step, operand, time_dimension
-from a2c_compiled.functional.packed import episode_ends
+from a2c_compiled._precision import clamped_log_ratio, widen
+from a2c_compiled.functional.arguments import Coefficient, checked_steps, last_step, operand
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -68,45 +67,18 @@ def vtrace_advantage_estimate(
             found = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps)
             if found is not None:
                 return ValueEstimate(*found)
-    check_steps(
-        reward,
-        {"done": done},
-        {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu},
-        terminated,
-    )
-    dim = time_dimension(reward, time_dim)
-    done, no_bootstrap = episode_ends(done, terminated, cu_seqlens, dim)
+    values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
+    done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
+    gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+    rho, c = operand("rho_thresh", rho_thresh, reward), operand("c_thresh", c_thresh, reward)
+    pg_rho = operand("pg_rho_thresh", pg_rho_thresh, reward)
     if torch.jit.is_scripting():
         advantage, value_target = _vtrace(
-            coefficient("gamma", gamma, reward),
-            coefficient("rho_thresh", rho_thresh, reward),
-            coefficient("c_thresh", c_thresh, reward),
-            coefficient("pg_rho_thresh", pg_rho_thresh, reward),
-            coefficient("lmbda", lmbda, reward),
-            log_pi,
-            log_mu,
-            state_value,
-            next_state_value,
-            reward,
-            done,
-            no_bootstrap,
-            dim,
+            gamma_, rho, c, pg_rho, lmbda_, log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap, dim
         )
         return ValueEstimate(advantage, value_target)
-    coefficients = (
-        operand("gamma", gamma, reward),
-        operand("rho_thresh", rho_thresh, reward),
-        operand("c_thresh", c_thresh, reward),
-        operand("pg_rho_thresh", pg_rho_thresh, reward),
-        operand("lmbda", lmbda, reward),
-    )
-    values = (log_pi, log_mu, state_value, next_state_value, reward)
-    return ValueEstimate(*_fused_vtrace(*coefficients, *values, done, no_bootstrap, dim))
-
-
-def importance_ratio(log_pi: Tensor, log_mu: Tensor) -> Tensor:
-    """:math:`\\pi/\\mu`, at most e^80: beyond, float32 overflows, and a clip would send a zero times infinity back."""
-    return (widen(log_pi) - widen(log_mu)).clamp_max(80.0).exp()
+    found = gamma_, rho, c, pg_rho, lmbda_, log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap
+    return ValueEstimate(*_fused_vtrace(*found, dim))
 
 
 def _vtrace(
@@ -124,7 +96,7 @@ def _vtrace(
     terminated: Tensor,
     dim: int,
 ) -> Tuple[Tensor, Tensor]:
-    ratio = importance_ratio(log_pi, log_mu)
+    ratio = clamped_log_ratio(log_pi, log_mu).exp()
     rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
     value, next_value, reward_ = widen(state_value), widen(next_state_value), widen(reward)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from a2c_compiled._precision import widen
+from a2c_compiled._precision import clamped_log_ratio, widen
 
 
 class A2CLosses(NamedTuple):
@@ -161,8 +161,8 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     kl_approx: Optional[Tensor] = None
     sample_log_prob = terms.sample_log_prob
     if sample_log_prob is not None and "kl_approx" not in dropped:
-        log_ratio = counted("log_prob", terms.log_prob, terms) - counted("sample_log_prob", sample_log_prob, terms)
-        log_ratio = log_ratio.detach().clamp_max(80.0)
+        log_prob = counted("log_prob", terms.log_prob, terms)
+        log_ratio = clamped_log_ratio(log_prob, counted("sample_log_prob", sample_log_prob, terms)).detach()
         kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
     return A2CLosses(
         loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx

@@ -1,7 +1,7 @@
 """The networks and the distribution that fit the spaces of an environment."""
 
 import math
-from typing import Any, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Optional, Sequence, Tuple, TypeVar, Union
 
 import gymnasium
 import numpy as np
@@ -66,16 +66,23 @@ def _part_encoder(space: gymnasium.Space[Any], normalize: bool, part: Optional[i
 
 
 class OneHot(nn.Module):
-    """A choice of ``n``, ``[...]``, counted from ``start``, as a float32 vector ``[..., n]``."""
+    """A choice of ``n``, ``[...]``, counted from ``start``, as a float32 vector ``[..., n]``.
 
-    def __init__(self, n: int, start: int = 0) -> None:
+    Of several choices, ``n`` has the number of each: ``[..., len(n)]`` to ``[..., sum(n)]``, their vectors side by side.
+    """
+
+    def __init__(self, n: Union[int, Sequence[int]], start: int = 0) -> None:
         super().__init__()
-        self.n = n
+        self.is_single = isinstance(n, int)
+        self.sizes = [n] if isinstance(n, int) else list(n)
         self.start = start
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vector."""
-        return nn.functional.one_hot(x.long() - self.start, self.n).float()
+        """The vectors."""
+        choices = x.long() - self.start
+        if self.is_single:
+            return nn.functional.one_hot(choices, self.sizes[0]).float()
+        return torch.cat([nn.functional.one_hot(choices[..., i], n) for i, n in enumerate(self.sizes)], -1).float()
 
 
 class ImageEncoder(nn.Module):
@@ -160,18 +167,26 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
 
     Not TanhNormal: nothing holds its location back once tanh has saturated, where its density has enormous gradients.
     """
-    spaces = gymnasium.spaces
-    if isinstance(actions, spaces.Discrete) and actions.start == 0:
-        return Categorical(int(actions.n))
-    if isinstance(actions, spaces.MultiDiscrete) and actions.nvec.ndim == 1 and not actions.start.any():
-        return MultiCategorical(actions.nvec.tolist())
-    if isinstance(actions, spaces.MultiBinary) and len(actions.shape) == 1:
-        return Bernoulli(actions.shape[0])
-    if isinstance(actions, spaces.Box) and len(actions.shape) == 1:
+    choices = choices_for(actions)
+    if choices is not None and not np.any(getattr(actions, "start", 0)):
+        return choices
+    if isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1:
         if actions.is_bounded("both"):
             return Beta(actions.shape[0], actions.low.tolist(), actions.high.tolist())
         return Normal(actions.shape[0])
     raise ValueError(f"env: expected actions that are choices counted from 0 or vectors, got {actions}")
+
+
+def choices_for(actions: gymnasium.Space[Any]) -> Optional[Distribution]:
+    """The distribution of choices that are counted from 0, wherever those of ``actions`` begin; None where it has no choices."""
+    spaces = gymnasium.spaces
+    if isinstance(actions, spaces.Discrete):
+        return Categorical(int(actions.n))
+    if isinstance(actions, spaces.MultiDiscrete) and actions.nvec.ndim == 1:
+        return MultiCategorical(actions.nvec.tolist())
+    if isinstance(actions, spaces.MultiBinary) and len(actions.shape) == 1:
+        return Bernoulli(actions.shape[0])
+    return None
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, output_gain: float) -> nn.Sequential:

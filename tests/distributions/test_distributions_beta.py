@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from a2c_compiled._special_functions import stirling_error, stirling_error_slope
 from a2c_compiled.distributions import Beta
-from a2c_compiled.distributions.special import stirling_error, stirling_error_slope
 
 # Five standard errors; seeds are fixed besides.
 STANDARD_ERRORS = 5.0

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2c_compiled.distributions import TruncatedNormal
-from a2c_compiled.distributions.special import (
+from a2c_compiled._special_functions import (
     gauss_legendre,
     half_normal_end,
     half_normal_integral,
     half_normal_moment,
     half_normal_quantile,
 )
+from a2c_compiled.distributions import TruncatedNormal
 
 # Five standard errors; seeds are fixed besides.
 STANDARD_ERRORS = 5.0

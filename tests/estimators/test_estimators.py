@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 
 import oracle
 import pytest
@@ -32,6 +33,7 @@ from a2c_compiled.estimators import (
     VTrace,
     make_value_estimator,
 )
+from a2c_compiled.estimators.base import REGISTERED
 
 SHAPE = (6, 5)
 # What gives advantage and value target, or the value target alone: a return, whose advantage is it less the value.
@@ -381,7 +383,20 @@ def test_an_estimator_is_made_by_kind_with_the_losss_defaults(value_type, kind):
 
 
 def test_every_member_of_the_enumeration_is_an_estimator_of_the_package():
+    assert {kind.name for kind in ValueEstimators} == {"TD0", "TD1", "TDLambda", "GAE", "MAGAE", "VTrace", "NStep", "UPGO"}
     assert [kind.value for kind in ValueEstimators] == [getattr(estimators, kind.value.__name__) for kind in ValueEstimators]
+    assert pickle.loads(pickle.dumps(ValueEstimators.TD0)) is ValueEstimators["TD0"] is ValueEstimators(TD0Estimator)
+
+
+def test_an_estimator_of_ones_own_is_made_by_its_name():
+    class Twice(TD0Estimator, name="TD_Twice"):
+        def returns(self, steps):
+            return 2 * steps.reward
+
+    try:
+        assert type(make_value_estimator("td-twice")) is Twice
+    finally:
+        del REGISTERED["TD_Twice"]
 
 
 def test_hyperparameters_reach_the_estimator():

@@ -188,6 +188,10 @@ def test_a_policy_over_images_is_exported(tmp_path, name):
 
 def test_a_choice_is_a_one_hot_vector():
     assert torch.equal(OneHot(3, start=-1)(torch.tensor([[-1, 1], [0, 0]])), torch.eye(3)[torch.tensor([[0, 2], [1, 1]])])
+    several = OneHot([2, 3])
+    expected = torch.tensor([[1.0, 0, 0, 0, 1], [0, 1, 1, 0, 0]])
+    for module in (several, torch.jit.script(several)):
+        assert torch.equal(module(torch.tensor([[0, 2], [1, 0]])), expected)
 
 
 def test_parts_stand_side_by_side_in_their_order():

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from a2c_compiled import functional
+from a2c_compiled._precision import LARGEST_LOG_RATIO
 from a2c_compiled.functional.gae import _gae
 from a2c_compiled.functional.scan import _reward2go
 from a2c_compiled.functional.td import _td_lambda
@@ -270,6 +271,21 @@ def test_vtrace_of_extreme_ratios(dtype, shape):
         expected = oracle.vtrace_advantage_estimate(**arguments, **clips)
         for result, value in zip(functional.vtrace_advantage_estimate(**arguments, **clips), expected, strict=True):
             assert_close(result, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_kernel_clips_the_log_ratio_where_the_definition_does(dtype):
+    log_pi = LARGEST_LOG_RATIO + torch.tensor([[-2.0, -0.01, 0.01, 5.0]], dtype=dtype)
+    zero, one, ended = torch.zeros_like(log_pi), torch.ones_like(log_pi), torch.ones_like(log_pi, dtype=torch.bool)
+    coefficients = [torch.tensor(number, dtype=dtype) for number in (0.9, torch.inf, torch.inf, torch.inf, 1.0)]
+    results = []
+    for function in (fused("vtrace"), _vtrace):
+        variable = log_pi.clone().requires_grad_()
+        advantage, _ = function(*coefficients, variable, zero, zero, zero, one, ended, ended, -2)
+        (gradient,) = torch.autograd.grad(advantage.sum(), variable)
+        results.append(torch.cat([advantage.detach(), gradient]).log())  # minus infinity where nothing passes the clip
+    torch.testing.assert_close(*results, rtol=1e-6, atol=0)
+    assert (results[1][1] == -torch.inf).tolist() == [False, False, True, True]
 
 
 # -- Packed sequences -------------------------------------------------------------------------------------------------------

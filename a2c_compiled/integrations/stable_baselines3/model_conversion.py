@@ -9,18 +9,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
-from a2c_compiled.distributions import (
-    AddStateIndependentNormalScale,
-    Bernoulli,
-    Categorical,
-    Distribution,
-    MultiCategorical,
-    Normal,
-)
+from a2c_compiled.distributions import AddStateIndependentNormalScale, Distribution, Normal
 from a2c_compiled.estimators import GAE
 from a2c_compiled.integrations.stable_baselines3.observations import preprocessing, raw
 from a2c_compiled.integrations.stable_baselines3.policy_networks import Clipped, Floating, Network, PredictPolicy
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.networks.for_spaces import choices_for
 
 # What a subclass may not compute in another way: the networks below are put together as the originals of these do it.
 _COMPUTATIONS = (
@@ -111,13 +105,10 @@ def _distribution(policy: ActorCriticPolicy) -> Distribution:
     space = policy.action_space
     if isinstance(space, spaces.Box):
         return Normal(policy.log_std.numel(), scale_mapping="exp", scale_lb=_SMALLEST_SCALE)
-    if isinstance(space, spaces.Discrete):
-        return Categorical(int(space.n))
-    if isinstance(space, spaces.MultiDiscrete):
-        return MultiCategorical(space.nvec.tolist())
-    if isinstance(space, spaces.MultiBinary):
-        return Bernoulli(spaces.flatdim(space))
-    raise ValueError(f"model: expected actions from a Box, a Discrete, a MultiDiscrete or a MultiBinary, got {space}")
+    choices = choices_for(space)
+    if choices is None:
+        raise ValueError(f"model: expected actions from a Box, a Discrete, a MultiDiscrete or a MultiBinary, got {space}")
+    return choices
 
 
 def _actor_head(policy: ActorCriticPolicy) -> nn.Module:

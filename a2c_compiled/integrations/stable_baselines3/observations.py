@@ -9,6 +9,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
+from a2c_compiled.networks.for_spaces import OneHot
+
 
 class Scaled(nn.Module):
     """float32, divided by ``divisor``: 255 for images."""
@@ -20,25 +22,6 @@ class Scaled(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Of the shape of ``observation``."""
         return observation.float() / self.divisor
-
-
-class OneHot(nn.Module):
-    """Integers as one-hot vectors side by side, the i-th one of length ``nvec[i]``: ``[N]`` or ``[N, len(nvec)]`` to ``[N, sum(nvec)]``."""
-
-    offsets: Tensor
-    classes: Tensor
-
-    def __init__(self, nvec: Sequence[int]) -> None:
-        super().__init__()
-        self.num_columns = len(nvec)
-        sizes = torch.tensor([int(n) for n in nvec])
-        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
-        self.register_buffer("classes", torch.arange(int(sizes.sum())), persistent=False)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """float32."""
-        places = observation.long().reshape(observation.size(0), self.num_columns) + self.offsets
-        return (places.unsqueeze(-1) == self.classes).any(-2).float()
 
 
 class Normalized(nn.Module):
@@ -92,7 +75,7 @@ def preprocessing(space: spaces.Space, normalize_images: bool) -> nn.Module:
     if isinstance(space, spaces.MultiBinary):
         return Scaled()
     if isinstance(space, spaces.Discrete):
-        return OneHot([int(space.n)])
+        return OneHot(int(space.n))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return OneHot(space.nvec.tolist())
     hint = " (a Dict is no single tensor, which the exported graphs take)" if isinstance(space, spaces.Dict) else ""

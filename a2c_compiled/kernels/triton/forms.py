@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from a2c_compiled._precision import LARGEST_LOG_RATIO
 from a2c_compiled.kernels import scan_forms
+
+_LARGEST_LOG_RATIO = tl.constexpr(LARGEST_LOG_RATIO)
 
 
 class DeviceForm(NamedTuple):
@@ -96,7 +99,7 @@ def _at_most(x, bound):
 
 @triton.jit
 def _ratio(log_pi, log_mu):
-    return tl.exp(_at_most(log_pi - log_mu, 80.0))
+    return tl.exp(_at_most(log_pi - log_mu, _LARGEST_LOG_RATIO))
 
 
 @triton.jit
@@ -160,7 +163,7 @@ def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     # At the threshold itself the gradient is the ratio's, as clamp_max has it.
     grad_ratio = tl.where(ratio <= rho_thresh, grad_rho, 0.0) + tl.where(ratio <= pg_rho_thresh, grad_pg_rho, 0.0)
     grad_ratio += tl.where(ratio <= c_thresh, grad_c, 0.0)
-    grad_log_pi = tl.where(log_pi - log_mu <= 80.0, grad_ratio * ratio, 0.0)
+    grad_log_pi = tl.where(log_pi - log_mu <= _LARGEST_LOG_RATIO, grad_ratio * ratio, 0.0)
 
     grad_correction = _at_most(ratio, rho_thresh) * y
     grad_own = _at_most(ratio, pg_rho_thresh) * grad_advantage
