@@ -17,9 +17,10 @@ from a2c_compiled.environments import goal_of
 from a2c_compiled.export.on_device.runtime import Learner
 from a2c_compiled.export.run import Job, export_run, jobs
 from a2c_compiled.training import TrainConfig, TrainResult
+from a2c_compiled.training.construction import make_loss, seed_everything
 from a2c_compiled.training.evaluation import EVALUATION_SEED
 from a2c_compiled.training.plots import plot_runs
-from a2c_compiled.training.trainer import make_loss, seed_everything, train
+from a2c_compiled.training.trainer import train
 from a2c_compiled.update import Rollout, TrainStep
 
 EPISODES = 100

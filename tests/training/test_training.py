@@ -18,10 +18,11 @@ from a2c_compiled.networks.for_spaces import distribution_for, mlp
 from a2c_compiled.networks.observation_norm import ObservationNorm
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.training import TrainConfig, train
+from a2c_compiled.training.construction import compiles, make_loss, seed_everything
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.run_folder import load_run, load_step
-from a2c_compiled.training.trainer import Trainer, compiles, make_loss, seed_everything
+from a2c_compiled.training.trainer import Trainer
 
 
 def config(**changes):
