@@ -37,8 +37,7 @@ from a2c_compiled.training.distributed import started_processes
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.interruption import stop_requests
 from a2c_compiled.training.log import RunLog
-from a2c_compiled.update.rollout import Rollout
-from a2c_compiled.update.train_step import TrainMetrics, TrainStep
+from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
 
 PATIENCE = 20
 """Updates in a row that may be skipped for a gradient that is not finite."""
@@ -103,6 +102,8 @@ class Trainer:
         self.started = time.perf_counter()
         self.config, self.folder = config, folder
         self.device = device_of(config)
+        if self.device.type == "cpu":
+            keep_freed_memory()  # that of activations, which the system would otherwise hand out anew at every update
         self.processes = started_processes(self.device)
         world_size = self.processes.world_size
         if config.num_envs % world_size:
