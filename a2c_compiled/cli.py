@@ -8,7 +8,7 @@ import os
 import sys
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, List, Optional, Sequence
 
 if TYPE_CHECKING:
     from a2c_compiled.training import TrainConfig
@@ -28,7 +28,6 @@ EPILOG = """examples:
 # Said here once more, so that the command describes itself where the extras are not installed.
 GRAPHS = ("policy", "policy-sampled", "loss", "estimator", "train-step")
 FORMATS = ("onnx", "torchscript", "pt2", "aot")
-SUBJECTS = ("estimators", "sweep", "packed", "loss", "update", "policy", "integrations")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -47,7 +46,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    """Reads all commands. The options of train and eval need the extra train, so only the ``command`` that is given gets them."""
+    """Reads all commands. Some have options that only their extras can describe, which they get where they are the ``command``."""
     parser = argparse.ArgumentParser(
         prog="a2c-compiled",
         description="Train A2C with a compiled update, export what it learnt to ONNX and TorchScript, and check the files.",
@@ -139,21 +138,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         " numba where they are installed (pip install 'a2c-compiled[peers]'). Every answer is checked before it is timed. Leaves"
         " results.json, report.md and pictures. Exit status 1 if a mode of this library fails or answers wrong.",
     )
-    bench.add_argument("--quick", action="store_true", help="few shapes and samples: under two minutes instead of five or more")
-    bench.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        metavar="N",
-        help="of torch on the CPU; more only on cores that nothing else uses (default: 1)",
-    )
-    bench.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        help="where the data is; a GPU also gets the shapes of large simulators (default: a GPU if any)",
-    )
-    bench.add_argument("--subject", type=_choices(SUBJECTS), default=list(SUBJECTS), metavar="S[,S]", help=_one_of(SUBJECTS))
-    _add_out(bench, "runs/bench", "for all of it")
+    if command == "bench":
+        _add_bench_options(bench)
     bench.set_defaults(run=_bench)
     return parser
 
@@ -219,6 +205,29 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
         help="film an episode: .gif, .mp4 (takes the extra environments), or .png for eight frames of it",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    _need("train", "export")
+    from a2c_compiled.benchmarks.run import SUBJECTS
+
+    parser.add_argument(
+        "--quick", action="store_true", help="few shapes and samples: under two minutes instead of five or more"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of torch on the CPU; more only on cores that nothing else uses (default: 1)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="where the data is; a GPU also gets the shapes of large simulators (default: a GPU if any)",
+    )
+    parser.add_argument("--subject", type=_choices(SUBJECTS), default=list(SUBJECTS), metavar="S[,S]", help=_one_of(SUBJECTS))
+    _add_out(parser, "runs/bench", "for all of it")
 
 
 def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -395,7 +404,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    _need("train", "export")
     import torch
 
     from a2c_compiled.benchmarks.measure.shapes import full, quick
@@ -425,7 +433,7 @@ def _need(*extras: str) -> None:
             raise ValueError(f"this command needs {', '.join(missing)}: pip install 'a2c-compiled[{extra}]'")
 
 
-def _choices(allowed: Sequence[str]) -> Callable[[str], List[str]]:
+def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:
     def parse(text: str) -> List[str]:
         names = list(dict.fromkeys(text.replace("_", "-").split(",")))
         for name in names:
@@ -436,7 +444,7 @@ def _choices(allowed: Sequence[str]) -> Callable[[str], List[str]]:
     return parse
 
 
-def _one_of(names: Sequence[str], default: str = "all") -> str:
+def _one_of(names: Collection[str], default: str = "all") -> str:
     return f"any of {', '.join(names)}, with commas between (default: {default})"
 
 
