@@ -5,13 +5,10 @@ import dataclasses
 import importlib.util
 import json
 import os
-import re
 import sys
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence
-
-from a2c_compiled.training.presets import PRESETS
+from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, List, Optional, Sequence
 
 if TYPE_CHECKING:
     from a2c_compiled.training import TrainConfig
@@ -31,13 +28,13 @@ EPILOG = """examples:
 # Said here once more, so that the command describes itself where the extras are not installed.
 GRAPHS = ("policy", "policy-sampled", "loss", "estimator", "train-step")
 FORMATS = ("onnx", "torchscript", "pt2", "aot")
-SUBJECTS = ("estimators", "sweep", "packed", "loss", "update", "policy", "integrations")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; the exit status is 0, 1 where a check failed, or 2 with one line on what was wrong."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
     try:
+        arguments = _parser(given[0] if given else "").parse_args(given)
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("a2c-compiled: interrupted", file=sys.stderr)
@@ -48,7 +45,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Reads all commands. Some have options that only their extras can describe, which they get where they are the ``command``."""
     parser = argparse.ArgumentParser(
         prog="a2c-compiled",
         description="Train A2C with a compiled update, export what it learnt to ONNX and TorchScript, and check the files.",
@@ -62,20 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         help="train on a gymnasium environment",
         description="Train on a gymnasium environment until it is solved, and leave configuration, weights, progress and a picture.",
     )
-    train.add_argument(
-        "--out", type=Path, default=Path("runs/train"), metavar="DIR", help="folder of the run (default: %(default)s)"
-    )
-    again = train.add_mutually_exclusive_group()
-    again.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint in --out, with its options, bit for bit as if it had never stopped; begin where there is none",
-    )
-    again.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run")
-    train.add_argument(
-        "--preset", choices=PRESETS, help="options that are tuned for an environment; those given here go before them"
-    )
-    _add_train_options(train)
+    if command == "train":
+        _add_train_options(train)
     train.set_defaults(run=_train)
 
     evaluation = commands.add_parser(
@@ -83,16 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         help="play episodes with a trained run",
         description="Play episodes with the policy of a run, finished or running, and print what they returned.",
     )
-    evaluation.add_argument("folder", type=Path, metavar="RUN", help="folder that 'train' wrote")
-    evaluation.add_argument("--episodes", type=int, default=100, metavar="N", help="(default: %(default)s)")
-    evaluation.add_argument(
-        "--seed", type=int, default=10_000, metavar="N", help="of environments and sampled actions (default: %(default)s)"
-    )
-    evaluation.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most probable ones")
-    evaluation.add_argument(
-        "--video", type=Path, metavar="FILE", help="film an episode: .gif, .mp4 (takes ffmpeg), or .png for eight frames of it"
-    )
-    evaluation.add_argument("--json", action="store_true", help="print one JSON document instead")
+    if command == "eval":
+        _add_eval_options(evaluation)
     evaluation.set_defaults(run=_eval)
 
     plot = commands.add_parser(
@@ -150,9 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train CartPole-v1 with three seeds, export and check everything, play the exported policies with onnxruntime"
         " alone, time eager against compiled, and write a report.",
     )
-    demo.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder for all of it (default: %(default)s)"
-    )
+    _add_out(demo, "runs/demo", "for all of it")
     demo.set_defaults(run=_demo)
 
     bench = commands.add_parser(
@@ -162,51 +138,96 @@ def _parser() -> argparse.ArgumentParser:
         " numba where they are installed (pip install 'a2c-compiled[peers]'). Every answer is checked before it is timed. Leaves"
         " results.json, report.md and pictures. Exit status 1 if a mode of this library fails or answers wrong.",
     )
-    bench.add_argument("--quick", action="store_true", help="few shapes and samples: under two minutes instead of five or more")
-    bench.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        metavar="N",
-        help="of torch on the CPU; more only on cores that nothing else uses (default: 1)",
-    )
-    bench.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        help="where the data is; a GPU also gets the shapes of large simulators (default: a GPU if any)",
-    )
-    bench.add_argument("--subject", type=_choices(SUBJECTS), default=list(SUBJECTS), metavar="S[,S]", help=_one_of(SUBJECTS))
-    bench.add_argument(
-        "--out", type=Path, default=Path("runs/bench"), metavar="DIR", help="folder for all of it (default: %(default)s)"
-    )
+    if command == "bench":
+        _add_bench_options(bench)
     bench.set_defaults(run=_bench)
     return parser
 
 
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each field of TrainConfig, with the line that its docstring has for it; what is not given is left out."""
-    from a2c_compiled.training import TrainConfig
+def _add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
+    parser.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=f"folder {what} (default: %(default)s)")
 
-    described = dict(re.findall(r"^ {8}(\w+): (.+?)\.?$", TrainConfig.__doc__ or "", re.MULTILINE))
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    """Where the run goes, how it begins, and an option for each field of TrainConfig; a field that is not given is left out."""
+    _need("train")
+    from a2c_compiled.training import TrainConfig
+    from a2c_compiled.training.presets import PRESETS
+
+    _add_out(parser, "runs/train", "of the run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, with its options, bit for bit as if it had never stopped; begin where there is none",
+    )
+    again.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="options that are tuned for an environment; those given here go before them"
+    )
     kinds = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
         kind = kinds[field.name]
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         options: Dict[str, Any] = {
             "default": argparse.SUPPRESS,
-            "help": f"{described[field.name]} (default: {'none' if default is None else default})",
+            "help": f"{field.metadata['help']} (default: {'none' if default is None else default})",
         }
         if kind in (bool, Optional[bool]):
             options["action"] = argparse.BooleanOptionalAction
         elif kind == typing.Tuple[int, ...]:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
-        elif kind == Optional[float]:
-            options |= {"type": _or_none(float), "metavar": "X"}
-        elif kind == Optional[str]:
-            options |= {"type": _or_none(str), "metavar": "NAME"}
         else:
-            options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+            plain = {Optional[float]: float, Optional[str]: str}.get(kind, kind)
+            read = plain if plain is kind else _or_none(plain)
+            options |= {"type": read, "metavar": {int: "N", float: "X", str: "NAME"}[plain]}
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def _add_eval_options(parser: argparse.ArgumentParser) -> None:
+    _need("train")
+    from a2c_compiled.training.evaluation import EVALUATION_SEED
+
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder that 'train' wrote")
+    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=EVALUATION_SEED,
+        metavar="N",
+        help="of environments and sampled actions (default: %(default)s)",
+    )
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most probable ones")
+    parser.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE",
+        help="film an episode: .gif, .mp4 (takes the extra environments), or .png for eight frames of it",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    _need("train", "export")
+    from a2c_compiled.benchmarks.run import SUBJECTS
+
+    parser.add_argument(
+        "--quick", action="store_true", help="few shapes and samples: under two minutes instead of five or more"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of torch on the CPU; more only on cores that nothing else uses (default: 1)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="where the data is; a GPU also gets the shapes of large simulators (default: a GPU if any)",
+    )
+    parser.add_argument("--subject", type=_choices(SUBJECTS), default=list(SUBJECTS), metavar="S[,S]", help=_one_of(SUBJECTS))
+    _add_out(parser, "runs/bench", "for all of it")
 
 
 def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -220,7 +241,6 @@ def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    _need("train")
     from a2c_compiled.training import train
     from a2c_compiled.training.plots import plot_runs
 
@@ -252,6 +272,7 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
     from a2c_compiled.training.checkpoint import has_checkpoint
     from a2c_compiled.training.config import load_config
     from a2c_compiled.training.distributed import restarts
+    from a2c_compiled.training.presets import PRESETS
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
@@ -267,7 +288,6 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    _need("train")
     import torch
 
     from a2c_compiled.training.evaluation import NetworkPolicy, play, summary
@@ -384,7 +404,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    _need("train", "export")
     import torch
 
     from a2c_compiled.benchmarks.measure.shapes import full, quick
@@ -414,7 +433,7 @@ def _need(*extras: str) -> None:
             raise ValueError(f"this command needs {', '.join(missing)}: pip install 'a2c-compiled[{extra}]'")
 
 
-def _choices(allowed: Sequence[str]) -> Callable[[str], List[str]]:
+def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:
     def parse(text: str) -> List[str]:
         names = list(dict.fromkeys(text.replace("_", "-").split(",")))
         for name in names:
@@ -425,7 +444,7 @@ def _choices(allowed: Sequence[str]) -> Callable[[str], List[str]]:
     return parse
 
 
-def _one_of(names: Sequence[str], default: str = "all") -> str:
+def _one_of(names: Collection[str], default: str = "all") -> str:
     return f"any of {', '.join(names)}, with commas between (default: {default})"
 
 

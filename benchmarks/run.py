@@ -24,6 +24,7 @@ from a2c_compiled.benchmarks.subjects import (
     bench_policy,
     bench_update,
 )
+from a2c_compiled.update import keep_freed_memory
 
 SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
     "estimators": bench_estimators.cases,
@@ -42,6 +43,7 @@ def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), thread
     ``results.json`` is written after every subject, so that a run that is cut short leaves what it has.
     """
     started = time.perf_counter()
+    keep_freed_memory()  # of all contenders, whichever comes first
     with _threads(threads), _quiet():
         measured = results.begin(plan)
         cases = {subject: SUBJECTS[subject](plan) for subject in subjects}

@@ -17,9 +17,10 @@ from a2c_compiled.environments import goal_of
 from a2c_compiled.export.on_device.runtime import Learner
 from a2c_compiled.export.run import Job, export_run, jobs
 from a2c_compiled.training import TrainConfig, TrainResult
+from a2c_compiled.training.construction import make_loss, make_step, seed_everything
 from a2c_compiled.training.evaluation import EVALUATION_SEED
 from a2c_compiled.training.plots import plot_runs
-from a2c_compiled.training.trainer import make_loss, seed_everything, train
+from a2c_compiled.training.trainer import train
 from a2c_compiled.update import Rollout, TrainStep
 
 EPISODES = 100
@@ -140,7 +141,7 @@ def learn_exported(python: Path, folder: Path, seed: int) -> Dict[str, Any]:
     """Learn with new networks in another environment of Python, by a training step that is exported to ``folder``."""
     config = TrainConfig(seed=seed, device="cpu")
     seed_everything(seed)
-    step = TrainStep(make_loss(config), config.optimizer, config.lr, config.max_grad_norm, compile=False)
+    step = make_step(config, make_loss(config), compile=False)
     path = next(export_run(step, config.env, folder, [Job("train_step", "onnx")])).report.path
     options = ["--env", config.env, "--seed", str(seed), "--out", str(folder / "learned.npz")]
     return _run(python, folder / "learn_policy.py", path, *options)

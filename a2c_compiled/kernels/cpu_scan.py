@@ -88,6 +88,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep up to 64 MiB of what is freed, by freeing a block of just under 32 MiB that is never touched.
 
     Its threshold follows the largest block that was freed. Without this, results of a few MiB go back to the system at every call,
-    and the page faults of the next ones cost several times the scan.
+    and the page faults of the next ones cost several times the scan. Scans call this themselves before their first large result. It
+    changes nothing where glibc was told its thresholds: ``MALLOC_TRIM_THRESHOLD_`` in the environment, or ``mallopt``.
     """
     torch.empty(31 << 20, dtype=torch.uint8, device="cpu")

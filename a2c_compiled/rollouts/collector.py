@@ -13,7 +13,7 @@ from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.acting import Acted, act, answer, reads_state_value
 from a2c_compiled.rollouts.device_rollout import DeviceRollout
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
-from a2c_compiled.rollouts.hidden_state import Memory
+from a2c_compiled.rollouts.hidden_state import HiddenStates
 from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.rollout import Rollout
 
@@ -57,9 +57,9 @@ class RolloutCollector:
         self.num_steps = num_steps
         self.episodes = EpisodeReturns(self.envs.num_envs, device)
         acting_and_judging = nn.ModuleList([loss.actor_network, loss.critic_network])  # a target's cells remember nothing here
-        self._memory = Memory(acting_and_judging, self.envs.num_envs, device)
+        self._hidden_states = HiddenStates(acting_and_judging, self.envs.num_envs, device)
         self._whole: Optional[DeviceRollout] = None
-        if isinstance(self.envs, TensorEnvironments) and self._memory.is_empty():
+        if isinstance(self.envs, TensorEnvironments) and self._hidden_states.is_empty():
             self._whole = DeviceRollout(self.envs, loss, compile)
         self._act: Callable[[A2CLoss, Any], Acted] = compiled(act) if compile else act
         self._observation: Any = self.envs.reset(seed)
@@ -87,7 +87,7 @@ class RolloutCollector:
             envs = self.envs.state_dict()
         except CannotResume:
             return None
-        return prefixed(envs=envs, memory=self._memory.state_dict(), episodes={"running": self.episodes.running})
+        return prefixed(envs=envs, memory=self._hidden_states.state_dict(), episodes={"running": self.episodes.running})
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> None:
         """Go on from there.
@@ -96,13 +96,13 @@ class RolloutCollector:
             CannotResume: the environments do not come back where they were.
         """
         self._observation = self.envs.load_state_dict(group_of(state, "envs"))  # type: ignore[attr-defined]
-        self._memory.load_state_dict(group_of(state, "memory"))
+        self._hidden_states.load_state_dict(group_of(state, "memory"))
         self.episodes.running = state["episodes.running"].to(self.episodes.running.device)
 
     def begin_episodes(self, seed: int) -> None:
         """New episodes everywhere."""
         self._observation = self.envs.reset(seed)
-        self._memory.load_state_dict({})
+        self._hidden_states.load_state_dict({})
         self.episodes.running.zero_()
 
     def _step_by_step(self) -> Rollout:
@@ -113,7 +113,7 @@ class RolloutCollector:
             step = self.envs.step(action)
             done = step.terminated | step.truncated
             # The step that a reset takes belongs to no episode.
-            self._memory.advance(seen, done if step.counted is None else done | ~step.counted)
+            self._hidden_states.advance(seen, done if step.counted is None else done | ~step.counted)
             self._observation = step.observation
             following = step.observation if step.final_observation is None else step.final_observation
             tape.write(t, "observation", seen)
@@ -126,14 +126,14 @@ class RolloutCollector:
             tape.write(t, "state_value", state_value)
             tape.write(t, "mask", step.counted)
         columns = tape.columns
-        before_and_after = self._memory.observations(columns.pop("observation"), columns.pop("next_observation"))
+        before_and_after = self._hidden_states.observations(columns.pop("observation"), columns.pop("next_observation"))
         return Rollout(observation=before_and_after[0], next_observation=before_and_after[1], **columns)
 
     def _answer(self, observation: Any) -> Acted:
-        if self._memory.is_empty():
+        if self._hidden_states.is_empty():
             return self._act(self.loss, observation)
-        value = self._memory.ask(self.loss.critic_network, observation) if reads_state_value(self.loss) else None
-        return answer(self.loss, self._memory.ask(self.loss.actor_network, observation), value)
+        value = self._hidden_states.ask(self.loss.critic_network, observation) if reads_state_value(self.loss) else None
+        return answer(self.loss, self._hidden_states.ask(self.loss.actor_network, observation), value)
 
 
 class _Tape:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from a2c_compiled.recurrent import hidden_size, next_hidden
 
 
-class Memory:
+class HiddenStates:
     """The hidden states of the cells in ``network``, step by step; of networks without cells it is empty and adds nothing.
 
     Args:

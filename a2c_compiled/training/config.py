@@ -1,80 +1,72 @@
-"""What a training run is made of; imports no environments, so that the command line can always describe it."""
+"""What a training run is made of."""
 
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 from a2c_compiled._files import written_whole
 
 COMPILED_FROM = 2_000_000
 """Environment steps of a run that gain what compiling takes, some seconds; small networks gain least."""
 
+RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
+"""What may change when a run is resumed: how long it goes on, where, and what it says of itself."""
+
+
+def _option(default: Any, help: str) -> Any:
+    """A field with the text that ``a2c-compiled train --help`` shows."""
+    return field(default=default, metadata={"help": help})
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run is made of; every field is an option of ``a2c-compiled train``. The defaults are tuned for CartPole-v1.
-
-    Attributes:
-        env: name of a gymnasium environment.
-        vectorization: ``torch`` (on the device), ``gymnasium``, ``sync``, ``async``, or ``auto``: the first of these that there is.
-        frame_stack: how many frames an observation shows.
-        seed: of networks, actions and environments.
-        num_envs: environments side by side, in all processes together.
-        num_steps: steps of each between two updates.
-        total_steps: steps of all environments together after which training ends unsolved.
-        solved_return: greedy return, mean over 100 episodes, at which training ends; none takes gymnasium's threshold, inf never asks.
-        lr: learning rate at the start.
-        final_lr: share of the learning rate that it falls to, linearly over ``total_steps``.
-        gamma: discount.
-        lmbda: weight of the longer returns in the advantage.
-        entropy_coef: weight of the entropy bonus.
-        critic_coef: weight of the critic loss.
-        optimizer: ``sgd``, ``rmsprop``, ``adam`` or ``adamw``.
-        max_grad_norm: largest norm of the gradient.
-        average_gae: standardise advantages over each rollout.
-        normalize_observations: standardise observations by their running mean and variance.
-        normalize_rewards: divide rewards by the running standard deviation of the discounted return.
-        hidden: widths of the hidden layers.
-        minibatches: pieces of the environments whose gradients are summed before each step of the optimizer, to save memory.
-        autocast: compute the update's networks in ``bfloat16`` or ``float16``; none computes in float32, as acting does.
-        compile: compile policy, environments written in torch, and update; none does on a GPU, and from 2,000,000 ``total_steps`` up.
-        device: of networks and updates: ``auto`` (a GPU where there is one), or as torch names it.
-        log_interval: updates from one line of the log to the next.
-        checkpoint_seconds: time from one checkpoint to the next.
+    """What a training run is made of; every field is an option of ``a2c-compiled train``, whose help says what it is. The defaults are
+    tuned for CartPole-v1.
 
     Raises:
         ValueError: a number of something is less than 1, or out of its range.
     """
 
-    env: str = "CartPole-v1"
-    vectorization: str = "auto"
-    frame_stack: int = 1
-    seed: int = 0
-    num_envs: int = 64
-    num_steps: int = 16
-    total_steps: int = 1_000_000
-    solved_return: Optional[float] = None
-    lr: float = 5e-3
-    final_lr: float = 0.1
-    gamma: float = 0.99
-    lmbda: float = 0.95
-    entropy_coef: float = 0.01
-    critic_coef: float = 0.5
-    optimizer: str = "rmsprop"
-    max_grad_norm: float = 0.5
-    average_gae: bool = False
-    normalize_observations: bool = False
-    normalize_rewards: bool = False
-    hidden: Tuple[int, ...] = (64, 64)
-    minibatches: int = 1
-    autocast: Optional[str] = None
-    compile: Optional[bool] = None
-    device: str = "auto"
-    log_interval: int = 10
-    checkpoint_seconds: float = 60.0
+    env: str = _option("CartPole-v1", "name of a gymnasium environment")
+    vectorization: str = _option(
+        "auto", "``torch`` (on the device), ``gymnasium``, ``sync``, ``async``, or ``auto``: the first of these that there is"
+    )
+    frame_stack: int = _option(1, "how many frames an observation shows")
+    seed: int = _option(0, "of networks, actions and environments")
+    num_envs: int = _option(64, "environments side by side, in all processes together")
+    num_steps: int = _option(16, "steps of each between two updates")
+    total_steps: int = _option(1_000_000, "steps of all environments together after which training ends unsolved")
+    solved_return: Optional[float] = _option(
+        None, "greedy return, mean over 100 episodes, at which training ends; none takes gymnasium's threshold, inf never asks"
+    )
+    lr: float = _option(5e-3, "learning rate at the start")
+    final_lr: float = _option(0.1, "share of the learning rate that it falls to, linearly over ``total_steps``")
+    gamma: float = _option(0.99, "discount")
+    lmbda: float = _option(0.95, "weight of the longer returns in the advantage")
+    entropy_coef: float = _option(0.01, "weight of the entropy bonus")
+    critic_coef: float = _option(0.5, "weight of the critic loss")
+    optimizer: str = _option("rmsprop", "``sgd``, ``rmsprop``, ``adam`` or ``adamw``")
+    max_grad_norm: float = _option(0.5, "largest norm of the gradient")
+    average_gae: bool = _option(False, "standardise advantages over each rollout")
+    normalize_observations: bool = _option(False, "standardise observations by their running mean and variance")
+    normalize_rewards: bool = _option(False, "divide rewards by the running standard deviation of the discounted return")
+    hidden: Tuple[int, ...] = _option((64, 64), "widths of the hidden layers")
+    minibatches: int = _option(
+        1, "pieces of the environments whose gradients are summed before each step of the optimizer, to save memory"
+    )
+    autocast: Optional[str] = _option(
+        None, "compute the update's networks in ``bfloat16`` or ``float16``; none computes in float32, as acting does"
+    )
+    compile: Optional[bool] = _option(
+        None,
+        f"compile policy, environments written in torch, and update; none does on a GPU, and from {COMPILED_FROM:,} ``total_steps`` up",
+    )
+    device: str = _option("auto", "of networks and updates: ``auto`` (a GPU where there is one), or as torch names it")
+    log_interval: int = _option(10, "updates from one line of the log to the next")
+    checkpoint_seconds: float = _option(60.0, "time from one checkpoint to the next")
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "num_steps", "total_steps", "frame_stack", "minibatches", "log_interval"):
@@ -92,6 +84,13 @@ class TrainConfig:
             raise ValueError(f"checkpoint_seconds: expected a number from 0 up, got {self.checkpoint_seconds}")
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast: expected 'bfloat16', 'float16' or none, got {self.autocast!r}")
+
+
+def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
+    """Raise ValueError where a run that began as ``before`` cannot go on as ``now``."""
+    for name, value in dataclasses.asdict(now).items():
+        if name not in RESUMABLE and value != getattr(before, name):
+            raise ValueError(f"{name}: expected {getattr(before, name)!r} as in the run that is resumed, got {value!r}")
 
 
 def save_config(folder: Path, config: TrainConfig) -> None:

@@ -93,12 +93,18 @@ def started_processes(device: torch.device) -> Processes:
         return Processes()
     rank, world_size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     processes = Processes(rank, world_size, local_rank, restarts())
-    if world_size > 1:
-        if not dist.is_initialized():
-            if device.type == "cuda":
-                torch.cuda.set_device(local_rank)
-            _join("nccl" if device.type == "cuda" else "gloo", processes)
-        _count(processes)
+    if world_size == 1:
+        return processes
+    store = _lasting_store()
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(local_rank)
+        # Addresses that earlier processes left in the store lead nowhere: each start has a corner of its own.
+        corner = None if store is None else dist.PrefixStore(f"a2c_compiled/{processes.restarts}", store)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=corner, rank=rank, world_size=world_size)
+    processes.any(False)  # all are here, and have asked for the count before
+    if processes.is_first and store is not None and store.add(_JOINED, 0) == processes.restarts:
+        store.add(_JOINED, 1)  # those who are started anew know that these were together
     return processes
 
 
@@ -112,26 +118,8 @@ def restarts() -> int:
     To be asked before they join: it is remembered.
     """
     store = _lasting_store()
-    # torchrun's count is each machine's own, and does not know of machines that came later.
+    # torchrun's count is each machine's own: it leaves out the starts because of another machine, and those before a machine came.
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if store is None else store.add(_JOINED, 0)
-
-
-def _join(backend: str, processes: Processes) -> None:
-    store = _lasting_store()
-    if store is None:
-        dist.init_process_group(backend)
-        return
-    # Addresses that earlier processes left in the store lead nowhere: each start has a corner of its own.
-    corner = dist.PrefixStore(f"a2c_compiled/{processes.restarts}", store)
-    dist.init_process_group(backend, store=corner, rank=processes.rank, world_size=processes.world_size)
-
-
-def _count(processes: Processes) -> None:
-    """Let those who are started anew know that these were together."""
-    processes.any(False)  # all are here, and have asked for the count before
-    store = _lasting_store() if processes.is_first else None
-    if store is not None and store.add(_JOINED, 0) == processes.restarts:
-        store.add(_JOINED, 1)
 
 
 def _lasting_store() -> Optional[dist.Store]:

@@ -1,15 +1,12 @@
 """What a training run says while it runs: ``progress.csv``, TensorBoard, and a bar on the terminal."""
 
 import csv
-import errno
-import io
 import math
-import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import Dict, List, Mapping, NamedTuple, Optional, TextIO, Tuple, Type
 
 from tqdm import tqdm
 
@@ -18,30 +15,41 @@ from a2c_compiled._files import written_whole
 PROGRESS = "progress.csv"
 TENSORBOARD = "tensorboard"
 
-_TAGS = {
-    "return": "episode/return",
-    "episode_length": "episode/length",
-    "episodes": "episode/count",
-    "loss_objective": "loss/objective",
-    "loss_critic": "loss/critic",
-    "loss_entropy": "loss/entropy_bonus",
-    "lr": "optimizer/lr",
-    "grad_norm": "optimizer/grad_norm",
-    "updates": "optimizer/updates",
-    "skipped": "optimizer/skipped_updates",
-    "seconds": "speed/seconds",
-    "steps_per_second": "speed/steps_per_second",
-}
-"""TensorBoard's names of the columns; what is not here, the loss reports."""
 
-_SHORT = {
-    "return": "return",
-    "episode_length": "length",
-    "loss_objective": "actor",
-    "loss_critic": "critic",
-    "entropy": "entropy",
+class Column(NamedTuple):
+    """How a column of ``progress.csv`` is shown.
+
+    Attributes:
+        tag: TensorBoard's name of it.
+        short: the bar's word for it; None where the bar leaves it out.
+        axis: what the axis of its panel in a picture says; None where it has no panel.
+        logarithmic: whether that axis is logarithmic.
+    """
+
+    tag: str
+    short: Optional[str] = None
+    axis: Optional[str] = None
+    logarithmic: bool = False
+
+
+COLUMNS: Dict[str, Column] = {
+    "return": Column("episode/return", "return", "return, mean of 100 episodes"),
+    "episode_length": Column("episode/length", "length", "episode length, steps"),
+    "episodes": Column("episode/count"),
+    "loss_objective": Column("loss/objective", "actor"),
+    "entropy": Column("loss/entropy", "entropy", "entropy, nats"),
+    "loss_critic": Column("loss/critic", "critic", "critic loss", logarithmic=True),
+    "loss_entropy": Column("loss/entropy_bonus"),
+    "explained_variance": Column("loss/explained_variance", None, "explained variance"),
+    "kl_approx": Column("loss/kl_approx", None, "KL divergence, nats"),
+    "grad_norm": Column("optimizer/grad_norm", None, "gradient norm", logarithmic=True),
+    "lr": Column("optimizer/lr", None, "learning rate"),
+    "updates": Column("optimizer/updates"),
+    "skipped": Column("optimizer/skipped_updates"),
+    "seconds": Column("speed/seconds"),
+    "steps_per_second": Column("speed/steps_per_second", None, "steps a second"),
 }
-"""What the bar shows, and its words for it."""
+"""The columns that are shown in a way of their own, in the order of a picture's panels. Every other one is an output of the loss."""
 
 
 class RunLog:
@@ -50,8 +58,8 @@ class RunLog:
     >>> with RunLog(Path("runs/cartpole"), total_steps=1_000_000) as log:
     ...     log.write({"steps": 1024, "seconds": 0.5, "return": 21.3, "loss_critic": 8.2})
 
-    Each row is in the file as soon as :meth:`write` returns, whole or not at all. A row may have columns that those before it lack. Where
-    nothing can be written, because the disk is full, a warning says so once and training goes on.
+    Each row is in the file as soon as :meth:`write` returns. A row may have columns that those before it lack. Where nothing can be
+    written, because the disk is full, a warning says so once and training goes on; what was written of that row goes with the next one.
 
     Args:
         folder: of the run; what another run logged there is removed. None writes no files.
@@ -113,7 +121,8 @@ class RunLog:
         except OSError as error:
             self._scalars = None  # its thread has ended
             self._warn(error)
-        self._bar.set_postfix({short: _brief(row[name]) for name, short in _SHORT.items() if name in row}, refresh=False)
+        shown = {_column(name).short: _brief(value) for name, value in row.items()}
+        self._bar.set_postfix({short: value for short, value in shown.items() if short is not None}, refresh=False)
         self._bar.update(int(row["steps"]) - self._bar.n)
 
     def say(self, text: str) -> None:
@@ -123,8 +132,6 @@ class RunLog:
     def close(self) -> None:
         """Close the files and leave the bar as it stands."""
         self._bar.close()
-        if self._table is not None:
-            self._table.close()
         try:
             if self._scalars is not None:
                 self._scalars.close()
@@ -148,63 +155,50 @@ def load_progress(folder: Path) -> Dict[str, List[float]]:
 
 
 class _Table:
-    """A CSV file that grows by whole lines."""
+    """A CSV file that grows by rows, some of which may bring new columns."""
 
     def __init__(self, path: Path, resume_at: Optional[int]) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.columns: List[str] = []
-        rows: List[Dict[str, float]] = []
-        if resume_at is not None and path.is_file():
-            self.columns, rows = _read(path)
-        self._file = self._written([row for row in rows if row.get("steps", math.nan) <= (resume_at or 0)])
+        self._path = path
+        self._torn = False
+        columns, rows = _read(path) if resume_at is not None and path.is_file() else ([], [])
+        self._write(columns, [row for row in rows if row.get("steps", math.nan) <= (resume_at or 0)])
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write a row, and the whole file anew where the row has new columns."""
-        new = [name for name in row if name not in self.columns]
-        if new:
-            before = self.columns
-            self.columns = before + new
-            try:
-                file = self._written([*_read(self.path)[1], row])
-            except (OSError, ValueError):
-                self.columns = before
-                raise
-            os.close(self._file)
-            self._file = file
+        """Write a row; and the whole file anew where the row has new columns, or the last row may not have been written whole."""
+        columns = [*self._columns, *(name for name in row if name not in self._columns)]
+        if self._torn or len(columns) > len(self._columns):
+            self._write(columns, [*self._rows, row])
             return
-        line = _line([_cell(row, name) for name in self.columns])
-        end = os.fstat(self._file).st_size
-        if os.write(self._file, line) < len(line):
-            os.ftruncate(self._file, end)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._torn = True
+        with self._path.open("a", newline="") as file:
+            _writer(file, columns).writerow(_cells(row))
+        self._torn = False
+        self._rows.append(row)
 
-    def close(self) -> None:
-        os.close(self._file)
+    def _write(self, columns: List[str], rows: List[Mapping[str, float]]) -> None:
+        with written_whole(self._path) as temporary, temporary.open("w", newline="") as file:
+            writer = _writer(file, columns)
+            if columns:
+                writer.writeheader()
+            writer.writerows(map(_cells, rows))
+        self._columns, self._rows, self._torn = columns, rows, False
 
-    def _written(self, rows: Sequence[Mapping[str, float]]) -> int:
-        """Write the whole file anew, and open it to append to."""
-        lines = [self.columns] if self.columns else []
-        lines = lines + [[_cell(row, name) for name in self.columns] for row in rows]
-        with written_whole(self.path) as temporary:
-            temporary.write_bytes(b"".join(map(_line, lines)))
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND)
+
+def _writer(file: TextIO, columns: List[str]) -> "csv.DictWriter[str]":
+    return csv.DictWriter(file, columns, restval="", lineterminator="\n")
+
+
+def _cells(row: Mapping[str, float]) -> Dict[str, float]:
+    """Whole numbers without a point, whether they have been counted or read."""
+    return {name: int(x) if isinstance(x, float) and x.is_integer() else x for name, x in row.items()}
+
+
+def _column(name: str) -> Column:
+    return COLUMNS.get(name, Column(f"loss/{name}"))
 
 
 def _brief(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _cell(row: Mapping[str, float], name: str) -> str:
-    """Of a whole number without a point, whether it has been counted or read."""
-    value = row.get(name, "")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _line(cells: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
 
 
 def _read(path: Path) -> Tuple[List[str], List[Dict[str, float]]]:
@@ -236,7 +230,7 @@ class _Scalars:
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         known = {name: value for name, value in row.items() if name != "steps" and not math.isnan(value)}
-        values = [Summary.Value(tag=_TAGS.get(name, f"loss/{name}"), simple_value=value) for name, value in known.items()]
+        values = [Summary.Value(tag=_column(name).tag, simple_value=value) for name, value in known.items()]
         # One event for the row: an add_scalar for each number takes several times as long.
         self._writer._get_file_writer().add_summary(Summary(value=values), int(row["steps"]))
 

@@ -1,9 +1,7 @@
 """Pictures of training runs: learning curves, a band for the seeds of one configuration, and all else that the runs recorded."""
 
-import json
-import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from a2c_compiled._files import written_whole
-from a2c_compiled.environments import goal_of
-from a2c_compiled.training.log import load_progress
+from a2c_compiled.training.log import COLUMNS, load_progress
+from a2c_compiled.training.run_folder import group_runs, names_of
 
 Progress = Mapping[str, Sequence[float]]
 """What a run recorded, by column."""
@@ -22,32 +20,14 @@ Line = Tuple[np.ndarray, np.ndarray]
 
 _X_AXES = {"steps": "environment steps", "seconds": "wall time, s"}
 
-_PANELS = {
-    "return": "return, mean of 100 episodes",
-    "episode_length": "episode length, steps",
-    "entropy": "entropy, nats",
-    "loss_critic": "critic loss",
-    "explained_variance": "explained variance",
-    "kl_approx": "KL divergence, nats",
-    "grad_norm": "gradient norm",
-    "lr": "learning rate",
-    "steps_per_second": "steps a second",
-}
+_PANELS = {name: column.axis for name, column in COLUMNS.items() if column.axis is not None}
 """Columns, and what the axes call them; the first has the widest panel."""
 
-_LOGARITHMIC = ("loss_critic", "grad_norm")
 _POINTS = 400
 
 # Okabe and Ito's colours, which readers of every kind of colour vision tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
-
-
-class Group(NamedTuple):
-    """Runs of one configuration: its fields but for the seed, empty where a folder has no ``config.json``; and the runs' folders."""
-
-    config: Dict[str, Any]
-    folders: List[Path]
 
 
 def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int = 1) -> None:
@@ -65,26 +45,11 @@ def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int
     groups = group_runs(folders)
     runs = {
         name if len(group.folders) == 1 else f"{name} ({len(group.folders)} seeds)": [load_progress(f) for f in group.folders]
-        for name, group in zip(_names(groups), groups, strict=True)
+        for name, group in zip(names_of(groups), groups, strict=True)
     }
-    envs, goals = {group.config.get("env") for group in groups} - {None}, {_goal(group) for group in groups} - {None}
+    envs, goals = {group.config.get("env") for group in groups} - {None}, {group.goal for group in groups} - {None}
     title = f"A2C on {', '.join(sorted(map(str, envs)))}" if envs else "A2C"
     plot_learning_curves(runs, path, title, goals.pop() if len(goals) == 1 else None, x, smooth)
-
-
-def group_runs(folders: Sequence[Path]) -> List[Group]:
-    """Runs with the same ``config.json``, but for the seed, together.
-
-    Raises:
-        ValueError: a ``config.json`` cannot be read.
-    """
-    groups: Dict[str, Group] = {}
-    for folder in folders:
-        config = _config(folder)
-        config.pop("seed", None)
-        key = json.dumps(config, sort_keys=True) if config else str(folder)
-        groups.setdefault(key, Group(config, [])).folders.append(folder)
-    return list(groups.values())
 
 
 def plot_learning_curves(
@@ -153,7 +118,7 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
     for i, group in enumerate(groups):
-        axis, env, goal = figure.add_subplot(rows, columns, i + 1), str(group.config.get("env", "A2C")), _goal(group)
+        axis, env, goal = figure.add_subplot(rows, columns, i + 1), str(group.config.get("env", "A2C")), group.goal
         _draw(axis, _lines([load_progress(folder) for folder in group.folders], "steps", "return", 1), env, _COLOURS[0], "-")
         if goal is not None:
             axis.axhline(goal, color="0.35", linestyle=(0, (5, 3)), linewidth=1)
@@ -215,7 +180,7 @@ def _finish(axis: Axes, column: str, x: str) -> None:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    if column in _LOGARITHMIC and any(np.max(line.get_ydata(), initial=0.0) > 0 for line in axis.lines):
+    if COLUMNS[column].logarithmic and any(np.max(line.get_ydata(), initial=0.0) > 0 for line in axis.lines):
         axis.set_yscale("log", nonpositive="mask")
         low, high = axis.get_ylim()
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1e3 * low else (1.0,)))
@@ -227,36 +192,3 @@ def _finish(axis: Axes, column: str, x: str) -> None:
     if column == "steps_per_second":
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylim(bottom=0)
-
-
-def _names(groups: Sequence[Group]) -> List[str]:
-    """The first of these that tell the groups apart: what differs in their configurations, the name of the folder that holds all runs of a
-    group, its path, the folders of the runs."""
-    fields = {field for group in groups for field in group.config}
-    different = sorted(field for field in fields if len({str(group.config.get(field)) for group in groups}) > 1)
-    names: List[str] = []
-    if len(different) <= 3:
-        names = [
-            ", ".join(f"{field}={group.config[field]}" for field in different if field in group.config) for group in groups
-        ]
-    for name in (lambda folder: folder.name, str):
-        if all(names) and len(set(names)) == len(groups):
-            break
-        names = [name(Path(os.path.commonpath([folder.resolve() for folder in group.folders]))) for group in groups]
-    if len(set(names)) < len(groups):
-        names = [", ".join(map(str, group.folders)) for group in groups]
-    return names
-
-
-def _goal(group: Group) -> Optional[float]:
-    return goal_of(str(group.config.get("env")), group.config.get("solved_return"))
-
-
-def _config(folder: Path) -> Dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"run: {file} is not readable ({error})") from error

@@ -1,14 +1,29 @@
 """A run in a folder, trained or in training: ``config.json``, ``checkpoint.json`` with its tensors, and ``progress.csv``."""
 
+import json
+import os
 from pathlib import Path
-from typing import Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from a2c_compiled._tensor_groups import group_of
+from a2c_compiled.environments import goal_of
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.training.checkpoint import load_checkpoint, load_tensors
 from a2c_compiled.training.config import TrainConfig, load_config
-from a2c_compiled.training.trainer import make_loss, make_step
+from a2c_compiled.training.construction import make_loss, make_step
 from a2c_compiled.update.train_step import TrainStep
+
+
+class Group(NamedTuple):
+    """Runs of one configuration: its fields but for the seed, empty where a folder has no ``config.json``; and the runs' folders."""
+
+    config: Dict[str, Any]
+    folders: List[Path]
+
+    @property
+    def goal(self) -> Optional[float]:
+        """The greedy return that solves the environment, as :func:`~a2c_compiled.environments.goal_of` has it."""
+        return goal_of(str(self.config.get("env")), self.config.get("solved_return"))
 
 
 def load_run(folder: Path) -> Tuple[TrainConfig, A2CLoss]:
@@ -32,3 +47,47 @@ def load_step(folder: Path) -> Tuple[TrainConfig, TrainStep]:
     step = make_step(config, make_loss(config), compile=False)
     load_tensors(step, group_of(checkpoint.training, "step"), folder)
     return config, step
+
+
+def group_runs(folders: Sequence[Path]) -> List[Group]:
+    """Runs with the same ``config.json``, but for the seed, together.
+
+    Raises:
+        ValueError: a ``config.json`` cannot be read.
+    """
+    groups: Dict[str, Group] = {}
+    for folder in folders:
+        config = _config(folder)
+        config.pop("seed", None)
+        key = json.dumps(config, sort_keys=True) if config else str(folder)
+        groups.setdefault(key, Group(config, [])).folders.append(folder)
+    return list(groups.values())
+
+
+def names_of(groups: Sequence[Group]) -> List[str]:
+    """The first of these that tell the groups apart: what differs in their configurations, the name of the folder that holds all runs of a
+    group, its path, the folders of the runs."""
+    fields = {field for group in groups for field in group.config}
+    different = sorted(field for field in fields if len({str(group.config.get(field)) for group in groups}) > 1)
+    names: List[str] = []
+    if len(different) <= 3:
+        names = [
+            ", ".join(f"{field}={group.config[field]}" for field in different if field in group.config) for group in groups
+        ]
+    for name in (lambda folder: folder.name, str):
+        if all(names) and len(set(names)) == len(groups):
+            break
+        names = [name(Path(os.path.commonpath([folder.resolve() for folder in group.folders]))) for group in groups]
+    if len(set(names)) < len(groups):
+        names = [", ".join(map(str, group.folders)) for group in groups]
+    return names
+
+
+def _config(folder: Path) -> Dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"run: {file} is not readable ({error})") from error

@@ -1,7 +1,5 @@
 """The loop: collect, update, look at the returns, save, stop when solved or asked to."""
 
-import dataclasses
-import random
 import time
 import warnings
 from collections import deque
@@ -17,9 +15,7 @@ from torch import Tensor
 from a2c_compiled._tensor_groups import group_of, prefixed
 from a2c_compiled.environments import goal_of, make_environments
 from a2c_compiled.environments.replay import CannotResume
-from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.networks.for_spaces import make_networks
 from a2c_compiled.networks.observation_norm import update_norms
 from a2c_compiled.rollouts.collector import RolloutCollector
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
@@ -34,20 +30,20 @@ from a2c_compiled.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from a2c_compiled.training.config import COMPILED_FROM, TrainConfig, load_config, save_config
+from a2c_compiled.training.config import TrainConfig, check_resumable, load_config, save_config
+from a2c_compiled.training.construction import compiles, device_of, make_loss, make_step, seed_everything
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
-from a2c_compiled.training.distributed import Processes, started_processes
+from a2c_compiled.training.distributed import started_processes
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.interruption import stop_requests
 from a2c_compiled.training.log import RunLog
-from a2c_compiled.update.rollout import Rollout
-from a2c_compiled.update.train_step import TrainMetrics, TrainStep
+from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
 
 PATIENCE = 20
 """Updates in a row that may be skipped for a gradient that is not finite."""
 
-RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
-"""What may change when a run is resumed: how long it goes on, where, and what it says of itself."""
+NEAR = 0.8
+"""The greedy policy is evaluated from where training's mean return falls short of the goal by no more than this share of it."""
 
 
 @dataclass
@@ -94,71 +90,6 @@ def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = N
     return Trainer(config, folder).run(progress, resume)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, numpy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
-    """Raise ValueError where a run that began as ``before`` cannot go on as ``now``."""
-    for name, value in dataclasses.asdict(now).items():
-        if name not in RESUMABLE and value != getattr(before, name):
-            raise ValueError(f"{name}: expected {getattr(before, name)!r} as in the run that is resumed, got {value!r}")
-
-
-def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
-    """The loss that ``config`` describes, with new networks."""
-    envs = make_environments(config.env, 1, frame_stack=config.frame_stack)
-    actor, critic, distribution = make_networks(envs, config.hidden, config.normalize_observations)
-    envs.close()
-    loss = A2CLoss(
-        actor,
-        critic,
-        distribution,
-        GAE(config.gamma, config.lmbda, average_gae=config.average_gae, across_processes=across_processes),
-        entropy_coef=config.entropy_coef,
-        critic_coef=config.critic_coef,
-        loss_critic_type="l2",
-    )
-    return loss.to(device_of(config))
-
-
-def make_step(config: TrainConfig, loss: A2CLoss, compile: bool, processes: Processes = Processes()) -> TrainStep:  # noqa: B008
-    """The training step that ``config`` describes."""
-    return TrainStep(
-        loss,
-        config.optimizer,
-        config.lr,
-        config.max_grad_norm,
-        compile,
-        minibatches=config.minibatches,
-        autocast=None if config.autocast is None else getattr(torch, config.autocast),
-        process_group=processes.group,
-    )
-
-
-def device_of(config: TrainConfig) -> torch.device:
-    """Where ``config`` trains."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, or as torch names it, got {config.device!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected cpu, since torch finds no GPU here, got {config.device!r}")
-    return device
-
-
-def compiles(config: TrainConfig) -> bool:
-    """Whether ``config`` compiles."""
-    if config.compile is None:
-        return device_of(config).type == "cuda" or config.total_steps >= COMPILED_FROM
-    return config.compile
-
-
 class Trainer:
     """A training run: what it is made of, and where it is.
 
@@ -171,6 +102,8 @@ class Trainer:
         self.started = time.perf_counter()
         self.config, self.folder = config, folder
         self.device = device_of(config)
+        if self.device.type == "cpu":
+            keep_freed_memory()  # that of activations, which the system would otherwise hand out anew at every update
         self.processes = started_processes(self.device)
         world_size = self.processes.world_size
         if config.num_envs % world_size:
@@ -319,7 +252,7 @@ class Trainer:
         goal = goal_of(self.config.env, self.config.solved_return)
         if goal is None:
             return False
-        near = self.processes.is_first and _mean(self.returns) >= goal - 0.8 * abs(goal)
+        near = self.processes.is_first and _mean(self.returns) >= goal - NEAR * abs(goal)
         # A few episodes cost little; twice 100, so that one lucky set of starts is not enough. Each start has the next seed.
         looks = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
         return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in looks))

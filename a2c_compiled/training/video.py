@@ -1,10 +1,8 @@
 """An episode as a picture: an animated GIF, an MP4, or a strip of some of its frames."""
 
-import importlib.util
 import os
-import shutil
-import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple
 
@@ -40,16 +38,18 @@ class Film(NamedTuple):
 
 
 def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION_SEED, **env_options: Any) -> Film:
-    """Play an episode, and write it to ``path``: ``.gif``, ``.mp4``, which takes ffmpeg, or ``.png``, eight frames side by side.
+    """Play an episode, and write it to ``path``: ``.gif``, ``.mp4``, which takes imageio's ffmpeg, or ``.png``, eight frames side by side.
 
     Raises:
-        ValueError: the file's ending is none of these, there is no ffmpeg, or the environment cannot be rendered.
+        ValueError: the file's ending is none of these, imageio's ffmpeg is not installed, or the environment cannot be rendered.
     """
     write = _WRITERS.get(path.suffix)
     if write is None:
         raise ValueError(f"video: expected a file ending in {', '.join(_WRITERS)}, got {path}")
-    if write is _write_mp4:
-        _ffmpeg()
+    if write is _write_mp4 and find_spec("imageio_ffmpeg") is None:
+        raise ValueError(
+            "video: expected imageio-ffmpeg for an .mp4: pip install 'a2c-compiled[environments]', or write a .gif"
+        )
     film = record_episode(policy, env_id, seed, **env_options)
     with written_whole(path) as temporary:
         write(film, temporary)
@@ -140,22 +140,12 @@ def _write_strip(film: Film, path: Path) -> None:
 
 
 def _write_mp4(film: Film, path: Path) -> None:
+    import imageio.v3 as imageio
+
     width, height = film.frames[0].size
-    read = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{1 / film.seconds:g}", "-i", "-"]
-    even = ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-pix_fmt", "yuv420p"]  # as players expect
-    pixels = b"".join(frame.convert("RGB").tobytes() for frame in film.frames)
-    done = subprocess.run([_ffmpeg(), "-y", "-loglevel", "error", *read, *even, str(path)], input=pixels, capture_output=True)
-    if done.returncode:
-        raise ValueError(f"video: ffmpeg failed ({done.stderr.decode(errors='replace').strip()})")
-
-
-def _ffmpeg() -> str:
-    if importlib.util.find_spec("imageio_ffmpeg") is not None:
-        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
-    found = shutil.which("ffmpeg")
-    if found is None:
-        raise ValueError("video: expected ffmpeg for an .mp4, found none: pip install imageio-ffmpeg, or write a .gif")
-    return found
+    even = (0, 0, width - width % 2, height - height % 2)  # as players expect
+    frames = [np.asarray(frame.crop(even)) for frame in film.frames]
+    imageio.imwrite(path, frames, plugin="FFMPEG", fps=1 / film.seconds, macro_block_size=2)
 
 
 _WRITERS: Dict[str, Callable[[Film, Path], None]] = {".gif": _write_gif, ".mp4": _write_mp4, ".png": _write_strip}

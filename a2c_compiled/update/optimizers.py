@@ -16,88 +16,21 @@ Slots = Dict[str, List[Tensor]]
 
 @dataclass(frozen=True)
 class OptimizerRule:
-    """An update rule of torch.optim, in place on lists of tensors, with what it needs to be called."""
+    """An update rule of torch.optim, in place on lists of tensors, with what it needs to be called.
 
+    Attributes:
+        function: torch's own.
+        defaults: its options.
+        slots: the kinds of state that it keeps, given its options.
+        lists: what it takes after parameters and gradients, from the state and the counts of steps.
+        fixed: what it takes by name that is no option here.
+    """
+
+    function: Callable[..., None]
     defaults: Mapping[str, Any]
     slots: Callable[[Mapping[str, Any]], Tuple[str, ...]]
-    apply: Callable[[List[Tensor], List[Tensor], Slots, List[Tensor], Tensor, Mapping[str, Any]], None]
-
-
-def _sgd(
-    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Any, options: Mapping[str, Any]
-) -> None:
-    # A buffer of zeros is torch's first step: momentum * 0 + gradient.
-    sgd(
-        params,
-        grads,
-        [*slots.get("momentum_buffer", [None] * len(params))],
-        dampening=0.0,
-        maximize=False,
-        foreach=False,
-        fused=False,
-        lr=lr,
-        **options,
-    )
-
-
-def _rmsprop(
-    params: List[Tensor], grads: List[Tensor], slots: Slots, steps: List[Tensor], lr: Any, options: Mapping[str, Any]
-) -> None:
-    rmsprop(
-        params,
-        grads,
-        slots["square_avg"],
-        slots.get("grad_avg", []),
-        slots.get("momentum_buffer", []),
-        steps,
-        foreach=False,
-        maximize=False,
-        differentiable=False,
-        capturable=False,
-        has_complex=False,
-        lr=lr,
-        **options,
-    )
-
-
-def _adam_with(function: Callable[..., None]) -> Callable[..., None]:
-    def apply(
-        params: List[Tensor],
-        grads: List[Tensor],
-        slots: Slots,
-        steps: List[Tensor],
-        lr: Any,
-        options: Mapping[str, Any],
-    ) -> None:
-        beta1, beta2 = options["betas"]
-        function(
-            params,
-            grads,
-            slots["exp_avg"],
-            slots["exp_avg_sq"],
-            [],
-            steps,
-            foreach=False,
-            fused=False,
-            amsgrad=False,
-            maximize=False,
-            capturable=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=options["weight_decay"],
-            eps=options["eps"],
-        )
-
-    return apply
-
-
-def _adam_slots(options: Mapping[str, Any]) -> Tuple[str, ...]:
-    return ("exp_avg", "exp_avg_sq")
-
-
-def _sgd_slots(options: Mapping[str, Any]) -> Tuple[str, ...]:
-    return ("momentum_buffer",) if options["momentum"] else ()
+    lists: Callable[[Slots, List[Tensor]], List[List[Any]]]
+    fixed: Mapping[str, Any]
 
 
 def _rmsprop_slots(options: Mapping[str, Any]) -> Tuple[str, ...]:
@@ -108,14 +41,35 @@ def _rmsprop_slots(options: Mapping[str, Any]) -> Tuple[str, ...]:
     )
 
 
+def _adam_rule(function: Callable[..., None], weight_decay: float) -> OptimizerRule:
+    return OptimizerRule(
+        function,
+        {"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": weight_decay},
+        lambda options: ("exp_avg", "exp_avg_sq"),
+        lambda slots, steps: [slots["exp_avg"], slots["exp_avg_sq"], [], steps],
+        {"foreach": False, "fused": False, "amsgrad": False, "maximize": False, "capturable": False},
+    )
+
+
 RULES: Dict[str, OptimizerRule] = {
-    "sgd": OptimizerRule({"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}, _sgd_slots, _sgd),
+    "sgd": OptimizerRule(
+        sgd,
+        {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+        lambda options: ("momentum_buffer",) if options["momentum"] else (),
+        # A buffer of zeros is torch's first step: momentum * 0 + gradient.
+        lambda slots, steps: [[*slots.get("momentum_buffer", [None] * len(steps))]],
+        {"dampening": 0.0, "maximize": False, "foreach": False, "fused": False},
+    ),
     # alpha and eps as A2C has used them since its first implementations.
     "rmsprop": OptimizerRule(
-        {"alpha": 0.99, "eps": 1e-5, "momentum": 0.0, "centered": False, "weight_decay": 0.0}, _rmsprop_slots, _rmsprop
+        rmsprop,
+        {"alpha": 0.99, "eps": 1e-5, "momentum": 0.0, "centered": False, "weight_decay": 0.0},
+        _rmsprop_slots,
+        lambda slots, steps: [slots["square_avg"], slots.get("grad_avg", []), slots.get("momentum_buffer", []), steps],
+        {"foreach": False, "maximize": False, "differentiable": False, "capturable": False, "has_complex": False},
     ),
-    "adam": OptimizerRule({"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 0.0}, _adam_slots, _adam_with(adam)),
-    "adamw": OptimizerRule({"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 1e-2}, _adam_slots, _adam_with(adamw)),
+    "adam": _adam_rule(adam, 0.0),
+    "adamw": _adam_rule(adamw, 1e-2),
 }
 
 
@@ -174,5 +128,8 @@ class FunctionalOptimizer:
         new_params = [param.detach().clone() for param in params]
         new_slots = {slot: [tensor.clone() for tensor in tensors] for slot, tensors in slots.items()}
         steps = [step.clone() for _ in params]  # torch counts them one by one, in place
-        self.rule.apply(new_params, grads, new_slots, steps, lr, self.options)
+        named = dict(self.options)
+        if "betas" in named:
+            named["beta1"], named["beta2"] = named.pop("betas")
+        self.rule.function(new_params, grads, *self.rule.lists(new_slots, steps), **self.rule.fixed, **named, lr=lr)
         return new_params, new_slots, step + 1

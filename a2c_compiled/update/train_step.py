@@ -1,13 +1,12 @@
 """One A2C update as one pure function, and the object that applies it."""
 
-from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, CoefficientModule, positive_int
-from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
@@ -141,8 +140,6 @@ class TrainStep(CoefficientModule):
             self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
-        if self.lr.device.type == "cpu":
-            keep_freed_memory()  # the activations', which are of a size that the system otherwise hands out anew at every call
 
     def __getstate__(self) -> Dict[str, Any]:
         """Without the compiled functions, which neither copy nor pickle; the copy compiles its own."""
@@ -197,23 +194,25 @@ class TrainStep(CoefficientModule):
 
     def forward(self, rollout: Rollout) -> TrainMetrics:
         """Update the parameters from ``rollout``; the metrics are detached scalars."""
-        return self._called(self._run, rollout)
+        with self._calling(rollout):
+            return self._run(self, rollout)
 
     def many(self, rollouts: Rollout) -> TrainMetrics:
         """Update the parameters from each rollout of ``[K, T, N, ...]`` in turn, in one graph that is ``K`` updates long.
 
         Saves what it takes to call a graph, which is most of a small update's time on a GPU. The metrics are ``[K]``.
         """
-        return self._called(self._run_many, rollouts)
+        with self._calling(rollouts):
+            return self._run_many(self, rollouts)
 
-    def _called(self, run: Callable[["TrainStep", Rollout], TrainMetrics], rollout: Rollout) -> TrainMetrics:
+    @contextmanager
+    def _calling(self, rollout: Rollout) -> Iterator[None]:
         if not isinstance(rollout, Rollout):
             raise TypeError(f"rollout: expected a Rollout, got {type(rollout).__name__}")
         with self._tracing:
-            metrics = run(self, rollout)
+            yield
         if torch.is_autocast_enabled(rollout.reward.device.type):
             torch.clear_autocast_cache()  # it holds the parameters as they were
-        return metrics
 
     def _update(self, rollout: Rollout) -> TrainMetrics:
         state = self.state()

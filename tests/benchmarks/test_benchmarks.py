@@ -319,10 +319,6 @@ def test_the_command_has_help(capsys):
     assert "any of estimators, sweep, packed, loss, update, policy, integrations, with commas between (default: all)" in text
 
 
-def test_the_subjects_of_the_command_are_those_there_are():
-    assert tuple(SUBJECTS) == cli.SUBJECTS
-
-
 def test_the_command_runs_what_was_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shapes, "quick", lambda device: TINY._replace(device=device))
     assert bench("--quick", "--device", "cpu", "--subject", "policy", "--out", tmp_path / "out") == 0

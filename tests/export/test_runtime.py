@@ -21,7 +21,7 @@ from a2c_compiled.demo.bare_environment import make_bare_environment
 from a2c_compiled.export.on_device import learn_policy, play_policy, runtime
 from a2c_compiled.export.on_device.runtime import Learner, Policy
 from a2c_compiled.training import TrainConfig
-from a2c_compiled.training.trainer import make_loss
+from a2c_compiled.training.construction import make_loss
 from a2c_compiled.update import Rollout, TrainStep
 
 FEATURES, CHOICES, DIM, SAMPLES = 4, 2, 3, 2

@@ -230,6 +230,31 @@ def test_help_of_train_has_an_option_for_every_field_of_its_configuration(capsys
     assert "name of a gymnasium environment (default: CartPole-v1)" in text
 
 
+def test_help_of_train_is_there_where_python_drops_docstrings(capsys):
+    command = [sys.executable, "-OO", "-m", "a2c_compiled.cli", "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run("train", "--help") == 0
+    assert (done.returncode, done.stdout.split()) == (0, capsys.readouterr().out.split())
+
+
+def test_the_package_and_the_commands_names_need_torch_alone():
+    code = """
+        import sys
+        for name in ("gymnasium", "safetensors", "tqdm", "matplotlib", "onnx", "onnxscript", "onnxruntime"):
+            sys.modules[name] = None
+        import a2c_compiled, a2c_compiled.losses, a2c_compiled.recurrent, a2c_compiled.update
+        from a2c_compiled.cli import main
+        try:
+            main(["--help"])
+        except SystemExit as stop:
+            assert stop.code == 0
+        assert not any(name.startswith(f"a2c_compiled.{part}") for part in ("training", "environments") for name in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "play episodes with a trained run" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["export", "verify", "demo"])
 def test_every_command_has_help(command, capsys):
     assert run(command, "--help") == 0
@@ -326,7 +351,7 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_others(scripted, capsys):
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("a2c_compiled.training.trainer.train", lambda config: pytest.fail("trained"))
+    monkeypatch.setattr("a2c_compiled.training.train", lambda *arguments, **options: pytest.fail("trained"))
     assert run("train", *TINY, "--out", tmp_path / "file" / "run") == 2
     assert "file" in one_line_on_stderr(capsys)
 

@@ -9,8 +9,10 @@ import io
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -156,13 +158,18 @@ def together(folder):
     return 0
 
 
-def dying(folder, when):
-    """The command ``train``, of which the second process dies before an update, the first time that it is started."""
+def dying(folder, when, seconds=0.0):
+    """The command ``train``, of which the second process dies before an update, the first time that it is started.
+
+    The first one is busy elsewhere for some ``seconds`` then, so that its machine hears of the death before it does.
+    """
     original = Trainer.update
 
     def update(self):
-        if (self.processes.rank, self.processes.restarts, self.updates) == (1, 0, int(when)):
-            os._exit(3)
+        if (self.processes.restarts, self.updates) == (0, int(when)):
+            if self.processes.rank == 1:
+                os._exit(3)
+            time.sleep(float(seconds))
         return original(self)
 
     Trainer.update = update
@@ -177,6 +184,34 @@ def torchrun(*arguments, restarts=0):
     command += ["--max-restarts", str(restarts), *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return ended.returncode, ended.stdout + ended.stderr
+
+
+def torchrun_on_two_machines(*arguments, restarts=0):
+    """A process on each, both here; their exit statuses, and what they said."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+    ]
+    command += ["--rdzv-endpoint", endpoint, "--max-restarts", str(restarts), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    machines = [subprocess.Popen(command, env=environment, **out) for _ in range(2)]
+    try:
+        said = [machine.communicate(timeout=300)[0] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    return [machine.returncode for machine in machines], "".join(said)
 
 
 # Two processes that live
@@ -250,9 +285,6 @@ def test_one_process_writes_for_both(runs, ranks):
     assert load_progress(runs / "torch")["updates"] == [3, 6, 9, 12]
 
 
-# (rest)
-
-
 @pytest.mark.parametrize("wrapped", ["data_parallel", "fully_sharded"])
 def test_torchs_wrappers_learn_what_one_process_learns(ranks, wrapped):
     loss = own_loss(across_processes=False)
@@ -312,6 +344,14 @@ def test_a_process_that_dies_ends_the_run(tmp_path):
 def test_torchrun_starts_them_anew_and_they_go_on_from_the_last_checkpoint(runs, tmp_path):
     status, said = torchrun(__file__, "dying", tmp_path, 7, restarts=1)
     assert status == 0, said
+    bit_for_bit(tensors(tmp_path), tensors(runs / "torch"))
+    assert load_progress(tmp_path)["updates"] == [3, 6, 9, 12]
+
+
+def test_machines_that_count_restarts_differently_meet_each_other_again(runs, tmp_path):
+    """The machine of the process that lives starts it anew because the other one waits, which torchrun does not count."""
+    statuses, said = torchrun_on_two_machines(__file__, "dying", tmp_path, 7, 5.0, restarts=1)
+    assert statuses == [0, 0], said
     bit_for_bit(tensors(tmp_path), tensors(runs / "torch"))
     assert load_progress(tmp_path)["updates"] == [3, 6, 9, 12]
 

@@ -1,12 +1,15 @@
 """What a run logs: its rows in progress.csv and in TensorBoard, across interruptions, resumption and full disks."""
 
 import errno
+import io
 import math
 import os
+from pathlib import Path
 
 import pytest
 
-from a2c_compiled.training.log import RunLog, load_progress
+from a2c_compiled.training.log import COLUMNS, RunLog, load_progress
+from a2c_compiled.update import TrainMetrics
 
 
 def row(steps, **columns):
@@ -27,12 +30,26 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
     assert progress == {name: [one[name] for one in rows] for name in rows[0]}
 
 
+def writing_with(patch, write):
+    """What is written to files goes through ``write``, which is given the system's own and the bytes."""
+
+    class File(io.FileIO):
+        def write(self, data):
+            return write(super().write, bytes(data))
+
+    def opened(path, mode="r", *options, **named):
+        if mode == "r" or "b" in mode:
+            return open(path, mode, *options, **named)
+        return io.TextIOWrapper(io.BufferedWriter(File(path, mode)), **named)
+
+    patch.setattr(Path, "open", opened)
+
+
 def test_every_row_is_in_the_file_at_once_and_in_one_write(tmp_path, monkeypatch):
     written = []
-    write = os.write
     with RunLog(tmp_path, 1000, progress=False, tensorboard=False) as log:
         log.write(row(1))
-        monkeypatch.setattr(os, "write", lambda file, line: written.append(line) or write(file, line))
+        writing_with(monkeypatch, lambda write, line: written.append(line) or write(line))
         for steps in range(2, 5):
             log.write(row(steps))
             assert load_progress(tmp_path)["steps"] == list(range(1, steps + 1))
@@ -114,18 +131,20 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def half(write):
-    return lambda file, line: write(file, line[: len(line) // 2])
+def half(write, line):
+    return write(line[: len(line) // 2]) if line.endswith(b"2,0.2,0.1\n") else full()
 
 
-@pytest.mark.parametrize("fails", [lambda write: full, half], ids=["none_of_it", "half_of_it"])
+@pytest.mark.parametrize("fails", [full, half], ids=["none_of_it", "half_of_it"])
 def test_a_full_disk_is_warned_about_once_and_leaves_whole_lines(tmp_path, monkeypatch, fails):
     with RunLog(tmp_path, 1000, progress=False, tensorboard=False) as log:
         log.write(row(1))
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", fails(os.write))
+            writing_with(patch, fails)
             with pytest.warns(RuntimeWarning, match="its log is incomplete: .*No space left"):
                 log.write(row(2))
+            assert load_progress(tmp_path)["steps"] == [1]
+            assert (tmp_path / "progress.csv").read_bytes().endswith(b"2,0.2" if fails is half else b"1,0.1,0.1\n")
             log.write(row(3))  # would raise what it warns of
         log.write(row(4))
     assert load_progress(tmp_path)["steps"] == [1, 4]
@@ -166,6 +185,11 @@ def test_the_bar_shows_how_far_and_how_well(tmp_path, capsys):
     assert "compiling the update" in shown
     assert "600/1.00k" in shown
     assert "return=-0.5, critic=0.1" in shown
+
+
+def test_every_output_of_the_loss_that_has_a_panel_or_a_word_of_its_own_is_one():
+    of_the_run = {"return", "episode_length", "episodes", "lr", "updates", "skipped", "seconds", "steps_per_second"}
+    assert COLUMNS.keys() - of_the_run <= set(TrainMetrics._fields)
 
 
 # TensorBoard

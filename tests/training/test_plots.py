@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from a2c_compiled.cli import main
 from a2c_compiled.training.log import RunLog
-from a2c_compiled.training.plots import group_runs, plot_learning_curves, plot_runs
+from a2c_compiled.training.plots import plot_learning_curves, plot_runs
+from a2c_compiled.training.run_folder import group_runs
 
 GOAL = 475.0
 

@@ -47,7 +47,7 @@ def test_a_preset_says_nothing_that_is_the_default(name):
 @pytest.mark.parametrize(("given", "expected"), [([], "preset"), (["--lr", "0.125", "--hidden", "8", "4"], "given")])
 def test_options_go_before_those_of_the_preset(tmp_path, given, expected):
     """And those of the preset before the defaults."""
-    arguments = cli._parser().parse_args(["train", "--preset", "breakout", "--out", str(tmp_path / "run"), *given])
+    arguments = cli._parser("train").parse_args(["train", "--preset", "breakout", "--out", str(tmp_path / "run"), *given])
     config = cli._train_config(arguments)
     options = PRESETS["breakout"] if expected == "preset" else {**PRESETS["breakout"], "lr": 0.125, "hidden": (8, 4)}
     assert config == TrainConfig(**options)

@@ -2,9 +2,13 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import math
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import gymnasium
 import numpy as np
@@ -12,16 +16,17 @@ import pytest
 import torch
 from torch import nn
 
-from a2c_compiled import distributions, training
+from a2c_compiled import TrainStep, distributions
 from a2c_compiled.environments import make_environments, observation_tensor
 from a2c_compiled.networks.for_spaces import distribution_for, mlp
 from a2c_compiled.networks.observation_norm import ObservationNorm
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.training import TrainConfig, train
+from a2c_compiled.training.construction import compiles, make_loss, seed_everything
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.run_folder import load_run, load_step
-from a2c_compiled.training.trainer import Trainer, compiles, make_loss, seed_everything
+from a2c_compiled.training.trainer import Trainer
 
 
 def config(**changes):
@@ -94,7 +99,7 @@ def test_returns_are_means_of_the_last_hundred_episodes():
     assert math.isnan(train(config(total_steps=20), progress=False).history[0]["return"]), "no episode has ended yet"
     seed_everything(0)
     loss = make_loss(config())
-    step = training.TrainStep(loss, "rmsprop", config().lr, 0.5, compile=False)
+    step = TrainStep(loss, "rmsprop", config().lr, 0.5, compile=False)
     seed_everything(0)
     collector = RolloutCollector(make_environments("CartPole-v1", 4), loss, 5, seed=0)
     returns, lengths = [], []
@@ -281,12 +286,22 @@ def test_progress_is_shown_where_asked_for(capsys, tmp_path):
     assert "my_run: 100%" in capsys.readouterr().err
 
 
-def test_what_training_offers_is_imported_when_asked_for():
-    assert set(training.__all__) >= {"Rollout", "RolloutCollector", "TrainConfig", "TrainResult", "TrainStep", "train"}
-    for name in training.__all__:
-        assert getattr(training, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        training.trian  # noqa: B018
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("training", {"TrainConfig", "TrainResult", "Trainer", "train"}),
+        ("rollouts", {"RolloutCollector"}),
+        (
+            "environments",
+            {"TensorEnvironments", "GymnasiumEnvironments", "CartPole", "Pendulum", "make_environments", "make_vector"},
+        ),
+        ("update", {"Rollout", "TrainMetrics", "TrainState", "TrainStep", "keep_freed_memory"}),
+    ],
+)
+def test_packages_offer_what_is_theirs(package, names):
+    module = importlib.import_module(f"a2c_compiled.{package}")
+    assert set(module.__all__) >= names
+    assert all(getattr(module, name).__name__ == name for name in names)
 
 
 # Networks and observations
@@ -392,3 +407,18 @@ def test_weights_of_other_networks_are_refused(run):
     (run / "config.json").write_text(json.dumps({**fields, "hidden": [16]}))
     with pytest.raises(ValueError, match=r"run: the checkpoint in .* does not hold what config\.json describes"):
         load_run(run)
+
+
+def test_the_application_keeps_freed_memory_and_the_library_does_not():
+    code = """
+        from a2c_compiled.kernels.cpu_scan import keep_freed_memory
+        from a2c_compiled.training import TrainConfig, Trainer
+        from a2c_compiled.training.construction import make_loss, make_step
+        config = TrainConfig(device="cpu")
+        make_step(config, make_loss(config), compile=False)
+        assert keep_freed_memory.cache_info().currsize == 0
+        Trainer(config)
+        assert keep_freed_memory.cache_info().currsize == 1
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
