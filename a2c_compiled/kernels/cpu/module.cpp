@@ -1,0 +1,293 @@
+// The fused scans on the CPU, as a Python module.
+//
+// Plain C++ behind two Python functions: no torch headers, so that it builds in seconds and works with every version of torch.
+// The caller of `run` has checked everything: dtypes, shapes, devices. `call` checks, and leaves alone whatever is not plain.
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+
+#include "scan.h"
+
+// The module's name: the same source is built for several instruction sets.
+#define TEXT_(name) #name
+#define TEXT(name) TEXT_(name)
+#define INIT_(name) PyInit_##name
+#define INIT(name) INIT_(name)
+
+namespace {
+
+using Scan = void (*)(void* const*, Dim*, int, const Dim&);
+
+struct Entry {
+  const char* name;
+  int coefficients, values, flags, operands;
+  Scan single, wide;
+};
+
+template <class Form>
+constexpr Entry kEntry = {Form::kName, Form::kCoefficients, Form::kValues, Form::kFlags, Cursor<float, Form>::kOperands,
+                          scan<Form, float>, scan<Form, double>};
+
+template <class... Forms>
+struct Table {
+  static constexpr Entry entries[] = {kEntry<Forms>...};
+  explicit Table(List<Forms...>) {}
+};
+constexpr auto& kForms = decltype(Table(AllForms{}))::entries;
+
+PyObject* fail(const char* message) {
+  if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, message);
+  return nullptr;
+}
+
+// A reference of one's own, given back at the end of the scope.
+struct Result {
+  PyObject* object;
+  explicit Result(PyObject* object) : object(object) {}
+  Result(const Result&) = delete;
+  ~Result() { Py_XDECREF(object); }
+};
+
+// forms() -> the names, in the order of their numbers.
+PyObject* forms(PyObject*, PyObject*) {
+  const Result names(PyList_New(0));
+  for (const Entry& form : kForms) {
+    const Result name(names.object ? PyUnicode_FromString(form.name) : nullptr);
+    if (name.object == nullptr || PyList_Append(names.object, name.object) < 0) return nullptr;
+  }
+  Py_INCREF(names.object);
+  return names.object;
+}
+
+bool read(PyObject* tuple, int64_t* values, Py_ssize_t count) {
+  for (Py_ssize_t i = 0; i < count; ++i) values[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
+  return !PyErr_Occurred();
+}
+
+// run(form, is_double, dim, tensor, ...): inputs and outputs in the order of the form. Zero-dimensional ones are as if expanded.
+PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr Py_ssize_t kFirstOperand = 3;
+  static PyObject* const kDataPtr = PyUnicode_InternFromString("data_ptr");
+  static PyObject* const kStride = PyUnicode_InternFromString("stride");
+  const long number = nargs > kFirstOperand ? PyLong_AsLong(args[0]) : -1;
+  if (number < 0 || number >= long(sizeof kForms / sizeof *kForms)) return fail("run: bad form");
+  const Entry& form = kForms[number];
+  if (nargs != kFirstOperand + form.operands) return fail("run: bad number of operands");
+  const Py_ssize_t dim = PyLong_AsSsize_t(args[2]);
+  int64_t sizes[kMaxDims], strides[kMaxDims];
+  const Result shape(PyObject_GetAttrString(args[nargs - 1], "shape"));
+  if (shape.object == nullptr) return nullptr;
+  const Py_ssize_t dims = PyTuple_Size(shape.object);
+  if (dims < 1 || dims > kMaxDims || dim < 0 || dim >= dims) return fail("run: bad shape or dim");
+  if (!read(shape.object, sizes, dims)) return nullptr;
+  Dim time{}, batch[kMaxDims];
+  bool empty = false;
+  for (Py_ssize_t d = 0, b = 0; d < dims; ++d) {
+    (d == dim ? time : batch[b++]).size = sizes[d];
+    empty = empty || sizes[d] == 0;
+  }
+  void* data[kMaxOperands];
+  for (int k = 0; k < form.operands; ++k) {
+    const Result pointer(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kDataPtr, nullptr));
+    if (pointer.object == nullptr) return nullptr;
+    const Result stride(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kStride, nullptr));
+    if (stride.object == nullptr) return nullptr;
+    data[k] = PyLong_AsVoidPtr(pointer.object);
+    if (data[k] == nullptr && !empty) return fail("run: a tensor without memory");
+    std::fill(strides, strides + dims, 0);
+    const Py_ssize_t given = PyTuple_Size(stride.object);
+    if (given != dims && given != 0) return fail("run: bad number of dimensions");
+    if (!read(stride.object, strides, given)) return nullptr;
+    for (Py_ssize_t d = 0, b = 0; d < dims; ++d) (d == dim ? time : batch[b++]).stride[k] = strides[d];
+  }
+  const bool is_double = PyObject_IsTrue(args[1]);
+  if (PyErr_Occurred()) return nullptr;
+  if (!empty) {
+    Py_BEGIN_ALLOW_THREADS;
+    (is_double ? form.wide : form.single)(data, batch, int(dims) - 1, time);
+    Py_END_ALLOW_THREADS;
+  }
+  Py_RETURN_NONE;
+}
+
+// DLPack's interface in C, as far as it is used: it stands still where torch's own does not, and reads a tensor in nanoseconds.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id, ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct DLPack {
+  static constexpr uint32_t kMajor = 1;
+  enum { kCpu = 1, kFloat = 2, kBool = 6 };
+  uint32_t major, minor;
+  void *previous, *allocate, *from_object, *to_object;
+  int (*read)(void* object, DLTensor* tensor);
+};
+
+// torch, as far as `call` has to know it. Never given back: at exit there is no interpreter to take it.
+struct Torch {
+  PyObject* const module = PyImport_ImportModule("torch");
+  PyObject* const tensor = get(module, "Tensor");
+  PyObject* const float32 = get(module, "float32");
+  PyObject* const float64 = get(module, "float64");
+  PyObject* const empty_like = get(module, "empty_like");
+  PyObject* const is_grad_enabled = get(module, "is_grad_enabled");
+  PyObject* const is_neg = get(tensor, "is_neg");
+  PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+  const DLPack* const dlpack = interface(get(tensor, "__dlpack_c_exchange_api__"));
+
+  static PyObject* get(PyObject* object, const char* name) { return object ? PyObject_GetAttrString(object, name) : nullptr; }
+
+  static const DLPack* interface(PyObject* capsule) {
+    auto found = capsule ? static_cast<const DLPack*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api")) : nullptr;
+    PyErr_Clear();  // older versions have none
+    return found != nullptr && found->major == DLPack::kMajor ? found : nullptr;
+  }
+};
+const Torch& torch() {
+  static const Torch& once = *new Torch;
+  return once;
+}
+
+// The operands of a call. What says no does not say why: the error is left to whoever takes the call over.
+struct Operands {
+  const Entry& form;
+  PyObject* const* inputs;
+  const int first_flag, num_inputs;
+  void* data[kMaxOperands];
+  Dim time, batch[kMaxDims];
+  DLTensor like;  // the last value, whose shape and dtype all share
+  Py_ssize_t dim;
+  int64_t numel;
+  double numbers[kMaxOperands];
+  PyObject* layout = nullptr;  // a value that is laid out as the flags are
+
+  Operands(const Entry& form, PyObject* const* inputs)
+      : form(form), inputs(inputs), first_flag(form.coefficients + form.values), num_inputs(first_flag + form.flags) {}
+
+  bool take(PyObject* time_dim, int64_t most_elements) {
+    if (torch().dlpack == nullptr || !PyLong_CheckExact(time_dim) || !read(inputs[first_flag - 1], &like)) return false;
+    if (like.code != DLPack::kFloat || (like.bits != 32 && like.bits != 64) || like.ndim > kMaxDims) return false;
+    dim = PyLong_AsSsize_t(time_dim);
+    dim += dim < 0 ? like.ndim : 0;
+    if (dim < 0 || dim >= like.ndim) return false;
+    numel = 1;
+    for (int d = 0, b = 0; d < like.ndim; ++d) numel *= (d == dim ? time : batch[b++]).size = like.shape[d];
+    if (numel == 0 || numel > most_elements) return false;
+    DLTensor flags = like;
+    if (form.flags > 0 && !read(inputs[first_flag], &flags)) return false;
+    for (int k = 0; k < num_inputs; ++k)
+      if (!(k < form.coefficients && number(k)) && !input(k, flags)) return false;
+    return true;
+  }
+
+  // Of whatever is no subclass, and so behaves as a tensor does.
+  static bool read(PyObject* object, DLTensor* tensor) {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != torch().tensor) return false;
+    if (torch().dlpack->read(object, tensor) != 0 || tensor->device_type != DLPack::kCpu) return false;
+    return tensor->data != nullptr && tensor->byte_offset == 0;
+  }
+
+  bool number(int k) {
+    if (!PyFloat_Check(inputs[k]) && !PyLong_Check(inputs[k])) return false;
+    numbers[k] = PyFloat_AsDouble(inputs[k]);
+    if (like.bits == 32) {
+      const float single = float(numbers[k]);
+      std::memcpy(&numbers[k], &single, sizeof single);
+    }
+    place(k, &numbers[k], nullptr);
+    return true;
+  }
+
+  bool input(int k, const DLTensor& flags) {
+    DLTensor tensor;
+    const bool is_flag = k >= first_flag;
+    if (!read(inputs[k], &tensor) || tensor.code != (is_flag ? DLPack::kBool : DLPack::kFloat)) return false;
+    if (tensor.bits != (is_flag ? 8 : like.bits) || tensor.lanes != 1) return false;
+    const bool scalar = k < form.coefficients && tensor.ndim == 0;
+    if (!scalar && (tensor.ndim != like.ndim || !std::equal(like.shape, like.shape + like.ndim, tensor.shape))) return false;
+    if (!is_flag && !asks_for_nothing(inputs[k])) return false;
+    if (k >= form.coefficients && !is_flag && std::equal(flags.strides, flags.strides + like.ndim, tensor.strides)) layout = inputs[k];
+    place(k, tensor.data, scalar ? nullptr : tensor.strides);
+    return true;
+  }
+
+  // Neither for a gradient, nor to be negated as it is read.
+  static bool asks_for_nothing(PyObject* tensor) {
+    const Result wanted(PyObject_GetAttr(tensor, torch().requires_grad));
+    const Result negated(PyObject_CallFunctionObjArgs(torch().is_neg, tensor, nullptr));
+    if (wanted.object == Py_False) return negated.object == Py_False;
+    const Result enabled(PyObject_CallFunctionObjArgs(torch().is_grad_enabled, nullptr));
+    return enabled.object == Py_False && negated.object == Py_False;
+  }
+
+  void place(int k, void* where, const int64_t* strides) {
+    data[k] = where;
+    for (int d = 0, b = 0; d < like.ndim; ++d) (d == dim ? time : batch[b++]).stride[k] = strides ? strides[d] : 0;
+  }
+
+  // The outputs, laid out as the flags are, which neither a gradient nor a broadcast value distorts.
+  bool make_outputs(PyObject* tuple) {
+    for (int k = num_inputs; k < form.operands; ++k) {
+      PyObject* const output = new_output();
+      DLTensor tensor;
+      if (output == nullptr || PyTuple_SetItem(tuple, k - num_inputs, output) < 0 || !read(output, &tensor)) return false;
+      if (tensor.code != like.code || tensor.bits != like.bits || tensor.ndim != like.ndim) return false;
+      if (!std::equal(like.shape, like.shape + like.ndim, tensor.shape)) return false;
+      place(k, tensor.data, tensor.strides);
+    }
+    return true;
+  }
+
+  PyObject* new_output() const {
+    if (layout != nullptr) return PyObject_CallFunctionObjArgs(torch().empty_like, layout, nullptr);
+    const Result arguments(PyTuple_Pack(1, inputs[first_flag])), options(PyDict_New());
+    if (arguments.object == nullptr || options.object == nullptr) return nullptr;
+    if (PyDict_SetItemString(options.object, "dtype", like.bits == 32 ? torch().float32 : torch().float64) < 0) return nullptr;
+    return PyObject_Call(torch().empty_like, arguments.object, options.object);
+  }
+
+  void scan() {
+    constexpr int64_t kQuick = 16384;  // less takes no longer than to give up the interpreter and have it back
+    PyThreadState* const state = numel > kQuick ? PyEval_SaveThread() : nullptr;
+    (like.bits == 32 ? form.single : form.wide)(data, batch, like.ndim - 1, time);
+    if (state != nullptr) PyEval_RestoreThread(state);
+  }
+};
+
+// call(form, most_elements, dim, coefficient or value or flag, ...): a tuple of the outputs, or None unless all is as the kernel takes
+// it without more ado: numbers, and plain tensors in host memory, of one shape and dtype, none of which asks for a gradient.
+PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
+  constexpr Py_ssize_t kFirstInput = 3;
+  const long number = nargs > kFirstInput ? PyLong_AsLong(args[0]) : -1;
+  if (number < 0 || number >= long(sizeof kForms / sizeof *kForms)) return fail("call: bad form");
+  const Entry& form = kForms[number];
+  Operands operands(form, args + kFirstInput);
+  if (nargs != kFirstInput + operands.num_inputs) return fail("call: bad number of operands");
+  const Result outputs(PyTuple_New(form.operands - operands.num_inputs));
+  if (outputs.object == nullptr) return nullptr;
+  if (!operands.take(args[2], PyLong_AsLongLong(args[1])) || !operands.make_outputs(outputs.object) || PyErr_Occurred()) {
+    PyErr_Clear();
+    Py_RETURN_NONE;
+  }
+  operands.scan();
+  Py_INCREF(outputs.object);
+  return outputs.object;
+}
+
+PyMethodDef methods[] = {
+    {"forms", forms, METH_NOARGS, nullptr},
+    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(run)), METH_FASTCALL, nullptr},
+    {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(call)), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, TEXT(MODULE), nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC INIT(MODULE)() { return PyModule_Create(&module); }
