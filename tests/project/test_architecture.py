@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Iterator, NamedTuple
@@ -196,3 +197,12 @@ def test_no_private_function_takes_more_parameters_than_can_be_overlooked():
     long = {key: f"{place} {key}: {count} parameters" for key, (count, place) in found.items() if count > MOST_PARAMETERS}
     assert [text for key, text in long.items() if key not in LONG_PARAMETER_LISTS] == []
     assert [key for key in LONG_PARAMETER_LISTS if key not in long] == [], "exceptions that are none"
+
+
+def test_the_listing_in_contributing_names_every_room_and_no_file_that_is_gone():
+    listing = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
+    named = set(re.findall(r"[\w.]+\.(?:py|h|cpp)\b|\w+/", listing))
+    rooms = {name for place in ROOMS if (name := PurePosixPath(place).name)[0] != "_"}
+    there = {path.name + "/" * path.is_dir() for top in PLACES for path in [ROOT / top, *(ROOT / top).rglob("*")]} | {"tests/"}
+    assert {name for name in named if name not in there} == set()
+    assert {room for room in rooms if not {f"{room}/", f"{room}.py"} & named} == set()
