@@ -92,13 +92,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     names = [step.name for step in steps("cuda", HERE)]
     parser.add_argument("step", nargs="*", help=f"any of {', '.join(names)} (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(os.environ.get("OUT", ".")),
-        metavar="DIR",
-        help="where results.tgz goes (default: $OUT, or here)",
-    )
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where results.tgz goes (default: here)")
     arguments = parser.parse_args(argv)
     for name in arguments.step:
         if name not in names:
