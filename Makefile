@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # .ready says which inputs the environment was made from; it is made again when they change.
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench check clean
+.PHONY: demo test bench gpu-kit check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
@@ -16,13 +16,17 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/a2c-compiled bench
 
+# All that a bare machine with a GPU lacks, in .gpu/: see benchmarks/gpu/README.md.
+gpu-kit: $(READY)
+	$(BIN)/python -m a2c_compiled.benchmarks.gpu.prepare
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs
+	rm -rf $(VENV) build dist *.egg-info runs .gpu
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

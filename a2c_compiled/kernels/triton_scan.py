@@ -127,8 +127,7 @@ def prepare(
         reference.dtype,
         reference.device,
         tuple(modes),
-        reference.stride(),
-        tuple([operand.stride() if isinstance(operand, Tensor) else None for operand in operands]),
+        (reference.stride(), *[operand.stride() if isinstance(operand, Tensor) else None for operand in operands]),
         tuning.override,
     )
     if plan is None:
@@ -159,10 +158,10 @@ def _plan(
     dtype: torch.dtype,
     device: torch.device,
     modes: Tuple[int, ...],
-    output_strides: Tuple[int, ...],
-    operand_strides: Tuple[Optional[Tuple[int, ...]], ...],
+    layouts: Tuple[Optional[Tuple[int, ...]], ...],
     override: Optional[tuning.Blocks],
 ) -> Optional[_Plan]:
+    """``layouts``: strides of the outputs, then of each operand, None for a number."""
     time = len(shape) + dim
     outer, length, inner = math.prod(shape[:time]), shape[time], math.prod(shape[time + 1 :])
     # The dimensions around time become one of rows, and one of batches where time stands in the middle.
@@ -177,13 +176,13 @@ def _plan(
             return None
         return (0, strides[time], before) if inner == 1 else (before, strides[time], after)
 
-    output = fold(output_strides)
+    output = fold(layouts[0])
     if output is None:
         return None
-    folded = [fold(strides) for strides in operand_strides]
+    folded = [fold(layout) for layout in layouts[1:]]
     copies = tuple(i for i, stride in enumerate(folded) if stride is None)
     strides = (output, *(output if stride is None else stride for stride in folded))
-    data = [output, *(stride for stride, operand in zip(strides[1:], operand_strides, strict=True) if operand)]
+    data = [output, *(stride for stride, operand in zip(strides[1:], layouts[1:], strict=True) if operand)]
     shared = all(stride == output for stride in data)
 
     rows_contiguous = output[2] == 1

@@ -20,6 +20,20 @@ GPU_SHAPES: Shapes = (
     (16, 65_536),
     (1, 1_000_000),
 )
+# In the order of what is to be known first on a GPU that is there for minutes.
+SMOKE_SHAPES: Shapes = (
+    (8, 5),
+    (64, 512),
+    (4096, 128),
+    (32768, 8),
+    (32768, 16),
+    (4096, 2048),
+    (16384, 512),
+    (8192, 4096),
+    (16, 65_536),
+    (1, 1_000_000),
+    (16, 2048),
+)
 
 
 class Plan(NamedTuple):

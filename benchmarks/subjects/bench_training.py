@@ -50,13 +50,12 @@ class Speed(NamedTuple):
     steps: int
 
 
-def speeds(num_envs: int, device: str, samples: int) -> List[Speed]:
+def speeds(num_envs: int, device: str, samples: int, compiling: bool = True) -> List[Speed]:
     """Each way's rollouts are held against CartPole's own dynamics before it is timed."""
-    ways: Dict[str, Callable[[], Trainer]] = {
-        "in torch, eager": lambda: _trainer(num_envs, device, compile=False),
-        "in torch, compiled": lambda: _trainer(num_envs, device, compile=True),
-        "gymnasium's vectorised, compiled": lambda: _trainer(num_envs, device, compile=True, vectorization="gymnasium"),
-    }
+    ways: Dict[str, Callable[[], Trainer]] = {"in torch, eager": lambda: _trainer(num_envs, device, compile=False)}
+    if compiling:
+        ways["in torch, compiled"] = lambda: _trainer(num_envs, device, compile=True)
+        ways["gymnasium's vectorised, compiled"] = lambda: _trainer(num_envs, device, compile=True, vectorization="gymnasium")
     trainers = {name: make() for name, make in ways.items()}
     functions: Dict[str, Callable[[], object]] = {}
     for name, trainer in trainers.items():
@@ -188,9 +187,9 @@ def solve_table(runs: Dict[str, List[Dict[str, float]]]) -> Table:
     return Table(f"Until the greedy policy returns {GOAL:g} over 100 episodes", header, lines, [])
 
 
-def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples: int) -> None:
+def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples: int, compiling: bool = True) -> None:
     """Measure all of it, and write ``training.md`` and ``training.json``."""
-    measured = [speed for n in num_envs for speed in speeds(n, device, samples)]
+    measured = [speed for n in num_envs for speed in speeds(n, device, samples, compiling)]
     print(speed_table(measured).plain(), flush=True)
     runs: Dict[str, List[Dict[str, float]]] = {}
     if seeds:
@@ -229,6 +228,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--num-envs", type=int, nargs="*", default=[8, 64, 1024, 4096])
     parser.add_argument("--seeds", type=int, default=5, help="of the runs until it is solved; 0 leaves them out")
     parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--eager", action="store_true", help="time nothing that compiles first")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--solve", type=int, help=argparse.SUPPRESS)
@@ -242,7 +242,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         )
         print(json.dumps(run))
         return 0
-    measure(arguments.out, arguments.num_envs, arguments.seeds, arguments.device, arguments.samples)
+    measure(arguments.out, arguments.num_envs, arguments.seeds, arguments.device, arguments.samples, not arguments.eager)
     return 0
 
 

@@ -9,21 +9,21 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 
-# Backend, architecture, warp size, most registers a thread.
-TARGETS = {
-    "sm_80": ("cuda", 80, 32, 255),
-    "sm_90": ("cuda", 90, 32, 255),
-    "sm_100": ("cuda", 100, 32, 255),
-    "gfx942": ("hip", "gfx942", 64, 256),
-}
+from a2c_compiled.benchmarks.gpu.ahead_of_time import (  # noqa: E402  (needs Triton)
+    TARGETS,
+    blocks_for,
+    compile_for,
+    compiled,
+    registers_and_spills,
+)
+from a2c_compiled.kernels import scan_forms  # noqa: E402
+
 # Shape and dimension of time: a few steps, one tile, tiles of one warp and of several, splits.
 SHAPES = [
     ((5, 64), -2),
@@ -60,7 +60,7 @@ def test_compiles_without_spills(target):
         # The backward of V-trace has the most operands: two registers too many, once a step, cost nothing beside what it loads.
         wide = kernel["dtype"] == "torch.float64" or kernel["form"] == "vtrace_backward"
         assert kernel["spills"] <= (8 if wide or OLD_PTXAS else 0), kernel
-        assert kernel["registers"] <= TARGETS[target][3], kernel
+        assert kernel["registers"] <= TARGETS[target].registers, kernel
         if kernel["form"] in HOT and kernel["plain"]:
             assert kernel["registers"] <= 128, kernel
         if kernel["plain"] and kernel["blocks"]["splits"] == 1:
@@ -80,50 +80,24 @@ def _compile_elsewhere(target: str) -> list[dict]:
 
 
 def _compile_all(name: str) -> list[dict]:
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
+    compile_for(TARGETS[name])
 
-    from a2c_compiled.kernels import scan_forms
-    from a2c_compiled.kernels.triton import tuning
-
-    backend, architecture, warp_size, _ = TARGETS[name]
-    target = GPUTarget(backend, architecture, warp_size)
-
-    class Device:
-        """What Triton asks its driver for before a launch."""
-
-        def get_current_target(self):
-            return target
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device):
-            return 0
-
-    driver.set_active(Device())
-
-    def compiled(form, shape, dim, dtype=torch.float32, **layout) -> list[dict]:
+    def reports(form, shape, dim, dtype=torch.float32, **layout) -> list[dict]:
         rows, steps = (shape[-1], shape[-2]) if dim == -2 else shape
-        streams = len(form.values) + len(form.outputs)
-        blocks = tuning.choose(dim == -2, 1, rows, steps, dtype.itemsize, streams, warp_size=warp_size)
-        found = []
+        blocks = blocks_for(TARGETS[name], form, shape, dim, dtype)
         key = (form.name, dtype, dim, blocks, -(-steps // (blocks.steps * blocks.chunks)) > 1)
-        if layout or key not in seen:
-            seen.add(key)
-            for kernel in _compile(form, shape, dim, dtype, blocks, **layout):
-                found.append(
-                    {
-                        "form": form.name,
-                        "shape": shape,
-                        "dtype": str(dtype),
-                        "blocks": blocks._asdict(),
-                        # As data mostly is: contiguous, nothing odd, more than a warp's work.
-                        "plain": not layout and rows % 16 == 0 and steps % 8 == 0 and rows * steps >= 1024,
-                        **_report(kernel),
-                    }
-                )
-        return found
+        if not layout and key in seen:
+            return []
+        seen.add(key)
+        described = {
+            "form": form.name,
+            "shape": shape,
+            "dtype": str(dtype),
+            "blocks": blocks._asdict(),
+            # As data mostly is: contiguous, nothing odd, more than a warp's work.
+            "plain": not layout and rows % 16 == 0 and steps % 8 == 0 and rows * steps >= 1024,
+        }
+        return [{**described, **_report(kernel)} for kernel in compiled(form, shape, dim, dtype, blocks, **layout)]
 
     seen: set = set()
     kernels = []
@@ -131,57 +105,24 @@ def _compile_all(name: str) -> list[dict]:
     for form in scan_forms.FORMS:
         shapes = EVERY_SHAPE if whole else SHAPES if name == "sm_90" else [SHAPES[i] for i in (2, 8)]
         for shape, dim in shapes:
-            kernels += compiled(form, shape, dim)
+            kernels += reports(form, shape, dim)
     for form in (scan_forms.GAE, scan_forms.VTRACE_BACKWARD):
         for shape, dim in [SHAPES[i] for i in (2, 8)]:
-            kernels += compiled(form, shape, dim, torch.float64)
-            kernels += compiled(form, shape, dim, torch.bfloat16)
+            kernels += reports(form, shape, dim, torch.float64)
+            kernels += reports(form, shape, dim, torch.bfloat16)
         for shape, dim in [((128, 4096), -2), ((4096, 127), -1)]:
-            kernels += compiled(form, shape, dim, per_step=True)
-            kernels += compiled(form, shape, dim, shared=False)
+            kernels += reports(form, shape, dim, per_step=True)
+            kernels += reports(form, shape, dim, shared=False)
     return kernels
 
 
-def _compile(form, shape, dim, dtype, blocks, per_step=False, shared=True) -> list:
-    from a2c_compiled._precision import working_dtype
-    from a2c_compiled.kernels import triton_scan
-    from a2c_compiled.kernels.triton import tuning
-
-    def empty(dtype: torch.dtype) -> torch.Tensor:
-        """No memory is touched: its size and strides are all that counts."""
-        return torch.empty(shape, dtype=dtype)
-
-    wide = working_dtype(torch.empty(0, dtype=dtype))
-    coefficients = [empty(wide) if per_step else torch.tensor(0.9, dtype=wide) for _ in form.coefficients]
-    values = [empty(dtype) for _ in form.values]
-    if not shared:
-        values[0] = torch.empty((*shape[:-1], shape[-1] + 1), dtype=dtype)[..., :-1]
-    flags = [empty(torch.bool) for _ in form.flags]
-    outputs = form.empty_outputs(values, flags)
-    with tuning.forced(blocks):
-        launches, tensors = triton_scan.prepare(form, coefficients, values, flags, outputs, dim)
-    return [
-        triton_scan.scan_kernel.warmup(*tensors, *launch.arguments, grid=launch.grid, **launch.options) for launch in launches
-    ]
-
-
 def _report(kernel) -> dict:
+    registers, spills = registers_and_spills(kernel)
     if "cubin" in kernel.asm:
-        import triton
-
-        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(kernel.asm["cubin"])
-            file.flush()
-            command = [str(tools / "cuobjdump"), "--dump-resource-usage", file.name]
-            usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        registers, spills = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))
         loads = re.findall(r"ld\.global\S*?(\.v\d)?\.[bf](\d+)", kernel.asm["ptx"])
         widths = [int(vector[2:] or 1) * int(bits) for vector, bits in loads]
     else:
-        code = kernel.asm["amdgcn"]
-        registers, spills = (int(re.search(rf"\.vgpr_{what}:\s+(\d+)", code)[1]) for what in ("count", "spill_count"))
-        loads = re.findall(r"(?:global|buffer)_load_dword(x\d)?\s", code)
+        loads = re.findall(r"(?:global|buffer)_load_dword(x\d)?\s", kernel.asm["amdgcn"])
         widths = [32 * int(vector[1:] or 1) for vector in loads]
     return {
         "registers": registers,

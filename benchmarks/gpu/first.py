@@ -1,0 +1,134 @@
+"""On the machine with the GPU: does it run, is it right, how fast. Needs nothing but Python and what lies beside this file.
+
+``python3 .gpu/first.py [--device cpu|cuda] [--out DIR] [STEP ...]``, every step where none is named. Each step has a limit of its own, so
+that one that hangs costs no other. All results are in ``results.tgz``, written anew after every step. On the CPU, the same steps at small
+sizes: a try of the kit itself.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+HERE = Path(__file__).resolve().parent
+
+
+class Step(NamedTuple):
+    """A module of Python to run, with its arguments, and the seconds that it may take on a GPU."""
+
+    name: str
+    seconds: int
+    arguments: List[str]
+
+
+def steps(device: str, out: Path) -> List[Step]:
+    """In the order of what is to be known first."""
+    common = ["--device", device, "--out"]
+    tests = ["pytest", str(HERE / "tests/kernels/test_gpu.py"), "-c", str(HERE / "pyproject.toml"), "--rootdir", str(HERE)]
+
+    def sized(on_gpu: str, on_cpu: str) -> List[str]:
+        return (on_gpu if device == "cuda" else on_cpu).split()
+
+    return [
+        Step("smoke", 100, ["a2c_compiled.benchmarks.gpu.smoke", *common, f"{out}/smoke.json", *sized("", "--shapes 1")]),
+        Step(
+            "bench",
+            170,
+            ["a2c_compiled.cli", "bench", *common, f"{out}/bench", "--subject"]
+            + sized("estimators,sweep,packed", "packed --quick"),
+        ),
+        Step("tests", 140, [*tests, *sized("-m gpu -q -n 12 --maxfail 30", "-m gpu -q -k wherever_episodes_end")]),
+        Step(
+            "update",
+            60,
+            ["a2c_compiled.cli", "bench", *common, f"{out}/update", "--subject"]
+            + sized("loss,update,policy", "policy --quick"),
+        ),
+        Step(
+            "training",
+            50,
+            ["a2c_compiled.benchmarks.subjects.bench_training", *common, f"{out}/training", "--seeds", "0", "--num-envs"]
+            + sized("1024 4096 65536", "65 --samples 1 --eager"),
+        ),
+    ]
+
+
+def run(step: Step, seconds: int, environment: Dict[str, str], log: Path) -> int:
+    """The exit status of a step, 124 where its time ran out; its output is in ``log``."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *step.arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            process_group=0,  # so that what it started ends with it
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return 124
+
+
+def unpack(site: Path) -> None:
+    """The wheels and peers, where Python will find them."""
+    for wheel in sorted((HERE / "wheels").glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command; the exit status is 1 where a step failed or its time ran out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [step.name for step in steps("cuda", HERE)]
+    parser.add_argument("step", nargs="*", help=f"any of {', '.join(names)} (default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where results.tgz goes (default: here)")
+    arguments = parser.parse_args(argv)
+    for name in arguments.step:
+        if name not in names:
+            parser.error(f"step: expected any of {', '.join(names)}, got {name!r}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    failed = []
+    with tempfile.TemporaryDirectory() as work:
+        site, results = Path(work) / "site", Path(work) / "results"
+        results.mkdir()
+        unpack(site)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(site), str(HERE / "peers")]),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONWARNINGS": "ignore",
+            "TRITON_CACHE_DIR": f"{work}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor",
+            "A2C_TEST_DEVICE": arguments.device,
+        }
+        if shutil.which("nvidia-smi"):
+            query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total"
+            subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], check=False)
+        for step in steps(arguments.device, results):
+            if arguments.step and step.name not in arguments.step:
+                continue
+            log = results / f"{step.name}.log"
+            status = run(step, step.seconds if arguments.device == "cuda" else 10 * step.seconds, environment, log)
+            if status:
+                failed.append(step.name)
+            print(f"=== {step.name}", *log.read_text(errors="replace").splitlines()[-40:], sep="\n")
+            print(f"=== {step.name}: exit status {status}, {time.monotonic() - begun:.0f} s in all", flush=True)
+            with tarfile.open(arguments.out / "results.tgz", "w:gz") as archive:
+                archive.add(results, ".")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Makes a folder that holds all that a bare machine with a GPU lacks: ``python -m a2c_compiled.benchmarks.gpu.prepare``, in a checkout.
+
+The machine needs no network and no compiler: the project's wheel and the packages that are missing there are fetched and built here.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Optional, Sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the wheel is built from.
+SOURCES = ("a2c_compiled", "export", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
+# What the benchmarks need beyond the packages that README.md expects on the machine.
+PACKAGES = ("gymnasium", "cloudpickle", "farama-notifications", "typing-extensions")
+PYTHON = "3.12"
+_GLIBC = ("2_39", "2_35", "2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
+
+
+def prepare(out: Path, packages: Sequence[str] = PACKAGES, rl_triton: Optional[Path] = None) -> None:
+    """Write the folder anew.
+
+    Args:
+        out: the folder.
+        packages: to be fetched for the machine's Python.
+        rl_triton: a checkout of github.com/simonsays1980/rl-triton, to measure against.
+
+    Raises:
+        ValueError: this is no checkout of the project, or ``rl_triton`` none of that one.
+    """
+    if not (ROOT / "tests" / "kernels" / "test_gpu.py").is_file():
+        raise ValueError(f"expected to run in a checkout of the project, which has the tests too, got {ROOT}")
+    if rl_triton is not None and not (rl_triton / "src" / "rl_triton").is_dir():
+        raise ValueError(f"rl_triton: expected a checkout with a folder src/rl_triton, got {rl_triton}")
+    shutil.rmtree(out, ignore_errors=True)
+    wheels = out / "wheels"
+    wheels.mkdir(parents=True)
+    build_wheel(wheels)
+    if packages:
+        platforms = [f"--platform=manylinux_{version}_x86_64" for version in _GLIBC]
+        _pip("download", "--no-deps", "--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms,
+             f"--constraint={ROOT / 'constraints.txt'}", f"--dest={wheels}", *packages)  # fmt: skip
+    shutil.copytree(ROOT / "tests", out / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", out)
+    shutil.copy(Path(__file__).with_name("first.py"), out)
+    if rl_triton is not None:
+        shutil.copytree(rl_triton / "src" / "rl_triton", out / "peers" / "rl_triton")
+
+
+def build_wheel(folder: Path) -> Path:
+    """The project's wheel, from a copy of its sources: nothing that an earlier build left gets into it."""
+    with tempfile.TemporaryDirectory() as copied:
+        copy = copy_sources(Path(copied) / "sources")
+        _pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(copy))
+    (wheel,) = folder.glob("a2c_compiled-*.whl")
+    return wheel
+
+
+def copy_sources(folder: Path) -> Path:
+    """What the wheel is built from, links as links, without what was built or compiled."""
+    folder.mkdir(parents=True)
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.so")
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def _pip(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"pip {arguments[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / ".gpu", metavar="DIR", help="made anew (default: .gpu in the checkout)"
+    )
+    parser.add_argument("--rl-triton", type=Path, metavar="DIR", help="a checkout of rl-triton, to measure against")
+    arguments = parser.parse_args(argv)
+    prepare(arguments.out, rl_triton=arguments.rl_triton)
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
+    print(f"{arguments.out}: {size / 1e6:.1f} MB; there: python3 {arguments.out.name}/first.py")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

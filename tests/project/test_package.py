@@ -1,0 +1,167 @@
+"""What is installed: every module and nothing else, from the tree and from the sdist; without the extras what needs none."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from test_architecture import MODULES, ROOMS, ROOT, room_of
+
+from a2c_compiled.benchmarks.gpu import prepare
+
+PYTHON_FILES = {f"a2c_compiled/{module.place}.py" for module in MODULES.values()}
+FILES = PYTHON_FILES | {"a2c_compiled/py.typed"}
+KERNELS = {"a2c_compiled/kernels/_cpu.abi3.so", "a2c_compiled/kernels/_cpu_avx2.abi3.so"}
+CPP = {f"a2c_compiled/kernels/cpu/{name}" for name in ("forms.h", "scan.h", "module.cpp")}
+
+# What the package may find beside torch: extras, peers, and Triton, which a CPU does without.
+EXTRAS = (
+    *("gymnasium", "onnx", "onnxscript", "onnxruntime", "safetensors", "matplotlib", "tensorboard", "tqdm"),
+    *("torchrl", "tensordict", "stable_baselines3", "numba", "triton", "numpy"),
+)
+# Of what is below the package's own names, the rooms on gymnasium and on Triton.
+ON_EXTRAS = ("networks", "environments", "kernels/triton", "kernels/triton_scan")
+TORCH_ALONE = sorted(
+    name
+    for name, module in MODULES.items()
+    if room_of(module.place) >= ROOMS.index("__init__") and not module.place.startswith(ON_EXTRAS)
+)
+
+IMPORT_ALL = """
+import importlib, sys, traceback
+
+class Without:
+    # Not to be found, as what is not installed: for `import` and for `find_spec` alike.
+    def __init__(self, finder, packages):
+        self.finder, self.packages = finder, packages
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in self.packages else self.finder.find_spec(name, path, target)
+
+site, blocked, *names = sys.argv[1:]
+sys.meta_path[:] = [Without(finder, blocked.split(",")) for finder in sys.meta_path]
+for name in names:
+    try:
+        module = importlib.import_module(name)
+    except BaseException:
+        sys.exit(f"{name} cannot be imported:\\n{traceback.format_exc()}")
+    if not module.__file__.startswith(site):
+        sys.exit(f"{name}: expected from {site}, got {module.__file__}")
+print("imported", len(names))
+"""
+
+
+def run(command, cwd, **environment):
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command[:6]}:\n{done.stdout[-3000:]}{done.stderr[-5000:]}"
+    return done.stdout
+
+
+def pip(*arguments, cwd, **environment):
+    return run([sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)], cwd, **environment)
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """Unpacked, as pip does it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    sources = prepare.copy_sources(folder / "sources")
+    run([sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"], sources)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder / "unpacked", filter="data")
+    return folder / "unpacked" / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """Built from the sdist, with the kernels in C++."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, sdist, cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """Where the wheel is installed, alone."""
+    folder = tmp_path_factory.mktemp("site")
+    pip("install", "-q", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel, cwd=folder)
+    return folder
+
+
+def test_the_sdist_has_every_source_as_a_file_of_its_own(sdist):
+    found = {name for name in files_below(sdist) if name.startswith("a2c_compiled/")}
+    assert found == FILES | CPP
+    assert [path for path in sdist.rglob("*") if path.is_symlink()] == []
+
+
+def test_the_wheel_has_every_module_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names - KERNELS == FILES
+    assert "a2c_compiled/kernels/_cpu.abi3.so" in names
+
+
+def test_the_tree_with_its_links_installs_as_the_sdist_does(tmp_path):
+    sources = prepare.copy_sources(tmp_path / "sources")
+    assert (sources / "a2c_compiled" / "export").is_symlink()
+    # Without the kernels in C++, which the wheel above has.
+    options = ("-q", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site")
+    pip("install", *options, ".", cwd=sources, CC="false", CXX="false")
+    assert files_below(tmp_path / "site" / "a2c_compiled") == {name.removeprefix("a2c_compiled/") for name in FILES}
+
+
+@pytest.mark.parametrize(
+    ("blocked", "names"), [("", sorted(MODULES)), (",".join(EXTRAS), TORCH_ALONE)], ids=["every_module", "torch_alone"]
+)
+def test_modules_import_in_an_empty_folder(site, tmp_path, blocked, names):
+    if not blocked:
+        for package in EXTRAS:
+            pytest.importorskip(package)
+    command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, str(site), blocked, *names]
+    printed = run(command, tmp_path, PYTHONPATH=str(site), PYTHONSAFEPATH="1")
+    assert printed.splitlines()[-1] == f"imported {len(names)}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_needs_no_extra_is_what_readers_are_told():
+    rooms = {MODULES[name].place.split("/")[0] for name in TORCH_ALONE}
+    assert rooms >= {"__init__", "distributions", "estimators", "functional", "kernels", "losses", "ops", "recurrent", "update"}
+
+
+def git(*arguments, cwd=ROOT):
+    done = subprocess.run(["git", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        pytest.skip(f"this is no git checkout: {done.stderr.strip()}")
+    return done.stdout.splitlines()
+
+
+def test_git_ignores_what_is_built_and_no_source():
+    built = [
+        "build/lib/x.py",
+        "dist/x.whl",
+        "runs/x.py",
+        ".gpu/first.py",
+        "a2c_compiled.egg-info/x",
+        "a2c_compiled/kernels/_cpu.abi3.so",
+    ]
+    sources = [str(module.path.relative_to(ROOT)) for module in MODULES.values()]
+    not_built = ["a2c_compiled/build/x.py", "export/dist/x.py", "a2c_compiled/training/runs/x.py", "tests/build/x.py"]
+    assert git("check-ignore", "--no-index", *built) == built
+    assert git("check-ignore", "--no-index", *sources, *not_built) == []
+
+
+def test_a_clone_carries_the_links(tmp_path):
+    git("clone", "-q", "--depth", "1", ROOT.as_uri(), tmp_path / "clone")
+    for name in ("export", "benchmarks"):
+        link = tmp_path / "clone" / "a2c_compiled" / name
+        assert link.is_symlink()
+        assert os.readlink(link) == f"../{name}"
+        assert (link / "__init__.py").is_file()
