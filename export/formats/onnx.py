@@ -12,7 +12,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 from torch import nn
 
 from a2c_compiled._files import written_whole
+from a2c_compiled.export.checking import onnx_file
 from a2c_compiled.export.checking.reference_cases import record_cases
+from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.onnx_model.float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_model.model_file import save, tidy, unused_weights_removed
 from a2c_compiled.export.onnx_model.scan import SCANS
@@ -118,3 +120,6 @@ def _check_kernels(path: Path) -> None:
         ) from error
     except Exception as error:  # an opset newer than this onnxruntime; another may know it
         logging.getLogger(__name__).debug("onnxruntime does not load %s: %s", path, error)
+
+
+FORMAT = Format("onnx", ".onnx", export_onnx, onnx_file.load, onnx_file.checks, options=("opset",), has_runtime=True)
