@@ -12,7 +12,7 @@ from a2c_compiled._files import written_together
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
 from a2c_compiled.export.graphs.policies import ActingPolicy
 from a2c_compiled.export.graphs.update_graph import TrainStepGraph
-from a2c_compiled.export.on_device import RUNTIME
+from a2c_compiled.export.on_device import RUNTIME, runtime
 from a2c_compiled.export.onnx_model.model_file import remove_unused_weights
 from a2c_compiled.update import Rollout, TrainStep
 
@@ -61,7 +61,9 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
         export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
         export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)
         state = {name: update.example_inputs[name].numpy() for name in update.state_names}
-        np.savez(folder / f"{path.stem}.state.npz", allow_pickle=False, **state, lr=step.lr.double().numpy())
+        np.savez(
+            (folder / path.name).with_suffix(runtime.STATE_ENDING), allow_pickle=False, **state, lr=step.lr.double().numpy()
+        )
         shutil.copy(RUNTIME, folder)
     for written in (path, acting_path(path)):
         remove_unused_weights(written)
@@ -70,4 +72,4 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
 
 def acting_path(path: Path) -> Path:
     """Where the policy of an exported training step is."""
-    return path.with_suffix(".policy.onnx")
+    return path.with_suffix(runtime.POLICY_ENDING)

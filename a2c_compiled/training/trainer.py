@@ -46,6 +46,12 @@ from a2c_compiled.update.train_step import TrainMetrics, TrainStep
 PATIENCE = 20
 """Updates in a row that may be skipped for a gradient that is not finite."""
 
+NEAR = 0.8
+"""How far below the goal the mean return of sampled episodes may be, as a share of it, for the greedy policy to be tried."""
+
+LOOKS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
+"""First seed and number of the episodes of each trial: a few cost little, and one lucky set of 100 starts is not enough."""
+
 RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
 """What may change when a run is resumed: how long it goes on, where, and what it says of itself."""
 
@@ -319,10 +325,8 @@ class Trainer:
         goal = goal_of(self.config.env, self.config.solved_return)
         if goal is None:
             return False
-        near = self.processes.is_first and _mean(self.returns) >= goal - 0.8 * abs(goal)
-        # A few episodes cost little; twice 100, so that one lucky set of starts is not enough. Each start has the next seed.
-        looks = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
-        return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in looks))
+        near = self.processes.is_first and _mean(self.returns) >= goal - NEAR * abs(goal)
+        return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in LOOKS))
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
         """Mean return of greedy episodes."""

@@ -21,9 +21,7 @@ def load(path: Path) -> Callable[[Mapping[str, np.ndarray]], Dict[str, np.ndarra
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path, load_external_data=False)
     onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said in the error
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = started(path)
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
@@ -33,6 +31,13 @@ def load(path: Path) -> Callable[[Mapping[str, np.ndarray]], Dict[str, np.ndarra
         return dict(zip(names, session.run(None, inputs), strict=True))
 
     return run
+
+
+def started(path: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is said in the error
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def checks(path: Path, cases: Mapping[str, Case]) -> Dict[str, str]:

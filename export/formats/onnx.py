@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
 import onnx
-import onnxruntime
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from torch import nn
@@ -106,10 +105,8 @@ def _output_names(call: Call, given: Optional[Sequence[str]]) -> List[str]:
 
 def _check_kernels(path: Path) -> None:
     """Raise ExportError where onnxruntime knows an operator, but not for this dtype."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        onnx_file.started(path)
     except NoKernel as error:
         operator = re.search(r"implementation for (\w+)", str(error))
         name = operator[1] if operator else str(error)
