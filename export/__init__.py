@@ -3,8 +3,7 @@
 Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 
-from a2c_compiled.export.checking.report import Report
-from a2c_compiled.export.checking.verify import verify
+from a2c_compiled.export.checking.verify import Report, verify
 from a2c_compiled.export.formats.aot import export_aot
 from a2c_compiled.export.formats.onnx import export_onnx
 from a2c_compiled.export.formats.pt2 import export_pt2

@@ -7,8 +7,7 @@ from typing import Iterator, List, NamedTuple, Sequence
 from a2c_compiled._export_names import GRAPHS, TRAIN_STEP
 from a2c_compiled._files import copied_whole
 from a2c_compiled.environments import make_environments
-from a2c_compiled.export.checking.report import Report
-from a2c_compiled.export.checking.verify import verify
+from a2c_compiled.export.checking.verify import Report, verify
 from a2c_compiled.export.formats import FORMATS
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET
 from a2c_compiled.export.graphs.examples import Graph, graphs_of

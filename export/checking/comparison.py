@@ -14,6 +14,7 @@ TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 3e-4, np.dtype(n
 # optimizer makes much, and of their rounding. But the change is taken for no less than this part of the whole, which is rounded too.
 TOLERANCE_OF_CHANGE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 2e-3}
 SMALLEST_CHANGE = 1e-4
+PASSED = "passed"
 
 
 class OutputError(NamedTuple):
@@ -83,3 +84,8 @@ def _worst(one: Optional[OutputError], other: OutputError) -> OutputError:
     if one is None:
         return other
     return OutputError(max(one.absolute, other.absolute), max(one.relative, other.relative), one.passed and other.passed)
+
+
+def summary(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,16 +7,16 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
+from torch import Tensor
 
-from a2c_compiled.export.checking.comparison import compared
+from a2c_compiled.export.checking.comparison import PASSED, compared, summary
 from a2c_compiled.export.checking.reference_cases import Case
-from a2c_compiled.export.checking.report import PASSED, summary
 
 # More than the reference evaluator convolves in a second.
 _MANY_NUMBERS = 2**18
 
 
-def load(path: Path) -> Callable[[Mapping[str, np.ndarray]], Dict[str, np.ndarray]]:
+def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
     """A file in onnxruntime on the CPU, once ``onnx.checker`` and strict shape inference find no fault with it."""
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path, load_external_data=False)
@@ -24,11 +24,11 @@ def load(path: Path) -> Callable[[Mapping[str, np.ndarray]], Dict[str, np.ndarra
     session = started(path)
     names = [output.name for output in session.get_outputs()]
 
-    def run(inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    def run(**inputs: Tensor) -> Dict[str, np.ndarray]:
         missing = sorted(set(inputs) - {value.name for value in session.get_inputs()})
         if missing:
             raise ValueError(f"expected inputs {list(inputs)}, got none for {missing}")
-        return dict(zip(names, session.run(None, inputs), strict=True))
+        return dict(zip(names, session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()}), strict=True))
 
     return run
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, by_name, with_ending, write_program
-from a2c_compiled.export.formats.record import Format, run_in_torch
+from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, by_name, write_program
+from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.program import quiet
 
@@ -47,7 +47,7 @@ def export_aot(
             inductor_configs={"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False},
         )
 
-    return write_program(module, example_inputs, with_ending(path, COMPILED_ENDING), dynamic_axes, write)
+    return write_program(module, example_inputs, path, dynamic_axes, COMPILED_ENDING, write)
 
 
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
@@ -56,4 +56,4 @@ def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
         return by_name(torch._inductor.aoti_load_package(str(path)))
 
 
-FORMAT = Format("aot", COMPILED_ENDING, export_aot, run_in_torch(load_aot))
+FORMAT = Format("aot", COMPILED_ENDING, export_aot, load_aot)

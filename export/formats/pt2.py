@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
-from a2c_compiled.export.formats.record import Format, run_in_torch
+from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
 from a2c_compiled.export.tracing.error_hints import explained
 from a2c_compiled.export.tracing.program import argument_name, exported_program, quiet
@@ -48,7 +48,7 @@ def export_pt2(
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
         torch.export.save(program, temporary, extra_files={METADATA: json.dumps(metadata)})
 
-    return write_program(module, example_inputs, with_ending(path, ENDING), dynamic_axes, write)
+    return write_program(module, example_inputs, path, dynamic_axes, ENDING, write)
 
 
 def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
@@ -62,25 +62,18 @@ def by_name(program: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str
     return lambda **inputs: program(**{argument_name(name): tensor for name, tensor in inputs.items()})
 
 
-def with_ending(path: Union[str, Path], ending: str) -> Path:
-    """``path``.
-
-    Raises:
-        ValueError: it does not end in ``ending``, or in the longer of the two endings instead.
-    """
-    if not str(path).endswith(ending) or (ending == ENDING and str(path).endswith(COMPILED_ENDING)):
-        raise ValueError(f"path: expected a name ending in {ending}, got {path}")
-    return Path(path)
-
-
 def write_program(
     module: nn.Module,
     example_inputs: ExampleInputs,
-    path: Path,
+    path: Union[str, Path],
     dynamic_axes: DynamicAxes,
+    ending: str,
     write: Callable[[ExportedProgram, Dict[str, str], Path], None],
 ) -> Path:
     """Make a program of ``module``, let ``write`` write it with its metadata to a file, and record eager's answers beside it."""
+    if next((known for known in (COMPILED_ENDING, ENDING) if str(path).endswith(known)), None) != ending:
+        raise ValueError(f"path: expected a name ending in {ending}, got {path}")
+    path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     with evaluation_mode(module), written_whole(path) as temporary:
         with quiet(), explained(call, path.name), torch.no_grad():
@@ -99,4 +92,4 @@ def _forget_paths(program: ExportedProgram) -> None:
                 node.meta.pop("stack_trace", None)
 
 
-FORMAT = Format("pt2", ENDING, export_pt2, run_in_torch(load_pt2))
+FORMAT = Format("pt2", ENDING, export_pt2, load_pt2)

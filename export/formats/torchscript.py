@@ -14,7 +14,7 @@ from torch import nn
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
-from a2c_compiled.export.formats.record import Format, run_in_torch
+from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -107,4 +107,4 @@ def _reason(text: str) -> str:
     return what
 
 
-FORMAT = Format("torchscript", ".pt", export_torchscript, run_in_torch(load), has_gradients=False)
+FORMAT = Format("torchscript", ".pt", export_torchscript, load, has_gradients=False)

@@ -17,7 +17,6 @@ import json
 import math
 import numbers
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, DefaultDict, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -582,24 +581,25 @@ def _weights(model: bytearray) -> Dict[str, Tuple[_Tensor, slice]]:
 
 def _fields(message: bytearray, place: slice) -> DefaultDict[int, List[Any]]:
     """Values of the fields of a protobuf message by number: integers, or for anything longer the place where it is."""
-    at, fields = place.start, defaultdict(list)
-    value: Any
+    at, fields = place.start, DefaultDict[int, List[Any]](list)
+
+    def integer() -> int:
+        nonlocal at
+        value, shift, byte = 0, 0, 128
+        while byte >= 128:  # seven bits a byte, the lowest first; the eighth says that more follow
+            byte = message[at]
+            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        return value
+
     while at < place.stop:
-        key, at = _varint(message, at)
-        value, at = _varint(message, at) if key % 8 in (0, 2) else ({1: 8, 5: 4}[key % 8], at)
-        if key % 8:  # a length
-            value, at = slice(at, at + value), at + value
-        fields[key // 8].append(value)
+        field, kind = divmod(integer(), 8)
+        if kind == 0:
+            fields[field].append(integer())
+        else:
+            length = integer() if kind == 2 else {1: 8, 5: 4}[kind]
+            fields[field].append(slice(at, at + length))
+            at += length
     return fields
-
-
-def _varint(message: bytearray, at: int) -> Tuple[int, int]:
-    """An integer of seven bits a byte, the lowest first, and where it ends."""
-    value, shift = 0, 0
-    while message[at] >= 128:
-        value |= (message[at] - 128) << shift
-        at, shift = at + 1, shift + 7
-    return value | message[at] << shift, at + 1
 
 
 def _path(path: Union[str, Path]) -> Path:

@@ -22,7 +22,7 @@ from a2c_compiled.demo import demo
 from a2c_compiled.demo.demo import DemoError
 from a2c_compiled.export import run as export_run_module
 from a2c_compiled.export.checking.comparison import OutputError
-from a2c_compiled.export.checking.report import Report
+from a2c_compiled.export.checking.verify import Report
 from a2c_compiled.export.on_device import play_policy
 from a2c_compiled.training import TrainConfig, TrainResult
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
