@@ -10,6 +10,8 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, List, Optional, Sequence
 
+from a2c_compiled._export_names import FORMATS, GRAPHS, POLICY, TRAIN_STEP
+
 if TYPE_CHECKING:
     from a2c_compiled.training import TrainConfig
 
@@ -24,10 +26,6 @@ EPILOG = """examples:
   a2c-compiled demo
   a2c-compiled bench --quick
 """
-
-# Said here once more, so that the command describes itself where the extras are not installed.
-GRAPHS = ("policy", "policy-sampled", "loss", "estimator", "train-step")
-FORMATS = ("onnx", "torchscript", "pt2", "aot")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -332,16 +330,12 @@ def _export(arguments: argparse.Namespace) -> int:
     _need("train", "export")
     from tqdm import tqdm
 
-    from a2c_compiled.export.run import export_run, jobs
+    from a2c_compiled.export.run import Job, export_run, jobs
     from a2c_compiled.training.run_folder import load_step
 
     config, step = load_step(arguments.folder)
     out = arguments.out or arguments.folder / "export"
-    wanted = jobs([graph.replace("-", "_") for graph in arguments.graph], arguments.format)
-    if not wanted:
-        raise ValueError(
-            "format: expected onnx, pt2 or aot for the training step, since TorchScript has no gradients inside a graph"
-        )
+    wanted = jobs(arguments.graph, arguments.format)
     print(f"{'file':<24}{'KB':>8}{'seconds':>9}{'largest error':>15}  against eager")
     failed = []
     with tqdm(total=len(wanted), unit="graph", disable=None, leave=False) as bar:
@@ -355,20 +349,21 @@ def _export(arguments: argparse.Namespace) -> int:
                 bar.set_description(wanted[bar.n].file if bar.n < len(wanted) else "")
     for report in failed:
         print(report)
-    if "onnx" in arguments.format and "policy" in arguments.graph:
+    if Job(POLICY, "onnx") in wanted:
         print(f"play it with onnxruntime alone: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
-    if "onnx" in arguments.format and "train-step" in arguments.graph:
+    if Job(TRAIN_STEP, "onnx") in wanted:
         print(f"learn on with onnxruntime alone: python {out}/learn_policy.py {out}/train_step.onnx --env {config.env}")
     return 1 if failed else 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     _need("export")
-    from a2c_compiled.export.checking.verify import ENDINGS, is_exported, verify
+    from a2c_compiled.export.checking.verify import verify
+    from a2c_compiled.export.formats import ENDINGS, format_of
 
     paths: List[Path] = []
     for path in arguments.paths:
-        found = sorted(filter(is_exported, path.rglob("*"))) if path.is_dir() else [path]
+        found = sorted(filter(format_of, path.rglob("*"))) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"PATH: expected files ending in {', '.join(ENDINGS)} in {path}, found none")
         paths += found
@@ -435,17 +430,17 @@ def _need(*extras: str) -> None:
 
 def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:
     def parse(text: str) -> List[str]:
-        names = list(dict.fromkeys(text.replace("_", "-").split(",")))
+        names = list(dict.fromkeys(text.replace("-", "_").split(",")))
         for name in names:
             if name not in allowed:
-                raise argparse.ArgumentTypeError(f"expected {_one_of(allowed)}, got {name!r}")
+                raise argparse.ArgumentTypeError(f"expected {_one_of(allowed)}, got {name.replace('_', '-')!r}")
         return names
 
     return parse
 
 
 def _one_of(names: Collection[str], default: str = "all") -> str:
-    return f"any of {', '.join(names)}, with commas between (default: {default})"
+    return f"any of {', '.join(names).replace('_', '-')}, with commas between (default: {default})"
 
 
 if __name__ == "__main__":

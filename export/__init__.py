@@ -4,12 +4,15 @@ Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 
 from a2c_compiled.export.checking.verify import Report, verify
-from a2c_compiled.export.formats.aot import export_aot, export_pt2
+from a2c_compiled.export.formats.aot import export_aot
 from a2c_compiled.export.formats.onnx import export_onnx
+from a2c_compiled.export.formats.pt2 import export_pt2
 from a2c_compiled.export.formats.torchscript import export_torchscript
-from a2c_compiled.export.graphs.policies_and_losses import Graph, GreedyPolicy, RecurrentPolicy, SampledPolicy, graphs_of
-from a2c_compiled.export.graphs.update_graph import ActingPolicy, TrainStepGraph, export_train_step
+from a2c_compiled.export.graphs.examples import Graph, graphs_of
+from a2c_compiled.export.graphs.policies import ActingPolicy, GreedyPolicy, RecurrentPolicy, SampledPolicy
+from a2c_compiled.export.graphs.update_graph import TrainStepGraph
 from a2c_compiled.export.tracing.errors import ExportError
+from a2c_compiled.export.update_files import export_train_step
 
 __all__ = [
     "ActingPolicy",

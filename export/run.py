@@ -2,28 +2,24 @@
 
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
+from typing import Iterator, List, NamedTuple, Sequence
 
+from a2c_compiled._export_names import GRAPHS, TRAIN_STEP
 from a2c_compiled._files import copied_whole
 from a2c_compiled.environments import make_environments
 from a2c_compiled.export.checking.verify import Report, verify
-from a2c_compiled.export.formats.aot import AOT, PT2, export_aot, export_pt2
-from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
-from a2c_compiled.export.formats.torchscript import export_torchscript
-from a2c_compiled.export.graphs.policies_and_losses import Graph, graphs_of
-from a2c_compiled.export.graphs.update_graph import RUNTIME, TrainStepGraph, acting_path, export_train_step
+from a2c_compiled.export.formats import FORMATS
+from a2c_compiled.export.formats.onnx import OLDEST_OPSET
+from a2c_compiled.export.graphs.examples import Graph, graphs_of
+from a2c_compiled.export.graphs.update_graph import TrainStepGraph
+from a2c_compiled.export.on_device import RUNTIME, SCRIPTS
+from a2c_compiled.export.update_files import acting_path, export_train_step
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.update import Rollout, TrainStep
 
-GRAPHS = ("policy", "policy_sampled", "loss", "estimator", "train_step")
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": PT2, "aot": AOT}
-"""Endings of their files."""
-SCRIPTS = ("play_policy.py", "learn_policy.py")
-"""What is placed beside ONNX files to use them, with the runtime."""
-
 
 class Exported(NamedTuple):
-    """What :func:`~a2c_compiled.export.checking.verify` found in a file, the seconds that writing it took, and whether it ends its job."""
+    """What :func:`~a2c_compiled.export.verify` found in a file, the seconds that writing it took, and whether it ends its job."""
 
     report: Report
     seconds: float
@@ -39,13 +35,23 @@ class Job(NamedTuple):
     @property
     def file(self) -> str:
         """Its name."""
-        return f"{self.graph}{FORMATS[self.format]}"
+        return f"{self.graph}{FORMATS[self.format].ending}"
 
 
 def jobs(graphs: Sequence[str] = GRAPHS, formats: Sequence[str] = tuple(FORMATS)) -> List[Job]:
-    """All of them, but that TorchScript has no gradients inside a graph, hence no training step."""
-    every = [Job(graph, format) for graph in graphs for format in formats]
-    return [job for job in every if job != ("train_step", "torchscript")]
+    """All of them, but the training step only in formats that have gradients inside a graph.
+
+    Raises:
+        ValueError: none is left.
+    """
+    able = [name for name, format in FORMATS.items() if format.has_gradients]
+    found = [Job(graph, format) for graph in graphs for format in formats if graph != TRAIN_STEP or format in able]
+    if not found:
+        raise ValueError(
+            f"format: expected {', '.join(able[:-1])} or {able[-1]} for the training step, since the graphs of {', '.join(formats)} have no"
+            " gradients inside"
+        )
+    return found
 
 
 def export_run(
@@ -68,29 +74,25 @@ def export_run(
     step.cpu()
     rollout = example_rollout(step, env_id)
     graphs = graphs_of(step.loss, rollout)
-    if any(job.graph == "train_step" for job in wanted):
+    if any(job.graph == TRAIN_STEP for job in wanted):
         update = TrainStepGraph(step, rollout)
-        graphs["train_step"] = Graph(update, update.example_inputs, update.dynamic_axes)
-    if any(job.format == "onnx" for job in wanted):
-        for script in (RUNTIME, *map(RUNTIME.with_name, SCRIPTS)):
+        graphs[TRAIN_STEP] = Graph(update, update.example_inputs, update.dynamic_axes)
+    if any(FORMATS[job.format].has_runtime for job in wanted):
+        for script in (RUNTIME, *SCRIPTS):
             copied_whole(script, folder)
     for job in wanted:
         started = time.perf_counter()
-        path = folder / job.file
+        path, format, graph = folder / job.file, FORMATS[job.format], graphs[job.graph]
         files = [path]
-        if job == ("train_step", "onnx"):
+        if job.graph == TRAIN_STEP and format.has_runtime:
             export_train_step(step, rollout, path, opset)
             files.append(acting_path(path))
-        elif job.format == "onnx":
-            export_onnx(*graphs[job.graph][:2], path, graphs[job.graph].dynamic_axes, opset)
         else:
-            _EXPORTERS[job.format](*graphs[job.graph][:2], path, graphs[job.graph].dynamic_axes)
+            options = {name: value for name, value in {"opset": opset}.items() if name in format.options}
+            format.export(graph.module, graph.example_inputs, path, graph.dynamic_axes, **options)
         seconds = time.perf_counter() - started
         for file in files:
             yield Exported(verify(file), seconds / len(files), file == files[-1])
-
-
-_EXPORTERS: Dict[str, Callable[..., Path]] = {"torchscript": export_torchscript, "pt2": export_pt2, "aot": export_aot}
 
 
 def example_rollout(step: TrainStep, env_id: str) -> Rollout:

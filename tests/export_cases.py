@@ -12,17 +12,13 @@ from loss_cases import INSIDE, make_loss, make_loss_steps, of
 from tolerances import assert_close
 from torch import nn
 
-from a2c_compiled import estimators, export
+from a2c_compiled import estimators
+from a2c_compiled.export.formats import FORMATS
 
 # Examples have 6 steps of 4 environments; no test runs them again at that size.
 STEPS, ENVS = 6, 4
 AXES = {"TN": ("T", "N"), "NT": ("N", "T"), "NT1": ("N", "T")}
-EXPORTERS = {
-    ".onnx": export.export_onnx,
-    ".pt": export.export_torchscript,
-    ".pt2": export.export_pt2,
-    ".aot.pt2": export.export_aot,
-}
+EXPORTERS = {format.ending: format.export for format in FORMATS.values()}
 # An AOTInductor package takes ten seconds; what holds for a .pt2 file is shown there.
 QUICK = (".onnx", ".pt", ".pt2")
 PLAIN = ("reward", "next_observation", "done", "terminated")

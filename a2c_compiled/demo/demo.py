@@ -10,6 +10,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import torch
 
 from a2c_compiled import export
+from a2c_compiled._export_names import POLICY, TRAIN_STEP
 from a2c_compiled._files import written_whole
 from a2c_compiled.benchmarks.measure.timing import Timing, time_call
 from a2c_compiled.demo.bare_environment import make_bare_environment
@@ -82,7 +83,7 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     print("\n2. Exporting, and checking each file against eager: everything of the first seed, the policies of the others")
     reports: List[export.Report] = []
     for seed in seeds:
-        wanted = jobs() if seed == seeds[0] else [Job("policy", "onnx")]
+        wanted = jobs() if seed == seeds[0] else [Job(POLICY, "onnx")]
         for exported in export_run(results[seed].step, TrainConfig.env, out / f"seed_{seed}", wanted):
             reports.append(exported.report)
             print("   " + summary(exported.report))
@@ -142,7 +143,7 @@ def learn_exported(python: Path, folder: Path, seed: int) -> Dict[str, Any]:
     config = TrainConfig(seed=seed, device="cpu")
     seed_everything(seed)
     step = make_step(config, make_loss(config), compile=False)
-    path = next(export_run(step, config.env, folder, [Job("train_step", "onnx")])).report.path
+    path = next(export_run(step, config.env, folder, [Job(TRAIN_STEP, "onnx")])).report.path
     options = ["--env", config.env, "--seed", str(seed), "--out", str(folder / "learned.npz")]
     return _run(python, folder / "learn_policy.py", path, *options)
 

@@ -43,7 +43,10 @@ PATIENCE = 20
 """Updates in a row that may be skipped for a gradient that is not finite."""
 
 NEAR = 0.8
-"""The greedy policy is evaluated from where training's mean return falls short of the goal by no more than this share of it."""
+"""How far below the goal the mean return of sampled episodes may be, as a share of it, for the greedy policy to be tried."""
+
+LOOKS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
+"""First seed and number of the episodes of each trial: a few cost little, and one lucky set of 100 starts is not enough."""
 
 
 @dataclass
@@ -253,9 +256,7 @@ class Trainer:
         if goal is None:
             return False
         near = self.processes.is_first and _mean(self.returns) >= goal - NEAR * abs(goal)
-        # A few episodes cost little; twice 100, so that one lucky set of starts is not enough. Each start has the next seed.
-        looks = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
-        return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in looks))
+        return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in LOOKS))
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
         """Mean return of greedy episodes."""

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
 import onnx
-import onnxruntime
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from torch import nn
 
 from a2c_compiled._files import written_whole
+from a2c_compiled.export.checking import onnx_file
 from a2c_compiled.export.checking.reference_cases import record_cases
+from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.onnx_model.float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_model.model_file import save, tidy, unused_weights_removed
 from a2c_compiled.export.onnx_model.scan import SCANS
@@ -104,10 +105,8 @@ def _output_names(call: Call, given: Optional[Sequence[str]]) -> List[str]:
 
 def _check_kernels(path: Path) -> None:
     """Raise ExportError where onnxruntime knows an operator, but not for this dtype."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        onnx_file.started(path)
     except NoKernel as error:
         operator = re.search(r"implementation for (\w+)", str(error))
         name = operator[1] if operator else str(error)
@@ -118,3 +117,6 @@ def _check_kernels(path: Path) -> None:
         ) from error
     except Exception as error:  # an opset newer than this onnxruntime; another may know it
         logging.getLogger(__name__).debug("onnxruntime does not load %s: %s", path, error)
+
+
+FORMAT = Format("onnx", ".onnx", export_onnx, onnx_file.load, onnx_file.checks, options=("opset",), has_runtime=True)

@@ -14,6 +14,7 @@ from torch import nn
 from a2c_compiled._files import written_whole
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
+from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -104,3 +105,6 @@ def _reason(text: str) -> str:
         file, number, code = places[0]  # the innermost; those that called it follow
         what += f' ("{code.strip()}", {file.rpartition("/")[2]}:{number})'
     return what
+
+
+FORMAT = Format("torchscript", ".pt", export_torchscript, load, has_gradients=False)

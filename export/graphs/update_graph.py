@@ -1,28 +1,15 @@
-"""The A2C update itself as a graph of tensors to tensors, and the policy whose parameters it changes."""
+"""The A2C update itself as a graph of tensors to tensors."""
 
-import copy
-import shutil
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Dict, Iterator, Optional, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._files import written_together
-from a2c_compiled._parameters import parameter_places
-from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
-from a2c_compiled.export.graphs.policies_and_losses import SampledPolicy, leading_axes, read_entries
-from a2c_compiled.export.on_device import runtime
-from a2c_compiled.export.onnx_model.model_file import remove_unused_weights
+from a2c_compiled.export.graphs.examples import leading_axes, read_entries
 from a2c_compiled.export.tracing.call import NEW, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.losses import A2CLoss
 from a2c_compiled.update import Rollout, TrainState, TrainStep
-
-RUNTIME = Path(runtime.__file__)
-"""What a device needs beside numpy and onnxruntime."""
 
 
 class TrainStepGraph(InputsByName):
@@ -106,121 +93,6 @@ class TrainStepGraph(InputsByName):
         old, new = _named(step, state), _named(step, new_state)
         changed = {f"{NEW}{name}": new[name].detach() for name in new if new[name] is not old[name]}
         return {**changed, **{name: value for name, value in metrics._asdict().items() if value is not None}}
-
-
-class ActingOutputs(NamedTuple):
-    """Outputs of :class:`ActingPolicy`."""
-
-    action: Tensor
-    log_prob: Tensor
-    state_value: Tensor
-    greedy_action: Tensor
-    greedy_log_prob: Tensor
-
-
-class _Acting(SampledPolicy):
-    def forward(self, observation: Tensor, noise: Tensor) -> ActingOutputs:  # type: ignore[override]
-        params = self.actor_network(observation)
-        greedy_action = self.distribution.mode(params)
-        greedy_log_prob = self.distribution.log_prob(params, greedy_action)
-        return ActingOutputs(*super().forward(observation, noise), greedy_action, greedy_log_prob)
-
-
-class ActingPolicy(InputsByName):
-    """The policy of a loss with parameters for inputs: from observation and noise to an action, and the greedy one.
-
-    Args:
-        loss: whose networks these are.
-        parameter_names: of the parameters that are inputs; the others are constants.
-        observation: an example, ``[N, ...]``.
-
-    Attributes:
-        example_inputs, dynamic_axes: as of :class:`TrainStepGraph`.
-
-    Raises:
-        ExportError: the distribution has no noise to be given.
-    """
-
-    source: SampledPolicy
-
-    def __init__(self, loss: A2CLoss, parameter_names: Sequence[str], observation: Tensor) -> None:
-        if loss.distribution.noise_kind is None:
-            raise ExportError(
-                f"ActingPolicy cannot be exported: {type(loss.distribution).__name__} draws its own random numbers, which have to be an"
-                " input. Use one of a2c_compiled.distributions that has a noise_kind"
-            )
-        policy = _Acting(loss.actor_network, loss.critic_network, loss.distribution)
-        own = dict(policy.named_parameters())
-        params = {name: own[name].detach().clone() for name in own if name in parameter_names}
-        with torch.no_grad():
-            noise = loss.distribution.noise(loss.actor_network(observation))
-        super().__init__(policy, [*params, "observation", "noise"])
-        self.example_inputs = {**params, "observation": observation, "noise": noise}
-        self.dynamic_axes = {"observation": ("N",), "noise": ("N",)}
-        self._places = {place: name for place, name in parameter_places(policy).items() if name in params}
-
-    def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
-        """The fields of :class:`ActingOutputs`."""
-        placed = {place: inputs[name] for place, name in self._places.items()}
-        arguments = inputs["observation"], inputs["noise"]
-        outputs = torch.func.functional_call(self.source, placed, arguments, tie_weights=False)
-        return outputs._asdict()
-
-
-def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str, Path], opset: int = OLDEST_OPSET) -> Path:
-    """Write the update as an ONNX file, and beside it all that learning needs where there is no torch.
-
-    >>> export_train_step(step, rollout, "train_step.onnx")
-    >>> learner = runtime.Learner.load("train_step.onnx")  # numpy and onnxruntime alone, from here on
-    >>> learner.act(observation), learner.step({"observation": ..., "action": ..., ...})
-
-    ``train_step.onnx`` is a :class:`TrainStepGraph`, ``train_step.policy.onnx`` an :class:`ActingPolicy`, ``train_step.state.npz`` the
-    state of ``step`` and its learning rate, and ``runtime.py`` a copy of :mod:`a2c_compiled.export.on_device.runtime`. Steps and
-    environments may be of any number, 1 included.
-
-    Args:
-        step: with the parameters and the optimizer state to start from; eager or compiled.
-        example_rollout: ``[T, N, ...]``, real data, for which T and N are at least 2.
-        path: of the first file, ending in ``.onnx``.
-        opset: as in :func:`~a2c_compiled.export.export_onnx`.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        TypeError, ValueError: an argument is unfit; the message names it.
-        ExportError: the update cannot be exported; the message says what stands in the way.
-    """
-    if not isinstance(step, TrainStep):
-        raise TypeError(f"step: expected a TrainStep, got {type(step).__name__}")
-    if not isinstance(example_rollout, Rollout):
-        raise TypeError(f"example_rollout: expected a Rollout, got {type(example_rollout).__name__}")
-    if not isinstance(example_rollout.observation, torch.Tensor):
-        raise TypeError(
-            "example_rollout: expected an observation that is one tensor, which graphs take, got"
-            f" {type(example_rollout.observation).__name__}"
-        )
-    path = Path(path)
-    if path.suffix != ".onnx":
-        raise ValueError(f"path: expected a name ending in .onnx, got {path}")
-    step = copy.deepcopy(step).cpu()  # where exported files are checked
-    rollout = Rollout(*(None if entry is None else entry.cpu() for entry in example_rollout))  # type: ignore[arg-type]
-    update = TrainStepGraph(step, rollout)
-    acting = ActingPolicy(step.loss, update.state_names, rollout.observation.flatten(0, 1))
-    with written_together(path.parent) as folder:
-        export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
-        export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)
-        state = {name: update.example_inputs[name].numpy() for name in update.state_names}
-        np.savez(folder / f"{path.stem}.state.npz", allow_pickle=False, **state, lr=step.lr.double().numpy())
-        shutil.copy(RUNTIME, folder)
-    for written in (path, acting_path(path)):
-        remove_unused_weights(written)
-    return path
-
-
-def acting_path(path: Path) -> Path:
-    """Where the policy of an exported training step is."""
-    return path.with_suffix(".policy.onnx")
 
 
 def _named(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:

@@ -15,13 +15,22 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 if TYPE_CHECKING or __package__:
-    from a2c_compiled.export.on_device.play_policy import episode_returns, make_environments
+    from a2c_compiled.export.on_device.play_policy import EVALUATION_SEED, episode_returns, make_environments
     from a2c_compiled.export.on_device.runtime import Learner
 else:  # the files next to this one
-    from play_policy import episode_returns, make_environments
+    from play_policy import EVALUATION_SEED, episode_returns, make_environments
     from runtime import Learner
 
 Rollout = Dict[str, np.ndarray]
+
+FINAL_LR = 0.1
+"""Share of the learning rate that it falls to."""
+LOOK_INTERVAL = 10
+"""Updates from one look at whether the greedy policy is good enough to the next."""
+NEAR = 0.8
+"""How far below the goal the mean return of sampled episodes may be, as a share of it, for the greedy policy to be tried."""
+LOOKS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
+"""First seed and number of the episodes of each trial: a few cost little, and one lucky set of 100 starts is not enough."""
 
 
 def learn(
@@ -29,23 +38,23 @@ def learn(
 ) -> Dict[str, Any]:
     """Update ``learner`` until its greedy policy reaches ``solved_return``, or ``total_steps`` are spent, and say how it went.
 
-    The learning rate falls linearly to a tenth over ``total_steps``.
+    The learning rate falls linearly to ``FINAL_LR`` of itself over ``total_steps``.
     """
     started, first_lr = time.perf_counter(), learner.lr
     updates = max(1, total_steps // (num_envs * num_steps))
     returns: List[float] = []
     for update, (rollout, ended) in enumerate(rollouts(learner, env_id, num_envs, num_steps, seed), 1):
-        learner.lr = first_lr * (1.0 - 0.9 * (update - 1) / updates)
+        learner.lr = first_lr * (FINAL_LR + (1.0 - FINAL_LR) * (1.0 - (update - 1) / updates))
         learner.step(rollout)
         returns = (returns + ended)[-100:]
         mean_return = np.mean(returns) if returns else -np.inf
         if update % 50 == 0:
             print(f"{update * num_envs * num_steps:>9,} steps, {time.perf_counter() - started:.1f} s, return {mean_return:.1f}")
-        near = solved_return - 0.2 * abs(solved_return)
-        is_solved = update % 10 == 0 and mean_return >= near and min(greedy_returns(learner, env_id)) >= solved_return
+        is_near = update % LOOK_INTERVAL == 0 and mean_return >= solved_return - NEAR * abs(solved_return)
+        is_solved = is_near and all(greedy_return(learner, env_id, *look) >= solved_return for look in LOOKS)
         if is_solved or update == updates:
             break
-    first, second = greedy_returns(learner, env_id)
+    first, second = (greedy_return(learner, env_id, *look) for look in LOOKS[1:])
     return {
         "return": first,
         "steps": update * num_envs * num_steps,
@@ -95,15 +104,13 @@ def with_final_observations(observation: np.ndarray, info: Dict[str, Any]) -> np
     return observation
 
 
-def greedy_returns(learner: Learner, env_id: str) -> List[float]:
-    """Mean returns over 100 episodes, twice, so that one lucky set of starts is not enough."""
-    return [
-        float(np.mean(episode_returns(lambda observation: learner.act(observation, greedy=True), env_id, 100, seed)))
-        for seed in (10_000, 10_100)
-    ]
+def greedy_return(learner: Learner, env_id: str, seed: int, episodes: int) -> float:
+    """Mean return of greedy episodes."""
+    return float(np.mean(episode_returns(lambda observation: learner.act(observation, greedy=True), env_id, episodes, seed)))
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("graph", help="the .onnx file of a training step, with its policy and state beside it")
     parser.add_argument("--env", default="CartPole-v1", help="a gymnasium environment (default: %(default)s)")
@@ -114,7 +121,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of environments and noise (default: %(default)s)")
     parser.add_argument("--out", default="learned.npz", help="file for the learner's state (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of onnxruntime (default: %(default)s)")
-    arguments = parser.parse_args()
+    return parser
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
     learner = Learner.load(arguments.graph, threads=arguments.threads, seed=arguments.seed)
     learner.save_state(arguments.out)  # fails now, not after learning
     sizes = (arguments.num_envs, arguments.num_steps, arguments.total_steps)

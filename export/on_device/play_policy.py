@@ -21,6 +21,9 @@ else:
 Act = Callable[[np.ndarray], Union[np.ndarray, PolicyOutput]]
 """From a batch of observations to actions, or to what a sampled policy gives."""
 
+EVALUATION_SEED = 10_000
+"""Of the environments that policies are compared in."""
+
 
 def play(policy_path: str, env_id: str, episodes: int, seed: int) -> List[float]:
     """Returns of an exported policy, one per environment; ``seed`` is also that of a sampled policy's noise."""
@@ -49,11 +52,16 @@ def make_environments(env_id: str, num_envs: int, **options: Any) -> VectorEnv:
     return gymnasium.make_vec(env_id, num_envs, **options)
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("policy", help="the .onnx file of a policy")
     parser.add_argument("--env", default="CartPole-v1", help="a gymnasium environment (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=10_000, help="of the environments (default: %(default)s)")
-    arguments = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="of the environments (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
     print(json.dumps(play(arguments.policy, arguments.env, arguments.episodes, arguments.seed)))

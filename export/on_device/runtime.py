@@ -18,7 +18,7 @@ import math
 import numbers
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, DefaultDict, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import onnxruntime
@@ -27,8 +27,15 @@ from onnxruntime import InferenceSession, IOBinding, OrtValue
 
 __all__ = ["Learner", "Policy", "PolicyOutput"]
 
+POLICY_ENDING, STATE_ENDING = ".policy.onnx", ".state.npz"
+"""Of the files beside a training step's."""
+
+# What the exporter calls things, which this file cannot import: names in metadata and graphs, and classes of what was exported.
+_PREFIX, _NEW = "a2c_compiled.", "new."
 _GREEDY = ("GreedyPolicy", "PredictPolicy")
 _POLICIES = ("GreedyPolicy", "SampledPolicy", "PredictPolicy")
+_DRAWN_BY = {"gumbel": "gumbel", "logistic": "logistic", "normal": "standard_normal", "uniform": "random"}
+"""Each kind of noise that a distribution may ask for, and the method of numpy's generator that draws it."""
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -114,13 +121,13 @@ class Learner:
     def __init__(self, update: _Graph, policy: _Graph, initial: Mapping[str, np.ndarray], random: _Random) -> None:
         self._graph, self._random = update, random
         self._digest = hashlib.sha256(update.path.read_bytes()).hexdigest()
-        self._layout = {name: tensor for name, tensor in update.inputs.items() if f"new.{name}" in update.outputs}
+        self._layout = {name: tensor for name, tensor in update.inputs.items() if f"{_NEW}{name}" in update.outputs}
         self._entries = {name: tensor for name, tensor in update.inputs.items() if name not in {*self._layout, "lr", "noise"}}
         self.rollout_entries = tuple(self._entries)
         self._parameter_names = self._read_by(policy)
         self._choices = _choices(policy)
         state, self.lr = self._checked_state(initial)
-        metrics = {name: tensor for name, tensor in update.outputs.items() if not name.startswith("new.")}
+        metrics = {name: tensor for name, tensor in update.outputs.items() if not name.startswith(_NEW)}
         self._metrics = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in metrics.items()}
         one, other = (
             {name: OrtValue.ortvalue_from_numpy(array.copy(), update.device, 0) for name, array in state.items()}
@@ -143,8 +150,8 @@ class Learner:
         """
         random = _Random(seed)
         update = _Graph(_existing(path), ("TrainStepGraph",), provider, threads)
-        policy = _Graph(_beside(update.path, ".policy.onnx"), ("ActingPolicy",), update.device, threads)
-        return cls(update, policy, _read_arrays(_beside(update.path, ".state.npz")), random)
+        policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.device, threads)
+        return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
 
     def act(self, observation: ArrayLike, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
         """Actions of the present parameters.
@@ -217,7 +224,7 @@ class Learner:
         Raises:
             TypeError, OSError: the file cannot be written (FileNotFoundError: there is no such folder); an older one is left as it was.
         """
-        told = {"lr": self._lr, "graph": self._digest, "random": self._random.state}
+        told = {"lr": self._lr, "graph": self._digest, "random": json.dumps(self._random.bits.state)}
         arrays = {name: value.numpy() for name, value in self._now.values.items()}
         _write_arrays(_path(path), {**arrays, **{name: np.array(value) for name, value in told.items()}})
 
@@ -232,19 +239,19 @@ class Learner:
         if str(arrays.get("graph")) != self._digest:
             raise ValueError(f"path: expected a state that was saved with this very {self._graph.path.name}, got {path}")
         state, lr = self._checked_state(arrays)
-        random = _Random.restored(str(arrays.get("random")))
+        random = _Random.state_in(str(arrays.get("random")))
         self.lr = lr
         for name, array in state.items():
             self._next.values[name].update_inplace(array)
         self._now, self._next = self._next, self._now
-        self._random.state = random.state
+        self._random.bits.state = random
 
     def _side(self, policy: _Graph, values: Dict[str, OrtValue], others: Dict[str, OrtValue]) -> _Side:
         """``values``, the update that reads them and writes ``others``, and the policy that acts with them."""
         update = self._graph.session.io_binding()
         for name in self._layout:
             update.bind_ortvalue_input(name, values[name])
-            update.bind_ortvalue_output(f"new.{name}", others[name])
+            update.bind_ortvalue_output(f"{_NEW}{name}", others[name])
         for name, array in self._metrics.items():
             update.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
         return _Side(values, update, _Actor(policy, {name: values[name] for name in self._parameter_names}, self._random))
@@ -425,8 +432,8 @@ class _Graph:
         self.session = _session(path, model, provider, threads)
         self.device = "cuda" if _CUDA in self.session.get_providers() else "cpu"
         about = self.session.get_modelmeta().custom_metadata_map
-        self.module = about.get("a2c_compiled.module", "")
-        self.noise: Optional[str] = json.loads(about.get("a2c_compiled.noise", "{}")).get("noise")
+        self.module = about.get(f"{_PREFIX}module", "")
+        self.noise = _kinds(json.loads(about.get(f"{_PREFIX}noise", "{}")).get("noise", ""))
         if self.module not in modules:
             raise ValueError(f"path: expected an exported {' or '.join(modules)}, got {path}, {_described(self.module)}")
         self.inputs = {node.name: _Tensor.of(node) for node in self.session.get_inputs()}
@@ -458,14 +465,16 @@ def _described(module: str) -> str:
 def _choices(policy: _Graph) -> Optional[List[int]]:
     """How many actions each number of an action chooses from; None where one is no choice."""
     noise, event = policy.inputs.get("noise"), policy.outputs["action"].shape[1:]
-    if noise is None or policy.noise is None:
+    sized = [size for _, size in policy.noise if size]
+    if noise is None or {kind for kind, _ in policy.noise} != {"gumbel"} or event != ((len(sized),) if sized else ()):
         return None
-    if policy.noise == "gumbel" and not event:
-        return [int(noise.shape[-1])]
-    kinds = [kind.partition(":") for kind in policy.noise.split(",")]
-    if event == (len(kinds),) and all(kind == "gumbel" and size for kind, _, size in kinds):
-        return [int(size) for _, _, size in kinds]
-    return None
+    return sized or [int(noise.shape[-1])]
+
+
+def _kinds(noise: str) -> List[Tuple[str, int]]:
+    """Of ``"normal"``, or ``"gumbel:4,normal:2"``: kinds of noise side by side, with how many numbers of each, 0 for all there are."""
+    parts = [part.partition(":") for part in noise.split(",") if part]
+    return [(kind, int(size or 0)) for kind, _, size in parts]
 
 
 def _session(path: Path, model: Optional[bytes], provider: str, threads: int) -> InferenceSession:
@@ -512,45 +521,28 @@ class _Random:
     def __init__(self, seed: Optional[int]) -> None:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0):
             raise ValueError(f"seed: expected an integer from 0 up or None, got {seed!r}")
-        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self.bits: np.random.BitGenerator = np.random.PCG64(seed)
+        self._generator = np.random.Generator(self.bits)
 
-    @classmethod
-    def restored(cls, state: str) -> _Random:
-        """From :attr:`state`."""
-        random = cls(0)
+    @staticmethod
+    def state_in(text: str) -> Dict[str, Any]:
+        """The state for ``bits`` that a saved text holds."""
+        bits = np.random.PCG64()
         try:
-            random.state = state
+            bits.state = json.loads(text)
         except Exception as error:
-            raise ValueError(f"path: expected the state of a random generator in it, got {state} ({error})") from error
-        return random
+            raise ValueError(f"path: expected the state of a random generator in it, got {text} ({error})") from error
+        return dict(bits.state)
 
     def draw(self, graph: _Graph, shape: Tuple[int, ...]) -> np.ndarray:
         """Noise of the kind that ``graph`` asks for, in float64."""
-        if graph.noise is None:
+        if not graph.noise:
             raise ValueError(f"noise: expected an array, since {graph.path.name} does not say what to draw, got None")
-        # Such as "normal", or "gumbel:4,normal:2": side by side, so many of each.
-        kinds = [kind.partition(":") for kind in graph.noise.split(",")]
-        return np.concatenate([self._draw(kind, (*shape[:-1], int(size or shape[-1]))) for kind, _, size in kinds], -1)
-
-    def _draw(self, kind: str, shape: Tuple[int, ...]) -> np.ndarray:
-        if kind == "gumbel":
-            return self._generator.gumbel(size=shape)
-        if kind == "logistic":
-            return self._generator.logistic(size=shape)
-        if kind == "normal":
-            return self._generator.standard_normal(shape)
-        if kind == "uniform":
-            return self._generator.random(shape)
-        raise ValueError(f"noise: expected an array, since what to draw is not known here, {kind!r}, got None")
-
-    @property
-    def state(self) -> str:
-        """All that the numbers to come depend on."""
-        return json.dumps(self._generator.bit_generator.state)
-
-    @state.setter
-    def state(self, state: str) -> None:
-        self._generator.bit_generator.state = json.loads(state)
+        unknown = [kind for kind, _ in graph.noise if kind not in _DRAWN_BY]
+        if unknown:
+            raise ValueError(f"noise: expected an array, since what to draw is not known here, {unknown[0]!r}, got None")
+        draws = [(getattr(self._generator, _DRAWN_BY[kind]), size or shape[-1]) for kind, size in graph.noise]
+        return np.concatenate([draw(size=(*shape[:-1], size)) for draw, size in draws], -1)
 
 
 def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> bytes:
@@ -563,7 +555,7 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
         raise TypeError(f"parameters: expected a mapping of names to arrays, got {type(parameters).__name__}")
     is_greedy = graph.module in _GREEDY
     model = bytearray(graph.path.read_bytes())
-    weights = dict(_weights(model))
+    weights = _weights(model)
     for name, value in parameters.items():
         if is_greedy and str(name).startswith(("critic_network.", "distribution.")):
             continue  # such as a scale that does not depend on the observation
@@ -575,41 +567,39 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
     return bytes(model)
 
 
-def _weights(model: bytearray) -> Iterator[Tuple[str, Tuple[_Tensor, slice]]]:
-    """Names of the weights in an ONNX file, what they are, and where their numbers are: ModelProto.graph.initializer."""
+def _weights(model: bytearray) -> Dict[str, Tuple[_Tensor, slice]]:
+    """The weights in an ONNX file by name, and where their numbers are: ModelProto.graph (7), of which each initializer (5)."""
     dtypes = {1: "float32", 10: "float16", 11: "float64"}
-    for model_field, graph in _fields(model, slice(0, len(model))):
-        for graph_field, initializer in _fields(model, graph) if model_field == 7 else ():
-            if graph_field != 5:
-                continue
-            fields = list(_fields(model, initializer))
-            shape = tuple(value for field, value in fields if field == 1)
-            found = {field: value for field, value in fields if field in (2, 8, 9)}  # data_type, name, raw_data
-            if found.get(2) in dtypes and 9 in found:
-                yield model[found[8]].decode(), (_Tensor(np.dtype(dtypes[found[2]]), shape), found[9])
+    weights: Dict[str, Tuple[_Tensor, slice]] = {}
+    for graph in _fields(model, slice(0, len(model)))[7]:
+        for initializer in _fields(model, graph)[5]:
+            shape, data_type, name, raw_data = map(_fields(model, initializer).__getitem__, (1, 2, 8, 9))
+            if raw_data and data_type[0] in dtypes:
+                weights[model[name[0]].decode()] = _Tensor(np.dtype(dtypes[data_type[0]]), tuple(shape)), raw_data[0]
+    return weights
 
 
-def _fields(message: bytearray, place: slice) -> Iterator[Tuple[int, Any]]:
-    """Numbers of the fields of a protobuf message, with their values: integers, or for anything longer the place where it is."""
-    at = place.start
+def _fields(message: bytearray, place: slice) -> DefaultDict[int, List[Any]]:
+    """Values of the fields of a protobuf message by number: integers, or for anything longer the place where it is."""
+    at, fields = place.start, DefaultDict[int, List[Any]](list)
+
+    def integer() -> int:
+        nonlocal at
+        value, shift, byte = 0, 0, 128
+        while byte >= 128:  # seven bits a byte, the lowest first; the eighth says that more follow
+            byte = message[at]
+            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        return value
+
     while at < place.stop:
-        key, at = _varint(message, at)
-        if key % 8 == 0:
-            value, at = _varint(message, at)
-            yield key // 8, value
+        field, kind = divmod(integer(), 8)
+        if kind == 0:
+            fields[field].append(integer())
         else:
-            length, at = _varint(message, at) if key % 8 == 2 else ({1: 8, 5: 4}[key % 8], at)
-            yield key // 8, slice(at, at + length)
+            length = integer() if kind == 2 else {1: 8, 5: 4}[kind]
+            fields[field].append(slice(at, at + length))
             at += length
-
-
-def _varint(message: bytearray, at: int) -> Tuple[int, int]:
-    """An integer of seven bits a byte, the lowest first, and where it ends."""
-    value, shift = 0, 0
-    while message[at] >= 128:
-        value |= (message[at] - 128) << shift
-        at, shift = at + 1, shift + 7
-    return value | message[at] << shift, at + 1
+    return fields
 
 
 def _path(path: Union[str, Path]) -> Path:

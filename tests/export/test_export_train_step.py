@@ -20,8 +20,8 @@ from torch_step import OPTIMIZERS, TorchStep
 
 import a2c_compiled
 from a2c_compiled import A2CLoss, distributions, estimators, export
+from a2c_compiled.export import update_files
 from a2c_compiled.export.checking import reference_cases
-from a2c_compiled.export.graphs import update_graph
 from a2c_compiled.export.onnx_model import model_file
 from a2c_compiled.update import Rollout, TrainStep
 
@@ -778,7 +778,7 @@ def test_the_state_file_has_the_state_and_the_learning_rate_and_nothing_else(wit
 
 def test_the_runtime_is_copied(with_policy):
     copied = with_policy.path.with_name("runtime.py").read_text()
-    assert copied == update_graph.RUNTIME.read_text()
+    assert copied == update_files.RUNTIME.read_text()
     assert "import torch" not in copied
 
 
@@ -850,7 +850,7 @@ def test_an_export_that_fails_halfway_leaves_the_older_files(culprit, tmp_path, 
     def fail(*arguments, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr(update_graph, "export_onnx", write)
+    monkeypatch.setattr(update_files, "export_onnx", write)
     if culprit in ("state", "runtime"):
         module, name = {"state": (np, "savez"), "runtime": (shutil, "copy")}[culprit]
         monkeypatch.setattr(module, name, fail)

@@ -28,6 +28,7 @@ ROOMS = (
     "benchmarks/__init__",
     "export/run",
     "export/__init__",
+    "export/update_files",
     "export/graphs",
     # Beside the reference cases and metadata that it reads, but above the formats, which write them and which it loads.
     "export/checking/verify",
@@ -59,7 +60,6 @@ LONG_PARAMETER_LISTS = {
     "functional/vtrace:_vtrace": "the definition of an operator, which takes the form's operands one by one",
     "integrations/torchrl/value_functions:_vtrace": "stands in for a function of TorchRL's, with its parameters",
     "export/tracing/backward_operations:_convolution_backward": "stands in for an operator of torch's, with its parameters",
-    # To go with the parts of the loss that are passed one by one.
 }
 
 

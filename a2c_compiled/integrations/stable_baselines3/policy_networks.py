@@ -1,20 +1,15 @@
 """The networks and the policy of a Stable-Baselines3 model as plain modules. All of it is TorchScript."""
 
 import copy
-from typing import List, NamedTuple
+from typing import List
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 
+from a2c_compiled._export_names import GreedyAction
 from a2c_compiled.distributions import Distribution
-
-
-class GreedyAction(NamedTuple):
-    """Output of :class:`Policy`."""
-
-    action: Tensor
 
 
 class Network(nn.Module):

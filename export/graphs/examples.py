@@ -1,0 +1,72 @@
+"""The graphs of a loss, each with a rollout's data for examples."""
+
+from typing import Dict, NamedTuple, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled._export_names import ESTIMATOR, LOSS, POLICY, POLICY_SAMPLED
+from a2c_compiled.export.graphs.policies import GreedyPolicy, SampledPolicy
+from a2c_compiled.export.tracing.call import DynamicAxes
+from a2c_compiled.losses import A2CLoss
+from a2c_compiled.update.rollout import Rollout
+
+
+class Graph(NamedTuple):
+    """A module with inputs to export it from; ``dynamic_axes`` names their leading dimensions that may vary."""
+
+    module: nn.Module
+    example_inputs: Dict[str, Tensor]
+    dynamic_axes: DynamicAxes
+
+
+def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
+    """The graphs of a loss by name: ``policy``, ``policy_sampled``, ``loss`` and ``estimator``, with examples from a rollout."""
+    entries, axes = read_entries(loss, rollout), leading_axes(loss, rollout)
+    observation = rollout.observation.flatten(0, 1)
+    with torch.no_grad():
+        noise = loss.distribution.noise(loss.actor_network(observation))
+        values = loss.critic_network(torch.cat([rollout.observation, rollout.next_observation])).reshape(
+            2, *rollout.reward.shape
+        )
+    estimator_inputs = {
+        "state_value": values[0],
+        "next_state_value": values[1],
+        **{name: entries[name] for name in ("reward", "done", "terminated")},
+    }
+    if "log_prob" in entries:
+        estimator_inputs |= {"log_pi": entries["log_prob"], "log_mu": entries["log_prob"]}
+    # The loss calls what the rollout calls log_prob the sample's, to tell it from its own.
+    loss_inputs = {"sample_log_prob" if name == "log_prob" else name: tensor for name, tensor in entries.items()}
+    return {
+        POLICY: Graph(GreedyPolicy(loss.actor_network, loss.distribution), {"observation": observation}, ("N",)),
+        POLICY_SAMPLED: Graph(
+            SampledPolicy(loss.actor_network, loss.critic_network, loss.distribution),
+            {"observation": observation, "noise": noise},
+            ("N",),
+        ),
+        LOSS: Graph(loss, loss_inputs, axes),
+        ESTIMATOR: Graph(loss.value_estimator, estimator_inputs, axes),
+    }
+
+
+def leading_axes(loss: A2CLoss, rollout: Rollout) -> Tuple[str, str]:
+    """Names of the first two dimensions of a rollout, as the loss's value estimator sees them."""
+    return ("T", "N") if loss.value_estimator.time_dim % rollout.reward.dim() == 0 else ("N", "T")
+
+
+def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Tensor]:
+    """The entries of a rollout that a loss reads: any other would be a dead input of its graph.
+
+    Raises:
+        ValueError: one that it needs is None.
+    """
+    unread = set()
+    if not loss.reads_log_prob:
+        unread.add("log_prob")
+    if loss.clip_value is None:
+        unread.add("state_value")
+    entries = {name: tensor for name, tensor in rollout._asdict().items() if tensor is not None and name not in unread}
+    if loss.value_estimator.needs_log_prob and "log_prob" not in entries:
+        raise ValueError("rollout: expected a log_prob, which the value estimator needs, got None")
+    return entries

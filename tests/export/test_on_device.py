@@ -1,0 +1,51 @@
+"""The files that are copied to a device repeat what they cannot import: each such constant equals the library's."""
+
+import pytest
+from distribution_cases import CASES
+
+from a2c_compiled import export
+from a2c_compiled.environments import goal_of
+from a2c_compiled.export import on_device
+from a2c_compiled.export.checking import metadata
+from a2c_compiled.export.on_device import learn_policy, play_policy, runtime
+from a2c_compiled.export.tracing import call
+from a2c_compiled.training import TrainConfig, evaluation, trainer
+
+
+def test_the_files_are_all_of_the_folder():
+    files = {runtime.__file__, play_policy.__file__, learn_policy.__file__}
+    assert {str(path) for path in (on_device.RUNTIME, *on_device.SCRIPTS)} == files
+    assert {path.name for path in on_device.RUNTIME.parent.glob("*.py")} == {
+        "__init__.py",
+        *(path.name for path in (on_device.RUNTIME, *on_device.SCRIPTS)),
+    }
+
+
+def test_the_runtime_draws_every_kind_of_noise_that_a_distribution_takes():
+    kinds = {part.partition(":")[0] for case in CASES for part in (case.distribution.noise_kind or "").split(",") if part}
+    assert set(runtime._DRAWN_BY) == kinds
+
+
+def test_the_runtime_knows_names_as_the_exporter_writes_them():
+    predict_policy = pytest.importorskip("a2c_compiled.integrations.stable_baselines3.policy_networks").PredictPolicy
+    assert (runtime._PREFIX, runtime._NEW) == (metadata.PREFIX, call.NEW)
+    assert set(runtime._POLICIES) == {cls.__name__ for cls in (export.GreedyPolicy, export.SampledPolicy, predict_policy)}
+    assert set(runtime._GREEDY) == {export.GreedyPolicy.__name__, predict_policy.__name__}
+
+
+def test_learning_looks_at_the_greedy_policy_as_training_does():
+    assert (learn_policy.NEAR, learn_policy.LOOKS) == (trainer.NEAR, trainer.LOOKS)
+    assert play_policy.EVALUATION_SEED == evaluation.EVALUATION_SEED
+    assert (TrainConfig.final_lr, TrainConfig.log_interval) == (learn_policy.FINAL_LR, learn_policy.LOOK_INTERVAL)
+
+
+def test_learning_has_the_defaults_of_training():
+    arguments = vars(learn_policy.parser().parse_args(["train_step.onnx"]))
+    for name in ("num_envs", "num_steps", "total_steps", "seed", "env"):
+        assert arguments[name] == getattr(TrainConfig, name), name
+    assert arguments["solved_return"] == goal_of(TrainConfig.env)
+
+
+def test_playing_has_the_defaults_of_evaluation():
+    arguments = play_policy.parser().parse_args(["policy.onnx"])
+    assert (arguments.env, arguments.seed) == (TrainConfig.env, evaluation.EVALUATION_SEED)
