@@ -12,8 +12,8 @@ from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
 from a2c_compiled.losses.batch import Batch, experience, like
+from a2c_compiled.losses.critic_inputs import chunks, concatenate, known, selected
 from a2c_compiled.losses.held_out import detaching
-from a2c_compiled.losses.observations import chunks, concatenate, known, selected
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
 from a2c_compiled.recurrent import has_memory
 

@@ -10,7 +10,7 @@ from a2c_compiled._hyperparameters import NOT_NEGATIVE, CoefficientModule, posit
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
-from a2c_compiled.update.gradients import LossGradients
+from a2c_compiled.update.loss_gradients import LossGradients
 from a2c_compiled.update.optimizers import FunctionalOptimizer, Slots
 from a2c_compiled.update.rollout import Rollout
 
