@@ -1,4 +1,7 @@
-"""Observations as the loss calls its networks with them: a tensor, or (not in TorchScript) a tuple of tensors. All of it is TorchScript."""
+"""What the critic is called with: observations of both kinds together, known, in chunks; a tensor or (not in TorchScript) a tuple of tensors.
+
+All of it is TorchScript.
+"""
 
 from typing import List, Tuple
 
