@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
+from a2c_compiled._torch_internals import standard_gamma
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.continuous import box, check_real_action
 from a2c_compiled.distributions.special import stirling_error, stirling_error_slope
@@ -112,7 +113,7 @@ class Beta(Distribution):
 
     def rsample(self, params: Tensor) -> Tensor:
         """An action, differentiable in ``params``; not made of :meth:`noise`."""
-        gamma = torch._standard_gamma(self._excess(params) + 1.0)
+        gamma = standard_gamma(self._excess(params) + 1.0)
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
     def _excess(self, params: Tensor) -> Tensor:

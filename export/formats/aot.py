@@ -9,9 +9,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from a2c_compiled._files import written_whole
+from a2c_compiled._torch_internals import ahead_of_time
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
-from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
 from a2c_compiled.export.tracing.program import argument_name, exported_program, quiet
 from a2c_compiled.export.tracing.scan_doubling import DECOMPOSITIONS
@@ -77,7 +78,7 @@ def export_aot(
     path = _with_ending(path, AOT)
 
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
-        torch._inductor.aoti_compile_and_package(
+        ahead_of_time()[0](
             program,
             package_path=str(temporary),
             # The bound is 2, whatever sizes the program takes; it is asked about with AOTI_RUNTIME_CHECK_INPUTS alone.
@@ -96,7 +97,7 @@ def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """The package of :func:`export_aot`, with the inputs' own names for keywords."""
     with quiet():
-        return _by_name(torch._inductor.aoti_load_package(str(path)))
+        return _by_name(ahead_of_time()[1](str(path)))
 
 
 def _by_name(program: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:
@@ -117,7 +118,7 @@ def _export(
     write: Callable[[ExportedProgram, Dict[str, str], Path], None],
 ) -> Path:
     call = Call(module, example_inputs, dynamic_axes)
-    with evaluation_mode(module), written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         with quiet(), explained(call, path.name), torch.no_grad():
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
             _forget_paths(program)
