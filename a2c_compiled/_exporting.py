@@ -6,7 +6,7 @@ from typing import Iterator
 
 import torch
 
-from a2c_compiled._torch_internals import nothing_watches, tracing_lock
+from a2c_compiled._torch_internals import exports_in_one_thread, nothing_watches, tracing_lock
 
 
 class _ThisThread(threading.local):
@@ -22,7 +22,7 @@ def exporting() -> Iterator[None]:
 
     Two exports at once would each put back what the other had set: torch's flag for "exporting" then stays up for ever.
     """
-    with tracing_lock():
+    with tracing_lock(), exports_in_one_thread():
         before, _this_thread.exporting = _this_thread.exporting, True
         try:
             yield

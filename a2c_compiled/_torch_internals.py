@@ -8,9 +8,10 @@ import functools
 import pkgutil
 import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any, Callable, ContextManager, Dict, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Union
+from unittest import mock
 
 import torch
 from torch import SymInt, Tensor, nn
@@ -211,19 +212,46 @@ def tracing_lock() -> Any:
     return lock or threading.RLock()
 
 
-@functools.cache
-def _export_context() -> Callable[[], ContextManager[Any]]:
-    context = _found("torch._export.utils._compiling_state_context")
-    if context is None:
+class _InThisThread(threading.local):
+    """What torch's flag for "exporting" is while this library exports: up in the thread that does, down in every other."""
+
+    depth = 0
+
+    def __bool__(self) -> bool:
+        return self.depth > 0
+
+
+_exports_here = _InThisThread()
+
+
+@contextmanager
+def as_torch_exports() -> Iterator[None]:
+    """A block in which torch's own layers are traced as ``torch.export`` traces them. Under :func:`tracing_lock` alone.
+
+    As torch's own context, but that no other thread takes itself to export: compiled functions that it calls would annotate the graph.
+    """
+    flags = torch.compiler.__dict__
+    before: Dict[str, Any] = {name: flags[name] for name in ("_is_compiling_flag", "_is_exporting_flag") if name in flags}
+    flags.update({name: True if name == "_is_compiling_flag" else _exports_here for name in before})
+    _exports_here.depth += 1
+    try:
+        yield
+    finally:
+        _exports_here.depth -= 1
+        flags.update(before)
+
+
+def exports_in_one_thread() -> ContextManager[Any]:
+    """A block in which ``torch.export`` raises its flag in the threads that export alone. Under :func:`tracing_lock` alone.
+
+    Where torch has changed, the flag is up in all of them.
+    """
+    if _found("torch.export._trace._compiling_state_context") is None or not hasattr(torch.compiler, "_is_exporting_flag"):
         _warn_once(
-            "_export.utils._compiling_state_context", "torch's own layers may trace fused operations, which do not export"
+            "export._trace._compiling_state_context", "while one thread exports, do not call compiled functions in others"
         )
-    return context or nullcontext
-
-
-def as_torch_exports() -> ContextManager[Any]:
-    """A block that torch's own layers take for ``torch.export``, for what is traced before it. Under :func:`tracing_lock` alone."""
-    return _export_context()()
+        return nullcontext()
+    return mock.patch("torch.export._trace._compiling_state_context", as_torch_exports)
 
 
 _TRACING = {

@@ -1,5 +1,6 @@
 """A module as torch.export sees it: what ONNX files, .pt2 files and AOTInductor packages are made of."""
 
+import copy
 import inspect
 import logging
 import warnings
@@ -44,7 +45,7 @@ class _WithSignature(nn.Module):
 
     def __init__(self, call: Call) -> None:
         super().__init__()
-        self.module = with_gradients_written_out(call) if isinstance(call.module, InputsByName) else call.module
+        self.module = with_gradients_written_out(call) if isinstance(call.module, InputsByName) else _unshared(call.module)
         names = list(call.inputs)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         signature = inspect.Signature([inspect.Parameter(argument_name(name), kind) for name in names])
@@ -56,6 +57,18 @@ class _WithSignature(nn.Module):
 
         forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
+
+
+def _unshared(module: nn.Module) -> nn.Module:
+    """The same parameters, in modules that are each in one place.
+
+    Where a module has two places, torch puts stand-ins in the way of every module of the process while it traces, in all threads.
+    """
+    own = copy.copy(module)
+    own.__dict__ = {name: copy.copy(value) if type(value) in (dict, list) else value for name, value in vars(module).items()}
+    for name, child in own._modules.items():
+        own._modules[name] = None if child is None else _unshared(child)
+    return own
 
 
 def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
