@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from a2c_compiled._files import written_whole
+from a2c_compiled._torch_internals import many_recompilations
 from a2c_compiled.benchmarks.measure import results
 from a2c_compiled.benchmarks.measure.harness import Case, Row, compare
 from a2c_compiled.benchmarks.measure.results import Results
@@ -88,7 +89,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=64):
+        with warnings.catch_warnings(), many_recompilations(64):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
 from a2c_compiled._special_functions import stirling_error, stirling_error_slope
+from a2c_compiled._torch_internals import standard_gamma
 from a2c_compiled.distributions.base import Distribution, box, check_real_action, draw, side_by_side
 
 
@@ -113,7 +114,7 @@ class Beta(Distribution):
         """An action, differentiable in ``params``; not made of :meth:`noise`, which is an error here."""
         if noise is not None:
             raise ValueError("noise: expected None, since Beta's rsample draws its own random numbers, got a tensor")
-        gamma = torch._standard_gamma(self._excess(params) + 1.0)
+        gamma = standard_gamma(self._excess(params) + 1.0)
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
     def _excess(self, params: Tensor) -> Tensor:

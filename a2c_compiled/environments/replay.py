@@ -12,6 +12,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import Tensor
 
+from a2c_compiled.environments.gymnasium_internals import cartpole_state, set_cartpole_state, set_reset_next
+
 
 class CannotResume(ValueError):  # noqa: N818
     """These environments cannot go on exactly where they were; they can begin new episodes."""
@@ -76,8 +78,13 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
     """
     if isinstance(envs, CartPoleVectorEnv):
         chance = json.dumps(envs.np_random.bit_generator.state)
-        arrays: Dict[str, Any] = {"physics": envs.state, "steps": envs.steps, "ended": envs.prev_done}
-        return {"chance": _bytes(chance), **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}
+        try:
+            arrays = cartpole_state(envs)
+        except AttributeError as error:
+            raise CannotResume(
+                f"env: expected its state to be where it is known to be ({error}); it cannot be resumed exactly"
+            ) from error
+        return {"chance": _bytes(chance), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
     envs = _checked(envs)
     texts, actions = zip(*envs.get_attr("episode"), strict=True)
     space = envs.single_action_space
@@ -109,14 +116,14 @@ def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray)
         actions = np.split(taken, state["lengths"].cumsum(0)[:-1].cpu().numpy())
         envs.set_attr("episode", list(zip(texts, actions, strict=True)))
         came_back = [text for text, _ in envs.get_attr("episode")] == texts
+        if isinstance(envs, SyncVectorEnv):
+            set_reset_next(envs, ended)
     except (KeyError, ValueError, AttributeError) as error:
         raise CannotResume(f"env: expected a state of {envs.num_envs} such environments, got another ({error})") from error
     if not came_back:
         raise CannotResume(
             "env: expected its chance to depend on np_random alone, which it does not; it cannot be resumed exactly"
         )
-    if isinstance(envs, SyncVectorEnv):
-        envs._autoreset_envs = ended.copy()
     return side_by_side(envs.single_observation_space, envs.get_attr("replayed"))
 
 
@@ -131,7 +138,7 @@ def _restore_cartpole(envs: Any, state: Dict[str, Tensor]) -> np.ndarray:
         raise ValueError(f"{state['steps'].size(0)} environments")
     envs.reset()
     envs.np_random.bit_generator.state = json.loads(_text(state["chance"]))
-    envs.state, envs.steps, envs.prev_done = (state[name].cpu().numpy().copy() for name in ("physics", "steps", "ended"))
+    set_cartpole_state(envs, {name: state[name].cpu().numpy() for name in ("physics", "steps", "ended")})
     return envs.state.T.astype(np.float32)
 
 

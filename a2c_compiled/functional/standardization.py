@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
+from a2c_compiled._torch_internals import sum_over_processes
 
 
 def standardize(
@@ -84,10 +85,7 @@ def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes
 def _over_processes(total: Tensor) -> Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return total
-    from torch.distributed import _functional_collectives as collectives  # these trace into a graph
-
-    world = torch.distributed.group.WORLD
-    return collectives.wait_tensor(collectives.all_reduce(total.detach(), "sum", world))  # type: ignore[arg-type]
+    return sum_over_processes(total.detach(), torch.distributed.group.WORLD)
 
 
 def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Tensor:

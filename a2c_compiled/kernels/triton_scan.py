@@ -9,11 +9,11 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
-from triton.compiler import CompiledKernel  # type: ignore[import-untyped]
 
 from a2c_compiled._precision import working_dtype
 from a2c_compiled.kernels.scan_forms import Form
 from a2c_compiled.kernels.triton import tuning
+from a2c_compiled.kernels.triton.compiled_kernel import Launcher, launcher_of
 from a2c_compiled.kernels.triton.forms import DEVICE_FORMS
 from a2c_compiled.kernels.triton.kernel import NUMBER, PER_STEP, REDUCE, RESUME, SCALAR, WHOLE, scan_kernel
 
@@ -27,7 +27,7 @@ class Launch:
     arguments: Tuple[Any, ...]
     options: Dict[str, Any]
     # The kernel compiled for tensors aligned to 16 bytes, after the first launch with such.
-    compiled: Optional[CompiledKernel] = None
+    compiled: Optional[Launcher] = None
 
     def __call__(self, tensors: Tuple[Any, ...], aligned: bool) -> None:
         if aligned and self.compiled is not None:
@@ -35,8 +35,8 @@ class Launch:
             self.compiled[self.grid](*tensors, *self.arguments)
             return
         compiled = scan_kernel[self.grid](*tensors, *self.arguments, **self.options)
-        if aligned and isinstance(compiled, CompiledKernel):
-            self.compiled = compiled
+        if aligned:
+            self.compiled = launcher_of(compiled)
 
 
 class _Plan(NamedTuple):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from a2c_compiled._exporting import is_exporting
 from a2c_compiled._precision import clamped_log_ratio, widen
 
 
@@ -226,7 +227,7 @@ def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
     """Over the steps that count; 0 where there are none. ``x`` is 0 elsewhere."""
     if mask is None:
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-            if torch.compiler.is_exporting():  # which takes a size for more than 0
+            if is_exporting():  # which takes a size for more than 0
                 return x.sum() / torch.full([], x.numel(), dtype=x.dtype, device=x.device).clamp_min(1.0)
         return x.sum() / max(x.numel(), 1)
     return x.sum() / mask.sum().clamp_min(1)

@@ -6,6 +6,7 @@ from typing import Any, List, NamedTuple, Optional, Type, TypeVar
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._exporting import is_exporting
 from a2c_compiled._hyperparameters import CoefficientModule, positive_int
 from a2c_compiled._parameters import parameter_places
 from a2c_compiled._precision import widen
@@ -155,7 +156,7 @@ class ActorCritic(CoefficientModule):
 
     def _values_in_chunks(self, observation: Tensor, of_target: bool) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-            if torch.compiler.is_exporting():  # a graph for any number of entries has no number of chunks
+            if is_exporting():  # a graph for any number of entries has no number of chunks
                 return self._value(observation, of_target)
         if self.value_chunk_size == 0 and self.num_chunks == 0:
             return self._value(observation, of_target)

@@ -1,4 +1,4 @@
-"""What the critic is called with: observations of both kinds together, known, in chunks; a tensor or (not in TorchScript) a tuple of tensors.
+"""What the critic is called with: observations of both kinds together, known, in chunks; a tensor, or (not in TorchScript) a tuple of them.
 
 All of it is TorchScript.
 """

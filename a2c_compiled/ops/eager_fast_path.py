@@ -4,7 +4,6 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from a2c_compiled._torch_internals import nothing_watches
 from a2c_compiled.kernels import cpu_scan
@@ -17,6 +16,6 @@ def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     At a few hundred steps the checks, conversions and dispatching in Python take several times as long as the scan. None says nothing
     about why: the long way then finds out, and is to give the same result wherever this gives one.
     """
-    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0 or not nothing_watches():
+    if torch.compiler.is_dynamo_compiling() or not nothing_watches():
         return None
     return cpu_scan.call(form, dim, *inputs)

@@ -4,8 +4,9 @@ from typing import Any, Callable, Sequence, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from a2c_compiled._exporting import is_exporting
+from a2c_compiled._torch_internals import nothing_watches
 from a2c_compiled.kernels.scan_forms import Form
 from a2c_compiled.ops.registration import on_device, register
 from a2c_compiled.ops.transforms import batch_first, seen_by_dynamo
@@ -123,13 +124,13 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         backward = Fused.backward
 
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return definition(*arguments)
         compiling = torch.compiler.is_dynamo_compiling()
         if compiling:
             arguments = (*seen_by_dynamo(arguments[:-1]), arguments[-1])
-        elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return Fused.apply(*arguments)
+        elif not nothing_watches() and not torch.jit.is_tracing():
+            return Fused.apply(*arguments)  # a transform may be among what watches
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in arguments[:num_variables]):
             return forward_op(*arguments)  # an autograd.Function costs more than a small scan does
         return Fused.apply(*arguments) if compiling else Eager.apply(*arguments)

@@ -71,7 +71,7 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
         # with no mode or transform at work, no subclass such as a fake tensor, no view whose numbers are negated as they are read.
         if (
             arguments[-2].is_cpu
-            and not torch.compiler.is_compiling()
+            and not torch.compiler.is_dynamo_compiling()
             and nothing_watches()
             and set(map(type, arguments)) == _PLAIN
             and not any(map(Tensor.is_neg, arguments[first_value:first_flag]))

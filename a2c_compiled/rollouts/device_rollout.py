@@ -4,8 +4,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan, scan_op
 
+from a2c_compiled._torch_internals import scan_operator
 from a2c_compiled.environments import EnvironmentState, TensorEnvironments
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.acting import act
@@ -18,11 +18,6 @@ Kept = Dict[str, Tensor]
 """What a rollout has of a step, or of all of them."""
 
 Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Kept]]
-
-# A scan is as good to keep on disk as what it is compiled to; torch asks to be told so.
-_CACHED: Dict[str, Any] = {
-    "unsafe_marked_cacheable_functions": {f"{scan_op.__module__}.{scan_op.__name__}": str(torch.__version__)}
-}
 
 
 class DeviceRollout:
@@ -44,7 +39,7 @@ class DeviceRollout:
         if compile and envs.device.type == "cuda":
             self._run = self._replay
         elif compile:
-            self._run = compiled(_scan, **_CACHED)
+            self._run = _compiled_scan()
 
     def __call__(self, observation: Tensor, num_steps: int) -> Tuple[Tensor, Rollout]:
         """The observation after ``num_steps`` steps from ``observation``, and the steps."""
@@ -87,15 +82,22 @@ def _loop(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor, 
     return carry, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _scan(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
+def _compiled_scan() -> Callable[..., Tuple[Carry, Kept]]:
     """The loop as one operator: compiled in the time that one step takes, however many there are."""
+    operator = scan_operator()
+    if operator is None:
+        return compiled(_loop)
+    scan, options = operator
 
-    def body(carry: Carry, draw: Tensor) -> Any:
-        after, kept = _step(loss, envs, carry, draw)
-        # The operator takes no tensors that share memory; the copies are fused away.
-        return [tensor.clone() for tensor in after], {name: tensor.clone() for name, tensor in kept.items()}
+    def scanned(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
+        def body(carry: Carry, draw: Tensor) -> Any:
+            after, kept = _step(loss, envs, carry, draw)
+            # The operator takes no tensors that share memory; the copies are fused away.
+            return [tensor.clone() for tensor in after], {name: tensor.clone() for name, tensor in kept.items()}
 
-    return scan(body, [tensor.clone() for tensor in carry], noise)
+        return scan(body, [tensor.clone() for tensor in carry], noise)
+
+    return compiled(scanned, **options)
 
 
 class _CapturedLoop:

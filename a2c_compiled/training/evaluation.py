@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from a2c_compiled.environments import make_vector, observation_tensor
 from a2c_compiled.losses import A2CLoss
@@ -56,7 +55,8 @@ class NetworkPolicy:
     @torch.no_grad()
     def __call__(self, observation: Any) -> np.ndarray:
         """Actions for a batch of observations."""
-        x = pytree.tree_map(lambda part: part.to(self._device), observation_tensor(observation))
+        x: Any = observation_tensor(observation)
+        x = x.to(self._device) if isinstance(x, Tensor) else tuple(part.to(self._device) for part in x)
         size = hidden_size(self._cells)
         params = self._actor(x) if size == 0 else self._remembering(x, size)
         return self._choose(params).cpu().numpy()

@@ -5,6 +5,8 @@ from typing import List, Optional, Sequence
 import torch
 from torch import Tensor
 
+from a2c_compiled._torch_internals import sum_over_processes
+
 
 def group_name_of(process_group: Optional[object]) -> Optional[str]:
     """The name of a group of processes, which unlike the group copies, pickles and compiles.
@@ -22,9 +24,6 @@ def group_name_of(process_group: Optional[object]) -> Optional[str]:
 
 def summed_over_processes(tensors: Sequence[Tensor], group_name: str) -> List[Tensor]:
     """Each tensor's sum over the processes, in one all-reduce of them all."""
-    from torch.distributed import _functional_collectives as collectives  # these trace into a graph
-
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    flat = collectives.wait_tensor(collectives.all_reduce(flat, "sum", group_name))  # type: ignore[arg-type]
-    sums = flat.split([tensor.numel() for tensor in tensors])
+    sums = sum_over_processes(flat, group_name).split([tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in zip(sums, tensors, strict=True)]

@@ -1,5 +1,7 @@
 """What the library compiles with."""
 
+import functools
+import warnings
 from types import FunctionType
 from typing import Any, Callable, Dict, Optional
 
@@ -15,14 +17,23 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
     Args:
         cuda_graph: launch what runs on a CUDA device at once, as ``mode="reduce-overhead"`` does.
     """
-    from a2c_compiled.update.cpu_fusion_pass import (
-        Float32OnCpu,  # inductor takes seconds to import, which are for those who compile
-    )
-
-    options: Dict[str, Any] = {"post_grad_custom_post_pass": Float32OnCpu()}
+    options = dict(_own_pass())
     if cuda_graph:
         options["triton.cudagraphs"] = True
     return options
+
+
+@functools.cache
+def _own_pass() -> Dict[str, Any]:
+    """The pass over inductor's graphs as an option; none where this version of torch has no place for it, or a changed one."""
+    try:
+        from a2c_compiled.update.cpu_fusion_pass import Float32OnCpu  # inductor takes seconds to import, for those who compile
+    except Exception as error:  # whatever a changed inductor raises
+        warnings.warn(
+            f"a2c_compiled: compiled without its pass for CPUs, which is slower there ({error})", RuntimeWarning, stacklevel=3
+        )
+        return {}
+    return {"post_grad_custom_post_pass": Float32OnCpu()}
 
 
 def compiled(

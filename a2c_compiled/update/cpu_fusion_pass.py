@@ -1,27 +1,30 @@
 """A pass over inductor's graphs that makes the most of a CPU in float32."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch._inductor.pattern_matcher import CallFunction, KeywordArg, Match, PatternMatcherPass, register_graph_pattern
 from torch.fx import Graph
+
+from a2c_compiled._torch_internals import inductor_patterns, onednn_product, size_hint
+
+inductor = inductor_patterns()
+_Pass: Any = inductor.CustomGraphPass
+Match: TypeAlias = Any  # of inductor's pattern matcher
 
 aten = torch.ops.aten
 
 # From so many multiplications on oneDNN's speed makes up for its longer start, and so many rows and columns it makes use of; measured.
 _LARGE, _WIDE = 1 << 21, 8
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 # tanh(x) / x - 1 as x^2 times a polynomial in x^2, for |x| below the first number; from the highest power down.
 _NEAR_ZERO = 0.625
 _ODD = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 
-_products, _activations = PatternMatcherPass(), PatternMatcherPass()
+_products, _activations = inductor.PatternMatcherPass(), inductor.PatternMatcherPass()
 
 
-class Float32OnCpu(CustomGraphPass):
+class Float32OnCpu(_Pass):
     """Puts faster equals in the place of operations in inductor's graph; one is as good as another, as compiled functions are."""
 
     def __eq__(self, other: object) -> bool:
@@ -35,7 +38,7 @@ class Float32OnCpu(CustomGraphPass):
         _activations.apply(graph)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+        return inductor.get_hash_for_files((__file__,))
 
 
 def _is_float32_on_cpu(match: Match) -> bool:
@@ -55,7 +58,8 @@ _library.define(
 
 
 def _in_onednn(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, activation, [], "")
+    assert onednn_product is not None, "products are left alone without it"
+    return onednn_product(left, right.t(), bias, activation, [], "")
 
 
 def _fake_product(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
@@ -66,18 +70,13 @@ _library.impl("product", _in_onednn, "CPU")
 torch.library.register_fake("a2c_compiled::product", _fake_product, lib=_library)
 
 
-def _size(size: Any) -> int:
-    """A size, or where it varies the example's, 0 where there is none."""
-    return size if isinstance(size, int) else int(size.node.hint or 0)
-
-
 def _sizes(left: Tensor, right: Tensor) -> Tuple[int, int, int]:
-    return _size(left.size(0)), _size(left.size(1)), _size(right.size(1))
+    return size_hint(left.size(0)), size_hint(left.size(1)), size_hint(right.size(1))
 
 
 def _pays_off(match: Match) -> bool:
     """Whether a product is one of those that oneDNN is faster at."""
-    if not _is_float32_on_cpu(match) or not _HAS_ONEDNN:
+    if not _is_float32_on_cpu(match) or onednn_product is None:
         return False
     rows, inner, columns = _sizes(*(match.kwargs[name].meta["val"] for name in ("left", "right")))
     long_sums = inner > max(rows, columns)
@@ -98,15 +97,19 @@ def _product_with_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.a2c_compiled.product(left, right, bias, "none")
 
 
-@register_graph_pattern(
-    CallFunction(aten.mm.default, KeywordArg("left"), KeywordArg("right")), extra_check=_pays_off, pass_dict=_products
+@inductor.register_graph_pattern(
+    inductor.CallFunction(aten.mm.default, inductor.KeywordArg("left"), inductor.KeywordArg("right")),
+    extra_check=_pays_off,
+    pass_dict=_products,
 )
 def _replace_mm(match: Match, left: Any, right: Any) -> None:
     match.replace_by_example(_product, [left, right])
 
 
-@register_graph_pattern(
-    CallFunction(aten.addmm.default, KeywordArg("bias"), KeywordArg("left"), KeywordArg("right")),
+@inductor.register_graph_pattern(
+    inductor.CallFunction(
+        aten.addmm.default, inductor.KeywordArg("bias"), inductor.KeywordArg("left"), inductor.KeywordArg("right")
+    ),
     extra_check=lambda match: _pays_off(match) and match.kwargs["bias"].meta["val"].dim() == 1,
     pass_dict=_products,
 )
@@ -127,8 +130,8 @@ def _tanh(x: Tensor) -> Tensor:
     return torch.where(size < _NEAR_ZERO, near, 1 - 2 / ((2 * size).exp() + 1)).copysign(x)
 
 
-@register_graph_pattern(
-    CallFunction(aten.tanh.default, KeywordArg("x")), extra_check=_is_float32_on_cpu, pass_dict=_activations
+@inductor.register_graph_pattern(
+    inductor.CallFunction(aten.tanh.default, inductor.KeywordArg("x")), extra_check=_is_float32_on_cpu, pass_dict=_activations
 )
 def _replace_tanh(match: Match, x: Any) -> None:
     product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x

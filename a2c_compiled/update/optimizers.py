@@ -10,6 +10,8 @@ from torch.optim.adamw import adamw
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
+from a2c_compiled._exporting import is_exporting
+
 Slots = Dict[str, List[Tensor]]
 """For each kind of state, one tensor per parameter."""
 
@@ -46,9 +48,22 @@ def _adam_rule(function: Callable[..., None], weight_decay: float) -> OptimizerR
         function,
         {"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": weight_decay},
         lambda options: ("exp_avg", "exp_avg_sq"),
-        lambda slots, steps: [slots["exp_avg"], slots["exp_avg_sq"], [], steps],
+        lambda slots, steps: [slots["exp_avg"], slots["exp_avg_sq"], [], _exact(steps)],
         {"foreach": False, "fused": False, "amsgrad": False, "maximize": False, "capturable": False},
     )
+
+
+def _exact(steps: List[Tensor]) -> List[Tensor]:
+    """Adam's counts of updates, whose powers are to be those of float64: in float32 1 - 0.999 has four digits left.
+
+    Eagerly torch reads them on the host as numbers, unless another thread compiles or exports, which its one flag for all threads says.
+    In host memory and of float64 they are the same numbers then. In an exported graph they are tensors in any case.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return steps
+    if is_exporting():
+        return [step.double() for step in steps]
+    return [torch.tensor(count, dtype=torch.float64, device="cpu") for count in [steps[0].item()] * len(steps)]
 
 
 RULES: Dict[str, OptimizerRule] = {

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, CoefficientModule, positive_int
+from a2c_compiled._torch_internals import traced_gradients
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
@@ -136,8 +137,7 @@ class TrainStep(CoefficientModule):
         self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
         self._tracing: ContextManager[Any] = nullcontext()
         if self._compiles:
-            # Lets torch.autograd.grad be traced; the graph stays one. Made once: that takes longer than to enter it.
-            self._tracing = torch._dynamo.config.patch(trace_autograd_ops=True)
+            self._tracing = traced_gradients()  # made once: that takes longer than to enter it
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
 

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled._torch_internals import associative_scan
 from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
 from a2c_compiled.benchmarks.measure.harness import Contender
 
@@ -70,7 +71,8 @@ def compiled_scan_gae(steps: Dict[str, Tensor]) -> Contender:
 
 @cache
 def _compiled_scan() -> Callable[..., Tuple[Tensor, Tensor]]:
-    from torch._higher_order_ops.associative_scan import associative_scan
+    scan = associative_scan()
+    assert scan is not None, "this version of torch has no associative scan"
 
     def combine(later: Tuple[Tensor, Tensor], earlier: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
         return later[0] * earlier[0], earlier[1] + earlier[0] * later[1]
@@ -79,7 +81,7 @@ def _compiled_scan() -> Callable[..., Tuple[Tensor, Tensor]]:
         delta = reward + GAMMA * next_value.masked_fill(terminated, 0.0) - value
         decay = torch.full_like(value, GAMMA * LMBDA).masked_fill(done, 0.0)
         mode = "pointwise" if value.is_cuda else "generic"
-        advantage = associative_scan(combine, (decay, delta), dim=0, reverse=True, combine_mode=mode)[1]
+        advantage = scan(combine, (decay, delta), dim=0, reverse=True, combine_mode=mode)[1]
         return advantage, advantage + value
 
     return torch.compile(gae, fullgraph=True)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Callable, Dict, Union
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from a2c_compiled._torch_internals import ahead_of_time
 from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, by_name, write_program
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import DynamicAxes, ExampleInputs
@@ -40,7 +40,7 @@ def export_aot(
     """
 
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
-        torch._inductor.aoti_compile_and_package(
+        ahead_of_time()[0](
             program,
             package_path=str(temporary),
             # The bound is 2, whatever sizes the program takes; it is asked about with AOTI_RUNTIME_CHECK_INPUTS alone.
@@ -53,7 +53,7 @@ def export_aot(
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """The package of :func:`export_aot`, with the inputs' own names for keywords."""
     with quiet():
-        return by_name(torch._inductor.aoti_load_package(str(path)))
+        return by_name(ahead_of_time()[1](str(path)))
 
 
 FORMAT = Format("aot", COMPILED_ENDING, export_aot, load_aot)

@@ -17,7 +17,7 @@ from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.onnx_model.float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_model.model_file import save, tidy, unused_weights_removed
 from a2c_compiled.export.onnx_model.scan import SCANS
-from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.export.tracing.program import exported_program, quiet
@@ -66,7 +66,7 @@ def export_onnx(
         raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that onnx knows here, got {opset}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with evaluation_mode(module), unused_weights_removed(path), written_whole(path) as temporary:
+    with unused_weights_removed(path), written_whole(path) as temporary:
         names = _output_names(call, output_names)
         with quiet(), explained(call, "ONNX"):
             program = torch.onnx.export(

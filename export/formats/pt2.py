@@ -12,7 +12,7 @@ from a2c_compiled._files import written_whole
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
-from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
 from a2c_compiled.export.tracing.program import argument_name, exported_program, quiet
 from a2c_compiled.export.tracing.scan_doubling import DECOMPOSITIONS
@@ -75,7 +75,7 @@ def write_program(
         raise ValueError(f"path: expected a name ending in {ending}, got {path}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with evaluation_mode(module), written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         with quiet(), explained(call, path.name), torch.no_grad():
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
             _forget_paths(program)

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
@@ -15,8 +14,9 @@ from a2c_compiled._files import written_whole
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
-from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, evaluation_mode
+from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.errors import ExportError
+from a2c_compiled.export.tracing.program import quiet
 
 _ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
 _LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+(?: <--- HERE)?$', re.MULTILINE)
@@ -31,8 +31,7 @@ def deprecated() -> Iterator[None]:
     """
     if sys.version_info >= (3, 14):
         raise RuntimeError("TorchScript: torch has none from Python 3.14 on; use export_pt2, export_aot or export_onnx")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with quiet():
         yield
 
 
@@ -72,8 +71,8 @@ def export_torchscript(
     """
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with evaluation_mode(module), written_whole(path) as temporary, deprecated():
-        torch.jit.save(_scripted(module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
+    with written_whole(path) as temporary, deprecated():
+        torch.jit.save(_scripted(call.module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
         record_cases(call, path)
     return path
 

@@ -2,18 +2,17 @@
 
 import glob
 import hashlib
-import math
 import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Union
-from unittest import mock
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
 from a2c_compiled.export.checking.metadata import PREFIX, describe
+from a2c_compiled.export.onnx_model.onnxscript_internals import optimize
 from a2c_compiled.export.tracing.call import Call
 
 # What protobuf can write in one file, less room for the graph.
@@ -61,10 +60,7 @@ def _fold(program: torch.onnx.ONNXProgram, call: Call) -> None:
             graph.inputs.append(value)
         else:
             graph.initializers.add(value)
-    # Its optimizer has a tolerance, with which it drops "+ 1e-8" for "+ 0", and "* 0.99999" for "* 1".
-    with mock.patch.object(math, "isclose", lambda one, other, **tolerance: one == other):
-        program.optimize()
-    graph = program.model.graph
+    optimize(program.model)
     for value in list(graph.inputs):
         if value.name in held:
             graph.inputs.remove(value)

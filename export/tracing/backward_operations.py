@@ -4,8 +4,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import SymInt, Tensor
-from torch._decomp import decomposition_table
 
+from a2c_compiled._torch_internals import decompositions
 from a2c_compiled.export.tracing.errors import ExportError
 
 
@@ -55,7 +55,7 @@ def _convolution_backward(
 def _slice_backward(grad_output: Tensor, input_sizes: List[Any], dim: int, start: int, end: int, step: int) -> Tensor:
     """Zeros before and behind: exporters make one node of it, where they make many of writing into zeros."""
     if step != 1:
-        return decomposition_table[torch.ops.aten.slice_backward.default](grad_output, input_sizes, dim, start, end, step)
+        return _ALL[torch.ops.aten.slice_backward.default](grad_output, input_sizes, dim, start, end, step)
     pieces = []
     for length in (start, input_sizes[dim] - start - grad_output.size(dim)):
         if isinstance(length, SymInt) or length > 0:
@@ -66,9 +66,10 @@ def _slice_backward(grad_output: Tensor, input_sizes: List[Any], dim: int, start
     return torch.cat([*before, grad_output, *pieces[len(before) :]], dim)
 
 
+_ALL = decompositions()
 # Every backward that torch knows to write in other operations; exporters translate few of them.
 BACKWARD: Dict[Any, Callable[..., Any]] = {
-    **{operation: decomposition for operation, decomposition in decomposition_table.items() if "backward" in str(operation)},
+    **{operation: decomposition for operation, decomposition in _ALL.items() if "backward" in str(operation)},
     torch.ops.aten.convolution_backward.default: _convolution_backward,
     torch.ops.aten.slice_backward.default: _slice_backward,
 }

@@ -1,8 +1,8 @@
 """How a module is called for export: named tensors in, named tensors out."""
 
+import copy
 import inspect
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,9 @@ class InputsByName(nn.Module):
 
 
 class Call:
-    """A module with example inputs by name, and which of their dimensions may vary.
+    """A module as it is now, in evaluation mode, with example inputs by name, and which of their dimensions may vary.
+
+    It is a copy: torch swaps parameters and attaches hooks while it exports, and the caller's own may train meanwhile in another thread.
 
     Args:
         module: whose ``forward`` returns a tensor, a tuple or a NamedTuple of tensors and Nones.
@@ -74,7 +76,7 @@ class Call:
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
-        self.module = module
+        self.module = copy.deepcopy(module).eval()
         # Copies, since one tensor in two places would be exported as one input; contiguous, since AOTInductor takes no other strides later.
         self.inputs = {
             name: example_inputs[name].detach().clone(memory_format=torch.contiguous_format)
@@ -134,15 +136,3 @@ def named_outputs(result: Any) -> Dict[str, Tensor]:
     fields: Tuple[str, ...] = getattr(result, "_fields", ())
     names = fields or [f"output_{i}" if i else "output" for i in range(len(result))]
     return {name: value for name, value in zip(names, result, strict=True) if value is not None}
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Dropout and its like switched off in the block, and every submodule as it was after it."""
-    training = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, mode in training.items():
-            submodule.training = mode

@@ -9,9 +9,9 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import SymInt, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import a2c_compiled
+from a2c_compiled._torch_internals import dispatch_mode, is_fixed
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -148,14 +148,14 @@ class _Trail:
     def _entering(self, name: str) -> Callable[[nn.Module, Tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: Tuple[Any, ...]) -> None:
             sizes = [size for arg in args if isinstance(arg, Tensor) for size in arg.shape]
-            free = [size for size in sizes if isinstance(size, SymInt) and size.node.maybe_as_int() is None]
+            free = [size for size in sizes if isinstance(size, SymInt) and not is_fixed(size)]
             self._inside.append((name, module, free))
 
         return hook
 
     def _leaving(self, *_: Any) -> None:
         name, module, free = self._inside.pop()
-        if not self.fixed_in and any(size.node.maybe_as_int() is not None for size in free):
+        if not self.fixed_in and any(map(is_fixed, free)):
             self.fixed_in = _place(name, module)
 
 
@@ -172,7 +172,10 @@ def _placed(call: Call, operation: str, reason: str) -> str:
     return f"{operation}{_in(' and '.join(places))}{reason}"
 
 
-class _Noted(TorchDispatchMode):
+_DispatchMode: Any = dispatch_mode()
+
+
+class _Noted(_DispatchMode):
     """Notes the modules in which an operation is called, or that whose gradient it is."""
 
     def __init__(self, operation: str, trail: _Trail, users: List[nn.Module]) -> None:

@@ -1,18 +1,14 @@
 """A module with the gradients that it computes written out as operations, for exporters that know no autograd."""
 
 import re
-from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.optim import adam
 from torch.overrides import TorchFunctionMode
 
+from a2c_compiled._exporting import exporting
+from a2c_compiled._torch_internals import OPERATOR, aliases, as_torch_exports, symbolic_tracing
 from a2c_compiled.export.tracing.backward_operations import BACKWARD
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
@@ -49,8 +45,9 @@ class _Traced(NamedTuple):
 
 
 def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
-    shapes = ShapeEnv()
-    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    tracing = symbolic_tracing()
+    shapes = tracing.ShapeEnv()
+    mode = tracing.FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
     size_of = dict(zip(call.axis_names, sizes, strict=False))
     fakes = [_fake(mode, tensor, call.axes[name], size_of) for name, tensor in call.inputs.items()]
     outputs: List[str] = []
@@ -66,8 +63,8 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
         for size, axis in zip(fake.shape, call.axes[name], strict=False)
         if axis is not None
     }
-    with _as_exported(), _NumbersStayTensors(), mode:
-        graph = make_fx(function, decomposition_table=BACKWARD, _allow_non_fake_inputs=True)(*fakes)
+    with exporting(), as_torch_exports(), _NumbersStayTensors(), mode:
+        graph = tracing.make_fx(function, decomposition_table=BACKWARD, _allow_non_fake_inputs=True)(*fakes)
     free = {str(size) for fake in fakes for size in fake.shape}
     if not free.issuperset(axis_of):
         return _Traced(graph, outputs, [])  # torch.export refuses it, since one size is the only one
@@ -90,28 +87,15 @@ class _Graph(nn.Module):
         return dict(zip(self.outputs, self.graph(*(inputs[name] for name in self.inputs)), strict=True))
 
 
-def _fake(mode: FakeTensorMode, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Mapping[str, int]) -> Tensor:
+def _fake(mode: Any, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Mapping[str, int]) -> Tensor:
     """A tensor without data like ``tensor``, whose named dimensions have the sizes given and may have any."""
     names = [*axes, *[None] * (tensor.dim() - len(axes))]
-    with FakeTensorMode():
+    tracing = symbolic_tracing()
+    with tracing.FakeTensorMode():
         shape = [size if axis is None else size_of[axis] for axis, size in zip(names, tensor.shape, strict=True)]
         empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-    dynamic = [DimDynamic.STATIC if axis is None else DimDynamic.DUCK for axis in names]
-    return mode.from_tensor(empty, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic))
-
-
-@contextmanager
-def _as_exported() -> Iterator[None]:
-    """As torch.export runs code: fused operators become their definitions, and optimizers read no tensor on the host.
-
-    Adam's count of updates is a Python number in eager mode, whose powers are those of float64: in float32 1 - 0.999 has four digits left.
-    """
-    with (
-        mock.patch.object(torch.compiler, "_is_compiling_flag", True),
-        mock.patch.object(torch.compiler, "_is_exporting_flag", True),
-        mock.patch.object(adam, "_get_value", Tensor.double),
-    ):
-        yield
+    dynamic = [tracing.DimDynamic.STATIC if axis is None else tracing.DimDynamic.DUCK for axis in names]
+    return mode.from_tensor(empty, symbolic_context=tracing.StatelessSymbolicContext(dynamic_sizes=dynamic))
 
 
 class _NumbersStayTensors(TorchFunctionMode):
@@ -138,7 +122,7 @@ def _check(graph: fx.GraphModule, source: nn.Module) -> None:
     buffers = {id(buffer): name for name, buffer in source.named_buffers()}
     kept = {node: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for node in graph.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if node.op != "call_function" or not isinstance(node.target, OPERATOR):
             continue
         operation = str(node.target).removesuffix(".default")
         if torch.Tag.nondeterministic_seeded in node.target.tags:
@@ -147,10 +131,10 @@ def _check(graph: fx.GraphModule, source: nn.Module) -> None:
                 " be an input",
                 operation,
             )
-        for argument, value in _arguments(node):
-            if argument.alias_info is None or value not in kept:
+        for value, writes in _shared(node):
+            if value not in kept:
                 continue
-            if not argument.alias_info.is_write:
+            if not writes:
                 kept[node] = kept[value]  # a view
                 continue
             buffer = buffers.get(id(kept[value]), "it keeps")
@@ -161,9 +145,9 @@ def _check(graph: fx.GraphModule, source: nn.Module) -> None:
             )
 
 
-def _arguments(node: fx.Node) -> Iterator[Tuple[torch.Argument, fx.Node]]:
-    """What a node takes of other nodes, with what the operation's schema says of it."""
-    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
-        if isinstance(value, fx.Node):
-            yield argument, value
+def _shared(node: fx.Node) -> Iterator[Tuple[fx.Node, bool]]:
+    """The nodes whose memory a node's result shares, and whether it writes there."""
+    for i, (name, writes) in enumerate(aliases(node.target)):
+        value = node.args[i] if i < len(node.args) else node.kwargs.get(name)
+        if writes is not None and isinstance(value, fx.Node):
+            yield value, writes

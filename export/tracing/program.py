@@ -1,17 +1,23 @@
 """A module as torch.export sees it: what ONNX files, .pt2 files and AOTInductor packages are made of."""
 
+import copy
 import inspect
 import logging
 import warnings
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from a2c_compiled._exporting import exporting, in_exporting_thread
+from a2c_compiled._torch_internals import check
 from a2c_compiled.export.tracing.call import Call, InputsByName, named_outputs
 from a2c_compiled.export.tracing.gradients import with_gradients_written_out
+
+_REMARKS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")
+"""Loggers of these names and below speak of what is no concern of the exporter's."""
 
 
 def exported_program(call: Call) -> ExportedProgram:
@@ -39,7 +45,7 @@ class _WithSignature(nn.Module):
 
     def __init__(self, call: Call) -> None:
         super().__init__()
-        self.module = with_gradients_written_out(call) if isinstance(call.module, InputsByName) else call.module
+        self.module = with_gradients_written_out(call) if isinstance(call.module, InputsByName) else _unshared(call.module)
         names = list(call.inputs)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         signature = inspect.Signature([inspect.Parameter(argument_name(name), kind) for name in names])
@@ -53,6 +59,18 @@ class _WithSignature(nn.Module):
         self.forward = forward
 
 
+def _unshared(module: nn.Module) -> nn.Module:
+    """The same parameters, in modules that are each in one place.
+
+    Where a module has two places, torch puts stand-ins in the way of every module of the process while it traces, in all threads.
+    """
+    own = copy.copy(module)
+    own.__dict__ = {name: copy.copy(value) if type(value) in (dict, list) else value for name, value in vars(module).items()}
+    for name, child in own._modules.items():
+        own._modules[name] = None if child is None else _unshared(child)
+    return own
+
+
 def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
     """Dimensions of one name are of one size: said first, or torch.export, which finds out last, forbids sizes by what it met before."""
     sizes: Dict[str, int] = {}
@@ -60,21 +78,40 @@ def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
         for dim, axis in enumerate(axes):
             if axis is not None:
                 size = inputs[name].size(dim)
-                torch._check(size == sizes.setdefault(axis, size))
+                check(size == sizes.setdefault(axis, size))
+
+
+class _WhileExporting(type):
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return in_exporting_thread()
+
+
+class _AnyWarning(Warning, metaclass=_WhileExporting):
+    """Every warning that the exporting thread gives, and none of any other: what a filter is asked to ignore."""
+
+
+def _is_heard(record: logging.LogRecord) -> bool:
+    return not (record.name.startswith(_REMARKS) and in_exporting_thread())
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without remarks on packages that are not installed, on torch's own deprecations, on attributes that are empty lists, and on
-    errors that are raised as well."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    """This thread exports, without remarks on packages that are not installed, on torch's own deprecations, on attributes that are empty
+    lists, and on errors that are raised as well. What other threads say is heard."""
+    with exporting():
+        # Filters of the process, which stay and apply to the exporting thread alone: what was set would have to be put back, while other
+        # threads set and put back the same.
+        warnings.simplefilter("ignore", _AnyWarning)
+        for logger in map(logging.getLogger, _REMARKS):
+            for handler in _handlers(logger):
+                handler.addFilter(_is_heard)
+        yield
+
+
+def _handlers(logger: Optional[logging.Logger]) -> Iterator[logging.Handler]:
+    """What a logger's records end in; a filter of the logger itself would not see those of the ones below it."""
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+    if logging.lastResort is not None:
+        yield logging.lastResort

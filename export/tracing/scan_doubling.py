@@ -7,10 +7,13 @@ from typing import Any, Tuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop_op
 
 import a2c_compiled.ops  # noqa: F401 - registers the operators
 from a2c_compiled._precision import widen
+from a2c_compiled._torch_internals import while_loop
+
+_MOST_ROUNDS = 24
+"""Where there are no loops: for some sixteen million steps."""
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
@@ -40,9 +43,14 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, direction: int) -> Tensor:
         return distance * 2, torch.where(passes, decay * decay_beyond, 0.0), y
 
     carried: Any = (torch.ones((), dtype=torch.int64, device=x.device), decay.clone(), x.clone())
+    steps = _steps(x, dim)
+    if while_loop is None:
+        for _ in range(_MOST_ROUNDS):
+            carried = double(*(*carried, *steps))
+        return carried[2]
     # The operator, not the function around it: that traces the loop with Dynamo, which makes inputs without values of numbers in which
     # two loops of one process differ, such as the direction.
-    return while_loop_op(unfinished, double, carried, _steps(x, dim))[2]
+    return while_loop(unfinished, double, carried, steps)[2]
 
 
 def _steps(x: Tensor, dim: int) -> Tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from a2c_compiled.environments import (
     EnvironmentState,
     GymnasiumEnvironments,
     Pendulum,
+    gymnasium_internals,
     make_environments,
     make_vector,
     observation_tensor,
@@ -521,3 +522,18 @@ def test_transitions_compile_whole():
         for mine, other in zip(leaves((state, step[:-1])), leaves((expected_state, expected[:-1])), strict=True):
             torch.testing.assert_close(mine, other)
         envs.state = expected_state
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "gymnasium"])
+def test_a_gymnasium_that_keeps_its_state_elsewhere_is_not_resumed(vectorization, monkeypatch):
+    envs = GymnasiumEnvironments(make_vector("CartPole-v1", 2, vectorization))
+    envs.reset(seed=0)
+    state = envs.state_dict()
+    if vectorization == "sync":
+        del envs.envs._autoreset_envs
+    else:
+        monkeypatch.setitem(gymnasium_internals._CARTPOLE, "steps", "elsewhere")
+        with pytest.raises(CannotResume, match="elsewhere"):
+            envs.state_dict()
+    with pytest.raises(CannotResume, match=r"elsewhere|_autoreset_envs"):
+        envs.load_state_dict(state)

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from a2c_compiled._precision import working_dtype
 from a2c_compiled.kernels import scan_forms, triton_scan
 from a2c_compiled.kernels.scan_forms import Form
-from a2c_compiled.kernels.triton import tuning
+from a2c_compiled.kernels.triton import compiled_kernel, tuning
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -257,3 +257,21 @@ def test_no_gradient_passes_a_cut(form, blocks, dim):
         actual = [tensor.narrow(dim, 6, 7).double().cpu() for tensor in case.actual()]
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_is_launched_again_by_itself_where_triton_has_such(monkeypatch):
+    class Kernel:
+        def __getitem__(self, grid):
+            return None
+
+    kernel = Kernel()
+    assert compiled_kernel.launcher_of(None) is None, "as the interpreter returns"
+    monkeypatch.setattr(compiled_kernel, "CompiledKernel", Kernel)
+    assert compiled_kernel.launcher_of(kernel) is kernel
+    for changed in (None, dict):
+        monkeypatch.setattr(compiled_kernel, "CompiledKernel", changed)
+        compiled_kernel._warn_once.cache_clear()
+        with pytest.warns(RuntimeWarning, match="launches are slower"):
+            assert compiled_kernel.launcher_of(kernel) is None
+        assert compiled_kernel.launcher_of(kernel) is None
+    compiled_kernel._warn_once.cache_clear()

@@ -12,7 +12,7 @@ from torch import nn
 from a2c_compiled import A2CLoss, TrainStep, distributions
 from a2c_compiled.environments import CartPole, Environments, EnvironmentStep, Pendulum, TensorEnvironments
 from a2c_compiled.networks.for_spaces import distribution_for, mlp
-from a2c_compiled.rollouts import RolloutCollector
+from a2c_compiled.rollouts import RolloutCollector, device_rollout
 from a2c_compiled.update import Rollout
 
 STEPS, ENVS, ROLLOUTS = 12, 32, 3
@@ -293,3 +293,14 @@ def test_environments_of_ones_own_are_learnt(make, best):
         rewards.append(rollout.reward.mean().item())
     assert rewards[0] < 0.6 * best
     assert sum(rewards[-5:]) / 5 > 0.9 * best
+
+
+def test_without_an_operator_for_scans_the_steps_are_compiled_one_after_the_other(monkeypatch):
+    case = CASES[next(iter(CASES))]
+    expected = collect(case, compile=True)
+    monkeypatch.setattr(device_rollout, "scan_operator", lambda: None)
+    found = collect(case, compile=True)
+    for one, other in zip(found.whole, expected.whole, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)

@@ -1,13 +1,17 @@
 """Compiled for a CPU: products in oneDNN and tanh from exp, and everything else as it was."""
 
+import copy
 import math
+import sys
 
 import pytest
 import torch
+from loss_cases import make_loss, make_rollout
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 
 import a2c_compiled
+from a2c_compiled.update import compilation
 
 PRODUCT = "torch.ops.a2c_compiled.product"
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
@@ -119,3 +123,23 @@ def test_a_callers_own_compiled_function_takes_the_options():
     x = torch.randn(100)
     _, (code,) = run_and_get_code(function, x)
     assert "copysign" in code
+
+
+@pytest.fixture
+def no_pass(monkeypatch):
+    """Inductor without a place for the pass."""
+    monkeypatch.setitem(sys.modules, "a2c_compiled.update.cpu_fusion_pass", None)
+    compilation._own_pass.cache_clear()
+    yield
+    compilation._own_pass.cache_clear()
+
+
+def test_a_step_compiles_without_the_pass(no_pass):
+    loss, rollout = make_loss(), make_rollout()
+    with pytest.warns(RuntimeWarning, match="without its pass for CPUs"):
+        assert a2c_compiled.compile_options() == {}
+    steps = [a2c_compiled.TrainStep(copy.deepcopy(loss), "sgd", compile=compile) for compile in (True, False)]
+    for step in steps:
+        step(rollout)
+    for name, tensor in steps[0].state_dict().items():
+        torch.testing.assert_close(tensor, steps[1].state_dict()[name])

@@ -48,6 +48,18 @@ def test_step_equals_torch_optim_to_the_last_digits_in_float64(name):
     assert_same_training(make_step(loss, name), expected, rollouts(20, dtype=torch.float64), 1e-12)
 
 
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
+def test_a_step_is_the_same_while_another_thread_compiles(name, monkeypatch):
+    """Torch says that something is compiled in one flag for all threads."""
+    step, other = (make_step(name=name) for _ in range(2))
+    for rollout in rollouts(3):
+        step(rollout)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "_is_compiling_flag", True)
+            other(rollout)
+    assert_same(parameters_of(other.loss), parameters_of(step.loss), 1e-7)
+
+
 @pytest.mark.parametrize("separate_losses", [False, True])
 def test_step_over_a_shared_trunk_equals_torch_optim(separate_losses):
     loss = make_loss(shared=True, separate_losses=separate_losses)

@@ -7,6 +7,8 @@ from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import Tensor, nn
 from torchrl.modules import MLP, ValueOperator
 
+from a2c_compiled._torch_internals import is_hooked
+
 _CONTAINERS = (nn.Sequential, MLP)
 # Each maps the last dimension, or every element, and takes any number of leading ones.
 _LAYERS = (
@@ -58,8 +60,7 @@ def _takes_any_batch(module: Any) -> bool:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether anything but ``forward`` of its class happens when it is called."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in module.__dict__ or nn.modules.module._has_any_global_hook()
+    return "forward" in module.__dict__ or is_hooked(module)
 
 
 def are_own(module: nn.Module, params: Any) -> bool:

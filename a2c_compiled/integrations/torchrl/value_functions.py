@@ -4,9 +4,9 @@ from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from a2c_compiled import functional as F
+from a2c_compiled._torch_internals import in_forward_mode
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct
 
@@ -20,7 +20,7 @@ def unfit(
     values: Sequence[Any], flags: Sequence[Any], coefficients: Sequence[Any], time_dim: Any = -2, half: bool = True
 ) -> Optional[str]:
     """Why this library's function cannot stand in for TorchRL's, if so. Reads no data."""
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         return "forward-mode differentiation"
     if not all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in (*values, *flags)):
         return "not plain tensors"

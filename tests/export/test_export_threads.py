@@ -1,0 +1,181 @@
+"""Exports in several threads at once, while another one trains."""
+
+import copy
+import logging
+import threading
+import time
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from a2c_compiled import A2CLoss, Rollout, TrainStep, distributions, export
+from a2c_compiled import functional as F
+from a2c_compiled._exporting import exporting, is_exporting
+from a2c_compiled.export.tracing.program import quiet
+
+SECONDS = 20.0
+STEPS = 20
+
+
+def make_loss():
+    """Networks that share their first layer."""
+    trunk = nn.Sequential(nn.Linear(3, 8), nn.Tanh())
+    return A2CLoss(nn.Sequential(trunk, nn.Linear(8, 2)), nn.Sequential(trunk, nn.Linear(8, 1)), distributions.Categorical(2))
+
+
+def make_rollout(steps=4, envs=3):
+    flags = torch.zeros(steps, envs, dtype=torch.bool)
+    shape = (steps, envs, 3)
+    return Rollout(
+        torch.randn(shape), torch.randint(2, (steps, envs)), torch.randn(steps, envs), torch.randn(shape), flags, flags
+    )
+
+
+def in_threads(*functions):
+    """Run all at once, and raise what one of them raises."""
+    errors = []
+
+    def guarded(function):
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_two_threads_export_while_one_trains(tmp_path):
+    loss, rollout = make_loss(), make_rollout()
+    inputs = {name: entry for name, entry in rollout._asdict().items() if entry is not None}
+    first = {optimizer: TrainStep(copy.deepcopy(loss), optimizer, compile=False) for optimizer in ("rmsprop", "adam")}
+
+    def trained(optimizer):
+        step = copy.deepcopy(first[optimizer])
+        for _ in range(STEPS):
+            step(rollout)
+        return step.state_dict()
+
+    @torch.compile(fullgraph=True)
+    def compiled(reward):
+        return F.reward2go(reward, rollout.done, 0.9).tanh()
+
+    expected, returns = {optimizer: trained(optimizer) for optimizer in first}, compiled(rollout.reward)
+    exported = threading.Event()
+
+    def train():
+        while not exported.is_set():
+            for optimizer, state in expected.items():
+                assert all(map(torch.equal, trained(optimizer).values(), state.values())), optimizer
+            assert torch.equal(compiled(rollout.reward), returns)
+
+    def both_exports():
+        try:
+            deadline = time.monotonic() + SECONDS
+            while True:
+                in_threads(export_onnx, export_step_and_program)
+                if time.monotonic() > deadline:
+                    break
+        finally:
+            exported.set()
+
+    def export_onnx():
+        assert export.verify(export.export_onnx(loss, inputs, tmp_path / "loss.onnx")).passed
+
+    def export_step_and_program():
+        export.export_train_step(first["adam"], rollout, tmp_path / "step.onnx")
+        assert export.verify(export.export_pt2(loss, inputs, tmp_path / "loss.pt2")).passed
+
+    in_threads(both_exports, train)
+    assert torch.compiler.is_exporting() is torch.compiler.is_compiling() is False
+    assert not is_exporting()
+
+
+def test_the_module_that_trains_is_left_alone_while_it_is_exported(tmp_path):
+    """Its mode, its hooks and its parameters are the exporter's own copy's."""
+    seen = []
+
+    class Looking(nn.Linear):
+        def forward(self, x):
+            seen.append((self is policy, self.training))
+            return super().forward(x)
+
+    policy = Looking(3, 2)
+    export.export_pt2(policy, {"x": torch.randn(4, 3)}, tmp_path / "policy.pt2", ("N",))
+    assert seen
+    assert set(seen) == {(False, False)}
+    assert policy.training
+    assert not policy._forward_hooks
+
+
+def test_exporting_is_a_state_of_one_thread():
+    elsewhere = []
+    with exporting():
+        in_threads(lambda: elsewhere.append(is_exporting()))
+    assert elsewhere == [False]
+
+
+def test_a_callers_own_export_sees_definitions():
+    class Returns(nn.Module):
+        def forward(self, reward, done):
+            return F.reward2go(reward, done, 0.9)
+
+    reward, done = torch.randn(5, 2), torch.zeros(5, 2, dtype=torch.bool)
+    program = torch.export.export(Returns(), (reward, done))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "a2c_compiled.linear_scan.default" in called
+    assert "a2c_compiled.reward2go.default" not in called
+
+
+def test_what_other_threads_say_while_one_exports_is_heard(caplog):
+    logger = logging.getLogger("torch.onnx._internal.another_threads")
+
+    def say():
+        logger.error("spoken")
+        warnings.warn("warned", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as heard, caplog.at_level(logging.ERROR):
+        warnings.simplefilter("always")
+        with quiet():
+            say()
+            assert not heard
+            assert "spoken" not in caplog.text
+            in_threads(say)
+        assert [str(warning.message) for warning in heard] == ["warned"]
+        say()
+    assert len(heard) == 2
+    assert caplog.text.count("spoken") == 2
+
+
+@pytest.mark.parametrize("name", ["_DEFAULT_REWRITE_RULES", "_rel_tol"])
+def test_an_optimizer_that_hides_its_tolerance_folds_constants_alone(name, tmp_path, monkeypatch):
+    from onnxscript import rewriter
+
+    from a2c_compiled.export.onnx_model import onnxscript_internals
+
+    class Nearly(nn.Module):
+        def forward(self, x):
+            return (x + 1e-8) * 0.99999 * 1.0
+
+    x = 1e-8 * torch.ones(4)
+    expected = export.export_onnx(Nearly(), {"x": x}, tmp_path / "exact.onnx", ("N",))
+    if name == "_rel_tol":
+        monkeypatch.setattr(rewriter, "_DEFAULT_REWRITE_RULES", rewriter._DEFAULT_REWRITE_RULES[-1:])
+    else:
+        monkeypatch.delattr(rewriter, name)
+    onnxscript_internals._exact_rules.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="hides its rules' tolerance"):
+            assert onnxscript_internals._exact_rules() is None
+        found = export.export_onnx(Nearly(), {"x": x}, tmp_path / "folded.onnx", ("N",))
+    finally:
+        onnxscript_internals._exact_rules.cache_clear()
+    for path in (expected, found):
+        assert export.verify(path).passed

@@ -1,0 +1,313 @@
+"""The doors to private names: each works where torch has the name and where it lacks it, and nothing goes past them."""
+
+import ast
+import importlib.util
+import pkgutil
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import a2c_compiled
+from a2c_compiled import _torch_internals as present
+from a2c_compiled import functional as F
+from a2c_compiled.kernels import scan_forms
+from a2c_compiled.kernels.torch_scan import linear_scan
+from a2c_compiled.ops import eager_fast_path, fused, registration
+
+PACKAGE = Path(a2c_compiled.__file__).parent
+DOORS = ("_torch_internals.py", "gymnasium_internals.py", "onnxscript_internals.py", "compiled_kernel.py")
+# What subclasses of nn.Module and users of a NamedTuple work with.
+USUAL = {"_asdict", "_buffers", "_fields", "_modules", "_parameters", "_replace"}
+# Of packages that are served by integrations and compared with, and of tensorboard.
+OTHERS = {"_get_file_writer", "_get_kwargs", "_kwargs", "_sanitize_next_obs_nan", "_setup_model"}
+PRIVATE = ("torch.fx.experimental", "triton.compiler")
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(path):
+    """The private names of other packages that a file uses."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls")}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) != "super()":
+            if node.attr not in own | USUAL | OTHERS:
+                yield ast.unparse(node)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = getattr(node, "module", None)
+            for name in (f"{module}.{alias.name}" if module else alias.name for alias in node.names):
+                if name.startswith(PRIVATE) or (any(map(is_private, name.split("."))) and not name.startswith("a2c_compiled")):
+                    yield name
+
+
+def test_no_private_name_of_another_package_is_used_past_the_doors():
+    files = [path for path in PACKAGE.rglob("*.py") if path.name not in DOORS]
+    files += [path for part in ("export", "benchmarks") for path in (PACKAGE / part).rglob("*.py") if path.name not in DOORS]
+    found = {f"{path.relative_to(PACKAGE)}: {name}" for path in files for name in private_names(path)}
+    assert len(files) > 100
+    assert not found
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """The door as it is where torch lacks names: another module, made while they are not found."""
+    found = pkgutil.resolve_name
+
+    def load(*missing):
+        for path in missing:
+            assert found(path) is not None, f"torch has no {path}: the door leads nowhere"
+
+        def resolve(path):
+            if path in missing:
+                raise AttributeError(path)
+            return found(path)
+
+        monkeypatch.setattr(pkgutil, "resolve_name", resolve)
+        spec = importlib.util.spec_from_file_location("a2c_compiled._door_of_another_torch", present.__file__)
+        door = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(door)
+        return door
+
+    return load
+
+
+def once(function, *arguments):
+    """What it returns, with one warning however often it is called."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = function(*arguments)
+        function(*arguments)
+    (warning,) = caught
+    assert warning.category is RuntimeWarning
+    assert str(warning.message).startswith(f"a2c_compiled: torch {torch.__version__} has no ")
+    return found
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_watches_but_what_does():
+    assert present.nothing_watches()
+    assert not present.in_forward_mode()
+    with torch.inference_mode():
+        assert present.nothing_watches()
+    with Watching():
+        assert not present.nothing_watches()
+    with forward_ad.dual_level():
+        assert not present.nothing_watches()
+        assert present.in_forward_mode()
+    seen = []
+    torch.func.vmap(lambda x: seen.append(present.nothing_watches()) or x)(torch.zeros(2))
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("name", ["keys", "level"])
+def test_where_torch_does_not_tell_everything_takes_the_long_way_to_the_same_result(name, without, monkeypatch):
+    inputs = [0.9, 0.8, *(torch.randn(5, 3) for _ in range(3)), *[torch.rand(5, 3) < 0.2] * 2]
+    inputs[2].requires_grad_()
+    expected = F.generalized_advantage_estimate(*inputs)
+    gradient = torch.autograd.grad(expected.advantage.sum(), inputs[2])[0]
+    if name == "keys":
+        door = without("torch._C._dispatch_tls_local_include_set")
+    else:
+        with monkeypatch.context() as patch:
+            patch.delattr(forward_ad, "_current_level")
+            door = without()
+            assert door.in_forward_mode()
+    assert not once(door.nothing_watches)
+    for module in (registration, fused, eager_fast_path):
+        monkeypatch.setattr(module, "nothing_watches", door.nothing_watches)
+    with torch.no_grad():
+        assert eager_fast_path.direct(scan_forms.GAE, -2, *inputs) is None
+    found = F.generalized_advantage_estimate(*inputs)
+    assert all(map(torch.equal, found, expected))
+    assert torch.equal(torch.autograd.grad(found.advantage.sum(), inputs[2])[0], gradient)
+
+
+def test_hooks_are_seen(monkeypatch):
+    module = nn.Linear(2, 2)
+    assert not present.is_hooked(module)
+    module.register_forward_hook(lambda *_: None)
+    assert present.is_hooked(module)
+    monkeypatch.delattr(nn.modules.module, "_has_any_global_hook")
+    assert present.is_hooked(nn.Linear(2, 2)), "where torch does not tell"
+
+
+def test_gamma_variates_have_their_gradient_either_way(without):
+    door = without("torch._standard_gamma")
+    for standard_gamma in (torch.ops.aten._standard_gamma, door.standard_gamma):
+        torch.manual_seed(0)
+        concentration = torch.full((20_000,), 3.0, requires_grad=True)
+        drawn = standard_gamma(concentration)
+        assert abs(drawn.mean() - 3.0) < 0.05
+        assert abs(torch.autograd.grad(drawn.mean(), concentration)[0].sum() - 1.0) < 0.05
+
+
+def test_a_loop_without_its_operator_is_unrolled(monkeypatch):
+    scan_doubling = pytest.importorskip("a2c_compiled.export.tracing.scan_doubling")
+    assert present.while_loop is not None
+    x, decay = torch.randn(9, 3, dtype=torch.float64), torch.rand(9, 3, dtype=torch.float64)
+    for door in (present.while_loop, None):
+        monkeypatch.setattr(scan_doubling, "while_loop", door)
+        torch.testing.assert_close(scan_doubling.linear_scan(x, decay, -2), linear_scan(x, decay, -2, True))
+        torch.testing.assert_close(scan_doubling.linear_scan_transposed(x, decay, -2), linear_scan(x, decay, -2, False))
+
+
+def test_operators_of_scans_are_found_or_not(without):
+    scan, options = present.scan_operator()
+    assert callable(scan)
+    assert list(options) == ["unsafe_marked_cacheable_functions"]
+    assert callable(present.associative_scan())
+    door = without("torch._higher_order_ops.scan.scan", "torch._higher_order_ops.associative_scan.associative_scan")
+    assert once(door.scan_operator) is None
+    assert door.associative_scan() is None
+
+
+def test_settings_of_the_compiler_are_set_or_left(without):
+    settings = torch._dynamo.config
+    before = settings.recompile_limit, settings.trace_autograd_ops
+    with present.many_recompilations(3), present.traced_gradients():
+        assert (settings.recompile_limit, settings.trace_autograd_ops) == (3, True)
+    door = without("torch._dynamo.config.patch")
+    with once(door.many_recompilations, 3), once(door.traced_gradients):
+        assert (settings.recompile_limit, settings.trace_autograd_ops) == before
+
+
+def test_inductors_patterns_are_all_there_or_refused(without):
+    assert set(vars(present.inductor_patterns())) == set(present._INDUCTOR)
+    with pytest.raises(ImportError, match=r"has no torch\._inductor\.pattern_matcher\.CallFunction"):
+        without("torch._inductor.pattern_matcher.CallFunction").inductor_patterns()
+
+
+def symbolic_size():
+    tracing = present.symbolic_tracing()
+    mode = tracing.FakeTensorMode(shape_env=tracing.ShapeEnv())
+    context = tracing.StatelessSymbolicContext(dynamic_sizes=[tracing.DimDynamic.DUCK])
+    return mode.from_tensor(torch.zeros(7), symbolic_context=context).size(0)
+
+
+def test_sizes_tell_what_they_are_known_to_be():
+    size = symbolic_size()
+    assert present.size_hint(7) == present.size_hint(size) == 7
+    assert not present.is_fixed(size)
+    assert size == 7  # which fixes it
+    assert present.is_fixed(size)
+
+    class Silent:
+        node = None
+
+    assert present.size_hint(Silent()) == 0
+    assert not present.is_fixed(Silent())
+
+
+def test_what_has_no_other_way_says_so_when_it_is_used(without):
+    with pytest.raises(RuntimeError, match=r"has no torch\.fx\.experimental\.proxy_tensor\.make_fx"):
+        without("torch.fx.experimental.proxy_tensor.make_fx").symbolic_tracing()
+    assert all(map(callable, present.ahead_of_time()))
+    with pytest.raises(RuntimeError, match=r"use a \.pt2 file"):
+        without("torch._inductor.aoti_load_package").ahead_of_time()
+
+
+def test_one_lock_for_compiling_and_exporting(without):
+    import torch._dynamo.convert_frame as convert_frame
+
+    assert present.tracing_lock() is convert_frame.compile_lock
+    own = once(without("torch._dynamo.convert_frame.compile_lock").tracing_lock)
+    with own, own:  # by one thread again and again
+        assert own is not convert_frame.compile_lock
+
+
+def test_torchs_flag_is_up_in_the_exporting_thread_alone(without):
+    elsewhere = []
+    with present.as_torch_exports():
+        assert torch.compiler.is_exporting()
+        thread = threading.Thread(target=lambda: elsewhere.append(bool(torch.compiler.is_exporting())))
+        thread.start()
+        thread.join()
+    assert elsewhere == [False]
+    assert torch.compiler.is_exporting() is torch.compiler.is_compiling() is False
+    door = without("torch.export._trace._compiling_state_context")
+    with once(door.exports_in_one_thread):
+        pass
+
+
+def test_decompositions_of_backward_operations_are_there_either_way(without):
+    operation = torch.ops.aten.tanh_backward.default
+    for table in (present.decompositions(), once(without("torch._decomp.decomposition_table").decompositions)):
+        found = table[operation](torch.tensor(2.0), torch.tensor(0.5))
+        assert found == 1.5
+
+
+def test_conditions_on_sizes_hold_or_raise(monkeypatch):
+    for _ in range(2):
+        present.check(True)
+        with pytest.raises(RuntimeError, match="xpected"):
+            present.check(False)
+        monkeypatch.delattr(torch, "_check", raising=False)
+
+
+def test_what_an_operation_writes_into(without):
+    add, add_, view = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.view.default
+    assert isinstance(add, present.OPERATOR)
+    assert [present.aliases(operation)[0] for operation in (add, add_, view)] == [
+        ("self", None),
+        ("self", True),
+        ("self", False),
+    ]
+
+    class Bare:
+        def __init__(self, operation):
+            self.name = str(operation)
+
+        def __str__(self):
+            return self.name
+
+    fresh = without()
+    assert once(fresh.aliases, Bare(add_)) == [("self", True)]
+    assert fresh.aliases(Bare(add)) == []
+
+
+def test_what_sees_operations_is_a_mode_or_nothing(without):
+    assert present.dispatch_mode() is TorchDispatchMode
+    assert without("torch.utils._python_dispatch.TorchDispatchMode").dispatch_mode() is object
+
+
+def test_an_import_gives_no_warning_whatever_is_missing(without):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without(
+            "torch._C._dispatch_tls_local_include_set",
+            "torch._standard_gamma",
+            "torch._higher_order_ops.scan.scan",
+            "torch._higher_order_ops.while_loop.while_loop_op",
+        )
+
+
+def test_sums_over_processes_without_what_traces(tmp_path, monkeypatch):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        group = torch.distributed.group.WORLD
+        for missing in (False, True):
+            if missing:
+                monkeypatch.delattr(torch.distributed, "_functional_collectives")
+                monkeypatch.setitem(sys.modules, "torch.distributed._functional_collectives", None)
+            for given in (group, group.group_name):
+                assert torch.equal(present.sum_over_processes(torch.ones(3), given), torch.ones(3))
+        with pytest.raises(RuntimeError, match="process_group: expected the default group"):
+            present.sum_over_processes(torch.ones(3), "another")
+    finally:
+        torch.distributed.destroy_process_group()
