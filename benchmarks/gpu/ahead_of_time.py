@@ -9,7 +9,6 @@ from typing import Any, List, NamedTuple, Sequence, Tuple, Union
 import torch
 import triton  # type: ignore[import-untyped]
 from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
-from triton.compiler import CompiledKernel  # type: ignore[import-untyped]
 from triton.runtime import driver  # type: ignore[import-untyped]
 
 from a2c_compiled._precision import working_dtype
@@ -73,7 +72,7 @@ def compiled(
     blocks: Blocks,
     per_step: bool = False,
     shared: bool = True,
-) -> List[CompiledKernel]:
+) -> List[Any]:
     """The kernel of each launch of ``form``.
 
     Args:
@@ -101,7 +100,7 @@ def compiled(
     ]
 
 
-def registers_and_spills(kernel: CompiledKernel) -> Tuple[int, int]:
+def registers_and_spills(kernel: Any) -> Tuple[int, int]:
     """Registers of a thread, and the bytes of its stack on NVIDIA's GPUs, the registers spilt on AMD's."""
     if "cubin" in kernel.asm:
         usage = nvidia_tool("cuobjdump", "--dump-resource-usage", kernel)
