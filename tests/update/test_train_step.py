@@ -10,8 +10,8 @@ from loss_cases import assert_same, make_loss, make_networks, make_rollout
 from torch import nn
 from torch_step import LR, OPTIMIZERS, TorchStep, parameters_of
 
-from a2c_compiled import estimators
-from a2c_compiled.update import Rollout, TrainState, TrainStep
+from a2c_compiled import A2CLosses, estimators
+from a2c_compiled.update import Rollout, TrainMetrics, TrainState, TrainStep
 
 
 def make_step(loss=None, name="rmsprop", compile=False, **options):
@@ -456,3 +456,7 @@ def test_a_wrong_rollout_is_refused_by_name_and_changes_nothing(loss, rollout, m
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         step(make_rollout()._replace(**rollout))
     assert_same(dict(step.state_dict()), dict(before), 0)
+
+
+def test_metrics_are_the_losses_and_the_gradients_norm():
+    assert TrainMetrics._fields == (*A2CLosses._fields, "grad_norm")
