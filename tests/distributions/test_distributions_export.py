@@ -25,7 +25,7 @@ def test_the_runtime_draws_the_same_noise(kind: str) -> None:
     torch.manual_seed(0)
     count, at = 200_000, torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     ours = draw(kind, torch.empty(count, dtype=torch.float64))
-    its = torch.from_numpy(getattr(np.random.default_rng(0), _DRAWN_BY[kind])(count))
+    its = torch.from_numpy(getattr(np.random.default_rng(0), _DRAWN_BY[kind])(size=count))
     # Quantiles of two samples: five standard errors, as fractions of the samples.
     below = torch.stack([(its < quantile).double().mean() for quantile in ours.quantile(at)])
     assert ((below - at).abs() < 5 * (2 * at * (1 - at) / count).sqrt()).all()
