@@ -535,5 +535,5 @@ def test_a_gymnasium_that_keeps_its_state_elsewhere_is_not_resumed(vectorization
         monkeypatch.setitem(gymnasium_internals._CARTPOLE, "steps", "elsewhere")
         with pytest.raises(CannotResume, match="elsewhere"):
             envs.state_dict()
-    with pytest.raises(CannotResume, match="elsewhere|_autoreset_envs"):
+    with pytest.raises(CannotResume, match=r"elsewhere|_autoreset_envs"):
         envs.load_state_dict(state)
