@@ -124,13 +124,14 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         backward = Fused.backward
 
     def call(*arguments: Any) -> Any:
-        if is_exporting():
-            return definition(*arguments)
         compiling = torch.compiler.is_dynamo_compiling()
-        if compiling:
-            arguments = (*seen_by_dynamo(arguments[:-1]), arguments[-1])
-        elif not nothing_watches() and not torch.jit.is_tracing():
-            return Fused.apply(*arguments)  # a transform may be among what watches
+        if compiling or not nothing_watches():
+            if is_exporting():
+                return definition(*arguments)
+            if compiling:
+                arguments = (*seen_by_dynamo(arguments[:-1]), arguments[-1])
+            elif not torch.jit.is_tracing():
+                return Fused.apply(*arguments)  # a transform may be among what watches
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in arguments[:num_variables]):
             return forward_op(*arguments)  # an autograd.Function costs more than a small scan does
         return Fused.apply(*arguments) if compiling else Eager.apply(*arguments)

@@ -130,7 +130,7 @@ def test_doubling_takes_as_many_rounds_as_its_length_needs(length, reverse, monk
             carried = body(*carried, *others)
         return carried
 
-    monkeypatch.setattr(scan_doubling, "while_loop_op", counting)
+    monkeypatch.setattr(scan_doubling, "while_loop", counting)
     SCANS[reverse](*scan_arguments((length, 2)), -2)
     # One at least: AOTInductor's loop of no rounds returns what was in memory.
     assert rounds == [2**i for i in range(max(1, (length - 1).bit_length()))]
