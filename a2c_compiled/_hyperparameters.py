@@ -79,8 +79,11 @@ class CoefficientModule(nn.Module):
 
     def _checked_number(self, name: str, value: float) -> Tensor:
         self._ranges[name].check(name, value)
-        device = next((buffer.device for buffer in self._buffers.values() if buffer is not None), None)
-        return torch.tensor(value, dtype=torch.float64, device=device)
+        return torch.tensor(value, dtype=torch.float64, device=self._coefficients_device())
+
+    def _coefficients_device(self) -> Optional[torch.device]:
+        """None where there is no coefficient yet."""
+        return next((buffer.device for buffer in self._buffers.values() if buffer is not None), None)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__.get("_ranges", {}) and name in self._buffers and not isinstance(value, bool):

@@ -72,7 +72,7 @@ class Distribution(CoefficientModule):
         if self.has_entropy:
             return self.entropy(params)
         many = self.repeated(params, num_samples, noise)
-        return -self.sample_and_log_prob(many, noise)[1].mean(0)
+        return -self.sample_and_log_prob(many, self.noise(many) if noise is None else noise)[1].mean(0)
 
     def repeated(self, params: Tensor, num_samples: int, noise: Optional[Tensor]) -> Tensor:
         """``params`` for each sample, ``[num_samples, *B, num_params]``. ValueError unless ``noise`` has as many rows."""

@@ -109,8 +109,7 @@ class ValueEstimator(CoefficientModule):
         if mask is not None:
             mask = self.of_each_value(mask, state_value)
         known_reward = self.source(reward)
-        averages = self.averages()
-        if averages and self.averages_rewards:
+        if self.standardizes_reward():
             known_reward = self.standardized(known_reward, group, mask)
         steps = Steps(
             gamma,
@@ -123,7 +122,7 @@ class ValueEstimator(CoefficientModule):
             None if log_mu is None else self.source(log_mu),
         )
         advantage, value_target = self.estimate(steps)
-        if averages and not self.averages_rewards:
+        if self.standardizes_advantage():
             advantage = self.standardized(advantage, group, mask)
         return ValueEstimate(advantage, value_target)
 
@@ -140,8 +139,16 @@ class ValueEstimator(CoefficientModule):
         return tensor if self.differentiable else tensor.detach()
 
     def averages(self) -> bool:
-        """Whether rewards, before anything else, or advantages are standardised."""
+        """The option to standardise, as it is now."""
         return False
+
+    def standardizes_reward(self) -> bool:
+        """Whether rewards are standardised before anything else."""
+        return self.averages_rewards and self.averages()
+
+    def standardizes_advantage(self) -> bool:
+        """Whether advantages are standardised."""
+        return not self.averages_rewards and self.averages()
 
     def standardized(self, x: Tensor, group: Optional[Tensor], mask: Optional[Tensor]) -> Tensor:
         """``x`` with mean 0 and standard deviation 1."""

@@ -87,6 +87,7 @@ def a2c_loss(
     if mask is not None:
         check_mask(mask)
         check_shape("mask", mask, log_prob)
+    sample_log_prob = sample_log_prob if diagnostics else None
     terms = Terms(log_prob, advantage, entropy, new_state_value, value_target, state_value, sample_log_prob, mask)
     weights = Weights(entropy_coef, critic_coef, clip_value, loss_critic_type, reduction)
     objective = a2c_objective(counted("log_prob", log_prob, terms), counted("advantage", advantage, terms))
@@ -128,6 +129,7 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     ``objective`` is what the actor minimises at each step, ``[*B]``.
     """
     mask, reduction = terms.mask, weights.reduction
+    check_shape("advantage", terms.advantage, terms.log_prob)
     loss_objective: Optional[Tensor] = None
     if objective is not None:
         loss_objective = _reduce(counted("objective", objective, terms), reduction, mask)
@@ -161,10 +163,11 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
 
     kl_approx: Optional[Tensor] = None
     sample_log_prob = terms.sample_log_prob
-    if sample_log_prob is not None and "kl_approx" not in dropped:
-        log_prob = counted("log_prob", terms.log_prob, terms)
-        log_ratio = clamped_log_ratio(log_prob, counted("sample_log_prob", sample_log_prob, terms)).detach()
-        kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
+    if sample_log_prob is not None:
+        sample_log_prob = counted("sample_log_prob", sample_log_prob, terms)
+        if "kl_approx" not in dropped:
+            log_ratio = clamped_log_ratio(counted("log_prob", terms.log_prob, terms), sample_log_prob).detach()
+            kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
     return A2CLosses(
         loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx
     )

@@ -12,7 +12,7 @@ from a2c_compiled._parameters import parameter_places
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
-from a2c_compiled.losses.batch import Batch, experience, like
+from a2c_compiled.losses.batch import Batch, experience, laid_out, like
 from a2c_compiled.losses.critic_inputs import chunks, concatenate, known, selected
 from a2c_compiled.losses.held_out import detaching
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
@@ -110,7 +110,7 @@ class ActorCritic(CoefficientModule):
         if reward.dim() == 0 or state_value.size(0) != reward.size(0):
             raise ValueError(
                 f"reward: expected one entry for each of the {state_value.size(0)} leading entries of observation,"
-                f" got shape {list(reward.shape)}"
+                f" got shape {list(laid_out(reward, batch.extra_dims).shape)}"
             )
         next_state_value = self._next_values(known(next_observation, batch.observation))
         return CriticValues(state_value, next_state_value, done, batch.terminated, batch.mask)

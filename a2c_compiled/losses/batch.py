@@ -45,39 +45,58 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
     ``observation`` is the batch's with that done already.
     """
     mask = batch.mask
-    reward = _finite_or_none("reward", batch.reward, mask)
-    next_observation = _finite_or_none("next_observation", batch.next_observation, mask)
     sample_log_prob = _finite_or_none("sample_log_prob", batch.sample_log_prob, mask)
+    state_value = _like_or_none("state_value", batch.state_value, log_prob)
+    sample_log_prob = _like_or_none("sample_log_prob", sample_log_prob, log_prob)
     if mask is not None:
         mask = like(mask, log_prob)
         check_shape("mask", mask, log_prob)
+    advantage = batch.advantage
+    if advantage is not None:  # then nothing is estimated from experience
+        advantage = like(advantage, log_prob)
+        value_target = _like_or_none("value_target", batch.value_target, log_prob)
+        return Batch(observation, None, None, None, None, advantage, value_target, state_value, sample_log_prob, mask)
+    reward = _finite_or_none("reward", batch.reward, batch.mask)
+    next_observation = _finite_or_none("next_observation", batch.next_observation, batch.mask)
     done, terminated, steps, group = batch.done, batch.terminated, batch.steps_to_next_obs, batch.group
     extra_dims = 0
-    if not several_agents:
-        given_dims = 0 if reward is None else reward.dim()
-        reward, done, terminated = (
-            _like_or_none(reward, log_prob),
-            _like_or_none(done, log_prob),
-            _like_or_none(terminated, log_prob),
-        )
-        steps, group = _like_or_none(steps, log_prob), _like_or_none(group, log_prob)
-        if reward is not None:
-            extra_dims = given_dims - reward.dim()
+    if reward is not None and not several_agents:
+        # Before the shapes are made equal: an entry with and one without a last 1 may mean time at another dimension.
+        if list(reward.shape[:1]) == list(log_prob.shape[:1]):  # otherwise the reward is what is wrong
+            _check_like_reward("done", done, reward)
+            _check_like_reward("terminated", terminated, reward)
+        given_dims = reward.dim()
+        reward = like(reward, log_prob)
+        extra_dims = given_dims - reward.dim()
+        done, terminated = _like_or_none("done", done, log_prob), _like_or_none("terminated", terminated, log_prob)
+        steps, group = _like_or_none("steps_to_next_obs", steps, log_prob), _like_or_none("group", group, log_prob)
     return Batch(
         observation,
         reward,
         next_observation,
         done,
         terminated,
-        _like_or_none(batch.advantage, log_prob),
-        _like_or_none(batch.value_target, log_prob),
-        _like_or_none(batch.state_value, log_prob),
-        _like_or_none(sample_log_prob, log_prob),
+        None,
+        None,
+        state_value,
+        sample_log_prob,
         mask,
         steps,
         group,
         extra_dims,
     )
+
+
+def _check_like_reward(name: str, flag: Optional[Tensor], reward: Tensor) -> None:
+    if flag is not None:
+        _check_tensor(name, flag)
+        if flag.shape != reward.shape:
+            raise ValueError(f"{name}: expected the shape of reward, {list(reward.shape)}, got {list(flag.shape)}")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor)}")
 
 
 def experience(batch: Batch) -> Tuple[Tensor, Tensor, Tensor]:
@@ -123,8 +142,11 @@ def like(tensor: Tensor, reference: Tensor) -> Tensor:
     return tensor
 
 
-def _like_or_none(tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
-    return None if tensor is None else like(tensor, reference)
+def _like_or_none(name: str, tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
+    if tensor is None:
+        return None
+    _check_tensor(name, tensor)
+    return like(tensor, reference)
 
 
 def laid_out(tensor: Tensor, extra_dims: int) -> Tensor:

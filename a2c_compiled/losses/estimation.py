@@ -40,17 +40,32 @@ class EstimatingActorCritic(ActorCritic):
 
     def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> "EstimatingActorCritic":
         """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
-        self.value_estimator = make_value_estimator(value_type, **hyperparams).to(self.device())
+        self.value_estimator = make_value_estimator(value_type, **hyperparams).to(self._coefficients_device())
         return self
 
     @torch.jit.unused
     @torch.no_grad()
-    def estimates(self, observation: Tensor, action: Tensor, **experience: Any) -> Estimates:
+    def estimates(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        reward: Optional[Tensor] = None,
+        next_observation: Optional[Tensor] = None,
+        done: Optional[Tensor] = None,
+        terminated: Optional[Tensor] = None,
+        state_value: Optional[Tensor] = None,
+        sample_log_prob: Optional[Tensor] = None,
+        mask: Optional[Tensor] = None,
+        steps_to_next_obs: Optional[Tensor] = None,
+        group: Optional[Tensor] = None,
+    ) -> Estimates:
         """What :meth:`forward` computes the losses from, without gradient: given to it, of some of the steps, it gives their losses.
 
-        Takes what :meth:`forward` takes where no advantage is given. Not in TorchScript.
+        Not in TorchScript.
         """
-        policy, batch = self._read(Batch(observation, **experience), action)
+        experience = reward, next_observation, done, terminated
+        more = state_value, sample_log_prob, mask, steps_to_next_obs, group
+        policy, batch = self._read(Batch(observation, *experience, None, None, *more), action)
         return self._estimated(batch, policy.log_prob, False)
 
     def _read(self, entries: Batch, action: Tensor) -> Tuple[Policy, Batch]:

@@ -260,7 +260,10 @@ class A2CLoss(EstimatingActorCritic):
         dropped = self._left_out()
         entropy: Optional[Tensor] = None
         if self._wants_entropy():
-            entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
+            if noise is None:
+                entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy)
+            else:
+                entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
         terms = Terms(
             policy.log_prob,
             advantage,
@@ -268,7 +271,7 @@ class A2CLoss(EstimatingActorCritic):
             estimates.new_state_value if self._wants_critic() else None,
             estimates.value_target,
             estimates.state_value,
-            batch.sample_log_prob,
+            batch.sample_log_prob if self.diagnostics else None,
             estimates.mask,
         )
         objective: Optional[Tensor] = None

@@ -1,12 +1,11 @@
 """The losses of a rollout and their gradient by the parameters that learn: of minibatches, in half precision, over processes."""
 
 from contextlib import nullcontext
-from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._parameters import parameter_places
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.losses.a2c import LOSSES
 from a2c_compiled.update.all_reduce import summed_over_processes
@@ -22,26 +21,23 @@ class LossGradients:
 
     Args:
         loss: whose parameters these are; what it holds is not read, but for parameters that do not learn.
-        names: of the parameters that learn.
         minibatches, autocast: as of :class:`~a2c_compiled.TrainStep`.
         group_name: of the process group to sum over; None for this process alone.
     """
 
-    def __init__(
-        self, loss: A2CLoss, names: Sequence[str], minibatches: int, autocast: Optional[torch.dtype], group_name: Optional[str]
-    ) -> None:
-        self.loss, self.names, self.minibatches = loss, list(names), minibatches
-        self.autocast, self.group_name = autocast, group_name
-        self._places = [(place, name) for place, name in parameter_places(loss).items() if name in set(names)]
+    def __init__(self, loss: A2CLoss, minibatches: int, autocast: Optional[torch.dtype], group_name: Optional[str]) -> None:
+        self.loss, self.minibatches, self.autocast, self.group_name = loss, minibatches, autocast, group_name
 
-    def __call__(self, params: List[Tensor], rollout: Rollout, noise: Optional[Tensor] = None) -> Tuple[A2CLosses, Derivatives]:
-        """``params`` are those of ``names``, and require grad; ``noise`` is that of the loss's sampled entropy."""
-        named = dict(zip(self.names, params, strict=True))
-        placed = {place: named[name] for place, name in self._places}
+    def __call__(
+        self, placed: Dict[str, Tensor], params: List[Tensor], rollout: Rollout, noise: Optional[Tensor] = None
+    ) -> Tuple[A2CLosses, Derivatives]:
+        """``params`` require grad, ``placed`` has them by their places in the loss; ``noise`` is that of its sampled entropy."""
         arguments = rollout._asdict()
         arguments["sample_log_prob"] = arguments.pop("log_prob")
         if self.minibatches == 1:
-            losses, derivatives = self._of_piece(placed, params, {**arguments, "noise": noise})
+            if noise is not None:
+                arguments["noise"] = noise
+            losses, derivatives = self._of_piece(placed, params, arguments)
         else:
             if noise is not None:
                 raise ValueError("noise: expected None with minibatches, which draw their own, got a tensor")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, CoefficientModule, positive_int
+from a2c_compiled._parameters import parameter_places
 from a2c_compiled._torch_internals import traced_gradients
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.update.all_reduce import group_name_of
@@ -110,6 +111,8 @@ class TrainStep(CoefficientModule):
         self.parameter_names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
         if not self.parameter_names:
             raise ValueError("loss: expected at least one parameter that requires grad, got none")
+        learnt = set(self.parameter_names)
+        self._places = [(place, name) for place, name in parameter_places(loss).items() if name in learnt]
         params = self._params()
         self.optimizer_state = nn.Module()
         for slot, tensors in self.optimizer.init(params).items():
@@ -125,8 +128,7 @@ class TrainStep(CoefficientModule):
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast}")
         self.autocast = autocast
-        group_name = group_name_of(process_group)
-        self._gradients = LossGradients(loss, self.parameter_names, self.minibatches, autocast, group_name)
+        self._group_name = group_name_of(process_group)
         if cuda_graph and not (compile and params[0].is_cuda):
             raise ValueError(f"cuda_graph: expected False unless compiled for a CUDA device, got True on {params[0].device}")
         self._compiles, self._dynamic, self._cuda_graph = compile, dynamic, cuda_graph
@@ -162,7 +164,10 @@ class TrainStep(CoefficientModule):
 
         ``state.params`` are to require grad. ``noise`` is that of :meth:`a2c_compiled.A2CLoss.forward`; None draws it.
         """
-        losses, derivatives = self._gradients(state.params, rollout, noise)
+        named = dict(zip(self.parameter_names, state.params, strict=True))
+        placed = {place: named[name] for place, name in self._places}
+        gradients = LossGradients(self.loss, self.minibatches, self.autocast, self._group_name)
+        losses, derivatives = gradients(placed, state.params, rollout, noise)
         # As in torch.optim, a parameter that the loss does not depend on is left alone, weight decay included.
         used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         grads = [derivative for derivative in derivatives if derivative is not None]

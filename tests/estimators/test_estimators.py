@@ -480,3 +480,22 @@ def test_a_wrong_shape_or_dtype_is_refused_by_name(kind, options, name):
     wrong = arguments[name].int() if name in ("done", "terminated", "reward") else arguments[name].bool()
     with pytest.raises(TypeError, match=f"^{name}: expected"):
         kind(**options)(**{**arguments, name: wrong})
+
+
+def test_an_estimator_of_ones_own_decides_what_it_standardises():
+    class Always(estimators.GAE):
+        def standardizes_advantage(self) -> bool:
+            return True
+
+    class Rewards(estimators.TDLambdaEstimator):
+        def standardizes_reward(self) -> bool:
+            return True
+
+    steps = make_steps((7, 3))
+    arguments = (steps.state_value, steps.next_state_value, steps.reward, steps.done, steps.terminated)
+    for mine, other in (
+        (Always(), estimators.GAE(average_gae=True)),
+        (Rewards(), estimators.TDLambdaEstimator(average_rewards=True)),
+    ):
+        for found, expected in zip(mine(*arguments), other(*arguments), strict=True):
+            assert torch.equal(found, expected)

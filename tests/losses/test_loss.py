@@ -883,3 +883,41 @@ def test_float64_rewards_leave_the_losses_in_the_networks_precision():
     losses = loss(**{**given, "reward": given["reward"].double()})
     assert all(value.dtype == torch.float32 for value in losses if value is not None)
     assert_same(losses_of(losses), losses_of(exact), 1e-6)
+
+
+@pytest.mark.parametrize("names", [("done",), ("terminated",), ("reward",), ("done", "terminated")])
+def test_a_last_dimension_of_1_that_some_entries_lack_is_refused(names):
+    """``[T, N, 1]`` and ``[T, N]`` have time at another dimension: -2 would be N in the one and T in the other."""
+    arguments = of(make_loss_steps(column=True), *INSIDE)
+    arguments |= {name: arguments[name].squeeze(-1) for name in names}
+    wrong = "done" if "done" in names or names == ("reward",) else "terminated"
+    with pytest.raises(ValueError, match=rf"^{wrong}: expected the shape of reward, \[4, 5.*, got \[4, 5"):
+        make_loss()(**arguments)
+
+
+@pytest.mark.parametrize(("name", "given"), [("done", INSIDE), ("group", INSIDE), ("value_target", GIVEN)])
+def test_something_other_than_a_tensor_is_refused_by_name(name, given):
+    arguments = {**of(make_loss_steps(), *given), name: "x"}
+    with pytest.raises(TypeError, match=rf"^{name}: expected a tensor, got <class 'str'>"):
+        make_loss()(**arguments)
+
+
+def test_networks_that_are_made_without_memory_leave_the_coefficients_their_values():
+    with torch.device("meta"):
+        networks = make_networks()
+    loss = make_loss(networks=networks)
+    loss.actor_network.to_empty(device="cpu")
+    loss.critic_network.to_empty(device="cpu")
+    assert loss.value_estimator.gamma == 0.99
+    assert loss.entropy_coef == 0.01
+
+
+@pytest.mark.parametrize("wanted", [("loss_critic",), ("entropy",)])
+def test_shapes_are_checked_whichever_outputs_are_wanted(wanted):
+    loss = make_loss(diagnostics=True)
+    loss.out_keys = wanted
+    steps = make_loss_steps(column=False)
+    for name in ("advantage", "sample_log_prob"):
+        arguments = {**of(steps, *GIVEN, "sample_log_prob"), name: torch.zeros(3, 5)}
+        with pytest.raises(ValueError, match=rf"^{name}: expected the shape of log_prob"):
+            loss(**arguments)

@@ -220,3 +220,14 @@ def test_two_processes_with_half_of_the_environments_equal_one_with_all(tmp_path
 def test_something_other_than_a_process_group_is_refused():
     with pytest.raises(TypeError, match=r"^process_group: expected a torch.distributed.ProcessGroup or None, got int"):
         make_step(process_group=1)
+
+
+def test_minibatches_autocast_and_loss_may_be_assigned():
+    rollout = make_rollout()
+    assigned, made = (TrainStep(make_loss(), lr=0.1, compile=False) for _ in range(2))
+    assigned.minibatches, assigned.autocast = 3, torch.bfloat16
+    made = TrainStep(make_loss(), lr=0.1, compile=False, minibatches=3, autocast=torch.bfloat16)
+    assert_same(assigned(rollout), made(rollout), 0)
+    assigned.minibatches = 4
+    with pytest.raises(ValueError, match=r"^minibatches: expected a number that divides the 6 environments, got 4"):
+        assigned(rollout)
