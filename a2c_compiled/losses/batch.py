@@ -53,6 +53,7 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
         check_shape("mask", mask, log_prob)
     advantage = batch.advantage
     if advantage is not None:  # then nothing is estimated from experience
+        _check_tensor("advantage", advantage)
         advantage = like(advantage, log_prob)
         value_target = _like_or_none("value_target", batch.value_target, log_prob)
         return Batch(observation, None, None, None, None, advantage, value_target, state_value, sample_log_prob, mask)
