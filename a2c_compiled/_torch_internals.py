@@ -10,7 +10,7 @@ import threading
 import warnings
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
 from unittest import mock
 
 import torch
@@ -18,6 +18,7 @@ from torch import SymInt, Tensor, nn
 from torch.autograd import forward_ad
 
 
+@functools.cache
 def _found(path: str) -> Any:
     """What a dotted name leads to, None where this version of torch has no such name."""
     try:
@@ -140,27 +141,33 @@ def sum_over_processes(tensor: Tensor, group: Any) -> Tensor:
 # -- torch.compile --
 
 
+def _dynamo_setting(name: str, value: Any, consequence: str) -> ContextManager[Any]:
+    patch = _found("torch._dynamo.config.patch")
+    if patch is None or _found(f"torch._dynamo.config.{name}") is None:
+        _warn_once(f"_dynamo.config.{name}", consequence)
+        return nullcontext()
+    return patch(**{name: value})
+
+
 def traced_gradients() -> ContextManager[Any]:
     """A block in which torch.compile traces torch.autograd.grad. It may be entered again and again.
 
     Where torch has no such setting, it is the rule or never possible.
     """
-    patch = _found("torch._dynamo.config.patch")
-    try:
-        return patch(trace_autograd_ops=True)
-    except (TypeError, AttributeError):
-        _warn_once("_dynamo.config.trace_autograd_ops", "a training step may not compile; compile=False runs it eagerly")
-        return nullcontext()
+    return _dynamo_setting("trace_autograd_ops", True, "a training step may not compile; compile=False runs it eagerly")
 
 
 def many_recompilations(limit: int) -> ContextManager[Any]:
     """A block in which torch.compile keeps so many graphs of one function; torch's own number where that cannot be set."""
-    patch = _found("torch._dynamo.config.patch")
-    try:
-        return patch(recompile_limit=limit)
-    except (TypeError, AttributeError):
-        _warn_once("_dynamo.config.recompile_limit", "functions that are compiled often run eagerly")
-        return nullcontext()
+    return _dynamo_setting("recompile_limit", limit, "functions that are compiled often run eagerly")
+
+
+def _all_of(paths: Dict[str, str], error: Type[Exception], consequence: str = "") -> Any:
+    found = {name: _found(path) for name, path in paths.items()}
+    for name, part in found.items():
+        if part is None:
+            raise error(f"torch {torch.__version__} has no {paths[name]}{consequence}")
+    return SimpleNamespace(**found)
 
 
 _INDUCTOR = {
@@ -180,11 +187,7 @@ def inductor_patterns() -> Any:
     Raises:
         ImportError: this torch lacks a part of it. The pass is optional: what it replaces is computed as torch does.
     """
-    found = SimpleNamespace(**{name: _found(path) for name, path in _INDUCTOR.items()})
-    for name, path in _INDUCTOR.items():
-        if getattr(found, name) is None:
-            raise ImportError(f"torch {torch.__version__} has no {path}")
-    return found
+    return _all_of(_INDUCTOR, ImportError)
 
 
 def size_hint(size: Union[int, SymInt]) -> int:
@@ -270,11 +273,7 @@ def symbolic_tracing() -> Any:
     Raises:
         RuntimeError: this torch lacks a part of it; there is no other way.
     """
-    found = SimpleNamespace(**{name: _found(path) for name, path in _TRACING.items()})
-    for name, path in _TRACING.items():
-        if getattr(found, name) is None:
-            raise RuntimeError(f"torch {torch.__version__} has no {path}, without which no training step is exported")
-    return found
+    return _all_of(_TRACING, RuntimeError, ", without which no training step is exported")
 
 
 @functools.cache

@@ -29,9 +29,9 @@ class ValueEstimator(CoefficientModule):
     ``needs_log_prob`` takes ``log_pi`` and ``log_mu`` after these. Shapes, dtypes and errors are the function's.
 
     An estimator of one's own is a subclass with an :meth:`estimate`. One that sets ``several_agents`` takes values with a dimension of
-    agents, which rewards and flags may lack. One that is declared with a name, as in ``class VTrace(ValueEstimator, name="VTrace")``, is
-    known to :func:`make_value_estimator` by it. One that has the option to standardise, for which TorchRL has three names, returns it in
-    :meth:`averages`; ``averages_rewards`` says whether that is of rewards, not of advantages.
+    agents, which rewards and flags may lack. One that is declared with a name, as in ``class VTrace(ValueEstimator, name="VTrace")``,
+    is known to :func:`~a2c_compiled.estimators.make_value_estimator` by it. One that has the option to standardise, for which TorchRL
+    has three names, returns it in :meth:`averages`; ``averages_rewards`` says whether that is of rewards, not of advantages.
 
     Args:
         gamma: discount, from 0 to 1; a number or a tensor that broadcasts to the data.

@@ -88,11 +88,16 @@ def a2c_loss(
         check_mask(mask)
         check_shape("mask", mask, log_prob)
     sample_log_prob = sample_log_prob if diagnostics else None
-    terms = Terms(log_prob, advantage, entropy, new_state_value, value_target, state_value, sample_log_prob, mask)
+    terms = Terms(log_prob, entropy, new_state_value, value_target, state_value, sample_log_prob, mask)
     weights = Weights(entropy_coef, critic_coef, clip_value, loss_critic_type, reduction)
     objective = a2c_objective(counted("log_prob", log_prob, terms), counted("advantage", advantage, terms))
-    dropped: List[str] = [] if diagnostics else ["explained_variance", "kl_approx"]
-    return weighted_losses(objective, terms, weights, dropped)
+    nothing: List[str] = []
+    return weighted_losses(objective, terms, weights, left_out(nothing, diagnostics))
+
+
+def left_out(dropped: List[str], diagnostics: bool) -> List[str]:
+    """``dropped``, with the outputs that ``diagnostics`` alone gives."""
+    return dropped if diagnostics else dropped + ["explained_variance", "kl_approx"]
 
 
 def a2c_objective(log_prob: Tensor, advantage: Tensor) -> Tensor:
@@ -104,7 +109,6 @@ class Terms(NamedTuple):
     """What the losses are made of, each ``[*B]`` as :func:`a2c_loss` describes it."""
 
     log_prob: Tensor
-    advantage: Tensor
     entropy: Optional[Tensor]
     new_state_value: Optional[Tensor]
     value_target: Optional[Tensor]
@@ -129,7 +133,6 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     ``objective`` is what the actor minimises at each step, ``[*B]``.
     """
     mask, reduction = terms.mask, weights.reduction
-    check_shape("advantage", terms.advantage, terms.log_prob)
     loss_objective: Optional[Tensor] = None
     if objective is not None:
         loss_objective = _reduce(counted("objective", objective, terms), reduction, mask)

@@ -21,7 +21,7 @@ from a2c_compiled.recurrent import has_memory
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
 
-class Policy(NamedTuple):
+class PolicyOutputs(NamedTuple):
     """Parameters of the actions' distribution, ``[*B, num_params]``, and the log-probability of the actions taken, ``[*B]``."""
 
     params: Tensor
@@ -96,10 +96,10 @@ class ActorCritic(CoefficientModule):
         """That of the actor network."""
         return next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
 
-    def policy(self, observation: Tensor, action: Tensor) -> Policy:
+    def policy(self, observation: Tensor, action: Tensor) -> PolicyOutputs:
         """What the actor makes of the observations."""
         params = widen(self.actor_network(observation))
-        return Policy(params, self.distribution.log_prob(params, action))
+        return PolicyOutputs(params, self.distribution.log_prob(params, action))
 
     def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:
         """Values of both observations of ``batch``, whose time is at ``time_dim``."""

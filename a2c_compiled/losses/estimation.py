@@ -1,6 +1,6 @@
 """What the losses of a step are computed from beside the policy: advantage, value target and the critic's values."""
 
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Self, Tuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
-from a2c_compiled.losses.actor_critic import ActorCritic, Policy
+from a2c_compiled.losses.actor_critic import ActorCritic, PolicyOutputs, checked
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import (
     Batch,
@@ -36,9 +36,11 @@ class Estimates(NamedTuple):
 class EstimatingActorCritic(ActorCritic):
     """An actor and a critic with the value estimator of :class:`~a2c_compiled.A2CLoss`."""
 
-    advantage_norm: Optional[AdvantageNorm]
+    def __init__(self, advantage_norm: Optional[AdvantageNorm], *networks: Any) -> None:
+        super().__init__(*networks)
+        self.advantage_norm = None if advantage_norm is None else checked("advantage_norm", advantage_norm, AdvantageNorm)
 
-    def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> "EstimatingActorCritic":
+    def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> Self:
         """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
         self.value_estimator = make_value_estimator(value_type, **hyperparams).to(self._coefficients_device())
         return self
@@ -59,16 +61,17 @@ class EstimatingActorCritic(ActorCritic):
         steps_to_next_obs: Optional[Tensor] = None,
         group: Optional[Tensor] = None,
     ) -> Estimates:
-        """What :meth:`forward` computes the losses from, without gradient: given to it, of some of the steps, it gives their losses.
+        """What :meth:`a2c_compiled.A2CLoss.forward` computes the losses from, without gradient: given to it, of some of the steps, it gives
+        their losses.
 
         Not in TorchScript.
         """
-        experience = reward, next_observation, done, terminated
+        experiences = reward, next_observation, done, terminated
         more = state_value, sample_log_prob, mask, steps_to_next_obs, group
-        policy, batch = self._read(Batch(observation, *experience, None, None, *more), action)
+        policy, batch = self._read(Batch(observation, *experiences, None, None, *more), action)
         return self._estimated(batch, policy.log_prob, False)
 
-    def _read(self, entries: Batch, action: Tensor) -> Tuple[Policy, Batch]:
+    def _read(self, entries: Batch, action: Tensor) -> Tuple[PolicyOutputs, Batch]:
         """What the actor makes of the observations, and the other entries brought to one shape; all that the mask leaves out is finite."""
         observation, mask = entries.observation, entries.mask
         check_action(action, mask)

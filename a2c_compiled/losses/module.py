@@ -9,8 +9,8 @@ from a2c_compiled._hyperparameters import NOT_NEGATIVE
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.estimators.registry import EstimatorKind
-from a2c_compiled.losses.a2c import A2CLosses, Terms, Weights, a2c_objective, counted, weighted_losses
-from a2c_compiled.losses.actor_critic import Policy, checked
+from a2c_compiled.losses.a2c import A2CLosses, Terms, Weights, a2c_objective, check_shape, counted, left_out, weighted_losses
+from a2c_compiled.losses.actor_critic import PolicyOutputs
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import Batch
 from a2c_compiled.losses.estimation import Estimates, EstimatingActorCritic
@@ -43,8 +43,9 @@ class A2CLoss(EstimatingActorCritic):
         reduction: of the losses: ``"mean"``, ``"sum"`` or ``"none"``.
         clip_value: largest step of the value that the critic's loss rewards; a number or a one-element tensor, None or 0 for no clipping.
         gamma: belongs to the value estimator; anything but None is refused.
-        advantage_norm: a :class:`PercentileNorm`, by whose ``scale()`` advantages are divided. In training mode it is updated with the
-            value targets that are computed here; with advantages given, call ``advantage_norm.update(value_target)`` once a rollout.
+        advantage_norm: a :class:`~a2c_compiled.losses.PercentileNorm`, by whose ``scale()`` advantages are divided. In training mode it
+            is updated with the value targets that are computed here; with advantages given, call
+            ``advantage_norm.update(value_target)`` once a rollout.
         shifted: evaluate the critic once on ``T + shifted_budget`` observations instead of on ``2 T``. Serves data whose next
             observation is the next step's observation wherever the episode goes on (not n-step data).
         shifted_budget: how many next observations of their own a trajectory has room for: one at the end, each further one for a step
@@ -63,7 +64,7 @@ class A2CLoss(EstimatingActorCritic):
         ValueError: an option has a value that is not listed.
     """
 
-    __jit_unused_properties__ = ["out_keys", "reads_log_prob"]
+    __jit_unused_properties__ = ["out_keys", "reads_log_prob", "reads_state_value"]
     __constants__ = ["needs_sample_log_prob"]  # unlike a Final annotation, inherited by subclasses in TorchScript
 
     needs_sample_log_prob: bool = False
@@ -102,6 +103,7 @@ class A2CLoss(EstimatingActorCritic):
         diagnostics: bool = False,
     ) -> None:
         super().__init__(
+            advantage_norm,
             actor_network if actor is None else actor,
             critic_network if critic is None else critic,
             distribution,
@@ -119,7 +121,6 @@ class A2CLoss(EstimatingActorCritic):
         _check_choice("reduction", reduction, ("mean", "sum", "none"))
         if samples_mc_entropy < 1:
             raise ValueError(f"samples_mc_entropy: expected at least 1, got {samples_mc_entropy}")
-        self.advantage_norm = None if advantage_norm is None else checked("advantage_norm", advantage_norm, AdvantageNorm)
         self.diagnostics = diagnostics
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
@@ -251,7 +252,7 @@ class A2CLoss(EstimatingActorCritic):
         """
         return a2c_objective(log_prob, advantage)
 
-    def _losses(self, policy: Policy, batch: Batch, estimates: Estimates, noise: Optional[Tensor]) -> A2CLosses:
+    def _losses(self, policy: PolicyOutputs, batch: Batch, estimates: Estimates, noise: Optional[Tensor]) -> A2CLosses:
         """The outputs that are wanted."""
         advantage = estimates.advantage
         if self.advantage_norm is not None:
@@ -264,9 +265,9 @@ class A2CLoss(EstimatingActorCritic):
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy)
             else:
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
+        check_shape("advantage", advantage, policy.log_prob)
         terms = Terms(
             policy.log_prob,
-            advantage,
             entropy,
             estimates.new_state_value if self._wants_critic() else None,
             estimates.value_target,
@@ -289,7 +290,7 @@ class A2CLoss(EstimatingActorCritic):
 
     def _left_out(self) -> List[str]:
         """Outputs that are not computed, whatever the coefficients."""
-        return self._dropped if self.diagnostics else self._dropped + ["explained_variance", "kl_approx"]
+        return left_out(self._dropped, self.diagnostics)
 
     def _wants_entropy(self) -> bool:
         """Whether an output of the entropy is wanted."""
@@ -297,15 +298,20 @@ class A2CLoss(EstimatingActorCritic):
 
     def _wants_critic(self) -> bool:
         """Whether anything that the critic learns from or reports is wanted."""
-        left_out = self._left_out()
-        clips = self.clip_value is not None and "value_clip_fraction" not in left_out
-        wanted = clips or "loss_critic" not in left_out or "explained_variance" not in left_out
+        dropped = self._left_out()
+        clips = self.clip_value is not None and "value_clip_fraction" not in dropped
+        wanted = clips or "loss_critic" not in dropped or "explained_variance" not in dropped
         return self.critic_coef is not None and wanted
 
     @property
     def reads_log_prob(self) -> bool:
         """Whether ``sample_log_prob`` has any influence on the outputs."""
         return self.needs_sample_log_prob or self.value_estimator.needs_log_prob or "kl_approx" in self.out_keys
+
+    @property
+    def reads_state_value(self) -> bool:
+        """Whether the ``state_value`` of a rollout has any influence on the outputs: where it clips how far values move."""
+        return self.clip_value is not None
 
 
 def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[Union[float, Tensor]]:

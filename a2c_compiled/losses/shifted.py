@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Slots(NamedTuple):
+class ShiftedSlots(NamedTuple):
     """Where in the sequence what is to be found; all but ``source`` are of the shape of the rollout's flags.
 
     The sequence holds the observations in order, and behind each step that was cut short, and behind the last, its next observation.
@@ -19,7 +19,7 @@ class Slots(NamedTuple):
     last: Tensor  # bool: the last of these
 
 
-def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Slots:
+def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> ShiftedSlots:
     """How ``T + budget`` slots serve ``T`` steps: one slot is the end's, each further one serves a step that was cut short before it.
 
     Where a trajectory has more of these, its last steps find no room. Not needed is the next observation of a terminated step.
@@ -46,7 +46,7 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sl
     inserted = torch.where(kept & ((cut_short > 0) | last), next_observation, spare)
     source = source.scatter(dim, inserted, steps + length)
     final = spare - 1
-    return Slots(
+    return ShiftedSlots(
         source.narrow(dim, 0, slots), torch.minimum(observation, final), torch.minimum(next_observation, final), kept, last
     )
 

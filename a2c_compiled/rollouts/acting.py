@@ -24,7 +24,7 @@ class Acted(NamedTuple):
 
 def act(loss: A2CLoss, observation: Observation) -> Acted:
     """Sample actions, and keep of them what the loss would otherwise compute again."""
-    value = loss.critic_network(observation) if reads_state_value(loss) else None
+    value = loss.critic_network(observation) if loss.reads_state_value else None
     return answer(loss, loss.actor_network(observation), value)
 
 
@@ -33,8 +33,3 @@ def answer(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> Acted:
     action = loss.distribution.sample(params)
     log_prob = loss.distribution.log_prob(params, action) if loss.reads_log_prob else None
     return Acted(action, log_prob, None if value is None else value.reshape(params.shape[:-1]))
-
-
-def reads_state_value(loss: A2CLoss) -> bool:
-    """Whether the loss reads the values that were seen while acting: where it clips how far they move."""
-    return loss.clip_value is not None

@@ -10,7 +10,7 @@ from a2c_compiled._tensor_groups import group_of, prefixed
 from a2c_compiled.environments import Environments, GymnasiumEnvironments, TensorEnvironments
 from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.rollouts.acting import Acted, act, answer, reads_state_value
+from a2c_compiled.rollouts.acting import Acted, act, answer
 from a2c_compiled.rollouts.device_rollout import DeviceRollout
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
 from a2c_compiled.rollouts.hidden_state import HiddenStates
@@ -132,7 +132,7 @@ class RolloutCollector:
     def _answer(self, observation: Any) -> Acted:
         if self._hidden_states.is_empty():
             return self._act(self.loss, observation)
-        value = self._hidden_states.ask(self.loss.critic_network, observation) if reads_state_value(self.loss) else None
+        value = self._hidden_states.ask(self.loss.critic_network, observation) if self.loss.reads_state_value else None
         return answer(self.loss, self._hidden_states.ask(self.loss.actor_network, observation), value)
 
 

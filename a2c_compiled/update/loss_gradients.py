@@ -10,7 +10,7 @@ from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.losses.a2c import LOSSES
 from a2c_compiled.update.all_reduce import summed_over_processes
 from a2c_compiled.update.minibatches import added, combined, cut, environment_dim, shares
-from a2c_compiled.update.rollout import Rollout
+from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
 Derivatives = List[Optional[Tensor]]
 """One for each parameter; None where the losses do not depend on it."""
@@ -32,8 +32,7 @@ class LossGradients:
         self, placed: Dict[str, Tensor], params: List[Tensor], rollout: Rollout, noise: Optional[Tensor] = None
     ) -> Tuple[A2CLosses, Derivatives]:
         """``params`` require grad, ``placed`` has them by their places in the loss; ``noise`` is that of its sampled entropy."""
-        arguments = rollout._asdict()
-        arguments["sample_log_prob"] = arguments.pop("log_prob")
+        arguments = as_loss_arguments(rollout._asdict())
         if self.minibatches == 1:
             if noise is not None:
                 arguments["noise"] = noise
@@ -85,7 +84,6 @@ class LossGradients:
         self, losses: A2CLosses, derivatives: Derivatives, rollout: Rollout, group_name: str
     ) -> Tuple[A2CLosses, Derivatives]:
         """Of all processes' steps together: of means the mean, by the number of steps that count, of sums the sum."""
-        used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         grads = [derivative for derivative in derivatives if derivative is not None]
         count = rollout.reward.new_full((), rollout.reward.numel()) if rollout.mask is None else rollout.mask.sum()
         count = count.to(torch.promote_types(grads[0].dtype, torch.float32))
@@ -98,10 +96,8 @@ class LossGradients:
         divisor = one if self.loss.reduction == "sum" else total
         named = dict(zip(present, sums[len(grads) : -1], strict=True))
         means = {name: value / (divisor if name in LOSSES else total) for name, value in named.items()}
-        averaged: Derivatives = [None] * len(derivatives)
-        for i, grad in zip(used, sums, strict=False):
-            averaged[i] = grad / divisor
-        return A2CLosses(**means), averaged
+        averaged = iter([grad / divisor for grad in sums[: len(grads)]])
+        return A2CLosses(**means), [None if derivative is None else next(averaged) for derivative in derivatives]
 
 
 class _Estimates(nn.Module):
@@ -112,5 +108,5 @@ class _Estimates(nn.Module):
         self.loss = loss
 
     def forward(self, **arguments: Any) -> Any:
-        """As :meth:`A2CLoss.estimates`."""
+        """As :meth:`~a2c_compiled.A2CLoss.estimates`."""
         return self.loss.estimates(**arguments)

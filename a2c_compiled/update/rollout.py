@@ -1,6 +1,6 @@
 """What a policy has lived through, as tensors."""
 
-from typing import NamedTuple, Optional
+from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 from torch import Tensor
 
@@ -35,3 +35,8 @@ class Rollout(NamedTuple):
     mask: Optional[Tensor] = None
     steps_to_next_obs: Optional[Tensor] = None
     group: Optional[Tensor] = None
+
+
+def as_loss_arguments(entries: Mapping[str, Any]) -> Dict[str, Any]:
+    """Entries of a rollout by the names of ``A2CLoss.forward``, which calls their ``log_prob`` the sample's, to tell it from its own."""
+    return {"sample_log_prob" if name == "log_prob" else name: entry for name, entry in entries.items()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import a2c_compiled
 from a2c_compiled._hyperparameters import CoefficientModule
 from a2c_compiled.distributions import Distribution
-from a2c_compiled.export.tracing.call import Call, InputsByName
+from a2c_compiled.export.tracing.call import Call
 
 PREFIX = "a2c_compiled."
 METADATA = "a2c_compiled.json"
@@ -22,7 +22,7 @@ def describe(call: Call) -> Dict[str, str]:
     ``version``, ``torch_version``; ``module``, the class of what was exported; ``shapes`` of the inputs, with names for the dimensions
     that may vary; ``hyperparameters`` of each part of the module; ``distribution``, and the kind of ``noise`` by input, where there is one.
     """
-    module = call.module.source if isinstance(call.module, InputsByName) else call.module
+    module = call.source
     parts = {path: part for path, part in module.named_modules() if isinstance(part, CoefficientModule)}
     described: Dict[str, Any] = {
         "version": a2c_compiled.__version__,

@@ -10,7 +10,7 @@ from a2c_compiled._torch_internals import ahead_of_time
 from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, by_name, write_program
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import DynamicAxes, ExampleInputs
-from a2c_compiled.export.tracing.program import quiet
+from a2c_compiled.export.tracing.program import quietly_exporting
 
 
 def export_aot(
@@ -23,7 +23,7 @@ def export_aot(
 
     The package is machine code for the processor or GPU that it was made on, and needs torch or libtorch of the same version alone:
     nothing is compiled where it runs. (Without a compiler to ask what the processor can do, torch logs that the file is outdated; it is
-    not.) It is called as a program of :func:`~a2c_compiled.export.export_pt2` is. Needs a C++ compiler; takes some 20 s.
+    not.) It is called as a program of :func:`~a2c_compiled.export.export_pt2` is. Needs a C++ compiler; takes some 10 s.
 
     Inputs are to be contiguous and of the example's dtypes: what is not gives wrong answers and no error, unless the environment has
     ``AOTI_RUNTIME_CHECK_INPUTS=1``.
@@ -52,7 +52,7 @@ def export_aot(
 
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """The package of :func:`export_aot`, with the inputs' own names for keywords."""
-    with quiet():
+    with quietly_exporting():
         return by_name(ahead_of_time()[1](str(path)))
 
 

@@ -16,11 +16,11 @@ from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.onnx_model.float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_model.model_file import save, tidy, unused_weights_removed
-from a2c_compiled.export.onnx_model.scan import SCANS
+from a2c_compiled.export.onnx_model.onnx_scan import SCANS
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
 from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.export.tracing.program import exported_program, quiet
+from a2c_compiled.export.tracing.program import exported_program, quietly_exporting
 
 OLDEST_OPSET = 18
 
@@ -68,7 +68,7 @@ def export_onnx(
     call = Call(module, example_inputs, dynamic_axes)
     with unused_weights_removed(path), written_whole(path) as temporary:
         names = _output_names(call, output_names)
-        with quiet(), explained(call, "ONNX"):
+        with quietly_exporting(), explained(call, "ONNX"):
             program = torch.onnx.export(
                 exported_program(call),
                 input_names=list(call.inputs),

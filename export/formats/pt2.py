@@ -14,7 +14,7 @@ from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
-from a2c_compiled.export.tracing.program import argument_name, exported_program, quiet
+from a2c_compiled.export.tracing.program import argument_name, exported_program, quietly_exporting
 from a2c_compiled.export.tracing.scan_doubling import DECOMPOSITIONS
 
 ENDING = ".pt2"
@@ -53,7 +53,7 @@ def export_pt2(
 
 def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """The program in a file of :func:`export_pt2`, with the inputs' own names for keywords."""
-    with quiet():
+    with quietly_exporting():
         return by_name(torch.export.load(path).module())
 
 
@@ -76,7 +76,7 @@ def write_program(
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     with written_whole(path) as temporary:
-        with quiet(), explained(call, path.name), torch.no_grad():
+        with quietly_exporting(), explained(call, path.name), torch.no_grad():
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
             _forget_paths(program)
             write(program, describe(call), temporary)

@@ -16,7 +16,7 @@ from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.export.tracing.program import quiet
+from a2c_compiled.export.tracing.program import quietly_exporting
 
 _ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
 _LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+(?: <--- HERE)?$', re.MULTILINE)
@@ -31,7 +31,7 @@ def deprecated() -> Iterator[None]:
     """
     if sys.version_info >= (3, 14):
         raise RuntimeError("TorchScript: torch has none from Python 3.14 on; use export_pt2, export_aot or export_onnx")
-    with quiet():
+    with quietly_exporting():
         yield
 
 

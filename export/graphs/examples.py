@@ -9,7 +9,7 @@ from a2c_compiled._export_names import ESTIMATOR, LOSS, POLICY, POLICY_SAMPLED
 from a2c_compiled.export.graphs.policies import GreedyPolicy, SampledPolicy
 from a2c_compiled.export.tracing.call import DynamicAxes
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.update.rollout import Rollout
+from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
 
 class Graph(NamedTuple):
@@ -36,8 +36,6 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
     }
     if "log_prob" in entries:
         estimator_inputs |= {"log_pi": entries["log_prob"], "log_mu": entries["log_prob"]}
-    # The loss calls what the rollout calls log_prob the sample's, to tell it from its own.
-    loss_inputs = {"sample_log_prob" if name == "log_prob" else name: tensor for name, tensor in entries.items()}
     return {
         POLICY: Graph(GreedyPolicy(loss.actor_network, loss.distribution), {"observation": observation}, ("N",)),
         POLICY_SAMPLED: Graph(
@@ -45,7 +43,7 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
             {"observation": observation, "noise": noise},
             ("N",),
         ),
-        LOSS: Graph(loss, loss_inputs, axes),
+        LOSS: Graph(loss, as_loss_arguments(entries), axes),
         ESTIMATOR: Graph(loss.value_estimator, estimator_inputs, axes),
     }
 
@@ -64,7 +62,7 @@ def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Tensor]:
     unread = set()
     if not loss.reads_log_prob:
         unread.add("log_prob")
-    if loss.clip_value is None:
+    if not loss.reads_state_value:
         unread.add("state_value")
     entries = {name: tensor for name, tensor in rollout._asdict().items() if tensor is not None and name not in unread}
     if loss.value_estimator.needs_log_prob and "log_prob" not in entries:

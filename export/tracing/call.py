@@ -89,6 +89,11 @@ class Call:
             self.axes[name] = list(given)[: tensor.dim()]
         self.sizes = self._checked_sizes()
 
+    @property
+    def source(self) -> nn.Module:
+        """The module itself; of one that takes inputs by name, what that was made of."""
+        return self.module.source if isinstance(self.module, InputsByName) else self.module
+
     def _checked_sizes(self) -> Dict[str, int]:
         """Of each dimension that may vary, in the order in which they first occur."""
         sizes: Dict[str, int] = {}

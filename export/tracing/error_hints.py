@@ -32,17 +32,13 @@ _AT_FAULT: Dict[str, Callable[[nn.Module], bool]] = {
 @contextmanager
 def explained(call: Call, target: str) -> Iterator[None]:
     """What goes wrong in the block, as an ExportError."""
-    trail = _Trail(_source(call))
+    trail = _Trail(call.source)
     try:
         with trail:
             yield
     except Exception as error:
         operation, reason = _explanation(error, call, trail)
         raise ExportError(f"{type(call.module).__name__} cannot be exported to {target}: {reason}", operation) from error
-
-
-def _source(call: Call) -> nn.Module:
-    return call.module.source if isinstance(call.module, InputsByName) else call.module
 
 
 def _explanation(error: Exception, call: Call, trail: "_Trail") -> Tuple[Optional[str], str]:
@@ -163,12 +159,12 @@ def _placed(call: Call, operation: str, reason: str) -> str:
     """What is said of an operation, with the innermost modules that use it."""
     users: List[nn.Module] = []
     try:
-        with _Trail(_source(call)) as trail, _Noted(operation, trail, users), torch.no_grad():
+        with _Trail(call.source) as trail, _Noted(operation, trail, users), torch.no_grad():
             call.module(**call.inputs)
     except Exception:
         return f"{operation}{reason}"  # the explanation is not worth an error of its own
     at_fault = _AT_FAULT.get(operation, lambda module: True)
-    places = [_place(name, module) for name, module in _source(call).named_modules() if module in users and at_fault(module)]
+    places = [_place(name, module) for name, module in call.source.named_modules() if module in users and at_fault(module)]
     return f"{operation}{_in(' and '.join(places))}{reason}"
 
 

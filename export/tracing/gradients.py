@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from a2c_compiled._exporting import exporting
 from a2c_compiled._torch_internals import OPERATOR, aliases, as_torch_exports, symbolic_tracing
 from a2c_compiled.export.tracing.backward_operations import BACKWARD
-from a2c_compiled.export.tracing.call import Call, InputsByName
+from a2c_compiled.export.tracing.call import Call
 from a2c_compiled.export.tracing.errors import ExportError
 
 # Of the dimensions that may vary, while a graph is made: different ones, since equal ones would be taken for the same. The others are tried
@@ -26,7 +26,7 @@ def with_gradients_written_out(call: Call) -> nn.Module:
         ExportError: an operation draws random numbers, writes into what the module keeps, or is another one for other sizes.
     """
     traced = _traced(call, _SIZES)
-    _check(traced.graph, call.module.source if isinstance(call.module, InputsByName) else call.module)
+    _check(traced.graph, call.source)
     for sizes in _OTHER_SIZES if traced.guards else ():
         if _operations(_traced(call, sizes).graph) != _operations(traced.graph):
             raise ExportError(

@@ -182,9 +182,13 @@ def test_settings_of_the_compiler_are_set_or_left(without):
     before = settings.recompile_limit, settings.trace_autograd_ops
     with present.many_recompilations(3), present.traced_gradients():
         assert (settings.recompile_limit, settings.trace_autograd_ops) == (3, True)
-    door = without("torch._dynamo.config.patch")
-    with once(door.many_recompilations, 3), once(door.traced_gradients):
-        assert (settings.recompile_limit, settings.trace_autograd_ops) == before
+    for missing in (
+        ("torch._dynamo.config.patch",),
+        ("torch._dynamo.config.recompile_limit", "torch._dynamo.config.trace_autograd_ops"),
+    ):
+        door = without(*missing)
+        with once(door.many_recompilations, 3), once(door.traced_gradients):
+            assert (settings.recompile_limit, settings.trace_autograd_ops) == before
 
 
 def test_inductors_patterns_are_all_there_or_refused(without):

@@ -11,9 +11,10 @@ ROOT = Path(__file__).parents[2]
 
 RIGHT = """
 from pathlib import Path
-from a2c_compiled import export
+from a2c_compiled import A2CLoss, export
 from a2c_compiled.benchmarks.measure import timing
 
+loss: A2CLoss = A2CLoss().make_value_estimator("gae")
 report: export.Report = export.verify(Path("policy.onnx"))
 seconds: float = timing.time_call(lambda: None, samples=3).median
 """
