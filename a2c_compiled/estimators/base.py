@@ -31,7 +31,7 @@ class ValueEstimator(CoefficientModule):
     An estimator of one's own is a subclass with an :meth:`estimate`. One that sets ``several_agents`` takes values with a dimension of
     agents, which rewards and flags may lack. One that is declared with a name, as in ``class VTrace(ValueEstimator, name="VTrace")``,
     is known to :func:`~a2c_compiled.estimators.make_value_estimator` by it. One that has the option to standardise, for which TorchRL
-    has three names, returns it in :meth:`averages`; ``averages_rewards`` says whether that is of rewards, not of advantages.
+    has three names, returns it in :meth:`standardizes_reward` or in :meth:`standardizes_advantage`.
 
     Args:
         gamma: discount, from 0 to 1; a number or a tensor that broadcasts to the data.
@@ -46,11 +46,10 @@ class ValueEstimator(CoefficientModule):
     """
 
     # Unlike a Final annotation, inherited by subclasses in TorchScript.
-    __constants__ = ["needs_log_prob", "several_agents", "averages_rewards"]
+    __constants__ = ["needs_log_prob", "several_agents"]
 
     needs_log_prob: bool = False
     several_agents: bool = False
-    averages_rewards: bool = False
     gamma: Tensor
 
     def __init_subclass__(cls, name: Optional[str] = None) -> None:
@@ -138,17 +137,13 @@ class ValueEstimator(CoefficientModule):
         """``tensor`` as the results may see it: without its gradient, unless ``differentiable``."""
         return tensor if self.differentiable else tensor.detach()
 
-    def averages(self) -> bool:
-        """The option to standardise, as it is now."""
-        return False
-
     def standardizes_reward(self) -> bool:
         """Whether rewards are standardised before anything else."""
-        return self.averages_rewards and self.averages()
+        return False
 
     def standardizes_advantage(self) -> bool:
         """Whether advantages are standardised."""
-        return not self.averages_rewards and self.averages()
+        return False
 
     def standardized(self, x: Tensor, group: Optional[Tensor], mask: Optional[Tensor]) -> Tensor:
         """``x`` with mean 0 and standard deviation 1."""

@@ -54,7 +54,7 @@ class GAE(ValueEstimator, name="GAE"):
             steps.gamma, self.lmbda, value, steps.next_state_value, reward, done, terminated, self.time_dim
         )
 
-    def averages(self) -> bool:
+    def standardizes_advantage(self) -> bool:
         """``average_gae``."""
         return self.average_gae
 

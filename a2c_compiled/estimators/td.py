@@ -29,8 +29,6 @@ class TDEstimator(ValueEstimator):
         across_processes: standardise over the data of all processes.
     """
 
-    averages_rewards = True
-
     def __init__(
         self,
         gamma: Union[float, Tensor] = 0.99,
@@ -64,7 +62,7 @@ class TDEstimator(ValueEstimator):
         """The return that is this estimator's value target."""
         raise NotImplementedError
 
-    def averages(self) -> bool:
+    def standardizes_reward(self) -> bool:
         """``average_rewards``."""
         return self.average_rewards
 

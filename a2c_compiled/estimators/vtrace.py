@@ -73,6 +73,6 @@ class VTrace(ValueEstimator, name="VTrace"):
             self.lmbda,
         )
 
-    def averages(self) -> bool:
+    def standardizes_advantage(self) -> bool:
         """``average_adv``."""
         return self.average_adv

@@ -261,7 +261,7 @@ class A2CLoss(EstimatingActorCritic):
         dropped = self._left_out()
         entropy: Optional[Tensor] = None
         if self._wants_entropy():
-            if noise is None:
+            if noise is None:  # a distribution of one's own may know no noise to be given
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy)
             else:
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
