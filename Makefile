@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # .ready says which inputs the environment was made from; it is made again when they change.
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench gpu-kit check clean
+.PHONY: demo test mutants bench gpu-kit check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Do the tests notice? Plants small faults, one at a time, and runs the tests of the layer.
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py
 
 bench: $(READY)
 	$(BIN)/a2c-compiled bench

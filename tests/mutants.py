@@ -1,0 +1,269 @@
+"""Do the tests notice? Plants small faults one at a time in a copy of the tree and runs the tests of the fault's layer.
+
+``make mutants`` runs all of ``FAULTS``; ``python tests/mutants.py NAME ...`` runs those whose names contain a NAME. For each fault the
+report names the test that failed. The script fails if a fault goes unnoticed.
+"""
+
+import argparse
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+COPIES = 2  # faults that are tested at the same time, each in a copy of the tree of its own
+
+
+class Fault(NamedTuple):
+    """Source text that is replaced, and the tests that have to fail then."""
+
+    name: str
+    file: str
+    before: str  # occurs in the file exactly once
+    after: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    Fault(
+        "n-step windows cut the bootstrap at done",
+        "a2c_compiled/functional/n_step.py",
+        "_windows(no_bootstrap, n, dim)",
+        "_windows(done, n, dim)",
+        ("tests/functional",),
+    ),
+    Fault(
+        "the standard deviation of masked data is biased",
+        "a2c_compiled/functional/standardization.py",
+        "(count - 1.0).clamp_min(1.0)",
+        "count.clamp_min(1.0)",
+        ("tests/functional",),
+    ),
+    Fault(
+        "C++: GAE's trace continues over a truncated step",
+        "a2c_compiled/kernels/cpu/forms.h",
+        "return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};",
+        "return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kTerminated), s.c(kGamma) * s.c(kLmbda))};",
+        ("tests/kernels", "tests/ops"),
+    ),
+    Fault(
+        "C++: the value after a tile's last step is lost",
+        "a2c_compiled/kernels/cpu/scan.h",
+        "y[count] = carried[n];",
+        "y[count] = T(0);",
+        ("tests/kernels", "tests/ops"),
+    ),
+    Fault(
+        "Triton: a split skips the aggregate next to it",
+        "a2c_compiled/kernels/triton/kernel.py",
+        "(index >= split)",
+        "(index > split)",
+        ("tests/kernels",),
+    ),
+    Fault(
+        "Triton: V-trace's gradient stops at the threshold itself",
+        "a2c_compiled/kernels/triton/forms.py",
+        "ratio <= c_thresh",
+        "ratio < c_thresh",
+        ("tests/kernels",),
+    ),
+    Fault(
+        "torch: doubling lets NaN pass a zero decay",
+        "a2c_compiled/kernels/torch_scan.py",
+        "a_far.masked_fill(cut, 0.0)",
+        "a_far",
+        ("tests/kernels", "tests/ops"),
+    ),
+    Fault(
+        "the fast path reads a negated view as it lies in memory",
+        "a2c_compiled/ops/registration.py",
+        "            and not any(map(Tensor.is_neg, arguments[first_value:first_flag]))\n",
+        "",
+        ("tests/ops",),
+    ),
+    Fault(
+        "the estimator standardises advantages that the mask leaves out",
+        "a2c_compiled/estimators/base.py",
+        "advantage = self.standardized(advantage, group, mask)",
+        "advantage = self.standardized(advantage, group, None)",
+        ("tests/estimators", "tests/losses"),
+    ),
+    Fault(
+        "the clipped value loss takes the smaller distance",
+        "a2c_compiled/losses/a2c.py",
+        "torch.maximum(distance, clipped)",
+        "torch.minimum(distance, clipped)",
+        ("tests/losses",),
+    ),
+    Fault(
+        "the shifted critic keeps a step beyond its budget",
+        "a2c_compiled/losses/shifted.py",
+        "kept = next_observation < slots",
+        "kept = next_observation <= slots",
+        ("tests/losses",),
+    ),
+    Fault(
+        "an impossible action makes the entropy NaN",
+        "a2c_compiled/distributions/categorical.py",
+        "log_probs.masked_fill(probs == 0, 0.0)",
+        "log_probs",
+        ("tests/distributions",),
+    ),
+    Fault(
+        "masked observations enter the running mean",
+        "a2c_compiled/networks/observation_norm.py",
+        "rows.masked_fill(left_out, 0.0).sum(0).flatten()",
+        "rows.sum(0).flatten()",
+        ("tests/networks",),
+    ),
+    Fault(
+        "small gradients are scaled up to max_grad_norm",
+        "a2c_compiled/update/train_step.py",
+        ".clamp_max(1.0)",
+        "",
+        ("tests/update",),
+    ),
+    Fault(
+        "the collector takes the observation after the reset for the next observation",
+        "a2c_compiled/rollouts/collector.py",
+        "step.observation if step.final_observation is None else step.final_observation",
+        "step.observation",
+        ("tests/rollouts",),
+    ),
+    Fault(
+        "an episode is truncated one step late",
+        "a2c_compiled/environments/tensor.py",
+        "steps >= self.time_limit",
+        "steps > self.time_limit",
+        ("tests/environments",),
+    ),
+    Fault(
+        "a resumed run draws other random numbers",
+        "a2c_compiled/training/checkpoint.py",
+        'torch.set_rng_state(state["cpu"])',
+        "pass",
+        ("tests/training",),
+    ),
+    Fault(
+        "ONNX: NaN passes the end of an episode",
+        "export/onnx_model/onnx_scan.py",
+        "op.Where(decay_t == zero, zero, decay_t * previous)",
+        "decay_t * previous",
+        ("tests/export/test_export.py", "tests/export/test_export_formats.py"),
+    ),
+    Fault(
+        "verify passes a file when one case of several is right",
+        "export/checking/comparison.py",
+        "one.passed and other.passed",
+        "one.passed or other.passed",
+        ("tests/export/test_export_verify.py",),
+    ),
+    Fault(
+        "the device's learner accepts an action one beyond the last",
+        "export/on_device/runtime.py",
+        "(action < self._choices)",
+        "(action <= self._choices)",
+        ("tests/export/test_runtime.py",),
+    ),
+)
+
+
+class Outcome(NamedTuple):
+    """What the tests said of a fault."""
+
+    fault: Fault
+    noticed_by: str  # the test that failed; empty if all passed
+    seconds: float
+    trouble: str = ""  # why there is no verdict
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """Every file that git tracks or would track, and the built kernels."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
+    names = [os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
+    for name in [*names, *(str(path.relative_to(ROOT)) for path in ROOT.glob("a2c_compiled/kernels/_cpu*.so"))]:
+        if os.path.lexists(ROOT / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in ``folder``, which imports the package there, and keeps nothing that it compiles from other runs."""
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / ".inductor"), "TRITON_CACHE_DIR": str(folder / ".triton")}
+    environment = {**os.environ, **caches, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def build_kernels(folder: Path) -> str:
+    """Compile the C++ kernels of ``folder`` in place; returns the compiler's message if that fails."""
+    built = run(folder, "-c", "from setuptools import setup; setup()", "build_ext", "--inplace")
+    return built.stderr if built.returncode else ""
+
+
+def tested(fault: Fault, folder: Path) -> Outcome:
+    """Plant ``fault`` in ``folder``, run its tests until one fails, and take it out again."""
+    place, start = folder / fault.file, time.monotonic()
+    source = place.read_text()
+    if source.count(fault.before) != 1:
+        return Outcome(fault, "", 0.0, f"{fault.file} holds {source.count(fault.before)} times: {fault.before}")
+    kernels = {path: path.read_bytes() for path in folder.glob("a2c_compiled/kernels/_cpu*.so")}
+    place.write_text(source.replace(fault.before, fault.after))
+    try:
+        if place.suffix == ".h" and (message := build_kernels(folder)):
+            return Outcome(fault, "", time.monotonic() - start, f"does not compile: {message}")
+        found = run(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *fault.tests)
+    finally:
+        place.write_text(source)
+        for path, binary in kernels.items():
+            path.write_bytes(binary)
+    seconds = time.monotonic() - start
+    failed = re.search(r"^FAILED (\S+)", found.stdout, re.MULTILINE)
+    if found.returncode == 1 and failed:
+        return Outcome(fault, failed[1], seconds)
+    if found.returncode == 0:
+        return Outcome(fault, "", seconds)
+    return Outcome(fault, "", seconds, f"pytest ended with {found.returncode}:\n{found.stdout[-2000:]}{found.stderr[-2000:]}")
+
+
+def main() -> int:
+    """Test the chosen faults, print a line for each, and return 1 unless all were noticed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="part of a fault's name; all faults by default")
+    names = parser.parse_args().names
+    chosen = [fault for fault in FAULTS if not names or any(name in fault.name for name in names)]
+    if not chosen:
+        parser.error(f"no fault has a name that contains {' or '.join(names)}")
+    copies: queue.Queue[Path] = queue.Queue()
+
+    def in_a_copy(fault: Fault) -> Outcome:
+        folder = copies.get()
+        try:
+            outcome = tested(fault, folder)
+        finally:
+            copies.put(folder)
+        verdict = outcome.trouble or (f"noticed by {outcome.noticed_by}" if outcome.noticed_by else "NOT NOTICED")
+        print(f"{outcome.seconds:5.0f} s  {fault.name}: {verdict}", flush=True)
+        return outcome
+
+    with tempfile.TemporaryDirectory() as place:
+        for number in range(COPIES):
+            copies.put(copy_of_the_tree(Path(place) / str(number)))
+        with ThreadPoolExecutor(COPIES) as pool:
+            outcomes = list(pool.map(in_a_copy, chosen))
+    noticed = sum(bool(outcome.noticed_by) for outcome in outcomes)
+    print(f"{noticed} of {len(outcomes)} faults noticed")
+    return 0 if noticed == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
