@@ -1,8 +1,8 @@
-# Every target works alone, from a fresh clone, with Python 3.11 or later and make.
+# Every target works in a fresh clone with Python 3.11 or later and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# .ready says which inputs the environment was made from; it is made again when they change.
+# .ready marks the environment as installed. Make reinstalls when pyproject.toml or constraints.txt is newer.
 READY := $(VENV)/.ready
 
 .PHONY: demo test mutants bench gpu-kit check clean
@@ -20,7 +20,7 @@ mutants: $(READY)
 bench: $(READY)
 	$(BIN)/a2c-compiled bench
 
-# All that a bare machine with a GPU lacks, in .gpu/: see benchmarks/gpu/README.md.
+# Fills .gpu/ with everything that a bare machine with a GPU needs: see benchmarks/gpu/README.md.
 gpu-kit: $(READY)
 	$(BIN)/python -m a2c_compiled.benchmarks.gpu.prepare
 
