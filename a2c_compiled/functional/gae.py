@@ -53,7 +53,7 @@ def generalized_advantage_estimate(
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016, eq. 16.
     """
-    # Fast path: calls the CPU kernel without checks and dispatch. It returns None where it does not apply.
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
             ends = done, done if terminated is None else terminated

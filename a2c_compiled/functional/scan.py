@@ -79,7 +79,7 @@ def reward2go(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 3.9; TorchRL's ``reward2go``.
     """
-    # Fast path: calls the CPU kernel without checks and dispatch. It returns None where it does not apply.
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)

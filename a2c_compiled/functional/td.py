@@ -125,7 +125,7 @@ def td_lambda_return_estimate(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
-    # Fast path: calls the CPU kernel without checks and dispatch. It returns None where it does not apply.
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None and (rolling_gamma is None or rolling_gamma):
             ends = done, done if terminated is None else terminated

@@ -70,7 +70,7 @@ def vtrace_advantage_estimate(
     """
     if pg_rho_thresh is None:
         pg_rho_thresh = rho_thresh
-    # Fast path: calls the CPU kernel without checks and dispatch. It returns None where it does not apply.
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda

@@ -217,8 +217,8 @@ class A2CLoss(EstimatingActorCritic):
 
         The batch shape ``[*B]`` is that of the log-probability. Tensors with the shape ``[*B]`` below, except ``action``, may also have the
         shape ``[*B, 1]``. ``reward``, ``done`` and ``terminated`` must have one shape. The ``time_dim`` of the value estimator refers to
-        this shape: the default -2 fits ``[T, N]`` and ``[N, T, 1]``. With :class:`~a2c_compiled.estimators.MultiAgentGAE`, rewards and flags
-        may lack the dimension of agents.
+        this shape: the default -2 fits ``[T, N]`` and ``[N, T, 1]``. With :class:`~a2c_compiled.estimators.MultiAgentGAE`, rewards and
+        flags may lack the dimension of agents.
 
         Args:
             observation: ``[*B, ...]``: input of the networks; a tensor or, except in TorchScript, a tuple of tensors.
