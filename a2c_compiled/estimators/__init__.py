@@ -1,6 +1,6 @@
-"""Value estimators as modules: a function of :mod:`a2c_compiled.functional` with its hyperparameters."""
+"""Value estimators as modules: each holds the hyperparameters of a function of :mod:`a2c_compiled.functional` and calls it."""
 
-# In the order of the enumeration's members, which is TorchRL's: an estimator is registered when its module is imported.
+# An import registers the estimators of a module. The order of the imports is the order of the members of ValueEstimators: TorchRL's.
 from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.estimators.td import UPGO, NStepEstimator, TD0Estimator, TD1Estimator, TDLambdaEstimator
 

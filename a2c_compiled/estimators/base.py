@@ -1,4 +1,4 @@
-"""What all value estimators share."""
+"""The base class of all value estimators."""
 
 from typing import Dict, NamedTuple, Optional, Type, Union
 
@@ -10,7 +10,17 @@ from a2c_compiled.functional.arguments import coefficient
 
 
 class Steps(NamedTuple):
-    """What an estimate is made of; values, rewards and log-probabilities as the results may see them."""
+    """Inputs of :meth:`ValueEstimator.estimate`, as :meth:`ValueEstimator.forward` prepares them.
+
+    Unless the estimator is ``differentiable``, values, rewards and log-probabilities are detached.
+
+    Fields:
+        gamma: ``[]`` or a shape that broadcasts to ``reward``, floating: discount factor. With ``steps_to_next_obs`` it is
+            ``gamma ** steps_to_next_obs``.
+        state_value, next_state_value, reward: ``[*B, T, *F]``, floating. Rewards are standardised if the estimator has that option.
+        done, terminated: ``[*B, T, *F]``, bool. ``terminated`` may be None, which means ``terminated = done``.
+        log_pi, log_mu: ``[*B, T, *F]``, floating, or None: log-probability of the action under the current and the behaviour policy.
+    """
 
     gamma: Tensor
     state_value: Tensor
@@ -23,29 +33,34 @@ class Steps(NamedTuple):
 
 
 class ValueEstimator(CoefficientModule):
-    """A function of :mod:`a2c_compiled.functional` with its hyperparameters.
+    """Base class of value estimators: modules that compute an advantage and a value target for every step of a rollout.
 
-    Called as ``advantage, value_target = estimator(state_value, next_state_value, reward, done, terminated)``; one that sets
-    ``needs_log_prob`` takes ``log_pi`` and ``log_mu`` after these. Shapes, dtypes and errors are the function's.
+    >>> advantage, value_target = estimator(state_value, next_state_value, reward, done, terminated)
 
-    An estimator of one's own is a subclass with an :meth:`estimate`. One that sets ``several_agents`` takes values with a dimension of
-    agents, which rewards and flags may lack. One that is declared with a name, as in ``class VTrace(ValueEstimator, name="VTrace")``,
-    is known to :func:`~a2c_compiled.estimators.make_value_estimator` by it. One that has the option to standardise, for which TorchRL
-    has three names, returns it in :meth:`standardizes_reward` or in :meth:`standardizes_advantage`.
+    Coefficients such as ``gamma`` are buffers: ``estimator.gamma = 0.9`` writes into the buffer and needs no recompilation.
+
+    To write an estimator, derive a class and override :meth:`estimate`. A subclass can also
+
+    * have a name, as in ``class VTrace(ValueEstimator, name="VTrace")``: :func:`make_value_estimator` then accepts this name;
+    * set ``needs_log_prob = True``: it reads ``log_pi`` and ``log_mu``;
+    * set ``several_agents = True``: its values have a dimension of agents, which rewards and flags may lack;
+    * override :meth:`standardizes_reward` or :meth:`standardizes_advantage`, if it has an option to standardise.
 
     Args:
-        gamma: discount, from 0 to 1; a number or a tensor that broadcasts to the data.
-        differentiable: let gradients pass from the results to values, rewards and log-probabilities.
-        time_dim: the dimension of time.
-        smallest_std: what the standard deviation counts as at least, where rewards or advantages are standardised.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
+        differentiable: if True, results are differentiable in values, rewards and log-probabilities. If False, these are detached.
+        time_dim: dimension of time.
+        smallest_std: smallest standard deviation that rewards or advantages are divided by when they are standardised.
         across_processes: standardise over the data of all processes, see :func:`~a2c_compiled.functional.standardize`.
 
     Raises:
         ValueError: a coefficient is out of range.
         TypeError: a coefficient is neither a number nor a tensor.
+
+    Shapes and dtypes: see :meth:`forward`.
     """
 
-    # Unlike a Final annotation, inherited by subclasses in TorchScript.
+    # TorchScript lets subclasses inherit __constants__, but not Final annotations.
     __constants__ = ["needs_log_prob", "several_agents"]
 
     needs_log_prob: bool = False
@@ -85,16 +100,30 @@ class ValueEstimator(CoefficientModule):
         group: Optional[Tensor] = None,
         mask: Optional[Tensor] = None,
     ) -> ValueEstimate:
-        """Advantage and value target, both of the shape of ``reward``.
+        """Computes the advantage and the value target of every step.
 
         Args:
-            state_value, next_state_value, reward, done, terminated: as the function says.
-            log_pi, log_mu: log-probability of the action under the policy learnt and under the one that acted, where
-                ``needs_log_prob``; else not read.
-            steps_to_next_obs: how many steps lie between observation and next observation, of the shape of ``reward``: each step is
-                then discounted by ``gamma`` to that power. None is one step.
-            group: integers, of the shape of ``reward`` or of its leading dimensions: standardise within each group.
-            mask: bool, of the shape of ``reward``: what counts where rewards or advantages are standardised.
+            state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
+            next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+                before the reset.
+            reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+            done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+            terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+            log_pi: ``[*B, T, *F]``, floating: log-probability of the action under the current policy. Only estimators with
+                ``needs_log_prob`` read it.
+            log_mu: ``[*B, T, *F]``, floating: the same under the behaviour policy, which chose the action.
+            steps_to_next_obs: ``[*B, T, *F]``, integer or floating: number of environment steps between observation and next
+                observation (n-step data). The step is discounted by ``gamma ** steps_to_next_obs``. None means 1.
+            group: integer, shape of ``reward`` or of its leading dimensions: rewards or advantages are standardised within each group.
+            mask: ``[*B, T, *F]``, bool: steps that enter mean and standard deviation when rewards or advantages are standardised.
+                All other steps are 0 in the standardised tensor.
+
+        Returns:
+            :class:`~a2c_compiled.functional.ValueEstimate`: advantage and value target, with the shape and dtype of ``reward``.
+
+        Raises:
+            ValueError: a shape, a device or ``time_dim`` is wrong, or a tensor that the estimator needs is None.
+            TypeError: a dtype or the type of an argument is wrong.
         """
         reward = self.of_each_value(reward, state_value)
         gamma = self.gamma
@@ -107,14 +136,14 @@ class ValueEstimator(CoefficientModule):
             gamma = coefficient("gamma", gamma, reward) ** power
         if mask is not None:
             mask = self.of_each_value(mask, state_value)
-        known_reward = self.source(reward)
+        source_reward = self.source(reward)
         if self.standardizes_reward():
-            known_reward = self.standardized(known_reward, group, mask)
+            source_reward = self.standardized(source_reward, group, mask)
         steps = Steps(
             gamma,
             self.source(state_value),
             self.source(next_state_value),
-            known_reward,
+            source_reward,
             self.of_each_value(done, state_value),
             None if terminated is None else self.of_each_value(terminated, state_value),
             None if log_pi is None else self.source(log_pi),
@@ -126,29 +155,46 @@ class ValueEstimator(CoefficientModule):
         return ValueEstimate(advantage, value_target)
 
     def estimate(self, steps: Steps) -> ValueEstimate:
-        """Advantage and value target from what :meth:`forward` has prepared."""
+        """Computes the advantage and the value target from the inputs that :meth:`forward` prepared. Subclasses override it.
+
+        Args:
+            steps: the inputs; shapes and dtypes are those of :class:`Steps`.
+
+        Returns:
+            Advantage and value target, with the shape and dtype of ``steps.reward``.
+
+        Raises:
+            ValueError: a shape, a device or ``time_dim`` is wrong, or a tensor that the estimator needs is None.
+            TypeError: a dtype or the type of an argument is wrong.
+        """
         raise NotImplementedError
 
     def of_each_value(self, signal: Tensor, state_value: Tensor) -> Tensor:
-        """A reward or flag for each value; several values may share one."""
+        """Returns ``signal``, a reward or flag of any dtype, in the shape of ``state_value``.
+
+        The base class returns it unchanged. :class:`MultiAgentGAE` expands a signal that all agents share.
+        """
         return signal
 
     def source(self, tensor: Tensor) -> Tensor:
-        """``tensor`` as the results may see it: without its gradient, unless ``differentiable``."""
+        """Returns ``tensor`` if ``differentiable``, else ``tensor.detach()``. Any shape and dtype."""
         return tensor if self.differentiable else tensor.detach()
 
     def standardizes_reward(self) -> bool:
-        """Whether rewards are standardised before anything else."""
+        """Returns whether :meth:`forward` standardises the rewards before it calls :meth:`estimate`."""
         return False
 
     def standardizes_advantage(self) -> bool:
-        """Whether advantages are standardised."""
+        """Returns whether :meth:`forward` standardises the advantages after it has called :meth:`estimate`."""
         return False
 
     def standardized(self, x: Tensor, group: Optional[Tensor], mask: Optional[Tensor]) -> Tensor:
-        """``x`` with mean 0 and standard deviation 1."""
+        """Returns ``x`` with mean 0 and standard deviation 1.
+
+        Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.standardize`.
+        """
         return standardize(x, self.smallest_std, mask, group, None, self.across_processes)
 
 
 REGISTERED: Dict[str, Type[ValueEstimator]] = {}
-"""The estimators by name, each entered where it is declared."""
+"""Value estimators by name. Declaring a class with ``name=...`` adds it."""

@@ -1,4 +1,4 @@
-"""Generalized advantage estimation, of one agent and of several."""
+"""Generalized advantage estimation (GAE) for one agent and for several agents."""
 
 from typing import Optional, Union
 
@@ -12,17 +12,21 @@ from a2c_compiled.functional.arguments import check_steps, coefficient
 
 
 class GAE(ValueEstimator, name="GAE"):
-    """:func:`~a2c_compiled.functional.generalized_advantage_estimate` as a module.
+    """GAE: :func:`~a2c_compiled.functional.generalized_advantage_estimate` as a module.
 
     Args:
-        gamma: discount.
-        lmbda: weight of the longer returns, from 0 to 1.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace, from 0 to 1; the same kinds as ``gamma``.
         average_gae: standardise the advantage over the batch (smallest standard deviation 1e-4).
-        time_dim: the dimension of time.
-        auto_reset_env: for environments that give, as the next observation of a truncated step, the first one of the next
-            episode: bootstrap such a step from its own value, ``reward + gamma * V(s)``, and take every ``done`` as terminated.
-        differentiable: let gradients pass.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        auto_reset_env: for environments that return the first observation of the next episode as the next observation of a truncated
+            step. At such a step the reward becomes ``reward + gamma * state_value``, and every ``done`` counts as ``terminated``, so
+            ``next_state_value`` is not used there. It has no effect if ``terminated`` is None.
+        differentiable: if True, results are differentiable in values and rewards.
         across_processes: standardise over the data of all processes.
+
+    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
     """
 
     lmbda: Tensor
@@ -43,7 +47,7 @@ class GAE(ValueEstimator, name="GAE"):
         self.auto_reset_env = auto_reset_env
 
     def estimate(self, steps: Steps) -> ValueEstimate:
-        """GAE."""
+        """Computes GAE, after the correction of truncated steps if ``auto_reset_env``."""
         value, reward, done, terminated = steps.state_value, steps.reward, steps.done, steps.terminated
         if self.auto_reset_env and terminated is not None:
             check_steps(reward, {"done": done}, {"state_value": value}, terminated)
@@ -55,24 +59,26 @@ class GAE(ValueEstimator, name="GAE"):
         )
 
     def standardizes_advantage(self) -> bool:
-        """``average_gae``."""
+        """Returns ``average_gae``."""
         return self.average_gae
 
 
 class MultiAgentGAE(GAE, name="MAGAE"):
-    """GAE of several agents at once, which may share their rewards and ends.
+    """GAE for several agents, which may share rewards and flags.
 
-    Values are ``[*B, T, agents, *F]``. ``reward``, ``done`` and ``terminated`` have that shape, or lack the agents' dimension: then they
-    are the team's, and count for each agent. Results have the shape of the values. Each agent's advantages are standardised by
-    themselves. As TorchRL's ``MultiAgentGAE``.
+    Values have the shape ``[*B, T, agents, *F]``. ``reward``, ``done`` and ``terminated`` have the same shape, or no dimension of agents:
+    then they belong to the team and apply to each agent. Results have the shape of the values. Advantages are standardised separately
+    for each agent.
 
     Args:
         gamma, lmbda, average_gae, auto_reset_env, differentiable, across_processes: as in :class:`GAE`.
-        time_dim: the dimension of time in the values: -3 is that of ``[N, T, agents, 1]``.
-        agent_dim: the dimension of the agents in the values.
+        time_dim: dimension of time in the values. The default -3 fits ``[N, T, agents, 1]``.
+        agent_dim: dimension of the agents in the values.
 
-    Raises:
-        ValueError: also where the values have no such dimension.
+    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Formula and dtypes: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
+
+    Source: TorchRL's ``MultiAgentGAE``.
     """
 
     several_agents = True
@@ -92,7 +98,13 @@ class MultiAgentGAE(GAE, name="MAGAE"):
         self.agent_dim = agent_dim
 
     def of_each_value(self, signal: Tensor, state_value: Tensor) -> Tensor:
-        """``signal`` with the agents' dimension that the values have."""
+        """Returns ``signal`` with the dimension of agents that ``state_value``, ``[*B, T, agents, *F]``, has.
+
+        A signal of any dtype without that dimension is expanded to all agents.
+
+        Raises:
+            ValueError: ``state_value`` has no dimension ``agent_dim``.
+        """
         dim = self.agent_dim
         if dim < -state_value.dim() or dim >= state_value.dim():
             raise ValueError(f"agent_dim: expected a dimension of values of shape {list(state_value.shape)}, got {dim}")
@@ -104,5 +116,5 @@ class MultiAgentGAE(GAE, name="MAGAE"):
         return signal.unsqueeze(dim).expand(shape)
 
     def standardized(self, x: Tensor, group: Optional[Tensor], mask: Optional[Tensor]) -> Tensor:
-        """``x`` with mean 0 and standard deviation 1 for each agent."""
+        """Returns ``x`` with mean 0 and standard deviation 1 for each agent."""
         return standardize(x, self.smallest_std, mask, group, self.agent_dim, self.across_processes)

@@ -1,4 +1,4 @@
-"""Value estimators by name."""
+"""Value estimators by name: the enumeration and the factory."""
 
 from enum import Enum, EnumMeta
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -11,31 +11,44 @@ if TYPE_CHECKING:
         def __getattr__(cls, name: str) -> "ValueEstimators": ...
 
     class ValueEstimators(Enum, metaclass=_Registered):
-        """The package's value estimators, by TorchRL's names where it has them."""
+        """The value estimators of this package. Members have TorchRL's names where TorchRL has the estimator."""
 
 else:
-    # Imported when the modules of this package have declared theirs.
+    # This module is imported after all modules that declare estimators, so REGISTERED is complete.
     ValueEstimators = Enum("ValueEstimators", REGISTERED, module=__name__)
-    ValueEstimators.__doc__ = """The package's value estimators, by TorchRL's names where it has them."""
+    ValueEstimators.__doc__ = (
+        "The value estimators of this package. Members have TorchRL's names where TorchRL has the estimator."
+    )
 
 EstimatorKind = Union[ValueEstimators, str, type[ValueEstimator], ValueEstimator]
 
 
 def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> ValueEstimator:
-    """A value estimator from its kind and hyperparameters.
+    """Makes a value estimator: ``value_type(**hyperparams)``.
 
     Args:
-        value_type: a member of :class:`ValueEstimators`, its name in any case (``"gae"``, ``"td_lambda"``), the name of another
-            declared estimator, an estimator class, an estimator, which is returned as it is, or None for GAE.
-        hyperparams: of the class; unless given, ``differentiable`` is True, and the rest as the class says.
+        value_type: which estimator, as one of
+
+            * None: :class:`GAE`;
+            * a member of :class:`ValueEstimators`;
+            * a name, such as ``"gae"`` or ``"td_lambda"``; case, ``_`` and ``-`` do not matter. Names of subclasses of
+              :class:`ValueEstimator` that your code declares with ``name=...`` work too;
+            * a subclass of :class:`ValueEstimator`;
+            * a :class:`ValueEstimator`, which is returned unchanged.
+        hyperparams: arguments of the class. ``differentiable`` is True unless you pass it. The class has the other defaults.
+
+    Returns:
+        The estimator.
 
     Raises:
-        ValueError: there is no estimator of that name.
-        TypeError: the kind is none of these, a hyperparameter is unknown, or an estimator came with hyperparameters.
+        ValueError: no estimator has this name, or a hyperparameter is out of range.
+        TypeError: ``value_type`` is of another type, a hyperparameter is unknown, or an estimator came with hyperparameters.
+
+    Source: TorchRL's ``make_value_estimator``.
     """
     if isinstance(value_type, ValueEstimator):
         if hyperparams:
-            raise TypeError(f"hyperparams: expected none beside an estimator that is already made, got {sorted(hyperparams)}")
+            raise TypeError(f"hyperparams: expected none when value_type is an estimator instance, got {sorted(hyperparams)}")
         return value_type
     if value_type is None:
         value_type = REGISTERED["GAE"]

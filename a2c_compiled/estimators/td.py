@@ -1,4 +1,4 @@
-"""Temporal-difference estimators: value targets that are returns, and advantages that are these less the value."""
+"""Temporal-difference estimators: the value target is a return, the advantage is this return minus the value."""
 
 from typing import Union
 
@@ -19,13 +19,15 @@ from a2c_compiled.functional.arguments import check_steps
 
 
 class TDEstimator(ValueEstimator):
-    """What the estimators share whose advantage is a return less the value: a subclass has a :meth:`returns`.
+    """Base class of estimators with ``value_target = return`` and ``advantage = return - state_value``.
+
+    A subclass overrides :meth:`returns`.
 
     Args:
-        gamma: discount.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
-        time_dim: the dimension of time.
-        differentiable: let gradients pass.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        differentiable: if True, results are differentiable in values and rewards.
         across_processes: standardise over the data of all processes.
     """
 
@@ -41,7 +43,7 @@ class TDEstimator(ValueEstimator):
         self.average_rewards = average_rewards
 
     def estimate(self, steps: Steps) -> ValueEstimate:
-        """The return less the value, and the return."""
+        """Computes ``value_target = returns(steps)`` and ``advantage = value_target - state_value``."""
         dtype = steps.reward.dtype
         values = {"state_value": steps.state_value, "next_state_value": steps.next_state_value}
         check_steps(steps.reward, {"done": steps.done}, values, steps.terminated)
@@ -59,22 +61,36 @@ class TDEstimator(ValueEstimator):
         return ValueEstimate((value_target - wide.state_value).to(dtype), value_target.to(dtype))
 
     def returns(self, steps: Steps) -> Tensor:
-        """The return that is this estimator's value target."""
+        """Computes the return, which is the value target. Subclasses override it.
+
+        Args:
+            steps: the inputs. Values and rewards are float32 if they came as float16 or bfloat16. Log-probabilities are None.
+
+        Returns:
+            The return, with the shape and dtype of ``steps.reward``.
+
+        Raises:
+            ValueError: a shape, a device or ``time_dim`` is wrong.
+            TypeError: a dtype or the type of an argument is wrong.
+        """
         raise NotImplementedError
 
     def standardizes_reward(self) -> bool:
-        """``average_rewards``."""
+        """Returns ``average_rewards``."""
         return self.average_rewards
 
 
 class TD0Estimator(TDEstimator, name="TD0"):
-    """One-step returns: :func:`~a2c_compiled.functional.td0_return_estimate` as a module.
+    """TD(0): one-step returns, :func:`~a2c_compiled.functional.td0_return_estimate` as a module.
 
     Args:
-        gamma: discount.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
-        differentiable: let gradients pass.
+        differentiable: if True, results are differentiable in values and rewards.
         across_processes: standardise over the data of all processes.
+
+    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td0_return_estimate`.
     """
 
     def __init__(
@@ -87,7 +103,7 @@ class TD0Estimator(TDEstimator, name="TD0"):
         super().__init__(gamma, average_rewards, -2, differentiable, across_processes)
 
     def returns(self, steps: Steps) -> Tensor:
-        """The one-step return."""
+        """Computes the TD(0) return."""
         terminated = steps.terminated
         if terminated is None:
             terminated = steps.done
@@ -95,33 +111,39 @@ class TD0Estimator(TDEstimator, name="TD0"):
 
 
 class TD1Estimator(TDEstimator, name="TD1"):
-    """Returns to the end: :func:`~a2c_compiled.functional.td1_return_estimate` as a module.
+    """TD(1): returns to the end of the episode, :func:`~a2c_compiled.functional.td1_return_estimate` as a module.
 
     Args:
-        gamma: discount.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
-        time_dim: the dimension of time.
-        differentiable: let gradients pass.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        differentiable: if True, results are differentiable in values and rewards.
         across_processes: standardise over the data of all processes.
+
+    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td1_return_estimate`.
     """
 
     def returns(self, steps: Steps) -> Tensor:
-        """The return to the end."""
+        """Computes the TD(1) return."""
         return td1_return_estimate(
             steps.gamma, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
         )
 
 
 class TDLambdaEstimator(TDEstimator, name="TDLambda"):
-    """Lambda returns: :func:`~a2c_compiled.functional.td_lambda_return_estimate` as a module.
+    """TD(lambda): :func:`~a2c_compiled.functional.td_lambda_return_estimate` as a module.
 
     Args:
-        gamma: discount.
-        lmbda: weight of the longer returns, from 0 to 1.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace, from 0 (TD(0)) to 1 (TD(1)); the same kinds as ``gamma``.
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-4).
-        time_dim: the dimension of time.
-        differentiable: let gradients pass.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        differentiable: if True, results are differentiable in values and rewards.
         across_processes: standardise over the data of all processes.
+
+    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
     """
 
     lmbda: Tensor
@@ -140,22 +162,28 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
         self.register_coefficient("lmbda", lmbda, UNIT)
 
     def returns(self, steps: Steps) -> Tensor:
-        """The lambda return."""
+        """Computes the TD(lambda) return."""
         return td_lambda_return_estimate(
             steps.gamma, self.lmbda, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
         )
 
 
 class NStepEstimator(TDEstimator, name="NStep"):
-    """Returns of ``n`` steps: :func:`~a2c_compiled.functional.n_step_return_estimate` as a module.
+    """n-step returns: :func:`~a2c_compiled.functional.n_step_return_estimate` as a module.
 
     Args:
-        n: how many rewards there are before the bootstrap: 1 is TD(0).
-        gamma: discount.
+        n: number of rewards before the bootstrap, at least 1. 1 gives TD(0).
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
-        time_dim: the dimension of time.
-        differentiable: let gradients pass.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        differentiable: if True, results are differentiable in values and rewards.
         across_processes: standardise over the data of all processes.
+
+    Raises:
+        ValueError: ``n`` is less than 1, or a coefficient is out of range.
+        TypeError: ``n`` is not an integer, or a coefficient is neither a number nor a tensor.
+
+    Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.n_step_return_estimate`.
     """
 
     def __init__(
@@ -171,25 +199,28 @@ class NStepEstimator(TDEstimator, name="NStep"):
         self.n = positive_int("n", n)
 
     def returns(self, steps: Steps) -> Tensor:
-        """The n-step return."""
+        """Computes the n-step return."""
         return n_step_return_estimate(
             steps.gamma, self.n, steps.next_state_value, steps.reward, steps.done, steps.terminated, self.time_dim
         )
 
 
 class UPGO(TDEstimator, name="UPGO"):
-    """Upgoing returns: :func:`~a2c_compiled.functional.upgo_return_estimate` as a module.
+    """UPGO: upgoing returns, :func:`~a2c_compiled.functional.upgo_return_estimate` as a module.
 
     Args:
-        gamma: discount.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
         average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
-        time_dim: the dimension of time.
-        differentiable: let gradients pass.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        differentiable: if True, results are differentiable in values and rewards.
         across_processes: standardise over the data of all processes.
+
+    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.upgo_return_estimate`.
     """
 
     def returns(self, steps: Steps) -> Tensor:
-        """The upgoing return."""
+        """Computes the upgoing return."""
         return upgo_return_estimate(
             steps.gamma,
             steps.state_value,

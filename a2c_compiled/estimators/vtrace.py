@@ -1,4 +1,4 @@
-"""V-trace."""
+"""V-trace as a module."""
 
 from typing import Optional, Union
 
@@ -10,18 +10,23 @@ from a2c_compiled.functional import ValueEstimate, vtrace_advantage_estimate
 
 
 class VTrace(ValueEstimator, name="VTrace"):
-    """:func:`~a2c_compiled.functional.vtrace_advantage_estimate` as a module.
+    """V-trace: :func:`~a2c_compiled.functional.vtrace_advantage_estimate` as a module.
+
+    It needs ``log_pi`` and ``log_mu``, the log-probabilities of the actions under the current and the behaviour policy.
 
     Args:
-        gamma: discount.
-        rho_thresh: clip of the importance weight in the temporal difference.
-        c_thresh: clip of the importance weight in the trace.
+        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
+        rho_thresh: largest importance weight in the temporal difference, positive.
+        c_thresh: largest importance weight in the trace, positive.
         average_adv: standardise the advantage over the batch (smallest standard deviation 1e-5).
-        time_dim: the dimension of time.
-        differentiable: let gradients pass.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        differentiable: if True, results are differentiable in values, rewards and log-probabilities.
         across_processes: standardise over the data of all processes.
-        pg_rho_thresh: clip of the importance weight in the advantage; None is ``rho_thresh``.
-        lmbda: weight of the longer returns, from 0 to 1.
+        pg_rho_thresh: largest importance weight in the advantage, positive. None means ``rho_thresh``.
+        lmbda: decay of the trace, from 0 to 1.
+
+    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.vtrace_advantage_estimate`.
     """
 
     needs_log_prob = True
@@ -50,12 +55,12 @@ class VTrace(ValueEstimator, name="VTrace"):
         self.average_adv = average_adv
 
     def estimate(self, steps: Steps) -> ValueEstimate:
-        """V-trace; ``log_pi`` and ``log_mu`` are required."""
+        """Computes V-trace. Raises ValueError if ``log_pi`` or ``log_mu`` is None."""
         log_pi, log_mu = steps.log_pi, steps.log_mu
         if log_pi is None:
-            raise ValueError("log_pi: expected the log-probability of the action under the policy learnt, got None")
+            raise ValueError("log_pi: expected the log-probability of the action under the current policy, got None")
         if log_mu is None:
-            raise ValueError("log_mu: expected the log-probability of the action under the policy that acted, got None")
+            raise ValueError("log_mu: expected the log-probability of the action under the behaviour policy, got None")
         return vtrace_advantage_estimate(
             steps.gamma,
             log_pi,
@@ -74,5 +79,5 @@ class VTrace(ValueEstimator, name="VTrace"):
         )
 
     def standardizes_advantage(self) -> bool:
-        """``average_adv``."""
+        """Returns ``average_adv``."""
         return self.average_adv

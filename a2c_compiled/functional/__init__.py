@@ -1,22 +1,29 @@
-"""Value estimators as functions of tensors: TorchRL's names and argument order, no TensorDict.
+"""Value estimators as functions of tensors, with TorchRL's names and argument order, without TensorDict.
 
-What holds for all of them:
+These conventions hold for every function that takes ``reward``:
 
-* ``reward``, ``done``, ``terminated`` and the values share one shape ``[*B, T, *F]`` and one device, with time at ``time_dim``: -2 by
-  default, which serves ``[T, N]`` and ``[N, T, 1]`` alike; ``[N, T]`` and ``[T]`` say -1. Nothing is transposed or copied for it.
-* ``reward`` and the values share one floating dtype, which is also the result's; float16 and bfloat16 are computed in float32.
-* ``done`` and ``terminated`` are bool. ``done`` (the episode ended, or was cut short) cuts the trace; ``terminated`` (it ended) also
-  cuts the bootstrap. ``terminated`` implies ``done``, and None means that every ``done`` is one. Selected, never multiplied: NaN
-  beyond them does not leak, neither into results nor into gradients.
-* ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to the data; gradients reach them.
-* ``cu_seqlens`` (int32 or int64, ``[S + 1]``) packs S sequences of different lengths end to end in time, without padding: sequence i
-  is the steps from ``cu_seqlens[i]`` to before ``cu_seqlens[i + 1]``, the last entry being T. Each gives what it would give alone; its
-  last step, if not ``done``, bootstraps from its own next value. Entries are not checked, which would wait for the device:
-  they are to ascend from 0 to T.
-* ``T = 0`` and ``N = 0`` give empty results.
-* A wrong shape, device or ``time_dim`` raises ValueError, a wrong dtype TypeError, before anything is computed; the message names the
-  argument, what was expected and what came.
-* Every function compiles whole (``fullgraph=True``), scripts (TorchScript), and exports.
+* Shapes: ``reward``, ``done``, ``terminated``, values and log-probabilities have one shape ``[*B, T, *F]`` and one device.
+  ``*B`` and ``*F`` stand for any number of dimensions, also none. Results have this shape.
+* Time: ``time_dim`` is the dimension of the ``T`` steps. The default -2 fits ``[T, N]`` and ``[N, T, 1]``. Use ``time_dim=-1`` for
+  ``[N, T]`` and ``[T]``. The functions do not transpose or copy the data for it.
+* Dtypes: ``reward``, values and log-probabilities have one floating dtype. Results have this dtype. float16 and bfloat16 inputs are
+  computed in float32.
+* Flags: ``done`` and ``terminated`` are bool. ``done``: the episode ended or was truncated. It cuts the trace. ``terminated``: the
+  episode ended. It also cuts the bootstrap. ``terminated`` must imply ``done``. ``terminated=None`` means ``terminated = done``.
+* Truncation: a truncated step is ``done`` and not ``terminated``. It bootstraps from ``next_state_value``, which there has to be the
+  value of the last observation before the reset.
+* NaN: the functions select with flags (``masked_fill``, ``where``); they do not multiply by 0. NaN that a flag cuts off reaches neither
+  results nor gradients.
+* Coefficients: ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to ``reward``. Results
+  are differentiable in them.
+* Packed sequences: ``cu_seqlens``, ``[S + 1]``, int32 or int64, packs S sequences of different lengths one after the other along time,
+  without padding. Sequence i consists of the steps ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``. Each sequence gets the same result
+  as it gets alone: its last step bootstraps from its ``next_state_value`` unless it is ``terminated``. The entries must ascend from 0
+  to T. They are not checked, because a check would synchronise with the device.
+* Empty data: ``T = 0`` and ``N = 0`` give empty results.
+* Errors: a wrong shape, device or ``time_dim`` raises ValueError. A wrong dtype or type raises TypeError. Both are raised before any
+  computation, with a message of the form ``argument: expected X, got Y``.
+* Modes: every function runs in eager mode, under ``torch.compile(fullgraph=True)``, in TorchScript and in exported graphs.
 """
 
 from a2c_compiled.functional.gae import generalized_advantage_estimate

@@ -1,6 +1,6 @@
-"""What every estimator asks of its arguments, checked before anything is computed. All of it is TorchScript.
+"""Checks and conversions of the estimators' arguments. TorchScript compiles this file.
 
-Nothing here reads device memory: shapes, dtypes and devices only.
+The checks read shapes, dtypes and devices only. They never read device memory.
 """
 
 from typing import Dict, List, Optional, Tuple, Union
@@ -19,9 +19,16 @@ Coefficient = Union[Tensor, float, int]
 def check_steps(
     reward: Tensor, flags: Dict[str, Tensor], values: Dict[str, Tensor], terminated: Optional[Tensor] = None
 ) -> None:
-    """Flags and values agree with ``reward`` in shape and device; flags are bool, values of its dtype.
+    """Checks that flags and values have the shape and device of ``reward``, that flags are bool and values have its dtype.
 
-    By name, so that a message can say which is meant.
+    Args:
+        reward: any shape, floating.
+        flags, values: tensors by argument name; error messages contain the name.
+        terminated: one more flag, or None.
+
+    Raises:
+        ValueError: a shape or device differs.
+        TypeError: an argument is not a tensor, or its dtype is wrong.
     """
     if not isinstance(reward, Tensor):
         raise TypeError(f"reward: expected a tensor, got {type(reward)}")
@@ -44,9 +51,10 @@ def checked_steps(
     time_dim: int,
     cu_seqlens: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor, int]:
-    """After the checks of all these: where the trace is cut, where the bootstrap is, and :func:`time_dimension`.
+    """Checks the arguments and returns ``(trace_cut, bootstrap_cut, dim)``.
 
-    The end of a sequence is a truncation: it cuts the trace alone.
+    ``trace_cut`` is ``done``, with the last step of each packed sequence added: the end of a sequence is a truncation.
+    ``bootstrap_cut`` is ``terminated``, or ``done`` if ``terminated`` is None. ``dim`` is :func:`time_dimension`.
     """
     check_steps(reward, {"done": done}, values, terminated)
     dim = time_dimension(reward, time_dim)
@@ -68,26 +76,38 @@ def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch
 
 
 def time_dimension(tensor: Tensor, time_dim: int) -> int:
-    """``time_dim`` counted from the end: the form that an added batch dimension leaves alone."""
+    """Returns ``time_dim`` as a negative index, which stays valid when vmap adds a leading batch dimension.
+
+    Raises:
+        ValueError: ``tensor`` has no such dimension.
+        TypeError: ``time_dim`` is not an integer.
+    """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if not isinstance(time_dim, int):
             raise TypeError(f"time_dim: expected an integer, got {type(time_dim)}")
     if time_dim < -tensor.dim() or time_dim >= tensor.dim():
         raise ValueError(
             f"time_dim: expected a dimension of data of shape {list(tensor.shape)}, got {time_dim}"
-            " (say time_dim=-1 where time comes last)"
+            " (use time_dim=-1 when time is the last dimension)"
         )
     return time_dim - tensor.dim() if time_dim >= 0 else time_dim
 
 
 def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
-    """``value`` as a tensor that broadcasts to ``like``, on its device, in the dtype that is computed in."""
+    """Returns ``value`` as a tensor that broadcasts to ``like``, on its device, in the dtype of the computation.
+
+    That dtype is float32 for float16 and bfloat16, else the dtype of ``like``.
+
+    Raises:
+        ValueError: ``value`` does not broadcast to ``like``.
+        TypeError: ``value`` is neither a number nor a tensor.
+    """
     dtype = working_dtype(like)
     if not isinstance(value, Tensor):
         if not torch.jit.is_scripting():  # noqa: SIM102
             if not isinstance(value, (int, float)):
                 raise TypeError(f"{name}: expected a number or a tensor, got {type(value)}")
-        # A fill, not a copy from the host: nothing waits for the device.
+        # torch.full fills on the device. A copy from the host would synchronise.
         return torch.full([], float(value), dtype=dtype, device=like.device)
     if value.numel() == 1:
         return value.reshape([]).to(device=like.device, dtype=dtype)
@@ -102,9 +122,9 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
 
 def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
-    """:func:`coefficient` as the fused scans take it: zero-dimensional or of the shape of ``like``.
+    """Returns :func:`coefficient` in the form that fused scans accept: zero-dimensional or of the shape of ``like``.
 
-    A number stays in host memory, where a launch reads it without waiting for the device. In TorchScript it is :func:`coefficient`.
+    A number becomes a CPU tensor, which a kernel launch reads without synchronisation. TorchScript gets :func:`coefficient` unchanged.
     """
     if torch.jit.is_scripting():
         return coefficient(name, value, like)
@@ -115,32 +135,33 @@ def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
 
 def _number(value: float, like: Tensor) -> Tensor:
-    """A zero-dimensional tensor in host memory: made once, since to make it takes longer than to look it up."""
-    known = _NUMBERS.get((value, like.dtype))
-    if known is not None:
-        return known
-    with torch.inference_mode(False):  # or autograd could not save it later
+    """Returns ``value`` as a zero-dimensional CPU tensor. A cache holds it, because a lookup is faster than a new tensor."""
+    cached = _NUMBER_CACHE.get((value, like.dtype))
+    if cached is not None:
+        return cached
+    with torch.inference_mode(False):  # autograd cannot save an inference tensor for backward
         number = torch.full([], value, dtype=working_dtype(like), device="cpu")
-    if nothing_watches():  # else it is a mode's, a transform's or a trace's, and not to outlive them
-        if len(_NUMBERS) >= _MOST_NUMBERS:
-            _NUMBERS.clear()
-        _NUMBERS[value, like.dtype] = number
+    # Under a dispatch mode, transform or trace the tensor belongs to that context and must not outlive it.
+    if nothing_watches():
+        if len(_NUMBER_CACHE) >= _MAX_CACHED_NUMBERS:
+            _NUMBER_CACHE.clear()
+        _NUMBER_CACHE[value, like.dtype] = number
     return number
 
 
-_NUMBERS: Dict[Tuple[float, torch.dtype], Tensor] = {}
-_MOST_NUMBERS = 256
+_NUMBER_CACHE: Dict[Tuple[float, torch.dtype], Tensor] = {}
+_MAX_CACHED_NUMBERS = 256
 
 
 def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:
-    """Whether ``value`` has an entry of its own for each step of ``like`` along ``dim``."""
+    """Returns whether ``value`` has one entry per step of ``like`` along ``dim``."""
     if not isinstance(value, Tensor):
         return False
     return value.dim() == like.dim() and value.size(dim) == like.size(dim)
 
 
 def last_step(tensor: Tensor, dim: int) -> Tensor:
-    """Bool, true at the last step along ``dim``, broadcastable to ``tensor``."""
+    """Returns a bool tensor that is true at the last step along ``dim`` and broadcasts to ``tensor``."""
     length = tensor.size(dim)
     shape: List[int] = [1] * tensor.dim()
     shape[dim] = length

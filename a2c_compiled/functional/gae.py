@@ -23,32 +23,43 @@ def generalized_advantage_estimate(
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
 ) -> ValueEstimate:
-    r"""GAE: an exponentially weighted mean of the n-step advantages.
+    r"""Computes generalized advantage estimates (GAE).
 
     .. math::
         \delta_t &= r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t) \\
         A_t &= \delta_t + \gamma\lambda (1 - \text{done}_t)\, A_{t+1}
 
+    The recurrence runs backwards in time from :math:`A = 0` after the last step. :math:`A_t` is an exponentially weighted mean of the
+    n-step advantages.
+
     Args:
-        gamma: discount.
-        lmbda: weight of the longer returns: 0 is TD(0), 1 the Monte-Carlo return less the value.
-        state_value: :math:`V(s_t)`.
-        next_state_value: :math:`V(s_{t+1})`, of the real next observation also where an episode was truncated.
-        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
-        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
-        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace, the same kinds as ``gamma``. 0 gives the one-step advantage, 1 the return to the end minus the value.
+        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
 
     Returns:
-        advantage :math:`A` and value_target :math:`A + V`.
+        :class:`ValueEstimate`: the advantage :math:`A` and the value target :math:`A + V`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape, a device or ``time_dim`` is wrong.
+        TypeError: a dtype or the type of an argument is wrong.
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016, eq. 16.
     """
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
             ends = done, done if terminated is None else terminated
-            found = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
-            if found is not None:
-                return ValueEstimate(*found)
+            outputs = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
+            if outputs is not None:
+                return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
     gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
@@ -69,7 +80,9 @@ def _gae(
     dim: int,
 ) -> Tuple[Tensor, Tensor]:
     value = widen(state_value)
+    # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t])
     delta = widen(reward) + gamma * widen(next_state_value).masked_fill(terminated, 0.0) - value
+    # A[t] = delta[t] + gamma * lmbda * (1 - done[t]) * A[t+1]
     advantage = linear_scan(delta, (gamma * lmbda).masked_fill(done, 0.0), dim)
     return advantage.to(reward.dtype), (advantage + value).to(reward.dtype)
 

@@ -1,4 +1,4 @@
-"""Returns of a fixed number of steps."""
+"""n-step returns."""
 
 from typing import Optional
 
@@ -20,21 +20,31 @@ def n_step_return_estimate(
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
-    r"""n-step return: :math:`G_t = r_t + \gamma r_{t+1} + \dots + \gamma^{n-1} r_{t+n-1} + \gamma^n V(s_{t+n})`.
+    r"""Computes n-step returns.
 
-    Shorter where the episode or the data ends before: then it bootstraps from the next value of the last step, but not of a terminated
-    one. Costs O(nT) time and memory.
+    .. math:: G_t = r_t + \gamma r_{t+1} + \dots + \gamma^{m-1} r_{t+m-1} + \gamma^m (1 - \text{terminated}_{t+m-1})\, V(s_{t+m})
+
+    :math:`m` is ``n``, or less where the episode or the data ends earlier: the last step of the sum is then the first ``done`` step
+    from ``t`` on, or the last step of the data. The function needs O(nT) time and memory.
 
     Args:
-        gamma: discount.
-        n: number of steps: 1 is TD(0); from T up it is TD(1).
-        next_state_value: :math:`V(s_{t+1})`.
-        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
-        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
-        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+            If it has one entry per step, :math:`\gamma^k` becomes the product of the entries of the k steps from ``t`` on.
+        n: number of rewards before the bootstrap, at least 1. 1 gives TD(0); T or more gives TD(1).
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+
+    Returns:
+        :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError, TypeError: also where ``n`` is less than 1, or no integer.
+        ValueError: a shape, a device or ``time_dim`` is wrong, or ``n`` is less than 1.
+        TypeError: a dtype or the type of an argument is wrong, or ``n`` is not an integer.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 7.1.
     """
@@ -46,7 +56,7 @@ def n_step_return_estimate(
             raise TypeError(f"n: expected an integer, got {type(n)}")
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
-    # Each step with the n - 1 that follow it, in a new dimension: the return to the end of each such window is the answer.
+    # A window holds step t and the n - 1 steps after it, in a new dimension. G[t] is the return from the start of window t to its end.
     gamma_ = coefficient("gamma", gamma, reward)
     if gamma_.dim() > 0:
         gamma_ = _windows(gamma_.expand_as(reward), n, dim)
@@ -64,7 +74,10 @@ def n_step_return_estimate(
 
 
 def _windows(x: Tensor, n: int, dim: int) -> Tensor:
-    """``[..., T, ...]`` to ``[..., T, n, ...]``, with zeros behind the last step. (``unfold`` exports for one T alone.)"""
+    """Returns ``[..., T, n, ...]`` from ``x``, ``[..., T, ...]``: the n steps from each step on, with zeros after the last step.
+
+    Not ``Tensor.unfold``, because its exported graph has a fixed T.
+    """
     length = x.size(dim)
     shape = list(x.shape)
     shape[dim] = n - 1

@@ -1,14 +1,15 @@
-"""Sequences of different lengths end to end, without padding. TorchScript."""
+"""Packed sequences: several sequences along one time dimension, without padding. TorchScript compiles this file."""
 
 import torch
 from torch import Tensor
 
 
 def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
-    """Bool, true at the last step of each sequence along ``dim`` of ``like``, broadcastable to it.
+    """Returns a bool tensor that is true at the last step of each sequence along ``dim`` and broadcasts to ``like``.
 
     Raises:
-        ValueError, TypeError: ``cu_seqlens`` is no vector of integers on the device of ``like``.
+        ValueError: ``cu_seqlens`` does not have one dimension, or is not on the device of ``like``.
+        TypeError: ``cu_seqlens`` is not a tensor of int32 or int64.
     """
     if not isinstance(cu_seqlens, Tensor):
         raise TypeError(f"cu_seqlens: expected a tensor, got {type(cu_seqlens)}")
@@ -19,10 +20,11 @@ def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
     if cu_seqlens.device != like.device:
         raise ValueError(f"cu_seqlens: expected the device of the data, {like.device}, got {cu_seqlens.device}")
     length = like.size(dim)
-    # Where a sequence begins, the one before it ended a step earlier. Before the first there is none.
-    begins = torch.zeros(length + 1, dtype=torch.bool, device=like.device)
-    most = torch.full([], length, dtype=torch.int64, device=like.device)  # a tensor, since ONNX's Clip takes no size
-    ends = begins.index_fill(0, torch.minimum(cu_seqlens.long().clamp_min(0), most), True)[1:]
+    # A sequence ends one step before the next one starts: mark the starts 0..T, then drop entry 0.
+    starts = torch.zeros(length + 1, dtype=torch.bool, device=like.device)
+    # A tensor, because ONNX's Clip does not accept a symbolic size as its bound.
+    largest = torch.full([], length, dtype=torch.int64, device=like.device)
+    ends = starts.index_fill(0, torch.minimum(cu_seqlens.long().clamp_min(0), largest), True)[1:]
     shape = [1] * like.dim()
     shape[dim] = length
     return ends.reshape(shape)

@@ -1,4 +1,4 @@
-"""The primitive, and the return that is nothing but the primitive."""
+"""The reverse-time scan, which all estimators use, and the discounted return."""
 
 from typing import Optional
 
@@ -13,22 +13,29 @@ from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
 def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor] = None) -> Tensor:
-    r"""First-order linear recurrence in reverse time: :math:`y_t = x_t + a_t\, y_{t+1}`, with nothing after the last step.
+    r"""Computes a first-order linear recurrence in reverse time.
 
-    Differentiable to any order in both arguments. A decay of exactly zero cuts: not even NaN or infinity passes it.
+    .. math:: y_t = x_t + a_t\, y_{t+1}
+
+    :math:`y` is 0 after the last step. The result is differentiable to any order in ``x`` and ``decay``. Where ``decay`` is exactly 0,
+    nothing passes: neither NaN nor infinity in :math:`y_{t+1}` reaches :math:`y_t`.
 
     Args:
-        x: any shape, any floating dtype. Half precision is accumulated in float32.
-        decay: :math:`a`, of the dtype of ``x``, broadcastable to it.
-        dim: the dimension of time.
-        cu_seqlens: where sequences begin that lie end to end along ``dim`` (see the module's text).
+        x: any shape with at least one dimension, floating. float16 and bfloat16 are accumulated in float32.
+        decay: :math:`a`; it broadcasts to ``x`` and has the dtype and device of ``x``.
+        dim: dimension of time.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence along ``dim``, see :mod:`a2c_compiled.functional`.
 
     Returns:
-        :math:`y`, of the shape and dtype of ``x``.
+        :math:`y`, with the shape and dtype of ``x``.
 
     Raises:
-        ValueError: ``decay`` does not broadcast to ``x`` or is elsewhere, or ``dim`` is not a dimension of ``x``.
-        TypeError: a dtype is not floating, or the two differ.
+        ValueError: ``decay`` does not broadcast to ``x`` or is on another device, ``x`` has no dimension ``dim``, or ``cu_seqlens`` has
+            a wrong shape or device.
+        TypeError: an argument is not a tensor, ``x`` is not floating, the dtypes of ``x`` and ``decay`` differ, or ``cu_seqlens`` has
+            a wrong dtype.
+
+    Source: Blelloch, Prefix Sums and Their Applications, 1990, section 1.4 (first-order recurrences).
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor, got {type(x)}")
@@ -50,26 +57,34 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor
 def reward2go(
     reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = -2, cu_seqlens: Optional[Tensor] = None
 ) -> Tensor:
-    r"""Discounted sum of the rewards to come in the same episode: :math:`G_t = r_t + \gamma (1 - d_t)\, G_{t+1}`.
+    r"""Computes the discounted return of every step: the sum of the rewards from this step to the end of the episode.
+
+    .. math:: G_t = r_t + \gamma (1 - \text{done}_t)\, G_{t+1}
+
+    :math:`G` is 0 after the last step. No value bootstraps a truncated episode.
 
     Args:
-        reward: ``[*B, T, *F]`` with time at ``time_dim``, any floating dtype.
-        done: bool, of the shape of ``reward``; true at the last step of each trajectory.
-        gamma: discount; a number or a tensor that broadcasts to ``reward``.
-        time_dim: the dimension of time.
-        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the last step of an episode.
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
 
     Returns:
-        :math:`G`, of the shape and dtype of ``reward``.
+        :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError, TypeError: as every function here (see the module's text).
+        ValueError: a shape, a device or ``time_dim`` is wrong.
+        TypeError: a dtype or the type of an argument is wrong.
+
+    Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 3.9; TorchRL's ``reward2go``.
     """
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
-            found = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
-            if found is not None:
-                return found[0]
+            outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
+            if outputs is not None:
+                return outputs[0]
     done, _, dim = checked_steps(reward, done, None, {}, time_dim, cu_seqlens)
     gamma_ = operand("gamma", gamma, reward)
     if torch.jit.is_scripting():
@@ -78,6 +93,7 @@ def reward2go(
 
 
 def _reward2go(gamma: Tensor, reward: Tensor, done: Tensor, dim: int) -> Tensor:
+    # G[t] = r[t] + gamma * (1 - done[t]) * G[t+1]
     return linear_scan(widen(reward), gamma.masked_fill(done, 0.0), dim).to(reward.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Standardisation over a batch, over groups of it, over processes. TorchScript, but for processes."""
+"""Standardisation over a batch, within groups, and across processes. TorchScript compiles all but the processes."""
 
 from typing import List, Optional
 
@@ -17,20 +17,32 @@ def standardize(
     separate_dim: Optional[int] = None,
     across_processes: bool = False,
 ) -> Tensor:
-    r""":math:`(x - \bar x) / \max(\sigma_x, \epsilon)` over all elements, with the unbiased standard deviation; 0 for a single element.
+    r"""Standardises ``x``: subtracts the mean and divides by the standard deviation.
+
+    .. math:: y = (x - \bar x) / \max(\sigma_x, \epsilon)
+
+    :math:`\sigma_x` is the unbiased standard deviation. A single element gives 0.
 
     Args:
         x: any shape, floating.
-        eps: smallest standard deviation.
-        mask: bool, of the shape of ``x``: what counts. The rest is 0 in the result, whatever it was.
-        group: integers, of the shape of ``x`` or of its leading dimensions: entries of one number are standardised by themselves.
-        separate_dim: a dimension whose entries are standardised each by itself.
-        across_processes: over the data of all processes of ``torch.distributed``'s default group, where there is one (every process is
-            to call; no gradient reaches mean and deviation). Nothing in TorchScript.
+        eps: :math:`\epsilon`, the smallest divisor.
+        mask: shape of ``x``, bool: elements that enter the mean and the standard deviation. All other elements of the result are 0,
+            also where ``x`` is NaN.
+        group: shape of ``x`` or of its leading dimensions, integer: elements with the same number form a group. Each group is
+            standardised separately.
+        separate_dim: each index along this dimension is standardised separately.
+        across_processes: use the mean and standard deviation over all processes of the default group of ``torch.distributed``. All
+            processes must call the function. No gradient passes through the mean and the standard deviation. The option has no
+            effect without an initialised process group and in TorchScript.
+
+    Returns:
+        The standardised elements, with the shape and dtype of ``x``.
 
     Raises:
-        ValueError: a shape, device or ``separate_dim`` does not fit, or groups are to be standardised across processes.
-        TypeError: ``group`` is not of integers, or ``mask`` not bool.
+        ValueError: a shape, a device or ``separate_dim`` is wrong, or both ``group`` and ``across_processes`` are given.
+        TypeError: ``group`` is not integer, or ``mask`` is not bool.
+
+    Source: TorchRL's ``GAE`` with ``average_gae=True``; mask, groups and processes are added here.
     """
     wide = widen(x)
     if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):
@@ -46,7 +58,7 @@ def standardize(
     index: Optional[Tensor] = None
     if group is not None:
         if across_processes:
-            raise ValueError("across_processes: expected False with groups, whose numbers differ between processes, got True")
+            raise ValueError("across_processes: expected False with groups (group numbers differ between processes), got True")
         index = _group_of_each(group, x, separate_dim)
     dims: List[int] = []
     if separate_dim is not None:
@@ -56,7 +68,7 @@ def standardize(
     if mask is None and index is None and separate_dim is None and not across_processes:
         total = wide.sum()
         centered = wide - total / max(wide.numel(), 1)
-        # As a tensor: a graph for any number of elements takes it for granted that there are two or more.
+        # clamp_min on a tensor, not max() on a number: a graph with dynamic shapes assumes at least two elements and would drop max().
         variance = centered.square().sum() / torch.full_like(total, wide.numel() - 1).clamp_min(1.0)
     else:
         counted = torch.ones_like(wide) if mask is None else mask.to(wide.dtype)
@@ -65,12 +77,12 @@ def standardize(
         if mask is not None:
             centered = centered.masked_fill(~mask, 0.0)
         variance = _total(centered.square(), index, dims, across_processes) / (count - 1.0).clamp_min(1.0)
-    # Clamped before the root, whose derivative at 0 is infinite.
+    # The clamp comes before the square root, because the derivative of sqrt at 0 is infinite.
     return (centered / variance.clamp_min(eps * eps).sqrt()).to(x.dtype)
 
 
 def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes: bool) -> Tensor:
-    """Sums that broadcast to ``x``: of each group, else over ``dims``, which are all where there are none."""
+    """Returns sums that broadcast to ``x``: per group if ``index`` is given, else over ``dims`` (all dimensions if ``dims`` is empty)."""
     if index is not None:
         sums = torch.zeros(x.numel(), dtype=x.dtype, device=x.device).index_add(0, index, x.reshape(-1))
         return sums.gather(0, index).reshape(x.shape)
@@ -89,7 +101,7 @@ def _over_processes(total: Tensor) -> Tensor:
 
 
 def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Tensor:
-    """For each entry of ``x`` the number of its group, from 0 up."""
+    """Returns the group number of each element of the flattened ``x``. The numbers are consecutive and begin at 0."""
     if group.is_floating_point() or group.dtype == torch.bool:
         raise TypeError(f"group: expected an integer dtype, got {group.dtype}")
     if group.device != x.device:
@@ -110,14 +122,18 @@ def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Ten
     size = x.size(separate_dim)
     shape = [1] * x.dim()
     shape[separate_dim] = size
-    entry = torch.arange(size, device=x.device).reshape(shape).expand(x.shape).reshape(-1)
-    return _dense(index * size + entry)  # of dense numbers, since the product with any others may overflow
+    separate_index = torch.arange(size, device=x.device).reshape(shape).expand(x.shape).reshape(-1)
+    # ``index`` is dense already: the product with arbitrary group numbers could overflow.
+    return _dense(index * size + separate_index)
 
 
 def _dense(group: Tensor) -> Tensor:
-    """The same groups, numbered from 0 up. By sorting: torch.unique has as many results as there are groups, which no graph knows."""
+    """Renumbers groups with consecutive numbers that begin at 0.
+
+    Sorts instead of calling ``torch.unique``, whose output size depends on the data: a compiled graph cannot know it.
+    """
     ordered, order = group.sort()
     if group.numel() == 0:
         return group
-    begins = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
-    return torch.zeros_like(group).scatter(0, order, begins.cumsum(0))
+    starts = torch.cat([torch.zeros_like(ordered[:1]), (ordered[1:] != ordered[:-1]).long()])
+    return torch.zeros_like(group).scatter(0, order, starts.cumsum(0))

@@ -1,4 +1,4 @@
-"""Temporal-difference returns and advantages: one step, lambda-weighted, to the end."""
+"""Temporal-difference returns and advantages: TD(0), TD(lambda) and TD(1)."""
 
 from typing import Optional
 
@@ -22,9 +22,25 @@ from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
 def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:
-    r"""One-step return: :math:`G_t = r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1})`.
+    r"""Computes one-step returns, TD(0).
 
-    Arguments, results and errors: see the module's text.
+    .. math:: G_t = r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1})
+
+    Args:
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap.
+
+    Returns:
+        :math:`G`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape or a device is wrong.
+        TypeError: a dtype or the type of an argument is wrong.
+
+    Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 6.2.
     """
     check_steps(reward, {"terminated": terminated}, {"next_state_value": next_state_value})
     bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
@@ -39,7 +55,28 @@ def td0_advantage_estimate(
     done: Tensor,
     terminated: Optional[Tensor] = None,
 ) -> Tensor:
-    r"""One-step advantage: the one-step return less :math:`V(s_t)`."""
+    r"""Computes one-step advantages: the TD(0) return minus the value, also called the TD error.
+
+    .. math:: A_t = r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t)
+
+    Args:
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated. Only read if ``terminated`` is None.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+
+    Returns:
+        :math:`A`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape or a device is wrong.
+        TypeError: a dtype or the type of an argument is wrong.
+
+    Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 6.5.
+    """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     no_bootstrap = done if terminated is None else terminated
     returns = td0_return_estimate(gamma, widen(next_state_value), widen(reward), no_bootstrap)
@@ -57,35 +94,44 @@ def td_lambda_return_estimate(
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
-    r"""Lambda return: an exponentially weighted mean of the n-step returns.
+    r"""Computes TD(lambda) returns.
 
     .. math::
         G_t = r_t + \gamma \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
 
-    where :math:`\lambda_t = \lambda`, but 0 at every ``done`` and at the last step, which bootstrap from their own next value.
+    :math:`\lambda_t` is ``lmbda``, except at every ``done`` and at the last step, where it is 0: these steps bootstrap from their own
+    ``next_state_value``. :math:`G_t` is an exponentially weighted mean of the n-step returns.
 
     Args:
-        gamma: discount.
-        lmbda: weight of the longer returns: 0 is TD(0), 1 is TD(1).
-        next_state_value: :math:`V(s_{t+1})`.
-        rolling_gamma: with a per-step ``gamma`` or ``lmbda``, whether each entry belongs to its own step (True, and
-            what None means), or the entry of step ``t`` holds for the whole trajectory from ``t`` on (False; costs
-            O(T²) time and memory).
-        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
-        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
-        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace, the same kinds as ``gamma``. 0 gives TD(0), 1 gives TD(1).
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        rolling_gamma: how to use ``gamma`` or ``lmbda`` with one entry per step. True or None: entry t applies to step t. False: the
+            return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+
+    Returns:
+        :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: also where ``rolling_gamma`` is False and neither ``gamma`` nor ``lmbda`` has an entry per step.
+        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and neither ``gamma`` nor ``lmbda`` has one
+            entry per step.
+        TypeError: a dtype or the type of an argument is wrong.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None and (rolling_gamma is None or rolling_gamma):
             ends = done, done if terminated is None else terminated
-            found = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
-            if found is not None:
-                return found[0]
+            outputs = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
+            if outputs is not None:
+                return outputs[0]
     values = {"next_state_value": next_state_value}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
     if rolling_gamma is not None and not rolling_gamma:
@@ -105,9 +151,12 @@ def td_lambda_return_estimate(
 def _td_lambda_from_each_start(
     gamma: Tensor, lmbda: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor, dim: int
 ) -> Tensor:
-    """One scan per starting step k, all at once in a new leading dimension; step k of scan k is the answer."""
+    """Computes ``rolling_gamma=False``: T scans in a new leading dimension.
+
+    Scan k uses ``gamma[k]`` and ``lmbda[k]`` at all steps. Its result at step k is the return of step k.
+    """
     shape = [reward.size(dim)] + list(reward.shape)
-    starts = _td_lambda(
+    scans = _td_lambda(
         gamma.expand_as(reward).movedim(dim, 0).unsqueeze(dim),
         lmbda.expand_as(reward).movedim(dim, 0).unsqueeze(dim),
         widen(next_state_value).expand(shape),
@@ -116,7 +165,7 @@ def _td_lambda_from_each_start(
         terminated,
         dim,
     )
-    return torch.diagonal(starts, 0, 0, dim).movedim(-1, dim).to(reward.dtype)
+    return torch.diagonal(scans, 0, 0, dim).movedim(-1, dim).to(reward.dtype)
 
 
 def _td_lambda(
@@ -126,7 +175,8 @@ def _td_lambda(
     cut = done | last_step(done, dim)
     trace = lmbda.masked_fill(cut, 0.0)
     x = widen(reward) + gamma * bootstrap * (1.0 - trace)
-    # Masked once more: beyond a cut may stand NaN, and its product with a zero trace would reach the gradient of gamma.
+    # G[t] = x[t] + gamma * trace[t] * G[t+1], with x[t] = r[t] + gamma * (1 - trace[t]) * (1 - terminated[t]) * V(s[t+1])
+    # The product is masked again: NaN in G[t+1] beyond a cut would reach the gradient of gamma through the product with a zero trace.
     return linear_scan(x, (gamma * trace).masked_fill(cut, 0.0).expand_as(x), dim).to(reward.dtype)
 
 
@@ -145,7 +195,36 @@ def td_lambda_advantage_estimate(
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
-    r"""Lambda advantage: :func:`td_lambda_return_estimate` less :math:`V(s_t)`."""
+    r"""Computes TD(lambda) advantages: the TD(lambda) return minus the value.
+
+    .. math:: A_t = G_t - V(s_t)
+
+    :math:`G` is the result of :func:`td_lambda_return_estimate`.
+
+    Args:
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace, the same kinds as ``gamma``. 0 gives TD(0), 1 gives TD(1).
+        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        rolling_gamma: how to use ``gamma`` or ``lmbda`` with one entry per step. True or None: entry t applies to step t. False: the
+            return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+
+    Returns:
+        :math:`A`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and neither ``gamma`` nor ``lmbda`` has one
+            entry per step.
+        TypeError: a dtype or the type of an argument is wrong.
+
+    Source: TorchRL's ``td_lambda_advantage_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
+    """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     next_value, reward_ = widen(next_state_value), widen(reward)
     returns = td_lambda_return_estimate(
@@ -164,9 +243,34 @@ def td1_return_estimate(
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
-    r"""Return to the end of the data or the episode: :func:`td_lambda_return_estimate` with :math:`\lambda = 1`.
+    r"""Computes TD(1) returns: the discounted rewards to the end of the episode or of the data, plus a bootstrap.
 
-    With ``rolling_gamma=False`` a last step that is not ``done`` does not bootstrap: that is TorchRL's definition.
+    .. math::
+        G_t = r_t + \gamma\, (1 - \text{done}_t)\, G_{t+1} + \gamma\, (\text{done}_t - \text{terminated}_t)\, V(s_{t+1})
+
+    The last step of the data counts as truncated (``done``) here, so it bootstraps too. This is :func:`td_lambda_return_estimate` with
+    ``lmbda=1``. With ``rolling_gamma=False``, as in TorchRL, the last step does not bootstrap unless it is ``done``.
+
+    Args:
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        rolling_gamma: how to use a ``gamma`` with one entry per step. True or None: entry t applies to step t. False: the
+            return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+
+    Returns:
+        :math:`G`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per step.
+        TypeError: a dtype or the type of an argument is wrong.
+
+    Source: TorchRL's ``td1_return_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
     """
     check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
     if rolling_gamma is not None and not rolling_gamma:
@@ -174,8 +278,8 @@ def td1_return_estimate(
         ends = last_step(done, dim)
         if cu_seqlens is not None:
             ends = ends | sequence_ends(cu_seqlens, done, dim)
-        open_end = ends & ~done
-        next_state_value = next_state_value.masked_fill(open_end, 0.0)
+        not_done_end = ends & ~done
+        next_state_value = next_state_value.masked_fill(not_done_end, 0.0)
     return td_lambda_return_estimate(
         gamma, 1.0, next_state_value, reward, done, terminated, rolling_gamma, time_dim, cu_seqlens
     )
@@ -192,7 +296,34 @@ def td1_advantage_estimate(
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
-    r""":func:`td1_return_estimate` less :math:`V(s_t)`."""
+    r"""Computes TD(1) advantages: the TD(1) return minus the value.
+
+    .. math:: A_t = G_t - V(s_t)
+
+    :math:`G` is the result of :func:`td1_return_estimate`.
+
+    Args:
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        rolling_gamma: how to use a ``gamma`` with one entry per step. True or None: entry t applies to step t. False: the
+            return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+
+    Returns:
+        :math:`A`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per step.
+        TypeError: a dtype or the type of an argument is wrong.
+
+    Source: TorchRL's ``td1_advantage_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
+    """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     returns = td1_return_estimate(
         gamma, widen(next_state_value), widen(reward), done, terminated, rolling_gamma, time_dim, cu_seqlens

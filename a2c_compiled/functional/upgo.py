@@ -1,4 +1,4 @@
-"""Upgoing returns."""
+"""Upgoing returns (UPGO)."""
 
 from typing import Optional
 
@@ -19,17 +19,32 @@ def upgo_return_estimate(
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
 ) -> Tensor:
-    r"""Upgoing return: follows what was done for as long as it went at least as well as expected, then bootstraps.
+    r"""Computes upgoing returns (UPGO).
 
-    The lambda return with :math:`\lambda_t = 1` where :math:`r_{t+1} + \gamma (1 - \text{terminated}_{t+1})\, V(s_{t+2}) \ge V(s_{t+1})`,
-    and 0 elsewhere.
+    .. math::
+        \lambda_t &= 1 \text{ if } r_{t+1} + \gamma (1 - \text{terminated}_{t+1})\, V(s_{t+2}) \ge V(s_{t+1}), \text{ else } 0 \\
+        G_t &= r_t + \gamma \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
+
+    :math:`\lambda_t` is 0 at every ``done`` and at the last step. The return follows the trajectory while the one-step return is at
+    least the value, then it bootstraps.
 
     Args:
-        gamma: discount.
-        state_value, next_state_value: :math:`V(s_t)` and :math:`V(s_{t+1})`.
-        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
-        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
-        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+
+    Returns:
+        :math:`G`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape, a device or ``time_dim`` is wrong.
+        TypeError: a dtype or the type of an argument is wrong.
 
     Source: Vinyals et al., Grandmaster level in StarCraft II using multi-agent reinforcement learning, 2019, methods.
     """
@@ -38,8 +53,9 @@ def upgo_return_estimate(
     no_bootstrap = done if terminated is None else terminated
     next_value, reward_ = widen(next_state_value), widen(reward)
     one_step = td0_return_estimate(gamma, next_value.detach(), reward_.detach(), no_bootstrap).detach()
-    went_well = (one_step >= widen(state_value)).to(reward_.dtype)
+    # The condition at step t + 1 decides lambda[t], hence the roll by -1. TD(lambda) sets lambda to 0 at ends itself.
+    at_least_value = (one_step >= widen(state_value)).to(reward_.dtype)
     returns = td_lambda_return_estimate(
-        gamma, went_well.roll(-1, dim), next_value, reward_, done, terminated, None, time_dim, cu_seqlens
+        gamma, at_least_value.roll(-1, dim), next_value, reward_, done, terminated, None, time_dim, cu_seqlens
     )
     return returns.to(reward.dtype)

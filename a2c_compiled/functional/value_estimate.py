@@ -1,4 +1,4 @@
-"""What the functions return."""
+"""The result type of the advantage estimators."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,12 @@ from torch import Tensor
 
 
 class ValueEstimate(NamedTuple):
-    """Both of the shape and dtype of the reward."""
+    """Advantage and value target of every step; both have the shape and dtype of ``reward``.
+
+    Fields:
+        advantage: ``[*B, T, *F]``, floating: how much better the action was than the policy's average.
+        value_target: ``[*B, T, *F]``, floating: the return that the critic learns to predict.
+    """
 
     advantage: Tensor
     value_target: Tensor

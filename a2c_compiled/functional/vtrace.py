@@ -1,4 +1,4 @@
-"""V-trace: off-policy targets and advantages."""
+"""V-trace: off-policy value targets and advantages."""
 
 from typing import Optional, Tuple
 
@@ -28,7 +28,7 @@ def vtrace_advantage_estimate(
     pg_rho_thresh: Optional[Coefficient] = None,
     lmbda: Coefficient = 1.0,
 ) -> ValueEstimate:
-    r"""V-trace: targets for the policy :math:`\pi` from the data of another, :math:`\mu`.
+    r"""Computes V-trace value targets and advantages for the policy :math:`\pi` from data of a behaviour policy :math:`\mu`.
 
     .. math::
         \rho_t &= \min(\bar\rho, \pi/\mu), \quad c_t = \lambda \min(\bar c, \pi/\mu),
@@ -37,36 +37,47 @@ def vtrace_advantage_estimate(
         v_t &= V(s_t) + \delta_t + \gamma c_t (1 - \text{done}_t)\, (v_{t+1} - V(s_{t+1})) \\
         A_t &= \rho^\text{pg}_t \big( r_t + \gamma (1 - \text{terminated}_t)\, (\lambda v_{t+1} + (1 - \lambda) V(s_{t+1})) - V(s_t) \big)
 
-    where :math:`v_{t+1}` is the true next value :math:`V(s_{t+1})` at every ``done`` and at the last step; elsewhere both are those of
-    the next row.
+    :math:`\pi/\mu` is the ratio of the probabilities of :math:`a_t`. In the line of :math:`\delta_t`, :math:`V(s_{t+1})` is
+    ``next_state_value`` of step t. In the lines of :math:`v_t` and :math:`A_t`, both :math:`v_{t+1}` and :math:`V(s_{t+1})` belong to
+    step t + 1: :math:`V(s_{t+1})` is its ``state_value``. At every ``done`` and at the last step, both are ``next_state_value`` of
+    step t instead.
 
     Args:
-        gamma: discount.
-        log_pi: log-probability of the action under the policy that is learnt, of the shape of ``reward``.
-        log_mu: log-probability of the action under the policy that acted.
-        state_value, next_state_value: :math:`V(s_t)` and :math:`V(s_{t+1})`.
-        rho_thresh: :math:`\bar\rho`; decides which value function is the fixed point.
-        c_thresh: :math:`\bar c`; trades variance for speed of convergence.
-        reward, done, terminated: of each step; flags are bool, and ``terminated`` None means that every ``done`` is one.
-        time_dim: the dimension of time: -2 is that of ``[T, N]`` and ``[N, T, 1]``; ``[N, T]`` and ``[T]`` say -1.
-        cu_seqlens: where sequences begin that lie end to end in time (see the module's text).
-        pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the clip in the advantage; None is ``rho_thresh``.
-        lmbda: weight of the longer returns, from 0 to 1.
+        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        log_pi: ``[*B, T, *F]``, floating: log-probability of the action under the policy :math:`\pi`.
+        log_mu: ``[*B, T, *F]``, floating: log-probability of the action under the behaviour policy :math:`\mu`.
+        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
+            before the reset.
+        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
+        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        rho_thresh: :math:`\bar\rho`, positive, the same kinds as ``gamma``. It determines the value function that the targets converge to.
+        c_thresh: :math:`\bar c`, positive, the same kinds as ``gamma``. A smaller value reduces the variance and slows the convergence.
+        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the threshold in the advantage, the same kinds as ``gamma``. None means ``rho_thresh``.
+        lmbda: :math:`\lambda`, decay of the trace, from 0 to 1, the same kinds as ``gamma``.
 
     Returns:
-        advantage :math:`A` and value_target :math:`v`.
+        :class:`ValueEstimate`: the advantage :math:`A` and the value target :math:`v`, with the shape and dtype of ``reward``.
+
+    Raises:
+        ValueError: a shape, a device or ``time_dim`` is wrong.
+        TypeError: a dtype or the type of an argument is wrong.
 
     Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2.
     """
     if pg_rho_thresh is None:
         pg_rho_thresh = rho_thresh
+    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
     if not torch.jit.is_scripting():  # noqa: SIM102
         if cu_seqlens is None:
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
             steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
-            found = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps)
-            if found is not None:
-                return ValueEstimate(*found)
+            outputs = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps)
+            if outputs is not None:
+                return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
     gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
@@ -77,8 +88,8 @@ def vtrace_advantage_estimate(
             gamma_, rho, c, pg_rho, lmbda_, log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap, dim
         )
         return ValueEstimate(advantage, value_target)
-    found = gamma_, rho, c, pg_rho, lmbda_, log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap
-    return ValueEstimate(*_fused_vtrace(*found, dim))
+    inputs = gamma_, rho, c, pg_rho, lmbda_, log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap
+    return ValueEstimate(*_fused_vtrace(*inputs, dim))
 
 
 def _vtrace(
@@ -100,12 +111,15 @@ def _vtrace(
     rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
     value, next_value, reward_ = widen(state_value), widen(next_state_value), widen(reward)
 
+    # delta[t] = rho[t] * (r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t]))
     delta = rho * (reward_ + gamma * next_value.masked_fill(terminated, 0.0) - value)
+    # v[t] - V(s[t]) = delta[t] + gamma * lmbda * c[t] * (1 - done[t]) * (v[t+1] - V(s[t+1]))
     correction = linear_scan(delta, (gamma * lmbda * c).masked_fill(done, 0.0), dim)
 
-    # After a `done` the next row in time is another trajectory's.
+    # A[t] = pg_rho[t] * (r[t] + gamma * (1 - terminated[t]) * (lmbda * v[t+1] + (1 - lmbda) * V(s[t+1])) - V(s[t]))
+    # After a `done` step, step t + 1 belongs to another episode: the bootstrap is next_state_value[t] there.
     cut = done | last_step(done, dim)
-    # Each masked by itself: NaN beyond a cut is to reach neither the result nor, through a product with zero, a gradient.
+    # Each factor is masked separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
     later_value = value.roll(-1, dim).masked_fill(cut, 0.0)
     later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)
     next_target = next_value.masked_fill(~cut, 0.0) + later_value + lmbda * later_correction

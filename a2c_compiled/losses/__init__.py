@@ -1,4 +1,4 @@
-"""The A2C loss: the objective as a function of tensors, and the module around it."""
+"""The A2C loss as a module (:class:`A2CLoss`) and as a function of tensors (:func:`a2c_loss`)."""
 
 from a2c_compiled.losses.a2c import A2CLosses, a2c_loss
 from a2c_compiled.losses.advantage_norm import AdvantageNorm, PercentileNorm

@@ -1,4 +1,4 @@
-"""The A2C objective as a function of tensors."""
+"""The A2C losses as a function of tensors. TorchScript compiles this file."""
 
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -11,9 +11,19 @@ from a2c_compiled._precision import clamped_log_ratio, widen
 
 
 class A2CLosses(NamedTuple):
-    """What :class:`~a2c_compiled.A2CLoss` returns; None for what is switched off.
+    """Result of :class:`~a2c_compiled.A2CLoss`. A field is None if the output is switched off.
 
-    Only the ``loss_*`` entries are to be minimised, and only they follow ``reduction``; the others are detached scalars.
+    Minimize the sum of the ``loss_*`` fields. They are scalars, or ``[*B]`` with ``reduction="none"``. The other fields are detached
+    scalars for logging. All fields are floating: float32 for float16 and bfloat16 inputs.
+
+    Fields:
+        loss_objective: policy loss, ``-log_prob * advantage``.
+        loss_critic: critic loss, the distance between value target and value times ``critic_coef``.
+        entropy: mean entropy of the policy.
+        loss_entropy: entropy loss, ``-entropy_coef * entropy``.
+        value_clip_fraction: fraction of the steps at which ``clip_value`` limits the change of the value.
+        explained_variance: ``1 - Var(value_target - value) / Var(value_target)``.
+        kl_approx: estimate of the KL divergence between the policy that collected the data and the current policy.
     """
 
     loss_objective: Optional[Tensor] = None
@@ -26,7 +36,7 @@ class A2CLosses(NamedTuple):
 
 
 LOSSES = tuple(name for name in A2CLosses._fields if name.startswith("loss_"))
-"""The outputs to be minimised."""
+"""Names of the outputs to minimize."""
 
 
 def a2c_loss(
@@ -45,44 +55,50 @@ def a2c_loss(
     sample_log_prob: Optional[Tensor] = None,
     diagnostics: bool = False,
 ) -> A2CLosses:
-    r"""The advantage actor-critic objective.
+    r"""Computes the losses of advantage actor-critic (A2C).
 
     .. math::
         L_\text{objective} &= -\log\pi(a_t|s_t)\, A_t \\
         L_\text{entropy} &= -c_\text{entropy}\, H_t \\
         L_\text{critic} &= c_\text{critic}\, \ell(G_t, V(s_t))
 
-    With ``clip_value`` :math:`c`, the critic's distance is the larger of :math:`\ell(G, V)` and
-    :math:`\ell(G, V_\text{old} + \operatorname{clip}(V - V_\text{old}, -c, c))`.
+    :math:`\ell` is the distance that ``loss_critic_type`` selects. With a ``clip_value`` :math:`c` it becomes
+    :math:`\max\big(\ell(G, V),\ \ell(G, V_\text{old} + \operatorname{clip}(V - V_\text{old}, -c, c))\big)`.
 
     Args:
-        log_prob: log-probability of the action taken, any shape ``[*B]``; everything below that has one entry per step has the same.
-        advantage: :math:`A`, a constant of the objective unless it carries a gradient.
-        entropy: :math:`H` of the policy; None drops the two entropy outputs.
-        new_state_value: :math:`V(s)` of the critic that learns; None drops the critic loss.
-        value_target: :math:`G`, the return.
-        state_value: :math:`V_\text{old}`, of the critic when the data was made; needed with ``clip_value``.
-        entropy_coef, critic_coef: 0-d tensors; None is 1.
-        clip_value: 0-d tensor; None or 0 clips nothing.
-        loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1).
+        log_prob: ``[*B]``, floating: log-probability of the action under the current policy. All tensors below that have one entry per
+            step have the same shape.
+        advantage: ``[*B]``, floating: :math:`A`. Pass it detached; the function does not detach it.
+        entropy: ``[*B]``, floating: entropy :math:`H` of the policy. None switches off both entropy outputs.
+        new_state_value: ``[*B]``, floating: value :math:`V(s)` of the critic that is trained. None switches off the critic outputs.
+        value_target: ``[*B]``, floating: value target :math:`G`. Required with ``new_state_value``.
+        state_value: ``[*B]``, floating: value :math:`V_\text{old}` at the time of the rollout. Required with ``clip_value``.
+        entropy_coef: ``[]``, floating: :math:`c_\text{entropy}`. None means 1.
+        critic_coef: ``[]``, floating: :math:`c_\text{critic}`. None means 1.
+        clip_value: ``[]``, floating: largest change of the value in the clipped distance. None or 0 means no clipping.
+        loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        mask: bool, true where a step counts. The mean is over those steps; unreduced losses are 0 elsewhere. What is masked out is
-            never read: NaN there does not leak.
-        sample_log_prob: log-probability of the action when it was taken, for ``kl_approx``.
-        diagnostics: also compute the share of the returns' variance that the values explain, :math:`1 - \operatorname{Var}(G - V) /
-            \operatorname{Var}(G)` (NaN or minus infinity where the returns are all equal), and where ``sample_log_prob`` is given an
-            estimate of :math:`\mathrm{KL}(\mu \| \pi)` of the policy that acted and the present one, :math:`\pi/\mu - 1 - \log(\pi/\mu)`.
+        mask: ``[*B]``, bool: steps that count. Means are over these steps; with ``reduction="none"`` the losses of all other steps are
+            0. Other steps may hold NaN: it reaches neither losses nor gradients.
+        sample_log_prob: ``[*B]``, floating: log-probability of the action under the policy :math:`\mu` that chose it, for ``kl_approx``.
+        diagnostics: also compute ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
+
+            .. math::
+                \text{explained\_variance} &= 1 - \operatorname{Var}(G - V) / \operatorname{Var}(G) \\
+                \text{kl\_approx} &= \operatorname{mean}(\pi/\mu - 1 - \log(\pi/\mu)) \approx \mathrm{KL}(\mu \| \pi)
+
+            ``explained_variance`` is NaN or minus infinity if all value targets are equal.
 
     Returns:
-        :class:`A2CLosses`; with ``reduction="none"`` the losses are ``[*B]``, otherwise scalars.
+        :class:`A2CLosses`. The losses are scalars, or ``[*B]`` with ``reduction="none"``. Without any step the losses are 0. float16 and
+        bfloat16 inputs give float32 losses.
 
     Raises:
-        ValueError: an option is unknown, a shape differs, or a tensor that an option needs is missing.
+        ValueError: an option is unknown, a shape differs from that of ``log_prob``, or a required tensor is None.
+        TypeError: ``mask`` is not bool.
 
-    Half-precision inputs give float32 losses. No steps at all give a loss of 0.
-
-    Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; the clipped value loss is TorchRL's; the estimate
-    of the divergence is Schulman's, Approximating KL Divergence, 2020.
+    Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016. The clipped value loss is TorchRL's. ``kl_approx`` is
+    from Schulman, Approximating KL Divergence, 2020.
     """
     if mask is not None:
         check_mask(mask)
@@ -96,17 +112,17 @@ def a2c_loss(
 
 
 def left_out(dropped: List[str], diagnostics: bool) -> List[str]:
-    """``dropped``, with the outputs that ``diagnostics`` alone gives."""
+    """Returns the names in ``dropped``, and those of the diagnostics unless ``diagnostics`` is set."""
     return dropped if diagnostics else dropped + ["explained_variance", "kl_approx"]
 
 
 def a2c_objective(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """What the actor minimises at each step."""
+    """Returns the policy loss of each step, ``-log_prob * advantage``, ``[*B]``."""
     return -(log_prob * advantage)
 
 
 class Terms(NamedTuple):
-    """What the losses are made of, each ``[*B]`` as :func:`a2c_loss` describes it."""
+    """The per-step tensors of :func:`a2c_loss`, each ``[*B]``."""
 
     log_prob: Tensor
     entropy: Optional[Tensor]
@@ -118,7 +134,7 @@ class Terms(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """How the losses are made of them, as :func:`a2c_loss` describes it."""
+    """The coefficients and options of :func:`a2c_loss`."""
 
     entropy_coef: Optional[Tensor]
     critic_coef: Optional[Tensor]
@@ -128,9 +144,9 @@ class Weights(NamedTuple):
 
 
 def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights, dropped: List[str]) -> A2CLosses:
-    """Every output that ``terms`` suffice for, but those that are ``dropped``: they are not computed.
+    """Computes all outputs for which ``terms`` has the tensors, except those named in ``dropped``.
 
-    ``objective`` is what the actor minimises at each step, ``[*B]``.
+    ``objective`` is the policy loss of each step, ``[*B]``.
     """
     mask, reduction = terms.mask, weights.reduction
     loss_objective: Optional[Tensor] = None
@@ -153,7 +169,7 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     new_state_value, value_target = terms.new_state_value, terms.value_target
     if new_state_value is not None:
         if value_target is None:
-            raise ValueError("value_target: expected the return that the critic learns, got None")
+            raise ValueError("value_target: expected a tensor, which the critic loss needs, got None")
         value_target = counted("value_target", value_target, terms)
         new_state_value = counted("new_state_value", new_state_value, terms)
         distance, value_clip_fraction = _critic_distance(new_state_value, value_target, terms, weights)
@@ -179,25 +195,28 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
 def _critic_distance(
     new_state_value: Tensor, value_target: Tensor, terms: Terms, weights: Weights
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """The distance at each step, clipped where ``clip_value`` is given, and the share of the steps where it is."""
+    """Returns the critic's distance at each step, ``[*B]``, and the fraction of clipped steps (None without ``clip_value``).
+
+    With ``clip_value``, ``distance = max(l(G, V), l(G, V_old + clip(V - V_old, -clip_value, clip_value)))``.
+    """
     distance = critic_distance(value_target, new_state_value, weights.loss_critic_type)
     clip_value, state_value = weights.clip_value, terms.state_value
     if clip_value is None:
         return distance, None
     if state_value is None:
-        raise ValueError("state_value: expected the value before the update, which clip_value needs, got None")
+        raise ValueError("state_value: expected a tensor, which clip_value needs, got None")
     state_value = counted("state_value", state_value, terms)
-    step = new_state_value - state_value
-    limit = clip_value.to(step.dtype)
-    limit = limit.masked_fill(limit == 0, float("inf"))  # 0 switches clipping off, also where it is assigned later
-    clipped_step = step.clamp(-limit, limit)
-    value_clip_fraction = _mean((step != clipped_step).to(step.dtype), terms.mask)
-    clipped = critic_distance(value_target, state_value + clipped_step, weights.loss_critic_type)
+    change = new_state_value - state_value
+    limit = clip_value.to(change.dtype)
+    limit = limit.masked_fill(limit == 0, float("inf"))  # 0 means no clipping, also if it is assigned after construction
+    clipped_change = change.clamp(-limit, limit)
+    value_clip_fraction = _mean((change != clipped_change).to(change.dtype), terms.mask)
+    clipped = critic_distance(value_target, state_value + clipped_change, weights.loss_critic_type)
     return torch.maximum(distance, clipped), value_clip_fraction
 
 
 def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type: str) -> Tensor:
-    """The elementwise distance that ``loss_critic_type`` names."""
+    """Returns the elementwise distance that ``loss_critic_type`` selects."""
     if loss_critic_type == "smooth_l1":
         return functional.smooth_l1_loss(state_value, value_target, reduction="none")
     if loss_critic_type == "l2":
@@ -230,18 +249,20 @@ def _reduce(loss: Tensor, reduction: str, mask: Optional[Tensor]) -> Tensor:
 
 
 def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """Over the steps that count; 0 where there are none. ``x`` is 0 elsewhere."""
+    """Returns the mean of ``x`` over the steps in ``mask``, 0 if there are none. ``x`` must be 0 at all other steps."""
     if mask is None:
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-            if is_exporting():  # which takes a size for more than 0
+            if is_exporting():  # the exporter assumes that a dynamic size is at least 1, so max() would have no effect
                 return x.sum() / torch.full([], x.numel(), dtype=x.dtype, device=x.device).clamp_min(1.0)
         return x.sum() / max(x.numel(), 1)
     return x.sum() / mask.sum().clamp_min(1)
 
 
 def counted(name: str, tensor: Tensor, terms: Terms) -> Tensor:
-    """``tensor``, checked, with 0 where a step does not count, before anything is computed: a NaN there would return as 0 * NaN in a
-    gradient."""
+    """Checks the shape of ``tensor`` and sets it to 0 at the steps that the mask excludes.
+
+    This precedes all computation, because NaN in a step would return in the gradient as ``0 * NaN``.
+    """
     check_shape(name, tensor, terms.log_prob)
     return _counted(tensor, terms.mask)
 
@@ -251,12 +272,12 @@ def _counted(x: Tensor, mask: Optional[Tensor]) -> Tensor:
 
 
 def check_mask(mask: Tensor) -> None:
-    """Raise TypeError unless ``mask`` is bool."""
+    """Raises TypeError if ``mask`` is not bool."""
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
 
 
 def check_shape(name: str, tensor: Tensor, log_prob: Tensor) -> None:
-    """Raise ValueError unless ``tensor`` has the shape of ``log_prob``."""
+    """Raises ValueError if ``tensor`` does not have the shape of ``log_prob``."""
     if tensor.shape != log_prob.shape:
         raise ValueError(f"{name}: expected the shape of log_prob, {list(log_prob.shape)}, got {list(tensor.shape)}")

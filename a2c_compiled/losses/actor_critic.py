@@ -1,4 +1,8 @@
-"""The networks of a loss, and how it calls them: the critic once for each observation, for one sequence that holds both, in chunks."""
+"""The networks of the loss and their calls.
+
+The critic evaluates observations and next observations in two passes, or in one pass over a sequence that holds both (``shifted``). Each
+pass can be split into chunks.
+"""
 
 import copy
 from typing import Any, List, NamedTuple, Optional, Type, TypeVar
@@ -22,14 +26,17 @@ ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
 
 class PolicyOutputs(NamedTuple):
-    """Parameters of the actions' distribution, ``[*B, num_params]``, and the log-probability of the actions taken, ``[*B]``."""
+    """Distribution parameters, ``[*B, num_params]``, and log-probability of the actions of the rollout, ``[*B]``."""
 
     params: Tensor
     log_prob: Tensor
 
 
 class CriticValues(NamedTuple):
-    """Values of the observations and of the next ones, with the flags and the mask of the steps that they are known of."""
+    """Values of the observations and of the next observations, and the flags and the mask to use with them.
+
+    With ``shifted``, ``done`` is also true at the last step with a value, and ``mask`` excludes the steps after it.
+    """
 
     state_value: Tensor
     next_state_value: Tensor
@@ -39,9 +46,9 @@ class CriticValues(NamedTuple):
 
 
 class ActorCritic(CoefficientModule):
-    """Actor network, critic network and action distribution, and the ways in which :class:`~a2c_compiled.A2CLoss` calls them.
+    """Holds actor network, critic network and action distribution, and calls them for :class:`~a2c_compiled.A2CLoss`.
 
-    Arguments and errors are those of :class:`~a2c_compiled.A2CLoss`.
+    Arguments and errors: see :class:`a2c_compiled.A2CLoss`.
     """
 
     def __init__(
@@ -61,15 +68,18 @@ class ActorCritic(CoefficientModule):
         self.critic_network: nn.Module = checked("critic_network", critic_network, nn.Module)
         self.distribution: Distribution = checked("distribution", distribution, Distribution)
         if value_chunk_size is not None and num_chunks is not None:
-            raise ValueError(f"num_chunks: expected None beside value_chunk_size, got {num_chunks}")
+            raise ValueError(f"num_chunks: expected None when value_chunk_size is given, got {num_chunks}")
         if shifted and target_critic_network is not None:
-            raise ValueError("shifted: expected False with a target_critic_network, which is another network, got True")
-        # 0 is all at once, and as many chunks as there are.
+            raise ValueError(
+                "shifted: expected False with a target_critic_network (shifted evaluates both observations by one network), got True"
+            )
+        # 0 means that the option is not set.
         self.value_chunk_size = 0 if value_chunk_size is None else positive_int("value_chunk_size", value_chunk_size)
         self.num_chunks = 0 if num_chunks is None else positive_int("num_chunks", num_chunks)
         if has_memory(self.critic_network) and (self.value_chunk_size or self.num_chunks):
             raise ValueError(
-                "value_chunk_size, num_chunks: expected None for a critic with memory, whose steps follow each other"
+                "value_chunk_size, num_chunks: expected None for a critic with memory (its steps depend on each other),"
+                f" got {value_chunk_size} and {num_chunks}"
             )
         self.shifted = shifted
         self.shifted_budget = positive_int("shifted_budget", shifted_budget)
@@ -80,29 +90,32 @@ class ActorCritic(CoefficientModule):
             learning = actors | {id(parameter) for parameter in self.critic_network.parameters()}
             if any(id(parameter) in learning for parameter in target.parameters()):
                 raise ValueError(
-                    "target_critic_network: expected parameters of its own, as copy.deepcopy(critic_network) has, got some of those that"
-                    " learn"
+                    "target_critic_network: expected a network that shares no parameters with actor_network and critic_network"
+                    " (use copy.deepcopy(critic_network)), got shared parameters"
                 )
             self.target_critic_network = target.requires_grad_(False)
         self.separate_losses = separate_losses
         shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actors}
-        # Parameters that the critic's loss does not teach.
+        # Names of the parameters that the critic reads detached, so that the critic loss has no gradient for them.
         self._held_out: List[str] = [
             place for place, name in parameter_places(self.critic_network).items() if separate_losses and name in shared
         ]
 
     @torch.jit.unused
     def device(self) -> torch.device:
-        """That of the actor network."""
+        """Returns the device of the actor network."""
         return next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
 
     def policy(self, observation: Tensor, action: Tensor) -> PolicyOutputs:
-        """What the actor makes of the observations."""
+        """Runs the actor network and computes the log-probability of ``action``."""
         params = widen(self.actor_network(observation))
         return PolicyOutputs(params, self.distribution.log_prob(params, action))
 
     def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:
-        """Values of both observations of ``batch``, whose time is at ``time_dim``."""
+        """Computes the values of the observations and next observations of ``batch``; ``time_dim`` is its dimension of time.
+
+        ``with_gradient`` applies to the observations. With ``shifted`` it applies to the one pass over both.
+        """
         reward, next_observation, done = experience(batch)
         if self.shifted:
             return self._shifted_values(batch, reward, next_observation, done, time_dim, with_gradient)
@@ -118,10 +131,13 @@ class ActorCritic(CoefficientModule):
     def _shifted_values(
         self, batch: Batch, reward: Tensor, next_observation: Tensor, done: Tensor, time_dim: int, with_gradient: bool
     ) -> CriticValues:
-        """From one pass over ``T + shifted_budget`` observations. The trace ends with the last step whose next value is known."""
+        """Computes the values in one pass over ``T + shifted_budget`` observations.
+
+        The trace ends at the last step that has a next value.
+        """
         if batch.steps_to_next_obs is not None:
             raise ValueError(
-                "steps_to_next_obs: expected None with shifted, which reads the next step's observation, got a tensor"
+                "steps_to_next_obs: expected None with shifted (it uses the observation of the next step), got a tensor"
             )
         check_steps(reward, {"done": done}, {}, batch.terminated)
         terminated = batch.terminated
@@ -141,7 +157,7 @@ class ActorCritic(CoefficientModule):
         )
 
     def critic(self, observation: Tensor, with_gradient: bool) -> Tensor:
-        """Values, in chunks where asked for."""
+        """Runs the critic network, in chunks if ``value_chunk_size`` or ``num_chunks`` is set."""
         if with_gradient:
             values = self._values_in_chunks(observation, False)
         else:
@@ -150,13 +166,16 @@ class ActorCritic(CoefficientModule):
         return values
 
     def _next_values(self, next_observation: Tensor) -> Tensor:
-        """In a pass of its own, which no gradient comes back through: together with the observations it would take half as long again."""
+        """Runs the critic, or the target critic, on the next observations without gradient.
+
+        Two passes were measured to be faster than one pass with gradient over both observations.
+        """
         with torch.no_grad():
             return self._values_in_chunks(next_observation, True)
 
     def _values_in_chunks(self, observation: Tensor, of_target: bool) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-            if is_exporting():  # a graph for any number of entries has no number of chunks
+            if is_exporting():  # the number of chunks would depend on the size, which is dynamic in an exported graph
                 return self._value(observation, of_target)
         if self.value_chunk_size == 0 and self.num_chunks == 0:
             return self._value(observation, of_target)
@@ -166,7 +185,7 @@ class ActorCritic(CoefficientModule):
         return torch.cat(values)
 
     def _value(self, observation: Tensor, of_target: bool) -> Tensor:
-        if self.target_critic_network is not None:  # noqa: SIM102 - TorchScript would look for the call where there is none
+        if self.target_critic_network is not None:  # noqa: SIM102 - TorchScript would compile the call although the network is None
             if of_target:
                 return self.target_critic_network(observation)
         if torch.jit.is_scripting():
@@ -178,7 +197,11 @@ class ActorCritic(CoefficientModule):
         return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)
 
     def __prepare_scriptable__(self) -> Any:
-        """TorchScript has no ``functional_call``: there the critic that is held out is written out with its ``detach`` calls."""
+        """Returns the module that TorchScript compiles instead of this one.
+
+        TorchScript has no ``functional_call``. If the critic reads parameters detached, the returned module has a traced critic that
+        contains the ``detach`` calls.
+        """
         if not self._held_out:
             return self
         prepared = copy.copy(self)
@@ -188,7 +211,7 @@ class ActorCritic(CoefficientModule):
 
 
 def checked(name: str, module: Any, kind: Type[ModuleKind]) -> ModuleKind:
-    """``module``, or TypeError unless it is of ``kind``."""
+    """Returns ``module``. Raises TypeError if it is not an instance of ``kind``."""
     if not isinstance(module, kind):
-        raise TypeError(f"{name}: expected a module of the kind {kind.__name__}, got {type(module).__name__}")
+        raise TypeError(f"{name}: expected a module of type {kind.__name__}, got {type(module).__name__}")
     return module

@@ -1,4 +1,4 @@
-"""The scale of the returns, followed over time."""
+"""Scales for advantages that follow the returns over time."""
 
 from typing import Optional, Tuple
 
@@ -10,33 +10,45 @@ from a2c_compiled._precision import widen
 
 
 class AdvantageNorm(CoefficientModule):
-    """What divides advantages: a scale that follows the returns."""
+    """Base class of scales for advantages: :class:`~a2c_compiled.A2CLoss` computes ``advantage / scale()``.
+
+    A subclass overrides :meth:`update` and :meth:`scale`. The constructor of the base class takes no arguments (TypeError otherwise).
+    """
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
-        """Take new returns into account, those of ``mask`` where it is given."""
+        """Updates the scale with new value targets.
+
+        Args:
+            value_target: any shape, floating: the returns.
+            mask: shape of ``value_target``, bool: entries that count. None means all.
+        """
         raise NotImplementedError
 
     def scale(self) -> Tensor:
-        """What advantages are to be divided by."""
+        """Returns the divisor of the advantages, a floating scalar tensor, shape ``[]``."""
         raise NotImplementedError
 
 
 class PercentileNorm(AdvantageNorm):
-    r"""The span between two quantiles of the returns, averaged over time, to divide advantages by.
+    r"""Divides advantages by the range of the returns: the difference of two quantiles, averaged over time.
 
-    :math:`\text{scale} = \max(\text{min\_scale},\ \overline{q_\text{high}} - \overline{q_\text{low}})`, where each mean moves towards the
-    quantile of the latest returns by ``rate``. Large returns are scaled down, small and noisy ones are not blown up.
-    As TorchRL's ``PercentileValueNorm``. The means are float64, and remain it where the module is converted to another dtype.
+    .. math::
+        \bar q &\leftarrow (1 - \text{rate})\, \bar q + \text{rate} \cdot q(\text{value\_target}),
+            \quad q \in \{q_\text{low}, q_\text{high}\} \\
+        \text{scale} &= \max(\text{min\_scale},\ \bar q_\text{high} - \bar q_\text{low})
+
+    Both averages start at 0. ``min_scale`` prevents small, noisy returns from being amplified. The averages are float64 and keep this
+    dtype when the module is converted to another one.
 
     Args:
-        quantiles: the lower and the upper one.
-        rate: how far the means move towards the latest quantiles, from 0 to 1.
-        min_scale: smallest scale.
+        quantiles: lower and upper quantile, two ascending numbers from 0 to 1.
+        rate: weight of the latest quantiles in the averages, from 0 to 1.
+        min_scale: smallest scale, positive.
 
     Raises:
         ValueError: a number is out of range.
 
-    Source: Hafner et al., Mastering Diverse Domains through World Models, 2023.
+    Source: Hafner et al., Mastering Diverse Domains through World Models, 2023; TorchRL's ``PercentileValueNorm``.
     """
 
     low: Tensor
@@ -54,13 +66,19 @@ class PercentileNorm(AdvantageNorm):
         self.quantiles = (float(low), float(high))
         self.rate = float(rate)
         self.min_scale = float(min_scale)
-        # Of one element, not of no dimension: torch.compile takes a float64 scalar for a number, and may lose what is written into it.
+        # Shape [1], not []: torch.compile treats a zero-dimensional float64 tensor as a number and may lose in-place writes to it.
         self.register_buffer("low", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("high", torch.zeros(1, dtype=torch.float64))
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
-        """Take new returns into account, those of ``mask`` where it is given; neither no returns nor NaN or infinite
-        quantiles change anything."""
+        """Moves the averages towards the quantiles of ``value_target``.
+
+        The averages stay unchanged if no entry counts or if a quantile is NaN or infinite.
+
+        Args:
+            value_target: any shape, floating: the returns.
+            mask: shape of ``value_target``, bool: entries that count. None means all.
+        """
         if value_target.numel() == 0:
             return
         with torch.no_grad():
@@ -74,15 +92,18 @@ class PercentileNorm(AdvantageNorm):
                 mean.lerp_(latest, self.rate)
 
     def scale(self) -> Tensor:
-        """What advantages are to be divided by."""
+        """Returns the divisor of the advantages, a float64 scalar tensor, shape ``[]``."""
         return (self.high - self.low).clamp_min(self.min_scale).squeeze(0)
 
 
 def _quantile(ordered: Tensor, count: Tensor, quantile: float) -> Tensor:
-    """Of the first ``count`` of ``ordered``, between neighbours linearly. torch.quantile knows neither masks nor large data."""
+    """Returns the quantile of the first ``count`` entries of ``ordered``, with linear interpolation.
+
+    Not ``torch.quantile``, which has no mask and limits the number of elements.
+    """
     last = (count - 1).clamp_min(0).double()
     place = quantile * last
     below = place.floor()
-    # Indexing with a 0-d tensor would read the device.
+    # gather, because indexing with a 0-d tensor would read device memory on the host.
     neighbours = ordered.gather(0, torch.stack([below, torch.minimum(below + 1, last)]).long()).double()
     return torch.lerp(neighbours[0], neighbours[1], place - below)

@@ -1,4 +1,7 @@
-"""What enters the loss, read once: one shape for every entry, nothing of what the mask leaves out. All of it is TorchScript."""
+"""Checks the inputs of the loss and brings them to one shape. TorchScript compiles this file.
+
+Steps that the mask excludes may hold NaN or infinity; these become 0 here.
+"""
 
 from typing import NamedTuple, Optional, Tuple
 
@@ -9,9 +12,11 @@ from a2c_compiled.losses.a2c import check_mask, check_shape
 
 
 class Batch(NamedTuple):
-    """The entries of ``A2CLoss.forward`` beside the action; after :func:`shaped`, each per-step entry is ``[*B]``, as the log-probability.
+    """The arguments of ``A2CLoss.forward`` except ``action`` and ``noise``.
 
-    With several agents ``reward``, ``done``, ``terminated``, ``steps_to_next_obs`` and ``group`` keep their shapes: they may be a team's.
+    After :func:`shaped`, every per-step tensor has the shape ``[*B]`` of the log-probability. Exception: with an estimator of several
+    agents, ``reward``, ``done``, ``terminated``, ``steps_to_next_obs`` and ``group`` keep their shapes, because they may lack the dimension
+    of agents.
     """
 
     observation: Tensor
@@ -26,11 +31,12 @@ class Batch(NamedTuple):
     mask: Optional[Tensor] = None
     steps_to_next_obs: Optional[Tensor] = None
     group: Optional[Tensor] = None
-    extra_dims: int = 0  # how many more dimensions the reward was given with: 1 for [*B, 1], the layout of the value estimator
+    # Number of dimensions of the given reward minus that of [*B]: 1 for [*B, 1]. The value estimator gets this layout again.
+    extra_dims: int = 0
 
 
 def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
-    """Raise TypeError or ValueError unless ``action`` is a constant tensor and ``mask`` is bool."""
+    """Raises TypeError if ``action`` is not a tensor or ``mask`` is not bool, ValueError if ``action`` requires grad."""
     if not isinstance(action, Tensor):
         raise TypeError(f"action: expected a tensor, got {type(action)}")
     if action.requires_grad:
@@ -40,9 +46,9 @@ def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
 
 
 def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: bool) -> Batch:
-    """``batch`` with the shapes that :class:`Batch` describes, and 0 where ``mask`` leaves out what is not finite.
+    """Returns ``batch`` with the shapes that :class:`Batch` describes, and with 0 in place of NaN and infinity at masked-out steps.
 
-    ``observation`` is the batch's with that done already.
+    ``observation`` replaces ``batch.observation``: it is the observation after :func:`finite`.
     """
     mask = batch.mask
     sample_log_prob = _finite_or_none("sample_log_prob", batch.sample_log_prob, mask)
@@ -52,7 +58,7 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
         mask = like(mask, log_prob)
         check_shape("mask", mask, log_prob)
     advantage = batch.advantage
-    if advantage is not None:  # then nothing is estimated from experience
+    if advantage is not None:  # the loss then reads neither rewards nor next observations
         _check_tensor("advantage", advantage)
         advantage = like(advantage, log_prob)
         value_target = _like_or_none("value_target", batch.value_target, log_prob)
@@ -62,8 +68,10 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
     done, terminated, steps, group = batch.done, batch.terminated, batch.steps_to_next_obs, batch.group
     extra_dims = 0
     if reward is not None and not several_agents:
-        # Before the shapes are made equal: an entry with and one without a last 1 may mean time at another dimension.
-        if list(reward.shape[:1]) == list(log_prob.shape[:1]):  # otherwise the reward is what is wrong
+        # This check precedes the reshaping: with shapes [T, N, 1] and [T, N], time_dim=-2 would mean different dimensions.
+        if list(reward.shape[:1]) == list(
+            log_prob.shape[:1]
+        ):  # otherwise the reward has the wrong shape: a later check reports it
             _check_like_reward("done", done, reward)
             _check_like_reward("terminated", terminated, reward)
         given_dims = reward.dim()
@@ -101,7 +109,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def experience(batch: Batch) -> Tuple[Tensor, Tensor, Tensor]:
-    """``reward``, ``next_observation`` and ``done``; ValueError where one is missing."""
+    """Returns ``reward``, ``next_observation`` and ``done``. Raises ValueError if one of them is None."""
     reward, next_observation, done = batch.reward, batch.next_observation, batch.done
     if reward is None:
         raise ValueError("reward: expected a tensor where no advantage is given, got None")
@@ -113,7 +121,7 @@ def experience(batch: Batch) -> Tuple[Tensor, Tensor, Tensor]:
 
 
 def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
-    """``tensor``, 0 where it is not finite and ``mask`` says that the step does not count."""
+    """Returns ``tensor`` with 0 in place of NaN and infinity at the steps that ``mask`` excludes."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(tensor, tuple):
             return tuple(finite(name, part, mask) for part in tensor)
@@ -121,7 +129,7 @@ def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
         return tensor
     counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
     for i in range(counts.dim()):
-        if tensor.size(i) == 1 and counts.size(i) > 1:  # a team's: it counts where one of the agents does
+        if tensor.size(i) == 1 and counts.size(i) > 1:  # all agents share this entry: it counts if it counts for one of them
             counts = counts.any(i, keepdim=True)
         if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
             raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
@@ -135,7 +143,7 @@ def _finite_or_none(name: str, tensor: Optional[Tensor], mask: Optional[Tensor])
 
 
 def like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """``tensor`` with or without a last dimension of 1, as ``reference`` has it."""
+    """Adds or removes a last dimension of size 1 so that ``tensor`` has as many dimensions as ``reference``, if that is possible."""
     if tensor.dim() == reference.dim() + 1 and tensor.size(-1) == 1:
         return tensor.squeeze(-1)
     if tensor.dim() + 1 == reference.dim() and reference.size(-1) == 1:
@@ -151,21 +159,21 @@ def _like_or_none(name: str, tensor: Optional[Tensor], reference: Tensor) -> Opt
 
 
 def laid_out(tensor: Tensor, extra_dims: int) -> Tensor:
-    """``[*B]`` in the layout of the value estimator, see :class:`Batch`."""
+    """Returns ``tensor``, ``[*B]``, in the layout that the reward had, see ``extra_dims`` of :class:`Batch`."""
     if extra_dims == 1:
         return tensor.unsqueeze(-1)
     return tensor.squeeze(-1) if extra_dims == -1 else tensor
 
 
 def laid_out_or_none(tensor: Optional[Tensor], extra_dims: int) -> Optional[Tensor]:
-    """:func:`laid_out`, and None for None."""
+    """Returns ``laid_out(tensor, extra_dims)``, or None if ``tensor`` is None."""
     return None if tensor is None else laid_out(tensor, extra_dims)
 
 
-def check_values(values: Tensor, reference: Tensor, whose: str) -> None:
-    """Raise ValueError unless the critic's values have the shape of ``reference`` (that of ``whose``), give or take a last 1."""
+def check_values(values: Tensor, reference: Tensor, name: str) -> None:
+    """Raises ValueError unless the critic's ``values`` have the shape of ``reference``, with or without a last dimension of 1."""
     if like(values, reference).shape != reference.shape:
         raise ValueError(
-            f"critic_network: expected values of the shape of {whose}, {list(reference.shape)}, with or without a last dimension of 1,"
+            f"critic_network: expected values of the shape of {name}, {list(reference.shape)}, with or without a last dimension of 1,"
             f" got {list(values.shape)}"
         )

@@ -1,6 +1,6 @@
-"""What the critic is called with: observations of both kinds together, known, in chunks; a tensor, or (not in TorchScript) a tuple of them.
+"""Prepares the critic's input: concatenates, selects and splits observations.
 
-All of it is TorchScript.
+An observation is a tensor or, except in TorchScript, a tuple of tensors. TorchScript compiles this file.
 """
 
 from typing import List, Tuple
@@ -12,7 +12,7 @@ from a2c_compiled.losses.shifted import take_steps
 
 
 def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tensor:
-    """Both one after the other along ``dim``; tuples part by part."""
+    """Concatenates both along ``dim``, with NaN in ``next_observation`` replaced as in :func:`known`."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return tuple(concatenate(*pair, dim) for pair in _pairs(observation, next_observation))
@@ -20,7 +20,10 @@ def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tens
 
 
 def known(next_observation: Tensor, observation: Tensor) -> Tensor:
-    """``next_observation``, or where that is NaN, ``observation``: NaN would reach the critic's gradient even behind a zero."""
+    """Returns ``next_observation`` with NaN replaced by the entries of ``observation``.
+
+    NaN would reach the critic's gradient even where its value is multiplied by 0.
+    """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return tuple(known(next_part, part) for part, next_part in _pairs(observation, next_observation))
@@ -36,12 +39,13 @@ def known(next_observation: Tensor, observation: Tensor) -> Tensor:
 @torch.jit.unused
 def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]) -> List[Tuple[Tensor, Tensor]]:
     if not isinstance(next_observation, tuple) or len(next_observation) != len(observation):
-        raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors, as observation is")
+        got = f"a tuple of {len(next_observation)}" if isinstance(next_observation, tuple) else type(next_observation).__name__
+        raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors like observation, got {got}")
     return list(zip(observation, next_observation, strict=True))
 
 
 def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
-    """``observation`` cut along its first dimension: into pieces of ``size``, or where that is 0, into ``count`` that are not empty."""
+    """Splits ``observation`` along its first dimension: into pieces of ``size``, or into ``count`` non-empty pieces if ``size`` is 0."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return list(zip(*(chunks(part, size, count) for part in observation), strict=True))
@@ -50,14 +54,14 @@ def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
     entries = observation.size(0)
     count = max(1, min(count, entries))
     pieces: List[Tensor] = []
-    for i in range(count):  # tensor_split compiles anew for each remainder
+    for i in range(count):  # not tensor_split: torch.compile would recompile it for each remainder
         begin, end = i * entries // count, (i + 1) * entries // count
         pieces.append(observation.narrow(0, begin, end - begin))
     return pieces
 
 
 def selected(observation: Tensor, index: Tensor, dim: int) -> Tensor:
-    """:func:`take_steps`, of tuples part by part."""
+    """Applies :func:`take_steps` to ``observation``, or to each tensor of a tuple."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return tuple(selected(part, index, dim) for part in observation)

@@ -1,4 +1,4 @@
-"""What the losses of a step are computed from beside the policy: advantage, value target and the critic's values."""
+"""Computes advantage, value target and critic values for the loss."""
 
 from typing import Any, NamedTuple, Optional, Self, Tuple
 
@@ -24,7 +24,16 @@ from a2c_compiled.losses.batch import (
 
 
 class Estimates(NamedTuple):
-    """What the loss of a step is computed from beside the policy, each ``[*B]``; ``state_value`` is the critic's where none was given."""
+    """Inputs of the losses that do not come from the actor, each ``[*B]`` or None.
+
+    Fields:
+        new_state_value: floating: value by the critic that is trained, with gradient if the critic loss needs it.
+        advantage: floating.
+        value_target: floating: the return that the critic learns to predict.
+        state_value: floating: value at the time of the rollout. If it was not given and the advantage is computed here, it is
+            ``new_state_value``, detached.
+        mask: bool: steps that count. None means all.
+    """
 
     new_state_value: Optional[Tensor]
     advantage: Tensor
@@ -34,14 +43,17 @@ class Estimates(NamedTuple):
 
 
 class EstimatingActorCritic(ActorCritic):
-    """An actor and a critic with the value estimator of :class:`~a2c_compiled.A2CLoss`."""
+    """Adds the value estimator and the advantage norm to :class:`ActorCritic`, for :class:`~a2c_compiled.A2CLoss`."""
 
     def __init__(self, advantage_norm: Optional[AdvantageNorm], *networks: Any) -> None:
         super().__init__(*networks)
         self.advantage_norm = None if advantage_norm is None else checked("advantage_norm", advantage_norm, AdvantageNorm)
 
     def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> Self:
-        """Choose the value estimator, as :func:`a2c_compiled.estimators.make_value_estimator` describes; returns the loss."""
+        """Sets the value estimator, on the device of the coefficients, and returns the loss.
+
+        Arguments and errors: see :func:`a2c_compiled.estimators.make_value_estimator`.
+        """
         self.value_estimator = make_value_estimator(value_type, **hyperparams).to(self._coefficients_device())
         return self
 
@@ -61,10 +73,14 @@ class EstimatingActorCritic(ActorCritic):
         steps_to_next_obs: Optional[Tensor] = None,
         group: Optional[Tensor] = None,
     ) -> Estimates:
-        """What :meth:`a2c_compiled.A2CLoss.forward` computes the losses from, without gradient: given to it, of some of the steps, it gives
-        their losses.
+        """Computes advantages and value targets for the whole rollout, without gradient.
 
-        Not in TorchScript.
+        Pass slices of the result to :meth:`a2c_compiled.A2CLoss.forward` to get the losses of a minibatch. Not available in TorchScript.
+
+        Returns:
+            :class:`Estimates`, each ``[*B]``, floating (``mask`` is bool).
+
+        Arguments, shapes, dtypes and errors: see :meth:`a2c_compiled.A2CLoss.forward`.
         """
         experiences = reward, next_observation, done, terminated
         more = state_value, sample_log_prob, mask, steps_to_next_obs, group
@@ -72,7 +88,10 @@ class EstimatingActorCritic(ActorCritic):
         return self._estimated(batch, policy.log_prob, False)
 
     def _read(self, entries: Batch, action: Tensor) -> Tuple[PolicyOutputs, Batch]:
-        """What the actor makes of the observations, and the other entries brought to one shape; all that the mask leaves out is finite."""
+        """Checks the inputs, runs the actor and returns its outputs and the batch after :func:`shaped`.
+
+        At masked-out steps, NaN and infinity in observations and actions become 0 before the actor runs.
+        """
         observation, mask = entries.observation, entries.mask
         check_action(action, mask)
         if mask is not None:
@@ -81,7 +100,7 @@ class EstimatingActorCritic(ActorCritic):
         return policy, shaped(entries, observation, policy.log_prob, self.value_estimator.several_agents)
 
     def _given(self, batch: Batch, advantage: Tensor, log_prob: Tensor, wants_critic: bool) -> Estimates:
-        """The estimates that were given, and the critic's values where its loss is wanted."""
+        """Returns the given advantage and value target, with the critic's values if ``wants_critic``."""
         new_state_value: Optional[Tensor] = None
         if wants_critic:
             new_state_value = self.critic(batch.observation, True)
@@ -90,7 +109,10 @@ class EstimatingActorCritic(ActorCritic):
         return Estimates(new_state_value, advantage, batch.value_target, batch.state_value, batch.mask)
 
     def _estimated(self, batch: Batch, log_prob: Tensor, with_gradient: bool) -> Estimates:
-        """Advantage and value target by the value estimator, with no gradient to either network."""
+        """Computes advantage and value target by the value estimator. They carry no gradient to the networks.
+
+        ``with_gradient`` applies to ``new_state_value``.
+        """
         several_agents = self.value_estimator.several_agents
         if self.shifted and several_agents:
             raise ValueError("shifted: expected False with a value estimator of several agents, got True")
@@ -100,7 +122,7 @@ class EstimatingActorCritic(ActorCritic):
         if not several_agents:
             check_values(value, reward, "reward")
             value, next_value = laid_out(like(value, reward), extra_dims), laid_out(like(next_value, reward), extra_dims)
-        # In the networks' precision: environments hand over float64 rewards.
+        # Environments may return float64 rewards; the estimator needs the dtype of the values.
         if reward.is_floating_point():
             reward = reward.to(value.dtype)
         log_pi: Optional[Tensor] = None
@@ -125,9 +147,9 @@ class EstimatingActorCritic(ActorCritic):
             None if mask is None else like(mask, value),
         )
         value_target, state_value = like(estimate.value_target, log_prob), like(values.state_value, log_prob)
-        if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would look for what there is not
+        if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although it is None
             if self.advantage_norm.training:
                 self.advantage_norm.update(value_target, mask)
-        before = batch.state_value
-        before = state_value.detach() if before is None else before
-        return Estimates(state_value, like(estimate.advantage, log_prob), value_target, before, mask)
+        old_value = batch.state_value
+        old_value = state_value.detach() if old_value is None else old_value
+        return Estimates(state_value, like(estimate.advantage, log_prob), value_target, old_value, mask)

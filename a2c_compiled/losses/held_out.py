@@ -1,4 +1,7 @@
-"""A critic that is held out of the gradient in part, written out for TorchScript, which has no ``functional_call``."""
+"""Rewrites a critic so that it reads some of its parameters detached.
+
+TorchScript needs this, because it has no ``torch.func.functional_call``.
+"""
 
 from typing import List
 
@@ -6,7 +9,7 @@ from torch import fx, nn
 
 
 class _TracerInto(fx.Tracer):
-    """Traces into the modules that own one of ``parameters``, so that each use of it is a node."""
+    """Traces into the modules that own one of ``parameters``, so that each use of such a parameter becomes a node of the graph."""
 
     def __init__(self, parameters: List[str]) -> None:
         super().__init__()
@@ -19,12 +22,17 @@ class _TracerInto(fx.Tracer):
 
 
 def detaching(network: nn.Module, parameters: List[str]) -> nn.Module:
-    """``network`` with the same parameters, reading those of ``parameters`` detached."""
+    """Returns a traced copy of ``network`` that shares its parameters and detaches those named in ``parameters`` at each use.
+
+    Raises:
+        TypeError: torch.fx cannot trace ``network``.
+    """
     try:
         graph = _TracerInto(parameters).trace(network)
     except Exception as error:
         raise TypeError(
-            "critic_network: separate_losses with shared parameters needs a critic that torch.fx can trace to be scripted"
+            "critic_network: expected a network that torch.fx can trace, because TorchScript has to detach the parameters that it shares"
+            f" with actor_network (separate_losses=True), got {type(network).__name__}"
         ) from error
     for node in list(graph.nodes):
         if node.op == "get_attr" and node.target in parameters:

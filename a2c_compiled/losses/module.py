@@ -1,4 +1,4 @@
-"""The A2C loss as a module: networks, distribution and value estimator around the objective."""
+"""The A2C loss as a module: it holds the networks, the action distribution and the value estimator."""
 
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
@@ -17,55 +17,78 @@ from a2c_compiled.losses.estimation import Estimates, EstimatingActorCritic
 
 
 class A2CLoss(EstimatingActorCritic):
-    """Advantage actor-critic loss over an actor network, a critic network and an action distribution.
+    r"""Advantage actor-critic (A2C) loss for an actor network, a critic network and an action distribution.
+
+    .. math::
+        L_\text{objective} &= -\log\pi(a_t|s_t)\, A_t \\
+        L_\text{critic} &= c_\text{critic}\, \ell(G_t, V(s_t)) \\
+        L_\text{entropy} &= -c_\text{entropy}\, H(\pi(\cdot|s_t))
+
+    Minimize the sum of the three losses, each averaged over the steps:
 
     >>> loss = A2CLoss(actor, critic, distributions.Categorical(4))
     >>> losses = loss(observation, action, reward=reward, next_observation=next_observation, done=done, terminated=terminated)
     >>> (losses.loss_objective + losses.loss_critic + losses.loss_entropy).backward()
 
-    The actor network maps an observation to ``[*B, distribution.num_params]``, the critic network to ``[*B, 1]`` or ``[*B]``. Both are
-    used as they are: their parameters are the loss's parameters, and they may share modules.
+    A value estimator computes the advantage :math:`A` and the value target :math:`G` from the rollout, GAE by default. You can also
+    compute them yourself and pass them to :meth:`forward`.
+
+    Shapes, with ``[*B]`` for the batch shape, usually ``[T, N]`` (time, environments):
+
+    * an observation is a tensor ``[*B, ...]`` or, except in TorchScript, a tuple of such tensors;
+    * the actor network maps an observation to the distribution parameters, floating, ``[*B, distribution.num_params]``;
+    * the critic network maps an observation to the values, floating, ``[*B, 1]`` or ``[*B]``.
+
+    Both networks become submodules of the loss and are not copied. They may share modules.
+
+    The coefficients ``entropy_coef``, ``critic_coef``, ``clip_value`` and those of the value estimator (``gamma``, ``lmbda``) are buffers.
+    You can assign a number at any time, for example ``loss.entropy_coef = 0.001``; this needs no recompilation. Assign names to
+    ``out_keys`` to compute only these outputs.
 
     Args:
-        actor_network, critic_network: modules; ``actor=`` and ``critic=`` are aliases and win.
-        distribution: of the actions, one of :mod:`a2c_compiled.distributions`.
-        value_estimator: for advantages computed inside: whatever :func:`~a2c_compiled.estimators.make_value_estimator` takes, None for
-            GAE with gamma 0.99 and lmbda 0.95.
-        entropy_coef: weight of the entropy bonus; 0 drops both entropy outputs, for good: to raise it from nothing, start just above 0.
-        critic_coef: weight of the critic loss; None drops it with what it needs.
-        loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"``.
-        entropy_bonus: False drops both entropy outputs.
-        samples_mc_entropy: number of samples for an entropy that has no closed form.
-        separate_losses: hold the parameters that actor and critic share out of the critic's loss.
-        functional: taken for TorchRL's callers; either way the networks stay plain modules that
-            ``torch.func.functional_call`` works on (with ``tie_weights=False`` where they share modules: torch otherwise leaves the
-            given tensors in them).
-        reduction: of the losses: ``"mean"``, ``"sum"`` or ``"none"``.
-        clip_value: largest step of the value that the critic's loss rewards; a number or a one-element tensor, None or 0 for no clipping.
-        gamma: belongs to the value estimator; anything but None is refused.
-        advantage_norm: a :class:`~a2c_compiled.losses.PercentileNorm`, by whose ``scale()`` advantages are divided. In training mode it
-            is updated with the value targets that are computed here; with advantages given, call
-            ``advantage_norm.update(value_target)`` once a rollout.
-        shifted: evaluate the critic once on ``T + shifted_budget`` observations instead of on ``2 T``. Serves data whose next
-            observation is the next step's observation wherever the episode goes on (not n-step data).
-        shifted_budget: how many next observations of their own a trajectory has room for: one at the end, each further one for a step
-            before it that was cut short. Steps that find no room count no more: their trajectory ends earlier.
-        value_chunk_size, num_chunks: call the critic on so many leading entries at a time, or in so many pieces: less memory where its
-            inner tensors are large. Not in exported graphs, which serve any number of entries: those call it once.
-        target_critic_network: gives the next observations' values in the critic's place; it does not learn, its parameters are set not
-            to require grad. ``torch.optim.swa_utils.AveragedModel`` follows a critic softly.
-        diagnostics: also give ``explained_variance`` and, where ``sample_log_prob`` is given, ``kl_approx``.
-
-    ``entropy_coef``, ``critic_coef``, ``clip_value`` and the estimator's ``gamma`` and ``lmbda`` are buffers that can be assigned numbers
-    at any time. ``out_keys`` can be assigned the names of the outputs wanted; the others are None.
+        actor_network: the actor network. ``actor`` is an alias and takes precedence.
+        critic_network: the critic network. ``critic`` is an alias and takes precedence.
+        distribution: the action distribution, one of :mod:`a2c_compiled.distributions`.
+        value_estimator: the value estimator, in any form that :func:`~a2c_compiled.estimators.make_value_estimator` accepts. None means
+            GAE with ``gamma=0.99`` and ``lmbda=0.95``.
+        entropy_coef: :math:`c_\text{entropy}`, a number or a one-element tensor. If it is 0 here, both entropy outputs are switched off
+            permanently; start with a small positive number if you want to raise it later.
+        critic_coef: :math:`c_\text{critic}`, a number or a one-element tensor. None switches off all critic outputs.
+        loss_critic_type: :math:`\ell`: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
+        entropy_bonus: False switches off both entropy outputs.
+        samples_mc_entropy: number of samples in the Monte-Carlo estimate of an entropy that has no closed form.
+        separate_losses: if True, the critic loss has no gradient for parameters that actor and critic share.
+        functional: ignored; accepted because TorchRL's ``A2CLoss`` has it. You can always use ``torch.func.functional_call`` on the loss;
+            pass ``tie_weights=False`` if the networks share modules, because otherwise torch leaves the given tensors in the modules.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. None means ``"mean"``.
+        clip_value: largest change of the value since the rollout that lowers the critic loss, a number or a one-element tensor; see
+            :func:`~a2c_compiled.losses.a2c_loss`. None or 0 means no clipping.
+        gamma: must be None. Pass the discount factor to the value estimator.
+        actor, critic: aliases of ``actor_network`` and ``critic_network``.
+        advantage_norm: a :class:`~a2c_compiled.losses.PercentileNorm` or another :class:`~a2c_compiled.losses.AdvantageNorm`. The loss
+            divides advantages by its ``scale()``. In training mode, each call that computes value targets also updates it. If you pass
+            advantages, call ``advantage_norm.update(value_target)`` once per rollout.
+        shifted: if True, the critic runs once on ``T + shifted_budget`` observations instead of ``2 * T``. This requires that the next
+            observation of a step is the observation of the next step, except at ``done`` steps. n-step data does not fulfil this.
+        shifted_budget: number of next observations, per trajectory, that the one pass can hold. The last step uses one; each truncated
+            step before it uses another. If there are more, the last steps of the trajectory do not count and the trajectory ends earlier.
+        value_chunk_size: run the critic on at most this many leading entries of the observations at a time, to save memory.
+        num_chunks: instead, the number of such pieces. Exported graphs ignore both options and run the critic once.
+        target_critic_network: network that evaluates the next observations instead of the critic network. It must not share parameters
+            with the other networks. Its parameters are set to ``requires_grad=False``. For soft updates use
+            ``torch.optim.swa_utils.AveragedModel``.
+        diagnostics: also compute ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
 
     Raises:
-        TypeError: a network, the distribution or the estimator is missing or of another kind, or ``gamma`` is given.
-        ValueError: an option has a value that is not listed.
+        TypeError: a network, the distribution or the value estimator is missing or has a wrong type, or ``gamma`` is not None.
+        ValueError: an option has an unknown value, a number is out of range, or two options exclude each other.
+
+    Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; TorchRL's ``A2CLoss``.
     """
 
     __jit_unused_properties__ = ["out_keys", "reads_log_prob", "reads_state_value"]
-    __constants__ = ["needs_sample_log_prob"]  # unlike a Final annotation, inherited by subclasses in TorchScript
+    # TorchScript lets subclasses inherit __constants__, but not Final annotations.
+    __constants__ = ["needs_sample_log_prob"]
 
     needs_sample_log_prob: bool = False
     """Whether :meth:`objective` reads ``sample_log_prob``."""
@@ -129,7 +152,7 @@ class A2CLoss(EstimatingActorCritic):
         self.register_coefficient("critic_coef", critic_coef, optional=True, scalar=True)
         self.register_coefficient("clip_value", _checked_clip_value(clip_value), NOT_NEGATIVE, optional=True, scalar=True)
         self.entropy_bonus = bool(entropy_bonus and self.entropy_coef != 0)
-        # To the device of the actor network, leaving the networks where they are.
+        # Move everything except the networks to the device of the actor network.
         device = self.device()
         if device.type != "meta":
             for name, coefficient in self._buffers.items():
@@ -142,12 +165,16 @@ class A2CLoss(EstimatingActorCritic):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("entropy_coeff", "critic_coeff"):
-            raise AttributeError(f"{name}: spelt {name[:-1]} here")
+            raise AttributeError(f"{name}: use {name[:-1]}")
         super().__setattr__(name, value)
 
     @property
     def out_keys(self) -> Tuple[str, ...]:
-        """Names of the outputs that are not None, in order; ``kl_approx`` is one all the same where no ``sample_log_prob`` is given."""
+        """Names of the outputs that the loss computes, in the order of :class:`A2CLosses`; all other outputs are None.
+
+        ``kl_approx`` is included with ``diagnostics``, although it is None in calls without ``sample_log_prob``. Assign a sequence of names
+        to compute only these outputs. An unknown name raises ValueError.
+        """
         switched_off = set(self._left_out())
         if not self.entropy_bonus:
             switched_off |= {"entropy", "loss_entropy"}
@@ -180,36 +207,45 @@ class A2CLoss(EstimatingActorCritic):
         group: Optional[Tensor] = None,
         noise: Optional[Tensor] = None,
     ) -> A2CLosses:
-        """The losses, with the advantage given or computed here.
+        """Computes the losses of a batch. There are two ways to call it.
 
-        Without ``advantage``, the value estimator computes it and the value target from ``reward``, ``next_observation``, ``done`` and
-        ``terminated``; a critic pass over the observations serves it and the critic loss, and one over the next observations it alone:
-        no gradient reaches the critic through it.
+        * With a rollout: pass ``reward``, ``next_observation``, ``done`` and, if episodes can be truncated, ``terminated``. The value
+          estimator computes advantage and value target, without gradient. The critic runs on the observations, once for the estimator
+          and the critic loss together, and on the next observations, without gradient (in one pass with ``shifted``).
+        * With advantages: pass ``advantage`` and, for the critic loss, ``value_target``. The arguments of the first way, and
+          ``steps_to_next_obs`` and ``group``, are then not read.
+
+        The batch shape ``[*B]`` is that of the log-probability. Tensors with the shape ``[*B]`` below, except ``action``, may also have the
+        shape ``[*B, 1]``. ``reward``, ``done`` and ``terminated`` must have one shape. The ``time_dim`` of the value estimator refers to
+        this shape: the default -2 fits ``[T, N]`` and ``[N, T, 1]``. With :class:`~a2c_compiled.estimators.MultiAgentGAE`, rewards and
+        flags may lack the dimension of agents.
 
         Args:
-            observation: what the networks take, ``[*B, ...]``; a tensor, or (not in TorchScript) a tuple of tensors.
-            action: ``[*B]`` or ``[*B, *event]``, as the distribution says; must not require grad.
-            reward: ``[*B]`` or ``[*B, 1]``, with time where the value estimator expects it.
-            next_observation: as ``observation``, the real one also where an episode ends. What is NaN in it (not known) is taken from
-                ``observation``.
-            done: bool, of the shape of ``reward``: the episode ended or was cut short.
-            terminated: bool, the same: it ended; None for ``done``.
-            advantage, value_target: ``[*B]`` or ``[*B, 1]``; ``value_target`` is needed for the critic loss.
-            state_value: value of the critic when the data was made, for ``clip_value``. None, with the advantage computed here, is the
-                critic's present value, as in TorchRL, and then nothing is ever clipped.
-            sample_log_prob: log-probability of the action when it was taken, for V-trace.
-            mask: bool, ``[*B]`` or ``[*B, 1]``: which steps count; None for all. The others keep their place in the value estimator's
-                trace, but not in what it standardises; what is NaN or infinite in them is read as 0.
-            steps_to_next_obs: integers of the shape of ``reward``: how many steps lie between observation and next observation.
-            group: integers of the shape of ``reward`` or ``[*B]``: rewards or advantages are standardised within each group.
-            noise: what the distribution makes the samples of an estimated entropy from, ``[samples_mc_entropy, *B, ...]``; None draws it.
+            observation: ``[*B, ...]``: input of the networks; a tensor or, except in TorchScript, a tuple of tensors.
+            action: ``[*B]`` or ``[*B, *event]``, with the dtype and shape that the distribution expects; must not require grad.
+            reward: ``[*B]``, floating.
+            next_observation: like ``observation``. At a ``done`` step it is the last observation before the reset. NaN entries count as
+                unknown and are replaced by those of ``observation``.
+            done: ``[*B]``, bool: the episode ended or was truncated.
+            terminated: ``[*B]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+            advantage: ``[*B]``, floating: advantage. Pass it detached; the loss does not detach it.
+            value_target: ``[*B]``, floating: value target. Only read with ``advantage``.
+            state_value: ``[*B]``, floating: value at the time of the rollout, for ``clip_value``. If it is None and the advantage is
+                computed here, the current value is used, as in TorchRL, and nothing is clipped.
+            sample_log_prob: ``[*B]``, floating: log-probability of the action when it was sampled, for V-trace and ``kl_approx``.
+            mask: ``[*B]``, bool: steps that count. None means all. Other steps do not enter the losses or a standardisation, but the
+                trace of the value estimator still passes through them. NaN and infinity in their inputs are read as 0.
+            steps_to_next_obs: shape of ``reward``, integer: number of environment steps between observation and next observation.
+            group: shape of ``reward`` or ``[*B]``, integer: rewards or advantages are standardised within each group.
+            noise: ``[samples_mc_entropy, *B, ...]``, floating: noise of the samples of a Monte-Carlo entropy, see :meth:`entropy_noise`.
+                None draws it.
 
         Returns:
-            :class:`A2CLosses`; unreduced losses are ``[*B]``.
+            :class:`A2CLosses`. The losses are scalars, or ``[*B]`` with ``reduction="none"``.
 
         Raises:
-            ValueError: a tensor is missing or its shape is wrong, or ``action`` requires grad; the message names it.
-            TypeError: a dtype is wrong.
+            ValueError: a required tensor is None, a shape or device is wrong, or ``action`` requires grad.
+            TypeError: a dtype or the type of an argument is wrong.
         """
         entries = Batch(
             observation,
@@ -227,17 +263,23 @@ class A2CLoss(EstimatingActorCritic):
         )
         policy, batch = self._read(entries, action)
         wants_critic = self._wants_critic()
-        given = batch.advantage
-        if given is None:
+        shaped_advantage = batch.advantage
+        if shaped_advantage is None:
             estimates = self._estimated(batch, policy.log_prob, wants_critic)
         else:
-            estimates = self._given(batch, given, policy.log_prob, wants_critic)
+            estimates = self._given(batch, shaped_advantage, policy.log_prob, wants_critic)
         return self._losses(policy, batch, estimates, noise)
 
     @torch.jit.unused
     @torch.no_grad()
     def entropy_noise(self, observation: Tensor) -> Optional[Tensor]:
-        """A draw of ``noise`` as :meth:`forward` takes it; None where the entropy is not estimated from samples that noise makes."""
+        """Draws the argument ``noise`` of :meth:`forward`, with the shape ``[samples_mc_entropy, *B, ...]`` and a floating dtype.
+
+        Returns None if the loss does not estimate the entropy from samples, or if the distribution does not sample from noise.
+
+        Args:
+            observation: ``[*B, ...]``: input of the actor network.
+        """
         distribution = self.distribution
         if not self._wants_entropy() or distribution.has_entropy or distribution.noise_kind is None:
             return None
@@ -245,15 +287,23 @@ class A2CLoss(EstimatingActorCritic):
         return distribution.noise(distribution.repeated(params, self.samples_mc_entropy, None))
 
     def objective(self, log_prob: Tensor, advantage: Tensor, sample_log_prob: Optional[Tensor]) -> Tensor:
-        """What the actor minimises at each step, ``[*B]`` as the arguments are; another loss over the same networks overrides this.
+        """Computes the policy loss of each step, here ``-log_prob * advantage``. Override it to implement another objective.
 
-        One that reads ``sample_log_prob``, the log-probability of the action when it was taken, also sets ``needs_sample_log_prob``.
-        All arguments are 0 where the mask leaves a step out, and so is what becomes of the result.
+        Args:
+            log_prob: ``[*B]``, floating: log-probability of the action under the current policy.
+            advantage: ``[*B]``, floating.
+            sample_log_prob: ``[*B]``, floating: log-probability of the action when it was sampled. It is None unless the subclass sets
+                ``needs_sample_log_prob = True``.
+
+        Returns:
+            The loss of each step, ``[*B]``, before reduction.
+
+        All arguments are 0 at the steps that the mask excludes. The result is set to 0 there too.
         """
         return a2c_objective(log_prob, advantage)
 
     def _losses(self, policy: PolicyOutputs, batch: Batch, estimates: Estimates, noise: Optional[Tensor]) -> A2CLosses:
-        """The outputs that are wanted."""
+        """Computes the outputs that are switched on."""
         advantage = estimates.advantage
         if self.advantage_norm is not None:
             advantage = widen(advantage)
@@ -261,7 +311,7 @@ class A2CLoss(EstimatingActorCritic):
         dropped = self._left_out()
         entropy: Optional[Tensor] = None
         if self._wants_entropy():
-            if noise is None:  # a distribution of one's own may know no noise to be given
+            if noise is None:  # a user's distribution may override entropy_estimate without the argument noise
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy)
             else:
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
@@ -289,15 +339,15 @@ class A2CLoss(EstimatingActorCritic):
         return weighted_losses(objective, terms, weights, dropped)
 
     def _left_out(self) -> List[str]:
-        """Outputs that are not computed, whatever the coefficients."""
+        """Returns the outputs that ``out_keys`` and ``diagnostics`` switch off."""
         return left_out(self._dropped, self.diagnostics)
 
     def _wants_entropy(self) -> bool:
-        """Whether an output of the entropy is wanted."""
+        """Returns whether an entropy output is switched on."""
         return self.entropy_bonus and ("entropy" not in self._dropped or "loss_entropy" not in self._dropped)
 
     def _wants_critic(self) -> bool:
-        """Whether anything that the critic learns from or reports is wanted."""
+        """Returns whether an output that needs the critic's value is switched on."""
         dropped = self._left_out()
         clips = self.clip_value is not None and "value_clip_fraction" not in dropped
         wanted = clips or "loss_critic" not in dropped or "explained_variance" not in dropped
@@ -305,12 +355,12 @@ class A2CLoss(EstimatingActorCritic):
 
     @property
     def reads_log_prob(self) -> bool:
-        """Whether ``sample_log_prob`` has any influence on the outputs."""
+        """Whether the outputs depend on ``sample_log_prob``."""
         return self.needs_sample_log_prob or self.value_estimator.needs_log_prob or "kl_approx" in self.out_keys
 
     @property
     def reads_state_value(self) -> bool:
-        """Whether the ``state_value`` of a rollout has any influence on the outputs: where it clips how far values move."""
+        """Whether the outputs depend on the ``state_value`` of a rollout: they do with ``clip_value``."""
         return self.clip_value is not None
 
 

@@ -1,4 +1,7 @@
-"""The values of observations and next observations from one sequence that is little longer than the rollout. TorchScript."""
+"""Indices for ``A2CLoss(shifted=True)``: one sequence holds both the observations and the next observations of a rollout.
+
+TorchScript compiles this file.
+"""
 
 from typing import NamedTuple
 
@@ -7,22 +10,24 @@ from torch import Tensor
 
 
 class ShiftedSlots(NamedTuple):
-    """Where in the sequence what is to be found; all but ``source`` are of the shape of the rollout's flags.
+    """Positions (slots) in the sequence on which the critic runs.
 
-    The sequence holds the observations in order, and behind each step that was cut short, and behind the last, its next observation.
+    The sequence holds the observations in order. After each truncated step, and after the last step, it holds the next observation of
+    that step. ``source`` has ``T + budget`` entries along time; all other fields have the shape of the flags, ``[*B]``.
     """
 
-    source: Tensor  # of each slot: its place among the observations followed by the next observations
-    observation: Tensor  # slots of the observations
-    next_observation: Tensor  # slots of the next observations
-    kept: Tensor  # bool: steps that found room
-    last: Tensor  # bool: the last of these
+    source: Tensor  # int64: for each slot, the index into the concatenation of the T observations and the T next observations
+    observation: Tensor  # int64: slot of the observation of each step
+    next_observation: Tensor  # int64: slot of the next observation of each step
+    kept: Tensor  # bool: steps whose two slots are inside the sequence
+    last: Tensor  # bool: the last kept step of each trajectory
 
 
 def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> ShiftedSlots:
-    """How ``T + budget`` slots serve ``T`` steps: one slot is the end's, each further one serves a step that was cut short before it.
+    """Assigns the observations and next observations of ``T`` steps to ``T + budget`` slots.
 
-    Where a trajectory has more of these, its last steps find no room. Not needed is the next observation of a terminated step.
+    One extra slot holds the next observation of the last step. Each further extra slot holds that of one truncated step before it. If
+    a trajectory has more truncated steps than that, its last steps have no slot. The next observation of a terminated step needs none.
     """
     length = done.size(dim)
     slots = length + budget if length > 0 else 0
@@ -31,19 +36,20 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sh
     shape[dim] = length
     steps = steps.reshape(shape).expand(done.shape)
     ends = steps == length - 1
-    cut_short = (done & ~terminated & ~ends).long()
-    observation = steps + cut_short.cumsum(dim) - cut_short
+    truncated = (done & ~terminated & ~ends).long()
+    # Each truncated step before a step moves its observation by one slot.
+    observation = steps + truncated.cumsum(dim) - truncated
     next_observation = observation + 1
     kept = next_observation < slots
-    later_kept = (next_observation + cut_short + 1) < slots  # where the next step's next observation lies
-    last = kept & (ends | ~later_kept)
-    # One slot more, for all that has no room.
+    next_step_kept = (next_observation + truncated + 1) < slots
+    last = kept & (ends | ~next_step_kept)
+    # One additional slot receives everything that has no place. It is cut off at the end.
     shape = list(done.shape)
     shape[dim] = slots + 1
     spare = torch.full_like(steps, slots)
     source = torch.zeros(shape, dtype=torch.int64, device=done.device)
     source = source.scatter(dim, torch.minimum(observation, spare), steps)
-    inserted = torch.where(kept & ((cut_short > 0) | last), next_observation, spare)
+    inserted = torch.where(kept & ((truncated > 0) | last), next_observation, spare)
     source = source.scatter(dim, inserted, steps + length)
     final = spare - 1
     return ShiftedSlots(
@@ -52,7 +58,7 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sh
 
 
 def take_steps(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Along ``dim`` of ``tensor`` the steps that ``index`` names; what comes after the dimensions of ``index`` is taken whole."""
+    """Gathers the steps ``index``, ``[*B]``, along ``dim`` of ``tensor``, ``[*B, ...]``, with all entries of the trailing dimensions."""
     shape = list(index.shape) + list(tensor.shape[index.dim() :])
     while index.dim() < tensor.dim():
         index = index.unsqueeze(-1)

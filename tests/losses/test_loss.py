@@ -820,8 +820,14 @@ def call_errors():
         (clip, inside, {"state_value": wrong}, ValueError, "state_value: expected the shape of log_prob, [4, 5], got [3, 5]"),
         ({}, given, {"advantage": wrong}, ValueError, "advantage: expected the shape of log_prob, [4, 5], got [3, 5]"),
         ({}, given, {"value_target": wrong}, ValueError, "value_target: expected the shape of log_prob, [4, 5], got [3, 5]"),
-        ({}, given, {"value_target": None}, ValueError, "value_target: expected the return that the critic learns, got None"),
-        (clip, given, {"state_value": None}, ValueError, "state_value: expected the value before the update, which clip_value"),
+        (
+            {},
+            given,
+            {"value_target": None},
+            ValueError,
+            "value_target: expected a tensor, which the critic loss needs, got None",
+        ),
+        (clip, given, {"state_value": None}, ValueError, "state_value: expected a tensor, which clip_value"),
         (clip, given, {"state_value": wrong}, ValueError, "state_value: expected the shape of log_prob, [4, 5], got [3, 5]"),
         ({}, given, {"mask": torch.ones(4, 5)}, TypeError, "mask: expected dtype torch.bool, got torch.float32"),
         ({}, given, {"mask": wrong.bool()}, ValueError, "mask: expected the leading dimensions of observation, [4, 5, 3], got"),
@@ -872,7 +878,7 @@ def test_the_function_names_a_term_of_another_shape(name):
 
 @pytest.mark.parametrize("name", ["entropy_coeff", "critic_coeff"])
 def test_torchrls_spelling_of_a_coefficient_is_refused(name):
-    with pytest.raises(AttributeError, match=f"{name}: spelt {name[:-1]} here"):
+    with pytest.raises(AttributeError, match=f"^{name}: use {name[:-1]}"):
         setattr(make_loss(), name, 0.5)
 
 

@@ -137,7 +137,7 @@ def test_a_wrong_number_is_refused_by_name(options, message):
 
 
 def test_the_loss_refuses_another_kind_of_norm():
-    with pytest.raises(TypeError, match=r"^advantage_norm: expected a module of the kind AdvantageNorm, got LayerNorm"):
+    with pytest.raises(TypeError, match=r"^advantage_norm: expected a module of type AdvantageNorm, got LayerNorm"):
         make_loss(advantage_norm=torch.nn.LayerNorm(3))
 
 

@@ -479,7 +479,11 @@ def test_a_hard_update_is_load_state_dict():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"value_chunk_size": 2, "num_chunks": 2}, ValueError, "num_chunks: expected None beside value_chunk_size, got 2"),
+        (
+            {"value_chunk_size": 2, "num_chunks": 2},
+            ValueError,
+            "num_chunks: expected None when value_chunk_size is given, got 2",
+        ),
         ({"value_chunk_size": 0}, ValueError, "value_chunk_size: "),
         ({"value_chunk_size": -1}, ValueError, "value_chunk_size: "),
         ({"num_chunks": 0}, ValueError, "num_chunks: "),
@@ -501,6 +505,6 @@ def test_a_wrong_option_is_refused_by_name(options, error, message):
 def test_a_target_that_learns_is_refused_and_left_learning():
     networks = make_networks()
     for target in (networks[1], nn.Sequential(networks[1][0], nn.Linear(8, 1))):
-        with pytest.raises(ValueError, match=r"^target_critic_network: expected parameters of its own"):
+        with pytest.raises(ValueError, match=r"^target_critic_network: expected a network that shares no parameters"):
             make_loss(networks=networks, target_critic_network=target)
     assert all(parameter.requires_grad for parameter in networks.parameters())

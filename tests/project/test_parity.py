@@ -190,7 +190,7 @@ def test_entropy_is_reported_detached_and_weighted_as_a_loss():
 
 def test_a_value_target_of_another_shape_or_missing_is_refused():
     steps, loss = make_loss_steps(), make_loss()
-    with pytest.raises(ValueError, match="value_target: expected the return that the critic learns, got None"):
+    with pytest.raises(ValueError, match="value_target: expected a tensor, which the critic loss needs, got None"):
         loss(**of(steps, "advantage"))
     with pytest.raises(ValueError, match="value_target: expected the shape of log_prob"):
         loss(**of(steps._replace(value_target=steps.value_target[:1]), *GIVEN))
@@ -198,7 +198,7 @@ def test_a_value_target_of_another_shape_or_missing_is_refused():
 
 def test_clipped_values_and_their_share():
     compare(GIVEN, clip_value=0.2)
-    with pytest.raises(ValueError, match="state_value: expected the value before the update, which clip_value needs"):
+    with pytest.raises(ValueError, match="state_value: expected a tensor, which clip_value needs"):
         make_loss(clip_value=0.2)(**of(make_loss_steps(), "advantage", "value_target"))
 
 
