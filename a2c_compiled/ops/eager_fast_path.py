@@ -24,7 +24,7 @@ def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
 
     Args:
         form: the form to compute.
-        dim: int: the dimension of time.
+        dim: the dimension of time, an integer.
         inputs: coefficients, values and flags, in the order of the form. Values: ``[*B, T, *F]``, float32 or float64. Coefficients:
             numbers, or tensors of the values' dtype, zero-dimensional or of the values' shape. Flags: the values' shape, bool.
 

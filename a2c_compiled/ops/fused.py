@@ -13,11 +13,14 @@ from a2c_compiled.ops.transforms import batch_first, fresh_views
 
 
 def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that computes ``definition`` with the kernel of ``form`` and its gradient with that of ``backward_form``.
+    """Returns a differentiable function that computes ``definition`` with kernels.
+
+    The kernel of ``form`` computes the outputs. The kernel of ``backward_form`` computes the gradients of the values. No kernel computes
+    gradients of coefficients or gradients of gradients; autograd differentiates ``definition`` for these. Under ``torch.export`` the
+    function runs ``definition``.
 
     The operands of the backward are matched by name: ``grad_<name>`` is the gradient of the output ``name``; any other operand is an input
-    or an output of the forward. No kernel computes gradients of coefficients or gradients of gradients; autograd differentiates
-    ``definition`` for these. Under ``torch.export`` the function runs ``definition``.
+    or an output of the forward.
 
     Args:
         form: the forward form. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.

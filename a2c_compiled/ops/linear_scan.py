@@ -79,7 +79,7 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Ten
     Args:
         x: ``[*B, T, *F]``, any floating dtype. Half precision is accumulated in float32.
         decay: the shape, dtype and device of ``x``.
-        dim: int: the dimension of time, negative.
+        dim: the dimension of time, a negative integer.
         reverse: True for the reverse-time scan, False for the transpose.
 
     Returns:

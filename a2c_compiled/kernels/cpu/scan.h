@@ -10,11 +10,11 @@
 //
 //   scan_side_by_side  Neighbouring sequences are neighbours in memory. The outer loop runs over time, the inner loop over up to kWide
 //                      sequences, as vector operations. Carries stay in an array on the stack. It also handles arbitrary strides.
-//   scan_rows          Neighbouring steps are neighbours in memory. It takes kLanes sequences at once, and kTile steps of each. It computes
-//                      the prologues of that tile as vector operations along time, then the recurrences of all lanes side by side, then
-//                      the epilogues.
-//   scan_parts         The same memory, but fewer than kLanes sequences of at least kSplit steps. It takes kLanes parts of one sequence in
-//                      place of kLanes sequences, and then adds the value entering each part.
+//   scan_rows          Neighbouring steps are neighbours in memory, and coefficients are constant in time. It processes kLanes sequences at
+//                      once, and kTile steps of each. It computes the prologues of that tile as vector operations along time, then the
+//                      recurrences of all lanes side by side, then the epilogues.
+//   scan_parts         The same memory, but fewer than kLanes sequences of at least kSplit steps. It uses kLanes parts of one sequence in
+//                      place of kLanes sequences, and then adds the contribution of the value that enters each part.
 //
 // Why: a step of the recurrence waits for the step before it. Several independent recurrences side by side hide that latency. Prologue and
 // epilogue have no such dependence, so they vectorise along time, and a tile keeps x and decay in the first-level cache in between.
@@ -474,8 +474,8 @@ void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
     std::copy(closest + 1, batch + batch_dims, closest);
     --batch_dims;
   }
-  // scan_in_time needs every operand to be contiguous in time. It is chosen if there are few lanes, or if steps are closer in memory than
-  // lanes.
+  // scan_in_time needs values, flags and outputs that are contiguous in time, and coefficients that are constant in time. It is chosen if
+  // there are few lanes, or if steps are closer in memory than lanes.
   const bool rows = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
   Here cursor(data, time, time);
   const bool in_time = rows && cursor.unit;
