@@ -1,4 +1,4 @@
-"""The fused scans in C++, on the CPU."""
+"""The CPU backend: calls the C++ kernels, if they were built at installation."""
 
 import functools
 import importlib
@@ -12,12 +12,12 @@ from a2c_compiled._precision import widen, working_dtype
 from a2c_compiled.kernels.scan_forms import Form
 
 MOST_DIMENSIONS = 16
-# From this many elements on, results are new pages of memory at every call, unless the allocator keeps what was freed.
+# Results of at least this many elements get new pages of memory at every call, unless the allocator keeps freed memory.
 _LARGE = 1 << 18
 
 
 def _built_extension() -> Optional[Any]:
-    """The build for this processor, if any."""
+    """Returns the extension module for this processor (with AVX2 if it has it), or None if none was built."""
     builds = ("_cpu_avx2", "_cpu") if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ("_cpu",)
     for name in builds:
         try:
@@ -32,15 +32,16 @@ _NUMBERS = {name: number for number, name in enumerate(_extension.forms())} if _
 
 
 def is_available() -> bool:
-    """Whether there was a compiler at installation."""
+    """Returns whether a C++ extension was built and can be imported."""
     return _extension is not None
 
 
 @functools.cache
 def warn_once() -> None:
-    """That scans on the CPU are slower than they need to be."""
+    """Warns, once per process, that scans on the CPU run in plain torch."""
     warnings.warn(
-        "a2c_compiled: the C++ kernels were not built (no compiler at installation?); scans on the CPU run in plain torch, slower",
+        "a2c_compiled: the C++ kernels were not built, so scans on the CPU run in plain torch, which is slower;"
+        " to build them, install a C++ compiler and then a2c_compiled again",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -54,9 +55,15 @@ def run(
     dim: int,
     outputs: Optional[Tuple[Tensor, ...]] = None,
 ) -> Tuple[Tensor, ...]:
-    """The outputs of ``form``, whose comment says what shapes and dtypes are; coefficients are in the dtype that is computed in.
+    """Computes ``form`` with the C++ kernel and returns its outputs. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
 
-    Written into ``outputs``, where they are given.
+    Half-precision values are converted to float32 first, and the results back.
+
+    Args:
+        form: the form to compute.
+        coefficients, values, flags: CPU tensors, in the order of the form. They are not checked.
+        dim: the dimension of time, positive or negative.
+        outputs: tensors to write the results into. None allocates them.
     """
     outputs = results = form.empty_outputs(values, flags) if outputs is None else outputs
     dtype = working_dtype(outputs[0])
@@ -75,20 +82,32 @@ def run(
 
 
 def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
-    """The outputs of ``form``, or None unless every input is what :func:`run` asks for, and small, and asks for no gradient.
+    """Checks ``inputs`` and computes ``form`` in one C++ call. Returns None if an input does not qualify.
 
-    Checked and computed in one step, in a fraction of the time that each takes alone in Python. Coefficients may be numbers. Not for
-    when an operator would be seen, or code is traced.
+    One C++ call takes a fraction of the time of the same checks in Python. The inputs qualify if all of this holds:
+
+    * Values are CPU tensors of one shape, with 1 to 2^18 elements and at most 16 dimensions, of dtype float32 or float64.
+    * Coefficients are numbers, or tensors of that dtype that are zero-dimensional or have that shape. Flags are bool and have that shape.
+    * No tensor is a subclass or a negated view, and no gradient is needed.
+
+    It also returns None if no extension was built. Do not call it under a dispatch mode, a functorch transform or a tracer: they would
+    not see the operator.
+
+    Args:
+        form: the form to compute.
+        dim: the dimension of time, positive or negative.
+        inputs: coefficients, values and flags, in the order of the form.
     """
     return None if _extension is None else _extension.call(_NUMBERS[form.name], _LARGE, dim, *inputs)
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 64 MiB of what is freed, by freeing a block of just under 32 MiB that is never touched.
+    """Makes glibc keep up to 64 MiB of freed memory in the process, instead of returning it to the system.
 
-    Its threshold follows the largest block that was freed. Without this, results of a few MiB go back to the system at every call,
-    and the page faults of the next ones cost several times the scan. Scans call this themselves before their first large result. It
-    changes nothing where glibc was told its thresholds: ``MALLOC_TRIM_THRESHOLD_`` in the environment, or ``mallopt``.
+    glibc raises its threshold to follow the largest block that was freed. This function frees a block of just under 32 MiB that is
+    never written to. Without it, results of a few MiB return to the system at every call, and the page faults of the next call cost
+    several times the scan. Scans call this function before their first large result. It has no effect if the thresholds of glibc
+    are set explicitly, by ``MALLOC_TRIM_THRESHOLD_`` in the environment or by ``mallopt``.
     """
     torch.empty(31 << 20, dtype=torch.uint8, device="cpu")

@@ -1,4 +1,26 @@
-"""The fused forms: the operands of every kernel, in order. The one table that the operators and all backends read."""
+"""The table of forms: the operands of every kernel, in order. The operators and all backends read it.
+
+A form is a linear recurrence along time, with elementwise code before it (prologue) and after it (epilogue).
+Notation here, in ``cpu/forms.h`` and in ``triton/forms.py``: steps are ``t = 0 ... T-1``. ``a if flag[t] else b`` selects one of the two;
+NaN in the other has no effect.
+
+Reverse-time scan, with ``y[T] = 0``::
+
+    y[t] = x[t] + decay[t] * y[t+1]
+
+Transposed scan, which runs forward in time, with ``y[-1] = 0``::
+
+    y[t] = x[t] + decay[t-1] * y[t-1]
+
+Each is the gradient of the other. If ``y`` is the reverse-time scan of ``x`` and ``decay``, and ``grad_y`` the gradient of ``y``, then the
+chain rule gives::
+
+    grad_x[t] = grad_y[t] + decay[t-1] * grad_x[t-1]
+    grad_decay[t] = grad_x[t] * y[t+1]
+
+A backward form computes ``g[t]``, the gradient of the forward form's ``x[t]``, by that transposed scan. It multiplies ``g[t]`` by the
+derivatives of the prologue, and adds the terms that reach an input through the epilogue alone.
+"""
 
 from typing import NamedTuple, Sequence, Tuple
 
@@ -9,10 +31,11 @@ Names = Tuple[str, ...]
 
 
 class Form(NamedTuple):
-    """A scan with its prologue and epilogue inside.
+    """The names of a fused scan's operands, and the direction of its scan.
 
-    Values, flags and outputs share one shape; coefficients are zero-dimensional, or have it too. Values and outputs share one
-    floating dtype; flags are bool.
+    Values, flags and outputs share one shape, ``[*B, T, *F]``, with time at ``dim``. A coefficient has that shape or is zero-dimensional.
+    Values and outputs share one floating dtype. Coefficients have the dtype of the computation: float32 for half precision, else the
+    dtype of the values. Flags are bool.
     """
 
     name: str
@@ -20,11 +43,15 @@ class Form(NamedTuple):
     values: Names
     flags: Names
     outputs: Names
-    # In reverse time, y[t] = x[t] + decay[t] * y[t+1]; else its transpose, y[t] = x[t] + decay[t-1] * y[t-1].
+    # True: the reverse-time scan. False: the transposed scan.
     reverse: bool
 
     def empty_outputs(self, values: Sequence[Tensor], flags: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-        """Where the outputs go: laid out as the flags are, which neither a gradient nor a broadcast value distorts."""
+        """Returns uninitialised tensors for the outputs, with the dtype of the values and the strides of the first flag.
+
+        Flags have the strides of the user's data. Values may not: a gradient or a broadcast value can have other strides. A form
+        without flags uses the strides of the first value.
+        """
         first = torch.empty_like(flags[0] if flags else values[0], dtype=values[0].dtype)
         return (first, *[torch.empty_like(first) for _ in self.outputs[1:]])
 
@@ -34,13 +61,26 @@ _GAE = ("gamma", "lmbda")
 _VTRACE = ("gamma", "rho_thresh", "c_thresh", "pg_rho_thresh", "lmbda")
 _STEP = ("state_value", "next_state_value", "reward")
 
+# y[t] = x[t] + decay[t] * y[t+1]
 LINEAR_SCAN = Form("linear_scan", (), ("x", "decay"), (), ("y",), True)
+# y[t] = x[t] + decay[t-1] * y[t-1]
 LINEAR_SCAN_TRANSPOSED = Form("linear_scan_transposed", (), ("x", "decay"), (), ("y",), False)
 
+# decay[t] = 0 if done[t] else gamma[t]
+# returns[t] = reward[t] + decay[t] * returns[t+1]
 REWARD2GO = Form("reward2go", ("gamma",), ("reward",), ("done",), ("returns",), True)
+# grad_reward[t] = grad_returns[t] + decay[t-1] * grad_reward[t-1]
 REWARD2GO_BACKWARD = Form("reward2go_backward", ("gamma",), ("grad_returns",), ("done",), ("grad_reward",), False)
 
+# delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
+# decay[t] = 0 if done[t] else gamma[t] * lmbda[t]
+# advantage[t] = delta[t] + decay[t] * advantage[t+1]
+# value_target[t] = advantage[t] + state_value[t]
 GAE = Form("gae", _GAE, _STEP, _ENDS, ("advantage", "value_target"), True)
+# g[t] = grad_advantage[t] + grad_value_target[t] + decay[t-1] * g[t-1]: both outputs contain advantage[t]; g is the gradient of delta
+# grad_state_value[t] = grad_value_target[t] - g[t]: value_target contains +state_value, delta contains -state_value
+# grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * g[t]
+# grad_reward[t] = g[t]
 GAE_BACKWARD = Form(
     "gae_backward",
     _GAE,
@@ -50,10 +90,38 @@ GAE_BACKWARD = Form(
     False,
 )
 
+# trace[t] = 0 if done[t] or t == T-1 else lmbda[t]
+# x[t] = reward[t] + gamma[t] * (1 - trace[t]) * (0 if terminated[t] else next_state_value[t])
+# decay[t] = gamma[t] * trace[t]
+# returns[t] = x[t] + decay[t] * returns[t+1]
 TD_LAMBDA = Form("td_lambda", _GAE, ("next_state_value", "reward"), _ENDS, ("returns",), True)
+# g[t] = grad_returns[t] + decay[t-1] * g[t-1]: the gradient of x
+# grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * (1 - trace[t]) * g[t]
+# grad_reward[t] = g[t]
 TD_LAMBDA_BACKWARD = Form("td_lambda_backward", _GAE, ("grad_returns",), _ENDS, ("grad_next_state_value", "grad_reward"), False)
 
+# ratio[t] = exp(min(log_pi[t] - log_mu[t], LARGEST_LOG_RATIO))
+# rho[t], c[t], pg_rho[t] = ratio[t], each clipped to at most rho_thresh[t], c_thresh[t], pg_rho_thresh[t]
+# delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
+# decay[t] = 0 if done[t] else gamma[t] * lmbda[t] * c[t]
+# y[t] = rho[t] * delta[t] + decay[t] * y[t+1]: the correction of the value
+# value_target[t] = state_value[t] + y[t]
+# cut[t] = done[t] or t == T-1
+# next_target[t] = next_state_value[t] if cut[t] else state_value[t+1] + lmbda[t] * y[t+1]
+# advantage[t] = pg_rho[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 VTRACE = Form("vtrace", _VTRACE, ("log_pi", "log_mu", *_STEP), _ENDS, ("advantage", "value_target"), True)
+# sent[t] = 0 if t == 0 or done[t-1] or terminated[t-1] else grad_advantage[t-1] * pg_rho[t-1] * gamma[t-1]:
+#     the gradient that advantage[t-1] sends to next_target[t-1] = state_value[t] + lmbda[t-1] * y[t]
+# g[t] = grad_value_target[t] + lmbda[t-1] * sent[t] + decay[t-1] * g[t-1]: the gradient of rho * delta
+# grad_rho[t] = g[t] * delta[t]
+# grad_pg_rho[t] = grad_advantage[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
+# grad_c[t] = 0 if cut[t] else g[t] * gamma[t] * lmbda[t] * y[t+1], where y[t+1] = value_target[t+1] - state_value[t+1]
+# grad_ratio[t] = grad_rho[t] + grad_pg_rho[t] + grad_c[t], each only where ratio[t] does not exceed its threshold
+# grad_log_pi[t] = grad_ratio[t] * ratio[t], 0 where log_pi[t] - log_mu[t] exceeds LARGEST_LOG_RATIO
+# grad_log_mu[t] = -grad_log_pi[t]
+# grad_reward[t] = rho[t] * g[t] + pg_rho[t] * grad_advantage[t]
+# grad_state_value[t] = grad_value_target[t] + sent[t] - grad_reward[t]
+# grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * (rho[t] * g[t] + (pg_rho[t] * grad_advantage[t] if cut[t] else 0))
 VTRACE_BACKWARD = Form(
     "vtrace_backward",
     _VTRACE,

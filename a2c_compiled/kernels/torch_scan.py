@@ -1,24 +1,35 @@
-"""The linear recurrence in plain torch, on any device: the backend that is always there."""
+"""The plain torch backend: the linear scan on any device, used where no kernel exists."""
 
 import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
 
-# Up to this many steps one fused multiply-add per step is faster than log2(T) passes over all the data.
+# Up to this many steps, one multiply-add per step is faster than log2(T) passes over all the data.
 _LONGEST_LOOP = 32
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """``y[t] = x[t] + decay[t] * y[t+1]``, or ``x[t] + decay[t-1] * y[t-1]``. A zero decay cuts: NaN does not pass it."""
+    """Computes ``y[t] = x[t] + decay[t] * y[t+1]``, or with ``reverse=False`` ``y[t] = x[t] + decay[t-1] * y[t-1]``.
+
+    Where the decay is zero, the result is exactly ``x[t]``, even if the other ``y`` is NaN or infinite.
+
+    Args:
+        x, decay: the same shape, with time at ``dim``, and one floating dtype. Half precision is computed in float32.
+        dim: the dimension of time.
+        reverse: the direction of the scan.
+
+    Returns:
+        ``y``, with the shape and dtype of ``x``.
+    """
     scan = _loop if x.size(dim) <= _LONGEST_LOOP else _doubling
     if not reverse:
-        decay = decay.roll(1, dim)  # what comes round to the first step meets nothing there
+        decay = decay.roll(1, dim)  # the first step reads decay[T-1] now, but has no previous y to multiply
     return scan(widen(x), widen(decay), dim, reverse).to(x.dtype)
 
 
 def _loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """One step at a time, in the order of the definition."""
+    """Computes one step after the other, in the direction of the scan."""
     y = torch.empty_like(x)
     steps = list(zip(x.unbind(dim), decay.unbind(dim), (decay == 0).unbind(dim), y.unbind(dim), strict=True))
     previous = None
@@ -33,18 +44,28 @@ def _loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
 
 
 def _doubling(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """After pass k every step holds the sum over the 2^k steps that follow it (Hillis and Steele, 1986)."""
+    """Computes the scan in log2(T) passes over all steps (Hillis and Steele, 1986).
+
+    Before a pass, ``y[t]`` is the scan over at most ``span`` steps from ``t`` on, and ``a[t]`` is the product of their decays. The pass
+    doubles ``span``::
+
+        y[t] = y[t] + a[t] * y[t + span]
+        a[t] = a[t] * a[t + span]
+
+    With ``reverse=False`` it reads ``t - span`` instead.
+    """
     length = x.size(dim)
     y, a = x, decay
     span = 1
     while span < length:
         rest = length - span
-        # `near` are the steps that still have something `span` further on, `far` is that something.
+        # Slices of `rest` steps: step i of `near` is t, step i of `far` is t + span (t - span with reverse=False). The other `span`
+        # steps, from `edge` on, have no such neighbour and stay unchanged.
         near, far, edge = (0, span, rest) if reverse else (span, 0, 0)
         y_near, y_far = y.narrow(dim, near, rest), y.narrow(dim, far, rest)
         a_near, a_far = a.narrow(dim, near, rest), a.narrow(dim, far, rest)
         cut = a_near == 0
-        # Nothing passes a product of decays that has overflowed, either, if nothing comes in.
+        # A product of decays may have overflowed to infinity. Times a zero y_far it would give NaN.
         y_cut = cut | (y_far == 0)
         y_next = torch.empty_like(x)
         y_next.narrow(dim, edge, span).copy_(y.narrow(dim, edge, span))

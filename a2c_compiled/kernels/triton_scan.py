@@ -1,4 +1,4 @@
-"""Every form on the GPU: launches of the one kernel, planned from shapes and strides."""
+"""The GPU backend: plans the launches of the Triton kernel from shapes and strides, and runs them."""
 
 import math
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from a2c_compiled.kernels.triton.kernel import NUMBER, PER_STEP, REDUCE, RESUME,
 
 @dataclass(eq=False)
 class Launch:
-    """One launch of :func:`scan_kernel`, but for its tensors and coefficients."""
+    """One launch of :func:`scan_kernel`. Call it with the tensors and coefficients."""
 
     grid: Tuple[int, int, int]
-    # The kernel's arguments after the tensors, in order.
+    # The arguments of the kernel that follow the tensors, in order.
     arguments: Tuple[Any, ...]
     options: Dict[str, Any]
-    # The kernel compiled for tensors aligned to 16 bytes, after the first launch with such.
+    # The kernel compiled for tensors that are aligned to 16 bytes. The first launch with such tensors sets it.
     compiled: Optional[Launcher] = None
 
     def __call__(self, tensors: Tuple[Any, ...], aligned: bool) -> None:
         if aligned and self.compiled is not None:
-            # Triton's own way to a compiled kernel looks at every argument anew, which takes longer than all else here.
+            # Triton's own launch analyses every argument again, which takes longer than all other work here.
             self.compiled[self.grid](*tensors, *self.arguments)
             return
         compiled = scan_kernel[self.grid](*tensors, *self.arguments, **self.options)
@@ -40,22 +40,27 @@ class Launch:
 
 
 class _Plan(NamedTuple):
-    """What follows from shapes and strides alone."""
+    """The launches of a form for one set of shapes and strides."""
 
     launches: Tuple[Launch, ...]
-    # The shape of what the splits make of what enters them; None without splits.
+    # The shape of the splits' decays and of their offsets, [splits - 1, batches * rows]. None if time is not split.
     aggregates: Optional[Tuple[int, int]]
-    # Operands that no three strides describe.
+    # The indices of operands that one (batch, time, row) triple of strides cannot describe. They are copied.
     copies: Tuple[int, ...]
 
 
 def run(
     form: Form, coefficients: Sequence[Tensor], values: Sequence[Tensor], flags: Sequence[Tensor], dim: int
 ) -> Tuple[Tensor, ...]:
-    """The outputs of ``form``, laid out as :meth:`Form.empty_outputs` has it.
+    """Computes ``form`` and returns its outputs, with the strides of :meth:`Form.empty_outputs`.
 
-    Operands as in :class:`a2c_compiled.kernels.scan_forms.Form`, on one device but for zero-dimensional coefficients, which may be on
-    the host; coefficients are of the dtype that is computed in. ``dim`` is that of time, counted from the end.
+    Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
+
+    Args:
+        form: the form to compute.
+        coefficients, values, flags: tensors on one device, in the order of the form. They are not checked. Zero-dimensional
+            coefficients may be on the CPU.
+        dim: the dimension of time, negative.
     """
     outputs = form.empty_outputs(values, flags)
     if outputs[0].numel() == 0:
@@ -77,8 +82,8 @@ def _launch_all(
     dim: int,
 ) -> None:
     prepared = prepare(form, coefficients, values, flags, outputs, dim)
-    if prepared is None:
-        coefficients, values, flags = ([one.contiguous() for one in group] for group in (coefficients, values, flags))
+    if prepared is None:  # no triple of strides describes the outputs: compute on contiguous copies
+        coefficients, values, flags = ([tensor.contiguous() for tensor in group] for group in (coefficients, values, flags))
         for output, result in zip(outputs, run(form, coefficients, values, flags, dim), strict=True):
             output.copy_(result)
         return
@@ -100,9 +105,10 @@ def prepare(
     outputs: Sequence[Tensor],
     dim: int,
 ) -> Optional[Tuple[Tuple[Launch, ...], Tuple[Tuple[Any, ...], ...]]]:
-    """The launches of a form, in order, and the first arguments of each: coefficients, values, flags, outputs, aggregates.
+    """Returns the launches of a form, in order, and the arguments to call each with.
 
-    None if the outputs are laid out so that no three strides describe them.
+    The arguments are five tuples: coefficients, values, flags, outputs, aggregates. Returns None if one (batch, time, row) triple of
+    strides cannot describe the outputs.
     """
     reference = outputs[0]
     dtype = working_dtype(reference)
@@ -114,7 +120,7 @@ def prepare(
             arguments.append(coefficient.item())
             continue
         if coefficient.device != reference.device:
-            # A number as an argument is a float32. A fill, not a copy from the host: nothing waits for the device.
+            # A number as a kernel argument would be float32. torch.full fills on the device; a copy from the CPU would synchronise.
             coefficient = torch.full([], coefficient.item(), dtype=dtype, device=reference.device)
         modes.append(PER_STEP.value if coefficient.dim() else SCALAR.value)
         arguments.append(coefficient)
@@ -161,14 +167,20 @@ def _plan(
     layouts: Tuple[Optional[Tuple[int, ...]], ...],
     override: Optional[tuning.Blocks],
 ) -> Optional[_Plan]:
-    """``layouts``: strides of the outputs, then of each operand, None for a number."""
+    """Returns the plan for these shapes and strides. Returns None if one triple of strides cannot describe the outputs.
+
+    Args:
+        layouts: the strides of the outputs, then of each value, flag and coefficient. None for a coefficient passed as a number.
+        override: tile sizes to use instead of the table.
+    """
     time = len(shape) + dim
     outer, length, inner = math.prod(shape[:time]), shape[time], math.prod(shape[time + 1 :])
-    # The dimensions around time become one of rows, and one of batches where time stands in the middle.
+    # The dimensions before time are merged into one, and those after time into one. If only one of the two has more than one element,
+    # it is the rows. If both do, the dimensions after time are the rows and those before time the batches.
     batches, rows = (1, outer) if inner == 1 else (outer, inner)
 
     def fold(strides: Optional[Tuple[int, ...]]) -> Optional[Tuple[int, int, int]]:
-        if not strides:  # one number
+        if not strides:  # a number or a zero-dimensional tensor
             return 0, 0, 0
         before = _fold(shape[:time], strides[:time])
         after = _fold(shape[time + 1 :], strides[time + 1 :])
@@ -200,7 +212,7 @@ def _plan(
     splits = triton.cdiv(tiles, tiles_per_split)
     device_form = DEVICE_FORMS[form.name]
 
-    def launch(parts: int, purpose: tl.constexpr) -> Launch:
+    def launch(split_programs: int, launch_mode: tl.constexpr) -> Launch:
         arguments = (
             strides[:1] if shared else strides,
             rows,
@@ -210,9 +222,9 @@ def _plan(
             device_form.decay,
             device_form.source,
             device_form.outputs,
-            device_form.needs_next and purpose.value != REDUCE.value,
+            device_form.needs_next and launch_mode.value != REDUCE.value,
             form.reverse,
-            purpose.value,
+            launch_mode.value,
             modes,
             (shared, vector, rows_contiguous),
             tl.float64 if dtype == torch.float64 else tl.float32,
@@ -221,7 +233,7 @@ def _plan(
             blocks.chunks,
             triton.next_power_of_2(splits),
         )
-        grid = (batches * triton.cdiv(rows, blocks.rows), parts, 1)
+        grid = (batches * triton.cdiv(rows, blocks.rows), split_programs, 1)
         return Launch(grid, arguments, {"num_warps": blocks.num_warps, "enable_fp_fusion": True})
 
     if splits == 1:
@@ -230,7 +242,7 @@ def _plan(
 
 
 def _processors(device: torch.device) -> Tuple[int, ...]:
-    """The number of multiprocessors and the size of their warps; nothing for Triton's interpreter."""
+    """Returns (number of multiprocessors, warp size), or an empty tuple on the CPU, where Triton's interpreter runs."""
     if device.type != "cuda":
         return ()
     properties = torch.cuda.get_device_properties(device)
@@ -238,7 +250,7 @@ def _processors(device: torch.device) -> Tuple[int, ...]:
 
 
 def _fold(sizes: Sequence[int], strides: Sequence[int]) -> Optional[int]:
-    """The one stride of all these dimensions together; None if there is none."""
+    """Returns the stride of these dimensions merged into one, or None if they cannot be merged without a copy."""
     folded, extent = 0, 1
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
         if size == 1:

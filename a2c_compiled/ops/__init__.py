@@ -1,4 +1,11 @@
-"""Operators: registration, gradient, fake tensors, vmap and the choice of a backend. No mathematics, no device code."""
+"""The operators: registration, gradients, fake tensors, vmap and the choice of a backend. No mathematics and no device code.
+
+* :func:`linear_scan` is the differentiable primitive.
+* :func:`fused_scan` makes a differentiable function of a forward and a backward form.
+* :func:`direct` calls the C++ kernel without an operator.
+
+``ops/registration.py`` registers one operator per form, ``torch.ops.a2c_compiled.<name>``.
+"""
 
 from a2c_compiled.ops.eager_fast_path import direct
 from a2c_compiled.ops.fused import fused_scan

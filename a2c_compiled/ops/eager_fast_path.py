@@ -1,4 +1,4 @@
-"""The kernel without everything around it, where nothing around it is asked for."""
+"""The eager fast path: a call of the C++ kernel that skips the checks in Python, the operator and autograd."""
 
 from typing import Any, Optional, Tuple
 
@@ -11,10 +11,25 @@ from a2c_compiled.kernels.scan_forms import Form
 
 
 def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
-    """The outputs of ``form`` from its unchecked ``inputs``, or None where checks, gradients, transforms or another device are wanted.
+    """Computes ``form`` with the C++ kernel, or returns None if the inputs do not qualify.
 
-    At a few hundred steps the checks, conversions and dispatching in Python take several times as long as the scan. None says nothing
-    about why: the long way then finds out, and is to give the same result wherever this gives one.
+    At a few hundred steps, the checks, conversions and dispatch in Python take several times as long as the scan. The inputs do not have
+    to be checked before. The result is None in these cases, and the caller then takes the usual path, which computes the same result or
+    raises an error that says what is wrong:
+
+    * a shape, dtype or device does not fit, or there are more than 2^18 elements or none;
+    * a gradient is needed;
+    * a dispatch mode, a functorch transform or a tracer is active;
+    * the C++ kernels were not built.
+
+    Args:
+        form: the form to compute.
+        dim: the dimension of time, an integer.
+        inputs: coefficients, values and flags, in the order of the form. Values: ``[*B, T, *F]``, float32 or float64. Coefficients:
+            numbers, or tensors of the values' dtype, zero-dimensional or of the values' shape. Flags: the values' shape, bool.
+
+    Returns:
+        The outputs, each with the shape and dtype of the values, or None.
     """
     if torch.compiler.is_dynamo_compiling() or not nothing_watches():
         return None

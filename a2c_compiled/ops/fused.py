@@ -1,4 +1,4 @@
-"""A fused form as a differentiable function: one kernel forward, one backward, and its definition for everything beyond."""
+"""Makes a differentiable function of a fused form: a forward kernel, a backward kernel, and a definition in torch for all other cases."""
 
 from typing import Any, Callable, Sequence, Tuple
 
@@ -9,20 +9,27 @@ from a2c_compiled._exporting import is_exporting
 from a2c_compiled._torch_internals import nothing_watches
 from a2c_compiled.kernels.scan_forms import Form
 from a2c_compiled.ops.registration import on_device, register
-from a2c_compiled.ops.transforms import batch_first, seen_by_dynamo
+from a2c_compiled.ops.transforms import batch_first, fresh_views
 
 
 def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
-    """``definition``, computed by the kernel of ``form`` and differentiated by that of ``backward_form``.
+    """Returns a differentiable function that computes ``definition`` with kernels.
 
-    The backward's operands are found by name: the gradient of an output is ``grad_<name>``, any other is an input or output of the
-    forward. What no kernel does, gradients to coefficients and of gradients, comes from differentiating ``definition``.
+    The kernel of ``form`` computes the outputs. The kernel of ``backward_form`` computes the gradients of the values. No kernel computes
+    gradients of coefficients or gradients of gradients; autograd differentiates ``definition`` for these. Under ``torch.export`` the
+    function runs ``definition``.
+
+    The operands of the backward are matched by name: ``grad_<name>`` is the gradient of the output ``name``; any other operand is an input
+    or an output of the forward.
 
     Args:
-        form: its function takes ``(coefficients..., values..., flags..., dim)``.
-        backward_form: its outputs are gradients of ``form``'s values, each named ``grad_<value>``; a value that it does not take is
-            one on which they do not depend.
-        definition: the same function in differentiable torch operations.
+        form: the forward form. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
+        backward_form: the backward form. Its outputs are the gradients of the values of ``form``, each named ``grad_<value>``. It may leave
+            out an input of ``form`` as an operand if no gradient depends on it.
+        definition: the same function in differentiable torch operations, with the same arguments.
+
+    Returns:
+        A function of ``(coefficients..., values..., flags..., dim)``, with ``dim`` negative. It does not check its arguments.
     """
     inputs = (*form.coefficients, *form.values, *form.flags)
     backward_inputs = (*backward_form.coefficients, *backward_form.values, *backward_form.flags)
@@ -31,18 +38,19 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
     num_backward_variables = num_coefficients + len(backward_form.values)
 
     def gradients(tensors: Sequence[Tensor], grad_outputs: Sequence[Tensor], dim: int) -> Tuple[Tensor, ...]:
-        """Of ``definition``, to coefficients and values."""
+        """Differentiates ``definition``: returns the gradients of coefficients and values."""
         flags = tensors[num_variables:]
         variables = on_device(tensors[:num_variables], flags[0].device)
         pullback = torch.func.vjp(lambda *variables: definition(*variables, *flags, dim), *variables)[1]
         return pullback(grad_outputs[0] if len(grad_outputs) == 1 else tuple(grad_outputs))
 
     def backward_definition(*arguments: Any) -> Any:
-        given = dict(zip(backward_inputs, arguments, strict=False))
-        grad_outputs = [given[f"grad_{output}"] for output in form.outputs]
-        tensors = [given[name] if name in given else torch.zeros_like(grad_outputs[0]) for name in inputs]
-        found = gradients(tensors, grad_outputs, arguments[-1])
-        by_name = {f"grad_{name}": gradient for name, gradient in zip(inputs, found, strict=False)}
+        operands = dict(zip(backward_inputs, arguments, strict=False))
+        grad_outputs = [operands[f"grad_{output}"] for output in form.outputs]
+        # No gradient depends on an input that the backward form leaves out, so zeros replace it.
+        tensors = [operands[name] if name in operands else torch.zeros_like(grad_outputs[0]) for name in inputs]
+        grad_inputs = gradients(tensors, grad_outputs, arguments[-1])
+        by_name = {f"grad_{name}": gradient for name, gradient in zip(inputs, grad_inputs, strict=False)}
         outputs = tuple(by_name[name] for name in backward_form.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -53,7 +61,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
     backward_op = register(backward_form, backward_definition)
 
     class Backward(torch.autograd.Function):
-        """The gradients to the values, differentiable in turn."""
+        """Computes the gradients of the values. It is differentiable, for gradients of gradients."""
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
@@ -76,7 +84,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             return Backward.apply(*batched(info, in_dims, arguments)), _first(backward_form)
 
     class Fused(torch.autograd.Function):
-        """The outputs of the form."""
+        """Computes the outputs of the form. It supports torch.func transforms."""
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
@@ -87,33 +95,35 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             ctx.dim = inputs_[-1]
             available = dict(zip(inputs, inputs_, strict=False))
             available.update(zip(form.outputs, output if isinstance(output, tuple) else (output,), strict=True))
-            ctx.of_coefficients = any(ctx.needs_input_grad[:num_coefficients])
-            needed = inputs if ctx.of_coefficients else [name for name in backward_inputs if name in available]
+            ctx.needs_coefficient_gradients = any(ctx.needs_input_grad[:num_coefficients])
+            needed = inputs if ctx.needs_coefficient_gradients else [name for name in backward_inputs if name in available]
             ctx.save_for_backward(*(available[name] for name in needed))
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Tuple[Any, ...]:
             not_differentiable = (None,) * (len(form.flags) + 1)
             tensors = ctx.saved_tensors
-            if ctx.of_coefficients:
+            if ctx.needs_coefficient_gradients:
                 return *gradients(tensors, grads, ctx.dim), *not_differentiable
             saved = iter(tensors)
-            given = {f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)}
-            # Gradients are enabled here where these gradients are to be differentiated. Dynamo traces no autograd.Function
-            # inside the backward of another, and a compiled graph has no second derivative.
-            again = torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
-            backward = Backward.apply if again else backward_op
-            found = backward(*[given[name] if name in given else next(saved) for name in backward_inputs], ctx.dim)
-            by_name = dict(zip(backward_form.outputs, (found,) if isinstance(found, Tensor) else found, strict=True))
-            of_values = [by_name[f"grad_{value}"] for value in form.values]
-            return *(None for _ in form.coefficients), *of_values, *not_differentiable
+            grad_outputs = {f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)}
+            # Autograd enables gradients here if the caller wants to differentiate this backward (create_graph=True). Dynamo cannot trace
+            # an autograd.Function inside the backward of another, and a compiled graph has no second derivative.
+            create_graph = torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
+            backward = Backward.apply if create_graph else backward_op
+            results = backward(
+                *[grad_outputs[name] if name in grad_outputs else next(saved) for name in backward_inputs], ctx.dim
+            )
+            by_name = dict(zip(backward_form.outputs, (results,) if isinstance(results, Tensor) else results, strict=True))
+            grad_values = [by_name[f"grad_{value}"] for value in form.values]
+            return *(None for _ in form.coefficients), *grad_values, *not_differentiable
 
         @staticmethod
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
             return Fused.apply(*batched(info, in_dims, arguments)), _first(form)
 
     class Eager(torch.autograd.Function):
-        """As Fused, without what a separate setup_context costs at every call: PyTorch looks up the signature of forward anew."""
+        """Computes the same as ``Fused``, faster: with a separate ``setup_context``, PyTorch inspects the signature at every call."""
 
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
@@ -129,11 +139,11 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             if is_exporting():
                 return definition(*arguments)
             if compiling:
-                arguments = (*seen_by_dynamo(arguments[:-1]), arguments[-1])
+                arguments = (*fresh_views(arguments[:-1]), arguments[-1])
             elif not torch.jit.is_tracing():
-                return Fused.apply(*arguments)  # a transform may be among what watches
+                return Fused.apply(*arguments)  # a functorch transform may be active, and needs setup_context and vmap
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in arguments[:num_variables]):
-            return forward_op(*arguments)  # an autograd.Function costs more than a small scan does
+            return forward_op(*arguments)  # applying an autograd.Function takes longer than a small scan
         return Fused.apply(*arguments) if compiling else Eager.apply(*arguments)
 
     return call

@@ -1,7 +1,7 @@
-"""The one primitive: a first-order linear recurrence along one dimension, and its transpose.
+"""The differentiable primitive: a first-order linear recurrence along one dimension, and its transpose.
 
-``decay[t]`` is the weight between the steps ``t`` and ``t + 1``. In reverse time ``y[t] = x[t] + decay[t] * y[t+1]``; the transpose
-runs forward, ``y[t] = x[t] + decay[t-1] * y[t-1]``, and is the gradient of the first, as the first is of it.
+``decay[t]`` is the weight between the steps ``t`` and ``t+1``. The reverse-time scan is ``y[t] = x[t] + decay[t] * y[t+1]``. Its transpose
+runs forward in time: ``y[t] = x[t] + decay[t-1] * y[t-1]``. Each is the gradient of the other.
 """
 
 from functools import partial
@@ -13,16 +13,26 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.kernels import scan_forms, torch_scan
 from a2c_compiled.ops.registration import register
-from a2c_compiled.ops.transforms import batch_first, seen_by_dynamo
+from a2c_compiled.ops.transforms import batch_first, fresh_views
 
 _reverse_op = register(scan_forms.LINEAR_SCAN, partial(torch_scan.linear_scan, reverse=True))
 _transposed_op = register(scan_forms.LINEAR_SCAN_TRANSPOSED, partial(torch_scan.linear_scan, reverse=False))
 
 
 class _LinearScan(torch.autograd.Function):
-    """For ``y[t] = x[t] + a[t] y[t+1]``: ``gx[t] = gy[t] + a[t-1] gx[t-1]`` and ``ga[t] = gx[t] y[t+1]``.
+    """The scan and its gradient. The backward applies this same function, so it is differentiable to any order.
 
-    The backward calls this same function, which makes it differentiable to any order.
+    Reverse-time scan::
+
+        y[t] = x[t] + decay[t] * y[t+1]
+        grad_x[t] = grad_y[t] + decay[t-1] * grad_x[t-1]
+        grad_decay[t] = grad_x[t] * y[t+1]
+
+    Transposed scan::
+
+        y[t] = x[t] + decay[t-1] * y[t-1]
+        grad_x[t] = grad_y[t] + decay[t] * grad_x[t+1]
+        grad_decay[t] = y[t] * grad_x[t+1]
     """
 
     @staticmethod
@@ -52,7 +62,7 @@ class _LinearScan(torch.autograd.Function):
 
 
 def _times_next(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
-    """``earlier[t] * later[t+1]``, zero at the last step."""
+    """Returns ``earlier[t] * later[t+1]``, and 0 at the last step."""
     length = earlier.size(dim)
     if length == 0:
         return earlier
@@ -61,20 +71,29 @@ def _times_next(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Tensor:
-    """``y[t] = x[t] + decay[t] * y[t+1]`` along ``dim``, or the transpose of it; differentiable in both arguments to any order.
+    """Computes ``y[t] = x[t] + decay[t] * y[t+1]`` along ``dim``, or its transpose ``y[t] = x[t] + decay[t-1] * y[t-1]``.
 
-    ``x`` and ``decay`` share shape, floating dtype and device; ``dim`` counts from the end (it is negative). A decay of
-    exactly zero cuts the recurrence: not even NaN or infinity passes it.
+    It is differentiable in ``x`` and ``decay`` to any order. Where the decay is exactly zero, the result is ``x[t]``, even if the other
+    ``y`` is NaN or infinite. The arguments are not checked.
+
+    Args:
+        x: ``[*B, T, *F]``, any floating dtype. Half precision is accumulated in float32.
+        decay: the shape, dtype and device of ``x``.
+        dim: the dimension of time, a negative integer.
+        reverse: True for the reverse-time scan, False for the transpose.
+
+    Returns:
+        ``y``, with the shape and dtype of ``x``.
     """
     if torch.jit.is_scripting():
         return _scripted_loop(x, decay, dim, reverse)
     if torch.compiler.is_dynamo_compiling():
-        x, decay = seen_by_dynamo((x, decay))
+        x, decay = fresh_views((x, decay))
     return _LinearScan.apply(x, decay, dim, reverse)
 
 
 def _scripted_loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """The definition in TorchScript, which then loads where no operator of this library is registered."""
+    """Computes the scan in a loop of torch operations, so that a TorchScript file loads where this library is not installed."""
     length = x.size(dim)
     if length == 0:
         return x.clone()
@@ -85,7 +104,7 @@ def _scripted_loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     for i in range(1, length):
         t = length - 1 - i if reverse else i
         decay_t = decay_steps[t if reverse else t - 1]
-        # Masked on the value's side: the derivative with respect to a zero decay is still `y`.
+        # Mask only a y that is NaN or infinite: where it is finite, the derivative with respect to a zero decay has to be y.
         y = x_steps[t] + decay_t * y.masked_fill((decay_t == 0) & ~y.isfinite(), 0.0)
         steps.append(y)
     if reverse:

@@ -1,4 +1,4 @@
-"""Registration of the forms as operators, and the choice of a backend by device."""
+"""Registers a form as an operator, and selects the backend by the device."""
 
 import importlib.util
 from typing import Any, Callable, List, Sequence, Tuple
@@ -10,16 +10,25 @@ from a2c_compiled._torch_internals import nothing_watches
 from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.kernels.scan_forms import Form
 
-_library = torch.library.Library("a2c_compiled", "DEF")  # lives as long as the module: its end would unregister the operators
+_library = torch.library.Library(
+    "a2c_compiled", "DEF"
+)  # has to live as long as the module: deleting it unregisters the operators
 
 
 def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.ops.a2c_compiled.<name of form>(coefficients..., values..., flags..., dim)``: one node in any captured graph.
+    """Registers ``torch.ops.a2c_compiled.<form.name>(coefficients..., values..., flags..., dim)`` and returns a function that calls it.
 
-    What is returned calls the operator, or the CPU's kernel itself where nobody would see the operator in between.
+    The operator is one node in any captured graph. On the CPU it runs the C++ kernel and on a GPU the Triton kernel. It runs ``plain`` if
+    that kernel is not installed, and on other devices. Its fake implementation returns empty outputs. It registers no gradient:
+    ``torch.func`` transforms only accept the gradient of a :class:`torch.autograd.Function`, so the callers wrap the operator in one.
 
-    ``plain`` computes the same from the same arguments in torch, for devices without a kernel. The operator has no gradient of
-    its own: ``torch.func`` transforms accept only that of a :class:`torch.autograd.Function`, which goes around it.
+    Args:
+        form: the names and order of the operator's arguments. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
+        plain: computes the same outputs from the same arguments with torch operations.
+
+    Returns:
+        A function with the operator's arguments. It calls the CPU kernel directly when no dispatch mode, functorch transform or tracer is
+        active and all tensors are plain CPU tensors. Otherwise it calls the operator.
     """
     first_value = len(form.coefficients)
     first_flag = first_value + len(form.values)
@@ -34,7 +43,7 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     def in_torch(*arguments: Any) -> Any:
         outputs = form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1])
         coefficients = on_device(arguments[:first_value], outputs[0].device)
-        with torch.no_grad():  # nothing is to be recorded inside an operator
+        with torch.no_grad():  # autograd records the autograd.Function around the operator, not the operations inside it
             computed = plain(*coefficients, *arguments[first_value:])
             for output, tensor in zip(outputs, (computed,) if single else computed, strict=True):
                 output.copy_(tensor)
@@ -50,7 +59,7 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
         return result(cpu_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
     def on_gpu(*arguments: Any) -> Any:
-        from a2c_compiled.kernels import triton_scan  # imports triton, which a CPU does without
+        from a2c_compiled.kernels import triton_scan  # imported here because it imports triton, which the CPU does not need
 
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(triton_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
@@ -67,8 +76,8 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     operator = getattr(torch.ops.a2c_compiled, form.name).default
 
     def call(*arguments: Any) -> Any:
-        # The dispatcher takes half as long as all the rest of a small scan: it is passed by where it would have nothing to do,
-        # with no mode or transform at work, no subclass such as a fake tensor, no view whose numbers are negated as they are read.
+        # For a small scan, the dispatcher takes half as long as everything else. Skip it if it would only call the kernel: no dispatch
+        # mode, functorch transform or tracer is active, no tensor is a subclass such as FakeTensor, and no value is a negated view.
         if (
             arguments[-2].is_cpu
             and not torch.compiler.is_dynamo_compiling()
@@ -86,8 +95,11 @@ _PLAIN = {Tensor, int}
 
 
 def on_device(coefficients: Sequence[Tensor], device: torch.device) -> List[Tensor]:
-    """Numbers in host memory, which kernels take as they are, for operations that want all tensors in one place.
+    """Returns ``coefficients`` on ``device``. Kernels accept zero-dimensional CPU coefficients; torch operations on a GPU may not.
 
-    Added to zero, not copied: for a copy from its memory the host would wait.
+    It adds the coefficient to a zero on the device. A copy from the CPU would synchronise.
     """
-    return [one if one.device == device else torch.zeros_like(one, device=device) + one for one in coefficients]
+    return [
+        coefficient if coefficient.device == device else torch.zeros_like(coefficient, device=device) + coefficient
+        for coefficient in coefficients
+    ]

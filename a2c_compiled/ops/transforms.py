@@ -1,4 +1,4 @@
-"""What function transforms ask of the operators' arguments."""
+"""Preparation of an operator's arguments for vmap and for dynamo."""
 
 from typing import Any, Sequence, Tuple
 
@@ -6,9 +6,15 @@ from torch import Tensor
 
 
 def batch_first(size: int, in_dims: Sequence[Any], tensors: Sequence[Tensor], num_coefficients: int = 0) -> Tuple[Tensor, ...]:
-    """Every tensor with vmap's dimension in front, in the shape of the last one; ``dim`` counts from the end and stays.
+    """Returns ``tensors`` with vmap's dimension in front, all expanded to the shape of the last one.
 
-    But a zero-dimensional coefficient that has no such dimension is left as it is; coefficients come first.
+    The dimension of time is negative, so it stays valid. A zero-dimensional coefficient without a vmap dimension stays unchanged.
+
+    Args:
+        size: the size of vmap's dimension.
+        in_dims: vmap's dimension in each tensor, or None.
+        tensors: the operands, coefficients first.
+        num_coefficients: how many of them are coefficients.
     """
     reference, reference_dim = tensors[-1], in_dims[len(tensors) - 1]
     shape = (size, *(reference.shape if reference_dim is None else reference.movedim(reference_dim, 0).shape[1:]))
@@ -22,10 +28,10 @@ def batch_first(size: int, in_dims: Sequence[Any], tensors: Sequence[Tensor], nu
     return tuple(batched)
 
 
-def seen_by_dynamo(tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
-    """The same, as an autograd.Function that dynamo traces takes them.
+def fresh_views(tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+    """Returns a new view of each tensor, for an ``autograd.Function`` that dynamo traces.
 
-    Dynamo does not see that torch.func.grad has its own inputs require gradients, and would leave out the backward; it sees it in
-    whatever is computed from them. And it wants no tensor twice, as ``done`` is without ``terminated``.
+    Dynamo does not notice that the inputs of ``torch.func.grad`` require gradients, and would leave out the backward pass. It does notice
+    it for a view of them. It also rejects one tensor passed twice, as happens to ``done`` if ``terminated`` is None.
     """
     return tuple([tensor.view_as(tensor) for tensor in tensors])

@@ -1,5 +1,11 @@
-// The forms: what a step puts into the scan (prologue) and what it makes of the scan's result (epilogue).
-// Their operands, in order, are those of kernels/scan_forms.py.
+// The forms. prologue() computes x[t] and decay[t] from the inputs of a step. The scan in scan.h computes y[t]. epilogue() computes the
+// outputs of the step from y[t].
+//
+//   reverse form:     y[t] = x[t] + decay[t] * y[t+1],     with y[T] = 0
+//   transposed form:  y[t] = x[t] + decay[t-1] * y[t-1],   with y[-1] = 0
+//
+// The operands, their order and the notation are those of kernels/scan_forms.py. In a backward form y is g, the gradient of the forward
+// form's x.
 #pragma once
 
 #include <cstdint>
@@ -21,18 +27,21 @@ struct Link {
   T x, decay;
 };
 
-// Functions, not conditional expressions in place: their arguments are computed in any case, so that loops vectorise.
+// The conditional expressions are functions because both arguments are then always evaluated, which lets loops vectorise.
+
+// Returns `yes` if the condition holds, else `no`.
 template <class T>
 INLINE T pick(bool condition, T yes, T no) {
   return condition ? yes : no;
 }
 
+// Returns 0 if the condition holds, else `value`.
 template <class T>
 INLINE T unless(bool condition, T value) {
   return pick(condition, T(0), value);
 }
 
-// `a * b`, but zero where `a` is zero.
+// Returns a * b, and exactly 0 where a is 0, even if b is NaN or infinite.
 template <class T>
 INLINE T cut(T a, T b) {
   return unless(a == T(0), a * b);
@@ -47,15 +56,16 @@ struct Exponential {
 };
 constexpr Exponential kExponential;
 
-// exp by the nearest power of two and a polynomial for the rest, to the last bit but one. Unlike std::exp it vectorises.
+// Returns exp(x) = 2^k * exp(rest), with the integer k nearest to x / log 2 and a polynomial for exp(rest). Accurate to the last bit but
+// one. Unlike std::exp it vectorises.
 template <class T>
 INLINE T exponential(T x) {
   constexpr bool kSingle = sizeof(T) == 4;
   using Bits = std::conditional_t<kSingle, int32_t, int64_t>;
   constexpr int kMantissa = kSingle ? 23 : 52, kBias = kSingle ? 127 : 1023, kDegree = kSingle ? 7 : 13;
-  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // below, results are about denormal: zero here
-  constexpr T kRound = kSingle ? T(12582912) : T(6755399441055744);           // 1.5 * 2^mantissa: added, it rounds
-  constexpr T kLog2High = kSingle ? T(0.693359375) : T(0.69314718036912382);  // log 2 in two parts: k times the first is exact
+  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // below it results are about denormal: return 0
+  constexpr T kRound = kSingle ? T(12582912) : T(6755399441055744);           // 1.5 * 2^mantissa: adding it rounds to an integer
+  constexpr T kLog2High = kSingle ? T(0.693359375) : T(0.69314718036912382);  // log 2 as a sum of two: k * kLog2High is exact
   constexpr T kLog2Low = kSingle ? T(-2.12194440e-4) : T(1.9082149292705877e-10);
   const T clamped = pick(x < kLowest, kLowest, x);
   const T shifted = clamped * T(1.4426950408889634) + kRound;
@@ -64,16 +74,24 @@ INLINE T exponential(T x) {
   T sum = T(kExponential.term[kDegree]);
   for (int i = kDegree - 1; i >= 0; --i) sum = T(kExponential.term[i]) + sum * rest;
   Bits bits;
-  std::memcpy(&bits, &shifted, sizeof bits);  // its low bits are k
+  std::memcpy(&bits, &shifted, sizeof bits);  // the low bits of `shifted` are k
   bits = Bits(std::make_unsigned_t<Bits>(bits + kBias) << kMantissa);
   T power;
   std::memcpy(&power, &bits, sizeof power);
   return unless(x < kLowest, sum * power);
 }
 
-// A form says its name, how many operands it has, whether it runs in reverse time, whether it asks for the first step or the step
-// before, for the last or the step after, and what one step does. A step gives its coefficients c(), values v() and flags f().
+// The members of a form:
+//   kName                                      its name in kernels/scan_forms.py
+//   kCoefficients, kValues, kFlags, kOutputs   the numbers of its operands
+//   kReverse                                   whether it is a reverse form
+//   kFirst                                     whether it reads Step::first or Step::before()
+//   kLast                                      whether it reads Step::last or Step::after()
+//   prologue(step)                             returns {x[t], decay[t]}
+//   epilogue(step, y, y_after, out)            writes the outputs at t; y_after is y[t+1], valid in reverse forms only
+// A Step reads coefficient, value and flag number k at t by c(k), v(k) and f(k).
 
+// y[t] = x[t] + decay[t] * y[t+1]
 struct LinearScan {
   static constexpr const char* kName = "linear_scan";
   static constexpr int kCoefficients = 0, kValues = 2, kFlags = 0, kOutputs = 1;
@@ -90,11 +108,14 @@ struct LinearScan {
   }
 };
 
+// y[t] = x[t] + decay[t-1] * y[t-1]
 struct LinearScanTransposed : LinearScan {
   static constexpr const char* kName = "linear_scan_transposed";
   static constexpr bool kReverse = false;
 };
 
+// decay[t] = 0 if done[t] else gamma[t]
+// returns[t] = reward[t] + decay[t] * returns[t+1]
 struct Reward2Go {
   static constexpr const char* kName = "reward2go";
   static constexpr int kCoefficients = 1, kValues = 1, kFlags = 1, kOutputs = 1;
@@ -110,6 +131,7 @@ struct Reward2Go {
   }
 };
 
+// grad_reward[t] = grad_returns[t] + decay[t-1] * grad_reward[t-1]
 struct Reward2GoBackward : Reward2Go {
   static constexpr const char* kName = "reward2go_backward";
   static constexpr bool kReverse = false;
@@ -118,6 +140,10 @@ struct Reward2GoBackward : Reward2Go {
 enum { kDone, kTerminated };
 enum { kGamma, kLmbda };
 
+// delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
+// decay[t] = 0 if done[t] else gamma[t] * lmbda[t]
+// advantage[t] = delta[t] + decay[t] * advantage[t+1]
+// value_target[t] = advantage[t] + state_value[t]
 struct Gae {
   static constexpr const char* kName = "gae";
   static constexpr int kCoefficients = 2, kValues = 3, kFlags = 2, kOutputs = 2;
@@ -136,6 +162,10 @@ struct Gae {
   }
 };
 
+// g[t] = grad_advantage[t] + grad_value_target[t] + decay[t-1] * g[t-1]: both outputs contain advantage[t]; g is the gradient of delta
+// grad_state_value[t] = grad_value_target[t] - g[t]: value_target contains +state_value, delta contains -state_value
+// grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * g[t]
+// grad_reward[t] = g[t]
 struct GaeBackward {
   static constexpr const char* kName = "gae_backward";
   static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 3;
@@ -154,6 +184,10 @@ struct GaeBackward {
   }
 };
 
+// trace[t] = 0 if done[t] or t == T-1 else lmbda[t]
+// x[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) * (1 - trace[t])
+// decay[t] = gamma[t] * trace[t]
+// returns[t] = x[t] + decay[t] * returns[t+1]
 struct TdLambda {
   static constexpr const char* kName = "td_lambda";
   static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 1;
@@ -175,6 +209,9 @@ struct TdLambda {
   }
 };
 
+// g[t] = grad_returns[t] + decay[t-1] * g[t-1]: the gradient of x
+// grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * (1 - trace[t]) * g[t]
+// grad_reward[t] = g[t]
 struct TdLambdaBackward {
   static constexpr const char* kName = "td_lambda_backward";
   static constexpr int kCoefficients = 2, kValues = 1, kFlags = 2, kOutputs = 2;
@@ -191,6 +228,14 @@ struct TdLambdaBackward {
   }
 };
 
+// ratio[t] = exp(min(log_pi[t] - log_mu[t], kLargestLogRatio))
+// rho[t], c[t], pg_rho[t] = ratio[t], each clipped to at most rho_thresh[t], c_thresh[t], pg_rho_thresh[t]
+// delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
+// decay[t] = 0 if done[t] else gamma[t] * lmbda[t] * c[t]
+// y[t] = rho[t] * delta[t] + decay[t] * y[t+1]: the correction of the value
+// value_target[t] = state_value[t] + y[t]
+// next_target[t] = next_state_value[t] if done[t] or t == T-1 else state_value[t+1] + lmbda[t] * y[t+1]
+// advantage[t] = pg_rho[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 struct VTrace {
   static constexpr const char* kName = "vtrace";
   static constexpr int kCoefficients = 5, kValues = 5, kFlags = 2, kOutputs = 2;
@@ -198,7 +243,7 @@ struct VTrace {
   enum { kRhoThresh = 1, kCThresh, kPgRhoThresh, kLmbda };
   enum { kLogPi, kLogMu, kValue, kNextValue, kReward };
 
-  // As LARGEST_LOG_RATIO of _precision.py: beyond, the ratio would overflow in float32.
+  // The same as LARGEST_LOG_RATIO in _precision.py. Above it the ratio would overflow in float32.
   static constexpr double kLargestLogRatio = 80;
   template <class T>
   static INLINE T ratio(T log_pi, T log_mu) {
@@ -228,13 +273,25 @@ struct VTrace {
   }
 };
 
+// sent[t] = 0 if t == 0 or done[t-1] or terminated[t-1] else grad_advantage[t-1] * pg_rho[t-1] * gamma[t-1]
+// g[t] = grad_value_target[t] + lmbda[t-1] * sent[t] + decay[t-1] * g[t-1]: the gradient of rho * delta
+// In the following, cut[t] = done[t] or t == T-1, and y[t+1] = value_target[t+1] - state_value[t+1]:
+// grad_rho[t] = g[t] * delta[t]
+// grad_pg_rho[t] = grad_advantage[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
+// grad_c[t] = 0 if cut[t] else g[t] * gamma[t] * lmbda[t] * y[t+1]
+// grad_ratio[t] = grad_rho[t] + grad_pg_rho[t] + grad_c[t], each only where ratio[t] does not exceed its threshold
+// grad_log_pi[t] = grad_ratio[t] * ratio[t], 0 where log_pi[t] - log_mu[t] exceeds kLargestLogRatio
+// grad_log_mu[t] = -grad_log_pi[t]
+// grad_reward[t] = rho[t] * g[t] + pg_rho[t] * grad_advantage[t]
+// grad_state_value[t] = grad_value_target[t] + sent[t] - grad_reward[t]
+// grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * (rho[t] * g[t] + (pg_rho[t] * grad_advantage[t] if cut[t] else 0))
 struct VTraceBackward {
   static constexpr const char* kName = "vtrace_backward";
   static constexpr int kCoefficients = 5, kValues = 8, kFlags = 2, kOutputs = 5;
   static constexpr bool kReverse = false, kFirst = true, kLast = true;
   enum { kGradAdvantage, kGradTarget, kLogPi, kLogMu, kValue, kNextValue, kReward, kTarget };
 
-  // What the advantage of the step before sends back to this step's value and, times lambda, to its correction.
+  // sent[t]: the gradient that advantage[t-1] sends to next_target[t-1] = state_value[t] + lmbda[t-1] * y[t].
   template <class S, class T = typename S::Real>
   static INLINE T sent(const S& s) {
     const S before = s.before();
@@ -274,7 +331,7 @@ struct VTraceBackward {
 template <class... Forms>
 struct List {};
 
-// Every form; Python calls each by its place here.
+// All forms. Python calls a form by its index in this list.
 using AllForms = List<LinearScan, LinearScanTransposed, Reward2Go, Reward2GoBackward, Gae, GaeBackward, TdLambda, TdLambdaBackward,
                       VTrace, VTraceBackward>;
 

@@ -1,7 +1,10 @@
-// The fused scans on the CPU, as a Python module.
+// The Python module of the CPU kernels. It has three functions:
 //
-// Plain C++ behind two Python functions: no torch headers, so that it builds in seconds and works with every version of torch.
-// The caller of `run` has checked everything: dtypes, shapes, devices. `call` checks, and leaves alone whatever is not plain.
+//   forms()  the names of the forms
+//   run()    computes a form; the caller has checked dtypes, shapes and devices
+//   call()   checks the inputs and computes a form, or returns None if they do not qualify
+//
+// It includes no torch headers, so it builds in seconds and works with every version of torch.
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -9,7 +12,7 @@
 
 #include "scan.h"
 
-// The module's name: the same source is built for several instruction sets.
+// MODULE is the module's name. This source is built once per instruction set, each with its own name.
 #define TEXT_(name) #name
 #define TEXT(name) TEXT_(name)
 #define INIT_(name) PyInit_##name
@@ -19,6 +22,7 @@ namespace {
 
 using Scan = void (*)(void* const*, Dim*, int, const Dim&);
 
+// A form in the table: its operands, and its scans in float32 (`single`) and float64 (`wide`).
 struct Entry {
   const char* name;
   int coefficients, values, flags, operands;
@@ -36,12 +40,13 @@ struct Table {
 };
 constexpr auto& kForms = decltype(Table(AllForms{}))::entries;
 
+// Raises ValueError with `message`, unless an exception is already set. Returns nullptr.
 PyObject* fail(const char* message) {
   if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, message);
   return nullptr;
 }
 
-// A reference of one's own, given back at the end of the scope.
+// Owns a reference to a Python object and releases it at the end of the scope.
 struct Result {
   PyObject* object;
   explicit Result(PyObject* object) : object(object) {}
@@ -49,7 +54,7 @@ struct Result {
   ~Result() { Py_XDECREF(object); }
 };
 
-// forms() -> the names, in the order of their numbers.
+// forms() -> a list of the names. The index of a name is the number of the form in run() and call().
 PyObject* forms(PyObject*, PyObject*) {
   const Result names(PyList_New(0));
   for (const Entry& form : kForms) {
@@ -60,12 +65,14 @@ PyObject* forms(PyObject*, PyObject*) {
   return names.object;
 }
 
+// Copies `count` integers from a tuple. Returns whether that succeeded.
 bool read(PyObject* tuple, int64_t* values, Py_ssize_t count) {
   for (Py_ssize_t i = 0; i < count; ++i) values[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
   return !PyErr_Occurred();
 }
 
-// run(form, is_double, dim, tensor, ...): inputs and outputs in the order of the form. Zero-dimensional ones are as if expanded.
+// run(form, is_double, dim, tensor, ...) -> None. The tensors are the inputs and outputs in the order of the form, all of one shape; the
+// outputs are written. A zero-dimensional tensor has stride 0 in every dimension, as if it were expanded. dim is not negative.
 PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr Py_ssize_t kFirstOperand = 3;
   static PyObject* const kDataPtr = PyUnicode_InternFromString("data_ptr");
@@ -111,7 +118,8 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   Py_RETURN_NONE;
 }
 
-// DLPack's interface in C, as far as it is used: it stands still where torch's own does not, and reads a tensor in nanoseconds.
+// The part of DLPack's C interface that is used here. Unlike torch's own C interface it is stable between versions, and it reads the
+// pointer, shape and strides of a tensor in nanoseconds.
 struct DLTensor {
   void* data;
   int32_t device_type, device_id, ndim;
@@ -128,7 +136,7 @@ struct DLPack {
   int (*read)(void* object, DLTensor* tensor);
 };
 
-// torch, as far as `call` has to know it. Never given back: at exit there is no interpreter to take it.
+// The objects of torch that call() uses. They are never released, because no interpreter exists when static objects are destroyed.
 struct Torch {
   PyObject* const module = PyImport_ImportModule("torch");
   PyObject* const tensor = get(module, "Tensor");
@@ -140,11 +148,13 @@ struct Torch {
   PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
   const DLPack* const dlpack = interface(get(tensor, "__dlpack_c_exchange_api__"));
 
+  // Returns an attribute, or nullptr if the object is nullptr or has no such attribute.
   static PyObject* get(PyObject* object, const char* name) { return object ? PyObject_GetAttrString(object, name) : nullptr; }
 
+  // Returns the DLPack interface of this version of torch, or nullptr if it has none or one with another major version.
   static const DLPack* interface(PyObject* capsule) {
     auto found = capsule ? static_cast<const DLPack*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api")) : nullptr;
-    PyErr_Clear();  // older versions have none
+    PyErr_Clear();  // older versions of torch have no such capsule
     return found != nullptr && found->major == DLPack::kMajor ? found : nullptr;
   }
 };
@@ -153,22 +163,24 @@ const Torch& torch() {
   return once;
 }
 
-// The operands of a call. What says no does not say why: the error is left to whoever takes the call over.
+// The operands of call(). Its functions return false if an operand does not qualify, without a reason: the Python code that runs instead
+// raises the error.
 struct Operands {
   const Entry& form;
   PyObject* const* inputs;
   const int first_flag, num_inputs;
   void* data[kMaxOperands];
   Dim time, batch[kMaxDims];
-  DLTensor like;  // the last value, whose shape and dtype all share
+  DLTensor like;  // the last value; all operands have to match its shape and dtype
   Py_ssize_t dim;
   int64_t numel;
   double numbers[kMaxOperands];
-  PyObject* layout = nullptr;  // a value that is laid out as the flags are
+  PyObject* layout = nullptr;  // a value with the strides of the first flag, or nullptr
 
   Operands(const Entry& form, PyObject* const* inputs)
       : form(form), inputs(inputs), first_flag(form.coefficients + form.values), num_inputs(first_flag + form.flags) {}
 
+  // Checks all inputs and reads their pointers and strides. Returns false if there are no elements or more than `most_elements`.
   bool take(PyObject* time_dim, int64_t most_elements) {
     if (torch().dlpack == nullptr || !PyLong_CheckExact(time_dim) || !read(inputs[first_flag - 1], &like)) return false;
     if (like.code != DLPack::kFloat || (like.bits != 32 && like.bits != 64) || like.ndim > kMaxDims) return false;
@@ -185,13 +197,14 @@ struct Operands {
     return true;
   }
 
-  // Of whatever is no subclass, and so behaves as a tensor does.
+  // Reads a tensor. Returns false for anything but a CPU tensor with memory; a subclass of Tensor may behave differently, so it fails too.
   static bool read(PyObject* object, DLTensor* tensor) {
     if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != torch().tensor) return false;
     if (torch().dlpack->read(object, tensor) != 0 || tensor->device_type != DLPack::kCpu) return false;
     return tensor->data != nullptr && tensor->byte_offset == 0;
   }
 
+  // Reads coefficient k if it is a Python number. It becomes an operand with stride 0.
   bool number(int k) {
     if (!PyFloat_Check(inputs[k]) && !PyLong_Check(inputs[k])) return false;
     numbers[k] = PyFloat_AsDouble(inputs[k]);
@@ -203,6 +216,7 @@ struct Operands {
     return true;
   }
 
+  // Reads input k if it is a tensor that qualifies. Values, like coefficients, may not need a gradient.
   bool input(int k, const DLTensor& flags) {
     DLTensor tensor;
     const bool is_flag = k >= first_flag;
@@ -216,7 +230,7 @@ struct Operands {
     return true;
   }
 
-  // Neither for a gradient, nor to be negated as it is read.
+  // Returns whether no gradient of the tensor is recorded and it is not a negated view, whose memory holds the values with opposite sign.
   static bool asks_for_nothing(PyObject* tensor) {
     const Result wanted(PyObject_GetAttr(tensor, torch().requires_grad));
     const Result negated(PyObject_CallFunctionObjArgs(torch().is_neg, tensor, nullptr));
@@ -225,12 +239,13 @@ struct Operands {
     return enabled.object == Py_False && negated.object == Py_False;
   }
 
+  // Stores the pointer and the strides of operand k. Without strides they are all 0.
   void place(int k, void* where, const int64_t* strides) {
     data[k] = where;
     for (int d = 0, b = 0; d < like.ndim; ++d) (d == dim ? time : batch[b++]).stride[k] = strides ? strides[d] : 0;
   }
 
-  // The outputs, laid out as the flags are, which neither a gradient nor a broadcast value distorts.
+  // Creates the outputs with the strides of the first flag, as Form.empty_outputs in kernels/scan_forms.py does.
   bool make_outputs(PyObject* tuple) {
     for (int k = num_inputs; k < form.operands; ++k) {
       PyObject* const output = new_output();
@@ -243,6 +258,7 @@ struct Operands {
     return true;
   }
 
+  // Returns an uninitialised output. A value with the flags' strides also has the right dtype; for a flag the dtype has to be passed.
   PyObject* new_output() const {
     if (layout != nullptr) return PyObject_CallFunctionObjArgs(torch().empty_like, layout, nullptr);
     const Result arguments(PyTuple_Pack(1, inputs[first_flag])), options(PyDict_New());
@@ -252,15 +268,16 @@ struct Operands {
   }
 
   void scan() {
-    constexpr int64_t kQuick = 16384;  // less takes no longer than to give up the interpreter and have it back
+    constexpr int64_t kQuick = 16384;  // fewer elements take less time than to release the GIL and acquire it again
     PyThreadState* const state = numel > kQuick ? PyEval_SaveThread() : nullptr;
     (like.bits == 32 ? form.single : form.wide)(data, batch, like.ndim - 1, time);
     if (state != nullptr) PyEval_RestoreThread(state);
   }
 };
 
-// call(form, most_elements, dim, coefficient or value or flag, ...): a tuple of the outputs, or None unless all is as the kernel takes
-// it without more ado: numbers, and plain tensors in host memory, of one shape and dtype, none of which asks for a gradient.
+// call(form, most_elements, dim, coefficients..., values..., flags...) -> a tuple of the outputs, or None if the inputs do not qualify.
+// Values have to be plain CPU tensors of one shape, float32 or float64; coefficients numbers, or tensors of that dtype that have that shape
+// or are zero-dimensional; flags bool tensors of that shape. None of them may need a gradient. dim may be negative.
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr Py_ssize_t kFirstInput = 3;
   const long number = nargs > kFirstInput ? PyLong_AsLong(args[0]) : -1;

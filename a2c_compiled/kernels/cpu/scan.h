@@ -1,5 +1,25 @@
-// The scan, for every form alike. In reverse time y[t] = x[t] + decay[t] * y[t+1]; transposed, y[t] = x[t] + decay[t-1] * y[t-1].
-// A zero decay cuts: what is beyond is not multiplied away but left out, so that NaN does not pass.
+// The scan, shared by all forms.
+//
+//   reverse form:     y[t] = x[t] + decay[t] * y[t+1],     with y[T] = 0
+//   transposed form:  y[t] = x[t] + decay[t-1] * y[t-1],   with y[-1] = 0
+//
+// Where the decay is 0 the product is left out, so NaN and infinity beyond an episode's end have no effect.
+//
+// The loop. scan() at the end of this file picks one batch dimension, the lane dimension, and loops over the other batch dimensions. For
+// each of their entries, one of three loops handles all sequences along the lane dimension:
+//
+//   scan_side_by_side  Neighbouring sequences are neighbours in memory. The outer loop runs over time, the inner loop over up to kWide
+//                      sequences, as vector operations. Carries stay in an array on the stack. It also handles arbitrary strides.
+//   scan_rows          Neighbouring steps are neighbours in memory, and coefficients are constant in time. It processes kLanes sequences at
+//                      once, and kTile steps of each. It computes the prologues of that tile as vector operations along time, then the
+//                      recurrences of all lanes side by side, then the epilogues.
+//   scan_parts         The same memory, but fewer than kLanes sequences of at least kSplit steps. It uses kLanes parts of one sequence in
+//                      place of kLanes sequences, and then adds the contribution of the value that enters each part.
+//
+// Why: a step of the recurrence waits for the step before it. Several independent recurrences side by side hide that latency. Prologue and
+// epilogue have no such dependence, so they vectorise along time, and a tile keeps x and decay in the first-level cache in between.
+//
+// Threads: a scan runs in the thread that calls it. module.cpp releases the GIL meanwhile, except for small scans by call().
 #pragma once
 
 #include <algorithm>
@@ -21,17 +41,18 @@
 namespace {  // internal linkage: one source file includes this
 
 constexpr int kMaxDims = 16, kMaxOperands = 20;
-constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side to hide their latency
-constexpr int64_t kTile = 128;     // steps of each that fit the first-level cache, prologue and all
-constexpr int64_t kWide = 1024;    // sequences that are walked side by side where they are neighbours in memory
-constexpr int64_t kSplit = 64;     // from this many steps on a few sequences are scanned in parts
+constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side
+constexpr int64_t kTile = 128;     // steps of a lane in a tile; a tile fits the first-level cache
+constexpr int64_t kWide = 1024;    // sequences in the inner loop of scan_side_by_side
+constexpr int64_t kSplit = 64;     // the fewest steps for which fewer than kLanes sequences are scanned in parts
 
+// A dimension of the data: its size, and its stride in every operand.
 struct Dim {
   int64_t size;
   int64_t stride[kMaxOperands];  // in elements
 };
 
-// Where the operands lie: along the inner loop `step` apart, in time `time` apart.
+// The addresses of all operands, and their strides: `step` along the inner loop, `time` along time.
 template <class T, class Form>
 struct Cursor {
   static constexpr int kInputs = Form::kCoefficients + Form::kValues + Form::kFlags, kOperands = kInputs + Form::kOutputs;
@@ -42,7 +63,7 @@ struct Cursor {
   const uint8_t* f[Form::kFlags + 1];
   T* out[Form::kOutputs];
   int64_t step[kOperands], time[kOperands];
-  bool unit;  // every operand is one element apart along the inner loop, and the coefficients stay what they are
+  bool unit;  // along the inner loop, every value, flag and output has stride 1 and every coefficient stride 0
 
   Cursor(void* const* data, const Dim& inner, const Dim& time_dim) {
     for (int k = 0; k < Form::kCoefficients; ++k) c[k] = static_cast<const T*>(data[k]);
@@ -55,6 +76,7 @@ struct Cursor {
     for (int k = 0; k < kOperands; ++k) unit = unit && step[k] == (k < kValue ? 0 : 1);
   }
 
+  // Moves every operand by `by` entries of a dimension with these strides.
   void advance(const int64_t* stride, int64_t by) {
     for (int k = 0; k < Form::kCoefficients; ++k) c[k] += by * stride[k];
     for (int k = 0; k < Form::kValues; ++k) v[k] += by * stride[kValue + k];
@@ -63,23 +85,24 @@ struct Cursor {
   }
 };
 
-// One step of the inner loop: nothing is read before it is asked for.
+// One step, as the forms see it. It loads an operand only when the form reads it.
 template <class T, class Form, bool kUnit>
 struct Step {
   using Real = T;
   using Here = Cursor<T, Form>;
   const Here& at;
-  int64_t i, later;  // place in the inner loop, and steps in time from there
+  int64_t i, later;  // the index in the inner loop, and an offset in time
   bool first, last;
 
   INLINE T c(int k) const { return at.c[k][(kUnit ? 0 : i * at.step[k]) + later * at.time[k]]; }
   INLINE T v(int k) const { return at.v[k][index(Here::kValue + k)]; }
   INLINE bool f(int k) const { return at.f[k][index(Here::kFlag + k)] != 0; }
   INLINE int64_t index(int operand) const { return i * (kUnit ? 1 : at.step[operand]) + later * at.time[operand]; }
-  // Before the first and after the last step that step itself stands in.
+  // before() the first step and after() the last step return the step itself, so that no memory outside is read.
   INLINE Step before() const { return {at, i, first ? 0 : -1, false, false}; }
   INLINE Step after() const { return {at, i, last ? 0 : 1, false, false}; }
 
+  // Computes the outputs of this step and stores them.
   INLINE void finish(T y, T y_after) const {
     T results[Form::kOutputs];
     Form::epilogue(*this, y, y_after, results);
@@ -87,7 +110,8 @@ struct Step {
   }
 };
 
-// One link of the chain: from what comes in to this step's result and to what goes on from it.
+// One step of the recurrence: returns y[t] and updates `carry`. In a reverse form carry is y[t+1] before and y[t] after. In a transposed
+// form it is decay[t-1] * y[t-1] before and decay[t] * y[t] after.
 template <bool kReverse, class T>
 INLINE T follow(T x, T decay, T& carry) {
   if (kReverse) return carry = x + cut(decay, carry);
@@ -96,7 +120,7 @@ INLINE T follow(T x, T decay, T& carry) {
   return y;
 }
 
-// Sequences that are neighbours in memory: every step is a vector operation over them.
+// Scans sequences that are neighbours in memory: one step of all of them is a vector operation. Without kUnit, strides are arbitrary.
 template <bool kUnit, class T, class Form>
 void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps) {
   constexpr int64_t kCount = kUnit ? kWide : 2 * kLanes;
@@ -123,13 +147,16 @@ void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps)
   }
 }
 
-// A tile: up to kLanes pieces of sequences, prologue done, in the first-level cache.
+// A tile: x and decay of up to kLanes lanes, one lane after the other. The recurrence replaces x by y. `product`: for scan_parts, the
+// products of decays, see recur_step_by_step. `carry`: the carry of each lane, from tile to tile. `x` has one more entry, for the y
+// that follows the last one.
 template <class T>
 struct Tile {
   alignas(64) T x[kLanes * kTile + 1], decay[kLanes * kTile], product[kLanes * kTile], carry[kLanes];
 };
 
-// `body(from, to, first, last)` over the steps of [from, to), those at the edges of the data by themselves.
+// Calls body(begin, end, first, last) for the steps [from, to). The first and the last step of the data get calls of their own if the form
+// reads them or the steps beside it. In each call, `first` and `last` are constant, so the loop in `body` does not test them at every step.
 template <class Form, class Body>
 void over_steps(int64_t from, int64_t to, int64_t steps, Body body) {
   if (Form::kFirst && from == 0 && from < to) {
@@ -143,6 +170,7 @@ void over_steps(int64_t from, int64_t to, int64_t steps, Body body) {
   if (from < to) body(from, to, false, false);
 }
 
+// Computes x[t] and decay[t] for t in [from, to).
 template <class T, class Form>
 NOINLINE void prologue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, T* __restrict x, T* __restrict decay) {
   INDEPENDENT_STEPS
@@ -153,6 +181,7 @@ NOINLINE void prologue(const Cursor<T, Form>& row, int64_t from, int64_t to, boo
   }
 }
 
+// Computes the outputs for t in [from, to). It reads y[to] as well.
 template <class T, class Form>
 NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, const T* __restrict y) {
   INDEPENDENT_STEPS
@@ -160,6 +189,7 @@ NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, boo
     Step<T, Form, true>{row, t, 0, first, last}.finish(y[t], y[t + 1]);
 }
 
+// Prologue of the steps [from, from + count) of one lane. x and decay point to the lane's entries in the tile.
 template <class T, class Form>
 void begin_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, T* x, T* decay) {
   over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
@@ -167,6 +197,7 @@ void begin_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_
   });
 }
 
+// Epilogue of the same steps. y[count] is the y that follows them.
 template <class T, class Form>
 void end_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, const T* y) {
   over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
@@ -174,8 +205,11 @@ void end_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t 
   });
 }
 
-// The recurrences of a tile's lanes, `pitch` apart, over the steps of [from, to), carried on from `carry`. With `product` also
-// what each step makes of that which comes into its lane.
+// Computes the recurrences of kCount lanes over the steps [from, to), one step after the other, from `carry` on. A lane starts `pitch`
+// entries after the one before. With kProduct it also computes tile.product: the factor of the carry that entered the lane in y[t].
+//   reverse form:     product[t] = decay[t] * decay[t+1] * ...   up to the lane's last step
+//   transposed form:  product[t] = ... * decay[t-2] * decay[t-1]   from the lane's first step on
+// `product` holds the running products of all lanes.
 template <bool kReverse, bool kProduct, int64_t kCount, class T>
 INLINE void recur_step_by_step(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
   for (int64_t i = from; i < to; ++i) {
@@ -206,7 +240,7 @@ struct Vector {
   typedef T type __attribute__((vector_size(8 * sizeof(T))));
 };
 
-// Rows to columns.
+// Transposes an 8 x 8 matrix.
 template <class V>
 INLINE void transpose(V (&r)[8]) {
 #pragma GCC unroll 4
@@ -230,6 +264,7 @@ INLINE void transpose(V (&r)[8]) {
   }
 }
 
+// Loads eight steps of all lanes. columns[k] is step k of all lanes.
 template <class V, class T>
 INLINE void load_columns(V (&columns)[8], const T* rows, int64_t pitch) {
 #pragma GCC unroll 8
@@ -237,6 +272,7 @@ INLINE void load_columns(V (&columns)[8], const T* rows, int64_t pitch) {
   transpose(columns);
 }
 
+// Stores what load_columns loads. It overwrites `columns`.
 template <class V, class T>
 INLINE void store_columns(V (&columns)[8], T* rows, int64_t pitch) {
   transpose(columns);
@@ -244,7 +280,7 @@ INLINE void store_columns(V (&columns)[8], T* rows, int64_t pitch) {
   for (int n = 0; n < 8; ++n) std::memcpy(rows + n * pitch, &columns[n], sizeof(V));
 }
 
-// The same for all lanes and eight steps at a time, turned so that a step is a vector.
+// The same as recur_step_by_step for all lanes, eight steps at a time. It transposes them, so that one step of all lanes is one vector.
 template <bool kReverse, bool kProduct, class T>
 INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
   using V = typename Vector<T>::type;
@@ -283,7 +319,8 @@ INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t t
 }
 #endif
 
-// All of a tile's lanes; with kProduct the products over the lanes are left in place of the decays.
+// Computes the recurrences of all lanes of a tile over `count` steps. With kProduct, tile.decay[n] is then the product of all decays of
+// lane n.
 template <bool kReverse, bool kProduct, class T>
 void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
   T carry[kLanes], product[kLanes];
@@ -297,7 +334,8 @@ void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
   if (kProduct) std::copy(product, product + kLanes, tile.decay);
 }
 
-// Whether whole sequences lie end to end and fit a tile: all their steps are then one run, for forms that look at no other step.
+// Returns whether whole sequences are contiguous in memory, one after the other, and fit a tile. Prologue and epilogue can then run over
+// the steps of all sequences in one loop. The form must not read `first` or `last`, because that loop does not see where a sequence ends.
 template <class T, class Form>
 bool are_one_run(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t steps) {
   bool one = !Form::kFirst && !Form::kLast && steps <= kTile;
@@ -305,12 +343,12 @@ bool are_one_run(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int6
   return one;
 }
 
-// Sequences one next to the other in time: kLanes of them at once, a tile of steps after the other.
+// Scans up to kLanes sequences that are contiguous in time, tile by tile along time.
 template <class T, class Form>
 void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
   Tile<T> tile;
   std::fill(tile.carry, tile.carry + kLanes, T(0));
-  if (lanes < kLanes) {  // what is computed in the empty lanes is thrown away, but is not to be garbage
+  if (lanes < kLanes) {  // the results of unused lanes are discarded, but their input has to be initialised
     std::fill(tile.x, tile.x + kLanes * kTile, T(0));
     std::fill(tile.decay, tile.decay + kLanes * kTile, T(0));
   }
@@ -330,7 +368,7 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
     row = cursor;
     for (int64_t n = 0; n < lanes; ++n, row.advance(lane_stride, 1)) {
       T* y = tile.x + n * kTile;
-      const T following = y[count];  // the next lane's first, where this tile is full
+      const T following = y[count];  // in a full tile this entry is the next lane's first
       y[count] = carried[n];
       end_steps(row, from, count, steps, y);
       y[count] = following;
@@ -338,7 +376,8 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
   }
 }
 
-// One long sequence: kLanes parts of it at once, then what comes into each part is added to it.
+// Scans one long sequence. kLanes consecutive parts of it are the lanes of a tile. Their recurrences start from 0. Then, part after part in
+// the order of the scan, it adds product[t] * (the carry that enters the part) to y[t].
 template <class T, class Form>
 void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
   Tile<T> tile;
@@ -359,7 +398,7 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
         const T* product = tile.product + n * part;
         const T entering = carry;
         carry = tile.carry[n];
-        if (entering == T(0)) continue;  // of nothing comes nothing, though the product may have overflowed
+        if (entering == T(0)) continue;  // nothing to add, and an overflowed product times 0 would be NaN
         for (int64_t t = 0; t < part; ++t) x[t] += cut(product[t], entering);
         carry += cut(tile.decay[n], entering);
       }
@@ -370,6 +409,7 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
   }
 }
 
+// Scans all sequences along the lane dimension, which are contiguous in time.
 template <class T, class Form>
 void scan_in_time(const Cursor<T, Form>& cursor, const Dim& lane, int64_t steps) {
   const bool in_parts = lane.size < kLanes && steps >= kSplit;
@@ -382,7 +422,7 @@ void scan_in_time(const Cursor<T, Form>& cursor, const Dim& lane, int64_t steps)
   }
 }
 
-// Batch dimensions without those of size 1, and with those merged that are one in memory for all operands.
+// Drops batch dimensions of size 1, and merges neighbouring ones that one stride describes in every operand. Returns how many remain.
 int merge(Dim* dims, int count, int operands) {
   int kept = 0;
   for (int i = 0; i < count; ++i) {
@@ -402,7 +442,8 @@ int merge(Dim* dims, int count, int operands) {
   return kept;
 }
 
-// Large results come as new pages, at a fault and a zeroing each: more of the time than the scan. Huge pages are 512 times fewer.
+// Advises the system to use huge pages for a large output. Each new page costs a page fault and is filled with zeros, which together take
+// longer than the scan. There are 512 times fewer huge pages.
 template <class T>
 void expect_pages(T* data, const Dim* batch, int batch_dims, const Dim& time, int operand) {
 #if defined(__linux__)
@@ -410,20 +451,21 @@ void expect_pages(T* data, const Dim* batch, int batch_dims, const Dim& time, in
   int64_t last = (time.size - 1) * time.stride[operand];
   for (int d = 0; d < batch_dims; ++d) last += (batch[d].size - 1) * batch[d].stride[operand];
   if (last * int64_t(sizeof(T)) < kHugePage / 2) return;
-  // Outwards to whole pages: it is only advice, also for what else lies there.
+  // Round outwards to whole huge pages. The advice does not change the other data in them.
   const int64_t begin = reinterpret_cast<int64_t>(data) / kHugePage * kHugePage;
   const int64_t end = (reinterpret_cast<int64_t>(data + last) / kHugePage + 1) * kHugePage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
+// Scans all data of a form. `data` has a pointer for every operand: coefficients, values, flags, outputs. It changes `batch`.
 template <class Form, class T>
 void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
   using Here = Cursor<T, Form>;
   constexpr int kFirstOutput = Here::kInputs;
   batch_dims = merge(batch, batch_dims, Here::kOperands);
   for (int k = kFirstOutput; k < Here::kOperands; ++k) expect_pages(static_cast<T*>(data[k]), batch, batch_dims, time, k);
-  // The lanes: the dimension whose neighbours lie closest in the output.
+  // The lane dimension is the batch dimension with the smallest stride in the first output.
   Dim lane{1, {}};
   if (batch_dims > 0) {
     Dim* closest = std::min_element(
@@ -432,10 +474,13 @@ void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
     std::copy(closest + 1, batch + batch_dims, closest);
     --batch_dims;
   }
+  // scan_in_time needs values, flags and outputs that are contiguous in time, and coefficients that are constant in time. It is chosen if
+  // there are few lanes, or if steps are closer in memory than lanes.
   const bool rows = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
   Here cursor(data, time, time);
   const bool in_time = rows && cursor.unit;
   if (!in_time) cursor = Here(data, lane, time);
+  // Loop over the other batch dimensions.
   int64_t index[kMaxDims] = {};
   for (;;) {
     if (in_time)

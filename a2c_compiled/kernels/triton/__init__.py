@@ -1,1 +1,1 @@
-"""The scans in Triton, for CUDA and ROCm."""
+"""The Triton backend: the scan kernel, its forms and its tile sizes, for CUDA and ROCm."""

@@ -1,4 +1,7 @@
-"""The one private class of Triton that is used: a compiled kernel, which is launched without another look at its arguments."""
+"""Launches of a compiled Triton kernel that skip Triton's analysis of the arguments.
+
+``triton.compiler.CompiledKernel`` is the only private class of Triton that this library uses.
+"""
 
 import functools
 import warnings
@@ -11,16 +14,16 @@ except ImportError:
 
 
 class Launcher(Protocol):
-    """From a grid to a call with all of a kernel's arguments."""
+    """A compiled kernel: ``launcher[grid](*arguments)`` launches it with all arguments of the kernel, in order."""
 
     def __getitem__(self, grid: Tuple[int, int, int]) -> Callable[..., None]: ...
 
 
 def launcher_of(launched: Any) -> Optional[Launcher]:
-    """What launches a kernel again, of what its first launch returned.
+    """Returns the launcher for the next launches, from the return value of the first launch.
 
-    None in Triton's interpreter, which compiles nothing, and in a version of Triton whose launches return something else: every launch
-    then goes through Triton's own look at the arguments, slower.
+    Returns None in Triton's interpreter, which compiles nothing, and, with one warning, in versions of Triton whose launches return
+    another type. Every launch then goes through Triton's slower analysis of the arguments.
     """
     if launched is None:
         return None
@@ -33,7 +36,7 @@ def launcher_of(launched: Any) -> Optional[Launcher]:
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        "a2c_compiled: this version of Triton returns no kernel to launch again; launches are slower",
+        "a2c_compiled: expected a launch to return triton.compiler.CompiledKernel, this version of Triton does not; launches are slower",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -1,8 +1,13 @@
-"""The forms on the device: of each, the decay, what is added at a step, and what becomes of the scan. Everything else is shared.
+"""The forms as device functions for :mod:`a2c_compiled.kernels.triton.kernel`: the decay, ``x`` and the outputs of one step.
 
-Operands come as in :mod:`a2c_compiled.kernels.scan_forms`: tuples of coefficients, values and flags, those of the step itself first,
-then those of the step before and of the step after (zeros where there is none). What a form does not use is not loaded.
-Flags select, they never multiply: NaN beyond them does not leak.
+The notation is that of :mod:`a2c_compiled.kernels.scan_forms`. The arguments of the device functions are:
+
+* ``here``, ``before``, ``after``: the operands at the steps ``t``, ``t-1`` and ``t+1``. Each is a tuple (coefficients, values, flags),
+  and each of these is a tuple in the order of the form. Values, flags and per-step coefficients are 0 where a step does not exist.
+* ``last``: bool, ``t == T-1``.
+* ``y``: the result of the scan at ``t``. ``y_next``: its result at ``t+1``, valid only if the form sets ``needs_next``.
+
+The compiler removes loads that a form does not use. Flags select by ``tl.where``; a product with a flag would let NaN through.
 """
 
 # mypy: allow-untyped-defs
@@ -19,40 +24,54 @@ _LARGEST_LOG_RATIO = tl.constexpr(LARGEST_LOG_RATIO)
 
 
 class DeviceForm(NamedTuple):
-    """``y[t] = source[t] + decay[t] * y[t+1]``, or for a transposed form ``y[t] = source[t] + decay[t-1] * y[t-1]``."""
+    """The device functions of a form.
 
-    decay: Any  # (coefficients, values, flags) of one step
-    source: Any  # (here, before, after, last)
-    outputs: Any  # (here, before, after, last, y, y[t+1]), in the order of the form's outputs
-    # Whether the outputs need y[t+1], which costs a wider scan.
+    A reverse form computes ``y[t] = x[t] + decay[t] * y[t+1]``. A transposed form computes ``y[t] = x[t] + decay[t-1] * y[t-1]``.
+    """
+
+    decay: Any  # (coefficients, values, flags) of one step -> decay[t]
+    source: Any  # (here, before, after, last) -> x[t]
+    outputs: Any  # (here, before, after, last, y, y_next) -> a tuple in the order of the form's outputs
+    # Whether `outputs` reads y_next. The kernel then scans four tensors instead of two.
     needs_next: bool = False
 
 
+# x[t] = the first value: for forms whose x is an operand as it is.
 @triton.jit
 def _first_value(here, before, after, last):
     return here[1][0]
 
 
+# The only output is y[t].
 @triton.jit
 def _only_scan(here, before, after, last, y, y_next):
     return (y,)
 
 
+# linear_scan: y[t] = x[t] + decay[t] * y[t+1]. Transposed: y[t] = x[t] + decay[t-1] * y[t-1].
 @triton.jit
 def _linear_scan_decay(coefficients, values, flags):
     return values[1]
 
 
+# reward2go: returns[t] = reward[t] + decay[t] * returns[t+1]
+#     decay[t] = 0 if done[t] else gamma[t]
+# reward2go_backward: grad_reward[t] = grad_returns[t] + decay[t-1] * grad_reward[t-1]
 @triton.jit
 def _reward2go_decay(coefficients, values, flags):
     return tl.where(flags[0], 0.0, coefficients[0])
 
 
+# The decay of gae and td_lambda, and of their gradients: decay[t] = 0 if done[t] else gamma[t] * lmbda[t].
+# td_lambda has decay[T-1] = 0 too. The kernel ignores decay[T-1], so no term is needed for it here.
 @triton.jit
 def _trace_decay(coefficients, values, flags):
     return tl.where(flags[0], 0.0, coefficients[0] * coefficients[1])
 
 
+# gae: advantage[t] = delta[t] + decay[t] * advantage[t+1]
+#     delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
+#     value_target[t] = advantage[t] + state_value[t]
 @triton.jit
 def _gae_source(here, before, after, last):
     value, next_value, reward = here[1]
@@ -64,6 +83,11 @@ def _gae_outputs(here, before, after, last, y, y_next):
     return y, y + here[1][0]
 
 
+# gae_backward: g[t] = grad_advantage[t] + grad_value_target[t] + decay[t-1] * g[t-1]
+#     g is the gradient of delta. Both outputs contain advantage[t], so both of their gradients enter x[t].
+#     grad_state_value[t] = grad_value_target[t] - g[t]: value_target contains +state_value, delta contains -state_value.
+#     grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * g[t]
+#     grad_reward[t] = g[t]
 @triton.jit
 def _gae_backward_source(here, before, after, last):
     return here[1][0] + here[1][1]
@@ -74,34 +98,48 @@ def _gae_backward_outputs(here, before, after, last, y, y_next):
     return here[1][1] - y, tl.where(here[2][1], 0.0, here[0][0] * y), y
 
 
+# td_lambda: returns[t] = x[t] + decay[t] * returns[t+1]
+#     trace[t] = 0 if done[t] or t == T-1 else lmbda[t]
+#     x[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) * (1 - trace[t])
+#     decay[t] = gamma[t] * trace[t]
 @triton.jit
-def _td_lambda_open(here, last):
-    """1 - trace."""
+def _one_minus_trace(here, last):
     return tl.where(here[2][0] | last, 1.0, 1.0 - here[0][1])
 
 
 @triton.jit
 def _td_lambda_source(here, before, after, last):
     next_value, reward = here[1]
-    return reward + here[0][0] * tl.where(here[2][1], 0.0, next_value) * _td_lambda_open(here, last)
+    return reward + here[0][0] * tl.where(here[2][1], 0.0, next_value) * _one_minus_trace(here, last)
 
 
+# td_lambda_backward: g[t] = grad_returns[t] + decay[t-1] * g[t-1], the gradient of x.
+#     grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * (1 - trace[t]) * g[t]
+#     grad_reward[t] = g[t]
 @triton.jit
 def _td_lambda_backward_outputs(here, before, after, last, y, y_next):
-    return tl.where(here[2][1], 0.0, here[0][0] * _td_lambda_open(here, last) * y), y
+    return tl.where(here[2][1], 0.0, here[0][0] * _one_minus_trace(here, last) * y), y
 
 
 @triton.jit
 def _at_most(x, bound):
-    """Unlike tl.minimum, NaN stays NaN."""
+    """min(x, bound), but NaN where x is NaN. tl.minimum would return the bound there."""
     return tl.where(x > bound, bound, x)
 
 
+# ratio[t] = exp(min(log_pi[t] - log_mu[t], LARGEST_LOG_RATIO)): the bound keeps the ratio finite in float32.
 @triton.jit
 def _ratio(log_pi, log_mu):
     return tl.exp(_at_most(log_pi - log_mu, _LARGEST_LOG_RATIO))
 
 
+# vtrace: y[t] = rho[t] * delta[t] + decay[t] * y[t+1], the correction of the value.
+#     rho[t], c[t], pg_rho[t] = ratio[t], each clipped to at most rho_thresh[t], c_thresh[t], pg_rho_thresh[t]
+#     delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
+#     decay[t] = 0 if done[t] else gamma[t] * lmbda[t] * c[t]
+#     value_target[t] = state_value[t] + y[t]
+#     next_target[t] = next_state_value[t] if done[t] or t == T-1 else state_value[t+1] + lmbda[t] * y[t+1]
+#     advantage[t] = pg_rho[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 @triton.jit
 def _vtrace_decay(coefficients, values, flags):
     decay = coefficients[0] * coefficients[4] * _at_most(_ratio(values[0], values[1]), coefficients[2])
@@ -126,6 +164,9 @@ def _vtrace_outputs(here, before, after, last, y, y_next):
     return _at_most(_ratio(log_pi, log_mu), pg_rho_thresh) * advantage, value + y
 
 
+# vtrace_backward: g[t] = grad_value_target[t] + lmbda[t-1] * sent[t] + decay[t-1] * g[t-1], the gradient of rho * delta.
+#     sent[t] = 0 if t == 0 or done[t-1] or terminated[t-1] else grad_advantage[t-1] * gamma[t-1] * pg_rho[t-1]
+#     advantage[t-1] sends this gradient to next_target[t-1] = state_value[t] + lmbda[t-1] * y[t].
 @triton.jit
 def _vtrace_backward_decay(coefficients, values, flags):
     decay = coefficients[0] * coefficients[4] * _at_most(_ratio(values[2], values[3]), coefficients[2])
@@ -133,8 +174,8 @@ def _vtrace_backward_decay(coefficients, values, flags):
 
 
 @triton.jit
-def _to_next_value(step):
-    """What the gradient of a step's advantage sends to the value after it and, times lambda, to its correction; not of a last step."""
+def _sent_by(step):
+    """sent[t], computed from the operands at t-1. It is 0 at t = 0, where grad_advantage was loaded as 0."""
     gamma, _, _, pg_rho_thresh, _ = step[0]
     weight = step[1][0] * gamma * _at_most(_ratio(step[1][2], step[1][3]), pg_rho_thresh)
     return tl.where(step[2][0] | step[2][1], 0.0, weight)
@@ -142,9 +183,20 @@ def _to_next_value(step):
 
 @triton.jit
 def _vtrace_backward_source(here, before, after, last):
-    return here[1][1] + before[0][4] * _to_next_value(before)
+    return here[1][1] + before[0][4] * _sent_by(before)
 
 
+# The outputs of vtrace_backward, with cut[t] = done[t] or t == T-1 and y[t+1] = value_target[t+1] - state_value[t+1]:
+#     grad_rho[t] = g[t] * delta[t]
+#     grad_pg_rho[t] = grad_advantage[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
+#     grad_c[t] = 0 if cut[t] else g[t] * gamma[t] * lmbda[t] * y[t+1]
+#     grad_ratio[t] = grad_rho[t] + grad_pg_rho[t] + grad_c[t], each only where ratio[t] does not exceed its threshold
+#     grad_log_pi[t] = grad_ratio[t] * ratio[t], 0 where log_pi[t] - log_mu[t] exceeds LARGEST_LOG_RATIO
+#     grad_log_mu[t] = -grad_log_pi[t]
+#     grad_reward[t] = rho[t] * g[t] + pg_rho[t] * grad_advantage[t]
+#     grad_state_value[t] = grad_value_target[t] + sent[t] - grad_reward[t]
+#     grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * (rho[t] * g[t] + (pg_rho[t] * grad_advantage[t] if cut[t] else 0))
+# In this function y is g, and `correction` is y[t+1].
 @triton.jit
 def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda = here[0]
@@ -160,7 +212,7 @@ def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     grad_rho = y * delta
     grad_pg_rho = grad_advantage * (reward + gamma * next_target - value)
     grad_c = tl.where(cut, 0.0, y * gamma * lmbda * correction)
-    # At the threshold itself the gradient is the ratio's, as clamp_max has it.
+    # A ratio equal to its threshold gets the gradient, as in torch.clamp_max.
     grad_ratio = tl.where(ratio <= rho_thresh, grad_rho, 0.0) + tl.where(ratio <= pg_rho_thresh, grad_pg_rho, 0.0)
     grad_ratio += tl.where(ratio <= c_thresh, grad_c, 0.0)
     grad_log_pi = tl.where(log_pi - log_mu <= _LARGEST_LOG_RATIO, grad_ratio * ratio, 0.0)
@@ -169,8 +221,8 @@ def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     grad_own = _at_most(ratio, pg_rho_thresh) * grad_advantage
     grad_reward = grad_correction + grad_own
     grad_next = tl.where(terminated, 0.0, gamma * (grad_correction + tl.where(cut, grad_own, 0.0)))
-    # The target's gradient is also the value's, but for what the differences take off.
-    grad_value = grad_target + _to_next_value(before) - grad_reward
+    # value_target[t] and next_target[t-1] contain +state_value[t]. The two differences, which grad_reward covers, contain -state_value[t].
+    grad_value = grad_target + _sent_by(before) - grad_reward
     return grad_log_pi, -grad_log_pi, grad_value, grad_next, grad_reward
 
 

@@ -1,38 +1,57 @@
-"""The one Triton kernel of all forms: a tile of rows and steps, an associative scan over its time, a carry from tile to tile.
+"""The scan kernel, shared by all forms.
 
-A row is one sequence. Which elements a program takes, and how, is :mod:`a2c_compiled.kernels.triton.tuning`'s; what a form adds to the
-scan is :mod:`a2c_compiled.kernels.triton.forms`'s.
+A program handles a block of rows (sequences). It loads a tile of rows and steps, scans the tile along time with an associative scan,
+and carries the last result into the next tile. :mod:`a2c_compiled.kernels.triton.tuning` chooses the tile sizes, and
+:mod:`a2c_compiled.kernels.triton.forms` defines the decay, ``x`` and the outputs of each form.
+
+One step of the scan is the map ``y -> x + a * y`` from the value that enters the step to the value that leaves it. Here ``a`` is
+``decay[t]`` in a reverse scan and ``decay[t-1]`` in a transposed one. Maps compose, and the composition is associative::
+
+    (a1, x1) then (a2, x2)  =  (a2 * a1, x2 + a2 * x1)
 """
 
-# Compile-time arguments are in capitals, as is Triton's custom; device code has no types that mypy could check.
+# Compile-time arguments are in capitals, as in Triton's own code. Device code has no types that mypy could check.
 # ruff: noqa: N803, N806
 # mypy: allow-untyped-defs
 
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-# How a coefficient arrives: as a kernel argument, as one number on the device, as a tensor with an entry for each step.
+# How a coefficient is passed. NUMBER: as a kernel argument. SCALAR: as a pointer to one element. PER_STEP: as a pointer to one element
+# per step.
 NUMBER, SCALAR, PER_STEP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
-# What a launch computes: the whole recurrence; of each split of time what it makes of what enters it; the recurrence, given those.
+# Launch modes.
+# WHOLE: one program per block of rows scans all steps and writes the outputs. Time is not split.
+# REDUCE: one program per block of rows and time split. It computes the pair (decay, offset) that maps the value entering the split to the
+#   value leaving it, leaving = offset + decay * entering, and writes it to the aggregates. No program runs for the split that the
+#   scan reaches last, because no split reads its aggregate.
+# RESUME: one program per block of rows and time split. It computes the value entering its split from the aggregates of the earlier
+#   splits, then scans its split and writes the outputs.
 WHOLE, REDUCE, RESUME = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
 def _enter(a, x, y):
-    """``x + a y``, where a zero ``a`` cuts; and of a zero ``y`` nothing comes, though ``a``, a product, may have overflowed."""
+    """Returns ``x + a * y``, and exactly ``x`` where ``a`` or ``y`` is zero.
+
+    A zero ``a`` keeps a NaN or infinite ``y`` out. A zero ``y`` keeps out an ``a`` that is a product of decays and overflowed.
+    """
     return x + tl.where((a == 0) | (y == 0), 0.0, a * y)
 
 
 @triton.jit
 def _compose(a, x, a_t, x_t):
-    """``y -> x + a y``, then ``y -> x_t + a_t y``."""
+    """Returns the map ``(a, x)`` followed by the map ``(a_t, x_t)``."""
     return tl.where(a_t == 0, 0.0, a_t * a), _enter(a_t, x_t, x)
 
 
 @triton.jit
 def _compose_both(a, x, b, z, a_t, x_t, b_t, z_t):
-    """As _compose, and (b, z) is all of (a, x) but its latest step: an inclusive and an exclusive scan in one."""
+    """Composes as ``_compose`` does, and also the maps ``(b, z)``, which leave out the latest step of ``(a, x)``.
+
+    One scan then gives the inclusive result, which leaves a step, and the exclusive result, which enters it.
+    """
     return (
         tl.where(a_t == 0, 0.0, a_t * a),
         _enter(a_t, x_t, x),
@@ -43,8 +62,9 @@ def _compose_both(a, x, b, z, a_t, x_t, b_t, z_t):
 
 @triton.jit
 def _scan_both(a, x, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
-    one, zero = tl.full(a.shape, 1, a.dtype), tl.full(a.shape, 0, a.dtype)
-    return tl.associative_scan((a, x, one, zero), AXIS, _compose_both, reverse=BACKWARDS)
+    """Scans along AXIS and returns the inclusive maps (a, x) and the exclusive maps (b, z)."""
+    ones, zeros = tl.full(a.shape, 1, a.dtype), tl.full(a.shape, 0, a.dtype)
+    return tl.associative_scan((a, x, ones, zeros), AXIS, _compose_both, reverse=BACKWARDS)
 
 
 @triton.jit
@@ -54,7 +74,7 @@ def _add_both(a, x, b, z):
 
 @triton.jit
 def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
-    """The entries of ``a`` and ``x`` that a scan along the axis reaches last; the axis stays, of size 1."""
+    """Returns the entries of ``a`` and ``x`` that a scan along AXIS reaches last. AXIS is kept, with size 1."""
     edge: tl.constexpr = 0 if BACKWARDS else x.shape[AXIS] - 1
     chosen = index == edge
     return tl.reduce((tl.where(chosen, a, 0.0), tl.where(chosen, x, 0.0)), AXIS, _add_both, keep_dims=True)
@@ -62,12 +82,12 @@ def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
 
 @triton.jit
 def _offset(stride, place, LAYOUT: tl.constexpr):
-    """Where an operand has the elements at ``place``: batch, time and row."""
+    """Returns the offsets of the elements at ``place``, which is (batch, time, row)."""
     batch, time, row = place
     offset = batch.to(tl.int64) * stride[0] + time.to(tl.int64) * stride[1] + row.to(tl.int64) * stride[2]
-    # The distribution over threads follows from these. What they say of the contiguous axis is true: accesses are as wide as the
-    # tuning table says, for flags as for numbers, which Triton would distribute apart. What they say of chunks (the 2) serves
-    # only to rank them: warps go to chunks before steps, which a thread then scans in its own registers.
+    # Triton distributes a tile over threads by these hints. For the contiguous axis they are true. They give flags the same distribution
+    # as values, so accesses are as wide as the tuning table says; without them Triton would distribute flags differently. The hint for
+    # chunks (the 2) only ranks the axes: warps spread over chunks before steps, so that one thread scans its steps in registers.
     vector: tl.constexpr = LAYOUT[1]
     if vector > 0:
         if LAYOUT[2]:
@@ -79,6 +99,10 @@ def _offset(stride, place, LAYOUT: tl.constexpr):
 
 @triton.jit
 def _load(pointers, strides, place, mask, FIRST: tl.constexpr, SHIFT: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr):
+    """Loads the elements at ``place``, ``SHIFT`` steps later, from each tensor; 0 outside the mask.
+
+    ``strides[FIRST]`` belongs to the first tensor.
+    """
     loaded = ()
     for i in tl.static_range(len(pointers)):
         stride = strides[0 if LAYOUT[0] else FIRST + i]
@@ -91,7 +115,7 @@ def _load(pointers, strides, place, mask, FIRST: tl.constexpr, SHIFT: tl.constex
 def _load_step(
     tensors, strides, place, mask, SHIFT: tl.constexpr, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr
 ):
-    """Coefficients, values and flags at ``place``, or ``SHIFT`` steps later; zeros outside of the mask."""
+    """Loads coefficients, values and flags at ``place``, ``SHIFT`` steps later; tensors with an entry per step are 0 outside the mask."""
     coefficients, values, flags = tensors
     first_flag: tl.constexpr = 1 + len(values)
     first_coefficient: tl.constexpr = first_flag + len(flags)
@@ -102,8 +126,8 @@ def _load_step(
         elif MODES[i] == SCALAR:
             loaded = loaded + (tl.load(coefficients[i]),)  # type: ignore[assignment]
         else:
-            one = (coefficients[i],)
-            loaded = loaded + _load(one, strides, place, mask, first_coefficient + i, SHIFT, LAYOUT, TYPE)
+            pointers = (coefficients[i],)
+            loaded = loaded + _load(pointers, strides, place, mask, first_coefficient + i, SHIFT, LAYOUT, TYPE)
     return (
         loaded,
         _load(values, strides, place, mask, 1, SHIFT, LAYOUT, TYPE),
@@ -113,10 +137,10 @@ def _load_step(
 
 @triton.jit
 def _resume(aggregates, aggregate, stride, mask, split, splits, REVERSE: tl.constexpr, SPLITS: tl.constexpr):
-    """What enters ``split``: the aggregates of the splits before it, composed in the order of the scan."""
+    """Returns the value entering ``split``: composes the aggregates of the splits that the scan reaches before it, applied to 0."""
     order = tl.arange(0, SPLITS)[None, :, None]
     index = SPLITS - 1 - order if REVERSE else order
-    # There is one fewer than splits: in reverse time they are those of the second split, the third and so on.
+    # There are splits - 1 aggregates. In a reverse scan, aggregate i belongs to split i + 1, because split 0 is reached last.
     comes_before = (index >= split) & (index < splits - 1) if REVERSE else index < split
     pointer = aggregate + index * stride
     a = tl.load(aggregates[0] + pointer, mask=mask & comes_before, other=1)
@@ -152,13 +176,30 @@ def scan_kernel(
     CHUNKS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """One block of rows through one split of time: ``tiles`` tiles of CHUNKS chunks of STEPS steps.
+    """Scans one block of ROWS rows over one time split, which has ``tiles`` tiles of CHUNKS chunks of STEPS steps.
 
-    ``strides``: of the outputs, then, unless all are the same, of values, flags and coefficients; each by batch, time and row.
-    LAYOUT: whether they are the same; how many contiguous elements align (0: nothing is known); whether it is rows that are contiguous.
-    Tiles are [ROWS, STEPS, CHUNKS].
+    Program (i, j): i is the batch and the block of rows, j the time split. Tiles have the shape [ROWS, STEPS, CHUNKS].
+
+    Args:
+        coefficients, values, flags, outputs: tuples of pointers in the order of the form; coefficients may be numbers (see MODES).
+        aggregates: pointers to the decays and the offsets of the splits, [splits - 1, batches * rows] each; empty in the mode WHOLE.
+        strides: one (batch, time, row) triple of strides for the outputs, then, unless all are equal, one for each value, flag and
+            coefficient.
+        rows: rows of a batch.
+        length: steps, T.
+        tiles: tiles of a time split.
+        splits: time splits.
+        DECAY, SOURCE, OUTPUTS, NEEDS_NEXT: the fields of the form's DeviceForm.
+        REVERSE: whether the scan runs in reverse time.
+        PASS: the launch mode, WHOLE, REDUCE or RESUME.
+        MODES: how each coefficient is passed, NUMBER, SCALAR or PER_STEP.
+        LAYOUT: (whether all operands have the same strides, how many contiguous elements are aligned or 0 if unknown, whether rows are
+            contiguous).
+        TYPE: the dtype of the computation.
+        SPLITS: ``splits`` rounded up to a power of two.
     """
-    # Always in the order of the scan but for steps that are contiguous: those are scanned backwards rather than loaded so.
+    # A reverse scan loads its steps in descending order, so that the scan runs forward over the tile. If time is contiguous, it loads
+    # them in ascending order, for wide accesses, and the scan runs backwards over the tile.
     BACKWARDS: tl.constexpr = REVERSE and not LAYOUT[2]
     blocks = tl.cdiv(rows, ROWS)
     batch = tl.program_id(0) // blocks
@@ -167,7 +208,8 @@ def scan_kernel(
     chunk = tl.arange(0, CHUNKS)[None, None, :]
     time_in_tile = (CHUNKS - 1 - chunk if REVERSE else chunk) * STEPS
     time_in_tile += STEPS - 1 - step if REVERSE and not BACKWARDS else step
-    # The host has seen to it that this changes nothing; said so that a mask holds for a whole vector.
+    # The host chose a vector size that divides rows or length, so rounding down changes nothing. It tells Triton that a mask is constant
+    # over a vector.
     row_end = rows
     time_end = length
     if LAYOUT[1] > 1:
@@ -178,7 +220,7 @@ def scan_kernel(
 
     split = tl.program_id(1)
     if PASS == REDUCE:
-        split += 1 if REVERSE else 0  # what the last split in the order of the scan makes of it, nobody asks
+        split += 1 if REVERSE else 0  # no split reads the aggregate of the split that the scan reaches last
     aggregate = batch.to(tl.int64) * rows + row
     aggregate_stride = (tl.num_programs(0) // blocks).to(tl.int64) * rows
     carry = tl.full([ROWS, 1, 1], 0, TYPE)
@@ -199,7 +241,7 @@ def scan_kernel(
 
         x = SOURCE(here, before, after, last)
         if REVERSE:
-            # Nothing comes after the last step, or before the first, whatever the decay there.
+            # y[T] = 0 in a reverse scan and y[-1] = 0 in a transposed one, whatever the decay there.
             a = tl.where(last, 0.0, DECAY(here[0], here[1], here[2]))
         else:
             a = tl.where(time == 0, 0.0, DECAY(before[0], before[1], before[2]))
@@ -209,7 +251,7 @@ def scan_kernel(
         else:
             a, x = tl.associative_scan((a, x), 1, _compose, reverse=BACKWARDS)
 
-        # A chunk is entered by what those before it made of the carry.
+        # The value entering a chunk: the maps of the chunks before it, applied to the carry.
         tile_a, tile_x = _latest(a, x, step, 1, BACKWARDS)
         entry = carry
         if CHUNKS > 1:

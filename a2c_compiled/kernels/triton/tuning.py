@@ -1,14 +1,19 @@
-"""How a GPU's work on a scan is cut up: the one table. Pure Python, no device code.
+"""The tile sizes of the scan kernel: the only table. Pure Python, no device code.
 
-A program takes tiles of ``rows`` sequences and ``chunks * steps`` consecutive steps, one after the other. What decides:
+A sequence is one scan along time; a row holds one sequence. A program processes ``rows`` sequences, tile by tile along time. A tile
+has ``chunks * steps`` consecutive steps. :class:`Blocks` says what each size means. The sizes follow from three limits of a GPU:
 
-* Enough bytes in flight. A multiprocessor reaches its share of the bandwidth with some 20 KB of loads under way, so every thread
-  loads several steps before it needs the first, and where sequences are few, more warps share the time of each.
-* Registers. A step held in a thread costs about five of them in GAE and about twice that in V-trace's gradient; beyond 255 a
-  thread they spill, beyond 128 fewer than 16 warps fit.
-* Whole sectors. Where rows are contiguous ([T, N]), 16 threads of 8 bytes side by side read whole lines; each scans its ``steps`` in
-  registers, ``chunks`` go to further threads and warps, and one barrier joins them. Where time is contiguous ([N, T]), a warp
-  reads 16 bytes a thread along time and scans by shuffles; one warp to a program knows no barrier.
+* Bytes in flight. A multiprocessor reaches its share of the memory bandwidth with about 20 KB of loads in flight. So each thread
+  loads several steps before it uses the first, and if there are few sequences, several warps share the time of each.
+* Registers. One step costs a thread about five registers in GAE and about ten in the gradient of V-trace. Above 255 registers a
+  thread spills; above 128, fewer than 16 warps fit on a multiprocessor.
+* Whole sectors of memory. If rows are contiguous (``[T, N]``), 16 threads side by side read 8 bytes each, which is a whole line. Each
+  thread scans its ``steps`` in registers, the ``chunks`` are other threads and warps, and one barrier joins them. If time is
+  contiguous (``[N, T]``), each thread of a warp reads 16 bytes along time, and the warp scans by shuffles; one warp per program needs
+  no barrier.
+
+``tests/kernels/test_triton_ahead_of_time.py`` compiles the kernel for four GPUs and checks registers, spills and the width of accesses.
+The sizes have not been tuned by timings on a GPU yet.
 """
 
 from contextlib import contextmanager
@@ -16,26 +21,31 @@ from typing import Iterator, NamedTuple, Optional
 
 
 class Blocks(NamedTuple):
-    """All but ``splits`` are powers of two."""
+    """The tile of one launch. All sizes except ``splits`` are powers of two."""
 
+    # Sequences of a program.
     rows: int
+    # Consecutive steps of a chunk. If rows are contiguous, one thread scans them in registers.
     steps: int
+    # Groups of `steps` steps in a tile, scanned in parallel and then joined.
     chunks: int
+    # Warps of a program.
     num_warps: int
-    # Elements side by side that a thread loads at once, where strides and alignment allow.
+    # Adjacent elements that a thread loads in one access, if strides and alignment allow it.
     vector: int
-    # Parts of time that are scanned at once; more than one costs a second launch and a second reading of the inputs.
+    # Parts of time that different programs scan. More than one needs a second launch, which reads the inputs again.
     splits: int = 1
 
 
-# Elements that a thread holds at once, by the number of values and outputs of a step: up to 6, up to 11, any.
+# (streams, elements): a form with at most so many values and outputs per step holds so many elements per thread at once. More streams
+# need more registers per element.
 _ELEMENTS = ((6, 16), (11, 8), (99, 4))
-# A loop over tiles with barriers takes registers of its own.
+# The same limit if a program loops over tiles with barriers, because the loop needs registers too.
 _ELEMENTS_IN_A_LOOP = 8
 _FEWEST_ELEMENTS = 4
 _MOST_WARPS = 8
 _MOST_SPLITS = 128
-# Splitting pays from so much time on, and where it makes this many parts.
+# Time is split only if there are at least so many steps and at least so many tiles.
 _FEWEST_STEPS_TO_SPLIT = 2048
 _FEWEST_SPLITS = 4
 
@@ -50,15 +60,20 @@ def choose(
     multiprocessors: int = 132,
     warp_size: int = 32,
 ) -> Blocks:
-    """For ``batches * rows`` sequences of ``length`` steps.
+    """Returns the tile sizes for ``batches * rows`` sequences of ``length`` steps.
+
+    If the programs occupy at most half of the multiprocessors and time is long, time is split, until there are about two programs per
+    multiprocessor.
 
     Args:
-        rows_contiguous: whether rows are side by side in memory; else the steps of a row are.
-        batches: groups of rows between which rows are not evenly spaced.
-        itemsize: bytes of a value.
-        streams: how many values and outputs a step has.
-        multiprocessors: of the device.
-        warp_size: 64 on some of AMD's.
+        rows_contiguous: whether adjacent rows are adjacent in memory. Otherwise the tile sizes are those for contiguous time.
+        batches: the number of groups of rows. One stride describes the rows of a group, and another the groups.
+        rows: the number of rows in a group.
+        length: the number of steps.
+        itemsize: the size of a value in bytes.
+        streams: the number of values and outputs of the form.
+        multiprocessors: the number of multiprocessors of the device.
+        warp_size: the threads of a warp; 64 on some AMD devices.
     """
     choice = _rows_contiguous if rows_contiguous else _time_contiguous
     elements = next(elements for most, elements in _ELEMENTS if streams <= most)
@@ -76,15 +91,15 @@ def _rows_contiguous(
     batches: int, rows: int, length: int, itemsize: int, elements: int, multiprocessors: int, warp_size: int
 ) -> Blocks:
     if length <= elements:
-        # One thread takes all steps: nobody waits.
+        # One thread handles all steps of a sequence; no synchronisation is needed.
         steps = _power_of_two(length)
         vector = max(1, min(8, elements) // steps)
         warps = 4 if batches * rows > 8 * multiprocessors * warp_size * vector else 1
         return Blocks(min(_power_of_two(rows), vector * warp_size * warps), steps, 1, warps, vector)
 
     vector = max(1, 8 // itemsize)
-    # From the whole line down to a sector, until there is a program for each multiprocessor, or two where a program has to wait
-    # for its next tile.
+    # Reduce the width from a whole line towards a sector until there are enough programs: about one per multiprocessor, or two if
+    # time is long. A long scan waits for its next tile, and a second program can use that time.
     wanted = 0.75 * multiprocessors if length <= 128 else 1.5 * multiprocessors
     width = min(16 * vector, _power_of_two(rows))
     while width > 4 * vector and batches * -(-rows // width) < wanted:
@@ -105,11 +120,11 @@ def _time_contiguous(
     vector = max(1, 16 // itemsize)
     sequences = batches * rows
     if sequences * length <= multiprocessors * 64 * 32 * 4:
-        # All of it fits at once: the shorter each thread's part, the sooner it is done.
+        # All data fits on the device at once, so a shorter part per thread finishes sooner.
         elements = min(elements, max(vector, 4))
     tile = warp_size * elements
     if length > 128 and sequences < 4 * multiprocessors:
-        # Few rows: several warps along the time of each.
+        # There are few sequences: several warps share the time of each.
         steps = min(_power_of_two(length), _MOST_WARPS * tile)
         return Blocks(1, steps, 1, max(1, steps // tile), vector)
     if length > 128:
@@ -121,16 +136,17 @@ def _time_contiguous(
 
 
 def _power_of_two(number: int, most: int = 1 << 30) -> int:
-    """The least that is at least ``number``, or ``most``."""
+    """Returns the smallest power of two that is at least ``number``, but at most ``most``."""
     return min(1 << max(0, number - 1).bit_length(), most)
 
 
+# Replaces the result of `choose` in every launch; see `forced`.
 override: Optional[Blocks] = None
 
 
 @contextmanager
 def forced(blocks: Blocks) -> Iterator[None]:
-    """Every launch inside uses ``blocks``: for tests and for sweeps."""
+    """A context in which every launch uses ``blocks``, for tests and measurements."""
     global override
     previous, override = override, blocks
     try:
