@@ -1,8 +1,10 @@
-"""Eager, compiled and exported against each other and against the libraries that users come from.
+"""Benchmarks that compare the eager, compiled and exported modes of this package with each other and with peer libraries.
 
-Installed as ``a2c_compiled.benchmarks``; needs the extras ``export``, ``train`` and, for the peers, ``peers``.
+Installed as ``a2c_compiled.benchmarks``. Requires the extras ``export`` and ``train``, and ``peers`` for the peer libraries.
 
-A subject is a module of ``subjects`` with a function ``cases(plan)``, listed in ``run.SUBJECTS``; ``bench_training`` and ``bench_presets``
-are commands of their own. A case is one question at one shape, with the
-answer expected and the contenders that answer it. ``harness.compare`` refuses a wrong answer and times the right ones in turn.
+A subject is a module of ``subjects`` with a function ``cases(plan)``. ``run.SUBJECTS`` lists the subjects of ``a2c-compiled bench``.
+``bench_training`` and ``bench_presets`` are separate commands.
+
+A case is one computation at one shape. It holds the expected result and the contenders that compute it. ``harness.compare`` rejects
+contenders with a wrong result and times the others in turn.
 """

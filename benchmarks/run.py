@@ -1,4 +1,4 @@
-"""All of it: measure, print, and leave results, report and pictures in a folder."""
+"""Runs the benchmarks: measures subjects, prints tables, and writes results, report and figures to a folder."""
 
 import logging
 import time
@@ -39,12 +39,21 @@ SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
 
 
 def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), threads: int = 1) -> Results:
-    """Measure ``subjects`` and leave ``results.json``, ``report.md`` and the pictures in ``out``.
+    """Measures ``subjects`` and writes ``results.json``, ``report.md`` and the figures to ``out``.
 
-    ``results.json`` is written after every subject, so that a run that is cut short leaves what it has.
+    ``results.json`` is rewritten after every subject, so an interrupted run keeps the results of the finished subjects.
+
+    Args:
+        plan: device, shapes and number of samples.
+        out: the output folder; created if it does not exist.
+        subjects: keys of ``SUBJECTS``.
+        threads: number of torch CPU threads during the run.
+
+    Returns:
+        All results.
     """
     started = time.perf_counter()
-    keep_freed_memory()  # of all contenders, whichever comes first
+    keep_freed_memory()  # process-wide: set it before the first contender, so that it applies to all of them
     with _threads(threads), _quiet():
         measured = results.begin(plan)
         cases = {subject: SUBJECTS[subject](plan) for subject in subjects}
@@ -83,7 +92,7 @@ def _threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the peers' warnings and torch.compile's remarks on them; and with room for one compiled form for each case."""
+    """Silences warnings and the logs of torch.compile, and lets torch.compile keep 64 graphs per function: each case may compile one."""
     loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor", "torch.fx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,1 +1,1 @@
-"""Against what: peers, hand-written baselines, and the modes of this package."""
+"""The contenders: peer libraries, hand-written baselines, and the modes of this package."""

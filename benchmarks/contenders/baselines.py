@@ -1,4 +1,4 @@
-"""Generalized advantage estimation as one would write it without a library: a loop under numba, a scan under torch.compile."""
+"""Hand-written generalized advantage estimation (GAE): a loop compiled by numba, and a scan compiled by torch.compile."""
 
 from functools import cache
 from typing import Any, Callable, Dict, List, Tuple
@@ -12,14 +12,19 @@ from a2c_compiled.benchmarks.measure.harness import Contender
 
 
 def numba_gae(steps: Dict[str, Tensor], rows: bool) -> Contender:
-    """The loop over numpy arrays, time inmost where a trajectory lies in a row."""
+    """Creates a contender that runs the numba loop over numpy arrays.
+
+    Args:
+        steps: inputs of the estimators, ``[T, N]``.
+        rows: lay out the data as ``[N, T]`` instead of ``[T, N]``.
+    """
     arrays = [tensor.numpy() for tensor in _in_layout(steps, rows)]
     loop = numba_loops()[rows]
     return Contender(lambda: loop(*arrays), lambda result: [torch.from_numpy(array) for array in result])
 
 
 def numba_gae_of_tensors(steps: Dict[str, Tensor], rows: bool) -> Contender:
-    """The same for one whose data are tensors, and stay so."""
+    """Like :func:`numba_gae`, with tensors as inputs and outputs. The timing includes the conversions from and to numpy."""
     tensors = _in_layout(steps, rows)
     loop = numba_loops()[rows]
     return Contender(lambda: [torch.from_numpy(array) for array in loop(*[tensor.numpy() for tensor in tensors])])
@@ -32,7 +37,11 @@ def _in_layout(steps: Dict[str, Tensor], rows: bool) -> List[Tensor]:
 
 @cache
 def numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
-    """Time-major, and in rows."""
+    """Returns the numba loops over ``[T, N]`` and over ``[N, T]`` arrays.
+
+    Both compute ``advantage[t] = delta[t] + gamma * lmbda * (1 - done[t]) * advantage[t+1]`` and ``value_target = advantage + value``,
+    with ``delta[t] = reward[t] + gamma * (1 - terminated[t]) * next_value[t] - value[t]``.
+    """
     import numba
     import numpy as np
 
@@ -62,7 +71,7 @@ def numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def compiled_scan_gae(steps: Dict[str, Tensor]) -> Contender:
-    """torch's own associative scan, compiled with everything around it."""
+    """Creates a contender that computes GAE with torch's associative scan, compiled as one graph. ``steps``: ``[T, N]``."""
     names = ("state_value", "next_state_value", "reward", "done", "terminated")
     inputs = [steps[name] for name in names]
     scan = _compiled_scan()

@@ -1,12 +1,14 @@
-"""The estimators of the libraries that users come from, called as their users would.
+"""Value estimators of peer libraries, called as their users call them.
 
-Each is left out where it is not installed, and gets its data in the form that it wants before the clock starts:
+A peer that is not installed is left out. The input data is prepared before timing, in the format of each peer:
 
-- torchrl: ``[N, T, 1]``.
-- Stable-Baselines3: numpy, time-major; the value of a truncated episode's last observation is folded into the reward, as its rollouts do.
-- numba: the loop that anyone would write, over numpy arrays in the layout of the case; and from tensors to tensors, as ours.
-- rl-triton: float flags, and bootstrap values where an episode was truncated, ``[N, T]`` on the GPU.
-- PufferLib: rewards and flags one step late, folded as for Stable-Baselines3. Its answer has one step less, and is held against that.
+- torchrl: tensors ``[N, T, 1]``.
+- Stable-Baselines3: numpy arrays ``[T, N]``. As in its rollouts, the reward of a truncated step includes the discounted value of the
+  episode's last observation.
+- numba: a hand-written loop over numpy arrays in the layout of the case; and the same loop with tensors as inputs and outputs.
+- rl-triton: tensors ``[N, T]`` on the GPU, float flags, and bootstrap values where an episode was truncated.
+- PufferLib: rewards and flags shifted one step later, with the same reward as for Stable-Baselines3. Its result has one step less than
+  the others, so it is compared with GAE over one step less.
 """
 
 import importlib
@@ -30,19 +32,19 @@ _STEP = ("state_value", "next_state_value", "reward", "done", "terminated")
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported."""
+    """Returns whether ``package`` is installed."""
     return importlib.util.find_spec(package) is not None
 
 
 class Question(NamedTuple):
-    """What the peers are asked.
+    """The computation that the peers run.
 
     Attributes:
-        name: of the estimator.
-        sources: inputs whose gradient is wanted, if ``cotangents`` are given.
-        steps: the data, time-major.
-        cotangents: of the results, time-major; None asks for the results.
-        rows: answer in ``[N, T]``. The slow loops, for which the layout makes no difference, answer only time-major.
+        name: name of the estimator.
+        sources: names of the inputs whose gradients are computed, if ``cotangents`` is not None.
+        steps: inputs by name, ``[T, N]``.
+        cotangents: gradients of the outputs, ``[T, N]``; None for a forward pass only.
+        rows: return results as ``[N, T]`` instead of ``[T, N]``. Slow peers whose speed does not depend on it run only with ``[T, N]``.
     """
 
     name: str
@@ -53,39 +55,44 @@ class Question(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """Environments and steps."""
+        """(environments, steps)."""
         num_steps, num_envs = self.steps["reward"].shape
         return num_envs, num_steps
 
     def laid_out(self, answer: List[Tensor]) -> Answer:
-        """From ``[N, T]`` to what is asked for."""
+        """Transposes results from ``[N, T]`` to ``[T, N]`` unless ``rows`` is set."""
         return answer if self.rows else [tensor.t() for tensor in answer]
 
 
 def estimator_peers(asked: Question, plan: Plan) -> Dict[str, Make]:
-    """Who else knows the answer, and is installed."""
-    found = _torchrl_peers(asked, plan) if installed("torchrl") else {}
+    """Returns functions that create the contenders of the installed peers, by contender name.
+
+    Args:
+        asked: the computation.
+        plan: device, and the limits for slow and for compiled peers.
+    """
+    peers = _torchrl_peers(asked, plan) if installed("torchrl") else {}
     if asked.name == "GAE" and asked.cotangents is None:
-        found |= _gpu_peers(asked, plan) if plan.device.type == "cuda" else _numpy_peers(asked)
-    return found
+        peers |= _gpu_peers(asked, plan) if plan.device.type == "cuda" else _numpy_peers(asked)
+    return peers
 
 
 def _torchrl_peers(asked: Question, plan: Plan) -> Dict[str, Make]:
     looped, vectorised = _torchrl_functions()
-    found: Dict[str, Make] = {}
+    peers: Dict[str, Make] = {}
     longest = plan.longest_loop if asked.cotangents is None else plan.longest_loop // 10
     if asked.name in looped and not asked.rows and asked.shape[1] <= longest:
-        found["torchrl loop"] = lambda: _torchrl(looped[asked.name], asked)
+        peers["torchrl loop"] = lambda: _torchrl(looped[asked.name], asked)
     if asked.name in vectorised:
-        found["torchrl vectorised"] = lambda: _torchrl(vectorised[asked.name], asked)
+        peers["torchrl vectorised"] = lambda: _torchrl(vectorised[asked.name], asked)
         if plan.compiling and asked.name in _COMPILES and not asked.rows and asked.shape in plan.compiled_peers:
-            found["torchrl vec. compiled"] = lambda: _torchrl(torch.compile(vectorised[asked.name]), asked)
-    return found
+            peers["torchrl vec. compiled"] = lambda: _torchrl(torch.compile(vectorised[asked.name]), asked)
+    return peers
 
 
 @cache
 def _torchrl_functions() -> Tuple[Dict[str, Callable[[Steps], Any]], Dict[str, Callable[[Steps], Any]]]:
-    """torchrl's loops, and what it calls vectorised, by estimator."""
+    """Returns torchrl's loop functions and its vectorised functions, each by estimator name."""
     from torchrl.objectives.value import functional as torchrl
 
     def picked(steps: Steps, names: Sequence[str]) -> List[Tensor]:
@@ -103,7 +110,7 @@ def _torchrl_functions() -> Tuple[Dict[str, Callable[[Steps], Any]], Dict[str, C
 
 
 def _torchrl(function: Callable[[Steps], Any], asked: Question) -> Contender:
-    batch = {name: _rows_of_one(step) for name, step in asked.steps.items()}
+    batch = {name: _batch_first(step) for name, step in asked.steps.items()}
 
     def answer(result: Any) -> Answer:
         return asked.laid_out([tensor.squeeze(-1) for tensor in as_tensors(result)])
@@ -111,44 +118,47 @@ def _torchrl(function: Callable[[Steps], Any], asked: Question) -> Contender:
     if asked.cotangents is None:
         return Contender(lambda: function(batch), answer)
     sources = [batch[name].requires_grad_() for name in asked.sources]
-    cotangents = [_rows_of_one(cotangent) for cotangent in asked.cotangents]
+    cotangents = [_batch_first(cotangent) for cotangent in asked.cotangents]
     return Contender(lambda: torch.autograd.grad(as_tensors(function(batch)), sources, cotangents), answer)
 
 
-def _rows_of_one(step: Tensor) -> Tensor:
-    """``[N, T, 1]`` from ``[T, N]``."""
+def _batch_first(step: Tensor) -> Tensor:
+    """Converts a tensor from ``[T, N]`` to contiguous ``[N, T, 1]``."""
     return step.detach().t().contiguous().unsqueeze(-1)
 
 
 def _numpy_peers(asked: Question) -> Dict[str, Make]:
-    found: Dict[str, Make] = {}
+    peers: Dict[str, Make] = {}
     if installed("numba"):
-        found["numba, arrays"] = lambda: baselines.numba_gae(asked.steps, asked.rows)
-        found["numba, tensors"] = lambda: baselines.numba_gae_of_tensors(asked.steps, asked.rows)
+        peers["numba, arrays"] = lambda: baselines.numba_gae(asked.steps, asked.rows)
+        peers["numba, tensors"] = lambda: baselines.numba_gae_of_tensors(asked.steps, asked.rows)
     if installed("stable_baselines3") and not asked.rows:
-        found["SB3 RolloutBuffer"] = lambda: sb3(asked.steps)
-    return found
+        peers["SB3 RolloutBuffer"] = lambda: sb3(asked.steps)
+    return peers
 
 
 def _gpu_peers(asked: Question, plan: Plan) -> Dict[str, Make]:
-    found: Dict[str, Make] = {}
+    peers: Dict[str, Make] = {}
     if plan.compiling and not asked.rows and asked.shape in plan.compiled_peers:
-        found["associative_scan compiled"] = lambda: baselines.compiled_scan_gae(asked.steps)
+        peers["associative_scan compiled"] = lambda: baselines.compiled_scan_gae(asked.steps)
     if installed("rl_triton"):
-        found["rl-triton"] = lambda: _rl_triton(asked)
+        peers["rl-triton"] = lambda: _rl_triton(asked)
     if installed("pufferlib"):
-        found["PufferLib"] = lambda: _pufferlib(asked)
-    return found
+        peers["PufferLib"] = lambda: _pufferlib(asked)
+    return peers
 
 
 def folded_reward(steps: Steps) -> Tensor:
-    """Rewards to which the discounted value of a truncated episode's last observation was added: then every ``done`` is a termination."""
+    """Returns ``reward + gamma * next_state_value`` at truncated steps, and ``reward`` elsewhere; float32 ``[T, N]``.
+
+    With these rewards every ``done`` counts as a termination.
+    """
     truncated = steps["done"] & ~steps["terminated"]
     return steps["reward"] + GAMMA * steps["next_state_value"].masked_fill(~truncated, 0.0)
 
 
 def sb3_buffer(steps: Steps) -> Tuple[Any, Tensor, Any]:
-    """A filled RolloutBuffer, with the last values and flags: what ``compute_returns_and_advantage`` takes."""
+    """Returns a filled RolloutBuffer, and the arguments of its ``compute_returns_and_advantage``: last values and last dones, ``[N]``."""
     import numpy as np
     from gymnasium import spaces
     from stable_baselines3.common.buffers import RolloutBuffer
@@ -163,7 +173,7 @@ def sb3_buffer(steps: Steps) -> Tuple[Any, Tensor, Any]:
 
 
 def sb3(steps: Steps) -> Contender:
-    """The buffer's own method, or what stands in its place now."""
+    """Creates a contender that calls ``RolloutBuffer.compute_returns_and_advantage``, which ``accelerate()`` may have replaced."""
     buffer, last_values, dones = sb3_buffer(steps)
     return Contender(
         partial(buffer.compute_returns_and_advantage, last_values, dones),
@@ -184,7 +194,7 @@ def _rl_triton(asked: Question) -> Contender:
         lambda: compute_gae(
             batch["reward"], batch["state_value"], *flags, gamma=GAMMA, lambda_=LMBDA, bootstrap_values=bootstrap
         ),
-        # It returns no value target.
+        # rl-triton returns no value target.
         lambda advantage: asked.laid_out([advantage, advantage + batch["state_value"]]),
     )
 
@@ -197,11 +207,11 @@ def _pufferlib(asked: Question) -> Contender:
     late_reward, late_done = torch.zeros_like(value), torch.zeros_like(value)
     late_reward[:, 1:], late_done[:, 1:] = folded_reward(steps)[:-1].t(), steps["done"][:-1].t().float()
     importance, advantage = torch.ones_like(value), torch.zeros_like(value)
-    seen: Any = [steps[name][:-1].double() if steps[name].is_floating_point() else steps[name][:-1] for name in _STEP]
+    shorter: Any = [steps[name][:-1].double() if steps[name].is_floating_point() else steps[name][:-1] for name in _STEP]
     return Contender(
         lambda: torch.ops.pufferlib.compute_puff_advantage(
             value, late_reward, late_done, importance, advantage, GAMMA, LMBDA, 1.0, 1.0
         ),
         lambda _: [advantage[:, :-1]],
-        [F.generalized_advantage_estimate(GAMMA, LMBDA, *seen).advantage.t()],
+        [F.generalized_advantage_estimate(GAMMA, LMBDA, *shorter).advantage.t()],
     )

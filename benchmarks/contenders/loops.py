@@ -1,4 +1,4 @@
-"""The training loop that everyone writes around a loss, and what an update has left behind."""
+"""A plain training loop around a loss, and the state after an update, for comparison."""
 
 from typing import Any, Callable, List
 
@@ -10,8 +10,13 @@ from a2c_compiled.benchmarks.measure.harness import Answer, Contender
 
 
 def loop_contender(losses: Callable[[], List[Tensor]], parameters: List[Any]) -> Contender:
-    """Backward, clipping and torch's RMSprop around losses."""
-    optimizer = torch.optim.RMSprop(parameters, lr=LEARNING_RATE, alpha=0.99, eps=1e-5, foreach=True)  # the faster on a CPU too
+    """Creates a contender that runs one update: losses, backward, gradient clipping and torch's RMSprop.
+
+    Args:
+        losses: computes the losses, whose sum is minimised.
+        parameters: the trained parameters.
+    """
+    optimizer = torch.optim.RMSprop(parameters, lr=LEARNING_RATE, alpha=0.99, eps=1e-5, foreach=True)  # faster on a CPU too
 
     def update() -> None:
         parts = losses()
@@ -24,16 +29,19 @@ def loop_contender(losses: Callable[[], List[Tensor]], parameters: List[Any]) ->
 
 
 def gradients(losses: List[Tensor], parameters: List[Tensor]) -> List[Tensor]:
-    """Of the sum of the losses."""
+    """Returns the gradients of the sum of ``losses`` with respect to ``parameters``."""
     return list(torch.autograd.grad(sum(losses[1:], losses[0]), parameters))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: List[Any]) -> Answer:
-    """What an update has made of ``parameters``."""
+    """Returns :func:`flat` of ``parameters`` and of their RMSprop averages in ``optimizer``."""
     return flat(parameters, [optimizer.state[parameter]["square_avg"] for parameter in parameters])
 
 
 def flat(parameters: List[Tensor], square_avg: List[Tensor]) -> Answer:
-    """Parameters, and the root of RMSprop's average, which after one update is a tenth of the size of the clipped gradient."""
+    """Returns two vectors: all parameters, and the square roots of RMSprop's averages of squared gradients.
+
+    After one update with ``alpha=0.99``, such a root is a tenth of the absolute value of the clipped gradient.
+    """
     roots = [average.sqrt() for average in square_avg]
     return [torch.cat([tensor.detach().flatten() for tensor in tensors]) for tensors in (parameters, roots)]

@@ -1,4 +1,4 @@
-"""The ways to run a module of this package: eager, compiled, as a CUDA graph, in TorchScript, in onnxruntime."""
+"""The modes of a module of this package: eager, compiled, CUDA graph, TorchScript and onnxruntime."""
 
 import copy
 import tempfile
@@ -22,13 +22,13 @@ RUNTIME, AOT = f"{OURS} runtime.py", f"{OURS} AOTInductor"
 
 
 class Modes:
-    """A module in every mode, each made once, when it is first needed, and used at every shape.
+    """One module in every mode. Each mode is created on first use and serves every shape.
 
     Args:
-        module: of tensors to tensors.
-        example: small inputs by name, to export from.
+        module: maps tensors to a tensor or a sequence of tensors.
+        example: small inputs by name, for the export.
         dynamic_axes: names of the leading dimensions that vary.
-        dynamic: compile for all shapes at once; False compiles for each.
+        dynamic: compile once for all shapes; False compiles for each shape.
     """
 
     def __init__(self, module: nn.Module, example: Mapping[str, Tensor], dynamic_axes: Sequence[str], dynamic: bool) -> None:
@@ -37,17 +37,23 @@ class Modes:
 
     @cached_property
     def compiled(self) -> Callable[..., Any]:
-        """The whole module as one graph."""
+        """The module compiled by ``torch.compile`` as one graph."""
         return torch.compile(self.module, fullgraph=True, dynamic=self._dynamic)
 
     @cached_property
     def scripted(self) -> torch.jit.ScriptModule:
-        """In TorchScript, which has no operator of this package in it."""
+        """The module in TorchScript, without operators of this package."""
         return script(self.module)
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:
-        """In onnxruntime: on the GPU where the module is there and onnxruntime can, with torch's number of threads."""
+        """An onnxruntime session of the exported module, with torch's number of threads.
+
+        It runs on the GPU if the example inputs are there and onnxruntime supports CUDA.
+
+        Raises:
+            RuntimeError: onnxruntime offers CUDA, but the session fell back to another provider.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -59,20 +65,23 @@ class Modes:
             path = export_onnx(copy.deepcopy(self.module).cpu(), example, Path(folder) / "module.onnx", self._axes)
             session = onnxruntime.InferenceSession(path, options, providers=providers)
         if session.get_providers()[0] != providers[0]:
-            raise RuntimeError(f"onnxruntime: {providers[0]} does not start here")
+            raise RuntimeError(f"onnxruntime: expected {providers[0]} to start, got a fallback to another provider")
         return session
 
     def oracle(self) -> nn.Module:
-        """A copy in float64, run eagerly, which the tests hold against plain loops."""
+        """Returns a float64 copy of the module. Run eagerly, it computes the expected results; the tests compare it with plain loops."""
         return copy.deepcopy(self.module).double()
 
     def contenders(
         self, inputs: Mapping[str, Tensor], plan: Plan, finish: Optional[Callable[[Any], Any]] = None, loop_steps: int = 0
     ) -> Dict[str, Make]:
-        """Every mode on ``inputs``.
+        """Returns functions that create the contenders of all available modes, by contender name.
 
-        ``finish`` makes of the module's result what is asked for: gradients, which onnxruntime has none of. ``loop_steps`` are those that
-        exported files take one at a time.
+        Args:
+            inputs: the inputs by name, in the order of the module's arguments.
+            plan: device, and which modes to run.
+            finish: computes gradients from the module's result. onnxruntime is left out then: it has no gradients.
+            loop_steps: number of steps over which the exported graphs loop; too many leave TorchScript and onnxruntime out.
         """
         values = list(inputs.values())
 
@@ -103,7 +112,7 @@ class Modes:
         return on_gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
     def _in_onnxruntime(self, inputs: Mapping[str, Tensor]) -> Contender:
-        """With inputs and outputs where the session computes."""
+        """Creates a contender whose inputs and outputs are bound to the session's device."""
         device = "cuda" if self._on_gpu() else "cpu"
         binding = self.session.io_binding()
         for needed in self.session.get_inputs():
@@ -118,5 +127,5 @@ class Modes:
 
 
 def widened(inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """In float64, what is in floating point."""
+    """Returns ``inputs`` with the floating-point tensors detached and converted to float64."""
     return {name: tensor.detach().double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}

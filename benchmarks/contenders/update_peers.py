@@ -1,7 +1,7 @@
-"""The A2C loss and update of torchrl and Stable-Baselines3, on the same networks and the same rollout.
+"""The A2C loss and update of torchrl and Stable-Baselines3, with the same networks and the same rollout.
 
-Both keep their own way of working. torchrl's loss computes values and advantages inside, from a TensorDict ``[N, T]``. The update of
-Stable-Baselines3 has the values of the rollout already, since its collector computes them; ours computes them in the update.
+The work inside an update differs. torchrl's loss computes values and advantages from a TensorDict ``[N, T]``. Stable-Baselines3's update
+reads the values of the rollout from its buffer, because its collector computes them. This package computes them in the update.
 """
 
 import copy
@@ -22,7 +22,13 @@ _TORCHRL_LOSSES = ("loss_objective", "loss_critic", "loss_entropy")
 
 
 def torchrl_losses(rollout: Rollout, plan: Plan, direction: str) -> Dict[str, Make]:
-    """torchrl's A2CLoss, eager and compiled: its losses, or the gradients of their sum."""
+    """Returns functions that create torchrl's A2CLoss, eager and compiled, by contender name.
+
+    Args:
+        rollout: the data, ``[T, N]``.
+        plan: device, and the shapes at which peers are compiled.
+        direction: "forward" computes the losses, "forward+backward" the gradients of their sum.
+    """
 
     def make(compiled: bool) -> Contender:
         networks = data.loss(plan.device)
@@ -36,26 +42,29 @@ def torchrl_losses(rollout: Rollout, plan: Plan, direction: str) -> Dict[str, Ma
 
 
 def updates(rollout: Rollout, shape: Shape, plan: Plan) -> Dict[str, Make]:
-    """torchrl's loss in a training loop, and Stable-Baselines3's ``A2C.train`` after its estimate of the advantages."""
+    """Returns functions that create the updates of the installed peers, by contender name.
 
-    found = _eager_and_compiled(lambda compiled: torchrl_update(rollout, plan, compiled), rollout, plan)
+    These are torchrl's loss in a training loop, a hand-written update, and Stable-Baselines3's advantage estimate and ``A2C.train``.
+    """
+
+    contenders = _eager_and_compiled(lambda compiled: torchrl_update(rollout, plan, compiled), rollout, plan)
     if installed("numba") and plan.device.type == "cpu":
-        found["hand-written"] = lambda: _hand_written(rollout, False)
+        contenders["hand-written"] = lambda: _hand_written(rollout, False)
         if plan.compiling:
-            found["hand-written compiled"] = lambda: _hand_written(rollout, True)
+            contenders["hand-written compiled"] = lambda: _hand_written(rollout, True)
     if installed("stable_baselines3"):
-        found["SB3 A2C.train"] = lambda: _sb3_update(rollout, shape, plan)
-    return found
+        contenders["SB3 A2C.train"] = lambda: _sb3_update(rollout, shape, plan)
+    return contenders
 
 
 def torchrl_update(rollout: Rollout, plan: Plan, compiled: bool = False) -> Contender:
-    """torchrl's loss in a training loop."""
+    """Creates a contender that trains on torchrl's A2CLoss in a plain training loop."""
     networks = data.loss(plan.device)
     return loop_contender(_torchrl(networks, rollout, compiled), list(networks.parameters()))
 
 
 def _hand_written(rollout: Rollout, compiled: bool) -> Contender:
-    """As one would write it without a library: advantages by a loop in numba, the losses in torch."""
+    """Creates a contender without an RL library: advantages from a numba loop, losses in torch."""
     networks = data.loss(rollout.reward.device)
     actor, critic = networks.actor_network, networks.critic_network
     gae = numba_loops()[0]
@@ -87,14 +96,14 @@ def _hand_written(rollout: Rollout, compiled: bool) -> Contender:
 def _eager_and_compiled(make: Callable[[bool], Contender], rollout: Rollout, plan: Plan) -> Dict[str, Make]:
     if not installed("torchrl"):
         return {}
-    found: Dict[str, Make] = {"torchrl A2CLoss": lambda: make(False)}
+    contenders: Dict[str, Make] = {"torchrl A2CLoss": lambda: make(False)}
     if plan.compiling and tuple(rollout.reward.shape)[::-1] in plan.compiled_peers:
-        found["torchrl A2CLoss compiled"] = lambda: make(True)
-    return found
+        contenders["torchrl A2CLoss compiled"] = lambda: make(True)
+    return contenders
 
 
 def _torchrl(networks: Any, rollout: Rollout, compiled: bool) -> Callable[[], List[Tensor]]:
-    """The three losses of torchrl on the networks of one of our losses."""
+    """Returns a function that computes torchrl's three losses on the networks of ``networks``, an ``A2CLoss`` of this package."""
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModule
     from torchrl.modules import ProbabilisticActor, ValueOperator
@@ -118,14 +127,19 @@ def _torchrl(networks: Any, rollout: Rollout, compiled: bool) -> Callable[[], Li
     call = torch.compile(loss) if compiled else loss
 
     def losses() -> List[Tensor]:
-        result = call(batch.clone(False))  # the loss leaves the advantage in it, and would take it from there the next time
+        result = call(batch.clone(False))  # the loss writes the advantage into its input, and would reuse it in the next call
         return [result[name] for name in _TORCHRL_LOSSES]
 
     return losses
 
 
 def sb3_model(shape: Shape, device: torch.device) -> Any:
-    """Stable-Baselines3's A2C around the same networks, without an environment."""
+    """Returns Stable-Baselines3's A2C with the networks of :func:`data.loss`, without an environment.
+
+    Args:
+        shape: (environments, steps) of a rollout.
+        device: device of the networks.
+    """
     import numpy as np
     from gymnasium import spaces
     from stable_baselines3 import A2C
@@ -172,7 +186,7 @@ def _sb3_update(rollout: Rollout, shape: Shape, plan: Plan) -> Contender:
     buffer.values[:], buffer.rewards[:] = values.cpu().numpy(), reward.cpu().numpy()
     buffer.episode_starts[1:] = done[:-1]
     buffer.full = True
-    # The buffer flattens its arrays in place when it is read; a rollout fills it anew each time.
+    # Reading the buffer replaces its arrays with flattened ones, so each update first restores the original ones.
     filled = dict(vars(buffer), generator_ready=False)
 
     def update() -> None:

@@ -1,1 +1,1 @@
-"""What to run on a bare machine with a GPU, in fifteen minutes: see README.md beside this file."""
+"""Checks and benchmarks for fifteen minutes on a machine with a GPU: see README.md in this folder."""

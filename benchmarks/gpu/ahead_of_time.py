@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for a GPU that need not be there, and what their machine code needs."""
+"""Compiles the Triton kernels for GPUs that need not be present, and reads registers and spills from the machine code."""
 
 import re
 import subprocess
@@ -19,12 +19,18 @@ from a2c_compiled.kernels.triton.tuning import Blocks
 
 
 class Target(NamedTuple):
-    """A kind of GPU."""
+    """A GPU architecture.
+
+    Attributes:
+        backend: Triton's backend, "cuda" or "hip".
+        architecture: Triton's name of the architecture.
+        warp_size: threads per warp.
+        registers: largest number of registers per thread.
+    """
 
     backend: str
     architecture: Union[int, str]
     warp_size: int
-    # The most that a thread can have.
     registers: int
 
 
@@ -37,7 +43,7 @@ TARGETS = {
 
 
 class _Driver:
-    """What Triton asks its driver for before a launch."""
+    """The part of a Triton driver that Triton calls before a launch, for a GPU that is not present."""
 
     def __init__(self, target: Target) -> None:
         self.target = GPUTarget(target.backend, target.architecture, target.warp_size)
@@ -53,12 +59,20 @@ class _Driver:
 
 
 def compile_for(target: Target) -> None:
-    """From now on, Triton compiles for ``target`` in this process. Its interpreter must be off."""
+    """Makes Triton compile for ``target`` in the rest of this process. Triton's interpreter must be off."""
     driver.set_active(_Driver(target))
 
 
 def blocks_for(target: Target, form: Form, shape: Sequence[int], dim: int, dtype: torch.dtype = torch.float32) -> Blocks:
-    """How :mod:`tuning` cuts up contiguous data of ``shape``, two-dimensional, with time at ``dim`` (-1 or -2)."""
+    """Returns the tile sizes that :mod:`tuning` chooses for contiguous data.
+
+    Args:
+        target: the GPU architecture.
+        form: the kernel's form.
+        shape: shape of the data, two-dimensional.
+        dim: dimension of time, -1 or -2.
+        dtype: dtype of the values.
+    """
     rows, steps = (shape[-1], shape[-2]) if dim == -2 else shape
     streams = len(form.values) + len(form.outputs)
     return tuning.choose(dim == -2, 1, rows, steps, dtype.itemsize, streams, warp_size=target.warp_size)
@@ -73,15 +87,20 @@ def compiled(
     per_step: bool = False,
     shared: bool = True,
 ) -> List[Any]:
-    """The kernel of each launch of ``form``.
+    """Returns the compiled kernel of each launch of ``form``.
 
     Args:
-        per_step: coefficients have a number for each step.
+        form: the kernel's form.
+        shape: shape of the operands.
+        dim: dimension of time.
+        dtype: dtype of the values.
+        blocks: tile sizes.
+        per_step: coefficients are tensors of ``shape``; otherwise zero-dimensional.
         shared: all operands have the same strides.
     """
 
     def empty(dtype: torch.dtype) -> torch.Tensor:
-        """No memory is touched: its size and strides are all that counts."""
+        """An operand. Only its shape, strides and dtype matter; its memory is never read."""
         return torch.empty(shape, dtype=dtype)
 
     wide = working_dtype(torch.empty(0, dtype=dtype))
@@ -93,7 +112,7 @@ def compiled(
     outputs = form.empty_outputs(values, flags)
     with tuning.forced(blocks):
         prepared = triton_scan.prepare(form, coefficients, values, flags, outputs, dim)
-    assert prepared is not None, "contiguous outputs have strides that the kernel takes"
+    assert prepared is not None, "outputs: expected strides that the kernel supports, got others"
     launches, tensors = prepared
     return [
         triton_scan.scan_kernel.warmup(*tensors, *launch.arguments, grid=launch.grid, **launch.options) for launch in launches
@@ -101,7 +120,11 @@ def compiled(
 
 
 def registers_and_spills(kernel: Any) -> Tuple[int, int]:
-    """Registers of a thread, and the bytes of its stack on NVIDIA's GPUs, the registers spilt on AMD's."""
+    """Returns the registers per thread, and the spills: bytes of stack on NVIDIA GPUs, number of spilled registers on AMD GPUs.
+
+    Raises:
+        RuntimeError: the compiler's report does not state them.
+    """
     if "cubin" in kernel.asm:
         usage = nvidia_tool("cuobjdump", "--dump-resource-usage", kernel)
         patterns = (r"REG:(\d+)", r"STACK:(\d+)")
@@ -110,12 +133,16 @@ def registers_and_spills(kernel: Any) -> Tuple[int, int]:
         patterns = (r"\.vgpr_count:\s+(\d+)", r"\.vgpr_spill_count:\s+(\d+)")
     registers, spills = (int(found[1]) if (found := re.search(pattern, usage)) else -1 for pattern in patterns)
     if min(registers, spills) < 0:
-        raise RuntimeError(f"the compiler's report has no {patterns[0]} and {patterns[1]}: {usage[-300:]}")
+        raise RuntimeError(f"compiler report: expected {patterns[0]} and {patterns[1]}, got {usage[-300:]}")
     return registers, spills
 
 
 def nvidia_tool(*command: Any) -> str:
-    """What a tool that comes with Triton prints: its name, options, and last the kernel whose machine code it reads."""
+    """Runs an NVIDIA tool that Triton ships, and returns its output.
+
+    Args:
+        command: name of the tool, its options, and last the compiled kernel whose machine code it reads.
+    """
     *name_and_options, kernel = command
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name_and_options[0]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

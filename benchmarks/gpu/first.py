@@ -1,8 +1,8 @@
-"""On the machine with the GPU: does it run, is it right, how fast. Needs nothing but Python and what lies beside this file.
+"""Runs the checks and benchmarks on a machine with a GPU, from the folder that prepare.py created.
 
-``python3 .gpu/first.py [--device cpu|cuda] [--out DIR] [STEP ...]``, every step where none is named. Each step has a limit of its own, so
-that one that hangs costs no other. All results are in ``results.tgz``, written anew after every step. On the CPU, the same steps at small
-sizes: a try of the kit itself.
+``python3 .gpu/first.py [--device cpu|cuda] [--out DIR] [STEP ...]`` runs the named steps, by default all. Each step has a time limit, so a
+step that hangs does not stop the others. ``results.tgz`` contains all results and is rewritten after every step. With ``--device cpu`` the
+same steps run at small sizes, to test the folder itself. README.md in ``benchmarks/gpu`` lists the packages that the machine needs.
 """
 
 import argparse
@@ -22,7 +22,13 @@ HERE = Path(__file__).resolve().parent
 
 
 class Step(NamedTuple):
-    """A module of Python to run, with its arguments, and the seconds that it may take on a GPU."""
+    """One step: a Python module to run.
+
+    Attributes:
+        name: name of the step.
+        seconds: time limit on a GPU.
+        arguments: the module and its command-line arguments.
+    """
 
     name: str
     seconds: int
@@ -30,7 +36,12 @@ class Step(NamedTuple):
 
 
 def steps(device: str, out: Path) -> List[Step]:
-    """In the order of what is to be known first."""
+    """Returns the steps, most informative first.
+
+    Args:
+        device: "cpu" or "cuda".
+        out: folder of the steps' results.
+    """
     common = ["--device", device, "--out"]
     tests = ["pytest", str(HERE / "tests/kernels/test_gpu.py"), "-c", str(HERE / "pyproject.toml"), "--rootdir", str(HERE)]
 
@@ -62,14 +73,24 @@ def steps(device: str, out: Path) -> List[Step]:
 
 
 def run(step: Step, seconds: int, environment: Dict[str, str], log: Path) -> int:
-    """The exit status of a step, 124 where its time ran out; its output is in ``log``."""
+    """Runs a step, and kills it with its child processes after ``seconds``.
+
+    Args:
+        step: the step.
+        seconds: time limit.
+        environment: environment variables of the process.
+        log: file for the step's output.
+
+    Returns:
+        The exit status; 124 if the time limit was reached.
+    """
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *step.arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            process_group=0,  # so that what it started ends with it
+            process_group=0,  # its own group, so that its child processes can be killed too
         )
         try:
             return process.wait(seconds)
@@ -80,19 +101,21 @@ def run(step: Step, seconds: int, environment: Dict[str, str], log: Path) -> int
 
 
 def unpack(site: Path) -> None:
-    """The wheels and peers, where Python will find them."""
+    """Unpacks the wheels into ``site``, which ``PYTHONPATH`` then names."""
     for wheel in sorted((HERE / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command; the exit status is 1 where a step failed or its time ran out."""
+    """Runs the command line. Returns 1 if a step failed or reached its time limit, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [step.name for step in steps("cuda", HERE)]
-    parser.add_argument("step", nargs="*", help=f"any of {', '.join(names)} (default: all)")
+    parser.add_argument("step", nargs="*", help=f"steps to run: any of {', '.join(names)} (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where results.tgz goes (default: here)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="folder for results.tgz (default: current folder)"
+    )
     arguments = parser.parse_args(argv)
     for name in arguments.step:
         if name not in names:
@@ -124,7 +147,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             if status:
                 failed.append(step.name)
             print(f"=== {step.name}", *log.read_text(errors="replace").splitlines()[-40:], sep="\n")
-            print(f"=== {step.name}: exit status {status}, {time.monotonic() - begun:.0f} s in all", flush=True)
+            print(f"=== {step.name}: exit status {status}, {time.monotonic() - begun:.0f} s since the start", flush=True)
             with tarfile.open(arguments.out / "results.tgz", "w:gz") as archive:
                 archive.add(results, ".")
     return 1 if failed else 0

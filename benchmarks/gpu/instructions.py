@@ -1,11 +1,14 @@
-"""Machine instructions that each kernel executes for an element on an H100, counted without a GPU.
+"""Counts the machine instructions that each kernel executes per element on an H100, without a GPU.
 
-``python -m a2c_compiled.benchmarks.gpu.instructions [FORM ...]``, ``gae vtrace`` by default.
+``python -m a2c_compiled.benchmarks.gpu.instructions [FORM ...]``; the default forms are ``gae vtrace``.
 
-executed = (instructions outside of the loop over tiles + tiles of a program * the loop's body) / (elements of a thread), from the machine
-code; predicated instructions count. A multiprocessor issues 4 warp instructions a cycle: 924 G/s on an H100, where a copy moves about
-3.0 TB/s. A GAE element of 22 bytes takes 7.3 ps of memory time, in which 217 instructions could be issued at best, some 80 to 90 at what
-kernels with barriers reach.
+The count comes from the machine code and includes predicated instructions::
+
+    executed = (instructions outside the loop over tiles + tiles * instructions in the loop) / (tiles * elements per thread and tile)
+
+where ``tiles`` are the tiles of one program. For comparison: each multiprocessor issues 4 warp instructions per cycle, which is
+924 G warp instructions/s on an H100. A copy moves about 3.0 TB/s there, so the 22 bytes of a GAE element take 7.3 ps. In that time the
+GPU can issue at most 217 instructions per element. Kernels with barriers reach some 80 to 90.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from a2c_compiled.benchmarks.gpu.ahead_of_time import (
 from a2c_compiled.kernels.scan_forms import FORMS, Form
 
 TARGET = TARGETS["sm_90"]
-# In memory, and the dimension of time. The last two of each layout are ragged: no tile divides them.
+# Shape in memory, and dimension of time. No tile size divides the last two shapes of each layout.
 SHAPES = (
     ((8, 32768), -2),
     ((16, 32768), -2),
@@ -52,25 +55,31 @@ SHAPES = (
 
 
 def lines(form: Form, shape: Tuple[int, int], dim: int) -> Iterator[str]:
-    """One for each kernel that computes ``form`` over float32 of ``shape``."""
+    """Yields one line per launch of ``form`` on float32 data.
+
+    Args:
+        form: the kernel's form.
+        shape: shape of the data, two-dimensional.
+        dim: dimension of time, -1 or -2.
+    """
     rows, steps = (shape[-1], shape[-2]) if dim == -2 else shape
     blocks = blocks_for(TARGET, form, shape, dim)
     tiles = max(1, -(-steps // (blocks.steps * blocks.chunks)) // blocks.splits)
-    held = blocks.rows * blocks.steps * blocks.chunks / (TARGET.warp_size * blocks.num_warps)
+    elements = blocks.rows * blocks.steps * blocks.chunks / (TARGET.warp_size * blocks.num_warps)
     for part, kernel in enumerate(compiled(form, shape, dim, torch.float32, blocks)):
         names, body = _instructions(kernel)
-        executed = (len(names) - len(body) + tiles * len(body)) / (tiles * held)
+        executed = (len(names) - len(body) + tiles * len(body)) / (tiles * elements)
         kinds = Counter(name.split(".")[0] for name in body or names)
         registers, stack = registers_and_spills(kernel)
         yield (
             f"{form.name:13s} {'[T, N]' if dim == -2 else '[N, T]'} {rows:6d} x {steps:<6d} part {part}:"
-            f" {executed:6.1f} executed an element, {len(body) / held:6.1f} in the loop, {registers:>3} registers,"
-            f" {stack:>3} stack, {held:2.0f} elements a thread, BAR {kinds['BAR']}, SHFL {kinds['SHFL']}"
+            f" {executed:6.1f} executed per element, {len(body) / elements:6.1f} of them in the loop, {registers:>3} registers per thread,"
+            f" {stack:>3} bytes of stack, {elements:2.0f} elements per thread and tile, BAR {kinds['BAR']}, SHFL {kinds['SHFL']}"
         )
 
 
 def _instructions(kernel: Any) -> Tuple[List[str], List[str]]:
-    """Names of all instructions, and of those in the longest loop."""
+    """Returns the names of all instructions, and of the instructions in the longest loop (empty without a loop)."""
     names: List[str] = []
     labels: Dict[str, int] = {}
     branches: List[Tuple[int, str]] = []
@@ -79,22 +88,24 @@ def _instructions(kernel: Any) -> Tuple[List[str], List[str]]:
         if label:
             labels[label[1]] = len(names)
             continue
-        found = re.search(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)(.*)", line)
-        if found and found[1] != "NOP":
-            target = re.search(r"`\((\.L_x_\d+)\)", found[2])
-            if found[1].startswith("BRA") and target:
+        instruction = re.search(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)(.*)", line)
+        if instruction and instruction[1] != "NOP":
+            target = re.search(r"`\((\.L_x_\d+)\)", instruction[2])
+            if instruction[1].startswith("BRA") and target:
                 branches.append((len(names), target[1]))
-            names.append(found[1])
+            names.append(instruction[1])
     loops = [names[labels[name] : at + 1] for at, name in branches if labels.get(name, at) < at]
     return names, max(loops, key=len, default=[])
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command."""
+    """Runs the command line; returns the exit status."""
     forms = {form.name: form for form in FORMS}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("form", nargs="*", help=f"any of {', '.join(forms)} (default: gae vtrace)")
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), metavar="N", help="the first N alone")
+    parser.add_argument("form", nargs="*", help=f"forms to compile: any of {', '.join(forms)} (default: gae vtrace)")
+    parser.add_argument(
+        "--shapes", type=int, default=len(SHAPES), metavar="N", help="use only the first N shapes (default: all)"
+    )
     arguments = parser.parse_args(argv)
     for name in arguments.form:
         if name not in forms:

@@ -1,6 +1,7 @@
-"""Makes a folder that holds all that a bare machine with a GPU lacks: ``python -m a2c_compiled.benchmarks.gpu.prepare``, in a checkout.
+"""Prepares a folder with everything that first.py needs on a machine with a GPU: ``python -m a2c_compiled.benchmarks.gpu.prepare``.
 
-The machine needs no network and no compiler: the project's wheel and the packages that are missing there are fetched and built here.
+Run it in a checkout. It builds the project's wheel and downloads the missing packages, so the GPU machine needs no network and no
+compiler.
 """
 
 import argparse
@@ -12,27 +13,28 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the wheel is built from.
+# Files and folders from which the wheel is built.
 SOURCES = ("a2c_compiled", "export", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
-# What the benchmarks need beyond the packages that README.md expects on the machine.
+# Packages that the benchmarks need and that README.md does not expect on the machine.
 PACKAGES = ("gymnasium", "cloudpickle", "farama-notifications", "typing-extensions")
 PYTHON = "3.12"
 _GLIBC = ("2_39", "2_35", "2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
 
 
 def prepare(out: Path, packages: Sequence[str] = PACKAGES, rl_triton: Optional[Path] = None) -> None:
-    """Write the folder anew.
+    """Deletes the folder ``out`` and creates it again.
 
     Args:
         out: the folder.
-        packages: to be fetched for the machine's Python.
-        rl_triton: a checkout of github.com/simonsays1980/rl-triton, to measure against.
+        packages: packages to download for the machine's Python version.
+        rl_triton: a checkout of github.com/simonsays1980/rl-triton, to benchmark it too; None leaves it out.
 
     Raises:
-        ValueError: this is no checkout of the project, or ``rl_triton`` none of that one.
+        ValueError: this is not a checkout of the project, or ``rl_triton`` is not a checkout of rl-triton.
+        RuntimeError: pip failed.
     """
     if not (ROOT / "tests" / "kernels" / "test_gpu.py").is_file():
-        raise ValueError(f"expected to run in a checkout of the project, which has the tests too, got {ROOT}")
+        raise ValueError(f"project: expected a checkout with its tests, got {ROOT}")
     if rl_triton is not None and not (rl_triton / "src" / "rl_triton").is_dir():
         raise ValueError(f"rl_triton: expected a checkout with a folder src/rl_triton, got {rl_triton}")
     shutil.rmtree(out, ignore_errors=True)
@@ -51,7 +53,10 @@ def prepare(out: Path, packages: Sequence[str] = PACKAGES, rl_triton: Optional[P
 
 
 def build_wheel(folder: Path) -> Path:
-    """The project's wheel, from a copy of its sources: nothing that an earlier build left gets into it."""
+    """Builds the project's wheel in ``folder`` and returns its path.
+
+    The build uses a copy of the sources, so the output of earlier builds does not get into the wheel.
+    """
     with tempfile.TemporaryDirectory() as copied:
         copy = copy_sources(Path(copied) / "sources")
         _pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}", str(copy))
@@ -60,7 +65,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def copy_sources(folder: Path) -> Path:
-    """What the wheel is built from, links as links, without what was built or compiled."""
+    """Copies the sources of the wheel to ``folder``, without bytecode and compiled extensions. Symbolic links stay links."""
     folder.mkdir(parents=True)
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -80,16 +85,20 @@ def _pip(*arguments: str) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--out", type=Path, default=ROOT / ".gpu", metavar="DIR", help="made anew (default: .gpu in the checkout)"
+        "--out",
+        type=Path,
+        default=ROOT / ".gpu",
+        metavar="DIR",
+        help="output folder; deleted first (default: .gpu in the checkout)",
     )
-    parser.add_argument("--rl-triton", type=Path, metavar="DIR", help="a checkout of rl-triton, to measure against")
+    parser.add_argument("--rl-triton", type=Path, metavar="DIR", help="checkout of rl-triton, to benchmark it too")
     arguments = parser.parse_args(argv)
     prepare(arguments.out, rl_triton=arguments.rl_triton)
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
-    print(f"{arguments.out}: {size / 1e6:.1f} MB; there: python3 {arguments.out.name}/first.py")
+    print(f"{arguments.out}: {size / 1e6:.1f} MB. On the GPU machine, run: python3 {arguments.out.name}/first.py")
     return 0
 
 

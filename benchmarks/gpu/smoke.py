@@ -1,7 +1,7 @@
-"""Every estimator against float64 on the CPU, forward and backward, then its time beside that of a copy of as many bytes.
+"""Checks every estimator against float64 on the CPU, forward and backward, then compares its time with a copy of the same bytes.
 
-The shortest answer to: does it run, is it right, how fast. ``python -m a2c_compiled.benchmarks.gpu.smoke [--device cpu|cuda]``; the exit
-status is 1 where an answer is wrong. GAE is timed beside rl-triton's, where that is installed.
+This is the shortest test of correctness and speed: ``python -m a2c_compiled.benchmarks.gpu.smoke [--device cpu|cuda]``. The exit status is
+1 if a result is wrong. If rl-triton is installed, its GAE is timed too.
 """
 
 import argparse
@@ -24,12 +24,19 @@ from a2c_compiled.benchmarks.measure.timing import time_call
 from a2c_compiled.benchmarks.subjects.bench_estimators import ESTIMATORS, TIME_DIM, Estimator, gradients
 
 CPU = torch.device("cpu")
-# The largest error, relative to the largest magnitude that was expected.
+# Largest allowed error, relative to the largest magnitude in the expected tensor.
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float64: 1e-11}
 
 
 class Check(NamedTuple):
-    """What is compared with float64."""
+    """Data on which an estimator is compared with float64.
+
+    Attributes:
+        shape: (environments, steps).
+        layout: "[T, N]" or "[N, T]".
+        dtype: dtype of the floating-point inputs.
+        backward: also compare the gradients.
+    """
 
     shape: Shape
     layout: str
@@ -52,49 +59,65 @@ CHECKS = (
 
 
 def error_of(estimator: Estimator, check: Check, device: torch.device) -> float:
-    """The largest of results and gradients."""
+    """Returns the largest relative error of the results and, with ``check.backward``, of the gradients of all inputs.
+
+    Args:
+        estimator: the estimator.
+        check: shape, layout and dtype of the data.
+        device: device of the estimator; the expected result is computed on the CPU.
+    """
     steps = data.steps(check.shape, CPU)
-    # Values of their own: within an episode a step's next value would else be the next step's value.
+    # data.steps sets the next value to the next step's value within an episode; independent values also reveal a mix-up of the two.
     (steps["next_state_value"],) = data.cotangents(steps["reward"], 1)
     if check.layout == "[N, T]":
         steps = {name: step.t().contiguous() for name, step in steps.items()}
-    given = data.cotangents(steps["reward"], len(estimator.forward.outputs))
+    host_cotangents = data.cotangents(steps["reward"], len(estimator.forward.outputs))
     host = {name: step.to(check.dtype) if step.is_floating_point() else step for name, step in estimator.inputs(steps).items()}
     module = estimator.module(TIME_DIM[check.layout])
 
     def answer(inputs: Dict[str, Tensor]) -> List[Tensor]:
         sources = [inputs[name].requires_grad_(check.backward) for name in estimator.forward.values]
         results = as_tensors(module(**inputs))
-        cotangents = [one.to(results[0].device, results[0].dtype) for one in given]
+        cotangents = [cotangent.to(results[0].device, results[0].dtype) for cotangent in host_cotangents]
         return [*results, *(gradients(sources, cotangents, results) if check.backward else [])]
 
     expected = answer(widened(host))
-    return relative_error([one.cpu() for one in answer({name: step.to(device) for name, step in host.items()})], expected)
+    return relative_error([tensor.cpu() for tensor in answer({name: step.to(device) for name, step in host.items()})], expected)
 
 
 def check_all(device: torch.device) -> List[Dict[str, Any]]:
-    """Every check of every estimator; one that raises does not end the others."""
-    found = []
+    """Runs every check for every estimator. A check that raises counts as wrong, and the others still run."""
+    checks = []
     for estimator in ESTIMATORS:
         for check in CHECKS:
-            one: Dict[str, Any] = {"estimator": estimator.name, **check._asdict(), "dtype": str(check.dtype)}
+            entry: Dict[str, Any] = {"estimator": estimator.name, **check._asdict(), "dtype": str(check.dtype)}
             try:
-                one["error"] = error_of(estimator, check, device)
-                one["right"] = one["error"] < TOLERANCES[check.dtype]
-            except Exception as raised:  # whatever a kernel may raise
-                one |= {
+                entry["error"] = error_of(estimator, check, device)
+                entry["right"] = entry["error"] < TOLERANCES[check.dtype]
+            except Exception as raised:  # a kernel may raise anything
+                entry |= {
                     "error": f"{type(raised).__name__}: {(str(raised).strip().splitlines() or [''])[0]}"[:200],
                     "right": False,
                 }
-            if not one["right"]:
-                print("WRONG", *one.values(), flush=True)
-            found.append(one)
-    return found
+            if not entry["right"]:
+                print("WRONG", *entry.values(), flush=True)
+            checks.append(entry)
+    return checks
 
 
 def time_all(device: torch.device, timed: Sequence[Shape]) -> List[Dict[str, Any]]:
-    """Every estimator, layout and shape: seconds on the device with nothing in its cache, on the host until the call returns, of a copy."""
-    found = []
+    """Times every estimator and layout at the host_cotangents shapes, and prints one line per shape.
+
+    Args:
+        device: device of the data.
+        timed: the shapes, (environments, steps).
+
+    Returns:
+        One dict per call, with times in seconds: "device" is the GPU time with a cold cache, "host" the CPU time until the call returns,
+        and "copy" the GPU time of a copy of the least number of bytes that the estimator moves. On a CPU, all three are the time of the
+        call. If the call raised, "failure" holds the message.
+    """
+    timings = []
     for shape in timed:
         line = [f"{shape[0]}x{shape[1]}"]
         for estimator in ESTIMATORS:
@@ -102,26 +125,28 @@ def time_all(device: torch.device, timed: Sequence[Shape]) -> List[Dict[str, Any
             for layout, time_dim in TIME_DIM.items():
                 calls = _calls(estimator, shape, layout, time_dim, device)
                 for name, make in calls.items():
-                    one: Dict[str, Any] = {"contender": name, "layout": layout, "shape": shape, "copy": copy}
+                    entry: Dict[str, Any] = {"contender": name, "layout": layout, "shape": shape, "copy": copy}
                     try:
                         with torch.no_grad():
                             call = make()
-                            one["device"] = _cold_seconds(call, device)
-                            one["host"] = cuda.host_seconds(call, one["device"]) if device.type == "cuda" else one["device"]
-                        percent = 100 * copy / one["device"]
-                        line.append(f"{name} {layout} {1e6 * one['device']:.1f}/{1e6 * one['host']:.1f} {percent:.0f}%")
-                    except Exception as raised:  # whatever a peer may raise
-                        one["failure"] = f"{type(raised).__name__}: {raised}"[:200]
+                            entry["device"] = _cold_seconds(call, device)
+                            entry["host"] = (
+                                cuda.host_seconds(call, entry["device"]) if device.type == "cuda" else entry["device"]
+                            )
+                        percent = 100 * copy / entry["device"]
+                        line.append(f"{name} {layout} {1e6 * entry['device']:.1f}/{1e6 * entry['host']:.1f} {percent:.0f}%")
+                    except Exception as raised:  # a peer may raise anything
+                        entry["failure"] = f"{type(raised).__name__}: {raised}"[:200]
                         line.append(f"{name} {layout} {type(raised).__name__}")
-                    found.append(one)
+                    timings.append(entry)
         print("  ".join(line), flush=True)
-    return found
+    return timings
 
 
 def _calls(
     estimator: Estimator, shape: Shape, layout: str, time_dim: int, device: torch.device
 ) -> Dict[str, Callable[[], Callable[[], Any]]]:
-    """By name: what makes the data ready and gives the call to time."""
+    """Returns, by contender name, functions that prepare the data and return the call to time."""
     steps = data.steps(shape, device)
     rows = layout == "[N, T]"
 
@@ -130,17 +155,17 @@ def _calls(
         inputs = estimator.inputs({name: step.t().contiguous() if rows else step for name, step in steps.items()})
         return lambda: module(**inputs)
 
-    found: Dict[str, Callable[[], Callable[[], Any]]] = {estimator.name: ours}
+    calls: Dict[str, Callable[[], Callable[[], Any]]] = {estimator.name: ours}
     if rows:
         asked = estimator_peers.Question(estimator.name, estimator.sources, steps, None, rows)
         peer = estimator_peers.estimator_peers(asked, shapes.full(device)).get("rl-triton")
         if peer is not None:
-            found["rl-triton"] = lambda: peer().call
-    return found
+            calls["rl-triton"] = lambda: peer().call
+    return calls
 
 
 def _cold_seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Median time on the device; on a GPU each call finds its data in memory, not in the cache."""
+    """Returns the median time of a call in seconds. On a GPU, the cache is overwritten before each call, and GPU time is measured."""
     if device.type != "cuda":
         return time_call(call, samples=5, sample_seconds=1e-4).median
     for _ in range(3):
@@ -159,26 +184,30 @@ def _cold_seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command."""
+    """Runs the command line. Returns 1 if a result is wrong, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("runs/smoke.json"), metavar="FILE")
-    parser.add_argument("--shapes", type=int, default=len(shapes.SMOKE_SHAPES), metavar="N", help="time the first N alone")
+    parser.add_argument(
+        "--shapes", type=int, default=len(shapes.SMOKE_SHAPES), metavar="N", help="time only the first N shapes (default: all)"
+    )
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
-    found: Dict[str, Any] = {"checks": check_all(device), "times": []}
-    wrong = sum(not check["right"] for check in found["checks"])
-    print(f"checks: {len(found['checks']) - wrong} right, {wrong} wrong")
-    _write(found, arguments.out)  # whatever becomes of the times
-    print("us on the device / us until the call returns, and the device's speed in % of a copy's of as many bytes")
-    found["times"] = time_all(device, shapes.SMOKE_SHAPES[: arguments.shapes])
-    _write(found, arguments.out)
+    report: Dict[str, Any] = {"checks": check_all(device), "times": []}
+    wrong = sum(not check["right"] for check in report["checks"])
+    print(f"checks: {len(report['checks']) - wrong} right, {wrong} wrong")
+    _write(report, arguments.out)  # keeps the checks even if the timing fails
+    print(
+        "GPU time, us / CPU time until the call returns, us; and the time of a copy of the same number of bytes in % of the GPU time"
+    )
+    report["times"] = time_all(device, shapes.SMOKE_SHAPES[: arguments.shapes])
+    _write(report, arguments.out)
     return 1 if wrong else 0
 
 
-def _write(found: Dict[str, Any], out: Path) -> None:
+def _write(report: Dict[str, Any], out: Path) -> None:
     with written_whole(out) as path:
-        path.write_text(json.dumps(found) + "\n")
+        path.write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How: shapes, data, timing, and the machine that the numbers belong to."""
+"""Shapes, input data, timing, results, and the description of the machine."""

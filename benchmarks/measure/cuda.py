@@ -1,4 +1,4 @@
-"""What only a GPU has: graphs of kernels, and a time of its own."""
+"""CUDA graph capture, and the GPU time and CPU time of a call."""
 
 import statistics
 import time
@@ -6,12 +6,19 @@ from typing import Any, Callable, Optional
 
 import torch
 
-# Beyond, the profiler's own work is no longer small, and the time of the full call says as much.
+# Seconds. Longer calls are not profiled: the profiler adds too much work, and the time of the full call tells as much.
 _LONGEST_PROFILED = 0.1
 
 
 def captured(call: Callable[[], Any], restore: Callable[[], object] = lambda: None) -> Callable[[], Any]:
-    """``call`` as a CUDA graph, replayed into the same memory every time; ``restore`` undoes what warming up has done."""
+    """Captures ``call`` as a CUDA graph and returns a function that replays it.
+
+    Every replay writes to the same memory and returns the same result tensors.
+
+    Args:
+        call: the function to capture. It first runs three times as a warm-up.
+        restore: runs after the warm-up and before the capture, to undo the side effects of the warm-up.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -31,9 +38,16 @@ def captured(call: Callable[[], Any], restore: Callable[[], object] = lambda: No
 
 
 def device_seconds(call: Callable[[], Any], seconds: float) -> Optional[float]:
-    """Time that the kernels and copies of one call took, added up: gaps between them are the host's, not the device's.
+    """Returns the GPU time of one call: the sum over its kernels and copies, as the mean of 1 to 20 calls.
 
-    None for a call of more than a tenth of a second (``seconds``), and for one that leaves the GPU alone.
+    Gaps between kernels do not count, because the CPU causes them.
+
+    Args:
+        call: the function to profile.
+        seconds: the time of one full call.
+
+    Returns:
+        Seconds; None if ``seconds`` is above 0.1, or if the call does not use the GPU.
     """
     if seconds > _LONGEST_PROFILED:
         return None
@@ -47,7 +61,12 @@ def device_seconds(call: Callable[[], Any], seconds: float) -> Optional[float]:
 
 
 def host_seconds(call: Callable[[], Any], seconds: float) -> float:
-    """Median time until a call returns, with nothing queued before it."""
+    """Returns the median CPU time until a call returns, in seconds. The GPU is idle at the start of each call.
+
+    Args:
+        call: the function to time.
+        seconds: the time of one full call; it sets the number of samples, 3 to 20.
+    """
     times = []
     for _ in range(max(3, min(20, int(0.1 / seconds)))):
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Random steps, networks and rollouts: the same ones for every contender."""
+"""Random inputs, networks and rollouts. Fixed seeds make them the same for every contender."""
 
 from typing import Any, Dict, List
 
@@ -15,9 +15,14 @@ LEARNING_RATE, MAX_GRAD_NORM, ENTROPY_COEF, CRITIC_COEF = 7e-4, 0.5, 0.01, 0.5
 
 
 def steps(shape: Shape, device: torch.device) -> Dict[str, Tensor]:
-    """What estimators read, time-major: one step in twenty ends an episode, half of these by truncation.
+    """Returns random inputs of the estimators by name, each ``[T, N]``: ``done`` and ``terminated`` bool, the others float32.
 
-    Within an episode the next value is the value of the next step, as peers assume that keep only one of the two.
+    One step in twenty ends an episode; about half of these episodes are truncated. Within an episode ``next_state_value[t]`` equals
+    ``state_value[t + 1]``: some peers keep only one of the two.
+
+    Args:
+        shape: (environments N, steps T).
+        device: device of the tensors.
     """
     num_envs, num_steps = shape
     random: Any = {"generator": torch.Generator(device).manual_seed(0), "device": device}
@@ -36,13 +41,13 @@ def steps(shape: Shape, device: torch.device) -> Dict[str, Tensor]:
 
 
 def cotangents(like: Tensor, count: int) -> List[Tensor]:
-    """What gradients start from: of the results, as many as there are."""
+    """Returns ``count`` random gradients of an estimator's outputs, each float32 with the shape of ``like``."""
     generator = torch.Generator(like.device).manual_seed(2)
     return list(torch.randn(count, *like.shape, generator=generator, device=like.device))
 
 
 def rollout(shape: Shape, device: torch.device) -> Rollout:
-    """What an update reads, time-major."""
+    """Returns a random rollout: ``observation`` and ``next_observation`` ``[T, N, 8]``, the other fields ``[T, N]``."""
     num_envs, num_steps = shape
     ends = steps(shape, device)
     random: Any = {"generator": torch.Generator(device).manual_seed(1), "device": device}
@@ -54,13 +59,13 @@ def rollout(shape: Shape, device: torch.device) -> Rollout:
 
 
 def loss(device: torch.device) -> A2CLoss:
-    """Two tanh networks of two layers, with the coefficients that Stable-Baselines3 has by default."""
+    """Returns the A2C loss of two :func:`network` modules with fixed initial weights, and the coefficients at the top of this file."""
     torch.manual_seed(0)
     options = {"entropy_coef": ENTROPY_COEF, "critic_coef": CRITIC_COEF, "loss_critic_type": "l2"}
     return A2CLoss(network(ACTIONS), network(1), Categorical(ACTIONS), **options).to(device)  # type: ignore[arg-type]
 
 
 def network(outputs: int) -> nn.Sequential:
-    """Two hidden layers."""
+    """Returns a network with 8 inputs, two hidden tanh layers of 64 units, and ``outputs`` outputs."""
     layers = [nn.Linear(OBSERVATION, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, outputs)]
     return nn.Sequential(*layers)

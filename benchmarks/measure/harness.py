@@ -1,4 +1,4 @@
-"""Contenders side by side: checked against the answer expected, then timed in turn."""
+"""Compares contenders: checks each result against the expected one, then times the correct contenders in turn."""
 
 import gc
 import time
@@ -14,23 +14,28 @@ from a2c_compiled.benchmarks.measure.timing import Timing, synchronize, time_int
 OURS = "a2c_compiled"
 COPY = "copy"
 
-# Bytes: data of that size is not left for the garbage collector to find.
+# Bytes. Larger cases end with a garbage collection, which frees their tensors before the next case.
 _LARGE = 2**27
 
 Answer = Sequence[Tensor]
 
 
 def as_tensors(result: Any) -> List[Tensor]:
-    """The tensors of a result, without the Nones."""
+    """Returns the tensors of ``result``, a tensor or a sequence of tensors and Nones, as a list without the Nones."""
     return [result] if isinstance(result, Tensor) else [part for part in result if part is not None]
 
 
 class Contender(NamedTuple):
-    """A call to time, with its data ready; ``answer`` makes of its result what is expected, outside of the timing."""
+    """A call to time, with its input data prepared.
+
+    Attributes:
+        call: the timed function.
+        answer: converts the result of ``call`` to the tensors that are compared with the expected result; not timed.
+        expected: the expected result of a contender that computes something else than the case; None for the case's own.
+    """
 
     call: Callable[[], Any]
     answer: Callable[[Any], Answer] = as_tensors
-    # Where it cannot be asked the common question, its own.
     expected: Optional[Answer] = None
 
 
@@ -38,23 +43,23 @@ Make = Callable[[], Contender]
 
 
 class Field(NamedTuple):
-    """The answer expected, in float64, and who is to give it: each is made when its turn comes."""
+    """The expected result in float64, and functions that create the contenders. Each contender is created just before its check."""
 
     expected: Answer
     contenders: Dict[str, Make]
 
 
 class Case(NamedTuple):
-    """One question at one shape.
+    """One computation at one shape.
 
     Attributes:
-        subject: what is computed.
-        direction: "forward", which runs without gradients, "forward+backward" or "whole".
-        layout: of the data, as "[T, N]".
-        shape: environments and steps.
-        enter: makes the data and the contenders.
-        traffic: bytes that cannot but be moved: every input read and every output written once.
-        tolerance: largest error, relative to the largest magnitude of the answer.
+        subject: name of the computation, such as "GAE".
+        direction: "forward" (without gradients), "forward+backward", or "whole" (a whole update).
+        layout: dimensions of the data, such as "[T, N]".
+        shape: (environments, steps); :class:`~a2c_compiled.benchmarks.measure.shapes.Plan` lists the exceptions.
+        enter: creates the input data, the expected result and the contenders.
+        traffic: the least number of bytes to move: every input is read once and every output written once.
+        tolerance: largest allowed error, see :func:`relative_error`.
     """
 
     subject: str
@@ -67,16 +72,18 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One contender in one case.
+    """The measurement of one contender in one case.
 
     Attributes:
-        first_call: seconds from nothing but data to the first answer: scripting, exporting and compiling included.
-        timing: of the full call; None where it was refused or failed.
-        error: largest error of any output relative to its largest magnitude.
-        device_seconds: what the GPU was busy for.
-        host_seconds: until the call returned, whatever the GPU had left to do.
-        failure: why there is no timing.
-        traffic, times_copy: bytes that cannot but be moved, and the time as a multiple of a copy's that moves as many.
+        subject, direction, layout, shape, traffic: as in :class:`Case`.
+        contender: name of the contender.
+        first_call: seconds to create the contender and run its first call, including scripting, exporting and compiling.
+        timing: time of the full call; None if the contender failed or its result was wrong.
+        error: error of the result, see :func:`relative_error`; None if the contender failed or its result was wrong.
+        device_seconds: GPU time of one call; None if not measured.
+        host_seconds: CPU time until the call returned; the GPU may still have been working. None if not measured.
+        failure: the reason why there is no timing; None if there is one.
+        times_copy: time of the full call divided by the time of a copy of ``traffic`` bytes; None if the case times no copy.
     """
 
     subject: str
@@ -95,19 +102,27 @@ class Row(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The median of the full call, NaN where there is none."""
+        """The median time of the full call in seconds; NaN without a timing."""
         return self.timing.median if self.timing else float("nan")
 
     @property
     def bandwidth(self) -> Optional[float]:
-        """Bytes a second: of the time on the device where that is known, else of the full call."""
+        """``traffic`` bytes per second of GPU time, or of the full call's time where there is no GPU time."""
         return self.traffic / (self.device_seconds or self.seconds) if self.traffic and self.timing else None
 
 
 def compare(case: Case, plan: Plan, announce: Callable[[str], object] = lambda name: None) -> List[Row]:
-    """Ask every contender, and time those that answer right.
+    """Checks the result of every contender, then times the contenders whose result is correct.
 
-    One that raises, or whose answer is another one, gets a row that says so, and no timing.
+    A contender that raises or returns a wrong result gets a row with a ``failure`` and no timing.
+
+    Args:
+        case: the computation and its contenders.
+        plan: device, and number and length of samples.
+        announce: called with the name of the contender in progress.
+
+    Returns:
+        One row per contender, in the order of the case.
     """
     with torch.set_grad_enabled(case.direction != "forward"):
         rows = _rows(case, plan, announce)
@@ -130,14 +145,14 @@ def _rows(case: Case, plan: Plan, announce: Callable[[str], object]) -> Dict[str
     for name, timing in timings.items():
         rows[name] = rows[name]._replace(timing=timing)
         if plan.device.type == "cuda":
-            announce(f"{name}, on the device")
+            announce(f"{name}, GPU time")
             device, host = cuda.device_seconds(ready[name], timing.median), cuda.host_seconds(ready[name], timing.median)
             rows[name] = rows[name]._replace(device_seconds=device, host_seconds=host)
     return rows
 
 
 def _checked(case: Case, name: str, make: Make, expected: Answer) -> Tuple[Row, Optional[Callable[[], Any]]]:
-    """The row of a contender after its first call, and the call if its answer is right."""
+    """Creates and checks a contender. Returns its row, and its call if the result is correct."""
     row = Row(case.subject, case.direction, case.layout, case.shape, name, traffic=case.traffic)
     try:
         start = time.perf_counter()
@@ -146,16 +161,21 @@ def _checked(case: Case, name: str, make: Make, expected: Answer) -> Tuple[Row, 
         synchronize()
         row = row._replace(first_call=time.perf_counter() - start)
         error = relative_error(contender.answer(result), expected if contender.expected is None else contender.expected)
-    except Exception as raised:  # whatever a peer may raise: the others are to be measured all the same
+    except Exception as raised:  # a peer may raise anything; the other contenders are still measured
         first_line = (str(raised).strip().splitlines() or [""])[0]
         return row._replace(failure=f"{type(raised).__name__}: {first_line}"[:200]), None
     if error > case.tolerance:
-        return row._replace(failure=f"answers otherwise: off by {error:.1e}, {case.tolerance:.0e} allowed"), None
+        return row._replace(
+            failure=f"wrong result: expected a relative error of at most {case.tolerance:.0e}, got {error:.1e}"
+        ), None
     return row._replace(error=error), contender.call
 
 
 def relative_error(answer: Answer, expected: Answer) -> float:
-    """Largest error of any tensor, relative to the largest magnitude that was expected of it; infinite where NaN or of another shape."""
+    """Returns the largest error of any tensor, relative to the largest magnitude in its expected tensor.
+
+    Per tensor: ``max |actual - expected| / max |expected|``. Infinite for NaN, for another shape, and for another number of tensors.
+    """
     if len(answer) != len(expected):
         return float("inf")
     worst = 0.0
@@ -169,7 +189,7 @@ def relative_error(answer: Answer, expected: Answer) -> float:
 
 
 def copy_contender(traffic: int, device: torch.device) -> Make:
-    """Moves ``traffic`` bytes and does nothing else: half of them read, half written, into memory that is ready."""
+    """Returns a function that creates a copy of ``traffic`` bytes: half are read, half written to memory allocated beforehand."""
 
     def make() -> Contender:
         source, target = torch.empty(2, max(1, traffic // 8), device=device).fill_(1.0)

@@ -1,4 +1,4 @@
-"""What numbers belong to: a machine, and versions of packages."""
+"""Describes the machine and the package versions that results belong to."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ import torch
 
 
 def machine(device: torch.device) -> Dict[str, Any]:
-    """What the numbers belong to."""
+    """Returns processor, cores, torch threads and system by name; on a CUDA device also GPU, driver and CUDA version."""
     described: Dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -25,7 +25,7 @@ def machine(device: torch.device) -> Dict[str, Any]:
 
 
 def versions(packages: Sequence[str]) -> Dict[str, str]:
-    """Of Python and of those packages that are installed."""
+    """Returns the versions of Python and of the installed ones among ``packages``."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -36,7 +36,7 @@ def versions(packages: Sequence[str]) -> Dict[str, str]:
 
 
 def in_words(found: Mapping[str, Any], packages: Mapping[str, str]) -> str:
-    """Both as one sentence."""
+    """Formats the results of :func:`machine` and :func:`versions` as one sentence."""
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     gpu = f", {found['gpu']} (driver {found['driver']}, CUDA {found['cuda']})" if "gpu" in found else ""
     listed = ", ".join(f"{name} {version}" for name, version in packages.items())

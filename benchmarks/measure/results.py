@@ -1,4 +1,4 @@
-"""What was measured, and on what: kept as JSON."""
+"""Stores results, with the machine and the package versions, as JSON."""
 
 import json
 from pathlib import Path
@@ -16,19 +16,19 @@ PACKAGES = (
     *("a2c-compiled", "torch", "triton", "numpy", "onnxruntime", "torchrl", "stable-baselines3", "numba"),
     *("onnxruntime-gpu", "rl-triton", "pufferlib"),
 )
-_LARGE = {"cpu": 2**28, "cuda": 2**31}  # bytes; far more than any cache holds
+_LARGE = {"cpu": 2**28, "cuda": 2**31}  # bytes of source and target together; far more than any cache holds
 _DERIVED = ("bandwidth",)
 
 
 class Results(NamedTuple):
-    """A run.
+    """The results of one benchmark run.
 
     Attributes:
-        machine: processor, cores, threads of torch, and the GPU with its driver where one was used.
-        versions: of Python and of the packages that took part.
-        copy_bandwidth: bytes a second, read and written, of torch's copy of a large buffer.
-        plan: shapes, number and length of samples.
-        seconds: that the run has taken.
+        machine: processor, cores, torch threads and system; also GPU, driver and CUDA version if a GPU was used.
+        versions: versions of Python and of the benchmarked packages, by name.
+        copy_bandwidth: see :func:`copy_bandwidth`.
+        plan: the fields of :class:`~a2c_compiled.benchmarks.measure.shapes.Plan` by name; the device as its type.
+        seconds: duration of the run so far.
         rows: one for each contender in each case.
     """
 
@@ -41,13 +41,13 @@ class Results(NamedTuple):
 
 
 def begin(plan: Plan) -> Results:
-    """The machine, the versions and the bandwidth, with no rows yet."""
+    """Measures the copy bandwidth, and returns results without rows."""
     described = {**plan._asdict(), "device": plan.device.type}
     return Results(machine(plan.device), versions(PACKAGES), copy_bandwidth(plan.device), described, 0.0, [])
 
 
 def save(results: Results, path: Path) -> None:
-    """Write JSON; the bandwidth of each row is written along."""
+    """Writes ``results`` as JSON. Each row also holds its ``bandwidth``, which :func:`load` ignores."""
     rows = [
         {**row._asdict(), "timing": row.timing and row.timing._asdict(), **{name: getattr(row, name) for name in _DERIVED}}
         for row in results.rows
@@ -57,16 +57,16 @@ def save(results: Results, path: Path) -> None:
 
 
 def load(path: Path) -> Results:
-    """What :func:`save` wrote.
+    """Reads the file that :func:`save` wrote.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file does not hold such results.
     """
     try:
         contents = json.loads(path.read_text())
         return Results(**{**contents, "rows": [_row(row) for row in contents["rows"]]})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not results of this benchmark ({error})") from error
+        raise ValueError(f"{path}: expected results of a2c-compiled bench, got other contents ({error})") from error
 
 
 def _row(contents: Dict[str, Any]) -> Row:
@@ -76,6 +76,6 @@ def _row(contents: Dict[str, Any]) -> Row:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of torch's copy of a large buffer."""
+    """Returns the bandwidth of torch's copy of a large buffer, in bytes per second. Bytes read and bytes written both count."""
     source, target = torch.ones(2, _LARGE[device.type] // 8, device=device)
     return 2 * source.nbytes / time_call(lambda: target.copy_(source), samples=5).median

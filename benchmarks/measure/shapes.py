@@ -1,4 +1,4 @@
-"""The one table of shapes, (environments, steps), and how much time each of them gets."""
+"""The table of benchmark shapes, (environments, steps), and the time spent on each."""
 
 from typing import NamedTuple, Tuple
 
@@ -7,9 +7,9 @@ import torch
 Shape = Tuple[int, int]
 Shapes = Tuple[Shape, ...]
 
-# From the smallest update that anyone does to one endless trajectory.
+# From a small update (8 environments, 5 steps) to a single long trajectory.
 CPU_SHAPES: Shapes = ((8, 5), (16, 128), (64, 128), (256, 128), (4096, 32), (4096, 128), (16, 2048), (1, 100_000))
-# The simulators that run by the thousand on the GPU itself, and the shapes that rl-triton publishes.
+# Adds the shapes of simulators with thousands of environments on the GPU, and the shapes of the results that rl-triton publishes.
 GPU_SHAPES: Shapes = (
     *CPU_SHAPES,
     (64, 512),
@@ -20,7 +20,7 @@ GPU_SHAPES: Shapes = (
     (16, 65_536),
     (1, 1_000_000),
 )
-# In the order of what is to be known first on a GPU that is there for minutes.
+# The most informative shapes come first, because the GPU may be available for minutes only.
 SMOKE_SHAPES: Shapes = (
     (8, 5),
     (64, 512),
@@ -37,23 +37,24 @@ SMOKE_SHAPES: Shapes = (
 
 
 class Plan(NamedTuple):
-    """What is measured, and for how long.
+    """The shapes to measure, and the time spent on each contender.
 
     Attributes:
-        device: where the data is.
-        estimators: shapes of generalized advantage estimation.
-        others: shapes of every other estimator, layout and direction: enough to see where they differ.
-        over_steps, over_envs: shapes of the two sweeps, one number of environments and one of steps.
-        packed: sequences of different lengths: how many, and their mean length.
+        device: device of the data.
+        estimators: shapes of forward GAE over ``[T, N]``, and of the integrations' GAE functions.
+        others: shapes of every other combination of estimator, layout and direction.
+        over_steps: shapes of the sweep over steps, with a fixed number of environments.
+        over_envs: shapes of the sweep over environments, with a fixed number of steps.
+        packed: (sequences, mean length) of the packed sequences.
         updates: shapes of the loss and of the whole update.
-        policies: of the policy, (observations, 1).
-        samples: of each contender.
-        sample_seconds: least length of a sample.
-        budget_seconds: for all samples of one contender.
-        compiling: with ``torch.compile``.
-        compiled_peers: shapes at which peers are compiled too, which takes longest and tells least.
-        layouts: of the estimators' data.
-        longest_loop: steps that a contender may have which loops over them in Python or one kernel at a time; a tenth of it with gradients.
+        policies: (observations, 1) of the policy.
+        samples: largest number of samples per contender.
+        sample_seconds: shortest duration of a sample.
+        budget_seconds: time for all samples of one contender.
+        compiling: also measure contenders that use ``torch.compile`` or AOTInductor.
+        compiled_peers: shapes at which peers are also compiled. Few, because compiling the peers takes long.
+        layouts: layouts of the estimators' data.
+        longest_loop: largest number of steps for contenders that loop over the steps. With gradients the limit is a tenth of it.
     """
 
     device: torch.device
@@ -79,14 +80,14 @@ class Plan(NamedTuple):
 
 
 def full(device: torch.device) -> Plan:
-    """Under ten minutes on two CPU cores, under eight with a GPU."""
+    """Returns the full plan: a run takes under ten minutes on two CPU cores, under eight minutes with a GPU."""
     if device.type == "cuda":
         return Plan(
             device,
             estimators=GPU_SHAPES,
             others=((64, 512), (4096, 128), (4096, 2048), (8192, 4096)),
-            over_steps=_doublings(4096, 8, 8192, by_steps=True),
-            over_envs=_doublings(512, 16, 65_536, by_steps=False),
+            over_steps=_sweep_shapes(4096, 8, 8192, by_steps=True),
+            over_envs=_sweep_shapes(512, 16, 65_536, by_steps=False),
             packed=((64, 512), (4096, 512)),
             updates=((8, 5), (256, 128), (4096, 128)),
             policies=((1, 1), (4096, 1)),
@@ -100,8 +101,8 @@ def full(device: torch.device) -> Plan:
         device,
         estimators=CPU_SHAPES,
         others=((8, 5), (64, 128), (4096, 128), (16, 2048)),
-        over_steps=_doublings(64, 8, 8192, by_steps=True),
-        over_envs=_doublings(128, 1, 4096, by_steps=False),
+        over_steps=_sweep_shapes(64, 8, 8192, by_steps=True),
+        over_envs=_sweep_shapes(128, 1, 4096, by_steps=False),
         packed=((64, 128), (1024, 128)),
         updates=((8, 5), (64, 128), (256, 128)),
         policies=((1, 1), (1024, 1)),
@@ -109,7 +110,7 @@ def full(device: torch.device) -> Plan:
 
 
 def quick(device: torch.device) -> Plan:
-    """Under two minutes, to see that all of it works and roughly where things stand."""
+    """Returns a plan with few shapes and samples: a run takes under two minutes. The sweeps are empty."""
     shape = (64, 128)
     return full(device)._replace(
         estimators=((8, 5), shape),
@@ -127,8 +128,11 @@ def quick(device: torch.device) -> Plan:
     )
 
 
-def _doublings(fixed: int, first: int, last: int, by_steps: bool) -> Shapes:
-    """From ``first`` to ``last``, each four times the one before it."""
+def _sweep_shapes(fixed: int, first: int, last: int, by_steps: bool) -> Shapes:
+    """Returns shapes with one fixed size. The other size starts at ``first`` and grows by factors of four up to ``last``.
+
+    ``by_steps``: the number of environments is ``fixed`` and the steps grow; otherwise the reverse.
+    """
     sizes = []
     while first <= last:
         sizes.append(first)

@@ -1,4 +1,4 @@
-"""How long a call takes, on machines that are shared and noisy."""
+"""Times calls on shared, noisy machines."""
 
 import gc
 import statistics
@@ -12,7 +12,14 @@ _FEWEST_SAMPLES = 3
 
 
 class Timing(NamedTuple):
-    """Seconds a call: the median of several samples, and their lowest and highest fifth."""
+    """Seconds per call over several samples.
+
+    Attributes:
+        median: the median.
+        low: the 20th percentile.
+        high: the 80th percentile.
+        samples: number of samples.
+    """
 
     median: float
     low: float
@@ -21,7 +28,7 @@ class Timing(NamedTuple):
 
 
 def time_call(function: Callable[[], object], samples: int = 30, sample_seconds: float = 0.01) -> Timing:
-    """Time ``function``, called in samples of at least ``sample_seconds`` each, after one that warms up."""
+    """Times ``function`` after a warm-up, in ``samples`` samples of at least ``sample_seconds`` each."""
     return time_interleaved({"": function}, samples, sample_seconds)[""]
 
 
@@ -32,35 +39,38 @@ def time_interleaved(
     budget_seconds: float = float("inf"),
     announce: Callable[[str], object] = lambda name: None,
 ) -> Dict[str, Timing]:
-    """Time functions against each other: one sample of each, again and again, so that whatever slows the machine slows all alike.
+    """Times functions in turn: each round takes one sample of each function, so a slow phase of the machine affects all of them.
 
     Args:
-        functions: by name.
-        samples: of each function.
-        sample_seconds: least length of a sample, which holds as many calls as that takes.
-        budget_seconds: for all samples of one function; a slow one gets fewer of them, though never fewer than three.
-        announce: told what is going on.
+        functions: the functions by name.
+        samples: number of samples per function.
+        sample_seconds: shortest duration of a sample. A sample consists of as many calls as that takes.
+        budget_seconds: time for all samples of one function. A slow function gets fewer samples, but at least three (or ``samples``).
+        announce: called with the name of the function in progress.
+
+    Returns:
+        The timing of each function by name.
     """
     calls: Dict[str, int] = {}
     taken: Dict[str, int] = {}
     for name, function in functions.items():
         announce(name)
-        calls[name], seconds = _calls_a_sample(function, sample_seconds)
+        calls[name], seconds = _calls_per_sample(function, sample_seconds)
         affordable = int(budget_seconds / seconds) if budget_seconds < samples * seconds else samples
         taken[name] = min(samples, max(_FEWEST_SAMPLES, affordable))
-    announce("all in turn")
+    announce("timing in turn")
     times: Dict[str, List[float]] = {name: [] for name in functions}
     with _no_garbage_collection():
         for i in range(samples):
             for name, function in functions.items():
-                if i * taken[name] % samples < taken[name]:  # spread over the whole time
+                if i * taken[name] % samples < taken[name]:  # spreads the samples evenly over all rounds
                     times[name].append(_sample(function, calls[name]) / calls[name])
     return {name: _summary(seconds) for name, seconds in times.items()}
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """As in timeit: whom it strikes is chance."""
+    """Disables garbage collection, as ``timeit`` does: a collection would lengthen random samples."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -70,12 +80,12 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _calls_a_sample(function: Callable[[], object], sample_seconds: float) -> tuple[int, float]:
-    """How many calls fill a sample, and the seconds that they take; warms up by the way."""
+def _calls_per_sample(function: Callable[[], object], sample_seconds: float) -> tuple[int, float]:
+    """Returns the number of calls that fill a sample, and their duration in seconds. These calls also warm up ``function``."""
     calls = 1
     seconds = _sample(function, calls)
     if sample_seconds < seconds < 1.0:
-        seconds = _sample(function, calls)  # the first calls of what compiles itself say nothing
+        seconds = _sample(function, calls)  # the first call may have compiled, so its duration is not typical
     while seconds < sample_seconds:
         calls = max(calls + 1, int(calls * min(10.0, 1.2 * sample_seconds / max(seconds, 1e-9))))
         seconds = _sample(function, calls)
@@ -99,6 +109,6 @@ def _sample(function: Callable[[], object], calls: int) -> float:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where there is one."""
+    """Waits until the GPU has finished; does nothing without a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,1 +1,1 @@
-"""Results as tables and plots."""
+"""Writes results as tables and figures."""

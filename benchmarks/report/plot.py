@@ -1,4 +1,4 @@
-"""The figures: time over the number of steps and of environments, and bandwidth over the bytes moved."""
+"""Draws the figures: time per call against steps and environments, and achieved bandwidth against bytes to move."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
@@ -12,7 +12,7 @@ from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Row
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Shape
 
-# Okabe and Ito's colours, which all eyes tell apart; a contender has the same one in every figure.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. A contender has the same colour in every figure.
 _COLOURS = {
     f"{OURS} eager": "#0072B2",
     f"{OURS} compiled": "#D55E00",
@@ -31,28 +31,28 @@ _COLOURS = {
     COPY: "#000000",
 }
 _MARKERS = dict(zip(_COLOURS, "os*v^DdPXhv^<>.", strict=True))
-_LOOK: Any = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8.5, "svg.fonttype": "none"}
+_RC_PARAMS: Any = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8.5, "svg.fonttype": "none"}
 
 
 CAPTIONS = {
-    "scaling.png": "Time of one call over the length and over the width of the data; bands are the lowest to the highest fifth.",
-    "bandwidth.png": "Bytes that must be moved, a second. What fits into a cache is copied faster than a large buffer.",
+    "scaling.png": "GAE, forward: median time of one call against the number of steps and of environments. Bands: 20th to 80th percentile.",
+    "bandwidth.png": "GAE, forward: bandwidth against the bytes that must be moved. Data in a cache is copied faster than a large buffer.",
 }
 
 
 def draw(results: Results, out: Path) -> Dict[str, str]:
-    """Write every figure that the rows have something for, as PNG and SVG.
+    """Writes the figures to ``out`` as PNG and SVG. A figure without data is left out.
 
     Returns:
-        Names of the PNGs, with their captions.
+        The captions of the figures by the names of their PNG files.
     """
     gae = [row for row in results.rows if (row.subject, row.direction) == ("GAE", "forward") and row.timing]
     time_major = [row for row in gae if row.layout == "[T, N]"]
     sweeps = {name: [tuple(shape) for shape in results.plan[name]] for name in ("over_steps", "over_envs")}
     figures: Dict[str, Figure] = {}
-    with matplotlib.rc_context(_LOOK):
+    with matplotlib.rc_context(_RC_PARAMS):
         if all(any(row.shape in shapes for row in time_major) for shapes in sweeps.values()):
-            figures["scaling.png"] = _scaling(time_major, sweeps, _place(results))
+            figures["scaling.png"] = _scaling(time_major, sweeps, _machine_name(results))
         if time_major:
             figures["bandwidth.png"] = _bandwidth(time_major, results)
         for name, figure in figures.items():
@@ -60,14 +60,14 @@ def draw(results: Results, out: Path) -> Dict[str, str]:
     return {name: CAPTIONS[name] for name in figures}
 
 
-def _place(results: Results) -> str:
-    """Where it was measured, in a few words."""
+def _machine_name(results: Results) -> str:
+    """Returns the GPU, or the processor and its number of threads."""
     machine = results.machine
     return machine.get("gpu") or f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
 
 
 def _scaling(rows: Sequence[Row], sweeps: Dict[str, List[Shape]], place: str) -> Figure:
-    """Log-log lines over the steps at a fixed number of environments, and the other way round; bands are fifths."""
+    """Draws time per call against steps (left) and environments (right) on logarithmic axes. Bands: 20th to 80th percentile."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     figure.suptitle(f"GAE, forward, [T, N] float32 — {place}", fontsize=10.5)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -83,28 +83,28 @@ def _scaling(rows: Sequence[Row], sweeps: Dict[str, List[Shape]], place: str) ->
             axis.plot(x, [row.seconds for row in line], **_style(contender))
             low, high = ([getattr(row.timing, end) for row in line] for end in ("low", "high"))
             axis.fill_between(x, low, high, color=_COLOURS[contender], alpha=0.15, linewidth=0)
-        axis.set_xlabel("steps T" if over_steps else "environments N")
+        axis.set_xlabel("number of steps T" if over_steps else "number of environments N")
         axis.set_title(f"{fixed:,} environments" if over_steps else f"{fixed:,} steps", loc="left")
         _log_log(axis)
         _tick(axis, [shape[1 if over_steps else 0] for shape in shapes])
-    left.set_ylabel("time of one call")
+    left.set_ylabel("median time of one call")
     left.yaxis.set_major_formatter(_seconds)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
 def _bandwidth(rows: Sequence[Row], results: Results) -> Figure:
-    """How near each contender comes to a copy: bytes that must be moved, over the time that it takes.
+    """Draws the achieved bandwidth, the bytes that must be moved divided by the time, against these bytes.
 
-    Along the sweep over environments, where there is one: at one number of steps, bytes say all about the shape.
+    With a sweep over environments, only its shapes are drawn: at a fixed number of steps, the bytes determine the shape.
     """
     swept = [tuple(shape) for shape in results.plan["over_envs"]]
     rows = [row for row in rows if row.shape in swept] or rows
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axis = figure.subplots()
-    what = "time on the device" if any(row.device_seconds for row in rows) else "time of one call"
+    time_source = "from GPU time" if any(row.device_seconds for row in rows) else "from the time of one call"
     steps = f", {swept[0][1]:,} steps" if swept else ""
-    axis.set_title(f"GAE, forward, [T, N] float32{steps}; {what}\n{_place(results)}", loc="left")
+    axis.set_title(f"GAE, forward, [T, N] float32{steps}; {time_source}\n{_machine_name(results)}", loc="left")
     large = results.copy_bandwidth / 1e9
     axis.axhline(large, color="black", linewidth=1, linestyle=":", label=f"copy of a large buffer, {large:,.0f} GB/s")
     for contender in _ordered(rows):
@@ -114,8 +114,8 @@ def _bandwidth(rows: Sequence[Row], results: Results) -> Figure:
                 [row.traffic or 0 for row in chosen], [(row.bandwidth or 0.0) / 1e9 for row in chosen], **_style(contender)
             )
     _log_log(axis)
-    axis.set_xlabel("bytes that must be moved: 22 for each step of each environment")
-    axis.set_ylabel("achieved, GB/s")
+    axis.set_xlabel("bytes that must be moved (22 per step and environment)")
+    axis.set_ylabel("achieved bandwidth, GB/s")
     axis.xaxis.set_major_formatter(_bytes)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     figure.legend(loc="outside right center", frameon=False)
@@ -123,15 +123,15 @@ def _bandwidth(rows: Sequence[Row], results: Results) -> Figure:
 
 
 def _ordered(rows: Sequence[Row]) -> List[str]:
-    """The contenders that have a colour, in the order of the colours, with a point to draw."""
+    """Returns the contenders of ``rows`` that have a colour, in the order of the colours."""
     return [name for name in _COLOURS if any(row.contender == name for row in rows)]
 
 
 def _style(contender: str) -> Dict[str, Any]:
-    """Ours filled and solid, the others open and dashed."""
+    """Line and marker style: filled and solid for the contenders of this package, open and dashed for the others."""
     ours = contender.startswith(OURS)
     return {
-        "label": "copy of as many bytes" if contender == COPY else contender,
+        "label": "copy of the same number of bytes" if contender == COPY else contender,
         "color": _COLOURS[contender],
         "linestyle": "-" if ours else "--",
         "linewidth": 1.6 if ours else 1.1,
@@ -149,7 +149,7 @@ def _log_log(axis: Axes) -> None:
 
 
 def _tick(axis: Axes, sizes: Sequence[int]) -> None:
-    """At what was measured, in full."""
+    """Sets a tick at each measured size, labelled without an exponent."""
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.set_xticks([], minor=True)
 

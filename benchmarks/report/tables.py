@@ -1,4 +1,4 @@
-"""Results as tables: one for each question, a line for each contender, a column for each shape."""
+"""Formats results as tables: one table per subject, direction and layout, one line per contender, one column per shape."""
 
 import math
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -8,22 +8,39 @@ from a2c_compiled.benchmarks.measure.machine import in_words
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Shape
 
-COLUMNS = 5  # of shapes in a table at most, which then fits 120 characters
+COLUMNS = 5  # most shapes in one table, so that a table fits into 120 characters
 
 HOW_TO_READ = f"""\
-- Every answer was held against the same computation in float64 before anything was timed; what answers otherwise is not timed.
-- Times are medians; ± is half the distance from the lowest to the highest fifth of the samples. Contenders of a table took turns, so
-  that they shared whatever else the machine was doing. **Bold** is the fastest, the copy aside.
-- Data lies ready in the form that each contender wants. Compiling, scripting and exporting are in "first call" alone.
-- `{COPY}` is one torch copy of as many bytes as the computation cannot but move, into ready memory: the time that no kernel beats by much.
-- On a GPU, "on the device alone" adds up what its kernels took, and "until the call returns" is what the host was held up for.
-- `TorchScript` and `onnxruntime` are the exported graphs, without an operator of this library: they loop over the steps.
-- `SB3 A2C.train` finds the values of the rollout in its buffer, where its collector has left them; the others compute them in the update.
-- Kernel times say nothing about training times: see the whole update for those."""
+- Names that begin with `{OURS}` are modes of this library. The other names are peer libraries and baselines.
+- A column is a shape: environments x steps; for packed sequences, number of sequences x mean length; for the policy, observations x 1.
+- Every result was compared with the same computation in float64 before timing. Contenders with a wrong result are not timed.
+- Times are medians per call. ± is half the distance from the 20th to the 80th percentile of the samples, in percent of the median.
+  The contenders of one case were timed in turn, so that other load on the machine affected all of them. **Bold** is the fastest
+  contender, `{COPY}` excluded.
+- The input data was prepared in the format that each contender needs, before timing. Only "first call" includes compiling, scripting
+  and exporting.
+- `{COPY}` is one torch copy of the least number of bytes that the computation must read and write, to memory allocated beforehand.
+  It is close to the shortest possible time of a kernel.
+- "speed-up over fastest peer" is the time of the fastest peer divided by the time of the fastest {OURS} mode: above 1, {OURS} is faster.
+  "{OURS} / {COPY}" divides the time of the fastest {OURS} mode by the time of the copy. "{OURS}, GB/s" divides the bytes of the copy by the
+  time of that mode.
+- On a GPU, "GPU time" is the sum over the kernels of one call. "CPU time until the call returns" is the time for which the call blocks
+  the calling Python code.
+- `TorchScript` and `onnxruntime` are exported graphs without this library's operators: they loop over the steps.
+- `SB3 A2C.train` reads the state values of the rollout from its buffer, where its collector stored them. The other contenders compute
+  these values in the update.
+- The time of an estimator alone does not predict the training time: see the table of the whole update."""
 
 
 class Table(NamedTuple):
-    """Cells of text; ``best`` are those of the fastest, by (line, column)."""
+    """A table of text cells.
+
+    Attributes:
+        title: the title.
+        header: one cell per column.
+        lines: the cells below the header.
+        best: (line, column) of each cell with the fastest time; ``markdown`` prints these cells in bold.
+    """
 
     title: str
     header: List[str]
@@ -31,7 +48,7 @@ class Table(NamedTuple):
     best: Sequence[Tuple[int, int]]
 
     def plain(self) -> str:
-        """Aligned, for the terminal."""
+        """Returns the table as aligned text for the terminal."""
         cells = [self.header, *self.lines]
         widths = [max(len(line[i]) for line in cells) for i in range(len(self.header))]
         text = [
@@ -44,7 +61,7 @@ class Table(NamedTuple):
         return "\n".join(line.rstrip() for line in (self.title, text[0], "-" * len(text[0]), *text[1:], ""))
 
     def markdown(self) -> str:
-        """With the fastest in bold."""
+        """Returns the table in Markdown, with the fastest times in bold."""
         lines = [list(line) for line in self.lines]
         for line, column in self.best:
             lines[line][column] = f"**{lines[line][column]}**"
@@ -55,20 +72,25 @@ class Table(NamedTuple):
 
 
 def tables(rows: Sequence[Row], shapes: Optional[Sequence[Shape]] = None) -> Iterator[Table]:
-    """Tables of the full call and, where it was measured, of the time on the device; of ``shapes`` alone if given."""
-    questions: Dict[Tuple[str, str, str], List[Row]] = {}
+    """Yields the tables of the full call's time and, where measured, of the GPU time and of the CPU time until the call returns.
+
+    Args:
+        rows: the measurements.
+        shapes: only these shapes; None for all.
+    """
+    groups: Dict[Tuple[str, str, str], List[Row]] = {}
     for row in rows:
         if shapes is None or row.shape in shapes:
-            questions.setdefault((row.subject, row.direction, row.layout), []).append(row)
-    for (subject, direction, layout), group in questions.items():
-        found = list(dict.fromkeys(row.shape for row in group))
-        size = math.ceil(len(found) / math.ceil(len(found) / COLUMNS))
+            groups.setdefault((row.subject, row.direction, row.layout), []).append(row)
+    for (subject, direction, layout), group in groups.items():
+        measured_shapes = list(dict.fromkeys(row.shape for row in group))
+        size = math.ceil(len(measured_shapes) / math.ceil(len(measured_shapes) / COLUMNS))
         title = f"{subject}, {direction}, {layout}"
-        for part in (found[start : start + size] for start in range(0, len(found), size)):
+        for part in (measured_shapes[start : start + size] for start in range(0, len(measured_shapes), size)):
             yield _table(title, group, part, lambda row: row.seconds, spread=True)
             if any(row.device_seconds for row in group):
-                yield _table(f"{title}: on the device alone", group, part, lambda row: row.device_seconds)
-                yield _table(f"{title}: until the call returns", group, part, lambda row: row.host_seconds)
+                yield _table(f"{title}: GPU time", group, part, lambda row: row.device_seconds)
+                yield _table(f"{title}: CPU time until the call returns", group, part, lambda row: row.host_seconds)
 
 
 def _table(
@@ -96,7 +118,7 @@ def _table(
 
     lines = [[name, *(cell(at.get((name, shape))) for shape in shapes)] for name in names]
     best: List[Tuple[int, int]] = []
-    summary: List[List[str]] = [["speed-up over fastest peer"], ["fastest here / copy"], ["fastest here, GB/s"]]
+    summary: List[List[str]] = [["speed-up over fastest peer"], [f"{OURS} / {COPY}"], [f"{OURS}, GB/s"]]
     for column, shape in enumerate(shapes, start=1):
         times = {name: seconds(at[name, shape]) for name in names if (name, shape) in at}
         times = {name: value for name, value in times.items() if not math.isnan(value)}
@@ -108,19 +130,24 @@ def _table(
         traffic = next((row.traffic for row in rows if row.shape == shape), None) or math.nan
         for line, ratio in zip(summary, (peers / ours, ours / copy, traffic / ours / 1e9), strict=True):
             line.append("" if math.isnan(ratio) else number(ratio))
-    header = [f"{unit}; environments x steps", *(f"{n}x{t}" for n, t in shapes)]
+    header = [f"{unit} per call; environments x steps", *(f"{n}x{t}" for n, t in shapes)]
     return Table(title, header, lines + [line for line in summary if any(line[1:])], best)
 
 
 def number(value: float) -> str:
-    """Three digits that count, and no exponent."""
+    """Formats ``value`` with at least three significant digits and without an exponent."""
     if value == 0 or math.isnan(value):
         return f"{value:g}"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def markdown(results: Results, pictures: Mapping[str, str]) -> str:
-    """The report: head, tables, pictures by name with their captions, first calls, what was not timed."""
+    """Returns the report in Markdown: machine, tables, figures, first calls, and contenders without a timing.
+
+    Args:
+        results: the results of a run.
+        pictures: captions of the figures by file name.
+    """
     shapes = [tuple(shape) for name in ("estimators", "others", "updates", "policies") for shape in results.plan[name]]
     parts = [
         "# Benchmarks",
@@ -141,28 +168,34 @@ def markdown(results: Results, pictures: Mapping[str, str]) -> str:
 
 
 def _first_calls(rows: Sequence[Row]) -> List[str]:
-    """The slowest first call of each contender in each question: compiling is in there."""
+    """Lists the longest first call of each contender per subject and direction, where it took 0.5 s or more."""
     slowest: Dict[Tuple[str, str, str], float] = {}
     for row in rows:
         key = (row.subject, row.direction, row.contender)
         if row.timing and row.first_call is not None:
             slowest[key] = max(slowest.get(key, 0.0), row.first_call)
-    told = {key: seconds for key, seconds in slowest.items() if seconds >= 0.5}
-    lines = [f"| {' | '.join(key)} | {seconds:.1f} |" for key, seconds in told.items()]
-    return ["Those of half a second or more.", "", "| | | contender | s |", "|---|---|---|---:|", *lines]
+    slow = {key: seconds for key, seconds in slowest.items() if seconds >= 0.5}
+    lines = [f"| {' | '.join(key)} | {seconds:.1f} |" for key, seconds in slow.items()]
+    return [
+        "Longest first call over all shapes, where it took 0.5 s or more. It includes compiling, scripting and exporting.",
+        "",
+        "| subject | direction | contender | first call, s |",
+        "|---|---|---|---:|",
+        *lines,
+    ]
 
 
 def ours_not_timed(rows: Sequence[Row]) -> List[str]:
-    """What of this library failed or answered otherwise, a line for each reason."""
+    """Returns one line per reason for which contenders of this package failed or had a wrong result."""
     return _reasons([row for row in rows if row.contender.startswith(OURS)])
 
 
 def _failures(rows: Sequence[Row]) -> List[str]:
-    return [f"- {line}" for line in _reasons(rows)] or ["Everything was."]
+    return [f"- {line}" for line in _reasons(rows)] or ["None: every contender was timed."]
 
 
 def _reasons(rows: Sequence[Row]) -> List[str]:
-    """Why rows have no timing, with the shapes that each reason holds for."""
+    """Returns one line per reason for a missing timing, with the shapes to which it applies."""
     reasons: Dict[Tuple[str, ...], List[str]] = {}
     for row in rows:
         if row.failure:

@@ -1,1 +1,1 @@
-"""What is measured: one module for each subject."""
+"""The measured subjects, one module each."""

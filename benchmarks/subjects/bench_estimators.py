@@ -1,6 +1,6 @@
-"""The value estimators: forward as in training (no gradient), and forward with the gradient of the values.
+"""Measures the value estimators: forward without gradients, as in training, and forward plus backward.
 
-Every contender has its data in the form that it wants before the clock starts, and all of them have the same data.
+All contenders get the same data, prepared in their own format before timing.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ TIME_DIM = {"[T, N]": -2, "[N, T]": -1}
 
 
 class _Estimator(nn.Module):
-    """A function of :mod:`a2c_compiled.functional` as a module, which every mode can read."""
+    """Base of the modules that call a function of :mod:`a2c_compiled.functional`, so that every mode can run it."""
 
     def __init__(self, time_dim: int) -> None:
         super().__init__()
@@ -70,7 +70,15 @@ class _Reward2Go(_Estimator):
 
 
 class Estimator(NamedTuple):
-    """An estimator as it is asked for: ``sources`` are the inputs whose gradient is wanted."""
+    """An estimator to measure.
+
+    Attributes:
+        name: name of the estimator.
+        module: creates the module for a time dimension.
+        forward: operands of the forward kernel.
+        backward: operands of the backward kernel.
+        sources: names of the inputs whose gradients are computed.
+    """
 
     name: str
     module: Callable[[int], nn.Module]
@@ -79,11 +87,16 @@ class Estimator(NamedTuple):
     sources: Tuple[str, ...]
 
     def inputs(self, steps: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Those of ``steps`` that it reads, in its order."""
+        """Returns the entries of ``steps`` that the estimator reads, in the order of its arguments."""
         return {name: steps[name] for name in (*self.forward.values, *self.forward.flags) if name in steps}
 
     def traffic(self, elements: int, direction: str) -> int:
-        """Bytes that cannot but be moved in float32: 4 for each value, read or written, 1 for each flag."""
+        """Returns the least number of bytes to move in float32: per element 4 for each value read or written, 1 for each flag read.
+
+        Args:
+            elements: steps times environments.
+            direction: "forward" or "forward+backward".
+        """
         size = 4 * len(self.forward.values + self.forward.outputs) + len(self.forward.flags)
         if direction != "forward":
             size += 4 * len(self.backward.values + self.sources) + len(self.backward.flags)
@@ -101,27 +114,33 @@ ESTIMATORS = (
 
 
 def cases(plan: Plan) -> List[Case]:
-    """Every estimator, layout and direction; all shapes for what is asked for most, GAE forward over ``[T, N]``."""
-    found: List[Case] = []
+    """Returns the cases of every estimator, layout and direction. Forward GAE over ``[T, N]`` gets all shapes, the rest a few."""
+    listed: List[Case] = []
     for estimator in ESTIMATORS:
         for layout in plan.layouts:
             modes = modes_of(estimator, TIME_DIM[layout], plan)
             for direction in ("forward", "forward+backward"):
                 most = estimator is GAE and layout == "[T, N]" and direction == "forward"
                 shapes = plan.estimators if most else plan.others
-                found += [_case(estimator, modes, layout, direction, shape, plan) for shape in shapes]
-    return found
+                listed += [_case(estimator, modes, layout, direction, shape, plan) for shape in shapes]
+    return listed
 
 
 def sweep(plan: Plan) -> List[Case]:
-    """GAE forward over the time dimension, and over the environments: the lines of the figures."""
+    """Returns the cases of the figures: forward GAE over ``[T, N]``, for growing numbers of steps and of environments."""
     modes = modes_of(GAE, TIME_DIM["[T, N]"], plan)
     shapes = sorted(set(plan.sweeps) - set(plan.estimators))
     return [_case(GAE, modes, "[T, N]", "forward", shape, plan) for shape in shapes]
 
 
 def modes_of(estimator: Estimator, time_dim: int, plan: Plan) -> Modes:
-    """The estimator in every mode."""
+    """Returns ``estimator`` in every mode.
+
+    Args:
+        estimator: the estimator.
+        time_dim: -2 for ``[T, N]``, -1 for ``[N, T]``.
+        plan: its device is the device of the example inputs.
+    """
     example = estimator.inputs(data.steps((3, 5), plan.device))
     return Modes(estimator.module(time_dim), example, ("T", "N") if time_dim == -2 else ("N", "T"), dynamic=True)
 
@@ -131,23 +150,23 @@ def _case(estimator: Estimator, modes: Modes, layout: str, direction: str, shape
 
     def enter() -> Field:
         steps = data.steps(shape, plan.device)
-        given = None if direction == "forward" else data.cotangents(steps["reward"], len(estimator.forward.outputs))
+        cotangents = None if direction == "forward" else data.cotangents(steps["reward"], len(estimator.forward.outputs))
         rows = layout == "[N, T]"
-        rivals = estimator_peers.estimator_peers(
-            estimator_peers.Question(estimator.name, estimator.sources, steps, given, rows), plan
+        peers = estimator_peers.estimator_peers(
+            estimator_peers.Question(estimator.name, estimator.sources, steps, cotangents, rows), plan
         )
         if rows:
             steps = {name: step.t().contiguous() for name, step in steps.items()}
-            given = given and [cotangent.t().contiguous() for cotangent in given]
+            cotangents = cotangents and [cotangent.t().contiguous() for cotangent in cotangents]
         inputs, finish = estimator.inputs(steps), None
         wide = widened(inputs)
-        if given is not None:
-            finish = partial(gradients, _sources(estimator, inputs), given)
-            expected = gradients(_sources(estimator, wide), [part.double() for part in given], modes.oracle()(**wide))
+        if cotangents is not None:
+            finish = partial(gradients, _sources(estimator, inputs), cotangents)
+            expected = gradients(_sources(estimator, wide), [part.double() for part in cotangents], modes.oracle()(**wide))
         else:
             expected = as_tensors(modes.oracle()(**wide))
         ours = modes.contenders(inputs, plan, finish, loop_steps=shape[1])
-        return Field(expected, {COPY: copy_contender(traffic, plan.device), **ours, **rivals})
+        return Field(expected, {COPY: copy_contender(traffic, plan.device), **ours, **peers})
 
     return Case(estimator.name, direction, layout, shape, enter, traffic)
 
@@ -157,5 +176,5 @@ def _sources(estimator: Estimator, inputs: Dict[str, Tensor]) -> List[Tensor]:
 
 
 def gradients(sources: List[Tensor], cotangents: List[Tensor], result: Any) -> List[Tensor]:
-    """Of the sources."""
+    """Returns the gradients of ``sources``, for the gradients ``cotangents`` of the tensors in ``result``."""
     return list(torch.autograd.grad(as_tensors(result), sources, cotangents))

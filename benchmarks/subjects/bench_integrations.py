@@ -1,4 +1,4 @@
-"""Other libraries before and after :mod:`a2c_compiled.integrations`: their own call, on their own data, in host memory."""
+"""Measures functions of torchrl and Stable-Baselines3 with and without ``accelerate()``, on their own data in CPU memory."""
 
 from typing import Any, Callable, Dict, List
 
@@ -21,14 +21,14 @@ ACCELERATED = f"{OURS} accelerate()"
 
 
 def cases(plan: Plan) -> List[Case]:
-    """One comparison a function of a library and a shape."""
-    found: List[Case] = []
+    """Returns one case per library function and shape. The list is empty on a GPU and without the libraries."""
+    listed: List[Case] = []
     if plan.device.type == "cpu" and estimator_peers.installed("stable_baselines3"):
-        found += [_sb3_case(shape) for shape in plan.estimators]
+        listed += [_sb3_case(shape) for shape in plan.estimators]
     if plan.device.type == "cpu" and estimator_peers.installed("torchrl"):
-        found += [_torchrl_case(name, shape, plan) for name in _TORCHRL for shape in plan.estimators]
-        found += [_torchrl_update_case(shape, plan) for shape in plan.updates]
-    return found
+        listed += [_torchrl_case(name, shape, plan) for name in _TORCHRL for shape in plan.estimators]
+        listed += [_torchrl_update_case(shape, plan) for shape in plan.updates]
+    return listed
 
 
 def _case(
@@ -38,7 +38,7 @@ def _case(
     contenders: Callable[[Dict[str, Tensor]], Dict[str, Make]],
     layout: str = "[T, N]",
 ) -> Case:
-    """GAE, under the name that it has in a library."""
+    """Returns a case of a library function that computes GAE."""
     traffic = bytes_a_step * shape[0] * shape[1]
 
     def enter() -> Field:
@@ -51,7 +51,7 @@ def _case(
 
 
 def _sb3_case(shape: Shape) -> Case:
-    """``RolloutBuffer.compute_returns_and_advantage``: three float32 arrays in, two out."""
+    """Returns the case of ``RolloutBuffer.compute_returns_and_advantage``: three float32 arrays in, two out, 20 bytes per element."""
     return _case(
         "SB3 compute_returns_and_advantage",
         shape,
@@ -66,7 +66,7 @@ def _sb3_accelerated(steps: Dict[str, Tensor]) -> Contender:
     with accelerate() as acceleration:
         contender = estimator_peers.sb3(steps)
         contender.call()
-    _check_served(acceleration)
+    _check_no_fallback(acceleration)
     return contender
 
 
@@ -74,13 +74,13 @@ _TORCHRL = ("generalized_advantage_estimate", "vec_generalized_advantage_estimat
 
 
 def _torchrl_case(name: str, shape: Shape, plan: Plan) -> Case:
-    """A function of torchrl on ``[N, T, 1]``: three float32 tensors and two flags in, two tensors out."""
+    """Returns the case of a torchrl function: three float32 and two bool tensors ``[N, T, 1]`` in, two float32 tensors out."""
 
     def contenders(steps: Dict[str, Tensor]) -> Dict[str, Make]:
-        found: Dict[str, Make] = {ACCELERATED: lambda: _torchrl(name, steps, accelerated=True)}
+        makes: Dict[str, Make] = {ACCELERATED: lambda: _torchrl(name, steps, accelerated=True)}
         if name.startswith("vec_") or shape[1] <= plan.longest_loop:
-            found["torchrl"] = lambda: _torchrl(name, steps, accelerated=False)
-        return found
+            makes["torchrl"] = lambda: _torchrl(name, steps, accelerated=False)
+        return makes
 
     return _case(f"torchrl {name}", shape, 22, contenders, "[N, T, 1]")
 
@@ -96,12 +96,12 @@ def _torchrl(name: str, steps: Dict[str, Tensor], accelerated: bool) -> Contende
         with accelerate() as acceleration:
             function = getattr(functional, name)
             function(GAMMA, LMBDA, *batch)
-        _check_served(acceleration)
+        _check_no_fallback(acceleration)
     return Contender(lambda: function(GAMMA, LMBDA, *batch), lambda result: [part.squeeze(-1).t() for part in result])
 
 
 def _torchrl_update_case(shape: Shape, plan: Plan) -> Case:
-    """One whole update with torchrl's ``A2CLoss``, as among :mod:`a2c_compiled.benchmarks.subjects.bench_update`'s peers."""
+    """Returns the case of a whole update with torchrl's ``A2CLoss``, the same update as in :mod:`.bench_update`."""
 
     def enter() -> Field:
         rollout = data.rollout(shape, plan.device)
@@ -115,7 +115,7 @@ def _torchrl_update_case(shape: Shape, plan: Plan) -> Case:
 
 
 def _accelerated_update(rollout: Rollout, plan: Plan) -> Contender:
-    """What ``accelerate()`` puts in place is there for the call alone: the one without it is timed in turn."""
+    """Creates the update with ``accelerate()`` active only during the call, because the contenders are timed in turn."""
     from torchrl.objectives import A2CLoss
     from torchrl.objectives.value import advantages
 
@@ -131,7 +131,7 @@ def _accelerated_update(rollout: Rollout, plan: Plan) -> Contender:
     with accelerate() as acceleration:
         replaced = [(*place, getattr(*place)) for place in places]
         update_peers.torchrl_update(rollout, plan).call()
-    _check_served(acceleration)
+    _check_no_fallback(acceleration)
     contender = update_peers.torchrl_update(rollout, plan)
 
     def update() -> None:
@@ -144,6 +144,6 @@ def _accelerated_update(rollout: Rollout, plan: Plan) -> Contender:
     return contender._replace(call=update)
 
 
-def _check_served(acceleration: Acceleration) -> None:
+def _check_no_fallback(acceleration: Acceleration) -> None:
     if acceleration.fallbacks:
-        raise RuntimeError(f"left to the library itself: {acceleration.fallbacks}")
+        raise RuntimeError(f"accelerate: expected no fallback to the library's own functions, got {acceleration.fallbacks}")

@@ -1,4 +1,4 @@
-"""The A2C loss with generalized advantage estimation inside: its value, and its value with the gradients of all parameters."""
+"""Measures the A2C loss, including generalized advantage estimation: forward, and forward plus the gradients of all parameters."""
 
 from functools import partial
 from typing import Dict, List
@@ -14,13 +14,13 @@ from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 
 
 def cases(plan: Plan) -> List[Case]:
-    """Both directions at each shape."""
+    """Returns the forward and the forward+backward case of each shape."""
     modes = Modes(_LossParts(data.loss(plan.device)), _inputs((3, 5), plan), ("T", "N"), dynamic=False)
     return [_case(modes, d, shape, plan) for shape in plan.updates for d in ("forward", "forward+backward")]
 
 
 class _LossParts(nn.Module):
-    """The three losses, which is what all contenders answer, and what is differentiated."""
+    """Returns the objective, critic and entropy losses as a list. All contenders compute these three and differentiate their sum."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _LossParts(nn.Module):
     ) -> List[Tensor]:
         losses = self.loss(observation, action, reward, next_observation, done, terminated)
         objective, critic, entropy = losses.loss_objective, losses.loss_critic, losses.loss_entropy
-        # Said for TorchScript, to which they are Optional.
+        # TorchScript needs the assertions: the fields are Optional.
         assert objective is not None
         assert critic is not None
         assert entropy is not None

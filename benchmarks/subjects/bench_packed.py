@@ -1,4 +1,4 @@
-"""Sequences of different lengths: packed end to end, padded to the longest, one after the other."""
+"""Measures GAE over sequences of different lengths: packed into one tensor, padded to the longest, or one call per sequence."""
 
 from functools import partial
 from typing import Callable, List, Optional
@@ -20,7 +20,7 @@ PACKED, PADDED, ONE_BY_ONE = f"{OURS} packed", f"{OURS} padded", f"{OURS} one by
 
 
 def cases(plan: Plan) -> List[Case]:
-    """GAE over sequences of one to twice as many steps as the shape says."""
+    """Returns the forward and the forward+backward case of each (sequences, mean length). Lengths go from 1 to 2 * mean length - 1."""
     return [_case(shape, direction, plan) for direction in ("forward", "forward+backward") for shape in plan.packed]
 
 
@@ -36,9 +36,9 @@ def _case(shape: Shape, direction: str, plan: Plan) -> Case:
         rows = [_padded(tensor, lengths) for tensor in flat]
         real = torch.arange(rows[0].size(1), device=plan.device) < torch.tensor(lengths, device=plan.device).unsqueeze(1)
         cu_seqlens = torch.tensor([0, *lengths], device=plan.device).cumsum(0)
-        given = data.cotangents(flat[0], 2)
+        packed_cotangents = data.cotangents(flat[0], 2)
 
-        def asked(estimate: Estimate, tensors: List[Tensor], cotangents: List[Tensor]) -> Callable[[], List[Tensor]]:
+        def computation(estimate: Estimate, tensors: List[Tensor], cotangents: List[Tensor]) -> Callable[[], List[Tensor]]:
             if direction == "forward":
                 return lambda: estimate(tensors)
             sources = [value.requires_grad_() for value in tensors[: len(GAE.sources)]]
@@ -48,15 +48,15 @@ def _case(shape: Shape, direction: str, plan: Plan) -> Case:
             pieces = zip(*(tensor.split(lengths) for tensor in tensors), strict=True)
             return [torch.cat(parts) for parts in zip(*(_gae(list(piece)) for piece in pieces), strict=True)]
 
-        packed = asked(partial(_gae, cu_seqlens=cu_seqlens), flat, given)
-        padded = asked(_gae, rows, [_padded(cotangent, lengths) for cotangent in given])
+        packed = computation(partial(_gae, cu_seqlens=cu_seqlens), flat, packed_cotangents)
+        padded = computation(_gae, rows, [_padded(cotangent, lengths) for cotangent in packed_cotangents])
         return Field(
-            asked(one_by_one, wide, [cotangent.double() for cotangent in given])(),
+            computation(one_by_one, wide, [cotangent.double() for cotangent in packed_cotangents])(),
             {
                 COPY: copy_contender(traffic, plan.device),
                 PACKED: lambda: Contender(packed),
                 PADDED: lambda: Contender(padded, lambda result: [tensor[real] for tensor in result]),
-                ONE_BY_ONE: lambda: Contender(asked(one_by_one, flat, given)),
+                ONE_BY_ONE: lambda: Contender(computation(one_by_one, flat, packed_cotangents)),
             },
         )
 
@@ -74,6 +74,6 @@ def _gae(tensors: List[Tensor], cu_seqlens: Optional[Tensor] = None) -> List[Ten
 
 
 def _padded(packed: Tensor, lengths: List[int]) -> Tensor:
-    """One sequence a row. Flags are padded with True, so that nothing comes from behind a sequence's end."""
+    """Converts ``[total]`` to ``[sequences, longest]``. Flags are padded with True, so no value passes a sequence's end."""
     value = packed.dtype == torch.bool
     return torch.nn.utils.rnn.pad_sequence(packed.split(lengths), batch_first=True, padding_value=value)

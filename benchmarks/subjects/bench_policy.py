@@ -1,4 +1,4 @@
-"""The greedy action for one observation, and for a batch of them."""
+"""Measures the greedy policy: one call that maps observations to actions."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ from a2c_compiled.export.on_device.runtime import Policy
 
 
 def cases(plan: Plan) -> List[Case]:
-    """One comparison a number of observations."""
+    """Returns one case per number of observations."""
     loss = data.loss(plan.device)
     policy = GreedyPolicy(loss.actor_network, loss.distribution)
     modes = Modes(policy, {"observation": _observations(5, plan.device)}, ("N",), dynamic=False)
@@ -42,7 +42,7 @@ def _case(modes: Modes, shape: Shape, plan: Plan) -> Case:
 
 
 def _runtime(modes: Modes, observation: Any) -> Contender:
-    """From numpy to numpy, with every check, as a device without torch calls it."""
+    """Creates the exported policy in ``runtime.py``: numpy in and out, with all input checks, as on a device without torch."""
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(
             modes.module, {"observation": _observations(5, torch.device("cpu"))}, Path(folder) / "policy.onnx", ("N",)
@@ -52,7 +52,7 @@ def _runtime(modes: Modes, observation: Any) -> Contender:
 
 
 def _sb3(shape: Shape, plan: Plan, observation: Any) -> Contender:
-    """From numpy to numpy, as its users call it."""
+    """Creates Stable-Baselines3's ``policy.predict``: numpy in and out."""
     policy = sb3_model((1, 5), plan.device).policy
     return Contender(
         lambda: policy.predict(observation, deterministic=True),

@@ -1,7 +1,7 @@
-"""What the presets of ``a2c-compiled train --preset`` reach, seed by seed.
+"""Trains the presets of ``a2c-compiled train --preset`` with several seeds and reports their returns and training times.
 
-``python -m a2c_compiled.benchmarks.subjects.bench_presets`` trains all of them and writes ``presets.md``,
-``presets.json`` and ``presets.png``.
+``python -m a2c_compiled.benchmarks.subjects.bench_presets`` trains all presets and writes ``presets.md``, ``presets.json`` and
+``presets.png``.
 """
 
 import argparse
@@ -27,23 +27,24 @@ from a2c_compiled.training.presets import PRESETS
 PACKAGES = ("a2c-compiled", "torch", "numpy", "gymnasium", "box2d", "mujoco", "minatar")
 
 HOW_TO_READ = """\
-- A run ends as soon as the greedy policy reaches the goal over two sets of 100 episodes, or with the preset's `total_steps`; the return is
-  the mean of the first set, with the networks that the run leaves. Goals are gymnasium's own, where it has one.
-- Seconds hold compiling, learning and looking at the greedy policy. Presets of two million steps and more are compiled: the first seed
-  finds nothing compiled before, the others find the code that it has left. Steps a second are those of whole updates, the median of a
-  run's log."""
+- A run ends as soon as the mean return of the greedy policy reaches the goal on two sets of 100 episodes, or after the preset's
+  `total_steps`. "greedy return" is the mean over the first set, with the networks at the end of the run.
+- The goal is the preset's `solved_return`, or gymnasium's `reward_threshold` if the preset sets none.
+- Seconds are the wall time of a run: compiling, rollouts, updates and evaluations of the greedy policy. Presets with at least two
+  million `total_steps` are compiled. The first seed starts with an empty compile cache; the other seeds reuse its compiled code.
+- "steps/s" counts environment steps per second, updates included: the median over the lines of a run's log, then over the seeds."""
 
 
 class PresetRun(NamedTuple):
-    """A run of a preset.
+    """The result of one training run.
 
     Attributes:
-        preset: its name.
-        seed: of the run.
-        greedy_return: mean over 100 episodes at the end.
+        preset: name of the preset.
+        seed: seed of the run.
+        greedy_return: mean return of the greedy policy over 100 episodes at the end.
         steps: environment steps taken.
-        seconds: wall time, compilation included where there is any.
-        steps_per_second: median over the log.
+        seconds: wall time, including compiling and evaluations.
+        steps_per_second: median over the lines of the run's log.
     """
 
     preset: str
@@ -55,19 +56,36 @@ class PresetRun(NamedTuple):
 
 
 def run_preset(name: str, seed: int, folder: Path, presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> PresetRun:
-    """Train the preset ``name`` in ``folder``."""
+    """Trains one preset and returns the result.
+
+    Args:
+        name: key of ``presets``.
+        seed: seed of the run.
+        folder: folder of the run.
+        presets: training options by preset name.
+    """
     result = train(TrainConfig(**{**presets[name], "seed": seed}), progress=sys.stderr.isatty(), folder=folder)
     speed = statistics.median(row["steps_per_second"] for row in result.history)
     return PresetRun(name, seed, result.greedy_return, result.steps, result.seconds, speed)
 
 
 def measure(names: Sequence[str], seeds: int, out: Path, presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> List[PresetRun]:
-    """Train each preset with ``seeds`` seeds, and write table, numbers and picture into ``out``; the runs themselves are not kept."""
+    """Trains each preset with several seeds, and writes ``presets.md``, ``presets.json`` and ``presets.png`` to ``out``.
+
+    Args:
+        names: presets to train, keys of ``presets``.
+        seeds: number of runs per preset; the seeds are 1, 2, ...
+        out: the output folder. The folders of the runs are temporary.
+        presets: training options by preset name.
+
+    Returns:
+        The result of every run.
+    """
     runs: List[PresetRun] = []
     with tempfile.TemporaryDirectory() as temporary:
         folders = []
         for name in names:
-            with _nothing_compiled_before():
+            with _empty_compile_cache():
                 for seed in range(1, seeds + 1):
                     folders.append(Path(temporary) / f"{name}_{seed}")
                     runs.append(run_preset(name, seed, folders[-1], presets))
@@ -86,7 +104,7 @@ def measure(names: Sequence[str], seeds: int, out: Path, presets: Mapping[str, M
 
 
 def table(runs: Sequence[PresetRun], presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> Table:
-    """A line for each preset."""
+    """Returns a table of ``runs`` with one line per preset. ``presets``: training options by preset name."""
     groups: Dict[str, List[PresetRun]] = {}
     for run in runs:
         groups.setdefault(run.preset, []).append(run)
@@ -94,7 +112,7 @@ def table(runs: Sequence[PresetRun], presets: Mapping[str, Mapping[str, Any]] = 
         "preset",
         "environment",
         "goal",
-        "solved seeds",
+        "seeds solved",
         "greedy return, mean (lowest to highest)",
         "environment steps, median",
         "seconds, median",
@@ -124,7 +142,12 @@ def table(runs: Sequence[PresetRun], presets: Mapping[str, Mapping[str, Any]] = 
 
 
 def markdown(document: Mapping[str, Any], presets: Table) -> str:
-    """The report."""
+    """Returns the report in Markdown.
+
+    Args:
+        document: "machine" and "versions" of the run.
+        presets: the table of the presets.
+    """
     return "\n".join(
         [
             "# Presets",
@@ -134,17 +157,17 @@ def markdown(document: Mapping[str, Any], presets: Table) -> str:
             HOW_TO_READ,
             "",
             presets.markdown(),
-            "Mean return of the last 100 training episodes, whose actions are sampled, and its band over the seeds; dashed, the goal of",
-            "the greedy policy.",
+            "The figure shows the mean return of the last 100 training episodes, whose actions are sampled, against environment steps.",
+            "Line: mean over the seeds. Band: lowest to highest seed; quartiles with five or more seeds. Dashed: the greedy policy's goal.",
             "",
-            "![learning curves](presets.png)",
+            "![return against environment steps, one panel per preset](presets.png)",
             "",
         ]
     )
 
 
 @contextmanager
-def _nothing_compiled_before() -> Iterator[None]:
+def _empty_compile_cache() -> Iterator[None]:
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)
     torch.compiler.reset()
@@ -159,12 +182,14 @@ def _nothing_compiled_before() -> Iterator[None]:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(PRESETS)} (default: all)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each preset (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/presets"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default: %(default)s)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"preset to train: any of {', '.join(PRESETS)} (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="number of runs per preset (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/presets"), metavar="DIR", help="output folder (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch CPU threads (default: %(default)s)")
     arguments = parser.parse_args(argv)
     for name in arguments.names:
         if name not in PRESETS:

@@ -1,6 +1,6 @@
-"""Training end to end on CartPole-v1: environment steps a second, and the time until it is solved, beside Stable-Baselines3's A2C.
+"""Measures training on CartPole-v1, against Stable-Baselines3's A2C: environment steps per second, and the time until it is solved.
 
-``python -m a2c_compiled.benchmarks.subjects.bench_training`` writes a report.
+``python -m a2c_compiled.benchmarks.subjects.bench_training`` writes ``training.md`` and ``training.json``.
 """
 
 import argparse
@@ -29,18 +29,18 @@ PACKAGES = ("a2c-compiled", "torch", "numpy", "gymnasium", "stable-baselines3")
 ENV = TrainConfig.env
 GOAL = 475.0
 STEPS = 16
-SB3_CHECK = 5000  # environment steps between two looks at SB3's greedy policy
+SB3_CHECK = 5000  # environment steps between two evaluations of SB3's greedy policy
 
 
 class Speed(NamedTuple):
-    """Of one way to train, with so many environments.
+    """The speed of one implementation with one number of environments.
 
     Attributes:
-        name: of the way.
-        num_envs: environments side by side.
-        whole: a rollout and the update from it.
-        rollout: the rollout alone.
-        steps: environment steps of each.
+        name: name of the implementation.
+        num_envs: number of environments.
+        whole: time of a rollout and its update.
+        rollout: time of the rollout alone; NaN if not measured.
+        steps: environment steps per rollout.
     """
 
     name: str
@@ -51,17 +51,26 @@ class Speed(NamedTuple):
 
 
 def speeds(num_envs: int, device: str, samples: int, compiling: bool = True) -> List[Speed]:
-    """Each way's rollouts are held against CartPole's own dynamics before it is timed."""
-    ways: Dict[str, Callable[[], Trainer]] = {"in torch, eager": lambda: _trainer(num_envs, device, compile=False)}
+    """Checks and times every implementation. :func:`check_rollout` checks the first rollout of each one, except Stable-Baselines3's.
+
+    Args:
+        num_envs: number of environments.
+        device: "cpu" or "cuda". Stable-Baselines3 runs only on the CPU and with at most 64 environments.
+        samples: largest number of samples per implementation.
+        compiling: also time compiled training.
+    """
+    implementations: Dict[str, Callable[[], Trainer]] = {"in torch, eager": lambda: _trainer(num_envs, device, compile=False)}
     if compiling:
-        ways["in torch, compiled"] = lambda: _trainer(num_envs, device, compile=True)
-        ways["gymnasium's vectorised, compiled"] = lambda: _trainer(num_envs, device, compile=True, vectorization="gymnasium")
-    trainers = {name: make() for name, make in ways.items()}
+        implementations["in torch, compiled"] = lambda: _trainer(num_envs, device, compile=True)
+        implementations["gymnasium's vectorised, compiled"] = lambda: _trainer(
+            num_envs, device, compile=True, vectorization="gymnasium"
+        )
+    trainers = {name: make() for name, make in implementations.items()}
     functions: Dict[str, Callable[[], object]] = {}
     for name, trainer in trainers.items():
         check_rollout(trainer.update()[0])
-        functions[f"{name}: whole"] = _awaited(trainer.update, device)
-        functions[f"{name}: rollout"] = _awaited(trainer.collector.collect, device)
+        functions[f"{name}: whole"] = _synchronized(trainer.update, device)
+        functions[f"{name}: rollout"] = _synchronized(trainer.collector.collect, device)
     if device == "cpu" and num_envs <= 64:
         learner = _sb3(num_envs, STEPS)
         functions["Stable-Baselines3: whole"] = lambda: learner.learn(num_envs * STEPS, reset_num_timesteps=False)
@@ -75,7 +84,11 @@ def speeds(num_envs: int, device: str, samples: int, compiling: bool = True) -> 
 
 
 def check_rollout(rollout: Rollout) -> None:
-    """Raise AssertionError unless each step follows from CartPole's dynamics, and ends where they say so."""
+    """Compares the steps of ``rollout`` with CartPole's dynamics in float64.
+
+    Raises:
+        AssertionError: a next observation, reward or terminated flag differs.
+    """
     counted = torch.ones_like(rollout.done) if rollout.mask is None else rollout.mask
     observation, action = rollout.observation[counted].double().cpu(), rollout.action[counted].cpu()
     expected, reward, terminated = CartPole(1, dtype=torch.float64).advance(observation, action)
@@ -85,7 +98,15 @@ def check_rollout(rollout: Rollout) -> None:
 
 
 def solve(seed: int, cache: Optional[Path] = None) -> Dict[str, float]:
-    """Train in a new process until it is solved; compiled where ``cache`` says where compiled code is kept, which seconds include."""
+    """Trains the default preset in a new process until CartPole-v1 is solved or training ends.
+
+    Args:
+        seed: seed of the run.
+        cache: folder of compiled code; training is then compiled. None keeps the default of ``TrainConfig``: eager mode on a CPU.
+
+    Returns:
+        "seed", "return" of the greedy policy, environment "steps", and wall time "seconds", which include compiling and evaluations.
+    """
     options = ["--solve", str(seed)]
     if cache is None:
         return _in_new_process(options, dict(os.environ))
@@ -93,7 +114,16 @@ def solve(seed: int, cache: Optional[Path] = None) -> Dict[str, float]:
 
 
 def solve_sb3(seed: int) -> Dict[str, float]:
-    """Stable-Baselines3's A2C with its defaults on 8 environments, in a new process; seconds are those of learning, without looks."""
+    """Trains Stable-Baselines3's A2C with its defaults, 8 environments and rollouts of 5 steps in a new process.
+
+    Training ends when CartPole-v1 is solved, or after a million environment steps.
+
+    Args:
+        seed: seed of the run.
+
+    Returns:
+        As :func:`solve`, but "seconds" counts learning only, without evaluations.
+    """
     return _in_new_process(["--solve-sb3", str(seed)], dict(os.environ))
 
 
@@ -139,8 +169,8 @@ def _trainer(num_envs: int, device: str, **options: Any) -> Trainer:
     return Trainer(TrainConfig(num_envs=num_envs, num_steps=STEPS, device=device, **options))
 
 
-def _awaited(function: Callable[[], object], device: str) -> Callable[[], object]:
-    """``function`` until the device has finished."""
+def _synchronized(function: Callable[[], object], device: str) -> Callable[[], object]:
+    """Returns a function that calls ``function`` and waits for the GPU."""
 
     def call() -> None:
         function()
@@ -151,8 +181,14 @@ def _awaited(function: Callable[[], object], device: str) -> Callable[[], object
 
 
 def speed_table(measured: Sequence[Speed]) -> Table:
-    """Environment steps a second, updates included."""
-    header = ["environments", "way", "steps a second", "a rollout and its update, ms", "the rollout alone, ms"]
+    """Returns the table of :func:`speeds`: environment steps per second, updates included."""
+    header = [
+        "environments",
+        "implementation",
+        "environment steps/s",
+        "rollout + update, ms (20th-80th percentile)",
+        "rollout alone, ms",
+    ]
     lines = [
         [
             f"{speed.num_envs:,}",
@@ -163,12 +199,23 @@ def speed_table(measured: Sequence[Speed]) -> Table:
         ]
         for speed in measured
     ]
-    return Table(f"CartPole-v1, rollouts of {STEPS} steps, updates included", header, lines, [])
+    return Table(f"Training speed on CartPole-v1, rollouts of {STEPS} steps, updates included", header, lines, [])
 
 
 def solve_table(runs: Dict[str, List[Dict[str, float]]]) -> Table:
-    """How long it takes until the greedy policy returns 475 over 100 episodes."""
-    header = ["", "solved", "seconds: median", "lowest", "highest", "environment steps, median"]
+    """Returns the table of the time until the greedy policy's mean return reaches 475 over 100 episodes.
+
+    Args:
+        runs: results of :func:`solve` and :func:`solve_sb3` by implementation.
+    """
+    header = [
+        "implementation",
+        "seeds solved",
+        "seconds, median",
+        "seconds, lowest",
+        "seconds, highest",
+        "environment steps, median",
+    ]
     lines = []
     for name, group in runs.items():
         seconds, steps = (sorted(run[key] for run in group) for key in ("seconds", "steps"))
@@ -184,11 +231,22 @@ def solve_table(runs: Dict[str, List[Dict[str, float]]]) -> Table:
                 f"{steps[middle]:,.0f}",
             ]
         )
-    return Table(f"Until the greedy policy returns {GOAL:g} over 100 episodes", header, lines, [])
+    return Table(
+        f"Training time until the greedy policy's mean return over 100 episodes is at least {GOAL:g}", header, lines, []
+    )
 
 
 def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples: int, compiling: bool = True) -> None:
-    """Measure all of it, and write ``training.md`` and ``training.json``."""
+    """Measures speed and training time, prints both tables, and writes ``training.md`` and ``training.json`` to ``out``.
+
+    Args:
+        out: the output folder.
+        num_envs: numbers of environments for the speed.
+        seeds: number of training runs per implementation; 0 skips them.
+        device: "cpu" or "cuda"; for the speed. Stable-Baselines3 runs only on the CPU.
+        samples: largest number of samples per implementation, for the speed.
+        compiling: also time compiled training, for the speed.
+    """
     measured = [speed for n in num_envs for speed in speeds(n, device, samples, compiling)]
     print(speed_table(measured).plain(), flush=True)
     runs: Dict[str, List[Dict[str, float]]] = {}
@@ -209,10 +267,10 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
         "",
         in_words(described, packages),
         "",
-        "Rollouts were held against CartPole's equations in float64 before they were timed. Medians, lowest and highest fifth in brackets.",
-        "The default preset's seconds hold all but importing: compiling (which runs as short as this do not, unless told to), learning,"
-        f" and looking at the greedy policy, the last time over two sets of 100 episodes. Stable-Baselines3's hold learning alone: its"
-        f" greedy policy is looked at every {SB3_CHECK:,} steps, the clock stands meanwhile, and one set of 100 is enough.",
+        "Speed: this library's rollouts were compared with CartPole's equations in float64 before timing. Times are medians.",
+        "Training time: the default preset's seconds include compiling, rollouts, updates and evaluations of the greedy policy, but not"
+        f' imports; a run is solved when two sets of 100 episodes reach the goal. On a CPU, only the rows marked "compiled" compile.'
+        f" Stable-Baselines3's seconds exclude evaluations, every {SB3_CHECK:,} environment steps; one set of 100 episodes suffices.",
         "",
         speed_table(measured).markdown(),
         *([solve_table(runs).markdown()] if runs else []),
@@ -222,13 +280,18 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/bench_training"))
     parser.add_argument("--num-envs", type=int, nargs="*", default=[8, 64, 1024, 4096])
-    parser.add_argument("--seeds", type=int, default=5, help="of the runs until it is solved; 0 leaves them out")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=5,
+        help="training runs per implementation until CartPole is solved; 0 skips them (default: 5)",
+    )
     parser.add_argument("--samples", type=int, default=20)
-    parser.add_argument("--eager", action="store_true", help="time nothing that compiles first")
+    parser.add_argument("--eager", action="store_true", help="skip compiled training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--solve", type=int, help=argparse.SUPPRESS)

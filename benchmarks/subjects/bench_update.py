@@ -1,6 +1,7 @@
-"""One A2C update: generalized advantage estimation, loss, backward, clipping and RMSprop, from the same weights on the same rollout.
+"""Measures one A2C update: generalized advantage estimation, loss, backward, gradient clipping and RMSprop.
 
-What is compared are the parameters after the first update, and the sizes of the gradients that it clipped.
+All contenders start from the same weights and use the same rollout. The check compares the parameters after the first update, and the
+square roots of RMSprop's averages, which show the absolute values of the clipped gradients.
 """
 
 import copy
@@ -27,7 +28,7 @@ from a2c_compiled.export.tracing.call import NEW
 
 
 def cases(plan: Plan) -> List[Case]:
-    """One comparison a shape."""
+    """Returns one case per shape."""
     return [_case(shape, plan) for shape in plan.updates]
 
 
@@ -51,7 +52,12 @@ def _case(shape: Shape, plan: Plan) -> Case:
 
 
 def expected(rollout: Rollout, plan: Plan) -> Answer:
-    """What the first update leaves behind, in float64."""
+    """Returns the parameters and the roots of RMSprop's averages after the first update, computed eagerly in float64.
+
+    Args:
+        rollout: the data, ``[T, N]``.
+        plan: its device is the device of the loss.
+    """
     parts: Any = [part.double() if part is not None and part.is_floating_point() else part for part in rollout]
     oracle = _step(data.loss(plan.device).double(), compile=False)
     oracle(Rollout(*parts))
@@ -67,7 +73,7 @@ def _timed(step: TrainStep, rollout: Rollout) -> Contender:
 
 
 def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
-    """The exported step in onnxruntime, from numpy to numpy, as a device without torch calls it."""
+    """Creates the exported training step in ``runtime.py`` on onnxruntime: numpy in and out, as on a device without torch."""
     with tempfile.TemporaryDirectory() as folder:
         path = export_train_step(step, data.rollout((3, 4), torch.device("cpu")), Path(folder) / "train_step.onnx")
         learner = Learner.load(path, provider="cpu", threads=torch.get_num_threads())
@@ -83,19 +89,19 @@ def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
 
 
 def _aot(step: TrainStep, rollout: Rollout) -> Contender:
-    """The exported step compiled ahead of time, in torch without a compiler, the state handed round."""
+    """Creates the training step compiled ahead of time by AOTInductor. Each call takes the state that the previous call returned."""
     example = TrainStepGraph(step, data.rollout((3, 4), torch.device("cpu")))
     with tempfile.TemporaryDirectory() as folder:
         path = export_aot(example, example.example_inputs, Path(folder) / "train_step.aot.pt2", example.dynamic_axes)
         program = load_aot(path)
-    given = {name: tensor for name, tensor in example.example_inputs.items() if name not in Rollout._fields}
-    given |= {name: tensor for name, tensor in rollout._asdict().items() if name in example.input_names}
+    inputs = {name: tensor for name, tensor in example.example_inputs.items() if name not in Rollout._fields}
+    inputs |= {name: tensor for name, tensor in rollout._asdict().items() if name in example.input_names}
 
     def update() -> None:
-        outputs = program(**given)
-        given.update({name: outputs[f"{NEW}{name}"] for name in example.state_names})
+        outputs = program(**inputs)
+        inputs.update({name: outputs[f"{NEW}{name}"] for name in example.state_names})
 
-    return Contender(update, lambda _: _named_state(step, given))
+    return Contender(update, lambda _: _named_state(step, inputs))
 
 
 def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Answer:
@@ -114,7 +120,7 @@ def _state(step: TrainStep) -> Answer:
 
 
 def _own_loop(rollout: Rollout, plan: Plan, options: Dict[str, Any]) -> Contender:
-    """The compiled loss in a loop as everyone writes it."""
+    """Creates a plain training loop around the compiled loss."""
     loss = data.loss(plan.device)
     compiled = torch.compile(loss, fullgraph=True, dynamic=False, options=options)
 
