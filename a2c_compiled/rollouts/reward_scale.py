@@ -15,7 +15,7 @@ class RewardScale(CoefficientModule):
 
     .. math:: \text{clip}(r / \sqrt{v + \epsilon}), \quad R_t = r_t + \gamma (1 - d_{t-1}) R_{t-1}
 
-    :math:`v` is the variance of :math:`R_t` over all steps so far.
+    :math:`v` is the variance of :math:`R_t` over all steps so far, and :math:`d_t` is true where an episode ends.
 
     Args:
         num_envs: ``N``, the number of environments.
