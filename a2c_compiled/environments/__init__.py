@@ -1,6 +1,6 @@
-"""Environments side by side, as tensors: gymnasium's, and some written in torch that live on the device.
+"""Batches of environments whose observations and rewards are tensors: gymnasium's, and some written in torch that run on the device.
 
-:class:`Environments` is all that rollouts ask of them.
+:class:`Environments` is the interface that rollouts use.
 """
 
 from a2c_compiled.environments.cartpole import CartPole

@@ -20,10 +20,19 @@ WIDEST, STEEPEST = 2.4, math.radians(12.0)
 
 
 class CartPole(TensorEnvironments):
-    """A pole on a cart that is pushed left (0) or right (1): gymnasium's CartPole-v1, with its constants and its Euler steps.
+    """gymnasium's CartPole-v1, written in torch with the same constants and Euler integration: a pole balances on a cart.
 
-    Observations are position, velocity, angle and angular velocity; the reward is 1 a step; an episode ends where the cart leaves 2.4 m
-    or the pole 12 degrees, and is cut after 500 steps. Starts are uniform within 0.05 of rest.
+    * Action: ``[N]``, integer: 0 pushes the cart to the left, 1 to the right.
+    * Observation and physics: ``[N, 4]``, floating point: position, velocity, angle, angular velocity.
+    * Reward: 1 for each step.
+    * Terminated: the cart is more than 2.4 m from the centre, or the pole more than 12 degrees from upright.
+    * Truncated: after 500 steps.
+    * Start: each of the four numbers is uniform in [-0.05, 0.05).
+
+    Arguments: see :class:`a2c_compiled.environments.TensorEnvironments`.
+
+    Raises:
+        ValueError: ``num_envs`` is less than 1.
 
     Source: Barto, Sutton, Anderson (1983), "Neuronlike adaptive elements that can solve difficult learning control problems"; equations
     of motion as corrected by Florian (2007).
@@ -38,11 +47,11 @@ class CartPole(TensorEnvironments):
     )
 
     def start(self, noise: Tensor) -> Tensor:
-        """Uniform within 0.05 of rest."""
+        """Returns ``[N, 4]``, dtype of ``noise``: each number is uniform in [-0.05, 0.05)."""
         return 0.1 * noise - 0.05
 
     def advance(self, physics: Tensor, action: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """An Euler step of 0.02 s."""
+        """Takes an explicit Euler step of 0.02 s. Shapes, dtypes: see :meth:`a2c_compiled.environments.TensorEnvironments.advance`."""
         x, speed, angle, turning = physics.unbind(-1)
         sine, cosine = angle.sin(), angle.cos()
         push = (action * 2 - 1) * FORCE
@@ -55,5 +64,5 @@ class CartPole(TensorEnvironments):
         return torch.stack((x, speed, angle, turning), -1), torch.ones_like(x), terminated
 
     def observe(self, physics: Tensor) -> Tensor:
-        """The physics themselves."""
+        """Returns ``physics``, ``[N, 4]``, dtype unchanged."""
         return physics

@@ -1,4 +1,7 @@
-"""What gymnasium's vector environments keep of their own, and what is done where another version keeps it elsewhere: nothing is resumed."""
+"""Private attributes of gymnasium's vector environments that are read and written to resume them.
+
+If another version of gymnasium lacks an attribute, AttributeError is raised, and the caller does not resume the environments.
+"""
 
 from typing import Any, Dict
 
@@ -11,26 +14,30 @@ _CARTPOLE = {"physics": "state", "steps": "steps", "ended": "prev_done"}
 
 
 def cartpole_state(envs: CartPoleVectorEnv) -> Dict[str, np.ndarray]:
-    """Copies of what the episodes of gymnasium's own vectorised CartPole go on from.
+    """Returns copies of the state of gymnasium's vectorised CartPole: ``physics``, ``steps`` and ``ended``.
 
     Raises:
-        AttributeError: this version of gymnasium keeps it elsewhere.
+        AttributeError: this version of gymnasium lacks one of the attributes.
     """
     return {name: _kept(envs, attribute).copy() for name, attribute in _CARTPOLE.items()}
 
 
 def set_cartpole_state(envs: CartPoleVectorEnv, state: Dict[str, np.ndarray]) -> None:
-    """Put copies of ``state`` in the place of what :func:`cartpole_state` reads; raises as that does."""
+    """Writes copies of ``state``, as :func:`cartpole_state` returned it, to ``envs``.
+
+    Raises:
+        AttributeError: this version of gymnasium lacks one of the attributes.
+    """
     cartpole_state(envs)
     for name, attribute in _CARTPOLE.items():
         setattr(envs, attribute, state[name].copy())
 
 
 def set_reset_next(envs: SyncVectorEnv, ended: np.ndarray) -> None:
-    """Have ``envs`` spend the next step of those that ``ended`` on a reset.
+    """Makes the next step of ``envs`` a reset where ``ended``, ``[N]``, bool, is true.
 
     Raises:
-        AttributeError: this version of gymnasium keeps it elsewhere.
+        AttributeError: this version of gymnasium lacks the attribute.
     """
     _kept(envs, "_autoreset_envs")
     envs._autoreset_envs = ended.copy()

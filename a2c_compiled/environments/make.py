@@ -1,4 +1,4 @@
-"""Environments by name."""
+"""Creates environments by name."""
 
 import math
 from typing import Optional
@@ -13,7 +13,7 @@ from a2c_compiled.environments.tensor import TensorEnvironments
 from a2c_compiled.environments.vector import GymnasiumEnvironments, make_vector
 
 IN_TORCH: dict[str, type[TensorEnvironments]] = {"CartPole-v1": CartPole, "Pendulum-v1": Pendulum}
-"""Those of gymnasium's environments that are written in torch here as well."""
+"""gymnasium's environments that this package also has in torch, by name."""
 
 VECTORIZATIONS = ("auto", "torch", "gymnasium", "sync", "async")
 
@@ -25,18 +25,24 @@ def make_environments(
     vectorization: str = "auto",
     frame_stack: int = 1,
 ) -> Environments:
-    """``num_envs`` environments side by side.
+    """Creates ``num_envs`` environments that are stepped together.
 
     Args:
-        env_id: one of gymnasium's names.
-        num_envs: how many.
-        device: of the tensors that come and go.
-        vectorization: ``"torch"``: written in torch, on the device; ``"gymnasium"``: the vectorised version that gymnasium has;
-            ``"sync"``: one after the other; ``"async"``: a process each; ``"auto"``: the first of these that there is.
-        frame_stack: how many observations, this one and those before it, make one; above 1 only one after the other or in processes.
+        env_id: name of a gymnasium environment.
+        num_envs: number of environments.
+        device: device of observations, rewards and flags.
+        vectorization: how the environments run together:
+
+            * ``"torch"``: written in torch, on the device;
+            * ``"gymnasium"``: gymnasium's own vectorised version;
+            * ``"sync"``: one after the other, in this process;
+            * ``"async"``: each in a process of its own;
+            * ``"auto"``: the first of torch, gymnasium and sync that exists for this environment and ``frame_stack``.
+        frame_stack: number of successive observations in one, the current one last. Values above 1 need ``"auto"``, ``"sync"`` or
+            ``"async"``; Atari games also accept ``"gymnasium"``.
 
     Raises:
-        ValueError: there is no such environment, or not in this form.
+        ValueError: the environment is unknown, or it does not exist with this ``vectorization`` and ``frame_stack``.
     """
     if vectorization not in VECTORIZATIONS:
         raise ValueError(f"vectorization: expected one of {', '.join(map(repr, VECTORIZATIONS))}, got {vectorization!r}")
@@ -50,7 +56,15 @@ def make_environments(
 
 
 def goal_of(env_id: str, solved_return: Optional[float] = None) -> Optional[float]:
-    """The greedy return that solves an environment: ``solved_return``, or gymnasium's threshold; None where there is none, or infinity."""
+    """Returns the return of the greedy policy at which an environment counts as solved.
+
+    Args:
+        env_id: name of a gymnasium environment.
+        solved_return: this return; None uses gymnasium's reward threshold.
+
+    Returns:
+        The return; None if ``solved_return`` is infinite or NaN, or if it is None and gymnasium has no threshold.
+    """
     if solved_return is None:
         spec = gymnasium.registry.get(env_id.rpartition(":")[2])
         solved_return = None if spec is None else spec.reward_threshold

@@ -1,4 +1,4 @@
-"""MinAtar's games, whose chance comes from the environment's own generator."""
+"""MinAtar's games, with all randomness drawn from the environment's ``np_random``."""
 
 from typing import Any, Tuple
 
@@ -8,7 +8,7 @@ from gymnasium.utils import seeding
 
 
 def register() -> None:
-    """Make MinAtar's games known to gymnasium, unless they are.
+    """Registers MinAtar's games with gymnasium, if they are not registered.
 
     Raises:
         ImportError: MinAtar is not installed.
@@ -20,13 +20,16 @@ def register() -> None:
 
 
 class MinAtarChance(gymnasium.Wrapper):
-    """Lets a game draw from ``np_random``, and its sticky actions begin anew with each episode, so that it can be replayed.
+    """Makes a MinAtar game replayable.
+
+    The game draws from ``np_random`` instead of a generator of its own. Each episode forgets the last action of the previous one, which
+    sticky actions would otherwise repeat.
 
     Source: Young and Tian, MinAtar: An Atari-Inspired Testbed for Thorough and Reproducible Reinforcement Learning Experiments, 2019.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
+        """Starts an episode; ``seed`` seeds ``np_random``, None continues with its current state."""
         env: Any = self.unwrapped
         if seed is not None:
             env.np_random, _ = seeding.np_random(seed)

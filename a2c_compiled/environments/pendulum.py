@@ -16,11 +16,19 @@ FASTEST, STRONGEST = 8.0, 2.0
 
 
 class Pendulum(TensorEnvironments):
-    """A pendulum that is to be swung up by a torque in [-2, 2]: gymnasium's Pendulum-v1, with its constants and its Euler steps.
+    """gymnasium's Pendulum-v1, written in torch with the same constants and Euler integration: a torque swings a pendulum up.
 
-    Observations are cosine and sine of the angle from upright, and the angular velocity; the reward is
-    ``-(angle^2 + 0.1 velocity^2 + 0.001 torque^2)`` with the angle in [-pi, pi); episodes are cut after 200 steps. Starts are uniform in
-    all angles and in velocities up to 1.
+    * Action: ``[N, 1]``: the torque, clamped to [-2, 2].
+    * Physics: ``[N, 2]``, floating point: angle from upright, angular velocity in [-8, 8].
+    * Observation: ``[N, 3]``, floating point: cosine and sine of the angle, angular velocity.
+    * Reward: ``-(angle^2 + 0.1 velocity^2 + 0.001 torque^2)`` before the step, with the angle in [-pi, pi).
+    * Terminated: never. Truncated: after 200 steps.
+    * Start: the angle is uniform in [-pi, pi), the angular velocity in [-1, 1).
+
+    Arguments: see :class:`a2c_compiled.environments.TensorEnvironments`.
+
+    Raises:
+        ValueError: ``num_envs`` is less than 1.
     """
 
     noise_size = 2
@@ -29,12 +37,15 @@ class Pendulum(TensorEnvironments):
     observation_space = spaces.Box(np.array([-1, -1, -FASTEST], np.float32), np.array([1, 1, FASTEST], np.float32))
 
     def start(self, noise: Tensor) -> Tensor:
-        """Any angle, a velocity in [-1, 1)."""
+        """Returns ``[N, 2]``, dtype of ``noise``: an angle in [-pi, pi) and a velocity in [-1, 1)."""
         angle, turning = (2 * noise - 1).unbind(-1)
         return torch.stack((math.pi * angle, turning), -1)
 
     def advance(self, physics: Tensor, action: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """An Euler step of 0.05 s, the velocity first."""
+        """Takes a semi-implicit Euler step of 0.05 s: first the velocity, then the angle with the new velocity.
+
+        Shapes, dtypes: see :meth:`a2c_compiled.environments.TensorEnvironments.advance`.
+        """
         angle, turning = physics.unbind(-1)
         torque = action.squeeze(-1).to(physics.dtype).clamp(-STRONGEST, STRONGEST)
         from_upright = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
@@ -45,6 +56,6 @@ class Pendulum(TensorEnvironments):
         return physics, -cost, torch.zeros_like(angle, dtype=torch.bool)
 
     def observe(self, physics: Tensor) -> Tensor:
-        """Cosine and sine of the angle, and the velocity."""
+        """Returns ``[N, 3]``, dtype of ``physics``: cosine and sine of the angle, and the velocity."""
         angle, turning = physics.unbind(-1)
         return torch.stack((angle.cos(), angle.sin(), turning), -1)

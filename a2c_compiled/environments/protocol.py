@@ -1,4 +1,4 @@
-"""What rollouts ask of environments."""
+"""The interface of environments that rollouts use."""
 
 from typing import Any, NamedTuple, Optional, Protocol, Tuple, Union, runtime_checkable
 
@@ -6,20 +6,21 @@ import torch
 from torch import Tensor
 
 Observation = Union[Tensor, Tuple[Tensor, ...]]
-"""Of ``N`` environments: ``[N, ...]``, or several such."""
+"""Observations of ``N`` environments: a tensor ``[N, ...]``, or a tuple of such tensors."""
 
 
 class EnvironmentStep(NamedTuple):
-    """What ``N`` environments answer to ``N`` actions.
+    """Result of one step of ``N`` environments.
 
     Attributes:
-        observation: what the policy acts on next, ``[N, ...]``; where an episode ended and another began, the first of the new one.
-        reward: float32, ``[N]``.
-        terminated: bool, ``[N]``: the episode ended.
-        truncated: bool, ``[N]``: it was cut short.
-        final_observation: the last of the episode where one ended, elsewhere as ``observation``; None says that ``observation`` is
-            that everywhere, because a reset takes a step of its own, or no episode ended.
-        counted: bool, ``[N]``: False where the step was spent on a reset; None says that all count.
+        observation: ``[N, ...]``: the observation for the next action. Where the step ended an episode and reset the environment, the
+            first observation of the new episode.
+        reward: ``[N]``, float32 (environments written in torch: their dtype).
+        terminated: ``[N]``, bool: the episode terminated.
+        truncated: ``[N]``, bool: the episode was truncated.
+        final_observation: shape of ``observation``: the last observation of the episode where it ended, elsewhere ``observation``. None
+            means ``observation`` everywhere: no episode ended, or a reset takes a step of its own.
+        counted: ``[N]``, bool: False where the step was spent on a reset. None means True everywhere.
     """
 
     observation: Observation
@@ -32,16 +33,19 @@ class EnvironmentStep(NamedTuple):
 
 @runtime_checkable
 class Environments(Protocol):
-    """``N`` environments that are stepped together and reset themselves when an episode ends.
+    """Protocol of ``N`` environments that are stepped together and reset themselves when an episode ends.
 
-    Those that also have ``state_dict()``, a dict of tensors, and ``load_state_dict(state)``, which returns the observation that was
-    acted on next, go on where they were when a run is resumed; others begin new episodes.
+    Optional methods: ``state_dict()``, which returns a dict of tensors, and ``load_state_dict(state)``, which returns the current
+    observation. Environments that have both continue their episodes when a run is resumed; others begin new episodes.
 
     Attributes:
-        num_envs: ``N``.
-        device: of the tensors that come and go.
-        observation_space: gymnasium's description of one environment's observations.
-        action_space: and of its actions.
+        num_envs: ``N``, the number of environments.
+        device: device of observations, rewards and flags.
+        observation_space: gymnasium's space of one environment's observations.
+        action_space: gymnasium's space of one environment's actions.
+
+    Raises:
+        TypeError: the protocol itself is instantiated.
     """
 
     num_envs: int
@@ -50,10 +54,21 @@ class Environments(Protocol):
     action_space: Any
 
     def reset(self, seed: Optional[int] = None) -> Observation:
-        """New episodes everywhere; ``seed`` makes all that follows repeatable."""
+        """Starts a new episode in every environment.
+
+        Args:
+            seed: makes the following episodes reproducible; None does not seed.
+
+        Returns:
+            The first observations, ``[N, ...]``, any dtype.
+        """
 
     def step(self, action: Tensor) -> EnvironmentStep:
-        """One step of every environment. What it returns is the caller's: never written into afterwards."""
+        """Takes one step in every environment. Later steps do not write to the returned tensors.
+
+        Args:
+            action: ``[N, *event]``, dtype as the action space requires.
+        """
 
     def close(self) -> None:
-        """Let go of what they hold."""
+        """Releases resources such as processes and windows."""

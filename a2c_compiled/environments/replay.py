@@ -1,4 +1,4 @@
-"""Gymnasium's environments made to go on where they were: the present episode is played again."""
+"""Resuming of gymnasium's environments: the current episode is replayed from its start with the recorded actions."""
 
 import copy
 import json
@@ -16,44 +16,50 @@ from a2c_compiled.environments.gymnasium_internals import cartpole_state, set_ca
 
 
 class CannotResume(ValueError):  # noqa: N818
-    """These environments cannot go on exactly where they were; they can begin new episodes."""
+    """The environments cannot be restored to the saved state. They can begin new episodes."""
 
 
 class Replayable(gymnasium.Wrapper):
-    """Remembers how the present episode began and what was done in it, which is all that replaying takes.
+    """Records the start and the actions of the current episode, so that it can be replayed.
 
-    Serves environments whose future depends on ``np_random`` and the actions alone. It stands outside of wrappers that remember
-    something themselves, such as stacked frames. Actions are kept for as long as the episode lasts.
+    The environment must depend on nothing but ``np_random`` and the actions. Wrappers with a state of their own, such as stacked frames,
+    must be inside this wrapper. The actions are kept until the next reset.
+
+    Args:
+        env: environment to wrap.
 
     Attributes:
-        replayed: the observation that the last replay ended with.
+        replayed: the observation at the end of the last replay.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
-        self.metadata = {**env.metadata, "replayable": True}  # vector environments show their first environment's
+        self.metadata = {**env.metadata, "replayable": True}  # a vector environment has its first environment's metadata
         self.replayed: Any = None
         self._start: Dict[str, Any] = {}
         self._actions: List[Any] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
-        # A seed makes what came before it irrelevant.
+        """Starts an episode and records how: its seed, or the generator's state, and the options."""
+        # With a seed, the earlier state of the generator has no effect and is not recorded.
         self._start = {"chance": self._chance() if seed is None else None, "seed": seed, "options": options}
         self._actions = []
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Go on with it."""
+        """Takes one step and records ``action``."""
         self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
-            observation = copy.deepcopy(observation)  # the reset that follows may write into it
+            observation = copy.deepcopy(observation)  # the next reset may overwrite it
         return observation, reward, terminated, truncated, info
 
     @property
     def episode(self) -> Tuple[str, List[Any]]:
-        """JSON of how the episode began and of the generator's present state, and the actions. Assigning it replays the episode."""
+        """The current episode: JSON of its start and of the generator's current state, and the list of actions.
+
+        Assigning such a pair replays the episode.
+        """
         return json.dumps({**self._start, "now": self._chance()}, default=str), self._actions
 
     @episode.setter
@@ -71,10 +77,10 @@ class Replayable(gymnasium.Wrapper):
 
 
 def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
-    """What ``envs`` go on from.
+    """Returns the state of ``envs`` as tensors, for :func:`restore_vector`.
 
     Raises:
-        CannotResume: they are neither made of :class:`Replayable` environments nor CartPole's own vectorised version.
+        CannotResume: ``envs`` consists of environments other than :class:`Replayable`, and is not gymnasium's vectorised CartPole.
     """
     if isinstance(envs, CartPoleVectorEnv):
         chance = json.dumps(envs.np_random.bit_generator.state)
@@ -82,7 +88,7 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
             arrays = cartpole_state(envs)
         except AttributeError as error:
             raise CannotResume(
-                f"env: expected its state to be where it is known to be ({error}); it cannot be resumed exactly"
+                f"env: expected a version of gymnasium whose vectorised CartPole can be resumed exactly, got another ({error})"
             ) from error
         return {"chance": _bytes(chance), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
     envs = _checked(envs)
@@ -97,15 +103,15 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
 
 
 def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray) -> Any:
-    """Bring ``envs`` to ``state``, and return what is observed there.
+    """Restores ``envs`` to ``state``, and returns the observations there.
 
     Args:
-        envs: as those that :func:`vector_state` was asked about.
-        state: what it answered.
-        ended: bool, ``[N]``: whose next step is spent on a reset.
+        envs: environments of the same kind and number as those whose state was saved.
+        state: result of :func:`vector_state`.
+        ended: ``[N]``, bool: the next step is spent on a reset.
 
     Raises:
-        CannotResume: ``state`` is not of such environments, or does not come back.
+        CannotResume: ``state`` belongs to other environments, or the replay does not end in ``state``.
     """
     try:
         if isinstance(envs, CartPoleVectorEnv):
@@ -119,16 +125,18 @@ def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray)
         if isinstance(envs, SyncVectorEnv):
             set_reset_next(envs, ended)
     except (KeyError, ValueError, AttributeError) as error:
-        raise CannotResume(f"env: expected a state of {envs.num_envs} such environments, got another ({error})") from error
+        raise CannotResume(
+            f"env: expected the saved state of {envs.num_envs} environments of this kind, got another ({error})"
+        ) from error
     if not came_back:
         raise CannotResume(
-            "env: expected its chance to depend on np_random alone, which it does not; it cannot be resumed exactly"
+            "env: expected all randomness to come from np_random, got a replay with other random draws; it cannot be resumed exactly"
         )
     return side_by_side(envs.single_observation_space, envs.get_attr("replayed"))
 
 
 def side_by_side(space: gymnasium.Space, observations: Sequence[Any]) -> Any:
-    """The observations of single environments as a vector environment shows them."""
+    """Batches the observations of single environments as a vector environment does."""
     into: Any = create_empty_array(space, len(observations))
     return concatenate(space, observations, into)
 
@@ -143,12 +151,15 @@ def _restore_cartpole(envs: Any, state: Dict[str, Tensor]) -> np.ndarray:
 
 
 def _checked(envs: VectorEnv) -> SyncVectorEnv | AsyncVectorEnv:
-    """Workers of unfit environments would not survive the question."""
+    """Returns ``envs`` if they can be replayed.
+
+    This precedes ``get_attr("episode")``, which would stop the worker processes of environments without that attribute.
+    """
     resets_in_a_step = envs.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
     fit = isinstance(envs, SyncVectorEnv) or (isinstance(envs, AsyncVectorEnv) and not resets_in_a_step)
     if not fit or not envs.metadata.get("replayable") or envs.single_action_space.shape is None:
         raise CannotResume(
-            "env: expected environments that make_vector made one after the other or in processes, or a SyncVectorEnv of Replayable ones,"
+            "env: expected environments that make_vector made with 'sync' or 'async', or a SyncVectorEnv of Replayable environments,"
             f" with actions of one array, got {type(envs).__name__}; they cannot be resumed exactly and begin new episodes"
         )
     return envs  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Environments written in torch: they live on the device, and compile together with the policy."""
+"""Base of environments written in torch. They run on the device and can be compiled together with the policy."""
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
@@ -10,28 +10,37 @@ from a2c_compiled.environments.replay import CannotResume
 
 
 class EnvironmentState(NamedTuple):
-    """Where ``N`` environments are: their ``physics``, ``[N, S]``, and how many ``steps`` their episodes have had, int64 of ``[N]``."""
+    """State of ``N`` environments.
+
+    Attributes:
+        physics: ``[N, S]``, floating point: state of the simulation.
+        steps: ``[N]``, int64: number of steps in the current episode.
+    """
 
     physics: Tensor
     steps: Tensor
 
 
 class TensorEnvironments:
-    """Base of environments whose steps are tensor mathematics.
+    """Base class of environments written in torch.
 
-    A subclass says where episodes start (:meth:`start`), how they go on (:meth:`advance`) and what is seen (:meth:`observe`); all three
-    are pure functions, so that ``torch.compile`` takes whole rollouts (:meth:`transition`). Chance enters as uniform numbers that are
-    drawn beforehand, :attr:`noise_size` of them for each environment and step.
+    A subclass defines :meth:`start`, :meth:`advance` and :meth:`observe`, and the class attributes ``noise_size``, ``time_limit``,
+    ``observation_space`` and ``action_space``. The three methods are pure functions, so ``torch.compile`` can compile
+    :meth:`transition` and whole rollouts. The random numbers are drawn before the step: :attr:`noise_size` for each environment.
 
     Args:
-        num_envs: environments side by side.
-        device: where they live.
-        dtype: of their physics.
+        num_envs: ``N``, the number of environments.
+        device: device of all tensors.
+        dtype: floating point dtype of the physics.
 
     Attributes:
-        noise_size: uniform numbers in [0, 1) that a start takes.
-        time_limit: steps after which an episode is cut short.
-        generator: of the noise, on the device.
+        noise_size: number of random numbers, uniform in [0, 1), that :meth:`start` uses for one environment.
+        time_limit: number of steps after which an episode is truncated.
+        generator: random generator of the noise, on the device.
+        state: state of the environments; None before the first :meth:`reset`.
+
+    Raises:
+        ValueError: ``num_envs`` is less than 1.
     """
 
     noise_size: int
@@ -49,19 +58,37 @@ class TensorEnvironments:
         self.state: Optional[EnvironmentState] = None
 
     def start(self, noise: Tensor) -> Tensor:
-        """Physics at the start of an episode, ``[N, S]``, from uniform noise ``[N, noise_size]``."""
+        """Returns the physics at the start of an episode, ``[N, S]``, floating point.
+
+        Args:
+            noise: ``[N, noise_size]``, floating point: uniform in [0, 1).
+        """
         raise NotImplementedError
 
     def advance(self, physics: Tensor, action: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Physics after ``action``, the reward ``[N]``, and whether the episode terminated, bool ``[N]``."""
+        """Returns the physics after ``action``, ``[N, S]``, the reward, ``[N]``, and whether the episode terminated, ``[N]``, bool.
+
+        Args:
+            physics: ``[N, S]``, floating point: the physics before the action.
+            action: ``[N, *event]``, dtype as the action space requires.
+        """
         raise NotImplementedError
 
     def observe(self, physics: Tensor) -> Tensor:
-        """What the policy sees, ``[N, ...]``."""
+        """Returns the observation, ``[N, ...]``, of ``physics``, ``[N, S]``, floating point."""
         raise NotImplementedError
 
     def transition(self, state: EnvironmentState, action: Tensor, noise: Tensor) -> Tuple[EnvironmentState, EnvironmentStep]:
-        """One step as a function, the start of the next episode included."""
+        """Takes one step as a pure function. Where an episode ends, the returned state is the start of the next one.
+
+        Args:
+            state: state before the step.
+            action: ``[N, *event]``, dtype as the action space requires.
+            noise: ``[N, noise_size]``, floating point: uniform in [0, 1), for the starts of episodes.
+
+        Returns:
+            The state after the step, and the step's result.
+        """
         physics, reward, terminated = self.advance(state.physics, action)
         steps = state.steps + 1
         truncated = (steps >= self.time_limit) & ~terminated
@@ -71,12 +98,12 @@ class TensorEnvironments:
         return EnvironmentState(next_physics, steps.masked_fill(done, 0)), step
 
     def draw(self, *shape: int) -> Tensor:
-        """Noise of ``[*shape, N, noise_size]``."""
+        """Draws noise, ``[*shape, N, noise_size]``, dtype of the physics, uniform in [0, 1)."""
         size = (*shape, self.num_envs, self.noise_size)
         return torch.rand(size, generator=self.generator, device=self.device, dtype=self.dtype)
 
     def reset(self, seed: Optional[int] = None) -> Tensor:
-        """New episodes everywhere."""
+        """Starts a new episode in every environment; returns the first observations, ``[N, ...]``, dtype of the physics."""
         if seed is not None:
             self.generator.manual_seed(seed)
         physics = self.start(self.draw())
@@ -84,10 +111,13 @@ class TensorEnvironments:
         return self.observe(physics)
 
     def step(self, action: Tensor) -> EnvironmentStep:
-        """One step of every environment.
+        """Takes one step in every environment.
+
+        Args:
+            action: ``[N, *event]``, dtype as the action space requires.
 
         Raises:
-            RuntimeError: before the first ``reset``.
+            RuntimeError: :meth:`reset` has not been called.
         """
         if self.state is None:
             raise RuntimeError("expected reset() before the first step()")
@@ -95,19 +125,32 @@ class TensorEnvironments:
         return step
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no resources to release."""
 
     def state_dict(self) -> Dict[str, Tensor]:
-        """All that the episodes' future depends on."""
+        """Returns the state of the environments.
+
+        Returns:
+            ``physics``: ``[N, S]``, floating point; ``steps``: ``[N]``, int64; ``generator``: uint8, the random generator's state.
+
+        Raises:
+            RuntimeError: :meth:`reset` has not been called.
+        """
         if self.state is None:
             raise RuntimeError("expected reset() before state_dict()")
         return {**self.state._asdict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> Tensor:
-        """Go on from ``state``; returns what is seen there.
+        """Restores what :meth:`state_dict` returned.
+
+        Args:
+            state: shapes and dtypes as in :meth:`state_dict`.
+
+        Returns:
+            The current observations, ``[N, ...]``.
 
         Raises:
-            CannotResume: it is the state of other environments.
+            CannotResume: ``state`` belongs to another number of environments, or to environments not written in torch.
         """
         if not {"physics", "steps", "generator"} <= state.keys() or state["steps"].shape != (self.num_envs,):
             raise CannotResume(f"env: expected the state of {self.num_envs} environments written in torch, got another")

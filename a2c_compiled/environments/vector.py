@@ -1,4 +1,4 @@
-"""Gymnasium's vector environments as :class:`~a2c_compiled.environments.Environments`."""
+"""gymnasium's vector environments with the interface of :class:`~a2c_compiled.environments.Environments`."""
 
 import functools
 import importlib
@@ -21,15 +21,21 @@ ATARI, MINATAR = "ALE", "MinAtar"
 
 
 def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_stack: int = 1, **options: Any) -> VectorEnv:
-    """``num_envs`` copies side by side: gymnasium's own vectorised version (``"gymnasium"``), one after the other (``"sync"``) or a process
-    each (``"async"``); ``"auto"`` takes the first of these that there is.
+    """Creates a gymnasium vector environment with ``num_envs`` copies of an environment.
 
-    ``"module:Name-v0"`` is ``"Name-v0"`` once ``module`` is imported, as everywhere in gymnasium; ``"MinAtar/..."`` and ``"ALE/..."`` need
-    no module. Atari's games (ALE) show grey images of 84 x 84 after every fourth frame. With ``frame_stack`` above 1, an observation is
-    the last so many, in a new first dimension; of gymnasium's own vectorised versions only Atari's have that, at any number.
+    Args:
+        env_id: name of a gymnasium environment. As everywhere in gymnasium, ``"module:Name-v0"`` imports ``module`` and makes
+            ``"Name-v0"``. ``"MinAtar/..."`` and ``"ALE/..."`` (Atari) need no module. Atari games show grey images of 84 x 84 pixels,
+            and repeat each action for four frames.
+        num_envs: number of copies.
+        vectorization: ``"gymnasium"``: gymnasium's own vectorised version; ``"sync"``: one after the other, in this process;
+            ``"async"``: each in a process of its own; ``"auto"``: gymnasium's own version if there is one, else ``"sync"``.
+        frame_stack: number of successive observations in one, in a new first dimension of each observation; 1 adds no dimension.
+            gymnasium's own vectorised versions accept only 1, except that of Atari, which always has the dimension.
+        options: passed to ``gymnasium.make_vec`` for the environment.
 
     Raises:
-        ValueError: gymnasium knows no such environment, or cannot make it here or in this form.
+        ValueError: gymnasium does not know the environment, cannot make it here, or cannot make it with these arguments.
     """
     for argument, number in (("num_envs", num_envs), ("frame_stack", frame_stack)):
         if number < 1:
@@ -47,11 +53,11 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
             if atari:
                 options.setdefault("stack_num", frame_stack)
             return gymnasium.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **options)
-        # SAME_STEP wastes no step on the reset and hands the real final observation over beside the new one.
+        # SAME_STEP spends no step on the reset, and returns the final observation in info beside the first one of the next episode.
         kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
         mode = "async" if vectorization == "async" else "sync"
         if atari:
-            options.setdefault("frameskip", 1)  # the preprocessing skips frames itself
+            options.setdefault("frameskip", 1)  # AtariPreprocessing skips frames
         wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
         with deaf_to_ctrl_c():
             return gymnasium.make_vec(
@@ -70,7 +76,7 @@ def _register(name: str) -> None:
 
 
 def _wrapped(env: gymnasium.Env, frame_stack: int) -> Replayable:
-    """Preprocessing, stacked frames, and around them what replays all of it."""
+    """Wraps ``env`` in preprocessing and frame stacking, and in :class:`Replayable` as the outermost wrapper."""
     namespace = None if env.spec is None else env.spec.namespace
     if namespace == ATARI:
         env = AtariPreprocessing(env)
@@ -82,8 +88,17 @@ def _wrapped(env: gymnasium.Env, frame_stack: int) -> Replayable:
 
 
 def observation_tensor(observation: Any) -> Observation:
-    """A copy, since environments may write into what they returned; float64 observations as float32, the rest as it is. Of several
-    observations, a dict or tuple, a tuple in their order."""
+    """Copies an observation to a tensor on the CPU.
+
+    It copies because environments may overwrite the arrays that they returned.
+
+    Args:
+        observation: an array, or a dict or tuple of arrays, of any shape ``[N, ...]``.
+
+    Returns:
+        A tensor of the same shape: float32 if the array is float64, otherwise the array's dtype. A dict or tuple becomes a tuple of
+        tensors in its order.
+    """
     if isinstance(observation, (dict, tuple)):
         parts = observation.values() if isinstance(observation, dict) else observation
         return tuple(_array_tensor(part) for part in parts)
@@ -95,16 +110,16 @@ def _array_tensor(array: np.ndarray) -> Tensor:
 
 
 class GymnasiumEnvironments:
-    """A gymnasium vector environment whose observations and rewards come as tensors on ``device``.
+    """Adapts a gymnasium vector environment: observations, rewards and flags are tensors on ``device``.
 
-    Observations that are a dict or a tuple come as a tuple of tensors, in the order of their space.
+    An observation that is a dict or a tuple becomes a tuple of tensors, in the order of the observation space.
 
     Args:
-        envs: with autoreset mode SAME_STEP or NEXT_STEP.
-        device: of the tensors.
+        envs: vector environment with autoreset mode SAME_STEP or NEXT_STEP.
+        device: device of the tensors.
 
     Raises:
-        ValueError: the environments do not reset themselves.
+        ValueError: ``envs`` has another autoreset mode.
     """
 
     def __init__(self, envs: VectorEnv, device: torch.device | str = "cpu") -> None:
@@ -121,14 +136,22 @@ class GymnasiumEnvironments:
         self._observation: Optional[Observation] = None
 
     def reset(self, seed: Optional[int] = None) -> Observation:
-        """New episodes everywhere."""
+        """Starts a new episode in every environment.
+
+        Returns:
+            The first observations, ``[N, ...]``, dtypes as in :func:`observation_tensor`.
+        """
         observation, _ = self.envs.reset(seed=seed)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._observation = self._tensor(observation)
         return self._observation
 
     def step(self, action: Tensor) -> EnvironmentStep:
-        """One step of every environment."""
+        """Takes one step in every environment.
+
+        Args:
+            action: ``[N, *event]``, dtype as the action space requires.
+        """
         observation, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
         final = counted = None
         if self._resets_in_a_step:
@@ -147,14 +170,18 @@ class GymnasiumEnvironments:
         )
 
     def close(self) -> None:
-        """Close them."""
+        """Closes the vector environment."""
         self.envs.close()
 
     def state_dict(self) -> Dict[str, Tensor]:
-        """What the present episodes go on from: how they began and what was done in them.
+        """Returns the state from which :meth:`load_state_dict` restores the current episodes.
+
+        Returns:
+            ``observation.<i>``: ``[N, ...]``: part ``i`` of the current observation; ``reset_next``: ``[N]``, bool: the next step is spent
+            on a reset. The other tensors hold the starts and actions of the episodes, or the state of gymnasium's vectorised CartPole.
 
         Raises:
-            RuntimeError: before the first ``reset``.
+            RuntimeError: :meth:`reset` has not been called.
             CannotResume: the environments are of a kind that cannot be resumed exactly.
         """
         if self._observation is None:
@@ -166,21 +193,29 @@ class GymnasiumEnvironments:
         }
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> Observation:
-        """Go on from ``state`` by replaying its episodes; returns what is seen there.
+        """Restores what :meth:`state_dict` returned, by replaying the episodes.
+
+        Args:
+            state: shapes and dtypes as in :meth:`state_dict`.
+
+        Returns:
+            The current observations, ``[N, ...]``.
 
         Raises:
-            CannotResume: ``state`` is of other environments, or they did not come back where they were.
+            CannotResume: a ValueError: ``state`` belongs to other environments, or the replay ends with another observation.
         """
         ended = state.get("reset_next", torch.zeros(0, dtype=torch.bool)).cpu().numpy().copy()
         observation = self._tensor(restore_vector(self.envs, state, ended))
-        seen = {f"observation.{i}": part.cpu() for i, part in enumerate(_parts(observation))}
-        if not all(name in state and torch.equal(part, state[name].cpu()) for name, part in seen.items()):
-            raise CannotResume("env: expected it to come back where it was, which it did not; it cannot be resumed exactly")
+        replayed = {f"observation.{i}": part.cpu() for i, part in enumerate(_parts(observation))}
+        if not all(name in state and torch.equal(part, state[name].cpu()) for name, part in replayed.items()):
+            raise CannotResume(
+                "env: expected the replay to end with the saved observation, got another; it cannot be resumed exactly"
+            )
         self._ended, self._observation = ended, observation
         return observation
 
     def _with_final(self, observation: Any, info: Dict[str, Any]) -> Any:
-        """``observation`` with the last of the episodes that ended in place of the first of those that began."""
+        """Returns ``observation``, with the final observation of each episode that ended in place of the first one of its successor."""
         both = zip(iterate(self.envs.observation_space, observation), info["final_obs"], info["_final_obs"], strict=True)
         last = [final if ended else new for new, final, ended in both]
         return side_by_side(self.observation_space, last)

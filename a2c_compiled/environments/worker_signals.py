@@ -1,4 +1,4 @@
-"""Signals in the processes of asynchronous environments."""
+"""Signal handling in the worker processes of asynchronous environments."""
 
 import signal
 import threading
@@ -8,7 +8,10 @@ from typing import Iterator
 
 @contextmanager
 def deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes that start within the block leave Ctrl-C, which a terminal sends to all of them, to the one that started them."""
+    """Makes processes that start within the block ignore SIGINT.
+
+    A terminal sends Ctrl-C to all processes. Only the main process should handle it, because it closes the others.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

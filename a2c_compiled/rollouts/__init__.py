@@ -1,4 +1,4 @@
-"""Experience: rollouts collected from environments, step by step or as one graph. Needs gymnasium."""
+"""Collection of rollouts from environments, step by step or as one graph. Requires gymnasium."""
 
 from a2c_compiled.rollouts.collector import RolloutCollector
 

@@ -1,4 +1,4 @@
-"""One look of the policy at its environments."""
+"""Runs the policy once on a batch of observations."""
 
 from typing import NamedTuple, Optional
 
@@ -9,12 +9,12 @@ from a2c_compiled.losses import A2CLoss
 
 
 class Acted(NamedTuple):
-    """What ``N`` environments are answered.
+    """Output of the policy for the observations of ``N`` environments.
 
     Attributes:
-        action: ``[N, *event]``.
-        log_prob: its log-probability, ``[N]``; None where the loss does not read it.
-        state_value: value of the observation, ``[N]``; None where the loss does not read it.
+        action: ``[N, *event]``, dtype of the distribution's samples: the sampled actions.
+        log_prob: ``[N]``, floating point: log-probability of ``action``; None if the loss does not read it.
+        state_value: ``[N]``, floating point: the critic's value of the observation; None if the loss does not read it.
     """
 
     action: Tensor
@@ -23,13 +23,24 @@ class Acted(NamedTuple):
 
 
 def act(loss: A2CLoss, observation: Observation) -> Acted:
-    """Sample actions, and keep of them what the loss would otherwise compute again."""
+    """Samples actions for ``observation``, with the log-probabilities and state values that the loss reads.
+
+    Args:
+        loss: its actor network, critic network and distribution are called.
+        observation: ``[N, ...]``, or a tuple of such tensors.
+    """
     value = loss.critic_network(observation) if loss.reads_state_value else None
     return answer(loss, loss.actor_network(observation), value)
 
 
 def answer(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> Acted:
-    """Sample actions from ``params``; ``value`` is the critic's, if the loss reads it."""
+    """Samples actions from the distribution with parameters ``params``.
+
+    Args:
+        loss: its distribution is sampled.
+        params: ``[N, num_params]``, floating point: output of the actor network.
+        value: ``[N]`` or ``[N, 1]``, floating point: output of the critic network; None if the loss does not read it.
+    """
     action = loss.distribution.sample(params)
     log_prob = loss.distribution.log_prob(params, action) if loss.reads_log_prob else None
     return Acted(action, log_prob, None if value is None else value.reshape(params.shape[:-1]))

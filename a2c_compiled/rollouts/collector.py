@@ -1,4 +1,4 @@
-"""Rollouts from environments."""
+"""Collects rollouts from environments."""
 
 from typing import Any, Callable, Dict, List, Optional, Union
 
@@ -19,28 +19,29 @@ from a2c_compiled.update.rollout import Rollout
 
 
 class RolloutCollector:
-    """Steps environments with the policy of a loss, from where the last rollout ended.
+    """Steps environments with the policy of a loss and returns rollouts. Each rollout starts where the previous one ended.
 
-    ``next_observation`` is the real final observation where an episode ended. Environments that spend a step of their own on the reset
-    (gymnasium's NEXT_STEP) give a ``mask`` that leaves that step out. Behaviour log-probabilities and state values are recorded where
-    the loss needs them. Observations of recurrent networks are tuples with their hidden states, see :mod:`a2c_compiled.recurrent`.
+    * ``next_observation`` is the last observation of the episode at a step that ends an episode, not the first of the next episode.
+    * gymnasium's autoreset mode NEXT_STEP spends one step on each reset. The rollout's ``mask`` is False at these steps.
+    * ``log_prob`` and ``state_value`` are recorded only if the loss reads them.
+    * With recurrent networks, observations are tuples that contain the hidden states, see :mod:`a2c_compiled.recurrent`.
 
-    Environments written in torch and a policy without memory are stepped as one graph for each rollout
-    (:class:`~a2c_compiled.rollouts.device_rollout.DeviceRollout`); elsewhere the policy is one call a step.
+    If the environments are written in torch and the networks are not recurrent, a rollout is one graph
+    (:class:`~a2c_compiled.rollouts.device_rollout.DeviceRollout`). Otherwise the policy is called once for each step.
 
     Args:
         envs: a gymnasium vector environment with autoreset mode SAME_STEP or NEXT_STEP, or any
             :class:`~a2c_compiled.environments.Environments` on the device of the loss.
-        loss: whose actor network and distribution act.
-        num_steps: length of a rollout.
-        seed: of the first reset.
-        compile: compile what acts.
+        loss: its actor network and distribution choose the actions.
+        num_steps: ``T``, the number of steps in a rollout.
+        seed: seed of the first reset; None does not seed it.
+        compile: compile the policy; with environments written in torch, compile the whole rollout. Recurrent policies are not compiled.
 
     Attributes:
-        episodes: returns and lengths of the episodes that ended; whoever reads them takes them.
+        episodes: returns and lengths of the episodes that ended; reading them with ``take()`` removes them.
 
     Raises:
-        ValueError: the environments do not reset themselves.
+        ValueError: ``envs`` is a gymnasium vector environment with another autoreset mode.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class RolloutCollector:
         self.loss = loss
         self.num_steps = num_steps
         self.episodes = EpisodeReturns(self.envs.num_envs, device)
-        acting_and_judging = nn.ModuleList([loss.actor_network, loss.critic_network])  # a target's cells remember nothing here
-        self._hidden_states = HiddenStates(acting_and_judging, self.envs.num_envs, device)
+        # Target networks are left out: they read the hidden states that are recorded for actor and critic.
+        networks = nn.ModuleList([loss.actor_network, loss.critic_network])
+        self._hidden_states = HiddenStates(networks, self.envs.num_envs, device)
         self._whole: Optional[DeviceRollout] = None
         if isinstance(self.envs, TensorEnvironments) and self._hidden_states.is_empty():
             self._whole = DeviceRollout(self.envs, loss, compile)
@@ -66,12 +68,16 @@ class RolloutCollector:
 
     @property
     def returns(self) -> List[float]:
-        """Undiscounted returns of the episodes that ended since this was last asked for."""
+        """Undiscounted returns of the episodes that ended since the property was last read."""
         return self.episodes.take()[0]
 
     @torch.no_grad()
     def collect(self) -> Rollout:
-        """The next ``num_steps`` steps of every environment."""
+        """Steps every environment ``num_steps`` times.
+
+        Returns:
+            The rollout, time first: ``[T, N]`` and ``[T, N, ...]``. For dtypes see :class:`~a2c_compiled.Rollout`.
+        """
         if self._whole is not None:
             self._observation, rollout = self._whole(self._observation, self.num_steps)
         else:
@@ -80,7 +86,13 @@ class RolloutCollector:
         return rollout
 
     def state_dict(self) -> Optional[Dict[str, Tensor]]:
-        """Where the environments and the policy's memory are; None where the environments cannot say."""
+        """Returns the state of the environments and the hidden states; None if the environments cannot be resumed.
+
+        Returns:
+            ``envs.*``: the tensors of the environments' ``state_dict()``;
+            ``memory.hidden``: ``[N, H]``, floating point, and ``memory.start``: ``[N]``, bool, for recurrent networks;
+            ``episodes.running``: ``[2, N]``, float64: return and length so far of the current episodes.
+        """
         if not hasattr(self.envs, "state_dict"):
             return None
         try:
@@ -90,17 +102,20 @@ class RolloutCollector:
         return prefixed(envs=envs, memory=self._hidden_states.state_dict(), episodes={"running": self.episodes.running})
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> None:
-        """Go on from there.
+        """Restores what :meth:`state_dict` returned. The next rollout continues from there.
+
+        Args:
+            state: shapes and dtypes as in :meth:`state_dict`.
 
         Raises:
-            CannotResume: the environments do not come back where they were.
+            CannotResume: the environments cannot be restored to this state.
         """
         self._observation = self.envs.load_state_dict(group_of(state, "envs"))  # type: ignore[attr-defined]
         self._hidden_states.load_state_dict(group_of(state, "memory"))
         self.episodes.running = state["episodes.running"].to(self.episodes.running.device)
 
     def begin_episodes(self, seed: int) -> None:
-        """New episodes everywhere."""
+        """Resets every environment with ``seed``, and sets the hidden states and running returns to zero."""
         self._observation = self.envs.reset(seed)
         self._hidden_states.load_state_dict({})
         self.episodes.running.zero_()
@@ -108,28 +123,28 @@ class RolloutCollector:
     def _step_by_step(self) -> Rollout:
         tape = _Tape(self.num_steps)
         for t in range(self.num_steps):
-            seen = self._observation
-            action, log_prob, state_value = self._answer(seen)
+            observation = self._observation
+            action, log_prob, state_value = self._act_on(observation)
             step = self.envs.step(action)
             done = step.terminated | step.truncated
-            # The step that a reset takes belongs to no episode.
-            self._hidden_states.advance(seen, done if step.counted is None else done | ~step.counted)
+            # A step spent on a reset belongs to no episode, so the hidden state is zeroed after it too.
+            self._hidden_states.advance(observation, done if step.counted is None else done | ~step.counted)
             self._observation = step.observation
-            following = step.observation if step.final_observation is None else step.final_observation
-            tape.write(t, "observation", seen)
+            next_observation = step.observation if step.final_observation is None else step.final_observation
+            tape.write(t, "observation", observation)
             tape.write(t, "action", action)
             tape.write(t, "reward", step.reward)
-            tape.write(t, "next_observation", following)
+            tape.write(t, "next_observation", next_observation)
             tape.write(t, "done", done)
             tape.write(t, "terminated", step.terminated)
             tape.write(t, "log_prob", log_prob)
             tape.write(t, "state_value", state_value)
             tape.write(t, "mask", step.counted)
         columns = tape.columns
-        before_and_after = self._hidden_states.observations(columns.pop("observation"), columns.pop("next_observation"))
-        return Rollout(observation=before_and_after[0], next_observation=before_and_after[1], **columns)
+        observations = self._hidden_states.observations(columns.pop("observation"), columns.pop("next_observation"))
+        return Rollout(observation=observations[0], next_observation=observations[1], **columns)
 
-    def _answer(self, observation: Any) -> Acted:
+    def _act_on(self, observation: Any) -> Acted:
         if self._hidden_states.is_empty():
             return self._act(self.loss, observation)
         value = self._hidden_states.ask(self.loss.critic_network, observation) if self.loss.reads_state_value else None
@@ -137,14 +152,14 @@ class RolloutCollector:
 
 
 class _Tape:
-    """Tensors, or tuples of them, ``[T, ...]``: allocated at the first step, written row by row."""
+    """Named columns ``[T, ...]``, each a tensor or a tuple of tensors, allocated at the first step and written row by row."""
 
     def __init__(self, length: int) -> None:
         self._length = length
         self.columns: Dict[str, Any] = {}
 
     def write(self, t: int, name: str, value: Any) -> None:
-        """Put ``value`` in the row ``t`` of a column; there is no column of None."""
+        """Writes ``value`` to row ``t`` of column ``name``; does nothing if ``value`` is None."""
         if value is None:
             return
         if t == 0:

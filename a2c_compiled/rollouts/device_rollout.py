@@ -1,4 +1,4 @@
-"""Whole rollouts as one graph, where environments are written in torch."""
+"""Runs a whole rollout as one graph, for environments written in torch."""
 
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -13,22 +13,24 @@ from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.rollout import Rollout
 
 Carry = List[Any]
-"""Physics, steps and observation: where a step begins."""
+"""State at the beginning of a step: ``[physics, steps, observation]``, with ``N`` first in each shape."""
 Kept = Dict[str, Tensor]
-"""What a rollout has of a step, or of all of them."""
+"""Fields of :class:`Rollout` by name, for one step (``[N, ...]``) or for all steps (``[T, N, ...]``)."""
 
 Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Kept]]
 
 
 class DeviceRollout:
-    """Policy and environments over ``T`` steps without a return to the host.
+    """Steps policy and environments ``T`` times without copying data to the host.
 
-    Eagerly it is a loop; compiled, one graph: on a CPU a scan over one compiled step, on a GPU the compiled steps in a CUDA graph.
+    * Eager mode: a Python loop.
+    * Compiled on a CPU: one graph that scans one compiled step over time.
+    * Compiled on a GPU: ``T`` compiled steps, captured in one CUDA graph.
 
     Args:
-        envs: where to act.
-        loss: whose policy acts.
-        compile: compile it.
+        envs: environments written in torch; ``reset`` has been called.
+        loss: its actor network and distribution choose the actions.
+        compile: compile the rollout; False runs in eager mode.
     """
 
     def __init__(self, envs: TensorEnvironments, loss: A2CLoss, compile: bool) -> None:
@@ -42,9 +44,17 @@ class DeviceRollout:
             self._run = _compiled_scan()
 
     def __call__(self, observation: Tensor, num_steps: int) -> Tuple[Tensor, Rollout]:
-        """The observation after ``num_steps`` steps from ``observation``, and the steps."""
+        """Steps the environments ``num_steps`` times, starting at ``observation``.
+
+        Args:
+            observation: ``[N, ...]``: the current observation of the environments.
+            num_steps: ``T``.
+
+        Returns:
+            The observation after the last step, ``[N, ...]``, and the rollout, ``[T, N, ...]``.
+        """
         state = self.envs.state
-        assert state is not None, "the environments were reset to see the observation"
+        assert state is not None, "expected reset() before the first rollout"
         carry, kept = self._run(self.loss, self.envs, [*state, observation], self.envs.draw(num_steps))
         self.envs.state = EnvironmentState(*carry[:2])
         return carry[2], Rollout(**kept)
@@ -56,7 +66,7 @@ class DeviceRollout:
 
 
 def _step(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
-    """Where the next step begins, and what is kept of this one."""
+    """Takes one step; returns the state after it and the step's fields of the rollout."""
     physics, steps, observation = carry
     action, log_prob, state_value = act(loss, observation)
     state, step = envs.transition(EnvironmentState(physics, steps), action, noise)
@@ -83,7 +93,10 @@ def _loop(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor, 
 
 
 def _compiled_scan() -> Callable[..., Tuple[Carry, Kept]]:
-    """The loop as one operator: compiled in the time that one step takes, however many there are."""
+    """Compiles the loop with torch's scan operator, so that compile time does not grow with the number of steps.
+
+    If this version of torch lacks the operator, compiles the Python loop.
+    """
     operator = scan_operator()
     if operator is None:
         return compiled(_loop)
@@ -92,7 +105,7 @@ def _compiled_scan() -> Callable[..., Tuple[Carry, Kept]]:
     def scanned(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
         def body(carry: Carry, draw: Tensor) -> Any:
             after, kept = _step(loss, envs, carry, draw)
-            # The operator takes no tensors that share memory; the copies are fused away.
+            # The scan operator rejects tensors that share memory. The compiler fuses these copies away.
             return [tensor.clone() for tensor in after], {name: tensor.clone() for name, tensor in kept.items()}
 
         return scan(body, [tensor.clone() for tensor in carry], noise)
@@ -101,18 +114,21 @@ def _compiled_scan() -> Callable[..., Tuple[Carry, Kept]]:
 
 
 class _CapturedLoop:
-    """Compiled steps in one CUDA graph, which reads the networks' parameters where they are."""
+    """``T`` compiled steps in one CUDA graph.
+
+    The graph reads the networks' parameters from their memory, so a replay uses their current values.
+    """
 
     def __init__(self, loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> None:
         self.noise = noise.clone()
         self._carry = [tensor.clone() for tensor in carry]
         step = compiled(_step)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # compiled and warm before it is captured
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):  # compile and warm up before the capture
             for _ in range(2):
                 _loop(loss, envs, self._carry, self.noise[:1], step)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._after, self._kept = _loop(loss, envs, self._carry, self.noise, step)

@@ -1,4 +1,4 @@
-"""Returns of episodes, as they are lived through."""
+"""Undiscounted returns and lengths of episodes, accumulated over rollouts."""
 
 from collections import deque
 from typing import Deque, List, Tuple
@@ -10,32 +10,37 @@ from a2c_compiled.functional import reverse_scan
 
 
 def running_return(reward: Tensor, done: Tensor, before: Tensor, gamma: float = 1.0) -> Tensor:
-    r"""What each episode has returned up to and with each step: :math:`R_t = r_t + \gamma (1 - d_{t-1}) R_{t-1}`.
+    r"""Computes the return of each episode from its start up to each step.
+
+    .. math:: R_t = r_t + \gamma (1 - d_{t-1}) R_{t-1}
 
     Args:
-        reward: ``[T, N]``.
-        done: bool, ``[T, N]``: an episode ended with this step.
-        before: ``[N]``: the running return before the first step; 0 where an episode begins with it.
-        gamma: discount of what lies in the past.
+        reward: ``[T, *B]``, floating point: :math:`r`.
+        done: ``[T, *B]``, bool: :math:`d`, the episode ended or was truncated at this step.
+        before: ``[*B]``, floating point: the running return before the first step; 0 where the first step begins an episode.
+        gamma: discount factor; rewards further in the past weigh less.
 
     Returns:
-        :math:`R`, ``[T, N]``.
+        :math:`R`, shape and dtype of ``reward``.
     """
     x, decay = reward.clone(), torch.full_like(reward, gamma)
     x[0] += gamma * before
     decay[1:].masked_fill_(done[:-1], 0.0)
-    # Forward in time is the reverse scan of what is turned round.
+    # A scan forward in time is the reverse scan of the flipped tensors.
     return reverse_scan(x.flip(0), decay.flip(0), 0).flip(0)
 
 
 class EpisodeReturns:
-    """Undiscounted returns and lengths of the episodes that end in one rollout after another.
+    """Undiscounted returns and lengths of the episodes that end in successive rollouts.
 
-    Nothing is read on the host before :meth:`take`, and no more than the last ``KEPT`` rollouts are kept for it.
+    Only :meth:`take` copies data to the host. It covers at most the last ``KEPT`` rollouts.
 
     Args:
-        num_envs: environments side by side.
-        device: of the rollouts.
+        num_envs: ``N``, the number of environments.
+        device: device of the rollouts.
+
+    Attributes:
+        running: ``[2, N]``, float64: return and length so far of the current episodes.
     """
 
     KEPT = 100
@@ -45,7 +50,13 @@ class EpisodeReturns:
         self._rollouts: Deque[Tuple[Tensor, Tensor]] = deque(maxlen=self.KEPT)
 
     def record(self, reward: Tensor, done: Tensor, counted: Tensor | None = None) -> None:
-        """Go on by a rollout; ``counted`` is False for steps that were spent on resets."""
+        """Adds a rollout.
+
+        Args:
+            reward: ``[T, N]``, floating point.
+            done: ``[T, N]``, bool: the episode ended or was truncated.
+            counted: ``[T, N]``, bool: False at steps spent on a reset; None if all steps count.
+        """
         steps = torch.ones_like(reward) if counted is None else counted
         both = torch.stack((reward, steps), 1).double()
         values = running_return(both, done.unsqueeze(1).expand_as(both), self.running)
@@ -53,7 +64,7 @@ class EpisodeReturns:
         self._rollouts.append((values, done))
 
     def take(self) -> List[List[float]]:
-        """Returns and lengths of the episodes that ended since the last call, in the order of their ends."""
+        """Returns two lists, ordered by time: returns and lengths of the episodes that ended since the last call."""
         taken = [values.transpose(0, 1)[:, done].cpu() for values, done in self._rollouts]
         self._rollouts.clear()
         return torch.cat(taken, 1).tolist() if taken else [[], []]

@@ -1,4 +1,4 @@
-"""What a recurrent policy remembers between the steps of its environments."""
+"""Hidden states of recurrent networks during a rollout."""
 
 from typing import Any, Dict, List, Tuple
 
@@ -9,12 +9,14 @@ from a2c_compiled.recurrent import hidden_size, next_hidden
 
 
 class HiddenStates:
-    """The hidden states of the cells in ``network``, step by step; of networks without cells it is empty and adds nothing.
+    """Tracks the hidden states of the recurrent cells in ``network`` over the steps of rollouts.
+
+    Without recurrent cells there is nothing to track, and :meth:`ask` calls the network on ``x`` alone.
 
     Args:
-        network: with all the cells that act and judge: actor and critic.
-        num_envs: environments side by side.
-        device: of the states.
+        network: contains the cells of actor and critic.
+        num_envs: ``N``, the number of environments.
+        device: device of the hidden states.
     """
 
     def __init__(self, network: nn.Module, num_envs: int, device: torch.device) -> None:
@@ -26,18 +28,23 @@ class HiddenStates:
         self._starts: List[Tensor] = []
 
     def is_empty(self) -> bool:
-        """Whether there are no cells."""
+        """Returns whether the network has no recurrent cells."""
         return self._hidden.size(-1) == 0
 
     def ask(self, network: nn.Module, x: Tensor) -> Tensor:
-        """What ``network`` answers to ``x``, ``[N, ...]``, with the present states."""
+        """Calls ``network`` on the observation ``x``, ``[N, ...]``, with the current hidden states; returns its output, ``[N, ...]``."""
         if self.is_empty():
             return network(x)
-        every = torch.ones_like(self._start)
-        return network((x.unsqueeze(0), self._hidden.unsqueeze(0), every.unsqueeze(0))).squeeze(0)
+        start = torch.ones_like(self._start)  # a rollout of one step begins from the given hidden states
+        return network((x.unsqueeze(0), self._hidden.unsqueeze(0), start.unsqueeze(0))).squeeze(0)
 
     def advance(self, x: Tensor, forget: Tensor) -> None:
-        """Go on by the step at which ``x`` was seen; ``forget``, bool of ``[N]``, says for whom another episode follows."""
+        """Computes the hidden states after a step.
+
+        Args:
+            x: ``[N, ...]``: the observation before the step.
+            forget: ``[N]``, bool: the next step begins another episode, so its hidden state is zero.
+        """
         if self.is_empty():
             return
         after = next_hidden(self._network, x, self._hidden)
@@ -47,11 +54,11 @@ class HiddenStates:
         self._hidden, self._start = after.masked_fill(forget.unsqueeze(-1), 0.0), forget
 
     def state_dict(self) -> Dict[str, Tensor]:
-        """The states between two rollouts; empty without cells."""
+        """Returns ``hidden``, ``[N, H]``, floating point, and ``start``, ``[N]``, bool; an empty dict without recurrent cells."""
         return {} if self.is_empty() else {"hidden": self._hidden, "start": self._start}
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> None:
-        """Remember what another one remembered; nothing, where ``state`` is empty."""
+        """Restores what :meth:`state_dict` returned; an empty ``state`` sets the hidden states to zero."""
         if self.is_empty():
             return
         device = self._hidden.device
@@ -59,7 +66,16 @@ class HiddenStates:
         self._start = state["start"].to(device) if state else torch.ones_like(self._start)
 
     def observations(self, x: Tensor, next_x: Tensor) -> Tuple[Any, Any]:
-        """Observations and next observations of the steps since the last call, as the networks take them."""
+        """Combines observations with the hidden states recorded since the last call.
+
+        Args:
+            x: ``[T, N, ...]``: the observations of these ``T`` steps.
+            next_x: ``[T, N, ...]``: the next observations.
+
+        Returns:
+            Two tuples ``(x, hidden, start)``, see :mod:`a2c_compiled.recurrent`: for the observations and for the next observations.
+            Without recurrent cells, ``x`` and ``next_x``.
+        """
         if self.is_empty():
             return x, next_x
         start = torch.stack(self._starts)

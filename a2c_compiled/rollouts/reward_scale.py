@@ -1,4 +1,4 @@
-"""Rewards brought to one scale by statistics that run along with training."""
+"""Scaling of rewards by running statistics."""
 
 from typing import Any, Optional
 
@@ -11,15 +11,20 @@ from a2c_compiled.rollouts.episode_returns import running_return
 
 
 class RewardScale(CoefficientModule):
-    r"""Rewards divided by the standard deviation of the discounted return: :math:`\text{clip}(r / \sqrt{v + \epsilon})`.
+    r"""Divides rewards by the running standard deviation of the discounted return.
 
-    :math:`v` is the variance of all :math:`R_t = r_t + \gamma R_{t-1}` so far, begun anew with each episode.
+    .. math:: \text{clip}(r / \sqrt{v + \epsilon}), \quad R_t = r_t + \gamma (1 - d_{t-1}) R_{t-1}
+
+    :math:`v` is the variance of :math:`R_t` over all steps so far, and :math:`d_t` is true where an episode ends.
 
     Args:
-        num_envs: environments side by side.
-        gamma: discount.
-        clip: largest magnitude of what comes out.
+        num_envs: ``N``, the number of environments.
+        gamma: discount factor.
+        clip: largest absolute value of the scaled rewards.
         epsilon: added to the variance.
+
+    Attributes:
+        running: ``[N]``, float64: discounted return so far of the current episodes.
 
     Source: Engstrom et al., Implementation Matters in Deep Policy Gradients, 2020.
     """
@@ -36,20 +41,23 @@ class RewardScale(CoefficientModule):
 
     @torch.no_grad()
     def scale(self, reward: Tensor, done: Tensor, mask: Optional[Tensor] = None, process_group: Any = None) -> Tensor:
-        """The rewards of the next rollout, which are taken into account first.
+        """Updates the statistics with the rewards of a rollout, then returns the scaled rewards.
 
         Args:
-            reward: ``[T, N]``.
-            done: bool, ``[T, N]``: an episode ended with this step.
-            mask: bool, ``[T, N]``: which steps count; None for all.
-            process_group: as of :meth:`RunningMoments.update`.
+            reward: ``[T, N]``, floating point.
+            done: ``[T, N]``, bool: the episode ended or was truncated.
+            mask: ``[T, N]``, bool: False at steps that the statistics leave out; None uses all steps.
+            process_group: see :meth:`~a2c_compiled.networks.observation_norm.RunningMoments.update`.
+
+        Returns:
+            The scaled rewards, shape and dtype of ``reward``.
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: ``reward`` has another shape or no steps, or the shape of ``done`` or ``mask`` differs from that of ``reward``.
         """
         if reward.dim() != 2 or reward.size(0) == 0 or reward.size(1) != self.running.numel():
             raise ValueError(
-                f"reward: expected shape [T, {self.running.numel()}] with a step or more, got {list(reward.shape)}"
+                f"reward: expected shape [T, {self.running.numel()}] with at least one step, got {list(reward.shape)}"
             )
         if done.shape != reward.shape:
             raise ValueError(f"done: expected shape {list(reward.shape)}, got {list(done.shape)}")

@@ -1,4 +1,4 @@
-"""Training runs: the loop, its options and presets, checkpoints, logs, plots. Needs the extra ``train``."""
+"""Training on gymnasium environments: trainer, options, presets, checkpoints, logs, plots. Requires the extra ``train``."""
 
 from a2c_compiled.training.config import TrainConfig
 from a2c_compiled.training.trainer import Trainer, TrainResult, train

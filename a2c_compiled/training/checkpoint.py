@@ -1,8 +1,10 @@
-"""Checkpoints: all that a run's future depends on, as safetensors and JSON, in place whole or not at all.
+"""Checkpoints: the complete state of a training run, as safetensors and JSON files that are written atomically.
 
-``checkpoint.json`` names the update of the checkpoint that counts; its tensors are in ``checkpoints/<update>/``: ``training.safetensors``
-with what all processes share, ``rank_<r>.safetensors`` with what is each process's own. They are written first and ``checkpoint.json``
-last, in one renaming: a process that is killed in between leaves the checkpoint before.
+* ``checkpoint.json``: counters. Its field ``updates`` is the name of the folder with the current checkpoint's tensors.
+* ``checkpoints/<updates>/training.safetensors``: tensors that all processes share.
+* ``checkpoints/<updates>/rank_<r>.safetensors``: tensors of the process with rank ``r``.
+
+``checkpoint.json`` is replaced last, by renaming. If a process is killed before this, the previous checkpoint stays valid.
 """
 
 import json
@@ -22,12 +24,13 @@ VERSION = 1
 
 
 class Checkpoint(NamedTuple):
-    """What was saved.
+    """Content of a checkpoint.
 
     Attributes:
-        training: tensors that all processes share: the training step's, and the moments of the rewards.
-        own: tensors of this process; empty where it had none, because there were fewer processes then.
-        facts: counters and the like, plain JSON.
+        training: tensors that all processes share: the training step's state, and the running moments for the reward scale.
+        own: tensors of this process: environments, hidden states, reward scale, random generators. Empty if fewer processes
+            wrote the checkpoint, so that it has none for this rank.
+        facts: counters, recent episode returns and lengths, as JSON values.
     """
 
     training: Tensors
@@ -36,10 +39,10 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) -> None:
-    """Write a checkpoint, and remove the one before once it is in place. All processes call it together.
+    """Writes a checkpoint, then removes the previous one. All processes must call this function.
 
     Raises:
-        OSError: it cannot be written, a full disk for one; the checkpoint before stays.
+        OSError: the checkpoint cannot be written, for example because the disk is full. The previous checkpoint stays valid.
     """
     place = folder / "checkpoints" / str(checkpoint.facts["updates"])
     try:
@@ -57,66 +60,75 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) 
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is one to go on from."""
+    """Returns whether ``folder`` has a checkpoint."""
     return (folder / "checkpoint.json").is_file()
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Make room for another run."""
+    """Removes all checkpoints from ``folder``."""
     (folder / "checkpoint.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
-    """The checkpoint that counts, on the CPU.
+    """Reads the current checkpoint in ``folder``; its tensors are on the CPU.
+
+    Args:
+        folder: folder of the run.
+        rank: rank of the process whose own tensors are read.
 
     Raises:
-        ValueError: there is none, or it is not readable.
+        ValueError: there is no checkpoint, or it is not readable.
     """
     if not has_checkpoint(folder):
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'checkpoint.json'}")
     try:
         facts = json.loads((folder / "checkpoint.json").read_text())
         if facts["version"] != VERSION:
-            raise ValueError(f"it is of version {facts['version']}, and this is version {VERSION}")
+            raise ValueError(f"version: expected {VERSION}, got {facts['version']}")
         place = folder / "checkpoints" / str(facts["updates"])
         own = safetensors.torch.load_file(place / f"rank_{rank}.safetensors") if rank < facts["world_size"] else {}
         return Checkpoint(safetensors.torch.load_file(place / "training.safetensors"), own, facts)
-    except Exception as error:  # a file that anything may have happened to
+    except Exception as error:  # a damaged file may raise any error
         raise ValueError(f"run: the checkpoint in {folder} is not readable ({error})") from error
 
 
 def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:
-    """Load a module's state from the checkpoint in ``folder``.
+    """Loads the state of a module.
+
+    Args:
+        module: module to load into.
+        tensors: the module's state dict.
+        folder: folder of the checkpoint, for the error message.
 
     Raises:
-        ValueError: it is of another module.
+        ValueError: names or shapes do not match the module.
     """
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"run: the checkpoint in {folder} does not hold what config.json describes ({error})") from error
+        raise ValueError(f"run: the checkpoint in {folder} does not match its config.json ({error})") from error
 
 
 def _write(path: Path, tensors: Tensors) -> None:
     with written_whole(path) as temporary:
-        # Tensors may share memory, or lie in it with gaps: the format knows neither.
+        # safetensors accepts neither tensors that share memory nor tensors with gaps.
         copies = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
         temporary.write_bytes(safetensors.torch.save(copies))
 
 
 def _remove_others(folder: Path) -> None:
-    """What does not count: earlier checkpoints, one that could not be finished, and what a killed process has left."""
-    counts = str(json.loads((folder / "checkpoint.json").read_text())["updates"]) if has_checkpoint(folder) else None
+    """Removes earlier and unfinished checkpoints, and temporary files of killed processes."""
+    current = str(json.loads((folder / "checkpoint.json").read_text())["updates"]) if has_checkpoint(folder) else None
     for place in folder.glob("checkpoints/*"):
-        if place.name != counts:
+        if place.name != current:
             shutil.rmtree(place, ignore_errors=True)
     for left in (left for name in (".checkpoint.*", ".config.*", ".progress.*") for left in folder.glob(name)):
         left.unlink(missing_ok=True)
 
 
 def random_state(device: torch.device) -> Tensors:
-    """Where torch's generators are."""
+    """Returns the states of torch's random generators for the CPU and, if ``device`` is a GPU, for ``device``: uint8 tensors."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -124,7 +136,7 @@ def random_state(device: torch.device) -> Tensors:
 
 
 def set_random_state(state: Tensors, device: torch.device) -> None:
-    """Put torch's generators back."""
+    """Restores the states that :func:`random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

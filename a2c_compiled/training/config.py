@@ -1,4 +1,4 @@
-"""What a training run is made of."""
+"""Options of a training run."""
 
 import dataclasses
 import json
@@ -10,63 +10,81 @@ from typing import Any, Optional, Tuple
 from a2c_compiled._files import written_whole
 
 COMPILED_FROM = 2_000_000
-"""Environment steps of a run that gain what compiling takes, some seconds; small networks gain least."""
+"""Runs on a CPU compile by default from this number of environment steps; in shorter runs compiling may take longer than it saves."""
 
 RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
-"""What may change when a run is resumed: how long it goes on, where, and what it says of itself."""
+"""Options that may change when a run is resumed: its end, its device, and when it logs and saves."""
 
 
 def _option(default: Any, help: str) -> Any:
-    """A field with the text that ``a2c-compiled train --help`` shows."""
+    """Returns a field whose help text ``a2c-compiled train --help`` shows."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run is made of; every field is an option of ``a2c-compiled train``, whose help says what it is. The defaults are
-    tuned for CartPole-v1.
+    """Options of a training run. The defaults are tuned for CartPole-v1.
+
+    Each field is an option of ``a2c-compiled train``; ``a2c-compiled train --help`` describes it.
 
     Raises:
-        ValueError: a number of something is less than 1, or out of its range.
+        ValueError: a number is out of its range, or ``autocast`` is unknown.
     """
 
     env: str = _option("CartPole-v1", "name of a gymnasium environment")
     vectorization: str = _option(
-        "auto", "``torch`` (on the device), ``gymnasium``, ``sync``, ``async``, or ``auto``: the first of these that there is"
+        "auto",
+        "how the environments run: torch (written in torch, on the device), gymnasium (gymnasium's own vectorised version),"
+        " sync (one after the other), async (one process each), or auto (the first of torch, gymnasium and sync that exists)",
     )
-    frame_stack: int = _option(1, "how many frames an observation shows")
-    seed: int = _option(0, "of networks, actions and environments")
-    num_envs: int = _option(64, "environments side by side, in all processes together")
-    num_steps: int = _option(16, "steps of each between two updates")
-    total_steps: int = _option(1_000_000, "steps of all environments together after which training ends unsolved")
+    frame_stack: int = _option(1, "number of successive frames in one observation")
+    seed: int = _option(0, "seed of network weights, actions and environments")
+    num_envs: int = _option(64, "number of parallel environments, summed over all processes")
+    num_steps: int = _option(16, "steps of each environment in one rollout; each rollout is used for one training step")
+    total_steps: int = _option(
+        1_000_000, "number of environment steps, summed over all environments, after which training ends"
+    )
     solved_return: Optional[float] = _option(
-        None, "greedy return, mean over 100 episodes, at which training ends; none takes gymnasium's threshold, inf never asks"
+        None,
+        "end training when the greedy policy's mean return over 100 episodes reaches X; 'none' selects gymnasium's reward"
+        " threshold if the environment has one, 'inf' trains to the end",
     )
-    lr: float = _option(5e-3, "learning rate at the start")
-    final_lr: float = _option(0.1, "share of the learning rate that it falls to, linearly over ``total_steps``")
-    gamma: float = _option(0.99, "discount")
-    lmbda: float = _option(0.95, "weight of the longer returns in the advantage")
+    lr: float = _option(5e-3, "initial learning rate")
+    final_lr: float = _option(
+        0.1, "final learning rate as a fraction of --lr; the learning rate falls linearly over --total-steps"
+    )
+    gamma: float = _option(0.99, "discount factor")
+    lmbda: float = _option(0.95, "lambda of generalized advantage estimation, from 0 to 1")
     entropy_coef: float = _option(0.01, "weight of the entropy bonus")
     critic_coef: float = _option(0.5, "weight of the critic loss")
-    optimizer: str = _option("rmsprop", "``sgd``, ``rmsprop``, ``adam`` or ``adamw``")
-    max_grad_norm: float = _option(0.5, "largest norm of the gradient")
-    average_gae: bool = _option(False, "standardise advantages over each rollout")
+    optimizer: str = _option("rmsprop", "sgd, rmsprop, adam or adamw")
+    max_grad_norm: float = _option(
+        0.5, "largest 2-norm of the gradient of all parameters; larger gradients are scaled down to it"
+    )
+    average_gae: bool = _option(False, "standardise the advantages of each rollout")
     normalize_observations: bool = _option(False, "standardise observations by their running mean and variance")
     normalize_rewards: bool = _option(False, "divide rewards by the running standard deviation of the discounted return")
-    hidden: Tuple[int, ...] = _option((64, 64), "widths of the hidden layers")
+    hidden: Tuple[int, ...] = _option((64, 64), "widths of the hidden layers of actor and critic")
     minibatches: int = _option(
-        1, "pieces of the environments whose gradients are summed before each step of the optimizer, to save memory"
+        1, "split the environments of a rollout into N parts and sum their gradients before the optimizer step, to save memory"
     )
     autocast: Optional[str] = _option(
-        None, "compute the update's networks in ``bfloat16`` or ``float16``; none computes in float32, as acting does"
+        None,
+        "dtype of the networks in the training step: bfloat16 or float16; 'none' selects float32; rollouts always use float32",
     )
     compile: Optional[bool] = _option(
         None,
-        f"compile policy, environments written in torch, and update; none does on a GPU, and from {COMPILED_FROM:,} ``total_steps`` up",
+        "compile the policy, environments written in torch, and the training step; without this option, runs on a GPU and runs of at"
+        f" least {COMPILED_FROM:,} total steps are compiled",
     )
-    device: str = _option("auto", "of networks and updates: ``auto`` (a GPU where there is one), or as torch names it")
-    log_interval: int = _option(10, "updates from one line of the log to the next")
-    checkpoint_seconds: float = _option(60.0, "time from one checkpoint to the next")
+    device: str = _option(
+        "auto",
+        "device of the networks and the training step: auto (a GPU if there is one), or a torch device such as cpu or cuda:0",
+    )
+    log_interval: int = _option(
+        10, "training steps from one line of the log to the next; evaluations during training happen only at these lines"
+    )
+    checkpoint_seconds: float = _option(60.0, "seconds from one checkpoint to the next")
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "num_steps", "total_steps", "frame_stack", "minibatches", "log_interval"):
@@ -79,7 +97,7 @@ class TrainConfig:
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden: expected widths of at least 1, got {self.hidden}")
         if not 0 <= self.final_lr <= 1:
-            raise ValueError(f"final_lr: expected a share from 0 to 1, got {self.final_lr}")
+            raise ValueError(f"final_lr: expected a number from 0 to 1, got {self.final_lr}")
         if not self.checkpoint_seconds >= 0:
             raise ValueError(f"checkpoint_seconds: expected a number from 0 up, got {self.checkpoint_seconds}")
         if self.autocast not in (None, "bfloat16", "float16"):
@@ -87,23 +105,31 @@ class TrainConfig:
 
 
 def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
-    """Raise ValueError where a run that began as ``before`` cannot go on as ``now``."""
+    """Checks that a run can be resumed with other options.
+
+    Args:
+        before: the options of the run.
+        now: the options to resume it with.
+
+    Raises:
+        ValueError: an option differs that is not in ``RESUMABLE``.
+    """
     for name, value in dataclasses.asdict(now).items():
         if name not in RESUMABLE and value != getattr(before, name):
             raise ValueError(f"{name}: expected {getattr(before, name)!r} as in the run that is resumed, got {value!r}")
 
 
 def save_config(folder: Path, config: TrainConfig) -> None:
-    """Write ``config.json``."""
+    """Writes ``config`` to ``config.json`` in ``folder``."""
     with written_whole(folder / "config.json") as path:
         path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_config(folder: Path) -> TrainConfig:
-    """Read ``config.json``.
+    """Reads ``config.json`` in ``folder``.
 
     Raises:
-        ValueError: it is missing, unreadable or of another version.
+        ValueError: the file is missing, not readable, or has other fields.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'config.json'}")

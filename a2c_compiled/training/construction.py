@@ -1,4 +1,4 @@
-"""The loss and the training step that a configuration describes, and where they run."""
+"""Creates the loss and the training step from the options of a run."""
 
 import random
 
@@ -15,14 +15,19 @@ from a2c_compiled.update.train_step import TrainStep
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, numpy and torch."""
+    """Seeds the random generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
-    """The loss that ``config`` describes, with new networks."""
+    """Creates the loss with newly initialised networks, on the device of ``config``.
+
+    Args:
+        config: options of the run.
+        across_processes: standardise advantages over the rollouts of all processes.
+    """
     envs = make_environments(config.env, 1, frame_stack=config.frame_stack)
     actor, critic, distribution = make_networks(envs, config.hidden, config.normalize_observations)
     envs.close()
@@ -39,7 +44,14 @@ def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
 
 
 def make_step(config: TrainConfig, loss: A2CLoss, compile: bool, processes: Processes = Processes()) -> TrainStep:  # noqa: B008
-    """The training step that ``config`` describes."""
+    """Creates the training step.
+
+    Args:
+        config: options of the run.
+        loss: the loss to train.
+        compile: compile the training step.
+        processes: the processes over which gradients are averaged.
+    """
     return TrainStep(
         loss,
         config.optimizer,
@@ -53,20 +65,24 @@ def make_step(config: TrainConfig, loss: A2CLoss, compile: bool, processes: Proc
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Where ``config`` trains."""
+    """Returns the device that ``config`` selects.
+
+    Raises:
+        ValueError: torch does not know the device, or it is a GPU and torch finds none.
+    """
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(config.device)
     except RuntimeError as error:
-        raise ValueError(f"device: expected auto, or as torch names it, got {config.device!r}") from error
+        raise ValueError(f"device: expected auto or a torch device such as cpu or cuda:0, got {config.device!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: expected cpu, since torch finds no GPU here, got {config.device!r}")
     return device
 
 
 def compiles(config: TrainConfig) -> bool:
-    """Whether ``config`` compiles."""
+    """Returns whether a run with these options compiles policy and training step."""
     if config.compile is None:
         return device_of(config).type == "cuda" or config.total_steps >= COMPILED_FROM
     return config.compile

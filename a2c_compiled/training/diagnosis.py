@@ -1,4 +1,4 @@
-"""What is wrong where gradients are not finite."""
+"""Finds the cause of gradients that are not finite."""
 
 from typing import List
 
@@ -10,22 +10,26 @@ from a2c_compiled.update.rollout import Rollout
 
 
 class TrainingDivergedError(RuntimeError):
-    """Update after update was skipped, because its gradient was not finite."""
+    """Many successive training steps were skipped because their gradients were not finite."""
 
 
 @torch.no_grad()
 def diagnose(loss: A2CLoss, rollout: Rollout) -> str:
-    """Which of the numbers that make the gradient are not finite, the first causes first."""
+    """Describes the inputs of the gradient that are not finite: parameters and rollout, else network outputs.
+
+    If all are finite, the gradient itself overflows; the description then has the largest parameter and reward.
+    """
     bad = [f"parameter {name}" for name, x in loss.named_parameters() if _is_bad(x)]
     bad += [f"{name} in the rollout" for name, x in rollout._asdict().items() if any(map(_is_bad, _tensors(x)))]
     if not bad:
         for name, network in (("actor", loss.actor_network), ("critic", loss.critic_network)):
-            bad += [f"what the {name} network answers"] if _is_bad(network(rollout.observation)) else []
+            bad += [f"output of the {name} network"] if _is_bad(network(rollout.observation)) else []
     if bad:
         return f"not finite: {', '.join(bad)}"
     largest = max((float(x.abs().max()), name) for name, x in loss.named_parameters() if x.numel())
     return (
-        "all that enters the loss is finite, so the gradient overflows: lower the learning rate, or normalise observations and rewards"
+        "parameters, rollout and network outputs are finite, so the gradient overflows:"
+        " lower the learning rate or normalise observations and rewards"
         f" (largest parameter: {largest[0]:.3g} in {largest[1]}; largest reward: {float(rollout.reward.abs().max()):.3g})"
     )
 

@@ -1,4 +1,4 @@
-"""Training in several processes under torchrun, on ``torch.distributed``."""
+"""Training in several processes that torchrun starts, with ``torch.distributed``."""
 
 import functools
 import os
@@ -13,13 +13,13 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together; one alone where nothing else was started.
+    """The processes that train together. The defaults describe a single process without torchrun.
 
     Attributes:
-        rank: which of them this is.
-        world_size: how many there are.
-        local_rank: which it is on its machine; it takes that GPU.
-        restarts: how often torchrun has started them anew.
+        rank: rank of this process.
+        world_size: number of processes.
+        local_rank: rank of this process on its machine, which is also the index of its GPU.
+        restarts: number of times that torchrun restarted the processes.
     """
 
     rank: int = 0
@@ -29,25 +29,28 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this process has rank 0, which writes the shared files and the log."""
         return self.rank == 0
 
     @property
     def group(self) -> Optional[dist.ProcessGroup]:
-        """What their tensors are reduced over; None for one alone."""
+        """Process group of all processes; None for a single process."""
         return dist.group.WORLD if self.world_size > 1 else None
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any of them; all call it together."""
+        """Returns whether ``flag`` is true in any process. All processes must call this method."""
         if self.world_size == 1:
             return flag
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        raised = torch.tensor(float(flag), device=device)
-        dist.all_reduce(raised)
-        return bool(raised)
+        count = torch.tensor(float(flag), device=device)
+        dist.all_reduce(count)
+        return bool(count)
 
     def gathered(self, values: List[float]) -> List[float]:
-        """Those of all of them, one of each in turn; all call it together."""
+        """Returns the values of all processes, interleaved: the first of each rank, then the second.
+
+        All processes must call this method.
+        """
         if self.world_size == 1:
             return values
         parts: List[List[float]] = [[] for _ in range(self.world_size)]
@@ -56,10 +59,10 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that has succeeded once it has in all of them.
+        """Raises OSError in all processes if the block raises OSError in one. All processes must enter the block.
 
         Raises:
-            OSError: it failed here, or in another.
+            OSError: the block raised OSError in this or another process.
         """
         failure: Optional[OSError] = None
         try:
@@ -70,25 +73,25 @@ class Processes:
         if failure is not None:
             raise failure
         if failed:
-            raise OSError("another process could not write its part")
+            raise OSError("another process could not write its part of the checkpoint")
 
     @contextmanager
     def noticing_deaths(self) -> Iterator[None]:
-        """A block in which all of them work together.
+        """Replaces communication errors in the block by one that says that another process has ended.
 
         Raises:
-            RuntimeError: another one is gone, as what joins them has it.
+            RuntimeError: communication failed because another process has ended.
         """
         try:
             yield
         except RuntimeError as error:
             if self.world_size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise RuntimeError("another process has ended, so this one does; the last checkpoint is there") from error
+                raise RuntimeError("another process has ended, so this process ends; the last checkpoint is kept") from error
             raise
 
 
 def started_processes(device: torch.device) -> Processes:
-    """The processes that torchrun has started, joined by NCCL where they train on GPUs, else by gloo."""
+    """Returns the processes that torchrun started, after joining them with NCCL for a GPU or gloo for a CPU."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes()
     rank, world_size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -99,12 +102,14 @@ def started_processes(device: torch.device) -> Processes:
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(local_rank)
-        # Addresses that earlier processes left in the store lead nowhere: each start has a corner of its own.
-        corner = None if store is None else dist.PrefixStore(f"a2c_compiled/{processes.restarts}", store)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=corner, rank=rank, world_size=world_size)
-    processes.any(False)  # all are here, and have asked for the count before
+        # The store still has the addresses of processes that have ended, so each restart uses keys with a prefix of its own.
+        prefix_store = None if store is None else dist.PrefixStore(f"a2c_compiled/{processes.restarts}", store)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=prefix_store, rank=rank, world_size=world_size
+        )
+    processes.any(False)  # a barrier: every process has read the count of restarts before it changes
     if processes.is_first and store is not None and store.add(_JOINED, 0) == processes.restarts:
-        store.add(_JOINED, 1)  # those who are started anew know that these were together
+        store.add(_JOINED, 1)  # a later restart counts this start
     return processes
 
 
@@ -113,17 +118,17 @@ _JOINED = "a2c_compiled/joined"
 
 @functools.cache
 def restarts() -> int:
-    """How often torchrun has started these processes anew since they first were together, the same in all; 0 without torchrun.
+    """Returns how often torchrun restarted the processes after they first joined, the same in all processes; 0 without torchrun.
 
-    To be asked before they join: it is remembered.
+    Call before ``init_process_group``; the result is cached.
     """
     store = _lasting_store()
-    # torchrun's count is each machine's own: it leaves out the starts because of another machine, and those before a machine came.
+    # Each machine has its own TORCHELASTIC_RESTART_COUNT, without restarts caused by other machines or before it joined.
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if store is None else store.add(_JOINED, 0)
 
 
 def _lasting_store() -> Optional[dist.Store]:
-    """The store that torchrun keeps while it starts processes anew; None where it keeps none, or there is one process alone."""
+    """Returns the store that torchrun keeps across restarts; None if there is no such store or only one process."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("WORLD_SIZE") == "1":
         return None
     store, _, _ = next(dist.rendezvous("env://"))

@@ -1,4 +1,4 @@
-"""How well a policy does."""
+"""Evaluation of policies: returns and lengths of episodes."""
 
 from typing import Any, Callable, Dict, NamedTuple, Optional
 
@@ -12,84 +12,91 @@ from a2c_compiled.losses import A2CLoss
 from a2c_compiled.recurrent import hidden_size, next_hidden
 
 EVALUATION_SEED = 10_000
-"""Of the environments that policies are compared in."""
+"""Default seed of the first environment of an evaluation."""
 
 MAX_STEPS = 27_000
-"""After which an episode counts as it stands, since some never end: half an hour of an Atari game at four frames a step."""
+"""Largest number of steps of an episode in an evaluation, as some never end: half an hour of an Atari game at four frames a step."""
 
 SIDE_BY_SIDE = 100
-"""Environments that are played together at most."""
+"""Largest number of environments that are stepped together in an evaluation."""
 
 Policy = Callable[[Any], np.ndarray]
-"""From a batch of observations, as gymnasium's vector environments give them, to a batch of actions. One that remembers has a method
-``reset()`` as well, which is called where new episodes begin."""
+"""Maps a batch of observations of a gymnasium vector environment to a batch of actions. A policy with hidden states also has a method
+``reset()``, which is called when new episodes begin."""
 
 
 class Episodes(NamedTuple):
-    """What came of some episodes: undiscounted ``returns``, float64, and ``lengths`` in steps, int64, both ``[episodes]``."""
+    """Result of an evaluation.
+
+    Attributes:
+        returns: ``[episodes]``, float64: undiscounted returns.
+        lengths: ``[episodes]``, int64: lengths in steps.
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
 
 
 class NetworkPolicy:
-    """The policy of a loss: the most probable actions of its actor network, or sampled ones. Cells remember from step to step.
+    """The policy of a loss, greedy or sampled. It keeps the hidden states of recurrent networks from one call to the next.
 
     Args:
-        loss: whose actor network and distribution act.
-        sampled: sample, with torch's generator.
+        loss: its actor network and distribution choose the actions.
+        sampled: sample actions with torch's global generator; False takes the mode of the distribution.
     """
 
     def __init__(self, loss: A2CLoss, sampled: bool = False) -> None:
         self._actor = loss.actor_network
         self._choose = loss.distribution.sample if sampled else loss.distribution.mode
         self._device = loss.entropy_coef.device
-        # The critic's cells have their part in what is remembered, and their place in it.
+        # The hidden state has the cells of actor and critic side by side, as in training.
         self._cells = nn.ModuleList([loss.actor_network, loss.critic_network])
         self._hidden: Optional[Tensor] = None
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Sets the hidden states to zero."""
         self._hidden = None
 
     @torch.no_grad()
     def __call__(self, observation: Any) -> np.ndarray:
-        """Actions for a batch of observations."""
+        """Returns actions, ``[N, *event]``, for a batch of observations, ``[N, ...]``."""
         x: Any = observation_tensor(observation)
         x = x.to(self._device) if isinstance(x, Tensor) else tuple(part.to(self._device) for part in x)
         size = hidden_size(self._cells)
-        params = self._actor(x) if size == 0 else self._remembering(x, size)
+        params = self._actor(x) if size == 0 else self._recurrent_params(x, size)
         return self._choose(params).cpu().numpy()
 
-    def _remembering(self, x: Tensor, size: int) -> Tensor:
+    def _recurrent_params(self, x: Tensor, size: int) -> Tensor:
         before = torch.zeros(len(x), size, device=x.device) if self._hidden is None else self._hidden
         self._hidden = next_hidden(self._cells, x, before)
-        begin = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
-        return self._actor((x.unsqueeze(0), before.unsqueeze(0), begin)).squeeze(0)
+        start = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
+        return self._actor((x.unsqueeze(0), before.unsqueeze(0), start)).squeeze(0)
 
 
 def greedy_policy(loss: A2CLoss) -> NetworkPolicy:
-    """The policy of ``loss`` that takes the most probable action."""
+    """Returns the greedy policy of ``loss``, which takes the mode of the distribution."""
     return NetworkPolicy(loss)
 
 
 def evaluate(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATION_SEED, **env_options: Any) -> np.ndarray:
-    """Undiscounted returns of ``episodes`` episodes: those of :func:`play`."""
+    """Returns the undiscounted returns of ``episodes`` episodes, ``[episodes]``, float64. Arguments and errors: see :func:`play`."""
     return play(policy, env_id, episodes, seed, **env_options).returns
 
 
 def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATION_SEED, **env_options: Any) -> Episodes:
-    """Play ``episodes`` episodes, the first of each environment, so that short ones count no more often than long ones.
+    """Plays one episode in each of ``episodes`` environments.
+
+    Each environment counts once, so the result is not biased towards short episodes.
 
     Args:
-        policy: what acts.
-        env_id: one of gymnasium's names.
-        episodes: how many.
-        seed: of the first environment; the others have those that follow.
-        env_options: of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and what the environment itself takes.
+        policy: chooses the actions.
+        env_id: name of a gymnasium environment.
+        episodes: number of episodes.
+        seed: seed of the first environment; environment ``i`` has the seed ``seed + i``.
+        env_options: options of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and options of the environment.
 
     Raises:
-        ValueError: there is no such environment, or no episode to play.
+        ValueError: the environment is unknown, or ``episodes`` is less than 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes: expected at least 1, got {episodes}")
@@ -104,7 +111,7 @@ def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATIO
 
 
 def summary(episodes: Episodes) -> Dict[str, Dict[str, float]]:
-    """Mean, standard deviation, least and greatest of ``return`` and ``length``."""
+    """Computes mean, standard deviation, minimum and maximum of the episodes' ``return`` and ``length``."""
     columns = {"return": episodes.returns, "length": episodes.lengths}
     return {
         name: {"mean": float(x.mean()), "std": float(x.std()), "min": float(x.min()), "max": float(x.max())}
@@ -113,7 +120,7 @@ def summary(episodes: Episodes) -> Dict[str, Dict[str, float]]:
 
 
 def forget(policy: Policy) -> None:
-    """Let a policy that remembers begin anew."""
+    """Calls ``policy.reset()`` if the policy has this method."""
     reset = getattr(policy, "reset", None)
     if reset is not None:
         reset()

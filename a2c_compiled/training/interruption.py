@@ -1,4 +1,4 @@
-"""Ending when asked to, at a point where all is saved."""
+"""Handling of SIGTERM and Ctrl-C: training ends after it has saved a checkpoint."""
 
 import signal
 import threading
@@ -8,7 +8,11 @@ from typing import Any, Dict, Iterator, Optional
 
 
 class StopRequest:
-    """Whether somebody wants training to end: ``received`` is the signal's name, None before one came."""
+    """True once a signal has asked training to end.
+
+    Attributes:
+        received: name of the signal; None before one arrived.
+    """
 
     received: Optional[str] = None
 
@@ -18,21 +22,23 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block SIGTERM and Ctrl-C only ask; a second Ctrl-C interrupts as ever.
+    """Makes SIGTERM and Ctrl-C within the block set a :class:`StopRequest` instead of ending the process.
 
-    Signals reach the main thread alone; in others nothing changes.
+    Ctrl-C after either signal raises KeyboardInterrupt. In threads other than the main one, signal handling is unchanged.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def ask(number: int, frame: Optional[FrameType]) -> None:
+    def request_stop(number: int, frame: Optional[FrameType]) -> None:
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.received = signal.Signals(number).name
 
-    before: Dict[signal.Signals, Any] = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: Dict[signal.Signals, Any] = {
+        number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield request
     finally:

@@ -1,4 +1,4 @@
-"""What a training run says while it runs: ``progress.csv``, TensorBoard, and a bar on the terminal."""
+"""Logs of a training run: ``progress.csv``, TensorBoard scalars, and a progress bar on the terminal."""
 
 import csv
 import math
@@ -17,13 +17,13 @@ TENSORBOARD = "tensorboard"
 
 
 class Column(NamedTuple):
-    """How a column of ``progress.csv`` is shown.
+    """How a column of ``progress.csv`` is displayed.
 
     Attributes:
-        tag: TensorBoard's name of it.
-        short: the bar's word for it; None where the bar leaves it out.
-        axis: what the axis of its panel in a picture says; None where it has no panel.
-        logarithmic: whether that axis is logarithmic.
+        tag: tag of the scalar in TensorBoard.
+        short: label on the progress bar; None leaves the column out.
+        axis: label of the y axis in plots; None draws no panel.
+        logarithmic: whether the y axis is logarithmic.
     """
 
     tag: str
@@ -49,29 +49,30 @@ COLUMNS: Dict[str, Column] = {
     "seconds": Column("speed/seconds"),
     "steps_per_second": Column("speed/steps_per_second", None, "steps a second"),
 }
-"""The columns that are shown in a way of their own, in the order of a picture's panels. Every other one is an output of the loss."""
+"""Columns with a display of their own, in the order of the panels in plots. Every other column is an output of the loss."""
 
 
 class RunLog:
-    """Rows of numbers, one for an update or several, as a run's ``progress.csv``, as TensorBoard's scalars and on a progress bar.
+    """Writes rows of numbers to ``progress.csv``, to TensorBoard, and to a progress bar.
 
     >>> with RunLog(Path("runs/cartpole"), total_steps=1_000_000) as log:
     ...     log.write({"steps": 1024, "seconds": 0.5, "return": 21.3, "loss_critic": 8.2})
 
-    Each row is in the file as soon as :meth:`write` returns. A row may have columns that those before it lack. Where nothing can be
-    written, because the disk is full, a warning says so once and training goes on; what was written of that row goes with the next one.
+    Each row is in the file when :meth:`write` returns. A row may have columns that earlier rows lack. If a row cannot be written, for
+    example because the disk is full, one warning is issued and training continues. The next row then rewrites the file, which removes
+    the incomplete row.
 
     Args:
-        folder: of the run; what another run logged there is removed. None writes no files.
-        total_steps: environment steps at which the bar is full.
-        resume_at: environment steps after which the run in ``folder`` goes on: later rows are dropped. None begins anew.
-        progress: show the bar.
-        tensorboard: write for TensorBoard, where it is installed.
-        enabled: False does nothing at all, as all processes but the first should.
+        folder: folder of the run; an earlier run's logs in it are removed. None writes no files.
+        total_steps: number of environment steps at which the bar is full.
+        resume_at: number of environment steps at which the run in ``folder`` is resumed; later rows are removed. None starts a new run.
+        progress: show the progress bar.
+        tensorboard: write scalars for TensorBoard, if it is installed.
+        enabled: False disables all output; use it in all processes but the first.
 
     Raises:
-        OSError: the folder or the file cannot be made.
-        ValueError: what is to be resumed cannot be read.
+        OSError: the folder or the file cannot be created.
+        ValueError: the ``progress.csv`` of the resumed run cannot be read.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class RunLog:
         self.close()
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Log a row; its ``steps`` say where in the run it belongs."""
+        """Logs a row of numbers by column. ``row["steps"]`` is required: the number of environment steps so far."""
         try:
             if self._table is not None:
                 self._table.append(row)
@@ -119,18 +120,18 @@ class RunLog:
             if self._scalars is not None:
                 self._scalars.write(row)
         except OSError as error:
-            self._scalars = None  # its thread has ended
+            self._scalars = None  # after an error, TensorBoard's writer thread has ended
             self._warn(error)
         shown = {_column(name).short: _brief(value) for name, value in row.items()}
         self._bar.set_postfix({short: value for short, value in shown.items() if short is not None}, refresh=False)
         self._bar.update(int(row["steps"]) - self._bar.n)
 
     def say(self, text: str) -> None:
-        """Show ``text`` on the bar until the next row."""
+        """Shows ``text`` on the progress bar until the next row."""
         self._bar.set_postfix_str(text)
 
     def close(self) -> None:
-        """Close the files and leave the bar as it stands."""
+        """Closes the files and the progress bar, which stays visible."""
         self._bar.close()
         try:
             if self._scalars is not None:
@@ -145,17 +146,17 @@ class RunLog:
 
 
 def load_progress(folder: Path) -> Dict[str, List[float]]:
-    """Columns of a run's ``progress.csv``, NaN where a row lacks one; a line that is just being written is left out.
+    """Reads the columns of a run's ``progress.csv``. A missing cell is NaN. A last line that is still being written is ignored.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        ValueError: the file is missing, or is not a table of numbers.
     """
     columns, rows = _read(folder / PROGRESS)
     return {name: [row.get(name, math.nan) for row in rows] for name in columns}
 
 
 class _Table:
-    """A CSV file that grows by rows, some of which may bring new columns."""
+    """A CSV file to which rows are appended. A row may add columns."""
 
     def __init__(self, path: Path, resume_at: Optional[int]) -> None:
         self._path = path
@@ -164,7 +165,7 @@ class _Table:
         self._write(columns, [row for row in rows if row.get("steps", math.nan) <= (resume_at or 0)])
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write a row; and the whole file anew where the row has new columns, or the last row may not have been written whole."""
+        """Appends a row. Rewrites the whole file if the row has new columns, or if writing the last row failed."""
         columns = [*self._columns, *(name for name in row if name not in self._columns)]
         if self._torn or len(columns) > len(self._columns):
             self._write(columns, [*self._rows, row])
@@ -189,7 +190,7 @@ def _writer(file: TextIO, columns: List[str]) -> "csv.DictWriter[str]":
 
 
 def _cells(row: Mapping[str, float]) -> Dict[str, float]:
-    """Whole numbers without a point, whether they have been counted or read."""
+    """Converts floats with integer values to int, so that they are written without a decimal point."""
     return {name: int(x) if isinstance(x, float) and x.is_integer() else x for name, x in row.items()}
 
 
@@ -202,7 +203,7 @@ def _brief(value: float) -> str:
 
 
 def _read(path: Path) -> Tuple[List[str], List[Dict[str, float]]]:
-    """Columns and rows of a CSV file, without a last line that has no end; empty cells are left out of the rows."""
+    """Reads columns and rows of a CSV file. Ignores a last line without a newline, and leaves empty cells out of the rows."""
     if not path.is_file():
         raise ValueError(f"run: expected a folder that training wrote, found no {path}")
     try:
@@ -215,7 +216,7 @@ def _read(path: Path) -> Tuple[List[str], List[Dict[str, float]]]:
 
 
 class _Scalars:
-    """TensorBoard's event file."""
+    """Writes TensorBoard's event file."""
 
     def __init__(self, folder: Path, resume_at: Optional[int]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -231,7 +232,7 @@ class _Scalars:
 
         known = {name: value for name, value in row.items() if name != "steps" and not math.isnan(value)}
         values = [Summary.Value(tag=_column(name).tag, simple_value=value) for name, value in known.items()]
-        # One event for the row: an add_scalar for each number takes several times as long.
+        # One event for the whole row is several times as fast as one add_scalar call for each number.
         self._writer._get_file_writer().add_summary(Summary(value=values), int(row["steps"]))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of training runs: learning curves, a band for the seeds of one configuration, and all else that the runs recorded."""
+"""Plots of training runs: learning curves with one band for the seeds of a configuration, and the other logged columns."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -13,34 +13,34 @@ from a2c_compiled.training.log import COLUMNS, load_progress
 from a2c_compiled.training.run_folder import group_runs, names_of
 
 Progress = Mapping[str, Sequence[float]]
-"""What a run recorded, by column."""
+"""Logged values of a run by column, as :func:`~a2c_compiled.training.log.load_progress` returns them."""
 
 Line = Tuple[np.ndarray, np.ndarray]
-"""Where, and how much: x and y."""
+"""x and y values of a line, ``[rows]`` each, float64."""
 
 _X_AXES = {"steps": "environment steps", "seconds": "wall time, s"}
 
 _PANELS = {name: column.axis for name, column in COLUMNS.items() if column.axis is not None}
-"""Columns, and what the axes call them; the first has the widest panel."""
+"""Label of the y axis by column. The first column has the widest panel."""
 
 _POINTS = 400
 
-# Okabe and Ito's colours, which readers of every kind of colour vision tell apart.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 
 
 def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int = 1) -> None:
-    """Learning curves of runs, finished or running; those that differ in nothing but the seed become one band.
+    """Plots learning curves of finished or running runs. Runs that differ only in the seed become one band.
 
     Args:
-        folders: that training wrote.
-        path: of the picture.
-        x: ``"steps"`` or ``"seconds"``.
-        smooth: rows that each point is the mean of.
+        folders: folders of the runs.
+        path: file of the picture.
+        x: the x axis: ``"steps"`` or ``"seconds"``.
+        smooth: number of rows that are averaged for each point.
 
     Raises:
-        ValueError: a folder holds no run, or none of the runs has recorded anything yet.
+        ValueError: a folder has no run, no run has logged a row yet, or ``x`` or ``smooth`` is not valid.
     """
     groups = group_runs(folders)
     runs = {
@@ -60,36 +60,36 @@ def plot_learning_curves(
     x: str = "steps",
     smooth: int = 1,
 ) -> None:
-    """The return, and below it all else that was recorded, over environment steps or wall time.
+    """Plots the return, and below it the other logged columns, over environment steps or wall time.
 
-    A run is a line. Several under one name are the line of their mean in a band from the lowest to the highest (of five or more: from the
-    lower to the upper quartile), as far as the shortest goes; from there the longer ones are a thin line each.
+    One run is a line. Several runs under one name are a line, their mean, in a band from their minimum to their maximum, or between the
+    quartiles of five or more runs. Mean and band end with the shortest run; from there each longer run is a thin line.
 
     Args:
-        runs: by the name that the legend gives them.
-        path: of the picture.
-        title: above it.
-        goal: drawn at the return.
-        x: ``"steps"`` or ``"seconds"``.
-        smooth: rows that each point is the mean of.
+        runs: logged columns of one or several runs, by name in the legend.
+        path: file of the picture.
+        title: title of the picture.
+        goal: return at which a dashed line is drawn; None draws none.
+        x: the x axis: ``"steps"`` or ``"seconds"``.
+        smooth: number of rows that are averaged for each point.
 
     Raises:
-        ValueError: nothing was recorded, or an option is none of these.
+        ValueError: nothing was logged, or ``x`` or ``smooth`` is not valid.
     """
     if x not in _X_AXES:
         raise ValueError(f"x: expected 'steps' or 'seconds', got {x!r}")
     if smooth < 1:
         raise ValueError(f"smooth: expected at least 1, got {smooth}")
-    seeds = {name: [given] if isinstance(given, Mapping) else list(given) for name, given in runs.items()}
+    seeds = {name: [group] if isinstance(group, Mapping) else list(group) for name, group in runs.items()}
     lines = {column: {name: _lines(group, x, column, smooth) for name, group in seeds.items()} for column in _PANELS}
     panels = [column for column in _PANELS if any(lines[column].values())]
     if not panels:
-        raise ValueError("run: expected runs that have recorded something, found no numbers yet")
+        raise ValueError("run: expected at least one run with a logged row, found none yet")
     figure = Figure(figsize=(11, 3.2 + 2.4 * -(-(len(panels) - 1) // 3)), layout="constrained")
     figure.suptitle(title if smooth == 1 else f"{title}, means of {smooth} rows")
     legend: Dict[str, Any] = {}
     axes = _axes(figure, len(panels))
-    for axis in {axes[0], *axes[-3:]}:  # the lowest of each column name what they share
+    for axis in {axes[0], *axes[-3:]}:  # only the lowest panels have a label on the x axis
         axis.set_xlabel(_X_AXES[x])
     for column, axis in zip(panels, axes, strict=True):
         for i, name in enumerate(seeds):
@@ -106,14 +106,20 @@ def plot_learning_curves(
 
 
 def plot_returns(folders: Sequence[Path], path: Path) -> None:
-    """The return of runs over environment steps, a panel for each configuration: its seeds as in :func:`plot_runs`, its goal dashed.
+    """Plots the return of runs over environment steps, with one panel for each configuration.
+
+    Seeds are drawn as in :func:`plot_runs`. A dashed line is the return at which the environment counts as solved.
+
+    Args:
+        folders: folders of the runs.
+        path: file of the picture.
 
     Raises:
-        ValueError: there is no run, or a folder holds none.
+        ValueError: ``folders`` is empty, or a folder has no run.
     """
     groups = group_runs(folders)
     if not groups:
-        raise ValueError("folders: expected runs, got none")
+        raise ValueError("folders: expected at least one run, got none")
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
@@ -131,7 +137,7 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
 
 
 def _lines(group: Sequence[Progress], x: str, column: str, smooth: int) -> List[Line]:
-    """A column of each run in which it holds numbers."""
+    """Returns one line for each run that has finite values in ``column``."""
     lines = []
     for progress in group:
         at, values = (np.asarray(progress.get(name, ()), dtype=np.float64) for name in (x, column))
@@ -143,7 +149,7 @@ def _lines(group: Sequence[Progress], x: str, column: str, smooth: int) -> List[
 
 
 def _smoothed(values: np.ndarray, count: int) -> np.ndarray:
-    """Means of ``count`` values around each, of fewer at the ends."""
+    """Computes the centred moving average over ``count`` values, over fewer at both ends."""
     window = np.ones(min(count, len(values)))
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
@@ -167,7 +173,7 @@ def _draw(axis: Axes, lines: Sequence[Line], name: str, colour: str, dashes: str
 
 
 def _axes(figure: Figure, panels: int) -> List[Axes]:
-    """One as wide as the figure, the others below it, three in a row."""
+    """Creates one panel as wide as the figure, and the others below it, three in a row."""
     rows = -(-(panels - 1) // 3)
     grid = figure.add_gridspec(1 + rows, 3, height_ratios=[1.3] + [1.0] * rows)
     return [figure.add_subplot(grid[0, :])] + [figure.add_subplot(grid[1 + i // 3, i % 3]) for i in range(panels - 1)]
@@ -188,7 +194,7 @@ def _finish(axis: Axes, column: str, x: str) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
     if column == "explained_variance" and low < -1.0 < high:
-        axis.set_ylim(bottom=-1.0)  # a critic that knows nothing yet is anywhere below
+        axis.set_ylim(bottom=-1.0)  # an untrained critic may have any value below
     if column == "steps_per_second":
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylim(bottom=0)

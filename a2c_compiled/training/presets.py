@@ -1,4 +1,7 @@
-"""Options that are tuned for an environment; ``python -m a2c_compiled.benchmarks.subjects.bench_presets`` measures what they reach."""
+"""Options that are tuned for an environment.
+
+``python -m a2c_compiled.benchmarks.subjects.bench_presets`` measures the returns that they reach.
+"""
 
 from typing import Any, Dict
 
@@ -19,7 +22,7 @@ PRESETS: Dict[str, Dict[str, Any]] = {
         "num_envs": 128,
         "num_steps": 8,
         "lr": 1e-2,
-        "gamma": 0.9,  # an upright pendulum is a matter of a second
+        "gamma": 0.9,  # the pendulum can be upright within a second, so a short horizon suffices
         "entropy_coef": 0.003,
         "normalize_observations": True,
         "normalize_rewards": True,
@@ -35,10 +38,10 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     "lunarlander": {
         "env": "LunarLander-v3",
         "total_steps": 3_000_000,
-        "log_interval": 50,  # as often as it looks at the greedy policy, which takes seconds here
+        "log_interval": 50,  # evaluations happen at log lines, and each takes seconds in this environment
         "num_envs": 32,
         "lr": 1e-2,
-        "gamma": 0.995,  # hovering is worth more than landing to who does not look far ahead
+        "gamma": 0.995,  # with more discounting, hovering is worth more than landing
         "normalize_observations": True,
         "normalize_rewards": True,
     },
@@ -47,8 +50,8 @@ PRESETS: Dict[str, Dict[str, Any]] = {
         "total_steps": 2_000_000,
         "solved_return": 18.0,
         "lr": 1e-2,
-        "entropy_coef": 0.05,  # with less, the policy settles for the first few bricks
+        "entropy_coef": 0.05,  # with less, the policy stops improving after the first few bricks
         "average_gae": True,
-        "hidden": (),  # on the features of the convolution
+        "hidden": (),  # actor and critic are linear in the features of the convolution
     },
 }

@@ -1,4 +1,4 @@
-"""A run in a folder, trained or in training: ``config.json``, ``checkpoint.json`` with its tensors, and ``progress.csv``."""
+"""Reads the folder of a finished or running run: ``config.json``, ``checkpoint.json`` with its tensors, and ``progress.csv``."""
 
 import json
 import os
@@ -15,32 +15,39 @@ from a2c_compiled.update.train_step import TrainStep
 
 
 class Group(NamedTuple):
-    """Runs of one configuration: its fields but for the seed, empty where a folder has no ``config.json``; and the runs' folders."""
+    """Runs that differ only in the seed.
+
+    Attributes:
+        config: fields of ``config.json`` without the seed; empty if the folder has no ``config.json``.
+        folders: folders of the runs.
+    """
 
     config: Dict[str, Any]
     folders: List[Path]
 
     @property
     def goal(self) -> Optional[float]:
-        """The greedy return that solves the environment, as :func:`~a2c_compiled.environments.goal_of` has it."""
+        """Return at which the environment counts as solved, see :func:`~a2c_compiled.environments.goal_of`."""
         return goal_of(str(self.config.get("env")), self.config.get("solved_return"))
 
 
 def load_run(folder: Path) -> Tuple[TrainConfig, A2CLoss]:
-    """The configuration of a run, and its loss with the networks of its last checkpoint.
+    """Loads the options of a run, and its loss with the networks of the last checkpoint.
 
     Raises:
-        ValueError: a file of the run is missing, unreadable or of another version.
+        ValueError: a file of the run is missing, not readable, or of another version.
     """
     config, step = load_step(folder)
     return config, step.loss
 
 
 def load_step(folder: Path) -> Tuple[TrainConfig, TrainStep]:
-    """The configuration of a run, and its training step as the last checkpoint has it: networks, optimizer state and learning rate.
+    """Loads the options of a run, and its training step with networks, optimizer state and learning rate of the last checkpoint.
+
+    The training step is not compiled.
 
     Raises:
-        ValueError: as :func:`load_run`.
+        ValueError: a file of the run is missing, not readable, or of another version.
     """
     config = load_config(folder)
     checkpoint = load_checkpoint(folder)
@@ -50,10 +57,10 @@ def load_step(folder: Path) -> Tuple[TrainConfig, TrainStep]:
 
 
 def group_runs(folders: Sequence[Path]) -> List[Group]:
-    """Runs with the same ``config.json``, but for the seed, together.
+    """Groups runs whose ``config.json`` is equal apart from the seed. A folder without ``config.json`` is a group of its own.
 
     Raises:
-        ValueError: a ``config.json`` cannot be read.
+        ValueError: a ``config.json`` is not readable.
     """
     groups: Dict[str, Group] = {}
     for folder in folders:
@@ -65,8 +72,15 @@ def group_runs(folders: Sequence[Path]) -> List[Group]:
 
 
 def names_of(groups: Sequence[Group]) -> List[str]:
-    """The first of these that tell the groups apart: what differs in their configurations, the name of the folder that holds all runs of a
-    group, its path, the folders of the runs."""
+    """Returns a distinct name for each group.
+
+    The names are the first of these that are distinct:
+
+    * the options that differ between the groups, if there are at most three;
+    * the name of the deepest folder that contains all runs of the group;
+    * the path of this folder;
+    * the folders of the runs.
+    """
     fields = {field for group in groups for field in group.config}
     different = sorted(field for field in fields if len({str(group.config.get(field)) for group in groups}) > 1)
     names: List[str] = []

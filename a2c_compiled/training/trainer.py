@@ -1,4 +1,4 @@
-"""The loop: collect, update, look at the returns, save, stop when solved or asked to."""
+"""The training loop: collect a rollout, take a training step, log, evaluate, save checkpoints, and stop when solved or on a signal."""
 
 import time
 import warnings
@@ -40,28 +40,31 @@ from a2c_compiled.training.log import RunLog
 from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
 
 PATIENCE = 20
-"""Updates in a row that may be skipped for a gradient that is not finite."""
+"""Training stops once this many successive training steps were skipped because their gradients were not finite."""
 
 NEAR = 0.8
-"""How far below the goal the mean return of sampled episodes may be, as a share of it, for the greedy policy to be tried."""
+"""The greedy policy is evaluated once the mean return of training episodes is at least ``goal - NEAR * abs(goal)``."""
 
 LOOKS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
-"""First seed and number of the episodes of each trial: a few cost little, and one lucky set of 100 starts is not enough."""
+"""First seed and number of episodes of each evaluation that a solved environment has to pass, in order.
+
+The first evaluation has few episodes because most policies fail it. The last one guards against 100 lucky starts."""
 
 
 @dataclass
 class TrainResult:
-    """What training leaves: the loss with its trained networks, and how it went.
+    """Result of a training run.
 
     Attributes:
-        loss: holds actor, critic and distribution.
-        step: the training step, with the optimizer's state.
-        history: the rows of ``progress.csv`` that this call wrote.
-        greedy_return: mean over 100 episodes at the end; NaN where training was interrupted, and in all processes but the first.
-        steps: environment steps taken.
-        seconds: wall time, compilation included.
-        is_first: whether this process is the one that speaks for all.
-        interrupted: the signal that ended it; None where it ended by itself. What was learnt until then is there.
+        loss: the loss with the trained networks.
+        step: the training step, with the optimizer state.
+        history: the rows that this call logged.
+        greedy_return: mean return of the greedy policy over 100 episodes at the end; NaN if training was interrupted, and in all
+            processes but the first.
+        steps: number of environment steps, summed over environments and processes.
+        seconds: wall time, including compilation and the time before the run was resumed.
+        is_first: whether this process has rank 0.
+        interrupted: name of the signal that ended training; None if training ended by itself. The loss has the state at that moment.
     """
 
     loss: A2CLoss
@@ -75,30 +78,37 @@ class TrainResult:
 
 
 def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = None, resume: bool = False) -> TrainResult:
-    """Train until the greedy policy solves the environment, or ``total_steps`` are spent.
+    """Trains until the greedy policy solves the environment, or until ``total_steps`` environment steps.
 
-    The greedy policy is asked at each line of the log from where the mean return of the last 100 training episodes comes near the goal:
-    first in a few episodes, then in 100, twice. Under torchrun every process calls this; each steps its share of the environments.
+    The greedy policy is evaluated at a line of the log if the mean return of the last 100 training episodes is near the goal: over 10
+    episodes, and if their mean return reaches the goal, twice over 100 others. Training ends when all three means reach the goal.
+
+    Under torchrun every process calls this function. Each process steps an equal part of the environments.
 
     Args:
-        config: what to train, and how.
-        progress: show a bar.
-        folder: where configuration, log and checkpoints go, in the place of what another run left there; None keeps nothing.
-        resume: go on from the checkpoint in ``folder``, if there is one. Processes that torchrun has started anew do so in any case.
+        config: options of the run.
+        progress: show a progress bar.
+        folder: folder for ``config.json``, log and checkpoints, which replace those of an earlier run; None writes no files.
+        resume: resume from the checkpoint in ``folder``, if there is one. Processes that torchrun restarted always do.
 
     Raises:
-        ValueError: the environment or an option is unknown, or the checkpoint is not readable or of another configuration.
-        TrainingDivergedError: gradients were not finite, update after update.
+        ValueError: the environment or an option is not valid, or the checkpoint is not readable or has other options.
+        OSError: the last checkpoint cannot be written.
+        RuntimeError: another process has ended.
+        TrainingDivergedError: the gradients of many successive training steps were not finite.
     """
     return Trainer(config, folder).run(progress, resume)
 
 
 class Trainer:
-    """A training run: what it is made of, and where it is.
+    """A training run: options, loss, training step, environments and counters.
 
     Args:
-        config: what to train, and how.
-        folder: where configuration, log and checkpoints go; None keeps nothing.
+        config: options of the run.
+        folder: folder for ``config.json``, log and checkpoints; None writes no files.
+
+    Raises:
+        ValueError: the environment or an option is not valid, or ``num_envs`` is not a multiple of the number of processes.
     """
 
     def __init__(self, config: TrainConfig, folder: Optional[Path] = None) -> None:
@@ -106,13 +116,13 @@ class Trainer:
         self.config, self.folder = config, folder
         self.device = device_of(config)
         if self.device.type == "cpu":
-            keep_freed_memory()  # that of activations, which the system would otherwise hand out anew at every update
+            keep_freed_memory()  # otherwise the memory of activations is returned to the system after every training step
         self.processes = started_processes(self.device)
         world_size = self.processes.world_size
         if config.num_envs % world_size:
             raise ValueError(f"num_envs: expected a multiple of the {world_size} processes, got {config.num_envs}")
         num_envs = config.num_envs // world_size
-        seed_everything(config.seed)  # the same networks everywhere
+        seed_everything(config.seed)  # the same network weights in every process
         self.loss = make_loss(config, world_size > 1)
         self.step = make_step(config, self.loss, compiles(config), self.processes)
         own_seed = config.seed + self.processes.rank * num_envs
@@ -128,21 +138,32 @@ class Trainer:
 
     @property
     def steps_per_update(self) -> int:
-        """Of all environments of all processes."""
+        """Environment steps for one training step, summed over the environments of all processes."""
         return self.config.num_envs * self.config.num_steps
 
     @property
     def total_updates(self) -> int:
-        """After which training ends unsolved."""
+        """Number of training steps after which training ends, at least 1."""
         return max(1, self.config.total_steps // self.steps_per_update)
 
     @property
     def seconds(self) -> float:
-        """Wall time, that before the last checkpoint included."""
+        """Wall time in seconds. For a resumed run it includes the time up to its checkpoint."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def run(self, progress: bool = True, resume: bool = False) -> TrainResult:
-        """See :func:`train`."""
+        """Runs the training loop.
+
+        Args:
+            progress: show a progress bar.
+            resume: resume from the checkpoint in the folder, if there is one.
+
+        Raises:
+            ValueError: the checkpoint is not readable, has other options, or is not visible to all processes.
+            OSError: the last checkpoint cannot be written.
+            RuntimeError: another process has ended.
+            TrainingDivergedError: the gradients of many successive training steps were not finite.
+        """
         first = self.processes.is_first
         resume_at = self._begin(resume)
         history: List[Dict[str, float]] = []
@@ -159,7 +180,7 @@ class Trainer:
                 rollout, metrics = self.update()
                 logs = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
                 if not logs and self.processes.world_size > 1:
-                    continue  # processes agree on ends and checkpoints where they log
+                    continue  # the processes exchange stop requests and checkpoint times only at log lines
                 if logs:
                     history.append(self.row(metrics))
                     log.write(history[-1])
@@ -177,13 +198,13 @@ class Trainer:
         return TrainResult(self.loss, self.step, history, greedy, steps, self.seconds, first, interrupted)
 
     def _begin(self, resume: bool) -> Optional[int]:
-        """Go on from the folder's checkpoint, after how many steps, or make room for a new run there."""
+        """Loads the folder's checkpoint and returns its number of environment steps; for a new run, clears the folder and returns None."""
         if self.folder is None:
             return None
         resumed = (resume or self.processes.restarts > 0) and has_checkpoint(self.folder)
         if self.processes.any(resumed) and self.processes.any(not resumed):
             raise ValueError(
-                f"out: expected a folder that all processes share, got {self.folder}, which some find a checkpoint in"
+                f"out: expected a folder that all processes share, got {self.folder}, where only some processes find a checkpoint"
             )
         if resumed:
             self.load(self.folder)
@@ -194,25 +215,25 @@ class Trainer:
         return self.updates * self.steps_per_update if resumed else None
 
     def update(self) -> Tuple[Rollout, TrainMetrics]:
-        """Collect a rollout and learn from it."""
+        """Collects a rollout and takes a training step. Sets the learning rate, which falls linearly, and updates running statistics."""
         left = 1.0 - self.updates / self.total_updates
         self.step.lr.fill_(self.config.lr * (self.config.final_lr + (1.0 - self.config.final_lr) * left))
         rollout = self.collector.collect()
         if self.reward_scale is not None:
             rollout = rollout._replace(reward=self.reward_scale.scale(rollout.reward, rollout.done, rollout.mask))
         metrics = self.step(rollout)
-        update_norms(self.loss, rollout.observation, rollout.mask)  # after the update: acting and learning see the same
+        update_norms(self.loss, rollout.observation, rollout.mask)  # last: rollout and training step use the same statistics
         self.updates += 1
         if self.updates % EpisodeReturns.KEPT == 0:
-            self._take_episodes()  # the collector keeps no more
+            self._take_episodes()  # the collector drops the episodes of older rollouts
         return rollout, metrics
 
     def row(self, metrics: TrainMetrics) -> Dict[str, float]:
-        """A line of the log."""
+        """Returns a row of the log by column."""
         self._take_episodes()
         steps, seconds = self.updates * self.steps_per_update, self.seconds
         reported = {name: value for name, value in metrics._asdict().items() if value is not None}
-        # One reading of the device for all of them.
+        # A single copy from the device for all values.
         values = torch.stack([value.double() for value in (*reported.values(), self.step.lr, self.step.skipped)]).tolist()
         row = {
             "steps": steps,
@@ -228,29 +249,40 @@ class Trainer:
         return row
 
     def _take_episodes(self) -> None:
-        """Those of all processes that ended since the last time."""
+        """Adds the episodes of all processes that ended since the last call to the statistics."""
         returns, lengths = map(self.processes.gathered, self.collector.episodes.take())
         self.episodes += len(returns)
         self.returns.extend(returns)
         self.lengths.extend(lengths)
 
     def check(self, rollout: Rollout) -> None:
-        """Raise TrainingDivergedError where nothing has been learnt for many updates."""
+        """Checks that training steps are not skipped again and again.
+
+        Args:
+            rollout: the last rollout, for the error message.
+
+        Raises:
+            TrainingDivergedError: the gradients of the last ``PATIENCE`` or more training steps were not finite.
+        """
         in_a_row = int(self.step.skipped_in_a_row)
         if in_a_row >= PATIENCE:
             raise TrainingDivergedError(
-                f"gradients were not finite in the last {in_a_row} updates, which were skipped; {diagnose(self.loss, rollout)}"
+                f"gradients were not finite in the last {in_a_row} training steps, which were skipped; {diagnose(self.loss, rollout)}"
             )
 
     def is_over(self) -> bool:
-        """Whether training ends here. It is asked before each update, so that a run that is resumed looks where it was stopped."""
+        """Returns whether training ends before the next training step.
+
+        The greedy policy is evaluated before the training step, so a resumed run makes the evaluation that was due when it stopped.
+        """
         logged = self.updates % self.config.log_interval == 0
         return self.updates >= self.total_updates or (logged and self.is_solved())
 
     def is_solved(self) -> bool:
-        """Whether the greedy policy is good enough; asked only where the training policy's mean return has come near.
+        """Returns whether the greedy policy solves the environment. All processes must call this method.
 
-        A policy that samples its actions falls far behind the greedy one, so near is not close.
+        The policy is evaluated only if the mean return of training episodes is near the goal. ``NEAR`` is wide, because sampled actions
+        may have a far lower return than greedy ones.
         """
         goal = goal_of(self.config.env, self.config.solved_return)
         if goal is None:
@@ -259,12 +291,30 @@ class Trainer:
         return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in LOOKS))
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
-        """Mean return of greedy episodes."""
+        """Evaluates the greedy policy.
+
+        Args:
+            seed: seed of the first environment.
+            episodes: number of episodes.
+
+        Returns:
+            Mean undiscounted return of the episodes.
+
+        Raises:
+            ValueError: ``episodes`` is less than 1, or the environment cannot be made.
+        """
         policy = greedy_policy(self.loss)
         return float(evaluate(policy, self.config.env, episodes, seed, frame_stack=self.config.frame_stack).mean())
 
     def save(self, last: bool = False) -> None:
-        """Write a checkpoint. Where it cannot be written, training goes on with a warning; the last one raises OSError."""
+        """Writes a checkpoint, if the run has a folder. If it cannot be written, issues a warning.
+
+        Args:
+            last: raise an error instead of the warning.
+
+        Raises:
+            OSError: the checkpoint cannot be written, and ``last`` is true.
+        """
         if self.folder is None:
             return
         self._take_episodes()
@@ -290,7 +340,13 @@ class Trainer:
             warnings.warn(f"training goes on, but its checkpoint could not be written: {error}", RuntimeWarning, stacklevel=2)
 
     def load(self, folder: Path) -> None:
-        """Go on from the checkpoint in ``folder``."""
+        """Restores the checkpoint in ``folder``.
+
+        If the state of the environments or the random generators cannot be restored, issues a warning and begins new episodes.
+
+        Raises:
+            ValueError: the checkpoint is not readable, has other options, or has more environment steps than ``total_steps``.
+        """
         check_resumable(load_config(folder), self.config)
         checkpoint = load_checkpoint(folder, self.processes.rank)
         load_tensors(self.step, group_of(checkpoint.training, "step"), folder)
@@ -300,7 +356,9 @@ class Trainer:
         self.updates, self.seconds_before, self.episodes = facts["updates"], facts["seconds"], facts["episodes"]
         if self.updates > self.total_updates:
             taken = self.updates * self.steps_per_update
-            raise ValueError(f"total_steps: expected at least the {taken:,} that were taken, got {self.config.total_steps:,}")
+            raise ValueError(
+                f"total_steps: expected at least the {taken:,} steps already taken, got {self.config.total_steps:,}"
+            )
         self.returns.extend(facts["returns"])
         self.lengths.extend(facts["lengths"])
         self._logged = self.updates * self.steps_per_update, self.seconds
@@ -310,13 +368,13 @@ class Trainer:
         state, num_envs = group_of(own, "collector"), self.collector.envs.num_envs
         try:
             if not state or state["episodes.running"].size(-1) != num_envs:
-                raise CannotResume("env: its state was not saved, or not for as many processes")
+                raise CannotResume("env: its state was not saved, or was saved with another number of processes")
             self.collector.load_state_dict(state)
             if self.reward_scale is not None:
                 self.reward_scale.running.copy_(own["reward_scale.running"])
             set_random_state(group_of(own, "random"), self.device)
-        except (CannotResume, RuntimeError) as error:  # the latter where the generators are another device's
-            # Other episodes and actions than those that the run began with.
+        except (CannotResume, RuntimeError) as error:  # RuntimeError: the generator states are those of another device
+            # A new seed, so that the run does not repeat its first episodes and actions.
             seed = self.config.seed + self.config.num_envs * (self.updates + 1) + self.processes.rank * num_envs
             seed_everything(seed)
             self.collector.begin_episodes(seed)

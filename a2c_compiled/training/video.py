@@ -1,4 +1,4 @@
-"""An episode as a picture: an animated GIF, an MP4, or a strip of some of its frames."""
+"""Renders an episode as an animated GIF, an MP4, or a PNG with some of its frames."""
 
 import os
 import sys
@@ -15,20 +15,20 @@ from a2c_compiled.environments import make_vector
 from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, forget
 
 MAX_FRAMES = 500
-"""Of longer episodes every second frame is kept, or every fourth, and so on; they play as fast."""
+"""Largest number of frames. A longer episode keeps every second frame, or every fourth, and so on, and plays at the same speed."""
 
 SMALLEST, LARGEST = 200, 400
-"""Pixels of a frame's longer side."""
+"""Limits of a frame's longer side, in pixels."""
 
 
 class Film(NamedTuple):
-    """An episode to look at.
+    """Frames of an episode.
 
     Attributes:
-        frames: one for every ``stride`` steps, the last before the episode's end.
-        stride: steps from frame to frame.
-        seconds: from frame to frame.
-        total_return: of the episode, undiscounted.
+        frames: rendered before every ``stride``-th step, so without the episode's final state.
+        stride: number of steps between two frames.
+        seconds: time between two frames.
+        total_return: undiscounted return of the episode.
     """
 
     frames: List[Image.Image]
@@ -38,10 +38,17 @@ class Film(NamedTuple):
 
 
 def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION_SEED, **env_options: Any) -> Film:
-    """Play an episode, and write it to ``path``: ``.gif``, ``.mp4``, which takes imageio's ffmpeg, or ``.png``, eight frames side by side.
+    """Plays an episode and writes it to ``path``.
+
+    Args:
+        policy: chooses the actions.
+        env_id: name of a gymnasium environment.
+        path: a file that ends in ``.gif``, ``.mp4`` (requires imageio-ffmpeg), or ``.png`` (up to eight frames in one picture).
+        seed: seed of the environment.
+        env_options: options of :func:`~a2c_compiled.environments.make_vector`.
 
     Raises:
-        ValueError: the file's ending is none of these, imageio's ffmpeg is not installed, or the environment cannot be rendered.
+        ValueError: the file has another ending, imageio-ffmpeg is not installed, or the environment cannot be rendered.
     """
     write = _WRITERS.get(path.suffix)
     if write is None:
@@ -57,7 +64,7 @@ def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION
 
 
 def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **env_options: Any) -> Film:
-    """Play an episode and keep what it looks like.
+    """Plays an episode and returns its frames. Arguments: see :func:`film_episode`.
 
     Raises:
         ValueError: the environment cannot be rendered.
@@ -67,7 +74,7 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
     envs.close()
     if "rgb_array" not in modes:
         raise ValueError(
-            f"env: expected one that renders as rgb_array to film it, got {env_id}, which renders {', '.join(modes)}"
+            f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}"
         )
     _need_no_display()
     envs = make_vector(env_id, 1, "sync", render_mode="rgb_array", disable_env_checker=True, **env_options)
@@ -91,11 +98,11 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
 
 
 def _frame(env_id: str, envs: VectorEnv) -> Image.Image:
-    """Of the first environment, made larger or smaller where it is too small or large to look at."""
+    """Renders the first environment. Scales the frame if its longer side is outside ``SMALLEST`` to ``LARGEST`` pixels."""
     try:
         rendered = envs.render()
-    except Exception as error:  # each kind of environment has its own
-        raise ValueError(f"env: expected one that can be rendered here, got {env_id} ({error})") from error
+    except Exception as error:  # each environment raises errors of its own kind
+        raise ValueError(f"env: expected an environment that can be rendered here, got {env_id} ({error})") from error
     pixels = np.asarray(None if rendered is None else rendered[0])
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"env: expected frames of shape [height, width, 3] to film, got {list(pixels.shape)} from {env_id}")
@@ -109,23 +116,23 @@ def _frame(env_id: str, envs: VectorEnv) -> Image.Image:
 
 
 def _need_no_display() -> None:
-    """Have pygame and MuJoCo draw into memory where there is no display."""
+    """Makes pygame and MuJoCo draw into memory if there is no display."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def _write_gif(film: Film, path: Path) -> None:
-    # In hundredths of a second, and viewers slow down what is faster than two.
+    # GIF stores durations in hundredths of a second, and viewers slow down durations below two hundredths.
     milliseconds = max(20, round(film.seconds * 100) * 10)
-    # Each with colours of its own; Pillow's default method takes several times as long.
+    # Each frame has its own palette. FASTOCTREE is several times as fast as Pillow's default method.
     first, *others = [frame.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in film.frames]
     durations = [milliseconds] * len(others) + [1000]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def _write_strip(film: Film, path: Path) -> None:
-    """Two rows of four frames, with the step of each above it."""
+    """Writes up to eight frames in rows of four, with the step number above each."""
     chosen = sorted(set(np.linspace(0, len(film.frames) - 1, 8).round().astype(int).tolist()))
     width, height = film.frames[0].size
     columns, margin, caption = min(4, len(chosen)), 8, 16
@@ -143,7 +150,7 @@ def _write_mp4(film: Film, path: Path) -> None:
     import imageio.v3 as imageio
 
     width, height = film.frames[0].size
-    even = (0, 0, width - width % 2, height - height % 2)  # as players expect
+    even = (0, 0, width - width % 2, height - height % 2)  # players expect even sizes
     frames = [np.asarray(frame.crop(even)) for frame in film.frames]
     imageio.imwrite(path, frames, plugin="FFMPEG", fps=1 / film.seconds, macro_block_size=2)
 

@@ -262,7 +262,7 @@ def test_another_configuration_is_refused_by_name(run):
 
 
 def test_less_than_was_taken_is_refused(run):
-    with pytest.raises(ValueError, match="total_steps: expected at least the 480 that were taken, got 400"):
+    with pytest.raises(ValueError, match="total_steps: expected at least the 480 steps already taken, got 400"):
         resumed(run, total_steps=400)
 
 
@@ -467,7 +467,7 @@ def test_a_missing_configuration_is_named(run):
 def test_a_checkpoint_of_another_version_is_refused(run):
     facts = json.loads((run / "checkpoint.json").read_text())
     (run / "checkpoint.json").write_text(json.dumps({**facts, "version": 2}))
-    with pytest.raises(ValueError, match=r"is not readable .it is of version 2, and this is version 1"):
+    with pytest.raises(ValueError, match=r"is not readable .version: expected 1, got 2"):
         resumed(run)
 
 
@@ -536,7 +536,7 @@ def test_what_is_not_finite_does_not_reach_the_running_statistics(spoil_rollouts
 )
 def test_training_that_learns_nothing_ends_with_its_cause(overridden, cause, tmp_path, monkeypatch):
     broken(monkeypatch, **overridden)
-    with pytest.raises(TrainingDivergedError, match=rf"not finite in the last {PATIENCE + 1} updates.*{cause}"):
+    with pytest.raises(TrainingDivergedError, match=rf"not finite in the last {PATIENCE + 1} training steps.*{cause}"):
         train(config(), progress=False, folder=tmp_path)
 
 
@@ -544,13 +544,13 @@ def test_a_network_that_answers_nan_is_named():
     trainer = Trainer(config())
     rollout = trainer.collector.collect()
     trainer.loss.actor_network.register_forward_hook(lambda network, observation, answer: answer * math.nan)
-    assert diagnose(trainer.loss, rollout) == "not finite: what the actor network answers"
+    assert diagnose(trainer.loss, rollout) == "not finite: output of the actor network"
 
 
 def test_what_was_learnt_before_is_kept(tmp_path, spoil_rollouts, capsys):
     spoil_rollouts(range(7, 1000))
     assert command(tmp_path, "--checkpoint-seconds", "0", "--total-steps", "2000") == 2
-    assert "a2c-compiled: gradients were not finite in the last 21 updates" in capsys.readouterr().err
+    assert "a2c-compiled: gradients were not finite in the last 21 training steps" in capsys.readouterr().err
     assert load_checkpoint(tmp_path).training["step.step_count"] == 6
     assert all(parameter.isfinite().all() for parameter in load_run(tmp_path)[1].parameters())
 

@@ -302,13 +302,17 @@ def test_a_run_of_one_process_goes_on_in_two(ranks):
     for rank in ranks:
         assert rank["resumed"]["steps"] == 2 * UPDATES * ENVS * STEPS
         (message,) = rank["resumed"]["warnings"]
-        assert message == "the run goes on with new episodes (env: its state was not saved, or not for as many processes)"
+        assert (
+            message
+            == "the run goes on with new episodes (env: its state was not saved, or was saved with another number of processes)"
+        )
 
 
 def test_a_run_of_two_processes_goes_on_in_one(runs, tmp_path):
     folder = shutil.copytree(runs / "torch", tmp_path / "run")
     with pytest.warns(
-        RuntimeWarning, match="goes on with new episodes .env: its state was not saved, or not for as many processes"
+        RuntimeWarning,
+        match="goes on with new episodes .env: its state was not saved, or was saved with another number of processes",
     ):
         result = train(config(total_steps=2 * UPDATES * ENVS * STEPS), progress=False, folder=folder, resume=True)
     assert result.step.step_count == 2 * UPDATES
@@ -324,7 +328,8 @@ def test_environments_that_cannot_be_shared_out_are_refused(runs, ranks):
 def test_a_folder_that_one_process_alone_sees_is_refused(runs, ranks):
     for i, rank in enumerate(ranks):
         expected = (
-            f"out: expected a folder that all processes share, got {runs / f'seen_by_{i}'}, which some find a checkpoint in"
+            f"out: expected a folder that all processes share, got {runs / f'seen_by_{i}'},"
+            " where only some processes find a checkpoint"
         )
         assert rank["not_shared"] == expected
 
@@ -336,7 +341,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path):
     status, said = torchrun(__file__, "dying", tmp_path, 7)
     assert status != 0
     assert "failed (exitcode: 3) local_rank: 1" in said
-    assert "a2c-compiled: another process has ended, so this one does; the last checkpoint is there" in said
+    assert "a2c-compiled: another process has ended, so this process ends; the last checkpoint is kept" in said
     assert updates(tmp_path) == 6
     assert load_progress(tmp_path)["updates"] == [3, 6]
 

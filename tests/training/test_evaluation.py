@@ -306,10 +306,15 @@ def test_a_video_names_the_extra_that_it_takes(tmp_path, monkeypatch):
             "Unseen-v0",
             "dots.gif",
             {},
-            "env: expected one that renders as rgb_array to film it, got Unseen-v0, which renders ansi",
+            "env: expected an environment with render mode rgb_array, got Unseen-v0, which renders ansi",
         ),
         ("Dots-v0", "dots.gif", {"frame": lambda step: None}, "env: expected frames of shape"),
-        ("Dots-v0", "dots.gif", {"frame": lambda step: 1 / 0}, "env: expected one that can be rendered here, got Dots-v0"),
+        (
+            "Dots-v0",
+            "dots.gif",
+            {"frame": lambda step: 1 / 0},
+            "env: expected an environment that can be rendered here, got Dots-v0",
+        ),
     ],
 )
 def test_what_cannot_be_filmed_is_named(tmp_path, env_id, file, options, message):

@@ -234,8 +234,8 @@ def test_the_goal_is_drawn_where_it_is_one(tmp_path, figures, configs, expected)
     ("content", "options", "message"),
     [
         (None, {}, "run: expected a folder that training wrote"),
-        ("", {}, "run: expected runs that have recorded something"),
-        ("steps,return\n10,nan\n", {}, "run: expected runs that have recorded something"),
+        ("", {}, "run: expected at least one run with a logged row"),
+        ("steps,return\n10,nan\n", {}, "run: expected at least one run with a logged row"),
         ("steps,return\n10,1\n", {"x": "updates"}, "x: expected 'steps' or 'seconds', got 'updates'"),
         ("steps,return\n10,1\n", {"smooth": 0}, "smooth: expected at least 1, got 0"),
         ("steps,return\n10,1\n", {"config": "[1"}, r"run: .*config\.json is not readable"),

@@ -194,7 +194,7 @@ def test_total_steps_are_not_exceeded():
         ({"hidden": (8, 0)}, r"hidden: expected widths of at least 1, got \(8, 0\)"),
         ({"seed": -1}, "seed: expected a number from 0 to below 2 .. 32, got -1"),
         ({"solved_return": math.nan}, "solved_return: expected a number or none, got nan"),
-        ({"device": "abacus"}, "device: expected auto, or as torch names it, got 'abacus'"),
+        ({"device": "abacus"}, "device: expected auto or a torch device .*, got 'abacus'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -405,7 +405,7 @@ def test_an_unreadable_configuration_is_an_error(run, content):
 def test_weights_of_other_networks_are_refused(run):
     fields = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**fields, "hidden": [16]}))
-    with pytest.raises(ValueError, match=r"run: the checkpoint in .* does not hold what config\.json describes"):
+    with pytest.raises(ValueError, match=r"run: the checkpoint in .* does not match its config\.json"):
         load_run(run)
 
 
