@@ -43,9 +43,6 @@ class Environments(Protocol):
         device: device of observations, rewards and flags.
         observation_space: gymnasium's space of one environment's observations.
         action_space: gymnasium's space of one environment's actions.
-
-    Raises:
-        TypeError: the protocol itself is instantiated.
     """
 
     num_envs: int

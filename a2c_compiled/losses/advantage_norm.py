@@ -12,7 +12,7 @@ from a2c_compiled._precision import widen
 class AdvantageNorm(CoefficientModule):
     """Base class of scales for advantages: :class:`~a2c_compiled.A2CLoss` computes ``advantage / scale()``.
 
-    A subclass overrides :meth:`update` and :meth:`scale`. The constructor of the base class takes no arguments (TypeError otherwise).
+    A subclass overrides :meth:`update` and :meth:`scale`.
     """
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
