@@ -18,8 +18,8 @@ class TruncatedNormal(Normal):
         W_i = \int_{(l_i - \mu_i) / \sigma_i}^{(h_i - \mu_i) / \sigma_i} e^{(c_i^2 - z^2) / 2}\, dz
 
     Here :math:`z_i = (a_i - \mu_i) / \sigma_i`, and :math:`c_i` is the same for the mode, which is the location limited to the box. Both
-    terms are relative to the mode, so that they stay small and accurate however far outside the box the location is. Gauss-Legendre quadrature
-    with 28 points computes the integrals to rounding error. The entropy is the expectation of :math:`-\log p`.
+    terms are relative to the mode, so that they stay small and accurate however far outside the box the location is. Gauss-Legendre
+    quadrature with 28 points computes the integrals to rounding error. The entropy is the expectation of :math:`-\log p`.
 
     * ``params``: ``[*B, 2 * dim]``: ``dim`` locations :math:`\mu`, then ``dim`` raw scales, as in :class:`Normal`.
     * action: ``[*B, dim]``, floating dtype. Outside the bounds the log-probability is :math:`-\infty`.
