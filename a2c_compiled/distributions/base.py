@@ -34,7 +34,7 @@ class Distribution(CoefficientModule):
         has_entropy: whether :meth:`entropy` has a closed form.
 
     Raises:
-        ValueError: wrong shape of ``params``, action or noise, or a constructor argument out of range.
+        ValueError: wrong shape of ``params``, action, or the ``noise`` of :meth:`entropy_estimate`; a constructor argument out of range.
         TypeError: wrong dtype of ``params`` or action, or a constructor argument of the wrong type.
     """
 
