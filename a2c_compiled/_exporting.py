@@ -1,4 +1,4 @@
-"""Whether this thread exports: the exporter's own state, which no other thread sees."""
+"""Tells whether the current thread is exporting a graph. The state is local to each thread."""
 
 import threading
 from contextlib import contextmanager
@@ -18,9 +18,10 @@ _this_thread = _ThisThread()
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """A block in which this thread makes a graph for export. One thread at a time: torch patches its own modules while it does.
+    """Context in which this thread builds a graph for export. One thread at a time: others wait.
 
-    Two exports at once would each put back what the other had set: torch's flag for "exporting" then stays up for ever.
+    torch sets global state during an export and restores the earlier value afterwards. Two exports at once would restore each other's
+    values, and torch's exporting flag could stay set.
     """
     with tracing_lock(), exports_in_one_thread():
         before, _this_thread.exporting = _this_thread.exporting, True
@@ -31,14 +32,15 @@ def exporting() -> Iterator[None]:
 
 
 def in_exporting_thread() -> bool:
-    """Whether :func:`exporting` is at work in this thread."""
+    """Returns whether this thread is inside :func:`exporting`."""
     return _this_thread.exporting
 
 
 def is_exporting() -> bool:
-    """Whether the code that runs now is traced for export, by this library or by the caller's own ``torch.export``.
+    """Returns whether the current code is traced for an export, by this library or by a call of ``torch.export``.
 
-    torch's flag is one for all threads. A thread that no mode watches is not the one that exports, and goes on with its kernels.
+    torch's exporting flag is shared by all threads. A thread without an active dispatch mode is not the exporting one, and keeps using its
+    kernels.
     """
     if torch.compiler.is_dynamo_compiling():
         return torch.compiler.is_exporting()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files: a reader finds the old file or the complete new one, never a part."""
 
 import os
 import shutil
@@ -10,7 +10,10 @@ from typing import Iterator
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of ``path`` that takes its place when the block ends, and is removed if the block fails."""
+    """Context that yields a temporary path in the folder of ``path``.
+
+    When the block ends, the temporary file replaces ``path``. If the block raises, the temporary file is removed and ``path`` is unchanged.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
@@ -18,7 +21,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates files that only the owner can read
         _flush(temporary)
         os.replace(temporary, path)
     finally:
@@ -27,7 +30,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_together(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files are moved to ``folder`` when the block ends, and are gone if the block fails."""
+    """Context that yields a temporary folder. When the block ends, its files are moved to ``folder``; if it raises, they are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
         yield Path(temporary)
@@ -36,14 +39,14 @@ def written_together(folder: Path) -> Iterator[Path]:
 
 
 def copied_whole(file: Path, folder: Path) -> Path:
-    """A copy of ``file`` in ``folder``, whole or not at all."""
+    """Copies ``file`` into ``folder`` atomically and returns the path of the copy."""
     with written_whole(folder / file.name) as temporary:
         shutil.copyfile(file, temporary)
     return folder / file.name
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file is on the disk: a power cut must not find the new name in place and the content not."""
+    """Flushes a file to the disk, so that after a power failure the new name cannot exist without the content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Hyperparameters that live in a module: saved with it, moved with it, changeable while it trains."""
+"""Hyperparameters as buffers of a module: saved and moved with it, and changeable during training."""
 
 import operator
 from numbers import Real
@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 
 class Range(NamedTuple):
-    """What numbers a coefficient may be; ``expected`` says it in a message."""
+    """The allowed range of a coefficient.
+
+    Attributes:
+        expected: description of the range for error messages.
+        low: smallest allowed number.
+        high: largest allowed number.
+        open_below: whether ``low`` itself is excluded.
+    """
 
     expected: str
     low: float = -float("inf")
@@ -17,7 +24,7 @@ class Range(NamedTuple):
     open_below: bool = False
 
     def check(self, name: str, value: float) -> None:
-        """Raise ValueError unless ``value`` is in range."""
+        """Raises ValueError, with the argument's ``name``, unless ``value`` is in the range."""
         if not self.low <= value <= self.high or (self.open_below and value == self.low):
             raise ValueError(f"{name}: expected {self.expected}, got {value}")
 
@@ -29,14 +36,14 @@ POSITIVE = Range("a positive number", 0.0, open_below=True)
 
 
 class CoefficientModule(nn.Module):
-    """A module whose own buffers are hyperparameters.
+    """A module whose own buffers are hyperparameters (coefficients).
 
-    A number is kept as a 0-d float64 tensor and keeps that precision when the module is converted to another dtype: 0.99 in bfloat16
-    is 0.988. Assigning a number or a one-element tensor to such an attribute (``module.gamma = 0.9``) writes into the tensor, so that
-    neither a compiled graph nor an optimizer over the module has to be made again.
+    A number is stored as a 0-d float64 tensor. It stays in float64 when the module changes dtype, because 0.99 in bfloat16 is 0.988.
+    Assigning a number or a one-element tensor to the attribute, as in ``module.gamma = 0.9``, writes into that tensor. A compiled graph
+    sees the new value without recompiling, and an optimizer over the module stays valid.
     """
 
-    _ranges: Dict[str, Range]  # by name; absent until the first is registered
+    _ranges: Dict[str, Range]  # by name; exists after the first registration
 
     def register_coefficient(
         self,
@@ -46,18 +53,19 @@ class CoefficientModule(nn.Module):
         optional: bool = False,
         scalar: bool = False,
     ) -> None:
-        """Register ``value`` under ``name``.
+        """Registers ``value`` as the buffer ``name``.
 
         Args:
-            name: of the attribute.
-            value: a number, or a tensor, which is copied unless it requires grad; where ``optional``, None switches off what it belongs to.
-            allowed: which numbers, here and where one is assigned. Tensors are taken as they are: to check them would read the device.
+            name: name of the attribute.
+            value: a number, a tensor, or None if ``optional``. A tensor is copied unless it requires grad. An integer tensor becomes
+                float64.
+            allowed: range of the number, also for later assignments. Tensors are not checked: that would synchronise with the device.
             optional: whether None is allowed.
-            scalar: whether a tensor must have one element.
+            scalar: whether a tensor must have one element. It is then reshaped to 0-d.
 
         Raises:
-            TypeError: the value is of another kind.
-            ValueError: the number is out of range, or the tensor has more than one element.
+            TypeError: ``value`` is not a number, a tensor or an allowed None.
+            ValueError: the number is out of range, or ``scalar`` and the tensor does not have one element.
         """
         is_bool = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
         if is_bool or (not isinstance(value, (Real, Tensor)) and not (optional and value is None)):
@@ -72,9 +80,9 @@ class CoefficientModule(nn.Module):
             if scalar:
                 value = value.reshape([])
             if not value.is_floating_point():
-                value = value.double()  # a fraction assigned later would be cut to an integer
+                value = value.double()  # a fraction assigned later would be rounded to an integer
             if not value.requires_grad:
-                value = value.clone()  # what is assigned later is not to be written into the caller's
+                value = value.clone()  # later assignments must not write into the caller's tensor
         self.register_buffer(name, value)
 
     def _checked_number(self, name: str, value: float) -> Tensor:
@@ -82,7 +90,7 @@ class CoefficientModule(nn.Module):
         return torch.tensor(value, dtype=torch.float64, device=self._coefficients_device())
 
     def _coefficients_device(self) -> Optional[torch.device]:
-        """None where there is no coefficient yet."""
+        """Returns the device of the registered coefficients, None if there is none yet."""
         return next((buffer.device for buffer in self._buffers.values() if buffer is not None), None)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -97,6 +105,7 @@ class CoefficientModule(nn.Module):
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CoefficientModule":
+        """Applies ``fn`` as nn.Module does, for ``to``, ``cuda`` or ``half``, then restores dtype and values of its own buffers."""
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and not buffer.is_meta}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
@@ -105,7 +114,12 @@ class CoefficientModule(nn.Module):
 
 
 def positive_int(name: str, value: int) -> int:
-    """``value`` as a plain int, which TorchScript needs and gymnasium's ``n`` is not; else ValueError or TypeError."""
+    """Converts ``value`` to a Python int; TorchScript does not accept NumPy integers such as gymnasium's ``n``.
+
+    Raises:
+        ValueError: ``value`` is less than 1.
+        TypeError: ``value`` is not an integer.
+    """
     try:
         number = operator.index(value)
     except TypeError:

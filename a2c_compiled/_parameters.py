@@ -1,4 +1,4 @@
-"""Where a module keeps its parameters, for ``torch.func.functional_call`` on networks that share modules."""
+"""Names of parameters for ``torch.func.functional_call`` on networks that share modules or parameters."""
 
 from typing import Dict
 
@@ -6,11 +6,13 @@ from torch import nn
 
 
 def parameter_places(module: nn.Module) -> Dict[str, str]:
-    """One name of each place that holds a parameter, and under it the parameter's own name, its first in ``named_parameters``.
+    """Maps a full name of each place that holds a parameter to the parameter's first name in ``named_parameters``.
 
-    A shared submodule is one place with several names; a parameter that two submodules hold has two places. Values for exactly these
-    names go to ``functional_call(..., tie_weights=False)``: with ``tie_weights=True`` torch swaps a place once for every name that
-    leads to it, and leaves the given tensor there instead of the parameter.
+    A place is an attribute of a submodule. A submodule that is registered under several names has one place for each of its parameters. A
+    parameter that two submodules hold has two places.
+
+    Pass a tensor for each of these names to ``functional_call(..., tie_weights=False)``. With ``tie_weights=True``, torch swaps a place
+    once for each name that leads to it, and then restores the passed tensor instead of the parameter.
     """
     names: Dict[int, str] = {}
     places: Dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Integrals and special functions in tensor mathematics, which ONNX has no operators for."""
+"""Integrals and special functions from basic tensor operations, because ONNX has no operators for them."""
 
 from typing import Tuple
 
@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def gauss_legendre(count: int) -> Tuple[Tensor, Tensor]:
-    """Points and weights in float64 that integrate polynomials up to degree ``2 * count - 1`` over (0, 1) exactly.
+    """Computes the points and weights of Gauss-Legendre quadrature on (0, 1), each ``[count]``, float64.
+
+    They integrate polynomials up to degree ``2 * count - 1`` exactly.
 
     Source: Golub and Welsch, Calculation of Gauss Quadrature Rules, 1969.
     """
@@ -18,17 +20,24 @@ def gauss_legendre(count: int) -> Tuple[Tensor, Tensor]:
 
 
 def half_normal_integral(tilt: Tensor, width: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    r""":math:`\int_0^w e^{-E(s)} ds`, where :math:`E(s) = k s + s^2/2`.
+    r"""Computes :math:`\int_0^w e^{-E(s)} ds`, where :math:`E(s) = k s + s^2/2`.
 
-    ``tilt`` is :math:`k`, from 0 to 1e15; ``width`` is :math:`w \ge 0`. Nothing cancels, however large the tilt or small the width: with 28
-    of :func:`gauss_legendre`'s points, the relative error is a few roundings of float64.
+    No terms cancel, for any tilt or width. With 28 points, the relative error is a few rounding errors of float64.
+
+    Args:
+        tilt: :math:`k`, from 0 to 1e15, float32 or float64.
+        width: :math:`w \ge 0`, same shape and dtype as ``tilt``.
+        points, weights: from :func:`gauss_legendre`.
+
+    Returns:
+        Same shape and dtype as ``tilt``.
     """
     width = torch.minimum(width, half_normal_end(tilt))
     return width * ((-_exponent(tilt, width, points)).exp() * weights.to(width.dtype)).sum(-1)
 
 
 def half_normal_moment(tilt: Tensor, width: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    r""":math:`\int_0^w E(s) e^{-E(s)} ds`, as :func:`half_normal_integral`."""
+    r"""Computes :math:`\int_0^w E(s) e^{-E(s)} ds`. Arguments and result as in :func:`half_normal_integral`."""
     width = torch.minimum(width, half_normal_end(tilt))
     exponent = _exponent(tilt, width, points)
     return width * (exponent * (-exponent).exp() * weights.to(width.dtype)).sum(-1)
@@ -40,32 +49,40 @@ def _exponent(tilt: Tensor, width: Tensor, points: Tensor) -> Tensor:
 
 
 def half_normal_end(tilt: Tensor) -> Tensor:
-    """Where the exponent of :func:`half_normal_integral` is 40: what lies beyond is less than float64 resolves."""
+    """Computes the ``s`` with ``E(s) = 40`` in :func:`half_normal_integral`: the integral beyond it is below float64's precision."""
     return 80.0 / (tilt + (tilt.square() + 80.0).sqrt())
 
 
 def half_normal_quantile(tilt: Tensor, integral: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    """The width whose :func:`half_normal_integral` is ``integral``; no gradient is to be taken of it."""
+    """Inverts :func:`half_normal_integral`: computes the width for a given ``integral``. Its gradient is not meaningful.
+
+    Arguments as in :func:`half_normal_integral`; ``integral`` has the shape of ``tilt``.
+    """
     end = half_normal_end(tilt)
     whole = half_normal_integral(tilt, end, points, weights)
     least = whole * (1e-16 if whole.dtype == torch.float64 else 6e-8)
     rest = torch.maximum(whole - integral, least)
-    # The hazard rate begins at 1 / whole, and grows nearly linearly.
-    hazard, log_odds = 1.0 / whole, (integral / rest).log1p()
+    # The hazard rate is 1 / whole at 0 and grows nearly linearly: the first guess solves hazard * s + growth * s**2 / 2 = log_ratio,
+    # the logarithm of whole / rest.
+    hazard, log_ratio = 1.0 / whole, (integral / rest).log1p()
     growth = (hazard * (hazard - tilt)).clamp(0.0, 1.0)
-    s = torch.minimum(2.0 * log_odds / (hazard + (hazard.square() + 2.0 * growth * log_odds).sqrt()), end)
-    for _ in range(3):  # Newton's method for the logarithm of what is left beyond s
-        done = half_normal_integral(tilt, s, points, weights)
-        left = torch.maximum(whole - done, least)
-        step = left * (s * (tilt + 0.5 * s)).exp() * ((integral - done) / rest).clamp_min(-0.99).log1p()
+    s = torch.minimum(2.0 * log_ratio / (hazard + (hazard.square() + 2.0 * growth * log_ratio).sqrt()), end)
+    for _ in range(3):  # Newton's method for the logarithm of the integral beyond s
+        below = half_normal_integral(tilt, s, points, weights)
+        beyond = torch.maximum(whole - below, least)
+        step = beyond * (s * (tilt + 0.5 * s)).exp() * ((integral - below) / rest).clamp_min(-0.99).log1p()
         s = torch.minimum((s + step).clamp_min(0.0), end)
     return s
 
 
 def stirling_error(x: Tensor) -> Tensor:
-    r""":math:`\log\Gamma(x) - \big((x - \tfrac12)\log x - x + \tfrac12\log 2\pi\big)` for :math:`x \ge 1`: between 0 and 0.09.
+    r"""Computes :math:`\log\Gamma(x) - \big((x - \tfrac12)\log x - x + \tfrac12\log 2\pi\big)` for :math:`x \ge 1`: between 0 and 0.09.
 
-    The sum of what it loses over eight steps, :math:`(x + \tfrac12)\log(1 + 1/x) - 1` each, and Stirling's series after them, to 1e-14.
+    The error at :math:`x` minus that at :math:`x + 1` is :math:`(x + \tfrac12)\log(1 + 1/x) - 1`. The code adds eight such differences and
+    Stirling's series at :math:`x + 8`. The result is accurate to 1e-14.
+
+    Args:
+        x: any shape, float32 or float64. The result has the same shape and dtype.
     """
     steps = x.unsqueeze(-1) + torch.arange(8, dtype=x.dtype, device=x.device)
     r = 1.0 / (x + 8.0)
@@ -75,7 +92,7 @@ def stirling_error(x: Tensor) -> Tensor:
 
 
 def stirling_error_slope(x: Tensor) -> Tensor:
-    r"""Of :func:`stirling_error`: :math:`\psi(x) - \log x + \tfrac1{2x}`, where :math:`\psi` is the digamma function."""
+    r"""Computes the derivative of :func:`stirling_error`: :math:`\psi(x) - \log x + \tfrac1{2x}`, where :math:`\psi` is digamma."""
     steps = x.unsqueeze(-1) + torch.arange(8, dtype=x.dtype, device=x.device)
     q = 1.0 / (x + 8.0).square()
     series = -q * (1 / 12 - q * (1 / 120 - q * (1 / 252 - q * (1 / 240 - q * (1 / 132 - q * (691 / 32760))))))

@@ -1,4 +1,4 @@
-"""Several groups of named tensors in one flat dict, as a safetensors file holds them."""
+"""Several groups of named tensors in one flat dict, the form that a safetensors file stores."""
 
 from typing import Dict, Optional
 
@@ -8,10 +8,10 @@ Tensors = Dict[str, Tensor]
 
 
 def prefixed(**groups: Optional[Tensors]) -> Tensors:
-    """Groups of tensors as one, under ``group.name``."""
+    """Merges groups of named tensors into one dict with keys ``group.name``. A group that is None adds nothing."""
     return {f"{group}.{name}": x for group, tensors in groups.items() for name, x in (tensors or {}).items()}
 
 
 def group_of(tensors: Tensors, group: str) -> Tensors:
-    """One group of :func:`prefixed`."""
+    """Returns the tensors of one group from a result of :func:`prefixed`, under their own names."""
     return {name.removeprefix(f"{group}."): x for name, x in tensors.items() if name.startswith(f"{group}.")}

@@ -1,7 +1,10 @@
-"""Every private name of torch that this library uses, each with what serves where a version of torch lacks it.
+"""All private and unstable names of torch that this library uses, each with a fallback for versions of torch without it.
 
-A name is looked up once: at import where the code that needs it is hot or traced by torch.compile, else at its first use. Where it is
-missing, the import still succeeds; the first use warns once and takes a slower way.
+Each docstring says which name is needed, why, and what happens without it. All names exist in torch 2.11, 2.12, 2.13 and 2.14; other
+versions may lack some. Some depend on the build, such as oneDNN's operator.
+
+A name is looked up once: at import if time-critical or traced code needs it, otherwise at its first use. The import never fails. Where a
+name is missing, the first use gives a warning and takes a slower way, or raises an error if there is no other way.
 """
 
 import functools
@@ -19,8 +22,8 @@ from torch.autograd import forward_ad
 
 
 @functools.cache
-def _found(path: str) -> Any:
-    """What a dotted name leads to, None where this version of torch has no such name."""
+def _lookup(path: str) -> Any:
+    """Returns the object with a dotted name, None if this version of torch has no such name."""
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError):
@@ -34,48 +37,57 @@ def _warn_once(name: str, consequence: str) -> None:
 
 # -- The dispatcher --
 
-_included_set = _found("torch._C._dispatch_tls_local_include_set")
+_included_keys = _lookup("torch._C._dispatch_tls_local_include_set")
 
 
-def _usual() -> Set[int]:
-    """What is included where nothing is at work, outside and inside inference mode."""
-    found = set()
+def _read_idle_key_sets() -> Set[int]:
+    """Returns the sets of included dispatch keys, as integers, outside and inside inference mode when nothing else is active."""
+    key_sets = set()
     for inference in (False, True):
         with torch.inference_mode(inference):
-            found.add(_included_set().raw_repr())
-    return found
+            key_sets.add(_included_keys().raw_repr())
+    return key_sets
 
 
 try:
-    _USUAL = _usual()
-    forward_ad._current_level  # noqa: B018 - whether it exists
+    _IDLE_KEY_SETS = _read_idle_key_sets()
+    forward_ad._current_level  # noqa: B018 - raises AttributeError if the name is missing
 except (AttributeError, TypeError):
-    _USUAL = None  # type: ignore[assignment]
+    _IDLE_KEY_SETS = None  # type: ignore[assignment]
 
 
 def nothing_watches() -> bool:
-    """Whether an operator that is called now goes straight to its kernel: no mode, function transform or trace sees it, and no
-    forward-mode derivative is taken.
+    """Returns whether no dispatch mode, functorch transform, tracer or forward-mode derivative is active in this thread.
 
-    Where torch does not tell, the answer is no, and every call takes the way through the dispatcher. Not for code that torch.compile
-    traces.
+    An operator may then call its kernel directly, without the dispatcher. Do not call this in code that torch.compile traces.
+
+    Names: ``torch._C._dispatch_tls_local_include_set``, the dispatch keys that this thread adds to every call, because modes, transforms
+    and tracers add keys there; ``torch.autograd.forward_ad._current_level``, negative outside of forward mode.
+    Without one of them: False, so every call goes through the dispatcher.
     """
-    if _USUAL is None:
-        _warn_once("_C._dispatch_tls_local_include_set", "small scans take the way through the dispatcher, slower")
+    if _IDLE_KEY_SETS is None:
+        _warn_once("_C._dispatch_tls_local_include_set", "small scans go through the dispatcher, which is slower")
         return False
-    return forward_ad._current_level < 0 and _included_set().raw_repr() in _USUAL
+    return forward_ad._current_level < 0 and _included_keys().raw_repr() in _IDLE_KEY_SETS
 
 
 def in_forward_mode() -> bool:
-    """Whether a forward-mode derivative is taken. Where torch does not tell: yes, since what serves that serves everything."""
+    """Returns whether a forward-mode derivative is being computed.
+
+    Name: ``torch.autograd.forward_ad._current_level``. Without it: True, so callers use code that supports forward mode.
+    """
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of ``module`` runs hooks. Where torch does not tell: yes."""
+    """Returns whether a call of ``module`` runs hooks, its own or global ones.
+
+    Names: ``_forward_hooks``, ``_forward_pre_hooks``, ``_backward_hooks`` and ``_backward_pre_hooks`` of ``nn.Module``, and
+    ``torch.nn.modules.module._has_any_global_hook``. Without one of them: True.
+    """
     try:
-        own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        return bool(own) or nn.modules.module._has_any_global_hook()
+        own_hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        return bool(own_hooks) or nn.modules.module._has_any_global_hook()
     except AttributeError:
         return True
 
@@ -83,48 +95,66 @@ def is_hooked(module: nn.Module) -> bool:
 # -- Operators --
 
 
-def _gamma_of_distributions(concentration: Tensor) -> Tensor:
+def _gamma_from_distributions(concentration: Tensor) -> Tensor:
     return torch.distributions.Gamma(concentration, torch.ones_like(concentration), validate_args=False).rsample()
 
 
-standard_gamma: Callable[[Tensor], Tensor] = _found("torch._standard_gamma") or _gamma_of_distributions
-"""Gamma variates of scale 1, differentiable in the concentration; by way of torch.distributions where torch lacks the operator."""
+standard_gamma: Callable[[Tensor], Tensor] = _lookup("torch._standard_gamma") or _gamma_from_distributions
+"""Samples gamma variables of scale 1; differentiable in the concentration.
+
+Name: ``torch._standard_gamma``, one operator without a distribution object. Without it: ``torch.distributions.Gamma``."""
 
 onednn_product: Optional[Callable[..., Tensor]] = (
-    _found("torch.ops.mkldnn._linear_pointwise") if torch.backends.mkldnn.is_available() else None
+    _lookup("torch.ops.mkldnn._linear_pointwise") if torch.backends.mkldnn.is_available() else None
 )
-"""oneDNN's product with a bias and an activation; without it products are left to torch."""
+"""oneDNN's matrix product with a bias and an activation in one operator, for the fusion pass on CPUs.
 
-while_loop: Optional[Callable[..., Tuple[Tensor, ...]]] = _found("torch._higher_order_ops.while_loop.while_loop_op")
-"""The operator of a loop in a graph. Without it a loop is unrolled to the most rounds that it may take."""
+Name: ``torch.ops.mkldnn._linear_pointwise``, in builds of torch with oneDNN. Without it: None, and the pass leaves products unchanged."""
 
-_scan, _scan_op = _found("torch._higher_order_ops.scan.scan"), _found("torch._higher_order_ops.scan.scan_op")
+while_loop: Optional[Callable[..., Tuple[Tensor, ...]]] = _lookup("torch._higher_order_ops.while_loop.while_loop_op")
+"""The operator for a while loop in an exported graph.
+
+Name: ``torch._higher_order_ops.while_loop.while_loop_op``, because the public function traces the loop with Dynamo, which turns numbers
+that differ between two loops into inputs without values.
+Without it: None, and the caller unrolls the loop to its largest number of rounds."""
+
+_scan, _scan_op = _lookup("torch._higher_order_ops.scan.scan"), _lookup("torch._higher_order_ops.scan.scan_op")
 
 
 def scan_operator() -> Optional[Tuple[Callable[..., Any], Dict[str, Any]]]:
-    """The operator that scans over steps in a graph, and the options with which torch.compile keeps it on disk.
+    """Returns the scan over steps for a compiled graph, and the options for torch.compile that let it cache this scan on disk.
 
-    Without it a rollout is compiled step by step, which takes time for each.
+    Names: ``torch._higher_order_ops.scan.scan`` and ``scan_op``, because one step is then compiled once for all steps.
+    Without one of them: None, and the caller compiles every step of a rollout, which takes longer.
     """
     if _scan is None or _scan_op is None:
-        _warn_once("_higher_order_ops.scan", "a compiled rollout repeats its step in the graph, slower to compile")
+        _warn_once("_higher_order_ops.scan", "a compiled rollout contains every step in its graph, which compiles more slowly")
         return None
-    # A scan is as good to keep on disk as what it is compiled to; torch asks to be told so.
-    cached = {f"{_scan_op.__module__}.{_scan_op.__name__}": str(torch.__version__)}
-    return _scan, {"unsafe_marked_cacheable_functions": cached}
+    # torch requires this mark before it caches the compiled scan on disk. The value is a part of the cache key.
+    cacheable = {f"{_scan_op.__module__}.{_scan_op.__name__}": str(torch.__version__)}
+    return _scan, {"unsafe_marked_cacheable_functions": cacheable}
 
 
 def associative_scan() -> Optional[Callable[..., Any]]:
-    """torch's own associative scan, which benchmarks compare with; None without it."""
-    return _found("torch._higher_order_ops.associative_scan.associative_scan")
+    """Returns torch's associative scan, which benchmarks compare with.
+
+    Name: ``torch._higher_order_ops.associative_scan.associative_scan``. Without it: None, and that benchmark fails.
+    """
+    return _lookup("torch._higher_order_ops.associative_scan.associative_scan")
 
 
 def sum_over_processes(tensor: Tensor, group: Any) -> Tensor:
-    """``tensor`` summed over a group of processes, given or by name, in a graph or out of one; by ``torch.distributed.all_reduce``
-    where torch lacks what traces.
+    """Returns the sum of ``tensor`` over a process group, without changing ``tensor``. It works in eager mode and in compiled graphs.
+
+    Name: ``torch.distributed._functional_collectives``, because its operators can be traced.
+    Without it: ``torch.distributed.all_reduce``, which finds no group by its name except the default one.
+
+    Args:
+        tensor: any shape; the same shape and dtype on every rank.
+        group: a process group, or its name.
 
     Raises:
-        RuntimeError: torch lacks it, and the name is not the default group's.
+        RuntimeError: torch lacks the module, and ``group`` is a name other than the default group's.
     """
     try:
         from torch.distributed import _functional_collectives as collectives
@@ -142,32 +172,41 @@ def sum_over_processes(tensor: Tensor, group: Any) -> Tensor:
 
 
 def _dynamo_setting(name: str, value: Any, consequence: str) -> ContextManager[Any]:
-    patch = _found("torch._dynamo.config.patch")
-    if patch is None or _found(f"torch._dynamo.config.{name}") is None:
+    """Returns a context that sets an option of ``torch._dynamo.config``; if there is no such option, warns and returns an empty one."""
+    patch = _lookup("torch._dynamo.config.patch")
+    if patch is None or _lookup(f"torch._dynamo.config.{name}") is None:
         _warn_once(f"_dynamo.config.{name}", consequence)
         return nullcontext()
     return patch(**{name: value})
 
 
 def traced_gradients() -> ContextManager[Any]:
-    """A block in which torch.compile traces torch.autograd.grad. It may be entered again and again.
+    """Returns a context in which torch.compile traces calls of ``torch.autograd.grad``. It can be entered repeatedly.
 
-    Where torch has no such setting, it is the rule or never possible.
+    Name: ``torch._dynamo.config.trace_autograd_ops``, because a training step computes its gradients inside the compiled function.
+    Without it: the context changes nothing. Compilation then depends on whether that version of torch always or never traces these calls.
     """
-    return _dynamo_setting("trace_autograd_ops", True, "a training step may not compile; compile=False runs it eagerly")
+    return _dynamo_setting(
+        "trace_autograd_ops", True, "a training step may fail to compile; pass compile=False to run it in eager mode"
+    )
 
 
 def many_recompilations(limit: int) -> ContextManager[Any]:
-    """A block in which torch.compile keeps so many graphs of one function; torch's own number where that cannot be set."""
-    return _dynamo_setting("recompile_limit", limit, "functions that are compiled often run eagerly")
+    """Returns a context in which torch.compile keeps up to ``limit`` graphs of one function.
+
+    Name: ``torch._dynamo.config.recompile_limit``, because benchmarks compile one function for many cases.
+    Without it: torch's own limit applies.
+    """
+    return _dynamo_setting("recompile_limit", limit, "a function that is recompiled often falls back to eager mode")
 
 
-def _all_of(paths: Dict[str, str], error: Type[Exception], consequence: str = "") -> Any:
-    found = {name: _found(path) for name, path in paths.items()}
-    for name, part in found.items():
-        if part is None:
+def _resolve_all(paths: Dict[str, str], error: Type[Exception], consequence: str = "") -> Any:
+    """Looks up several names and returns them as a namespace; raises ``error`` if one is missing."""
+    resolved = {name: _lookup(path) for name, path in paths.items()}
+    for name, value in resolved.items():
+        if value is None:
             raise error(f"torch {torch.__version__} has no {paths[name]}{consequence}")
-    return SimpleNamespace(**found)
+    return SimpleNamespace(**resolved)
 
 
 _INDUCTOR = {
@@ -182,23 +221,31 @@ _INDUCTOR = {
 
 @functools.cache
 def inductor_patterns() -> Any:
-    """What a pass over inductor's graphs is made of, by name; it takes seconds to import.
+    """Returns a namespace with the classes and functions of Inductor that a custom graph pass needs. Importing them takes seconds.
+
+    Names: those in ``_INDUCTOR``, from ``torch._inductor.custom_graph_pass`` and ``torch._inductor.pattern_matcher``.
 
     Raises:
-        ImportError: this torch lacks a part of it. The pass is optional: what it replaces is computed as torch does.
+        ImportError: a name is missing. The pass is optional; without it, torch computes the same products unfused.
     """
-    return _all_of(_INDUCTOR, ImportError)
+    return _resolve_all(_INDUCTOR, ImportError)
 
 
 def size_hint(size: Union[int, SymInt]) -> int:
-    """A size, or where it varies the example's; 0 where there is none, or torch does not tell."""
+    """Returns a size as an integer; for a symbolic size, that of the example inputs.
+
+    Name: ``SymInt.node.hint``. Without it, or if there is no example: 0.
+    """
     return size if isinstance(size, int) else int(getattr(size.node, "hint", None) or 0)
 
 
 def is_fixed(size: SymInt) -> bool:
-    """Whether a size that was to vary has become a constant. Where torch does not tell: no."""
-    ask = getattr(size.node, "maybe_as_int", None)
-    return ask is not None and ask() is not None
+    """Returns whether the trace has fixed a symbolic size to a constant.
+
+    Name: ``SymInt.node.maybe_as_int``. Without it: False.
+    """
+    maybe_as_int = getattr(size.node, "maybe_as_int", None)
+    return maybe_as_int is not None and maybe_as_int() is not None
 
 
 # -- torch.export --
@@ -206,17 +253,19 @@ def is_fixed(size: SymInt) -> bool:
 
 @functools.cache
 def tracing_lock() -> Any:
-    """The lock under which torch makes graphs, for it does so for one thread at a time: Dynamo's own, so that nothing is compiled in one
-    thread while another exports. A lock of this library where torch has none: then exports alone wait for each other.
+    """Returns the lock to hold while tracing a graph: torch can trace in one thread at a time only. The lock is reentrant.
+
+    Name: ``torch._dynamo.convert_frame.compile_lock``, Dynamo's own lock, so that no thread compiles while another exports.
+    Without it: a lock of this library, which excludes other exports but not compilations.
     """
-    lock = _found("torch._dynamo.convert_frame.compile_lock")
+    lock = _lookup("torch._dynamo.convert_frame.compile_lock")
     if lock is None:
-        _warn_once("_dynamo.convert_frame.compile_lock", "compiling and exporting at once in two threads may fail")
+        _warn_once("_dynamo.convert_frame.compile_lock", "compiling in one thread while another exports may fail")
     return lock or threading.RLock()
 
 
-class _InThisThread(threading.local):
-    """What torch's flag for "exporting" is while this library exports: up in the thread that does, down in every other."""
+class _ExportingFlag(threading.local):
+    """Replaces torch's exporting flag during an export: true in the exporting thread, false in every other."""
 
     depth = 0
 
@@ -224,35 +273,37 @@ class _InThisThread(threading.local):
         return self.depth > 0
 
 
-_exports_here = _InThisThread()
+_exporting_flag = _ExportingFlag()
 
 
 @contextmanager
 def as_torch_exports() -> Iterator[None]:
-    """A block in which torch's own layers are traced as ``torch.export`` traces them. Under :func:`tracing_lock` alone.
+    """Context in which torch's own layers are traced as in ``torch.export``. Hold :func:`tracing_lock` around it.
 
-    As torch's own context, but that no other thread takes itself to export: compiled functions that it calls would annotate the graph.
+    It sets the same flags as torch's own context, but the exporting flag is true in this thread only. Otherwise compiled functions that
+    another thread calls would take part in the export.
+
+    Names: ``torch.compiler._is_compiling_flag`` and ``_is_exporting_flag``. Without one of them: that flag is not set.
     """
     flags = torch.compiler.__dict__
     before: Dict[str, Any] = {name: flags[name] for name in ("_is_compiling_flag", "_is_exporting_flag") if name in flags}
-    flags.update({name: True if name == "_is_compiling_flag" else _exports_here for name in before})
-    _exports_here.depth += 1
+    flags.update({name: True if name == "_is_compiling_flag" else _exporting_flag for name in before})
+    _exporting_flag.depth += 1
     try:
         yield
     finally:
-        _exports_here.depth -= 1
+        _exporting_flag.depth -= 1
         flags.update(before)
 
 
 def exports_in_one_thread() -> ContextManager[Any]:
-    """A block in which ``torch.export`` raises its flag in the threads that export alone. Under :func:`tracing_lock` alone.
+    """Returns a context in which ``torch.export`` sets its exporting flag in the exporting thread only. Hold :func:`tracing_lock`.
 
-    Where torch has changed, the flag is up in all of them.
+    Names: ``torch.export._trace._compiling_state_context``, which is replaced by :func:`as_torch_exports`, and
+    ``torch.compiler._is_exporting_flag``. Without one of them: torch sets the flag in all threads.
     """
-    if _found("torch.export._trace._compiling_state_context") is None or not hasattr(torch.compiler, "_is_exporting_flag"):
-        _warn_once(
-            "export._trace._compiling_state_context", "while one thread exports, do not call compiled functions in others"
-        )
+    if _lookup("torch.export._trace._compiling_state_context") is None or not hasattr(torch.compiler, "_is_exporting_flag"):
+        _warn_once("export._trace._compiling_state_context", "do not call compiled functions in other threads during an export")
         return nullcontext()
     return mock.patch("torch.export._trace._compiling_state_context", as_torch_exports)
 
@@ -268,61 +319,76 @@ _TRACING = {
 
 @functools.cache
 def symbolic_tracing() -> Any:
-    """What a function is traced with for any size of its inputs' dimensions, by name.
+    """Returns a namespace with the classes and functions that trace a function for symbolic sizes of its inputs.
+
+    Names: those in ``_TRACING``, from ``torch._subclasses`` and ``torch.fx.experimental``. They write the gradients of a training step as
+    operations of the graph, for exporters without autograd.
 
     Raises:
-        RuntimeError: this torch lacks a part of it; there is no other way.
+        RuntimeError: a name is missing. There is no fallback.
     """
-    return _all_of(_TRACING, RuntimeError, ", without which no training step is exported")
+    return _resolve_all(_TRACING, RuntimeError, ", which the export of a training step needs")
 
 
 @functools.cache
 def decompositions() -> Dict[Any, Callable[..., Any]]:
-    """Operations in terms of others, by operation: all that torch knows, or those of ``torch.export`` alone."""
-    table = _found("torch._decomp.decomposition_table")
+    """Returns torch's table of decompositions: for each operation, a function that computes it from other operations.
+
+    Name: ``torch._decomp.decomposition_table``, because it has the backward operations. Without it: the smaller table of ``torch.export``.
+    """
+    table = _lookup("torch._decomp.decomposition_table")
     if table is None:
-        _warn_once("_decomp.decomposition_table", "fewer operations can be exported with their gradients")
+        _warn_once("_decomp.decomposition_table", "the gradients of fewer operations can be exported")
     return dict(torch.export.default_decompositions() if table is None else table)
 
 
 def check(condition: Any) -> None:
-    """Tell a trace that a condition on sizes holds. Where torch takes no such word, the branch tells it."""
-    tell = getattr(torch, "_check", None)
-    if tell is not None:
-        tell(condition)
+    """Tells the trace that a condition on symbolic sizes holds. Raises RuntimeError if it does not.
+
+    Name: ``torch._check``. Without it: a Python branch, from which the tracer learns the condition too.
+    """
+    torch_check = getattr(torch, "_check", None)
+    if torch_check is not None:
+        torch_check(condition)
     elif not condition:
-        raise RuntimeError("expected a condition on sizes to hold, which it does not")
+        raise RuntimeError("sizes: expected a condition of the trace to hold, got False")
 
 
 OPERATOR = type(torch.ops.aten.add.Tensor)
-"""The class of an operation in a graph."""
+"""The class of an operation in a graph, ``torch._ops.OpOverload``."""
 
 
 def aliases(operation: Any) -> List[Tuple[str, Optional[bool]]]:
-    """The arguments of an operation, and of each whether it is written into; None where its memory is not shared with a result.
+    """Returns the name of each argument of an operation and whether the operation writes into it; None if no result shares its memory.
 
-    Where torch shows no schema, the first argument is written into by operations whose name ends in an underscore.
+    Name: ``OpOverload._schema``. Without it: only in-place operations, recognised by a final underscore, are reported; they write into
+    ``self``.
     """
     schema = getattr(operation, "_schema", None)
     if schema is None:
-        _warn_once("_ops.OpOverload._schema", "what is written into is guessed from names")
-        written = str(operation).split(".")[1].endswith("_")
-        return [("self", True)] if written else []
-    return [(one.name, one.alias_info and one.alias_info.is_write) for one in schema.arguments]
+        _warn_once("_ops.OpOverload._schema", "in-place operations are recognised by their names")
+        is_in_place = str(operation).split(".")[1].endswith("_")
+        return [("self", True)] if is_in_place else []
+    return [(argument.name, argument.alias_info and argument.alias_info.is_write) for argument in schema.arguments]
 
 
 def dispatch_mode() -> type:
-    """The base class of what sees every operation; without it ``object``, which sees none, and errors do not say where they arose."""
-    return _found("torch.utils._python_dispatch.TorchDispatchMode") or object
+    """Returns the base class of dispatch modes, which see every operation. An export uses one to find where an error arose.
+
+    Name: ``torch.utils._python_dispatch.TorchDispatchMode``. Without it: ``object``, and errors do not say where they arose.
+    """
+    return _lookup("torch.utils._python_dispatch.TorchDispatchMode") or object
 
 
 def ahead_of_time() -> Tuple[Callable[..., Any], Callable[..., Any]]:
-    """AOTInductor: what compiles a program into a package, and what loads it.
+    """Returns AOTInductor's function that compiles a program into a package, and the one that loads a package.
+
+    Names: ``torch._inductor.aoti_compile_and_package`` and ``aoti_load_package``.
 
     Raises:
-        RuntimeError: this torch has none; a ``.pt2`` file does the same, compiled or not where it runs.
+        RuntimeError: a name is missing. Export a ``.pt2`` file instead; it runs in eager mode or is compiled where it is loaded.
     """
-    compile_, load = _found("torch._inductor.aoti_compile_and_package"), _found("torch._inductor.aoti_load_package")
+    compile_, load = _lookup("torch._inductor.aoti_compile_and_package"), _lookup("torch._inductor.aoti_load_package")
     if compile_ is None or load is None:
         raise RuntimeError(f"torch {torch.__version__} has no AOTInductor; use a .pt2 file")
     return compile_, load

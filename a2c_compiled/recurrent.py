@@ -1,14 +1,17 @@
-"""Networks with memory: cells run over the steps of a rollout, their hidden states reset where episodes begin.
+"""Recurrent networks: cells that run over the steps of a rollout, with their hidden state reset where episodes begin.
 
-An observation of such a network is a tuple ``(x, hidden, start)``, each with time and environments first:
+An observation of such a network is a tuple ``(x, hidden, start)``:
 
-* ``x``: what the environment showed, ``[T, N, ...]``;
-* ``hidden``: the state that the policy had before the step, ``[T, N, H]``, as it acted;
-* ``start``: bool, ``[T, N]``: begin from ``hidden`` here. Elsewhere, but for the first step, the state is what the step before left.
+* ``x``: ``[T, N, ...]``: the environments' observations.
+* ``hidden``: ``[T, N, H]``: the hidden state that the policy had before each step.
+* ``start``: ``[T, N]``, bool: at this step the cell starts from ``hidden``. At other steps it starts from the state that the step before
+  computed. At the first step of the rollout it always starts from ``hidden``.
 
-So one tensor says all: at the first step of an episode ``start`` is true and ``hidden`` zero. The next observation of a step has
-``start`` true and the state that the step left, which makes it a step of its own. Losses and training steps take such tuples as they
-are; with ``A2CLoss(shifted=True)`` the critic's cell runs ``T + 1`` times instead of ``2 T``.
+At the first step of an episode, ``start`` is True and ``hidden`` is 0. In the next observation of each step, ``start`` is True and
+``hidden`` is the state after the step; so each next observation is a sequence of one step.
+
+Losses and training steps accept these tuples as observations. With ``A2CLoss(shifted=True)``, the critic's cell runs ``T + 1`` times
+instead of ``2 * T``.
 """
 
 from typing import List, Optional, Tuple
@@ -19,16 +22,17 @@ from torch import Tensor, nn
 from a2c_compiled.ops import linear_scan
 
 Remembered = Tuple[Tensor, Tensor, Tensor]
-"""``x``, ``hidden`` and ``start``."""
+"""The observation of a recurrent network: ``x``, ``hidden`` and ``start``."""
 
 
 class MinGRU(nn.Module):
-    r"""A gated cell whose state is a linear recurrence, so that all steps are computed at once by the scan.
+    r"""A gated cell whose state is a linear recurrence. One linear scan computes all steps.
 
     .. math:: h_t = (1 - z_t)\, h_{t-1} + z_t\, \tilde h_t, \quad z_t = \sigma(W_z x_t + b_z), \quad \tilde h_t = W_h x_t + b_h
 
     Args:
-        input_size, hidden_size: of :math:`x` and :math:`h`.
+        input_size: width of :math:`x`.
+        hidden_size: width of :math:`h`.
 
     Source: Feng et al., Were RNNs All We Needed?, 2024.
     """
@@ -39,17 +43,28 @@ class MinGRU(nn.Module):
         self.gate_and_candidate = nn.Linear(input_size, 2 * hidden_size)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """The state after one step: ``[N, input_size]`` and ``[N, hidden_size]`` to ``[N, hidden_size]``."""
+        """Computes the state after one step, ``[N, hidden_size]``.
+
+        Args:
+            x: ``[N, input_size]``, floating dtype.
+            hidden: ``[N, hidden_size]``, same dtype: the state before the step.
+        """
         gate, candidate = self._gates(x)
         return torch.lerp(hidden, candidate, gate)
 
     def over_time(self, x: Tensor, hidden: Tensor, start: Tensor) -> Tensor:
-        """The states after each of ``T`` steps, ``[T, N, hidden_size]``."""
+        """Computes the states after each of ``T`` steps, ``[T, N, hidden_size]``.
+
+        Args:
+            x: ``[T, N, input_size]``, floating dtype.
+            hidden: ``[T, N, hidden_size]``, same dtype: the state before a step, read where that step starts from it.
+            start: ``[T, N]``, bool: the step starts from ``hidden``. The first step always does.
+        """
         gate, candidate = self._gates(x)
         begins = start.unsqueeze(-1) | (torch.arange(x.size(0), device=x.device) == 0).reshape(-1, 1, 1)
         kept = 1.0 - gate
         source = gate * candidate + kept * hidden.masked_fill(~begins, 0.0)
-        # The scan's decay of a step is the weight that its result has in the next one.
+        # The scan computes y[t + 1] = x[t + 1] + decay[t] * y[t], so decay[t] belongs to step t + 1: 0 if that step starts from hidden.
         decay = kept.masked_fill(begins, 0.0).roll(-1, 0)
         return linear_scan(source, decay.to(source.dtype), -3, reverse=False)
 
@@ -59,18 +74,21 @@ class MinGRU(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A cell over time, as the first layer of an actor or critic network: ``(x, hidden, start)`` to ``[T, N, cell.hidden_size]``.
+    """Runs a cell over time, as the first layer of an actor or critic network: ``(x, hidden, start)`` to ``[T, N, cell.hidden_size]``.
 
     >>> trunk = Recurrent(nn.GRUCell(64, 128), encoder=nn.Sequential(nn.Linear(4, 64), nn.Tanh()))
     >>> actor, critic = nn.Sequential(trunk, nn.Linear(128, 2)), nn.Sequential(trunk, nn.Linear(128, 1))
 
-    Gradients go back in time to where the state was given. A compiled graph has the steps one after the other (of :class:`MinGRU` all
-    at once), so that long rollouts of other cells compile slowly.
+    Gradients flow back in time to the last step that started from ``hidden``. :class:`MinGRU` computes all steps in one scan. With other
+    cells, a compiled graph contains every step, so that long rollouts compile slowly.
 
     Args:
-        cell: :class:`MinGRU`, or ``nn.GRUCell``, ``nn.RNNCell`` or ``nn.LSTMCell``, whose two states stand side by side.
-        encoder: from ``x`` to what the cell takes; None where that is ``x``.
-        offset: where this cell's state begins in ``hidden``, in networks with several.
+        cell: :class:`MinGRU`, ``nn.GRUCell``, ``nn.RNNCell`` or ``nn.LSTMCell``. The state of an LSTM is its ``h`` and ``c``, concatenated.
+        encoder: module that maps ``x`` to the cell's input. None: the input is ``x``.
+        offset: index in the last dimension of ``hidden`` where this cell's state begins, for networks with several cells.
+
+    Attributes:
+        state_size: number of entries of this cell's state in ``hidden``.
 
     Raises:
         TypeError: the cell is none of these.
@@ -86,62 +104,85 @@ class Recurrent(nn.Module):
         self.state_size = cell.hidden_size * (2 if isinstance(cell, nn.LSTMCell) else 1)
 
     def forward(self, observation: Remembered) -> Tensor:
-        """What the cell gives at each step."""
+        """Computes the cell's output at each step.
+
+        Args:
+            observation: ``x`` ``[T, N, ...]``; ``hidden`` ``[T, N, H]``, floating dtype; ``start`` ``[T, N]``, bool.
+
+        Returns:
+            ``[T, N, cell.hidden_size]``.
+
+        Raises:
+            TypeError: ``observation`` is not a tuple of three tensors, or ``start`` is not bool.
+            ValueError: the leading dimensions differ, or ``hidden`` is too narrow.
+        """
         x, hidden, start = _checked(observation)
-        features, given = self.encoder(x), self._own(hidden)
+        features, starting_states = self.encoder(x), self._own_state(hidden)
         if features.size(0) == 0:
-            return given.narrow(-1, 0, self.cell.hidden_size)
+            return starting_states.narrow(-1, 0, self.cell.hidden_size)
         if isinstance(self.cell, MinGRU):
-            return self.cell.over_time(features, given, start)
-        state = given[0]
+            return self.cell.over_time(features, starting_states, start)
+        state = starting_states[0]
         outputs: List[Tensor] = []
         for t in range(features.size(0)):
             if t > 0:
-                state = torch.where(start[t].unsqueeze(-1), given[t], state)
-            state = self._advanced(features[t], state)
+                state = torch.where(start[t].unsqueeze(-1), starting_states[t], state)
+            state = self._next_state(features[t], state)
             outputs.append(state.narrow(-1, 0, self.cell.hidden_size))
         return torch.stack(outputs)
 
     def step(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """The state after one step, ``[N, state_size]``, from ``x`` of ``[N, ...]`` and the whole ``hidden``, ``[N, H]``."""
-        return self._advanced(self.encoder(x), self._own(hidden))
+        """Computes this cell's state after one step, ``[N, state_size]``.
 
-    def _own(self, hidden: Tensor) -> Tensor:
+        Args:
+            x: ``[N, ...]``.
+            hidden: ``[N, H]``, floating dtype: the states of all cells before the step.
+
+        Raises:
+            ValueError: ``hidden`` is too narrow.
+        """
+        return self._next_state(self.encoder(x), self._own_state(hidden))
+
+    def _own_state(self, hidden: Tensor) -> Tensor:
         if hidden.size(-1) < self.offset + self.state_size:
             raise ValueError(
-                f"hidden: expected at least {self.offset + self.state_size} numbers for each environment, got {hidden.size(-1)}"
+                f"hidden: expected a last dimension of at least {self.offset + self.state_size}, got {hidden.size(-1)}"
             )
         return hidden.narrow(-1, self.offset, self.state_size)
 
-    def _advanced(self, features: Tensor, state: Tensor) -> Tensor:
+    def _next_state(self, features: Tensor, state: Tensor) -> Tensor:
         if isinstance(self.cell, nn.LSTMCell):
             return torch.cat(self.cell(features, tuple(state.chunk(2, -1))), -1)
         return self.cell(features, state)
 
 
 def has_memory(network: nn.Module) -> bool:
-    """Whether there is a cell in ``network``."""
+    """Returns whether ``network`` contains a :class:`Recurrent` cell."""
     return len(_cells(network)) > 0
 
 
 def hidden_size(network: nn.Module) -> int:
-    """How many numbers the cells in ``network`` remember together; 0 where there are none.
+    """Returns the size ``H`` of the hidden state of all cells in ``network`` together; 0 without cells.
 
     Raises:
-        ValueError: the cells' offsets leave gaps or overlap.
+        ValueError: the states of the cells overlap or leave a gap.
     """
     size = 0
     for cell in _cells(network):
         if cell.offset != size:
-            raise ValueError(
-                f"offset: expected the states of the cells to stand side by side, got one at {cell.offset} after {size} numbers"
-            )
+            raise ValueError(f"offset: expected {size}, where the state of the cell before ends, got {cell.offset}")
         size += cell.state_size
     return size
 
 
 def next_hidden(network: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
-    """The state of all cells in ``network`` after one step, ``[N, H]``, from ``x`` of ``[N, ...]``."""
+    """Computes the state of all cells in ``network`` after one step, ``[N, H]``.
+
+    Args:
+        network: module with cells.
+        x: ``[N, ...]``: the environments' observations.
+        hidden: ``[N, H]``, floating dtype: the state before the step.
+    """
     return torch.cat([cell.step(x, hidden) for cell in _cells(network)], -1)
 
 
@@ -157,7 +198,7 @@ def _checked(observation: Remembered) -> Remembered:
         raise TypeError(f"start: expected dtype torch.bool, got {start.dtype}")
     if start.dim() != 2 or x.shape[:2] != start.shape or hidden.shape[:2] != start.shape:
         raise ValueError(
-            f"observation: expected x, hidden and start with the same steps and environments first,"
+            f"observation: expected x, hidden and start with the same leading dimensions [T, N],"
             f" got {list(x.shape)}, {list(hidden.shape)} and {list(start.shape)}"
         )
     return x, hidden, start

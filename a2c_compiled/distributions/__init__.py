@@ -1,4 +1,8 @@
-"""Action distributions as tensor mathematics: fast in eager mode, whole under compile, scriptable, exportable."""
+"""Action distributions as functions of tensors: they run in eager mode, compile without graph breaks, script and export.
+
+:class:`Distribution` documents the contract of all methods: shapes, dtypes and errors. Each subclass documents its formula, the layout of
+``params``, and its action.
+"""
 
 from a2c_compiled.distributions.base import Distribution
 from a2c_compiled.distributions.bernoulli import Bernoulli

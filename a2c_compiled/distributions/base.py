@@ -1,4 +1,4 @@
-"""What a policy's distribution offers to the loss, the rollout and the exporters."""
+"""The base class of all action distributions, and the checks and random numbers that its subclasses share."""
 
 from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
@@ -8,84 +8,213 @@ from torch import Tensor
 from a2c_compiled._hyperparameters import CoefficientModule
 
 NOISE_KINDS = ("gumbel", "logistic", "normal", "uniform")
-"""Standard random numbers that :func:`draw` makes. Exported files name them, and ``on_device/runtime.py`` draws them without torch."""
+"""The kinds of noise that :func:`draw` makes. The metadata of exported files contains these names; ``on_device/runtime.py`` draws the same
+kinds with numpy."""
 
 
 class Distribution(CoefficientModule):
-    """Action distributions as tensor mathematics: parameters in, tensors out, no distribution object in between.
+    """Base class of action distributions. Each method maps tensors to tensors; no distribution object is built for each call.
 
-    ``params`` is what the actor network returns, ``[*B, num_params]``. An action is ``[*B, *event]``, where ``event`` is nothing for
-    a single choice and ``(dim,)`` for a vector. Log-probabilities and entropies are ``[*B]``: summed over the event. Half-precision
-    parameters are computed in float32; results have the dtype of ``params``.
+    Shapes and dtypes, for all methods and subclasses (``[*B]`` is the batch shape):
 
-    A sample is a deterministic function of ``params`` and of noise that does not depend on them (:meth:`noise`,
-    :meth:`sample_from`): what an exported policy needs to be reproducible, and what makes :meth:`rsample` differentiable.
+    * ``params``: ``[*B, num_params]``, floating dtype: the output of the actor network. Each class documents the last dimension.
+    * action: ``[*B]`` for a single choice, ``[*B, dim]`` for a vector. Each class documents the dtype.
+    * noise: ``[*B, K]``, float64 for float64 ``params``, otherwise float32. ``K`` depends on the class.
+    * log-probability and entropy: ``[*B]``, dtype of ``params``, summed over the dimensions of a vector action.
 
-    Subclasses define ``num_params``, ``has_entropy`` and the methods that raise NotImplementedError here.
+    Half-precision ``params`` are converted to float32 for the computation.
+
+    A sample is a deterministic function of ``params`` and noise: :meth:`noise` draws random numbers whose distribution does not depend on
+    ``params``, and :meth:`sample_from` maps them to an action. An exported policy is reproducible because it takes the noise as an input.
+
+    A subclass defines ``num_params``, ``has_entropy``, and the methods that raise NotImplementedError here. It inherits this contract.
+
+    Attributes:
+        num_params: size of the last dimension of ``params``.
+        has_entropy: whether :meth:`entropy` has a closed form.
+
+    Raises:
+        ValueError: wrong shape of ``params``, action, or the ``noise`` of :meth:`entropy_estimate`; a constructor argument out of range.
+        TypeError: wrong dtype of ``params`` or action, or a constructor argument of the wrong type.
     """
 
-    __constants__ = ["has_entropy"]  # unlike a Final annotation, inherited by subclasses in TorchScript
+    __constants__ = ["has_entropy"]  # TorchScript does not pass a Final annotation on to subclasses
 
     has_entropy: bool
     num_params: int
     noise_kind: Optional[str] = None
-    """What :meth:`noise` draws: one of :data:`NOISE_KINDS`, or several of them :func:`side_by_side`; None where there is none."""
+    """One of :data:`NOISE_KINDS`, or several kinds with their sizes, written by :func:`side_by_side`; None where there is no noise."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-probability (density) of ``action``, ``[*B]``."""
+        """Computes the log-probability of ``action``; the log-density where the action is continuous.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+            action: ``[*B]`` or ``[*B, dim]``; each class documents shape and dtype.
+
+        Returns:
+            ``[*B]``, dtype of ``params``: summed over the dimensions of a vector action.
+
+        Raises:
+            ValueError: the shape of ``params`` or ``action`` is wrong.
+            TypeError: the dtype of ``params`` or ``action`` is wrong.
+        """
         raise NotImplementedError
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Entropy in closed form, ``[*B]``; only where ``has_entropy``."""
+        """Computes the entropy in closed form.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+
+        Returns:
+            ``[*B]``, dtype of ``params``: summed over the dimensions of a vector action.
+
+        Raises:
+            NotImplementedError: ``has_entropy`` is False. Use :meth:`entropy_estimate`.
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
         raise NotImplementedError
 
     def mode(self, params: Tensor) -> Tensor:
-        """The greedy action."""
+        """Computes the greedy action: the mode, or the class's documented approximation of it.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+
+        Returns:
+            The action, ``[*B]`` or ``[*B, dim]``. The dtype is that of ``params`` for a continuous action and int64 for a discrete one.
+
+        Raises:
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
         raise NotImplementedError
 
     def noise(self, params: Tensor) -> Tensor:
-        """A draw of what :meth:`sample_from` turns into an action."""
+        """Draws the random numbers that :meth:`sample_from` maps to an action. Their values do not depend on ``params``.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype. Only its shape, dtype and device are used.
+
+        Returns:
+            ``[*B, K]``, float64 for float64 ``params``, otherwise float32. ``K`` depends on the class.
+
+        Raises:
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
         raise NotImplementedError
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The action that ``params`` and ``noise`` make."""
+        """Computes an action as a deterministic function of ``params`` and ``noise``.
+
+        The result of a continuous distribution is differentiable in ``params``, except for :class:`~a2c_compiled.distributions.Beta`.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+            noise: ``[*B, K]``, a result of :meth:`noise`.
+
+        Returns:
+            The action, ``[*B]`` or ``[*B, dim]``. The dtype is that of ``params`` for a continuous action and int64 for a discrete one.
+
+        Raises:
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
         raise NotImplementedError
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """An action, differentiable in ``params``. ``noise`` None draws it, here and below."""
+        """Samples an action that is differentiable in ``params``.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+            noise: ``[*B, K]``, a result of :meth:`noise`. None: draw it.
+
+        Returns:
+            The action, ``[*B, dim]``, dtype of ``params``.
+
+        Raises:
+            NotImplementedError: the distribution is discrete.
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
         return self.sample_from(params, self.noise(params) if noise is None else noise)
 
     def sample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """An action, without gradient."""
+        """Samples an action without gradient.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+            noise: ``[*B, K]``, a result of :meth:`noise`. None: draw it.
+
+        Returns:
+            The action, ``[*B]`` or ``[*B, dim]``. The dtype is that of ``params`` for a continuous action and int64 for a discrete one.
+
+        Raises:
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
         return self.sample_from(params, self.noise(params) if noise is None else noise).detach()
 
     def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        """The action that ``noise`` makes, and its log-probability, both differentiable in ``params``."""
+        """Samples an action with :meth:`sample_from` and computes its log-probability, without detaching either from ``params``.
+
+        Arguments and errors: see :meth:`sample`.
+
+        Returns:
+            The action, ``[*B]`` or ``[*B, dim]``, differentiable where :meth:`sample_from` is, and its log-probability, ``[*B]``, dtype of
+            ``params``.
+        """
         action = self.sample_from(params, self.noise(params) if noise is None else noise)
         return action, self.log_prob(params, action)
 
     def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
-        """The entropy, in closed form where there is one, else the mean of ``-log_prob`` over ``num_samples`` samples.
+        """Computes the entropy in closed form, or estimates it as the mean of ``-log_prob`` over ``num_samples`` samples.
 
-        ``noise`` is that of all samples, ``[num_samples, *B, ...]``. A closed form does not read it.
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+            num_samples: number of samples, at least 1. Unused with a closed form.
+            noise: ``[num_samples, *B, K]``, the noise of all samples. None: draw it. Unused with a closed form.
+
+        Returns:
+            ``[*B]``, dtype of ``params``.
+
+        Raises:
+            ValueError: ``num_samples`` is less than 1, or the shape of ``params`` or ``noise`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
         """
         if self.has_entropy:
             return self.entropy(params)
-        many = self.repeated(params, num_samples, noise)
-        return -self.sample_and_log_prob(many, self.noise(many) if noise is None else noise)[1].mean(0)
+        repeated = self.repeated(params, num_samples, noise)
+        return -self.sample_and_log_prob(repeated, self.noise(repeated) if noise is None else noise)[1].mean(0)
 
     def repeated(self, params: Tensor, num_samples: int, noise: Optional[Tensor]) -> Tensor:
-        """``params`` for each sample, ``[num_samples, *B, num_params]``. ValueError unless ``noise`` has as many rows."""
+        """Expands ``params`` to one copy for each sample, without copying memory.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+            num_samples: number of samples, at least 1.
+            noise: ``[num_samples, *B, K]``, only checked. None: no check.
+
+        Returns:
+            ``[num_samples, *B, num_params]``, a view of ``params``.
+
+        Raises:
+            ValueError: ``num_samples`` is less than 1, or the shape of ``params`` or ``noise`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
         self.check_params(params)
-        many = params.expand([num_samples] + list(params.shape))
-        if noise is not None and noise.shape[:-1] != many.shape[:-1]:
-            raise ValueError(f"noise: expected shape {list(many.shape[:-1])} and a row of noise, got {list(noise.shape)}")
-        return many
+        repeated = params.expand([num_samples] + list(params.shape))
+        if noise is not None and noise.shape[:-1] != repeated.shape[:-1]:
+            raise ValueError(f"noise: expected shape {list(repeated.shape[:-1])} + [noise size], got {list(noise.shape)}")
+        return repeated
 
     def check_params(self, params: Tensor) -> None:
-        """Raise ValueError or TypeError unless ``params`` is floating, ``[*B, num_params]``."""
+        """Checks that ``params`` is ``[*B, num_params]`` with a floating dtype; raises ValueError or TypeError if not."""
         if params.dim() == 0 or params.size(-1) != self.num_params:
             raise ValueError(f"params: expected shape [..., {self.num_params}], got {list(params.shape)}")
         if not params.is_floating_point():
@@ -93,11 +222,15 @@ class Distribution(CoefficientModule):
 
 
 def draw(kind: str, like: Tensor) -> Tensor:
-    """Standard random numbers of ``kind``, of shape, dtype and device of ``like``."""
+    """Draws standard random numbers of ``kind`` with the shape, dtype and device of ``like``.
+
+    Raises:
+        ValueError: ``kind`` is not one of :data:`NOISE_KINDS`.
+    """
     if kind == "gumbel":
         return -torch.empty_like(like).exponential_().log()
     if kind == "logistic":
-        # The logit of a uniform number exp(-e), e exponential.
+        # If e is exponential, u = exp(-e) is uniform, and -log(exp(e) - 1) is its logit.
         return -torch.empty_like(like).exponential_().expm1().log()
     if kind == "normal":
         return torch.randn_like(like)
@@ -107,32 +240,32 @@ def draw(kind: str, like: Tensor) -> Tensor:
 
 
 def side_by_side(parts: Iterable[Tuple[str, int]]) -> str:
-    """The ``noise_kind`` of several kinds with how many numbers of each, as in ``"gumbel:4,normal:2"``."""
+    """Joins ``(kind, size)`` pairs to a ``noise_kind`` such as ``"gumbel:4,normal:2"``. A ``kind`` that already contains sizes is kept."""
     return ",".join(kind if ":" in kind else f"{kind}:{size}" for kind, size in parts)
 
 
 def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None:
-    """Raise ValueError unless ``action`` is ``[*B, *event]`` where ``params`` is ``[*B, num_params]``."""
+    """Raises ValueError unless ``action`` has the shape ``[*B, *event]``, where ``params`` is ``[*B, num_params]``."""
     expected = list(params.shape[:-1]) + event
     if list(action.shape) != expected:
         raise ValueError(f"action: expected shape {expected}, got {list(action.shape)}")
 
 
 def check_integer(action: Tensor) -> None:
-    """Raise TypeError unless ``action`` has an integer dtype."""
+    """Raises TypeError unless ``action`` has an integer dtype."""
     if action.is_floating_point() or action.dtype == torch.bool:
         raise TypeError(f"action: expected an integer dtype, got {action.dtype}")
 
 
 def check_real_action(action: Tensor, params: Tensor, dim: int) -> None:
-    """Raise ValueError or TypeError unless ``action`` is floating, ``[*B, dim]``."""
+    """Raises ValueError unless ``action`` is ``[*B, dim]``, and TypeError unless its dtype is floating."""
     check_action_shape(action, params, [dim])
     if not action.is_floating_point():
         raise TypeError(f"action: expected a floating dtype, got {action.dtype}")
 
 
 def box(low: Union[float, Sequence[float]], high: Union[float, Sequence[float]], dim: int) -> Tuple[Tensor, Tensor]:
-    """Both bounds as float64 of shape ``[dim]``; ValueError unless they are the bounds of a box."""
+    """Converts both bounds to float64 tensors, ``[dim]``. Raises ValueError unless they are finite and ``low < high`` everywhere."""
     lows, highs = _bound("low", low, dim), _bound("high", high, dim)
     if not bool((lows < highs).all()):
         raise ValueError(f"low: expected less than high, {high}, got {low}")
@@ -142,7 +275,7 @@ def box(low: Union[float, Sequence[float]], high: Union[float, Sequence[float]],
 def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
     bound = torch.as_tensor(value, dtype=torch.float64)
     if bound.dim() > 1 or bound.numel() not in (1, dim):
-        raise ValueError(f"{name}: expected a number or {dim} of them, got shape {list(bound.shape)}")
+        raise ValueError(f"{name}: expected a number or a sequence of {dim} numbers, got shape {list(bound.shape)}")
     if not bool(bound.isfinite().all()):
         raise ValueError(f"{name}: expected finite numbers, got {value}")
     return bound.expand(dim)

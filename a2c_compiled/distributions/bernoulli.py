@@ -1,4 +1,4 @@
-"""Vectors of yes and no."""
+"""The distribution of vectors of independent binary choices."""
 
 from typing import Optional
 
@@ -12,12 +12,25 @@ from a2c_compiled.distributions.base import Distribution, check_action_shape, dr
 
 
 class Bernoulli(Distribution):
-    r"""A vector of ``dim`` independent choices of 0 or 1: gymnasium's ``MultiBinary``; ``params`` are the logits, ``[*B, dim]``.
+    r"""A vector of ``dim`` independent choices between 0 and 1, for gymnasium's ``MultiBinary`` space.
 
-    :math:`\log p = \sum_i \log\sigma(\pm l_i)`, the sign that of the choice. Logits may be infinite. The action is ``[*B, dim]`` of any
-    dtype, where what is not 0 counts as 1; samples are int64. Sampled as :math:`l + \text{noise} > 0` with standard logistic noise.
+    .. math:: \log p(a) = \sum_i \log\sigma(s_i l_i), \qquad s_i = 1 \text{ if } a_i \ne 0, \text{ else } -1
 
-    Equal to ``Independent(torch.distributions.Bernoulli(logits=params), 1)``, but for a mode also where both are as probable: 0.
+    * ``params``: ``[*B, dim]``: the logits :math:`l`. They may be infinite.
+    * action: ``[*B, dim]``, any dtype; a nonzero entry counts as 1. Samples are int64.
+    * noise: ``[*B, dim]``, standard logistic. A sample is 1 where ``logit + noise > 0``.
+
+    Equals ``Independent(torch.distributions.Bernoulli(logits=params), 1)``, except that the mode is 0 where both choices are equally
+    probable (torch's mode is NaN there).
+
+    Args:
+        dim: length of the action.
+
+    Raises:
+        ValueError: ``dim`` is less than 1.
+        TypeError: ``dim`` is not an integer.
+
+    Source: torch.distributions.Bernoulli.
     """
 
     has_entropy = True
@@ -29,38 +42,38 @@ class Bernoulli(Distribution):
         self.num_params = self.dim
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-probability of ``action`` of shape ``[*B, dim]``."""
+        r"""Computes :math:`\sum_i \log\sigma(s_i l_i)` for an ``action`` ``[*B, dim]`` of any dtype."""
         self.check_params(params)
         check_action_shape(action, params, [self.dim])
         logits = widen(params)
         return -_softplus(torch.where(action != 0, -logits, logits)).sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        r""":math:`\sum_i \sigma(l_i) \operatorname{softplus}(-l_i) + \sigma(-l_i) \operatorname{softplus}(l_i)`."""
+        r"""Computes :math:`\sum_i \sigma(l_i) \operatorname{softplus}(-l_i) + \sigma(-l_i) \operatorname{softplus}(l_i)`."""
         self.check_params(params)
-        logits = widen(params).clamp(-100.0, 100.0)  # beyond, there is less than 1e-41; and infinity times 0 is NaN
+        logits = widen(params).clamp(-100.0, 100.0)  # no term is above 1e-41 beyond, and inf * 0 would be NaN
         return (logits.sigmoid() * _softplus(-logits) + (-logits).sigmoid() * _softplus(logits)).sum(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """1 where that is more probable."""
+        """Returns 1 where the logit is positive, else 0: ``[*B, dim]``, int64."""
         self.check_params(params)
         return (params > 0).long()
 
     def noise(self, params: Tensor) -> Tensor:
-        """Standard logistic, ``[*B, dim]``."""
+        """Draws standard logistic noise, ``[*B, dim]``."""
         self.check_params(params)
         return draw("logistic", widen(params))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """1 where the logit plus noise is positive."""
+        """Returns 1 where ``logit + noise > 0``, else 0: ``[*B, dim]``, int64."""
         self.check_params(params)
         return (widen(params) + noise > 0).long()
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """Not defined: a choice has no gradient."""
+        """Raises NotImplementedError: a discrete action has no gradient."""
         raise NotImplementedError("rsample: a discrete distribution has no reparametrised sample; use sample")
 
 
 def _softplus(x: Tensor) -> Tensor:
-    # The default threshold of 20 shows in float64.
+    # Above its threshold, softplus(x) is replaced by x. At the default of 20 the error exceeds float64's rounding.
     return functional.softplus(x, threshold=40.0)

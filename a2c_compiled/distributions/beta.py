@@ -1,4 +1,4 @@
-"""Vectors of numbers in a box, each a beta variable."""
+"""The beta distribution of actions in a box."""
 
 import math
 from typing import Optional, Sequence, Tuple, Union
@@ -15,26 +15,33 @@ from a2c_compiled.distributions.base import Distribution, box, check_real_action
 
 
 class Beta(Distribution):
-    r"""A vector of independent beta variables, stretched to the box ``(low, high)``: bounded actions without squashing.
-
-    ``params`` are raw concentrations side by side, ``[*B, 2 * dim]``: :math:`\alpha = 1 + \operatorname{softplus}(\cdot)`, then
-    :math:`\beta` likewise. Both are above 1, so that the density has one peak, and is 0 at the bounds.
+    r"""A vector of independent beta variables, scaled to the box ``(low, high)``: bounded actions without tanh.
 
     .. math::
         \log p = \sum_i (\alpha_i - 1)\log y_i + (\beta_i - 1)\log(1 - y_i) - \log B(\alpha_i, \beta_i) - \log(h_i - l_i), \qquad
         y = \tfrac{a - l}{h - l}
 
-    Actions at the bounds are scored a rounding error inside them. Equal to ``torch.distributions.Beta`` after an affine transform.
+    * ``params``: ``[*B, 2 * dim]``: ``dim`` raw values of :math:`\alpha`, then ``dim`` of :math:`\beta`. Each concentration is
+      :math:`1 + \operatorname{softplus}(\text{raw})`. Above 1, the density has one peak and is 0 at the bounds.
+    * action: ``[*B, dim]``, floating dtype, in ``[low, high]``. An action at a bound is treated as if it were inside by 1e-6 of
+      the width (1e-15 for float64), so that its log-density is finite.
+    * noise: ``[*B, 32 * dim]``, normal and uniform.
 
-    A sample is made of two gamma variables. :meth:`sample_from` takes, of eight candidates each that the noise makes, the first that is
-    accepted; that none is has a probability below 1e-10. It has no gradient; that of :meth:`rsample` is torch's.
-
-    Sources: Chou, Maturana and Scherer, Improving Stochastic Policy Gradients in Continuous Control using the Beta Distribution, 2017;
-    Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, 2000.
+    A sample is :math:`g_1 / (g_1 + g_2)`, where the two gamma variables have the shapes :math:`\alpha` and :math:`\beta`.
+    :meth:`sample_from` makes eight candidates for each gamma variable from the noise and uses the first that Marsaglia and Tsang's test
+    accepts. The probability that it rejects all eight is below 1e-10; one of them is used then. :meth:`sample_from` has no gradient.
+    :meth:`rsample` has torch's gradient of a gamma variable.
 
     Args:
         dim: length of the action.
-        low, high: bounds, numbers or one per dimension. They stay in float64 when the module changes dtype.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
+
+    Raises:
+        ValueError: ``dim`` is less than 1, or the bounds are not finite, not ``low < high``, or not of length ``dim``.
+        TypeError: ``dim`` is not an integer.
+
+    Source: torch.distributions.Beta after an affine transform; Chou, Maturana and Scherer, Improving Stochastic Policy Gradients in
+    Continuous Control using the Beta Distribution, 2017; Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, 2000.
     """
 
     has_entropy = True
@@ -51,19 +58,20 @@ class Beta(Distribution):
         self.register_buffer("width", high_ - low_, persistent=False)
 
     def concentrations(self, params: Tensor) -> Tuple[Tensor, Tensor]:
-        """Both ``[*B, dim]``, above 1."""
+        r"""Computes :math:`\alpha` and :math:`\beta` from ``params``: each ``[*B, dim]``, at least 1, float32 or float64."""
         excess = self._excess(params)
         return excess[..., 0, :] + 1.0, excess[..., 1, :] + 1.0
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-density of ``action`` of shape ``[*B, dim]``, inside the bounds or on them."""
+        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype, inside the bounds or at them."""
         check_real_action(action, params, self.dim)
         a, b = self.concentrations(params)
         low, width = self.low.to(a.dtype), self.width.to(a.dtype)
         margin = 1e-15 if a.dtype == torch.float64 else 1e-6
         x = action.to(a.dtype)
         log_y, log_rest = ((x - low) / width).clamp_min(margin).log(), ((low + width - x) / width).clamp_min(margin).log()
-        # Relative to the mean y, whose logarithms these are: of large concentrations, only what is left of the two is large.
+        # Both logarithms are taken relative to those of the mean of y. For large concentrations a * log_y and the normaliser are large and
+        # nearly cancel; relative to the mean, they are small before they are added.
         log_mean, log_mean_rest = -(b / a).log1p(), -(a / b).log1p()
         data = a * (log_y - log_mean) + b * (log_rest - log_mean_rest) - log_y - log_rest
         error = stirling_error(torch.stack([a, b, a + b]))
@@ -73,8 +81,9 @@ class Beta(Distribution):
         return (data + normaliser - width.log()).sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        r""":math:`\sum_i \log B - (\alpha_i - 1)\psi(\alpha_i) - (\beta_i - 1)\psi(\beta_i) + (s_i - 2)\psi(s_i) + \log(h_i - l_i)`, where
-        :math:`s = \alpha + \beta`, with Stirling's leading terms cancelled by hand."""
+        r"""Computes the sum over i of :math:`\log B(\alpha_i, \beta_i)
+        - (\alpha_i - 1)\psi(\alpha_i) - (\beta_i - 1)\psi(\beta_i) + (s_i - 2)\psi(s_i) + \log(h_i - l_i)`,
+        where :math:`s = \alpha + \beta`. The leading terms of Stirling's formula cancel; the code leaves them out."""
         a, b = self.concentrations(params)
         stacked = torch.stack([a, b, a + b])
         error, slope, log = stirling_error(stacked), stirling_error_slope(stacked), stacked.log()
@@ -85,12 +94,12 @@ class Beta(Distribution):
         return (leading + rest + self.width.to(a.dtype).log()).sum(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """Where the density is largest."""
-        excess = self._excess(params) + 1e-30  # the middle, where the density is the same everywhere
+        r"""Returns the action with the largest density, :math:`l + (h - l)(\alpha - 1) / (\alpha + \beta - 2)`: ``[*B, dim]``."""
+        excess = self._excess(params) + 1e-30  # if both are 0, the density is uniform and the mode is the middle
         return self._stretch(excess[..., 0, :] / excess.sum(-2)).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Eight standard normal numbers for each of ``2 * dim`` gamma variables, then as many uniform ones: ``[*B, 32 * dim]``."""
+        """Draws 8 standard normal numbers for each of the ``2 * dim`` gamma variables, then as many uniform ones: ``[*B, 32 * dim]``."""
         self.check_params(params)
         wide = widen(params)
         shape = list(wide.shape[:-1]) + [16 * self.dim]
@@ -98,27 +107,34 @@ class Beta(Distribution):
         return torch.cat([draw("normal", options), draw("uniform", options)], -1)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The action of the first candidates that are accepted."""
+        """Returns the action made of each gamma variable's first accepted candidate: ``[*B, dim]``, without gradient."""
         excess = self._excess(params.detach())
         normal, uniform = noise.unflatten(-1, [2, 2, self.dim, 8]).unbind(-4)
         d = (excess + 2.0 / 3.0).unsqueeze(-1)
         v = (1.0 + normal / (9.0 * d).sqrt()) ** 3
         positive = v.clamp_min(1e-30)
         accepted = (v > 0) & (uniform.log() < 0.5 * normal.square() + d * (1.0 - v + positive.log()))
-        rank = torch.arange(8, 0, -1, device=noise.device)  # the first: argmax may take any of equal ones
+        rank = torch.arange(
+            8, 0, -1, device=noise.device
+        )  # largest for the first candidate: argmax may return any of several equal maxima
         chosen = (accepted * rank).argmax(-1, keepdim=True)
         gamma = (d * positive.gather(-1, chosen)).squeeze(-1)
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """An action, differentiable in ``params``; not made of :meth:`noise`, which is an error here."""
+        """Samples an action that is differentiable in ``params``, with torch's own random numbers.
+
+        Args:
+            params: ``[*B, 2 * dim]``, floating dtype.
+            noise: None. Otherwise ValueError is raised: a sample made of noise has no gradient.
+        """
         if noise is not None:
             raise ValueError("noise: expected None, since Beta's rsample draws its own random numbers, got a tensor")
         gamma = standard_gamma(self._excess(params) + 1.0)
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
     def _excess(self, params: Tensor) -> Tensor:
-        """What the concentrations have above 1, ``[*B, 2, dim]``."""
+        """Computes both concentrations minus 1, ``[*B, 2, dim]``."""
         self.check_params(params)
         return functional.softplus(widen(params)).unflatten(-1, [2, self.dim])
 

@@ -1,4 +1,4 @@
-"""A choice among ``n`` actions."""
+"""The categorical distribution: one choice among ``n`` actions, as an integer or a one-hot vector."""
 
 from typing import Optional
 
@@ -12,12 +12,23 @@ from a2c_compiled.distributions.base import Distribution, check_action_shape, ch
 
 
 class Categorical(Distribution):
-    r"""One of ``n`` actions; ``params`` are logits, the action is an integer.
+    r"""One choice among ``n`` actions, as an integer.
 
-    :math:`\log p_i = l_i - \log\sum_j e^{l_j}`. Logits may be as large as the dtype holds, and :math:`-\infty` for an action that is
-    impossible. Sampled by the Gumbel-max trick: the noise is one standard Gumbel draw per action.
+    .. math:: \log p_i = l_i - \log\sum_j e^{l_j}
 
-    Equal to ``torch.distributions.Categorical(logits=params)``.
+    * ``params``: ``[*B, n]``: the logits :math:`l`. They may be as large as the dtype can represent. :math:`-\infty` makes an action
+      impossible.
+    * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
+    * noise: ``[*B, n]``, standard Gumbel. A sample is the argmax of ``log_probs + noise`` (the Gumbel-max trick).
+
+    Args:
+        n: number of actions.
+
+    Raises:
+        ValueError: ``n`` is less than 1.
+        TypeError: ``n`` is not an integer.
+
+    Source: torch.distributions.Categorical.
     """
 
     has_entropy = True
@@ -29,46 +40,51 @@ class Categorical(Distribution):
         self.num_params = self.n
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Log-probabilities of all actions, ``[*B, n]``."""
+        """Computes the log-probabilities of all actions: ``[*B, n]``, float64 for float64 ``params``, otherwise float32."""
         self.check_params(params)
         return widen(params).log_softmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-probability of an integer ``action`` of shape ``[*B]``."""
+        """Computes the log-probability of an ``action`` ``[*B]``, integer dtype."""
         check_action_shape(action, params, [])
         check_integer(action)
         return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """:math:`-\\sum_i p_i \\log p_i`, where an impossible action adds nothing."""
+        """Computes :math:`-\\sum_i p_i \\log p_i`. A term with :math:`p_i = 0` counts as 0."""
         return sum_of_surprise(self.log_probs(params)).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The most probable action."""
+        """Returns the action with the largest probability: ``[*B]``, int64."""
         return self.log_probs(params).argmax(-1)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Standard Gumbel, ``[*B, n]``."""
+        """Draws standard Gumbel noise, ``[*B, n]``."""
         self.check_params(params)
         return draw("gumbel", widen(params).narrow(-1, 0, self.n))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The action whose log-probability plus noise is largest."""
+        """Returns the argmax of ``log_probs + noise``: ``[*B]``, int64."""
         return (self.log_probs(params) + noise).argmax(-1)
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """Not defined: a choice has no gradient."""
+        """Raises NotImplementedError: a discrete action has no gradient."""
         raise NotImplementedError("rsample: a discrete distribution has no reparametrised sample; use sample")
 
 
 class OneHotCategorical(Categorical):
-    """One of ``n`` actions, as a one-hot vector ``[*B, n]``.
+    """One choice among ``n`` actions, as a one-hot vector.
 
-    Any dtype is taken; samples are int64. Equal to ``torch.distributions.OneHotCategorical(logits=params)``.
+    * ``params`` and noise: as in :class:`Categorical`.
+    * action: ``[*B, n]``, any dtype; the position of its largest entry is the choice. Samples are int64.
+
+    Formula, arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
+
+    Source: torch.distributions.OneHotCategorical.
     """
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-probability of a one-hot ``action`` of shape ``[*B, n]``."""
+        """Computes the log-probability of a one-hot ``action`` ``[*B, n]``, any dtype."""
         check_action_shape(action, params, [self.n])
         if action.dtype == torch.bool:
             action = action.to(torch.uint8)
@@ -76,11 +92,11 @@ class OneHotCategorical(Categorical):
         return self.log_probs(params).gather(-1, chosen).squeeze(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The most probable action."""
+        """Returns the one-hot action with the largest probability: ``[*B, n]``, int64."""
         return self._one_hot(self.log_probs(params))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The action whose log-probability plus noise is largest."""
+        """Returns the one-hot argmax of ``log_probs + noise``: ``[*B, n]``, int64."""
         return self._one_hot(self.log_probs(params) + noise)
 
     def _one_hot(self, score: Tensor) -> Tensor:
@@ -88,6 +104,6 @@ class OneHotCategorical(Categorical):
 
 
 def sum_of_surprise(log_probs: Tensor) -> Tensor:
-    """:math:`-\\sum_i p_i \\log p_i` over the last dimension, where an impossible action adds nothing."""
+    """Computes the entropy :math:`-\\sum_i p_i \\log p_i` over the last dimension. A term with :math:`p_i = 0` counts as 0."""
     probs = log_probs.exp()
     return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(-1)

@@ -1,4 +1,4 @@
-"""Several distributions over one action."""
+"""A distribution whose action is composed of several independent parts."""
 
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
@@ -11,23 +11,31 @@ from a2c_compiled.distributions.torch_distribution import TorchDistribution
 
 
 class Composite(Distribution):
-    r"""Independent parts of an action, each with a distribution of its own: ``heads``, in this order.
+    r"""An action of several independent parts. Each part has its own distribution, a head.
 
-    :math:`\log p = \sum_i \log p_i(a_i)`, and the entropy is the sum of the heads' entropies. ``params``, noise and action are those of the
-    heads side by side. The action is one tensor ``[*B, k]``, in which a single choice takes one column. It is floating if any head's is,
-    float32 where ``params`` are in half precision (choices up to :math:`2^{24}` are exact), and int64 otherwise. :meth:`split_action`
-    gives the heads' own actions, :meth:`join_actions` puts them together.
+    .. math:: \log p(a) = \sum_i \log p_i(a_i)
 
-    The entropy is in closed form if all heads have one; :meth:`entropy_estimate` samples those heads alone that have none.
+    * ``params``: ``[*B, num_params]``: the ``params`` of all heads, concatenated in the order of the heads.
+    * action: ``[*B, k]``: the actions of all heads, concatenated; the ``[*B]`` action of a single choice takes one column. The dtype is
+      int64 if all heads are discrete. Otherwise it is that of ``params``, but float32 for half-precision ``params``, where integers up to
+      :math:`2^{24}` are exact.
+    * noise: ``[*B, K]``: the noise of all heads, concatenated.
 
-    Equal to TorchRL's ``CompositeDistribution`` with aggregated probabilities.
+    The entropy is the sum of the heads' entropies. It has a closed form if every head's has one; :meth:`entropy_estimate` samples only the
+    heads without one. :meth:`split_action` splits an action into the heads' actions; :meth:`join_actions` does the reverse.
 
     Args:
-        *heads: distributions; not :class:`TorchDistribution`, which makes no samples of noise. The infinite densities of a :class:`Delta`
-            are all that is left of a sum: such a composite acts, and learns nothing.
+        *heads: distributions. :class:`TorchDistribution` is not allowed, because its samples are not a function of noise. With a
+            :class:`Delta` among them, the log-probability is infinite: such a composite can act but not learn.
+
+    Raises:
+        ValueError: there are no heads.
+        TypeError: a head is not a :class:`Distribution`, or is a :class:`TorchDistribution`.
+
+    Source: TorchRL's CompositeDistribution with aggregated probabilities.
     """
 
-    if TYPE_CHECKING:  # TorchScript would take it at its word
+    if TYPE_CHECKING:  # for mypy alone: TorchScript would read this annotation, and ``heads`` is an nn.ModuleList at run time
         heads: Sequence[Distribution]
 
     def __init__(self, *heads: Distribution) -> None:
@@ -37,7 +45,7 @@ class Composite(Distribution):
         for head in heads:
             if not isinstance(head, Distribution) or isinstance(head, TorchDistribution):
                 raise TypeError(
-                    f"heads: expected distributions of a2c_compiled that are made of noise, got {type(head).__name__}"
+                    f"heads: expected distributions of a2c_compiled other than TorchDistribution, got {type(head).__name__}"
                 )
         self.heads = nn.ModuleList(heads)  # type: ignore[assignment]
         self.param_sizes = [head.num_params for head in heads]
@@ -54,9 +62,17 @@ class Composite(Distribution):
         self.noise_kind = side_by_side((head.noise_kind, size) for head, size in sizes if head.noise_kind) or None
 
     def split_action(self, action: Tensor) -> List[Tensor]:
-        """Each head's action in its own shape; those of discrete heads are int64.
+        """Splits an action into the actions of the heads.
 
-        Raises ValueError or TypeError unless ``action`` is ``[*B, k]``, floating if any head's is, else of an integer dtype.
+        Args:
+            action: ``[*B, k]``, floating dtype if any head is continuous, otherwise an integer dtype.
+
+        Returns:
+            The action of each head, ``[*B]`` or ``[*B, dim]``. That of a discrete head is rounded and converted to int64.
+
+        Raises:
+            ValueError: the last dimension is wrong.
+            TypeError: the dtype is wrong.
         """
         if action.dim() == 0 or action.size(-1) != sum(self.action_sizes):
             raise ValueError(f"action: expected shape [..., {sum(self.action_sizes)}], got {list(action.shape)}")
@@ -70,7 +86,18 @@ class Composite(Distribution):
         return actions
 
     def join_actions(self, actions: List[Tensor]) -> Tensor:
-        """The heads' actions side by side."""
+        """Concatenates the actions of the heads.
+
+        Args:
+            actions: one action for each head, ``[*B]`` or ``[*B, dim]``.
+
+        Returns:
+            ``[*B, k]``, int64 if all ``actions`` have an integer dtype; otherwise the dtype of the last
+            floating one, float32 for half precision.
+
+        Raises:
+            ValueError: the number of actions differs from the number of heads.
+        """
         if len(actions) != len(self.is_single):
             raise ValueError(f"actions: expected {len(self.is_single)} tensors, got {len(actions)}")
         dtype = torch.int64
@@ -83,7 +110,7 @@ class Composite(Distribution):
         return torch.cat(columns, -1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """The sum of the heads' log-probabilities, of ``action`` of shape ``[*B, k]``."""
+        """Computes the sum of the heads' log-probabilities for an ``action`` ``[*B, k]``."""
         parts, actions = self._split_params(params), self.split_action(action)
         log_prob = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
@@ -91,7 +118,7 @@ class Composite(Distribution):
         return log_prob.to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """The sum of the heads' entropies."""
+        """Computes the sum of the heads' entropies."""
         parts = self._split_params(params)
         entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
@@ -99,36 +126,40 @@ class Composite(Distribution):
         return entropy.to(params.dtype)
 
     def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
-        """The sum of the heads' entropies: in closed form, or of a head that has none, the mean of ``-log_prob`` over samples."""
+        """Computes the sum of the heads' entropies. A head without a closed form adds the mean of ``-log_prob`` over the samples."""
         if self.has_entropy:
             return self.entropy(params)
-        many = self.repeated(params, num_samples, noise)
-        parts, many_parts, noises = self._split_params(params), self._split_params(many), self._split_noise(many, noise)
+        repeated = self.repeated(params, num_samples, noise)
+        parts, repeated_parts, noises = (
+            self._split_params(params),
+            self._split_params(repeated),
+            self._split_noise(repeated, noise),
+        )
         entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
             if head.has_entropy:
                 entropy = entropy + head.entropy(parts[i])
             else:
-                entropy = entropy - head.sample_and_log_prob(many_parts[i], noises[i])[1].mean(0)
+                entropy = entropy - head.sample_and_log_prob(repeated_parts[i], noises[i])[1].mean(0)
         return entropy.to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The heads' modes."""
+        """Returns the modes of the heads, joined: ``[*B, k]``."""
         parts = self._split_params(params)
         return self.join_actions([head.mode(parts[i]) for i, head in enumerate(self.heads)])
 
     def noise(self, params: Tensor) -> Tensor:
-        """The heads' noise side by side."""
+        """Draws the noise of the heads, concatenated."""
         parts = self._split_params(params)
         return torch.cat([head.noise(parts[i]) for i, head in enumerate(self.heads)], -1)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The actions that the heads make of their noise."""
+        """Returns each head's action for its part of the noise, joined: ``[*B, k]``."""
         parts, noises = self._split_params(params), self._split_noise(params, noise)
         return self.join_actions([head.sample_from(parts[i], noises[i]) for i, head in enumerate(self.heads)])
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """The heads' differentiable actions; NotImplementedError if a head is discrete."""
+        """Samples the heads' differentiable actions, joined: ``[*B, k]``. Raises NotImplementedError if a head is discrete."""
         parts = self._split_params(params)
         if noise is None:
             return self.join_actions([head.rsample(parts[i]) for i, head in enumerate(self.heads)])
@@ -136,7 +167,7 @@ class Composite(Distribution):
         return self.join_actions([head.rsample(parts[i], noises[i]) for i, head in enumerate(self.heads)])
 
     def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        """The actions that the heads make of their noise, and the sum of their log-probabilities."""
+        """Samples each head's action and sums the heads' log-probabilities."""
         parts, noises = self._split_params(params), self._split_noise(params, noise)
         actions: List[Tensor] = []
         total = torch.zeros([], dtype=working_dtype(params), device=params.device)

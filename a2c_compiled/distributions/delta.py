@@ -1,4 +1,4 @@
-"""Policies that are certain of their action."""
+"""Distributions of deterministic policies: all probability is at one action."""
 
 from typing import Sequence, Union
 
@@ -12,12 +12,27 @@ from a2c_compiled.distributions.tanh_normal import squashed
 
 
 class Delta(Distribution):
-    r"""The action is what the actor network returns, ``[*B, dim]``: for a deterministic policy.
+    r"""A deterministic policy: the action is the output :math:`\mu` of the actor network.
 
-    The density is infinite there and 0 elsewhere: :math:`\log p` is :math:`\infty` where every :math:`|a_i - \mu_i| < \text{atol} +
-    \text{rtol}\, |\mu_i|`, else :math:`-\infty`. There is no entropy, and a loss of such log-probabilities learns nothing.
+    .. math::
+        \log p(a) = \begin{cases} \infty & |a_i - \mu_i| < \text{atol} + \text{rtol}\, |\mu_i| \text{ for all } i \\
+        -\infty & \text{otherwise} \end{cases}
 
-    Equal to TorchRL's ``Delta``.
+    * ``params``: ``[*B, dim]``: the action.
+    * action: ``[*B, dim]``, floating dtype.
+    * noise: ``[*B, 0]``: none is needed.
+
+    There is no entropy. The log-probability is infinite, so a loss computed from it cannot learn.
+
+    Args:
+        dim: length of the action.
+        atol, rtol: absolute and relative tolerance within which two actions are equal.
+
+    Raises:
+        ValueError: ``dim`` is less than 1, or a tolerance is negative.
+        TypeError: ``dim`` is not an integer.
+
+    Source: TorchRL's Delta.
     """
 
     has_entropy = False
@@ -32,43 +47,55 @@ class Delta(Distribution):
         self.atol, self.rtol = float(atol), float(rtol)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Infinite: positive at the action, negative elsewhere."""
+        """Returns infinity where ``action`` equals the policy's action within the tolerances, otherwise minus infinity."""
         check_real_action(action, params, self.dim)
-        certain = self.mode(params)
-        distance, allowed = (widen(action) - certain).abs(), self.atol + self.rtol * widen(certain).abs()
+        mode = self.mode(params)
+        distance, allowed = (widen(action) - mode).abs(), self.atol + self.rtol * widen(mode).abs()
         is_equal = (distance < allowed).all(-1)
         infinity = torch.full_like(is_equal, float("inf"), dtype=params.dtype)
         return torch.where(is_equal, infinity, -infinity)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Not defined."""
-        raise NotImplementedError("entropy: a certain action has none")
+        """Raises NotImplementedError: a deterministic action has no entropy."""
+        raise NotImplementedError("entropy: a deterministic action has no entropy")
 
     def mode(self, params: Tensor) -> Tensor:
-        """The action."""
+        """Returns ``params``, which is the action: ``[*B, dim]``."""
         self.check_params(params)
         return params
 
     def noise(self, params: Tensor) -> Tensor:
-        """None is needed: ``[*B, 0]``."""
+        """Returns an empty tensor, ``[*B, 0]``: no noise is needed."""
         self.check_params(params)
         return widen(params).narrow(-1, 0, 0)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The action."""
+        """Returns :meth:`mode`; ``noise`` is not used."""
         return self.mode(params)
 
 
 class TanhDelta(Delta):
-    r"""The action is what the actor network returns, squashed into the box ``(low, high)``.
+    r"""A deterministic policy whose action is the output :math:`\mu` of the actor network, mapped by tanh into the box ``(low, high)``.
 
-    :math:`a = c + \tfrac{h-l}{2}\tanh(\mu + c)`, where :math:`c = \tfrac{h+l}{2}`. Log-probabilities are as in :class:`Delta`. Equal to
-    TorchRL's ``TanhDelta``, but that actions are compared as they are, not before the squashing, whose rounding is larger than ``atol``.
+    .. math:: a = c + \tfrac{h-l}{2}\tanh(\mu + c), \qquad c = \tfrac{h+l}{2}
+
+    * ``params``: ``[*B, dim]``: :math:`\mu`.
+    * action: ``[*B, dim]``, floating dtype.
+    * log-probability and noise: as in :class:`Delta`.
+
+    TorchRL compares two actions before the tanh, where the rounding of its inverse exceeds ``atol``. This class compares them after it.
 
     Args:
         dim: length of the action.
-        low, high: bounds, numbers or one per dimension. They stay in float64 when the module changes dtype.
-        atol, rtol: as in :class:`Delta`.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
+        atol, rtol: absolute and relative tolerance within which two actions are equal.
+
+    Raises:
+        ValueError: ``dim`` is less than 1, a tolerance is negative, or the bounds are not finite, not ``low < high``, or not of length
+            ``dim``.
+        TypeError: ``dim`` is not an integer.
+
+    Source: TorchRL's TanhDelta.
     """
 
     center: Tensor
@@ -88,7 +115,7 @@ class TanhDelta(Delta):
         self.register_buffer("half_width", (high_ - low_) / 2, persistent=False)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The squashed parameter."""
+        r"""Returns :math:`c + \tfrac{h-l}{2}\tanh(\mu + c)`: ``[*B, dim]``, dtype of ``params``."""
         self.check_params(params)
         wide = widen(params)
         return squashed(wide + self.center.to(wide.dtype), self.center, self.half_width).to(params.dtype)

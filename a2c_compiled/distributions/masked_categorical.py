@@ -1,4 +1,4 @@
-"""A choice among those of ``n`` actions that are allowed."""
+"""Categorical distributions with a mask of the allowed actions."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,18 @@ from a2c_compiled.distributions.categorical import Categorical, OneHotCategorica
 
 
 class MaskedCategorical(Categorical):
-    r"""One of those of ``n`` actions that are allowed.
+    r"""One choice among ``n`` actions, of which a mask allows some.
 
-    ``params`` are the logits and the mask side by side, ``[*B, 2n]``: the mask is part of the observation, so the actor network passes
-    it through (nonzero: allowed). A forbidden action has probability 0 and log-probability :math:`-\infty`, and no gradient reaches its
-    logit. Equal to TorchRL's ``MaskedCategorical``.
+    .. math:: \log p_i = l_i - \log\sum_{j \text{ allowed}} e^{l_j} \text{ if } i \text{ is allowed, else } -\infty
+
+    * ``params``: ``[*B, 2 * n]``: ``n`` logits, then the mask as ``n`` numbers; nonzero means allowed. The mask is part of the observation,
+      and the actor network copies it into its output.
+    * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
+    * noise: ``[*B, n]``, standard Gumbel.
+
+    The logit of a forbidden action gets no gradient. Arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
+
+    Source: TorchRL's MaskedCategorical.
     """
 
     def __init__(self, n: int) -> None:
@@ -20,17 +27,24 @@ class MaskedCategorical(Categorical):
         self.num_params = 2 * self.n
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Log-probabilities of all actions, ``[*B, n]``."""
+        """Computes the log-probabilities of all actions; that of a forbidden action is minus infinity: ``[*B, n]``."""
         self.check_params(params)
         wide = widen(params)
         forbidden = wide.narrow(-1, self.n, self.n) == 0
-        # The lowest finite number: a row with nothing allowed gives no NaN.
+        # A finite number: with minus infinity, log_softmax of a row without an allowed action would be NaN.
         lowest = -1.7e308 if wide.dtype == torch.float64 else -3.4e38
         logits = wide.narrow(-1, 0, self.n).masked_fill(forbidden, lowest)
         return logits.log_softmax(-1).masked_fill(forbidden, -float("inf"))
 
 
 class MaskedOneHotCategorical(MaskedCategorical, OneHotCategorical):
-    """One of those of ``n`` actions that are allowed, as a one-hot vector: ``params`` as in :class:`MaskedCategorical`, the action as in
-    :class:`OneHotCategorical`. Equal to TorchRL's ``MaskedOneHotCategorical``, but for a mode with a single 1 also where several actions
-    are the most probable."""
+    """One choice among ``n`` actions, of which a mask allows some, as a one-hot vector.
+
+    * ``params`` and noise: as in :class:`MaskedCategorical`.
+    * action: ``[*B, n]``, as in :class:`OneHotCategorical`.
+
+    The mode always has a single 1, also where several actions have the largest probability; TorchRL's has several.
+    Formula, arguments and errors: see :class:`a2c_compiled.distributions.MaskedCategorical`.
+
+    Source: TorchRL's MaskedOneHotCategorical.
+    """

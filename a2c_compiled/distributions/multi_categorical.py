@@ -1,4 +1,4 @@
-"""Several choices at once."""
+"""The distribution of several independent choices."""
 
 from typing import Iterable, Sequence
 
@@ -12,13 +12,25 @@ from a2c_compiled.distributions.categorical import Categorical, sum_of_surprise
 
 
 class MultiCategorical(Categorical):
-    r"""Several independent choices, the i-th one among ``nvec[i]`` actions: gymnasium's ``MultiDiscrete``.
+    r"""Several independent choices, for gymnasium's ``MultiDiscrete`` space. Choice ``i`` is among ``nvec[i]`` actions.
 
-    ``params`` are the logits of all choices side by side, ``[*B, sum(nvec)]``; the action is an integer for each, ``[*B, len(nvec)]``.
-    :math:`\log p = \sum_i \log p_i(a_i)`, and the entropy is the sum of the choices' entropies. An action beyond its own choice's
-    ``nvec[i]``, but not beyond the largest, has probability 0.
+    .. math:: \log p(a) = \sum_i \log p_i(a_i)
 
-    Equal to one ``torch.distributions.Categorical`` for each choice.
+    * ``params``: ``[*B, sum(nvec)]``: the logits of all choices, concatenated.
+    * action: ``[*B, len(nvec)]``, integer dtype, entry ``i`` from 0 to ``nvec[i] - 1``. Samples are int64. An entry from ``nvec[i]`` to
+      ``max(nvec) - 1`` has log-probability :math:`-\infty`.
+    * noise: ``[*B, sum(nvec)]``, standard Gumbel.
+
+    The entropy is the sum of the choices' entropies.
+
+    Args:
+        nvec: number of actions of each choice.
+
+    Raises:
+        ValueError: ``nvec`` is empty, or a number is less than 1.
+        TypeError: ``nvec`` is not a sequence of integers.
+
+    Source: torch.distributions.Categorical, one for each choice.
     """
 
     places: Tensor
@@ -34,7 +46,7 @@ class MultiCategorical(Categorical):
         self.num_choices = len(sizes)
         self.num_params = sum(sizes)
         self.noise_kind = side_by_side(("gumbel", n) for n in sizes)
-        # A row for each choice, as long as the longest: where its logits are among all, and which entries it lacks.
+        # Both are tables [len(nvec), max(nvec)]: the index of each logit in params, and whether the choice lacks that action.
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         places = [[start + min(k, n - 1) for k in range(self.n)] for start, n in zip(starts, sizes, strict=True)]
         missing = [[k >= n for k in range(self.n)] for n in sizes]
@@ -42,27 +54,32 @@ class MultiCategorical(Categorical):
         self.register_buffer("missing", torch.tensor(missing), persistent=False)
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Log-probabilities of all actions of each choice, ``[*B, len(nvec), max(nvec)]``; minus infinity where there is none."""
+        """Computes the log-probabilities of all actions of each choice.
+
+        Returns:
+            ``[*B, len(nvec), max(nvec)]``, float64 for float64 ``params``, otherwise float32; minus infinity where a choice has fewer
+            actions.
+        """
         self.check_params(params)
         return self._table(widen(params)).masked_fill(self.missing, -float("inf")).log_softmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-probability of an integer ``action`` of shape ``[*B, len(nvec)]``."""
+        """Computes the log-probability of an ``action`` ``[*B, len(nvec)]``, integer dtype."""
         check_action_shape(action, params, [self.num_choices])
         check_integer(action)
         return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """The sum of the choices' entropies."""
+        """Computes the sum of the choices' entropies."""
         return sum_of_surprise(self.log_probs(params)).sum(-1).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Standard Gumbel, ``[*B, sum(nvec)]``."""
+        """Draws standard Gumbel noise, ``[*B, sum(nvec)]``."""
         self.check_params(params)
         return draw("gumbel", widen(params))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """For each choice, the action whose log-probability plus noise is largest."""
+        """Returns the argmax of ``log_probs + noise`` for each choice: ``[*B, len(nvec)]``, int64."""
         return (self.log_probs(params) + self._table(noise)).argmax(-1)
 
     def _table(self, row: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Vectors of real numbers, each a normal variable."""
+"""The normal distribution of real vectors, and a layer that adds a learned scale to an actor network."""
 
 import math
 from typing import Tuple
@@ -13,20 +13,33 @@ from a2c_compiled.distributions.base import Distribution, check_real_action, dra
 
 
 class Normal(Distribution):
-    r"""A vector of ``dim`` independent normal variables; ``params`` are the locations and the raw scales side by side.
+    r"""A vector of ``dim`` independent normal variables.
 
-    :math:`\log p = -\sum_i \big( \tfrac12 ((a_i - \mu_i)/\sigma_i)^2 + \log\sigma_i + \tfrac12\log 2\pi \big)`
+    .. math:: \log p(a) = -\sum_i \big( \tfrac12 ((a_i - \mu_i)/\sigma_i)^2 + \log\sigma_i + \tfrac12\log 2\pi \big)
 
-    The scale is made from its raw value by ``scale_mapping``, and is at least ``scale_lb``. Equal to
-    ``Independent(torch.distributions.Normal(loc, scale), 1)``; the mapping to TorchRL's ``NormalParamExtractor``.
+    * ``params``: ``[*B, 2 * dim]``: ``dim`` locations, then ``dim`` raw scales. ``scale_mapping`` maps a raw scale to :math:`\sigma`.
+    * action: ``[*B, dim]``, floating dtype.
+    * noise: ``[*B, dim]``, standard normal. A sample is ``loc + scale * noise``.
+
+    Equals ``Independent(torch.distributions.Normal(loc, scale), 1)``. The mapping of the scale equals TorchRL's ``NormalParamExtractor``.
 
     Args:
         dim: length of the action.
-        scale_mapping: ``"biased_softplus"`` (1 at 0), ``"biased_softplus_<bias>"`` (the bias at 0), ``"softplus"``, ``"exp"``, ``"relu"``,
-            or ``"identity"`` for a network that has mapped it already.
-        scale_lb: smallest scale.
-        tanh_loc: make the location ``upscale * tanh(loc / upscale)``, which keeps it from running away.
-        upscale: see ``tanh_loc``.
+        scale_mapping: one of
+
+            * ``"biased_softplus"``: ``softplus(raw + c) + 0.01``, with ``c`` such that the scale is 1 for ``raw = 0``;
+            * ``"biased_softplus_<bias>"``: the same, with scale ``<bias>`` for ``raw = 0``; the bias is above 0.01;
+            * ``"softplus"``, ``"exp"`` or ``"relu"``: that function of the raw scale;
+            * ``"identity"``: the network's output is the scale.
+        scale_lb: lower bound of the scale, positive.
+        tanh_loc: whether the location is ``upscale * tanh(loc / upscale)``, which bounds it to ``(-upscale, upscale)``.
+        upscale: see ``tanh_loc``; positive.
+
+    Raises:
+        ValueError: ``dim`` is less than 1, ``scale_mapping`` is unknown, or ``scale_lb`` or ``upscale`` is not positive.
+        TypeError: ``dim`` is not an integer.
+
+    Source: torch.distributions.Normal.
     """
 
     has_entropy = True
@@ -54,59 +67,67 @@ class Normal(Distribution):
         self.upscale = float(upscale)
 
     def loc_and_scale(self, params: Tensor) -> Tuple[Tensor, Tensor]:
-        """Both ``[*B, dim]``."""
+        r"""Computes the location :math:`\mu` and the scale :math:`\sigma`: each ``[*B, dim]``, float64 for float64 ``params``, otherwise
+        float32."""
         self.check_params(params)
         wide = widen(params)
         loc, raw = self.locate(wide.narrow(-1, 0, self.dim)), wide.narrow(-1, self.dim, self.dim)
         if self.scale_mapping == "softplus":
             scale = functional.softplus(raw)
         elif self.scale_mapping == "exp":
-            scale = raw.clamp_max(80.0).exp()  # beyond, float32 would overflow
+            scale = raw.clamp_max(80.0).exp()  # exp of more than 88 overflows in float32
         elif self.scale_mapping == "relu" or self.scale_mapping == "identity":
-            scale = raw  # the lower bound does what relu would
+            scale = raw  # the lower bound below replaces relu
         else:
             scale = functional.softplus(raw + self._shift) + 0.01
         return loc, scale.clamp_min(self.scale_lb)
 
     def locate(self, loc: Tensor) -> Tensor:
-        """The location from its parameter."""
+        """Maps the location part of ``params``, ``[*B, dim]``, to the location, same shape and dtype: applies ``tanh_loc``."""
         return (loc / self.upscale).tanh() * self.upscale if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-density of ``action`` of shape ``[*B, dim]``."""
+        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype."""
         check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
         return normal_log_prob((action.to(loc.dtype) - loc) / scale, scale).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        r""":math:`\sum_i \big(\log\sigma_i + \tfrac12 + \tfrac12\log 2\pi\big)`."""
+        r"""Computes :math:`\sum_i \big(\log\sigma_i + \tfrac12 + \tfrac12\log 2\pi\big)`."""
         _, scale = self.loc_and_scale(params)
         return (scale.log() + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The location."""
+        """Returns the location: ``[*B, dim]``, dtype of ``params``."""
         return self.loc_and_scale(params)[0].to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Standard normal, ``[*B, dim]``."""
+        """Draws standard normal noise, ``[*B, dim]``."""
         return draw("normal", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """``loc + scale * noise``."""
+        """Computes ``loc + scale * noise``: ``[*B, dim]``, dtype of ``params``."""
         loc, scale = self.loc_and_scale(params)
         return (loc + scale * noise).to(params.dtype)
 
 
 class AddStateIndependentNormalScale(nn.Module):
-    """Puts a learnt raw scale beside the locations that a network returns: ``[*B, dim]`` to ``[*B, 2 * dim]``.
+    """Appends a learned raw scale to the locations that a network returns: ``output = concatenate(loc, state_independent_scale)``.
 
-    The last layer of an actor network whose scales do not depend on the observation, for :class:`~a2c_compiled.distributions.Normal` and
-    the others that take locations and raw scales side by side. They map the raw scale: ``scale_mapping="exp"`` makes it a log standard
-    deviation, as in Stable-Baselines3 and by default in TorchRL's module of this name, whose parameter is called the same.
+    Use it as the last layer of an actor network whose scale does not depend on the observation, for
+    :class:`~a2c_compiled.distributions.Normal`, ``TanhNormal`` or ``TruncatedNormal``. The distribution maps the raw scale: with
+    ``scale_mapping="exp"`` it is a log standard deviation, as in Stable-Baselines3 and, by default, in TorchRL's module of the same name.
+    The parameter has the same name as TorchRL's.
 
     Args:
         dim: number of locations.
-        init_value: of the raw scale.
+        init_value: initial raw scale.
+
+    Raises:
+        ValueError: ``dim`` is less than 1.
+        TypeError: ``dim`` is not an integer.
+
+    Source: TorchRL's AddStateIndependentNormalScale.
     """
 
     def __init__(self, dim: int, init_value: float = 0.0) -> None:
@@ -115,18 +136,29 @@ class AddStateIndependentNormalScale(nn.Module):
         self.state_independent_scale = nn.Parameter(torch.full([self.dim], float(init_value)))
 
     def forward(self, loc: Tensor) -> Tensor:
-        """Raises ValueError unless ``loc`` is ``[*B, dim]``."""
+        """Concatenates ``loc`` and the raw scale.
+
+        Args:
+            loc: ``[*B, dim]``, floating dtype.
+
+        Returns:
+            ``[*B, 2 * dim]``, dtype of ``loc``.
+
+        Raises:
+            ValueError: the last dimension of ``loc`` is not ``dim``.
+        """
         if loc.dim() == 0 or loc.size(-1) != self.dim:
             raise ValueError(f"loc: expected shape [..., {self.dim}], got {list(loc.shape)}")
         return torch.cat([loc, self.state_independent_scale.to(loc.dtype).expand_as(loc)], -1)
 
 
 def normal_log_prob(standardized: Tensor, scale: Tensor) -> Tensor:
+    """Computes the normal log-density from ``(action - loc) / scale`` and ``scale``, both ``[*B, dim]``, summed to ``[*B]``."""
     return (-0.5 * standardized.square() - scale.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
 def _softplus_shift(scale_mapping: str) -> float:
-    """What makes softplus give the bias, less TorchRL's floor of 0.01, where the raw scale is 0."""
+    """Parses ``biased_softplus[_<bias>]`` and returns c such that ``softplus(c) + 0.01`` is the bias; 0.01 is TorchRL's lower bound."""
     name, _, bias = scale_mapping.partition("softplus_")
     if scale_mapping == "biased_softplus":
         name, bias = "biased_", "1"

@@ -1,4 +1,4 @@
-"""Choices among ``n`` actions that have an order."""
+"""Categorical distributions over ordered actions."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,19 @@ from a2c_compiled.distributions.categorical import Categorical, OneHotCategorica
 
 
 class Ordinal(Categorical):
-    r"""One of ``n`` ordered actions, such as the steps of a discretised number; ``params`` are scores ``s``, ``[*B, n]``.
+    r"""One choice among ``n`` ordered actions, such as the values of a discretised number.
 
     .. math::
         l_i = \sum_{j \le i} \log\sigma(s_j) + \sum_{j > i} \log\sigma(-s_j) = \sum_{0 < j \le i} s_j + \text{constant}
 
-    Each score moves all actions from its own on, so that neighbours learn from each other; the first score moves nothing. A score of
-    :math:`-\infty` makes those actions impossible. Otherwise as :class:`Categorical`.
+    * ``params``: ``[*B, n]``: the scores :math:`s`. Score :math:`s_j` is added to the logits of the actions from ``j`` to ``n - 1``, so
+      that neighbouring actions share what they learn. :math:`s_0` has no effect. A score of :math:`-\infty` makes the actions from ``j`` on
+      impossible.
 
-    Equal to TorchRL's ``Ordinal``. Source: Tang and Agrawal, Discretizing Continuous Action Space for On-Policy Optimization, 2020.
+    The logits :math:`l` define the same distribution as in :class:`Categorical`, with the same action and noise.
+    Arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
+
+    Source: TorchRL's Ordinal; Tang and Agrawal, Discretizing Continuous Action Space for On-Policy Optimization, 2020.
     """
 
     moves: Tensor
@@ -28,11 +32,16 @@ class Ordinal(Categorical):
         self.register_buffer("moves", moves, persistent=False)
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Log-probabilities of all actions, ``[*B, n]``."""
+        """Computes the log-probabilities of all actions from the scores: ``[*B, n]``."""
         self.check_params(params)
-        # Not cumsum, whose gradient cannot be traced for batches of any size.
+        # A masked sum instead of cumsum, whose gradient cannot be traced with a symbolic batch size.
         return widen(params).unsqueeze(-2).masked_fill(~self.moves, 0.0).sum(-1).log_softmax(-1)
 
 
 class OneHotOrdinal(Ordinal, OneHotCategorical):
-    """One of ``n`` ordered actions, as a one-hot vector ``[*B, n]``: :class:`Ordinal` otherwise. Equal to TorchRL's ``OneHotOrdinal``."""
+    """One choice among ``n`` ordered actions, as a one-hot vector ``[*B, n]``; see :class:`OneHotCategorical` for the action.
+
+    Formula, arguments and errors: see :class:`a2c_compiled.distributions.Ordinal`.
+
+    Source: TorchRL's OneHotOrdinal.
+    """

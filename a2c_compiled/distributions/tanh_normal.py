@@ -1,4 +1,4 @@
-"""Vectors of numbers in a box, each a normal variable before tanh."""
+"""The normal distribution mapped into a box by tanh."""
 
 import math
 from typing import Optional, Sequence, Tuple, Union
@@ -12,18 +12,29 @@ from a2c_compiled.distributions.normal import Normal, normal_log_prob
 
 
 class TanhNormal(Normal):
-    r"""A normal vector squashed into the box ``(low, high)``: :math:`a = \tfrac{h+l}{2} + \tfrac{h-l}{2}\tanh u`, :math:`u` normal.
+    r"""A normal vector :math:`u`, mapped into the box ``(low, high)``: :math:`a = \tfrac{h+l}{2} + \tfrac{h-l}{2}\tanh u`.
 
     .. math::
         \log p(a) = \log p(u) - \sum_i \Big( \log\tfrac{h_i-l_i}{2} + 2 \big(\log 2 - u_i - \operatorname{softplus}(-2 u_i)\big) \Big)
 
-    There is no closed-form entropy, and the mode is taken to be the squashed location. Actions at the bounds are scored a rounding
-    error inside them. Equal to TorchRL's ``TanhNormal``, whose defaults these are.
+    * ``params``: ``[*B, 2 * dim]``: ``dim`` locations of :math:`u`, then ``dim`` raw scales, as in :class:`Normal`.
+    * action: ``[*B, dim]``, floating dtype, in ``[low, high]``. The result of tanh, and its inverse's argument, are limited to
+      ``[-1 + 1e-6, 1 - 1e-6]`` (1e-15 for float64), so that an action at a bound has a finite log-density.
+    * noise: ``[*B, dim]``, standard normal.
+
+    The entropy has no closed form. :meth:`mode` is the mapped location, which is not the exact mode. The defaults are TorchRL's.
 
     Args:
         dim: length of the action.
-        low, high: bounds, numbers or one per dimension. They stay in float64 when the module changes dtype.
-        scale_mapping, scale_lb, tanh_loc, upscale: as in :class:`Normal`.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
+        scale_mapping, scale_lb, upscale: as in :class:`Normal`.
+        tanh_loc: whether the location is ``upscale * tanh(loc / upscale) + (low + high) / 2``.
+
+    Raises:
+        ValueError: as in :class:`Normal`, or the bounds are not finite, not ``low < high``, or not of length ``dim``.
+        TypeError: ``dim`` is not an integer.
+
+    Source: TorchRL's TanhNormal.
     """
 
     has_entropy = False
@@ -46,35 +57,38 @@ class TanhNormal(Normal):
         self.register_buffer("half_width", (high_ - low_) / 2, persistent=False)
 
     def locate(self, loc: Tensor) -> Tensor:
-        """The location from its parameter; with ``tanh_loc`` around the middle of the box, as TorchRL has it."""
+        """Maps the location part of ``params``, ``[*B, dim]``, to the location. ``tanh_loc`` adds the middle of the box, as in TorchRL."""
         return (loc / self.upscale).tanh() * self.upscale + self.center.to(loc.dtype) if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-density of ``action`` of shape ``[*B, dim]``, inside the bounds or on them."""
+        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype, inside the bounds or at them."""
         check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
         u = inside((action.to(loc.dtype) - self.center.to(loc.dtype)) / self.half_width.to(loc.dtype)).atanh()
         return self._log_prob_before_tanh((u - loc) / scale, scale, u).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Not known in closed form."""
+        """Raises NotImplementedError: there is no closed form. Use :meth:`entropy_estimate`."""
         raise NotImplementedError("entropy: TanhNormal has no closed form; use entropy_estimate")
 
     def mode(self, params: Tensor) -> Tensor:
-        """The squashed location."""
+        """Maps the location into the box: ``[*B, dim]``, dtype of ``params``."""
         return self._squash(self.loc_and_scale(params)[0]).to(params.dtype)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The squashed ``loc + scale * noise``."""
+        """Maps ``loc + scale * noise`` into the box: ``[*B, dim]``, dtype of ``params``."""
         loc, scale = self.loc_and_scale(params)
         return self._squash(loc + scale * noise).to(params.dtype)
 
     def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        """As in the base class, but scored before the squashing: where tanh saturates, its inverse would score another sample."""
+        """Samples an action ``[*B, dim]`` and computes its log-probability from the value before tanh.
+
+        Where tanh saturates, its inverse does not return that value, and :meth:`log_prob` of the action would differ.
+        """
         loc, scale = self.loc_and_scale(params)
-        given = self.noise(params) if noise is None else noise
-        u = loc + scale * given
-        return self._squash(u).to(params.dtype), self._log_prob_before_tanh(given, scale, u).to(params.dtype)
+        standardized = self.noise(params) if noise is None else noise
+        u = loc + scale * standardized
+        return self._squash(u).to(params.dtype), self._log_prob_before_tanh(standardized, scale, u).to(params.dtype)
 
     def _squash(self, u: Tensor) -> Tensor:
         return squashed(u, self.center, self.half_width)
@@ -85,11 +99,11 @@ class TanhNormal(Normal):
 
 
 def squashed(u: Tensor, center: Tensor, half_width: Tensor) -> Tensor:
-    """``u`` in the box, in the dtype of ``u``."""
+    """Maps ``u`` into the box: ``center + half_width * tanh(u)``, in the dtype of ``u``."""
     return center.to(u.dtype) + half_width.to(u.dtype) * inside(u.tanh())
 
 
 def inside(fraction: Tensor) -> Tensor:
-    """Away from the bounds by as much as the dtype resolves in decimal digits, which is TorchRL's margin."""
+    """Limits ``fraction`` to ``[-1 + margin, 1 - margin]`` with TorchRL's margin: 1e-15 for float64, otherwise 1e-6."""
     limit = 1.0 - (1e-15 if fraction.dtype == torch.float64 else 1e-6)
     return fraction.clamp(-limit, limit)

@@ -1,4 +1,4 @@
-"""Any distribution of torch, or in its style."""
+"""A wrapper for distributions of torch.distributions."""
 
 from typing import Any, Callable, Optional
 
@@ -10,17 +10,28 @@ from a2c_compiled.distributions.base import Distribution
 
 
 class TorchDistribution(Distribution):
-    """A ``torch.distributions`` class, or anything with its methods, for eager and compiled mode.
+    """Wraps a ``torch.distributions`` class, or an object with the same methods, for eager and compiled mode.
+
+    Each method returns what the wrapped distribution ``factory(params)`` returns: ``log_prob(params, a) = factory(params).log_prob(a)``.
+
+    * ``params``: ``[*B, num_params]``, floating dtype; the factory defines the layout.
+    * action, log-probability and entropy: shape and dtype of the wrapped distribution's.
+
+    The wrapped distribution draws its own random numbers: :meth:`noise` and :meth:`sample_from` raise NotImplementedError, and an exported
+    policy cannot sample. TorchScript cannot compile this class. For both, use another distribution of this package.
 
     Args:
-        factory: makes the distribution from ``params``, as in ``lambda params: Independent(Normal(*params.chunk(2, -1)), 1)``. Its
-            log-probability must be ``[*B]`` (use ``Independent`` for vectors). Under ``torch.compile`` it must pass
-            ``validate_args=False``: torch's validation reads data, which cannot be traced.
-        num_params: last dimension of ``params``; None leaves it unchecked.
+        factory: function from ``params`` to a distribution, for example ``lambda params: Independent(Normal(*params.chunk(2, -1)), 1)``.
+            Its ``log_prob`` must return ``[*B]``: use ``Independent`` for vectors. Under ``torch.compile``, pass ``validate_args=False``,
+            because torch's validation reads the data and cannot be traced.
+        num_params: size of the last dimension of ``params``. None: not checked.
         has_entropy: whether the distribution implements ``entropy``.
 
-    Sampling draws its own random numbers, so there is no ``noise``; TorchScript cannot read it. For both, use the distributions of
-    this package.
+    Raises:
+        ValueError: ``num_params`` is less than 1.
+        TypeError: ``factory`` is not callable, or ``num_params`` is not an integer.
+
+    Source: torch.distributions.Distribution.
     """
 
     def __init__(self, factory: Callable[[Tensor], Any], num_params: Optional[int] = None, has_entropy: bool = True) -> None:
@@ -32,38 +43,52 @@ class TorchDistribution(Distribution):
         self.has_entropy = has_entropy
 
     def distribution(self, params: Tensor) -> Any:
-        """What ``factory`` makes of ``params``."""
+        """Builds the wrapped distribution, ``factory(params)``.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype.
+
+        Raises:
+            ValueError: ``num_params`` was given and the last dimension of ``params`` differs.
+            TypeError: ``num_params`` was given and the dtype of ``params`` is not floating.
+        """
         if self.num_params >= 0:
             self.check_params(params)
         return self.factory(params)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """As the distribution computes it."""
+        """Returns ``log_prob(action)`` of the wrapped distribution."""
         return self.distribution(params).log_prob(action)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """As the distribution computes it."""
+        """Returns ``entropy()`` of the wrapped distribution. Raises NotImplementedError if it has none."""
         try:
             return self.distribution(params).entropy()
         except NotImplementedError as error:
-            raise NotImplementedError("entropy: not known to this distribution; say has_entropy=False") from error
+            raise NotImplementedError(
+                "entropy: the wrapped distribution does not implement it; pass has_entropy=False"
+            ) from error
 
     def mode(self, params: Tensor) -> Tensor:
-        """As the distribution computes it."""
+        """Returns ``mode`` of the wrapped distribution."""
         return self.distribution(params).mode
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """As the distribution computes it; ``noise`` is an error, here and below."""
+        """Returns ``rsample()`` of the wrapped distribution. Raises ValueError unless ``noise`` is None."""
         _check_no_noise(noise)
         return self.distribution(params).rsample()
 
     def sample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """As the distribution computes it."""
+        """Returns ``sample()`` of the wrapped distribution. Raises ValueError unless ``noise`` is None."""
         _check_no_noise(noise)
         return self.distribution(params).sample()
 
     def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
-        """As in the base class; a distribution without ``rsample`` is sampled without gradient."""
+        """Computes the entropy, or estimates it from ``num_samples`` samples.
+
+        The samples have a gradient if the wrapped distribution has ``rsample``. Raises ValueError if ``noise`` would be needed but is not
+        None.
+        """
         if self.has_entropy:
             return self.entropy(params)
         _check_no_noise(noise)

@@ -1,4 +1,4 @@
-"""Normal vectors cut off at the bounds of a box."""
+"""The normal distribution truncated to a box."""
 
 from typing import Sequence, Tuple, Union
 
@@ -11,24 +11,32 @@ from a2c_compiled.distributions.normal import Normal
 
 
 class TruncatedNormal(Normal):
-    r"""A vector of independent normal variables, given that each is in its part ``[low, high]`` of a box.
+    r"""A vector of independent normal variables, conditioned on being inside the box ``[low, high]``.
 
     .. math::
-        \log p = -\sum_i \Big( \tfrac12 (z_i^2 - c_i^2) + \log\sigma_i + \log W_i \Big), \qquad
-        W = \int_{\text{low}}^{\text{high}} e^{(c^2 - z^2) / 2}\, dz
+        \log p(a) = -\sum_i \Big( \tfrac12 (z_i^2 - c_i^2) + \log\sigma_i + \log W_i \Big), \qquad
+        W_i = \int_{(l_i - \mu_i) / \sigma_i}^{(h_i - \mu_i) / \sigma_i} e^{(c_i^2 - z^2) / 2}\, dz
 
-    for standardised :math:`z`, where :math:`c` is that of the mode, the location clamped to the bounds: what is subtracted is as small
-    as the result, however far outside the box the location is. The entropy is the expectation of the same, and the integrals are
-    computed to rounding by 28 points of Gauss and Legendre. An action outside the bounds has log-probability :math:`-\infty`.
+    Here :math:`z_i = (a_i - \mu_i) / \sigma_i`, and :math:`c_i` is the same for the mode, which is the location limited to the box. Both
+    terms are relative to the mode, so that they stay small and accurate however far outside the box the location is. Gauss-Legendre
+    quadrature with 28 points computes the integrals to rounding error. The entropy is the expectation of :math:`-\log p`.
 
-    Noise is uniform, and a sample is the inverse of the cumulative distribution there; its gradient is that of the inverse.
+    * ``params``: ``[*B, 2 * dim]``: ``dim`` locations :math:`\mu`, then ``dim`` raw scales, as in :class:`Normal`.
+    * action: ``[*B, dim]``, floating dtype. Outside the bounds the log-probability is :math:`-\infty`.
+    * noise: ``[*B, dim]``, uniform. A sample is the inverse of the cumulative distribution function at the noise, and has its gradient.
 
-    Equal to TorchRL's ``TruncatedNormal``, which however keeps 1e-6 from the bounds, and gives up in the tails of the normal variable.
+    Equals TorchRL's ``TruncatedNormal``, except in the tails: TorchRL limits cumulative probabilities to ``[1e-6, 1 - 1e-6]``.
 
     Args:
         dim: length of the action.
-        low, high: bounds, numbers or one per dimension. They stay in float64 when the module changes dtype.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
         scale_mapping, scale_lb, tanh_loc, upscale: as in :class:`Normal`.
+
+    Raises:
+        ValueError: as in :class:`Normal`, or the bounds are not finite, not ``low < high``, or not of length ``dim``.
+        TypeError: ``dim`` is not an integer.
+
+    Source: TorchRL's TruncatedNormal.
     """
 
     noise_kind = "uniform"
@@ -53,9 +61,9 @@ class TruncatedNormal(Normal):
             self.register_buffer(name, buffer, persistent=False)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Log-density of ``action`` of shape ``[*B, dim]``."""
+        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype."""
         check_real_action(action, params, self.dim)
-        # In the action's own dtype, to which a bound and a sample at it are rounded alike.
+        # Compare in the action's dtype: a bound and a sample at that bound are then rounded in the same way.
         outside = (action < self.low.to(action.dtype)) | (action > self.high.to(action.dtype))
         loc, scale = self.loc_and_scale(params)
         mode = self._clamp(loc)
@@ -67,7 +75,7 @@ class TruncatedNormal(Normal):
         return log_prob.masked_fill(outside.any(-1), -float("inf")).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        r""":math:`\sum_i \log\sigma_i + \log W_i + \tfrac12 \mathbb{E}[z_i^2 - c_i^2]`."""
+        r"""Computes :math:`\sum_i \log\sigma_i + \log W_i + \tfrac12 \mathbb{E}[z_i^2 - c_i^2]`."""
         loc, scale = self.loc_and_scale(params)
         tilt, width = self._sides(loc, scale, self._clamp(loc))
         integral = half_normal_integral(tilt, width, self.points, self.weights).sum(-1)
@@ -75,15 +83,15 @@ class TruncatedNormal(Normal):
         return (scale.log() + integral.log() + moment / integral).sum(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """The location, clamped to the bounds."""
+        """Returns the location, limited to the box: ``[*B, dim]``, dtype of ``params``."""
         return self._clamp(self.loc_and_scale(params)[0]).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Uniform on [0, 1), ``[*B, dim]``."""
+        """Draws uniform noise from 0 (included) to 1 (excluded), ``[*B, dim]``."""
         return draw("uniform", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """The action at which the cumulative distribution is ``noise``."""
+        """Returns the action at which the cumulative distribution function equals ``noise``: ``[*B, dim]``, dtype of ``params``."""
         loc, scale = self.loc_and_scale(params)
         fixed_loc, fixed_scale = loc.detach(), scale.detach()
         distance = self._quantile(fixed_loc, fixed_scale, noise)
@@ -92,21 +100,27 @@ class TruncatedNormal(Normal):
         return (action + loc_slope * (loc - fixed_loc) + scale_slope * (scale - fixed_scale)).to(params.dtype)
 
     def _clamp(self, x: Tensor) -> Tensor:
-        # Not torch.clamp, which ONNX takes for one with scalar bounds where there is one dimension.
+        # Not torch.clamp: with one dimension, the ONNX export reads tensor bounds of one element as scalars.
         low, high = self.low.to(x.dtype), self.high.to(x.dtype)
         return torch.where(x < low, low, torch.where(x > high, high, x))
 
     def _sides(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tuple[Tensor, Tensor]:
-        """Below and above the mode, both ``[*B, dim, 2]``: how steeply the density falls, and how far it is to the bound, in scales."""
+        """Computes the tilt and the width of the half-normal integrals below and above the mode, each ``[*B, dim, 2]``.
+
+        The tilt is the slope of the log-density at the mode; the width is the distance from the mode to the bound. The unit is the scale.
+        """
         low, high = self.low.to(loc.dtype), self.high.to(loc.dtype)
         tilt = self._tilt(loc, scale, mode).unsqueeze(-1).expand(list(loc.shape) + [2])
         return tilt, torch.stack([mode - low, high - mode], -1) / scale.unsqueeze(-1)
 
     def _tilt(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tensor:
-        return ((mode - loc) / scale).abs().clamp_max(1e15)  # beyond, its square would overflow
+        return ((mode - loc) / scale).abs().clamp_max(1e15)  # the square of a larger number may overflow
 
     def _quantile(self, loc: Tensor, scale: Tensor, probability: Tensor) -> Tensor:
-        """Where the cumulative distribution is ``probability``: the distance from the mode in scales, negative below it."""
+        """Inverts the cumulative distribution function at ``probability``.
+
+        Returns the signed distance from the mode, negative below it, in units of the scale.
+        """
         mode = self._clamp(loc)
         tilt, width = self._sides(loc, scale, mode)
         below, above = half_normal_integral(tilt, width, self.points, self.weights).unbind(-1)
@@ -115,16 +129,16 @@ class TruncatedNormal(Normal):
         return torch.where(beyond_mode < 0, -distance, distance)
 
     def _slopes(self, loc: Tensor, scale: Tensor, probability: Tensor, distance: Tensor) -> Tuple[Tensor, Tensor]:
-        """Of the quantile in the location and the scale: the cumulative distribution stays what it is."""
+        """Computes the derivatives of the quantile by the location and the scale, at a constant cumulative probability."""
         mode = self._clamp(loc)
         c, below, above = (
             (mode - loc) / scale,
             (mode - self.low.to(loc.dtype)) / scale,
             (self.high.to(loc.dtype) - mode) / scale,
         )
-        # The density at each bound relative to that at the quantile, times the probability on the quantile's other side.
+        # Density at each bound divided by the density at the quantile, times the probability on the far side of the quantile.
         at_low = (0.5 * (distance + below) * (2.0 * c + distance - below)).clamp_max(80.0).exp() * (1.0 - probability)
         at_high = (0.5 * (distance - above) * (2.0 * c + distance + above)).clamp_max(80.0).exp() * probability
-        # In a tail it is below its bound, and rounding must not make more of it.
+        # In a tail, distance / c bounds the derivative; without the limit, rounding errors could exceed it.
         loc_slope = torch.minimum((1.0 - at_low - at_high).clamp(0.0, 1.0), (distance / c).abs().nan_to_num(1.0))
         return loc_slope, c * loc_slope + distance + at_low * below - at_high * above

@@ -1,1 +1,1 @@
-"""Networks for the spaces of environments, and the running statistics that normalise observations. Needs gymnasium."""
+"""Networks for the observation and action spaces of an environment, and normalisation of observations. Needs gymnasium."""

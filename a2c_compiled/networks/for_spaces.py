@@ -1,4 +1,4 @@
-"""The networks and the distribution that fit the spaces of an environment."""
+"""Builds actor, critic and action distribution for the observation and action spaces of an environment."""
 
 import math
 from typing import Any, Optional, Sequence, Tuple, TypeVar, Union
@@ -18,13 +18,21 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 def make_networks(
     envs: Environments, hidden: Sequence[int], normalize_observations: bool = False
 ) -> Tuple[nn.Module, nn.Module, Distribution]:
-    """Actor, critic and distribution for the spaces of ``envs``: tanh MLPs, orthogonally initialised.
+    """Builds actor, critic and distribution for the spaces of ``envs``. Both networks are tanh MLPs with orthogonal initial weights.
 
-    What stands in front of the MLPs is shared by both: an :class:`ImageEncoder` for images, one-hot vectors for choices,
-    :class:`ManyInputs` for observations of several parts, and, where asked for, an :class:`ObservationNorm` for each vector.
+    Both MLPs share the layers before them: an :class:`ImageEncoder` for images, :class:`OneHot` for discrete observations, and
+    :class:`ManyInputs` for tuples and dicts.
+
+    Args:
+        envs: the environments.
+        hidden: widths of the hidden layers of each MLP.
+        normalize_observations: whether an :class:`ObservationNorm` normalises each vector observation.
+
+    Returns:
+        The actor network, ``[..., *observation]`` to ``[..., num_params]``; the critic network, to ``[..., 1]``; and the distribution.
 
     Raises:
-        ValueError: the spaces are of a kind that has no network or distribution here.
+        ValueError: there is no network for the observation space, or no distribution for the action space.
     """
     front, width = encoder_for(envs.observation_space, normalize_observations)
     distribution = distribution_for(envs.action_space)
@@ -35,14 +43,23 @@ def make_networks(
 
 
 def encoder_for(space: gymnasium.Space[Any], normalize: bool = False) -> Tuple[Optional[nn.Module], int]:
-    """What makes vectors of the observations of ``space``, ``[..., *space.shape]``, and their width; None where they are vectors.
+    """Builds the layers that map observations of ``space``, ``[..., *space.shape]``, to vectors ``[..., width]``.
+
+    Args:
+        space: observation space of one environment.
+        normalize: whether to normalise vectors with an :class:`ObservationNorm`.
+
+    Returns:
+        The encoder, None where observations are vectors and need no layer; and ``width``.
 
     Raises:
-        ValueError: there is none for this kind.
+        ValueError: the space is not a vector (float32 or float64), an image, discrete, or a Tuple or Dict of these.
     """
     if isinstance(space, (gymnasium.spaces.Tuple, gymnasium.spaces.Dict)) and len(space.spaces) > 0:
         inner = list(space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else space.spaces)
-        encoders, widths = zip(*(_part_encoder(one, normalize, part) for part, one in enumerate(inner)), strict=True)
+        encoders, widths = zip(
+            *(_part_encoder(part_space, normalize, part) for part, part_space in enumerate(inner)), strict=True
+        )
         return ManyInputs([nn.Identity() if encoder is None else encoder for encoder in encoders]), sum(widths)
     return _part_encoder(space, normalize, None)
 
@@ -61,14 +78,20 @@ def _part_encoder(space: gymnasium.Space[Any], normalize: bool, part: Optional[i
             width = math.prod(space.shape)
             return (nn.Sequential(*layers) if len(layers) > 1 else layers[0] if layers else None), width
     raise ValueError(
-        f"env: expected observations that are vectors of float32 or float64, images, choices, or a tuple or dict of these, got {space}"
+        "env: expected an observation space of float32 or float64 vectors, images, a Discrete space, or a Tuple or Dict of these,"
+        f" got {space}"
     )
 
 
 class OneHot(nn.Module):
-    """A choice of ``n``, ``[...]``, counted from ``start``, as a float32 vector ``[..., n]``.
+    """Maps integers to one-hot vectors, float32.
 
-    Of several choices, ``n`` has the number of each: ``[..., len(n)]`` to ``[..., sum(n)]``, their vectors side by side.
+    If ``n`` is an integer: ``[...]`` to ``[..., n]``. If ``n`` is a sequence: ``[..., len(n)]`` to ``[..., sum(n)]``, where each of the
+    integers has its own one-hot vector and these are concatenated.
+
+    Args:
+        n: number of values, or one such number for each integer.
+        start: smallest value.
     """
 
     def __init__(self, n: Union[int, Sequence[int]], start: int = 0) -> None:
@@ -78,7 +101,7 @@ class OneHot(nn.Module):
         self.start = start
 
     def forward(self, x: Tensor) -> Tensor:
-        """The vectors."""
+        """Computes the one-hot vectors of ``x``; shapes as in the class."""
         choices = x.long() - self.start
         if self.is_single:
             return nn.functional.one_hot(choices, self.sizes[0]).float()
@@ -86,20 +109,22 @@ class OneHot(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Convolutions and a linear layer, with ReLUs, over images ``[..., H, W, C]``, ``[..., H, W]``, or stacked ``[..., K, H, W (, C)]``.
+    """Maps images to feature vectors ``[..., width]``: convolutions, then a linear layer, with ReLU after each.
 
-    Images of 36 pixels and more take the three convolutions of the Nature DQN and 512 features, smaller ones a single convolution of 3 x 3
-    and 128 features, as MinAtar's.
+    Images: ``[..., H, W]``, ``[..., H, W, C]``, ``[..., C, H, W]``, or ``K`` stacked images ``[..., K, H, W, C]``; any dtype.
+
+    Where height and width are at least 36, the encoder has the three convolutions of the Nature DQN and 512 features. Smaller images get
+    one 3 x 3 convolution and 128 features, as in MinAtar.
 
     Args:
-        shape: of one observation; of three dimensions, the smaller of the first and the last is that of the channels.
-        scale: what pixels are multiplied by.
+        shape: shape of one observation. With three dimensions, the channels come first if the first is smaller than the last, else last.
+        scale: factor that the pixels are multiplied by.
 
     Attributes:
-        width: how many features come out.
+        width: number of features.
 
     Raises:
-        ValueError: the images are too small.
+        ValueError: height or width is less than 3.
 
     Source: Mnih et al., Human-level control through deep reinforcement learning, 2015; Young and Tian, MinAtar, 2019.
     """
@@ -123,7 +148,7 @@ class ImageEncoder(nn.Module):
         self.linear = _orthogonal(nn.Linear(channels * height * side, self.width), math.sqrt(2.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features, ``[..., width]``."""
+        """Computes the features of the images ``x``: ``[..., width]``, dtype of the weights."""
         lead = x.shape[: x.dim() - self.dims]
         x = x.unsqueeze(0).flatten(0, -self.dims - 1)
         if self.dims == 2:
@@ -138,7 +163,7 @@ class ImageEncoder(nn.Module):
 
 
 def _image_sizes(shape: Sequence[int], channels_first: bool) -> Tuple[int, int, int]:
-    """Channels, height and width."""
+    """Returns channels, height and width of one image; stacked images count as channels."""
     if len(shape) == 2:
         return 1, shape[0], shape[1]
     if len(shape) == 4:
@@ -147,25 +172,37 @@ def _image_sizes(shape: Sequence[int], channels_first: bool) -> Tuple[int, int, 
 
 
 class ManyInputs(nn.Module):
-    """Observations of several parts, a tuple of ``[..., *shape]``, each through its own encoder, as one vector ``[..., width]``."""
+    """Encodes an observation of several parts, a tuple of ``[..., *shape]``. Each part has its own encoder; the results are concatenated.
+
+    Args:
+        encoders: one module for each part, which maps it to vectors ``[..., n]``.
+    """
 
     def __init__(self, encoders: Sequence[nn.Module]) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
 
     def forward(self, observation: Tuple[Tensor, ...]) -> Tensor:
-        """The vectors side by side."""
+        """Encodes and concatenates the parts. Raises ValueError unless ``observation`` is a tuple with one part for each encoder."""
         if not isinstance(observation, tuple) or len(observation) != len(self.encoders):
-            came = f"{len(observation)}" if isinstance(observation, tuple) else type(observation).__name__
-            raise ValueError(f"observation: expected a tuple of {len(self.encoders)} parts, got {came}")
+            got = f"{len(observation)}" if isinstance(observation, tuple) else type(observation).__name__
+            raise ValueError(f"observation: expected a tuple of {len(self.encoders)} parts, got {got}")
         return torch.cat([encoder(part) for encoder, part in zip(self.encoders, observation, strict=True)], -1)
 
 
 def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
-    """Categorical for a choice, MultiCategorical for several, Bernoulli for vectors of yes and no, Beta for bounded and Normal for
-    unbounded vectors of numbers.
+    """Returns the distribution for an action space.
 
-    Not TanhNormal: nothing holds its location back once tanh has saturated, where its density has enormous gradients.
+    * ``Discrete``: Categorical. ``MultiDiscrete``: MultiCategorical. ``MultiBinary``: Bernoulli. Their values have to start at 0.
+    * ``Box``: Beta if it is bounded, else Normal.
+
+    ``MultiDiscrete``, ``MultiBinary`` and ``Box`` have to have one dimension.
+
+    A bounded box does not get TanhNormal: when tanh saturates, the gradients of its density are very large, and nothing limits the
+    location.
+
+    Raises:
+        ValueError: the space is none of these.
     """
     choices = choices_for(actions)
     if choices is not None and not np.any(getattr(actions, "start", 0)):
@@ -174,11 +211,14 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
         if actions.is_bounded("both"):
             return Beta(actions.shape[0], actions.low.tolist(), actions.high.tolist())
         return Normal(actions.shape[0])
-    raise ValueError(f"env: expected actions that are choices counted from 0 or vectors, got {actions}")
+    raise ValueError(
+        "env: expected a Discrete action space, or a MultiDiscrete, MultiBinary or Box space with one dimension, and discrete values that"
+        f" start at 0, got {actions}"
+    )
 
 
 def choices_for(actions: gymnasium.Space[Any]) -> Optional[Distribution]:
-    """The distribution of choices that are counted from 0, wherever those of ``actions`` begin; None where it has no choices."""
+    """Returns the distribution for a discrete action space, None for another. It ignores the space's ``start``: values count from 0."""
     spaces = gymnasium.spaces
     if isinstance(actions, spaces.Discrete):
         return Categorical(int(actions.n))
@@ -190,7 +230,14 @@ def choices_for(actions: gymnasium.Space[Any]) -> Optional[Distribution]:
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, output_gain: float) -> nn.Sequential:
-    """Tanh layers of the ``hidden`` widths and a linear output; weights orthogonal, biases zero."""
+    """Builds an MLP: one tanh layer for each width in ``hidden``, then a linear layer. Weights are orthogonal, biases zero.
+
+    Args:
+        inputs: width of the input.
+        hidden: widths of the hidden layers.
+        outputs: width of the output.
+        output_gain: gain of the last layer's weights.
+    """
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [_orthogonal(nn.Linear(inputs, width), math.sqrt(2.0)), nn.Tanh()]

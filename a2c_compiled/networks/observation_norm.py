@@ -1,4 +1,4 @@
-"""Observations brought to one scale by statistics that run along with training."""
+"""Normalisation of observations by their running mean and variance."""
 
 from typing import Any, List, Optional, Sequence
 
@@ -11,15 +11,20 @@ from a2c_compiled.environments.protocol import Observation
 
 
 class RunningMoments(CoefficientModule):
-    r"""Mean and variance of all that was seen, in float64, which they remain where the module is converted to another dtype.
+    r"""Mean and variance of all values passed to :meth:`update`. They stay in float64 when the module changes dtype.
 
-    A batch of :math:`n_b` with mean :math:`m_b` and squares :math:`S_b` about it joins the :math:`n` before, with :math:`\delta = m_b - m`:
+    A batch of :math:`n_b` values has mean :math:`m_b` and sum of squared deviations :math:`S_b`. With :math:`\delta = m_b - m`:
 
     .. math:: m \leftarrow m + \delta \frac{n_b}{n + n_b}, \quad
         v \leftarrow \frac{1}{n + n_b} \left(n v + S_b + \delta^2 \frac{n\,n_b}{n + n_b}\right)
 
     Args:
-        shape: of what is seen, with at least one dimension.
+        shape: shape of one value, with at least one dimension.
+
+    Attributes:
+        mean: ``[*shape]``, float64, initially 0.
+        var: ``[*shape]``, float64, initially 1.
+        count: ``[1]``, float64: number of values.
 
     Raises:
         ValueError: ``shape`` has no dimension.
@@ -33,7 +38,7 @@ class RunningMoments(CoefficientModule):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        if len(shape) == 0:  # torch.compile takes a float64 scalar for a number, and may lose what is written into it
+        if len(shape) == 0:  # torch.compile treats a 0-d float64 tensor as a number and may lose writes to it
             raise ValueError("shape: expected at least one dimension, got none")
         self.register_buffer("mean", torch.zeros(*shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(*shape, dtype=torch.float64))
@@ -41,15 +46,15 @@ class RunningMoments(CoefficientModule):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Optional[Tensor] = None, process_group: Any = None) -> None:
-        """Take ``x`` into account, but for rows that are not finite: they would never be forgotten.
+        """Adds the values ``x`` to the statistics. Values with a NaN or an infinity are ignored: they would spoil the mean for ever.
 
         Args:
-            x: ``[*B, *shape]``.
-            mask: bool, ``[*B]``: which of it counts; None for all.
-            process_group: of torch.distributed, whose ranks all see what each does; None for all ranks, where there are any.
+            x: ``[*B, *shape]``, any dtype.
+            mask: ``[*B]``, bool: the values to add. None: all.
+            process_group: process group of torch.distributed whose ranks add each other's values. None: the default group, if there is one.
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: the shape of ``x`` or ``mask`` is wrong.
         """
         shape = self.mean.shape
         batch = x.shape[: x.dim() - len(shape)]
@@ -60,29 +65,29 @@ class RunningMoments(CoefficientModule):
         rows = x.detach().double().unsqueeze(0).flatten(0, len(batch))
         counted = torch.ones(rows.size(0), dtype=torch.bool, device=x.device) if mask is None else mask.flatten()
         counted = counted & rows.isfinite().flatten(1).all(1)
-        left_out = ~counted.reshape(-1, *[1] * len(shape))
-        sums = torch.cat([counted.double().sum().reshape(1), rows.masked_fill(left_out, 0.0).sum(0).flatten()])
-        count, total = _over_ranks(sums, process_group).split([1, self.mean.numel()])
+        ignored = ~counted.reshape(-1, *[1] * len(shape))
+        sums = torch.cat([counted.double().sum().reshape(1), rows.masked_fill(ignored, 0.0).sum(0).flatten()])
+        count, total = _sum_over_ranks(sums, process_group).split([1, self.mean.numel()])
         mean = total.reshape(shape) / count.clamp_min(1.0)
-        squares = _over_ranks((rows - mean).masked_fill(left_out, 0.0).square().sum(0), process_group)
-        difference, together = mean - self.mean, self.count + count
-        share = count / together.clamp_min(1.0)
+        squares = _sum_over_ranks((rows - mean).masked_fill(ignored, 0.0).square().sum(0), process_group)
+        difference, new_count = mean - self.mean, self.count + count
+        share = count / new_count.clamp_min(1.0)
         squares = squares + self.var * self.count + difference.square() * self.count * share
-        self.var.copy_(torch.where(together > 0, squares / together.clamp_min(1.0), self.var))
+        self.var.copy_(torch.where(new_count > 0, squares / new_count.clamp_min(1.0), self.var))
         self.mean.add_(difference * share)
-        self.count.copy_(together)
+        self.count.copy_(new_count)
 
 
 class ObservationNorm(RunningMoments):
-    r"""Observations as multiples of their standard deviation from their mean: :math:`\text{clip}((x - m) / \sqrt{v + \epsilon})`.
+    r"""Normalises observations: :math:`\text{clip}((x - m) / \sqrt{v + \epsilon})`.
 
-    It stands in front of the networks, so that what is exported contains it. It does not learn by itself: :func:`update_norms`.
+    It is a layer of the networks, so exported graphs contain it. :meth:`forward` does not change the statistics; :func:`update_norms` does.
 
     Args:
-        shape: of one observation.
-        clip: largest magnitude of what comes out.
-        epsilon: added to the variance.
-        part: which part of an observation that is a tuple; None where it is a tensor.
+        shape: shape of one observation.
+        clip: bound of the result's magnitude.
+        epsilon: number added to the variance.
+        part: index of the part that this layer normalises, if an observation is a tuple. None: observations are tensors.
     """
 
     def __init__(self, shape: Sequence[int], clip: float = 10.0, epsilon: float = 1e-8, part: Optional[int] = None) -> None:
@@ -92,7 +97,7 @@ class ObservationNorm(RunningMoments):
         self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``, ``[..., *shape]``, normalised, in its own dtype."""
+        """Normalises ``x``, ``[..., *shape]``, floating dtype. The result has the same shape and dtype."""
         wide = widen(x)
         deviation = (self.var + self.epsilon).sqrt().to(wide.dtype)
         return ((wide - self.mean.to(wide.dtype)) / deviation).clamp(-self.clip, self.clip).to(x.dtype)
@@ -101,14 +106,24 @@ class ObservationNorm(RunningMoments):
 def update_norms(
     network: nn.Module, observation: Observation, mask: Optional[Tensor] = None, process_group: Any = None
 ) -> None:
-    """Show ``observation``, ``[*B, ...]``, to every :class:`ObservationNorm` in ``network``; those that are shared see it once."""
+    """Adds an observation to the statistics of every :class:`ObservationNorm` in ``network``, once for each module.
+
+    Args:
+        network: module that contains the layers.
+        observation: ``[*B, ...]``, or a tuple of such tensors.
+        mask: ``[*B]``, bool: the observations to add. None: all.
+        process_group: see :meth:`RunningMoments.update`.
+
+    Raises:
+        ValueError: a shape is wrong.
+    """
     norms: List[ObservationNorm] = [module for module in network.modules() if isinstance(module, ObservationNorm)]
     for norm in norms:
         norm.update(observation if norm.part is None else observation[norm.part], mask, process_group)  # type: ignore[arg-type]
 
 
-def _over_ranks(values: Tensor, process_group: Any) -> Tensor:
-    """Their sum over all ranks, in place."""
+def _sum_over_ranks(values: Tensor, process_group: Any) -> Tensor:
+    """Sums ``values`` over all ranks in place; returns them unchanged without torch.distributed."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values, group=process_group)
     return values

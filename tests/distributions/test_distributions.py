@@ -1074,8 +1074,12 @@ def test_wrong_action_dtype_is_named(distribution: Distribution, shape: List[int
         (lambda: Normal(2, tanh_loc=True, upscale=0), ValueError, "upscale: expected a positive number, got 0"),
         (lambda: TanhNormal(2, 1.0, 1.0), ValueError, "low: expected less than high, 1.0, got 1.0"),
         (lambda: TanhNormal(2, [0.0, 2.0]), ValueError, "low: expected less than high, 1.0, got [0.0, 2.0]"),
-        (lambda: TanhNormal(2, [-1.0] * 3), ValueError, "low: expected a number or 2 of them, got shape [3]"),
-        (lambda: TanhNormal(2, high=[[1.0, 1.0]]), ValueError, "high: expected a number or 2 of them, got shape [1, 2]"),
+        (lambda: TanhNormal(2, [-1.0] * 3), ValueError, "low: expected a number or a sequence of 2 numbers, got shape [3]"),
+        (
+            lambda: TanhNormal(2, high=[[1.0, 1.0]]),
+            ValueError,
+            "high: expected a number or a sequence of 2 numbers, got shape [1, 2]",
+        ),
         (lambda: TanhNormal(2, low=-INF), ValueError, "low: expected finite numbers, got -inf"),
         (lambda: TanhNormal(2, high=[1.0, NAN]), ValueError, "high: expected finite numbers, got [1.0, nan]"),
         (

@@ -126,12 +126,12 @@ def test_certain_heads_need_no_noise() -> None:
         (
             lambda: Composite(Categorical(2), torch.nn.Linear(1, 1)),
             TypeError,
-            "heads: expected distributions of a2c_compiled that are made of noise, got Linear",
+            "heads: expected distributions of a2c_compiled other than TorchDistribution, got Linear",
         ),
         (
             lambda: Composite(TorchDistribution(lambda params: params)),
             TypeError,
-            "heads: expected distributions of a2c_compiled that are made of noise, got TorchDistribution",
+            "heads: expected distributions of a2c_compiled other than TorchDistribution, got TorchDistribution",
         ),
         (lambda: MIXED.split_action(torch.zeros(5, 4)), ValueError, "action: expected shape [..., 6], got [5, 4]"),
         (lambda: MIXED.split_action(torch.tensor(1.0)), ValueError, "action: expected shape [..., 6], got []"),

@@ -228,7 +228,7 @@ def test_entropy_estimate_takes_the_noise_of_all_its_samples(case: Case) -> None
     noise = distribution.noise(params.expand(5, 3, 4, -1))
     torch.testing.assert_close(distribution.entropy_estimate(params, 5, noise), expected, rtol=0, atol=0)
     if not distribution.has_entropy:
-        message = r"noise: expected shape \[6, 3, 4\] and a row of noise, got \[5, 3, 4, \d+\]"
+        message = r"noise: expected shape \[6, 3, 4\] \+ \[noise size\], got \[5, 3, 4, \d+\]"
         with pytest.raises(ValueError, match=message):
             distribution.entropy_estimate(params, 6, noise)
 

@@ -68,7 +68,7 @@ def test_a_saturated_action_is_its_own_mode(dtype: torch.dtype) -> None:
 
 def test_there_is_no_entropy() -> None:
     assert not Delta(2).has_entropy
-    with pytest.raises(NotImplementedError, match="entropy: a certain action has none"):
+    with pytest.raises(NotImplementedError, match="entropy: a deterministic action has no entropy"):
         Delta(2).entropy(torch.zeros(2))
 
 

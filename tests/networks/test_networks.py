@@ -99,7 +99,7 @@ def test_encoders_are_as_wide_as_they_say(name):
     ids=str,
 )
 def test_observations_without_an_encoder_are_refused(space):
-    with pytest.raises(ValueError, match="env: expected observations that are vectors of float32 or float64, images, choices"):
+    with pytest.raises(ValueError, match="env: expected an observation space of float32 or float64 vectors, images"):
         make_networks(Spaces(space), (8,))
 
 

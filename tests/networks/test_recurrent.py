@@ -249,22 +249,18 @@ def test_wrong_cells_and_observations_are_refused_by_name():
         recurrent(x)
     with pytest.raises(TypeError, match=r"start: expected dtype torch\.bool, got torch\.float32"):
         recurrent((x, hidden, start.float()))
-    with pytest.raises(ValueError, match="observation: expected x, hidden and start with the same steps"):
+    with pytest.raises(ValueError, match="observation: expected x, hidden and start with the same leading"):
         recurrent((x, hidden[:3], start))
-    with pytest.raises(
-        ValueError, match="offset: expected the states of the cells to stand side by side, got one at 3 after 2"
-    ):
+    with pytest.raises(ValueError, match="offset: expected 2, where the state of the cell before ends, got 3"):
         hidden_size(nn.ModuleList([recurrent, Recurrent(nn.GRUCell(3, 2), offset=3)]))
 
 
 def test_cells_in_one_place_and_states_too_narrow_are_refused():
     twice = nn.ModuleList([Recurrent(nn.GRUCell(3, 2)), Recurrent(nn.GRUCell(3, 2))])
-    with pytest.raises(
-        ValueError, match="offset: expected the states of the cells to stand side by side, got one at 0 after 2"
-    ):
+    with pytest.raises(ValueError, match="offset: expected 2, where the state of the cell before ends, got 0"):
         hidden_size(twice)
     x, start = torch.zeros(4, 2, 3), torch.zeros(4, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="hidden: expected at least 4 numbers for each environment, got 2"):
+    with pytest.raises(ValueError, match="hidden: expected a last dimension of at least 4, got 2"):
         Recurrent(nn.LSTMCell(3, 2))((x, torch.zeros(4, 2, 2), start))
 
 
