@@ -86,9 +86,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     plot = commands.add_parser(
         "plot",
         help="plot the learning curves of runs",
-        description="Plot the learning curves of runs, finished or still running. Runs that differ only in the seed share a line, their"
-        " mean, and a band from the lowest to the highest run. With five runs or more, the band lies between the quartiles. Line and"
-        " band end where the shortest of these runs ends; after that point, each longer run is a thin line.",
+        description="Plot the learning curves of runs, finished or still running. Runs that differ only in the seed are drawn as one"
+        " line, their mean, in a band from the lowest to the highest run. With five runs or more, the band lies between the quartiles."
+        " Line and band end where the shortest of these runs ends; after that point, each longer run is a thin line.",
     )
     plot.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, written by 'train'")
     plot.add_argument(
