@@ -42,6 +42,7 @@ class Float32OnCpu(_Pass):
         _activations.apply(graph)
 
     def uuid(self) -> Any:
+        """Returns the key of this pass in inductor's cache: a hash of this file, so that a changed pass compiles again."""
         return inductor.get_hash_for_files((__file__,))
 
 

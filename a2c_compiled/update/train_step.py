@@ -258,7 +258,7 @@ class TrainStep(CoefficientModule):
         This saves ``K - 1`` calls of a graph. On a GPU, the call takes most of the time of a small update.
 
         Args:
-            rollouts: ``[K, T, N, ...]``: ``K`` rollouts, stacked. Dtypes: see :class:`~a2c_compiled.Rollout`.
+            rollouts: ``[K, T, N, ...]``: ``K`` rollouts, stacked, ``K`` at least 1. Dtypes: see :class:`~a2c_compiled.Rollout`.
 
         Returns:
             Metrics of every update: ``[K]``, float, detached.
