@@ -1,4 +1,4 @@
-"""The command ``a2c-compiled``."""
+"""The command line of the library: ``a2c-compiled``."""
 
 import argparse
 import dataclasses
@@ -29,10 +29,17 @@ EPILOG = """examples:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run a command; the exit status is 0, 1 where a check failed, or 2 with one line on what was wrong."""
-    given = sys.argv[1:] if argv is None else argv
+    """Runs a command and returns its exit status.
+
+    Args:
+        argv: command and options; None for those of the process.
+
+    Returns:
+        0: success. 1: a check failed. 2: an error, described by one line on stderr. 130: interrupted. 143: ``train`` stopped by SIGTERM.
+    """
+    words = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser(given[0] if given else "").parse_args(given)
+        arguments = _parser(words[0] if words else "").parse_args(words)
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("a2c-compiled: interrupted", file=sys.stderr)
@@ -44,10 +51,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    """Reads all commands. Some have options that only their extras can describe, which they get where they are the ``command``."""
+    """Returns the parser of all commands.
+
+    The options of some commands are read from modules that need optional packages. They are added only if ``command`` names the command.
+    """
     parser = argparse.ArgumentParser(
         prog="a2c-compiled",
-        description="Train A2C with a compiled update, export what it learnt to ONNX and TorchScript, and check the files.",
+        description="Train an A2C agent with a compiled training step, export it to ONNX and TorchScript, and check the exported files.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,8 +65,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train on a gymnasium environment",
-        description="Train on a gymnasium environment until it is solved, and leave configuration, weights, progress and a picture.",
+        help="train an agent on a gymnasium environment",
+        description="Train an agent on a gymnasium environment until it is solved or --total-steps are taken. Write the configuration,"
+        " checkpoints, a CSV log and a plot of the learning curve to the folder --out.",
     )
     if command == "train":
         _add_train_options(train)
@@ -64,8 +75,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
     evaluation = commands.add_parser(
         "eval",
-        help="play episodes with a trained run",
-        description="Play episodes with the policy of a run, finished or running, and print what they returned.",
+        help="play episodes with a trained policy",
+        description="Play episodes with the policy of a run, and print statistics of their returns and lengths. The run may be finished"
+        " or still running.",
     )
     if command == "eval":
         _add_eval_options(evaluation)
@@ -73,68 +85,81 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
     plot = commands.add_parser(
         "plot",
-        help="draw learning curves of runs",
-        description="Draw what runs, finished or running, have recorded. Those that differ in nothing but the seed are one line, their"
-        " mean, in a band from the lowest to the highest, or between the quartiles of five or more, as far as the shortest of them goes;"
-        " from there the longer ones are a thin line each.",
+        help="plot the learning curves of runs",
+        description="Plot the learning curves of runs, finished or still running. Runs that differ only in the seed are drawn as one"
+        " line, their mean, in a band from the lowest to the highest run. With five runs or more, the band lies between the quartiles."
+        " Line and band end where the shortest of these runs ends; after that point, each longer run is a thin line.",
     )
-    plot.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folders that 'train' wrote")
+    plot.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="folder of a run, written by 'train'")
     plot.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="the picture, .png, .svg or .pdf (default: RUN/learning_curve.png; of several runs learning_curves.png)",
+        help="image file: .png, .svg or .pdf (default: RUN/learning_curve.png for one run, learning_curves.png for several)",
     )
-    plot.add_argument("--x", choices=("steps", "seconds"), default="steps", help="what runs along (default: %(default)s)")
-    plot.add_argument("--smooth", type=int, default=1, metavar="N", help="draw means of N rows (default: %(default)s)")
+    plot.add_argument(
+        "--x",
+        choices=("steps", "seconds"),
+        default="steps",
+        help="horizontal axis: environment steps or wall-clock seconds (default: %(default)s)",
+    )
+    plot.add_argument(
+        "--smooth", type=int, default=1, metavar="N", help="plot moving averages of N rows of the log (default: %(default)s)"
+    )
     plot.set_defaults(run=_plot)
 
     export = commands.add_parser(
         "export",
         help="export a trained run",
-        description="Export policy, loss, estimator and training step of a run, with what a device without torch needs to use them and to"
-        " learn on, and check every file against eager. Exit status 1 if one differs.",
+        description="Export the policy, the loss, the value estimator and the training step of a run, and compare every file with eager"
+        " mode. With ONNX files, also write the Python scripts that act and learn on a device without torch. The exit status is 1 if a"
+        " file differs from eager mode.",
     )
-    export.add_argument("folder", type=Path, metavar="RUN", help="folder that 'train' wrote")
+    export.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, written by 'train'")
     export.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: RUN/export)")
     export.add_argument(
         "--format",
         type=_choices(FORMATS),
         default=["onnx", "torchscript"],
         metavar="F[,F]",
-        help=f"{_one_of(FORMATS, 'onnx,torchscript')}; aot is compiled for this machine and takes some 10 s a graph",
+        help=f"file formats: {_one_of(FORMATS, 'onnx,torchscript')}; aot compiles for this machine, about 10 seconds per graph",
     )
-    export.add_argument("--graph", type=_choices(GRAPHS), default=list(GRAPHS), metavar="G[,G]", help=_one_of(GRAPHS))
     export.add_argument(
-        "--opset", type=int, default=18, metavar="N", help="version of the ONNX operators, 18 or later (default: 18)"
+        "--graph", type=_choices(GRAPHS), default=list(GRAPHS), metavar="G[,G]", help=f"graphs to export: {_one_of(GRAPHS)}"
+    )
+    export.add_argument(
+        "--opset", type=int, default=18, metavar="N", help="ONNX operator set version, 18 or later (default: 18)"
     )
     export.set_defaults(run=_export)
 
     verify = commands.add_parser(
         "verify",
-        help="check exported files against eager",
-        description="Run exported files at shapes other than the example's and on extreme data, and print the largest error of each output."
-        " Exit status 1 if one is out of tolerance.",
+        help="compare exported files with eager mode",
+        description="Run exported files at other shapes than those of the export, and on extreme values. Compare the outputs with the"
+        " reference outputs of eager mode that are stored beside each file, and print the largest error of each output. The exit status"
+        " is 1 if an error exceeds its tolerance, and 2 if a file cannot be run.",
     )
-    verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="exported files, or folders of them")
-    verify.add_argument("--json", action="store_true", help="print one JSON document instead")
+    verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="exported file, or folder with exported files")
+    verify.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     verify.set_defaults(run=_verify)
 
     demo = commands.add_parser(
         "demo",
-        help="the whole way once, in a few minutes",
-        description="Train CartPole-v1 with three seeds, export and check everything, play the exported policies with onnxruntime"
-        " alone, time eager against compiled, and write a report.",
+        help="train, export, check and time CartPole-v1, in a few minutes",
+        description="Train CartPole-v1 with three seeds, export the policies, the loss and the training step, and compare the files with"
+        " eager mode. Then play and learn with the exported files where torch is not installed, measure the time of a training step in"
+        " eager mode, compiled and exported, and write a report.",
     )
-    _add_out(demo, "runs/demo", "for all of it")
+    _add_out(demo, "runs/demo", "for the report and all files")
     demo.set_defaults(run=_demo)
 
     bench = commands.add_parser(
         "bench",
-        help="time everything, against the libraries you may use today",
-        description="Time estimators, loss, update and policy, eager, compiled and exported, against torchrl, Stable-Baselines3 and"
-        " numba where they are installed (pip install 'a2c-compiled[peers]'). Every answer is checked before it is timed. Leaves"
-        " results.json, report.md and pictures. Exit status 1 if a mode of this library fails or answers wrong.",
+        help="measure the speed, and compare it with other libraries",
+        description="Measure the time of estimators, loss, training step and policy in eager mode, compiled and exported. Compare with"
+        " TorchRL, Stable-Baselines3 and numba where they are installed (pip install 'a2c-compiled[peers]'). Every result is checked"
+        " before its time is measured. Write results.json, report.md and plots to the folder --out. The exit status is 1 if a mode of this"
+        " library fails or returns a wrong result.",
     )
     if command == "bench":
         _add_bench_options(bench)
@@ -142,26 +167,32 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
-    parser.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=f"folder {what} (default: %(default)s)")
+def _add_out(parser: argparse.ArgumentParser, default: str, purpose: str) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path(default), metavar="DIR", help=f"folder {purpose} (default: %(default)s)"
+    )
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    """Where the run goes, how it begins, and an option for each field of TrainConfig; a field that is not given is left out."""
+    """Adds --out, --resume, --overwrite, --preset, and one option for each field of TrainConfig.
+
+    A field whose option is not used is absent from the parsed arguments, so that presets and the options of a resumed run apply.
+    """
     _need("train")
     from a2c_compiled.training import TrainConfig
     from a2c_compiled.training.presets import PRESETS
 
     _add_out(parser, "runs/train", "of the run")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument(
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last checkpoint in --out, with its options, bit for bit as if it had never stopped; begin where there is none",
+        help="continue from the last checkpoint in --out, with the options of that run and bit for bit as if it had not stopped; start a"
+        " new run if there is no checkpoint",
     )
-    again.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run")
+    start.add_argument("--overwrite", action="store_true", help="start a new run even if --out contains one")
     parser.add_argument(
-        "--preset", choices=PRESETS, help="options that are tuned for an environment; those given here go before them"
+        "--preset", choices=PRESETS, help="tuned options for an environment; options on the command line override them"
     )
     kinds = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
@@ -186,23 +217,25 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
     _need("train")
     from a2c_compiled.training.evaluation import EVALUATION_SEED
 
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder that 'train' wrote")
-    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, written by 'train'")
+    parser.add_argument(
+        "--episodes", type=int, default=100, metavar="N", help="number of episodes to play (default: %(default)s)"
+    )
     parser.add_argument(
         "--seed",
         type=int,
         default=EVALUATION_SEED,
         metavar="N",
-        help="of environments and sampled actions (default: %(default)s)",
+        help="random seed of environments and sampled actions (default: %(default)s)",
     )
     parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most probable ones")
     parser.add_argument(
         "--video",
         type=Path,
         metavar="FILE",
-        help="film an episode: .gif, .mp4 (takes the extra environments), or .png for eight frames of it",
+        help="record one episode: .gif, .mp4 (needs the extra 'environments'), or .png (eight frames side by side)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
@@ -210,22 +243,28 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     from a2c_compiled.benchmarks.run import SUBJECTS
 
     parser.add_argument(
-        "--quick", action="store_true", help="few shapes and samples: under two minutes instead of five or more"
+        "--quick", action="store_true", help="use few shapes and samples: under two minutes instead of five or more"
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=1,
         metavar="N",
-        help="of torch on the CPU; more only on cores that nothing else uses (default: 1)",
+        help="number of CPU threads of torch; use more than 1 only on idle cores (default: 1)",
     )
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
-        help="where the data is; a GPU also gets the shapes of large simulators (default: a GPU if any)",
+        help="device of the data; cuda adds the shapes of large simulators (default: cuda if torch finds a GPU, else cpu)",
     )
-    parser.add_argument("--subject", type=_choices(SUBJECTS), default=list(SUBJECTS), metavar="S[,S]", help=_one_of(SUBJECTS))
-    _add_out(parser, "runs/bench", "for all of it")
+    parser.add_argument(
+        "--subject",
+        type=_choices(SUBJECTS),
+        default=list(SUBJECTS),
+        metavar="S[,S]",
+        help=f"parts to measure: {_one_of(SUBJECTS)}",
+    )
+    _add_out(parser, "runs/bench", "for the report and all files")
 
 
 def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -243,29 +282,34 @@ def _train(arguments: argparse.Namespace) -> int:
     from a2c_compiled.training.plots import plot_runs
 
     if arguments.out.exists() and not arguments.out.is_dir():
-        raise ValueError(f"out: expected a folder, got a file, {arguments.out}")
+        raise ValueError(f"out: expected a folder, got the file {arguments.out}")
     config = _train_config(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)  # fails before training, not after
+    arguments.out.mkdir(parents=True, exist_ok=True)  # if this fails, it fails before training
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:
         return 0
     if result.interrupted:
         command = "a2c-compiled" if "WORLD_SIZE" not in os.environ else "torchrun ... -m a2c_compiled.cli"
         print(
-            f"a2c-compiled: ended by {result.interrupted} after {result.steps:,} steps;"
-            f" {command} train --resume --out {arguments.out} goes on",
+            f"a2c-compiled: stopped by {result.interrupted} after {result.steps:,} environment steps;"
+            f" to continue: {command} train --resume --out {arguments.out}",
             file=sys.stderr,
         )
         return 130 if result.interrupted == "SIGINT" else 143
     plot_runs([arguments.out], arguments.out / "learning_curve.png")
     print(
-        f"greedy return {result.greedy_return:.1f} after {result.steps:,} steps in {result.seconds:.1f} s; run in {arguments.out}/"
+        f"mean episode return of the greedy policy: {result.greedy_return:.1f}, after {result.steps:,} environment steps"
+        f" in {result.seconds:.1f} s; run in {arguments.out}/"
     )
     return 0
 
 
 def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
-    """The options given, before those of the preset, before the defaults; of a run that is resumed, its own."""
+    """Returns the configuration of the run.
+
+    Options on the command line override the preset, and the preset overrides the defaults. For a resumed run, the options of that run
+    take the place of the defaults.
+    """
     from a2c_compiled.training import TrainConfig
     from a2c_compiled.training.checkpoint import has_checkpoint
     from a2c_compiled.training.config import load_config
@@ -273,16 +317,19 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
     from a2c_compiled.training.presets import PRESETS
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    if "hidden" in given:
-        given["hidden"] = tuple(given["hidden"])
-    asked = {**PRESETS.get(arguments.preset, {}), **given}
-    resume = arguments.resume or restarts() > 0  # torchrun starts us as it did before
+    on_command_line = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    if "hidden" in on_command_line:
+        on_command_line["hidden"] = tuple(on_command_line["hidden"])
+    options = {**PRESETS.get(arguments.preset, {}), **on_command_line}
+    resume = arguments.resume or restarts() > 0  # torchrun restarts a process with its first command line
     if has_checkpoint(arguments.out) and not (resume or arguments.overwrite):
-        raise ValueError(f"out: expected a folder without a run, or --resume or --overwrite, got {arguments.out}")
-    if resume and (arguments.out / "config.json").is_file():  # which is there before the first checkpoint
-        return dataclasses.replace(load_config(arguments.out), **asked)
-    return TrainConfig(**asked)
+        raise ValueError(
+            f"out: expected a folder without a run, got {arguments.out}, which contains one;"
+            " --resume continues it, --overwrite starts a new one"
+        )
+    if resume and (arguments.out / "config.json").is_file():  # this file is written before the first checkpoint
+        return dataclasses.replace(load_config(arguments.out), **options)
+    return TrainConfig(**options)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -301,10 +348,10 @@ def _eval(arguments: argparse.Namespace) -> int:
     episodes = play(policy, config.env, arguments.episodes, arguments.seed, frame_stack=config.frame_stack)
     numbers = summary(episodes)
     if arguments.json:
-        about = {"env": config.env, "episodes": arguments.episodes, "seed": arguments.seed, "sampled": arguments.sampled}
+        options = {"env": config.env, "episodes": arguments.episodes, "seed": arguments.seed, "sampled": arguments.sampled}
         print(
             json.dumps(
-                {**about, **numbers, "returns": episodes.returns.tolist(), "lengths": episodes.lengths.tolist()}, indent=2
+                {**options, **numbers, "returns": episodes.returns.tolist(), "lengths": episodes.lengths.tolist()}, indent=2
             )
         )
         return 0
@@ -319,8 +366,8 @@ def _plot(arguments: argparse.Namespace) -> int:
     _need("train")
     from a2c_compiled.training.plots import plot_runs
 
-    alone = len(arguments.folders) == 1
-    out = arguments.out or (arguments.folders[0] / "learning_curve.png" if alone else Path("learning_curves.png"))
+    is_single = len(arguments.folders) == 1
+    out = arguments.out or (arguments.folders[0] / "learning_curve.png" if is_single else Path("learning_curves.png"))
     plot_runs(arguments.folders, out, arguments.x, arguments.smooth)
     print(out)
     return 0
@@ -336,7 +383,7 @@ def _export(arguments: argparse.Namespace) -> int:
     config, step = load_step(arguments.folder)
     out = arguments.out or arguments.folder / "export"
     wanted = jobs(arguments.graph, arguments.format)
-    print(f"{'file':<24}{'KB':>8}{'seconds':>9}{'largest error':>15}  against eager")
+    print(f"{'file':<24}{'KB':>8}{'seconds':>9}{'largest error':>15}  comparison with eager mode")
     failed = []
     with tqdm(total=len(wanted), unit="graph", disable=None, leave=False) as bar:
         bar.set_description(wanted[0].file)
@@ -350,9 +397,9 @@ def _export(arguments: argparse.Namespace) -> int:
     for report in failed:
         print(report)
     if Job(POLICY, "onnx") in wanted:
-        print(f"play it with onnxruntime alone: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
+        print(f"to play the policy without torch: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
     if Job(TRAIN_STEP, "onnx") in wanted:
-        print(f"learn on with onnxruntime alone: python {out}/learn_policy.py {out}/train_step.onnx --env {config.env}")
+        print(f"to continue learning without torch: python {out}/learn_policy.py {out}/train_step.onnx --env {config.env}")
     return 1 if failed else 0
 
 
@@ -371,7 +418,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     for path in paths:
         try:
             report = verify(path)
-        except ValueError as error:  # the others are to be heard of all the same
+        except ValueError as error:  # one file that cannot be run must not hide the results of the others
             files.append({"path": str(path), "passed": False, "error": str(error)})
             print(f"a2c-compiled: {error}", file=sys.stderr)
         else:
@@ -412,15 +459,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     plan = quick(device) if arguments.quick else full(device)
     measured = run(plan, arguments.out, arguments.subject, arguments.threads)
-    print(f"{measured.seconds:.0f} s; report, pictures and results: {arguments.out}/")
-    wrong = ours_not_timed(measured.rows)
-    for line in wrong:
+    print(f"finished in {measured.seconds:.0f} s; report, plots and results: {arguments.out}/")
+    failures = ours_not_timed(measured.rows)
+    for line in failures:
         print(f"a2c-compiled: {line}", file=sys.stderr)
-    return 1 if wrong else 0
+    return 1 if failures else 0
 
 
 def _need(*extras: str) -> None:
-    """Raise ValueError where the packages of an extra are not installed."""
+    """Raises ValueError if packages of an extra are not installed."""
     packages = {"train": ("gymnasium", "safetensors", "tqdm", "matplotlib"), "export": ("onnx", "onnxscript", "onnxruntime")}
     for extra in extras:
         missing = [package for package in packages[extra] if importlib.util.find_spec(package) is None]
@@ -440,7 +487,7 @@ def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:
 
 
 def _one_of(names: Collection[str], default: str = "all") -> str:
-    return f"any of {', '.join(names).replace('_', '-')}, with commas between (default: {default})"
+    return f"any of {', '.join(names).replace('_', '-')}, separated by commas (default: {default})"
 
 
 if __name__ == "__main__":

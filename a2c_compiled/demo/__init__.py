@@ -1,1 +1,1 @@
-"""The whole way once: train, export, check, deploy, learn without torch."""
+"""The command ``a2c-compiled demo``: train, export, check, act and learn without torch, measure, report."""

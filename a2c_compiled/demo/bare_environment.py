@@ -1,4 +1,4 @@
-"""Python without torch, made of what is installed here: where to show that exported files need none."""
+"""A Python environment without torch, in which the demo shows that exported files do not need it."""
 
 import os
 import sysconfig
@@ -11,43 +11,49 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 MODULES = ("numpy", "onnxruntime", "gymnasium")
-"""What exported files and the scripts beside them import."""
+"""The modules that the scripts beside exported files import."""
 
 
 def make_bare_environment(folder: Path, modules: Iterable[str] = MODULES) -> Path:
-    """An environment in ``folder`` with the distributions that ``modules`` are from and all that those require, and no other.
+    """Creates a virtual environment that contains only the packages of ``modules`` and their requirements.
 
-    They are linked from where they are installed: nothing is downloaded, nothing copied.
+    The packages are symbolic links to the packages of this Python. Nothing is downloaded or copied.
+
+    Args:
+        folder: folder of the new environment.
+        modules: names of importable modules.
 
     Returns:
-        Path of its interpreter.
+        Path of the environment's Python interpreter.
 
     Raises:
-        ModuleNotFoundError: a module or a requirement is not installed here.
+        ModuleNotFoundError: a module or a requirement is not installed in this Python.
     """
     venv.create(folder, symlinks=os.name != "nt")
     paths = sysconfig.get_paths("venv", {"base": str(folder), "platbase": str(folder)})
     for distribution in _with_requirements(modules).values():
         for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             link = Path(paths["purelib"]) / name
-            if not link.exists():  # distributions may share a folder
+            if not link.exists():  # several packages may share a folder
                 link.symlink_to(Path(str(distribution.locate_file(name))).resolve())
     return Path(paths["scripts"]) / ("python.exe" if os.name == "nt" else "python")
 
 
 def _with_requirements(modules: Iterable[str]) -> Dict[str, metadata.Distribution]:
-    """The distributions of ``modules`` and, without extras, of all that they require, by name."""
+    """Returns, by name, the installed distributions of ``modules`` and of all their requirements, without extras."""
     installed = metadata.packages_distributions()
     missing = [module for module in modules if module not in installed]
     if missing:
-        raise ModuleNotFoundError(f"modules: expected installed ones, got {', '.join(missing)}")
-    found: Dict[str, metadata.Distribution] = {}
-    waiting = [name for module in modules for name in installed[module]]
-    while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in found:
+        raise ModuleNotFoundError(f"modules: expected installed modules, got {', '.join(missing)}")
+    distributions: Dict[str, metadata.Distribution] = {}
+    pending = [name for module in modules for name in installed[module]]
+    while pending:
+        name = canonicalize_name(pending.pop())
+        if name in distributions:
             continue
-        found[name] = metadata.distribution(name)
-        requirements = map(Requirement, found[name].requires or ())
-        waiting += [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return found
+        distributions[name] = metadata.distribution(name)
+        requirements = map(Requirement, distributions[name].requires or ())
+        pending += [
+            required.name for required in requirements if required.marker is None or required.marker.evaluate({"extra": ""})
+        ]
+    return distributions

@@ -1,4 +1,4 @@
-"""The whole way once: train, export, check, deploy, time, and say how it went."""
+"""Trains CartPole-v1, exports and checks it, acts and learns without torch, measures a training step, and writes a report."""
 
 import json
 import subprocess
@@ -29,18 +29,18 @@ GOAL = goal_of(TrainConfig.env) or 0.0
 
 
 class DemoError(Exception):
-    """Something the demo is to show did not come true."""
+    """A result of the demo is not the expected one: an environment is not solved, or an exported file differs from torch."""
 
 
 class Findings(NamedTuple):
-    """What the demo found out, by seed where it is a dict.
+    """The results of the demo.
 
     Attributes:
-        results: of training in torch.
-        deployed: mean return of the exported policy, where torch is not installed.
-        learnt: what ``learn_policy.py`` said of learning from scratch, where torch is not installed.
-        reports: on every file.
-        timings: of one update.
+        results: by seed, the result of training with torch.
+        deployed: by seed, the mean episode return of the exported policy in a Python without torch.
+        learnt: by seed, the last JSON line that ``learn_policy.py`` printed after training from scratch in a Python without torch.
+        reports: the comparison of each exported file with eager mode.
+        timings: the duration of a training step, for several sizes of rollout.
     """
 
     results: Dict[int, TrainResult]
@@ -51,7 +51,10 @@ class Findings(NamedTuple):
 
 
 class StepTiming(NamedTuple):
-    """One update eager, compiled and in onnxruntime, and the seconds that compiling took."""
+    """The duration of one training step in eager mode, compiled and in onnxruntime, for a rollout of size ``shape``.
+
+    ``compile_seconds`` is the duration of the first compiled call.
+    """
 
     shape: str
     eager: Timing
@@ -61,18 +64,26 @@ class StepTiming(NamedTuple):
 
 
 def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
-    """Train CartPole-v1 for each seed, export and check everything, learn it again without torch, and leave a report in ``out``.
+    """Trains CartPole-v1 for each seed, exports and checks the results, learns again without torch, and writes a report.
+
+    Args:
+        out: folder for the report and all files.
+        seeds: seeds of the training runs. All graphs of the first seed are exported, and the policy of each other seed.
 
     Returns:
         Path of the report.
 
     Raises:
-        DemoError: a seed was not solved, a file differs from eager, or the exported policy plays differently.
+        DemoError: a seed did not solve the environment, a file differs from eager mode, the exported policy has another return than the
+            policy in torch, or a script failed.
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
 
-    print(f"1. Training {TrainConfig.env} with the compiled step, seeds {', '.join(map(str, seeds))}")
+    print(
+        f"1. Training {TrainConfig.env} with the compiled training step, seeds {', '.join(map(str, seeds))}."
+        f" The environment is solved at a mean episode return of {GOAL:g}."
+    )
     results: Dict[int, TrainResult] = {}
     for seed in seeds:
         config = TrainConfig(seed=seed, compile=True)
@@ -80,7 +91,9 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
         print(f"   seed {seed}: {describe(results[seed])}")
     plot_runs([out / f"seed_{seed}" for seed in seeds], out / "learning_curve.png")
 
-    print("\n2. Exporting, and checking each file against eager: everything of the first seed, the policies of the others")
+    print(
+        "\n2. Exporting all graphs of the first seed and the policies of the others, and comparing each file with eager mode."
+    )
     reports: List[export.Report] = []
     for seed in seeds:
         wanted = jobs() if seed == seeds[0] else [Job(POLICY, "onnx")]
@@ -90,20 +103,27 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
 
     with tempfile.TemporaryDirectory() as folder:
         python = make_bare_environment(Path(folder))
-        print(f"\n3. Playing {EPISODES} episodes with the exported policies, where torch is not installed")
+        print(f"\n3. Playing {EPISODES} episodes with each exported policy in a Python without torch.")
         deployed = {seed: play_exported(python, out / f"seed_{seed}" / "policy.onnx") for seed in seeds}
         for seed in seeds:
-            print(f"   seed {seed}: {deployed[seed]:.1f} in onnxruntime, {results[seed].greedy_return:.1f} in torch")
+            print(
+                f"   seed {seed}: mean episode return {deployed[seed]:.1f} in onnxruntime,"
+                f" {results[seed].greedy_return:.1f} in torch"
+            )
 
-        print("\n4. Learning it from scratch with the exported training step, where torch is not installed")
+        print("\n4. Learning from scratch with the exported training step in a Python without torch.")
         learnt = {}
         for seed in seeds:
             learnt[seed] = learn_exported(python, out / f"seed_{seed}" / "from_scratch", seed)
             print(
-                "   seed {}: greedy return {return:.1f} after {steps:,} steps in {seconds:.1f} s".format(seed, **learnt[seed])
+                "   seed {}: mean episode return of the greedy policy: {return:.1f}, after {steps:,} environment steps"
+                " in {seconds:.1f} s".format(seed, **learnt[seed])
             )
 
-    print("\n5. One training step: eager, compiled, and exported in onnxruntime")
+    print(
+        "\n5. Measuring one training step in eager mode, compiled, and exported in onnxruntime."
+        " Median, with the 20th and 80th percentile in brackets."
+    )
     timings = time_steps(((5, 8), (16, 64), (128, 64)))
     for line in timing_table(timings):
         print("   " + line)
@@ -113,7 +133,7 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     seconds = time.perf_counter() - started
     with written_whole(report_path) as temporary:
         temporary.write_text(report_text(findings, seconds))
-    print(f"\nDone in {seconds:.0f} s. Report, picture and files: {out}/")
+    print(f"\nThe demo took {seconds:.0f} s. The report, the learning curves and all files are in {out}/")
     failures = failed_claims(findings)
     if failures:
         raise DemoError("; ".join(failures))
@@ -121,25 +141,34 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
 
 
 def describe(result: TrainResult) -> str:
-    """One line on a training run."""
-    return f"greedy return {result.greedy_return:.1f} after {result.steps:,} steps in {result.seconds:.1f} s"
+    """Returns one line about a training run."""
+    return (
+        f"mean episode return of the greedy policy: {result.greedy_return:.1f}, after {result.steps:,} environment steps"
+        f" in {result.seconds:.1f} s"
+    )
 
 
 def summary(report: export.Report) -> str:
-    """One line on a file."""
-    verdict = f"equal to eager in {len(report.cases)} cases" if report.passed else "DIFFERS FROM EAGER"
-    return f"{report.path.name:<24} {report.size / 1024:7.0f} KB  largest error {report.worst:.1e}  {verdict}"
+    """Returns one line about an exported file."""
+    verdict = (
+        f"equal to eager mode within tolerance in {len(report.cases)} cases" if report.passed else "DIFFERS FROM EAGER MODE"
+    )
+    return f"{report.path.name:<24} {report.size / 1024:7.0f} KB  largest relative error {report.worst:.1e}  {verdict}"
 
 
 def play_exported(python: Path, policy: Path) -> float:
-    """Mean return of an exported policy in another environment of Python."""
+    """Plays :data:`EPISODES` episodes with an exported policy and the interpreter ``python``. Returns their mean return."""
     options = ["--env", TrainConfig.env, "--episodes", str(EPISODES), "--seed", str(EVALUATION_SEED)]
     returns = _run(python, policy.with_name("play_policy.py"), policy, *options)
     return sum(returns) / len(returns)
 
 
 def learn_exported(python: Path, folder: Path, seed: int) -> Dict[str, Any]:
-    """Learn with new networks in another environment of Python, by a training step that is exported to ``folder``."""
+    """Trains new networks with the interpreter ``python`` and a training step exported to ``folder``.
+
+    Returns:
+        The last JSON line that ``learn_policy.py`` printed: ``return``, ``steps``, ``seconds``, ``solved``.
+    """
     config = TrainConfig(seed=seed, device="cpu")
     seed_everything(seed)
     step = make_step(config, make_loss(config), compile=False)
@@ -149,16 +178,16 @@ def learn_exported(python: Path, folder: Path, seed: int) -> Dict[str, Any]:
 
 
 def _run(python: Path, script: Path, *arguments: Any) -> Any:
-    """What a script says last, which is JSON."""
-    done = subprocess.run([python, script, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        last_words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise DemoError(f"{script.name} failed: {last_words[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    """Runs a script and returns the JSON in the last line that it prints."""
+    process = subprocess.run([python, script, *arguments], capture_output=True, text=True)
+    if process.returncode:
+        error_lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise DemoError(f"{script.name} failed: {error_lines[-1]}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def time_steps(shapes: Sequence[Tuple[int, int]]) -> List[StepTiming]:
-    """One update at each number of steps and environments, on random data, from the same start in every mode."""
+    """Measures one training step on random rollouts of each shape ``(steps, environments)``. All modes start from equal parameters."""
     start = TrainStep(make_loss(TrainConfig(device="cpu")), compile=False)
     with tempfile.TemporaryDirectory() as folder:
         path = export.export_train_step(start, random_rollout(4, 3), Path(folder) / "train_step.onnx")
@@ -166,7 +195,7 @@ def time_steps(shapes: Sequence[Tuple[int, int]]) -> List[StepTiming]:
 
 
 def time_step(start: TrainStep, exported: Path, num_steps: int, num_envs: int) -> StepTiming:
-    """Each mode is held against eager before it is timed."""
+    """Measures one training step of each mode, after comparing the metrics of the mode with those of eager mode."""
     rollout = random_rollout(num_steps, num_envs)
     eager, compiled = (TrainStep(make_loss(TrainConfig(device="cpu")), compile=mode, dynamic=False) for mode in (False, True))
     for step in (eager, compiled):
@@ -190,7 +219,7 @@ def time_step(start: TrainStep, exported: Path, num_steps: int, num_envs: int) -
 
 
 def random_rollout(num_steps: int, num_envs: int) -> Rollout:
-    """Data of CartPole's shapes with ends anywhere."""
+    """Returns random data with the shapes of CartPole. Episodes end at random steps."""
     generator = torch.Generator().manual_seed(0)
     shape = (num_steps, num_envs)
     observations = torch.randn(2, *shape, 4, generator=generator)
@@ -201,35 +230,35 @@ def random_rollout(num_steps: int, num_envs: int) -> Rollout:
 
 
 def timing_table(timings: Sequence[StepTiming]) -> List[str]:
-    """Markdown rows: medians, with the lowest and highest fifth."""
+    """Returns Markdown rows with the median duration of each mode, and the 20th and 80th percentile in brackets."""
     rows = [
-        "| envs x steps | eager, ms | compiled, ms | onnxruntime, ms | eager / compiled | eager / onnxruntime | compiling, s |",
+        "| environments x steps | eager, ms | compiled, ms | onnxruntime, ms | eager / compiled | eager / onnxruntime | compilation, s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in timings:
-        modes = (one.eager, one.compiled, one.exported)
+    for timing in timings:
+        modes = (timing.eager, timing.compiled, timing.exported)
         cells = [f"{t.median * 1e3:.2f} ({t.low * 1e3:.2f}-{t.high * 1e3:.2f})" for t in modes]
-        ratios = [f"{one.eager.median / t.median:.1f}" for t in modes[1:]]
-        rows.append(f"| {one.shape} | {' | '.join(cells + ratios)} | {one.compile_seconds:.1f} |")
+        ratios = [f"{timing.eager.median / t.median:.1f}" for t in modes[1:]]
+        rows.append(f"| {timing.shape} | {' | '.join(cells + ratios)} | {timing.compile_seconds:.1f} |")
     return rows
 
 
 def failed_claims(findings: Findings) -> List[str]:
-    """What the demo claims and did not come true."""
+    """Returns one line for each result that is not the expected one."""
     results, deployed = findings.results, findings.deployed
     failures = [
-        f"seed {seed} reached only {result.greedy_return:.1f}"
+        f"seed {seed}: expected a mean episode return of at least {GOAL:g}, got {result.greedy_return:.1f}"
         for seed, result in results.items()
         if result.greedy_return < GOAL
     ]
-    failures += [f"{report.path} differs from eager" for report in findings.reports if not report.passed]
+    failures += [f"{report.path}: differs from eager mode" for report in findings.reports if not report.passed]
     failures += [
-        f"seed {seed} returns {deployed[seed]:.1f} in onnxruntime, not {result.greedy_return:.1f}"
+        f"seed {seed}: expected the mean episode return {result.greedy_return:.1f} in onnxruntime, got {deployed[seed]:.1f}"
         for seed, result in results.items()
         if deployed[seed] != result.greedy_return
     ]
     failures += [
-        f"seed {seed} reached only {learnt['return']:.1f} without torch"
+        f"seed {seed}: expected to solve {TrainConfig.env} without torch, got a mean episode return of {learnt['return']:.1f}"
         for seed, learnt in findings.learnt.items()
         if not learnt["solved"]
     ]
@@ -237,19 +266,20 @@ def failed_claims(findings: Findings) -> List[str]:
 
 
 def report_text(findings: Findings, seconds: float) -> str:
-    """The one-page report."""
+    """Returns the report in Markdown, one page long."""
     failures = failed_claims(findings)
     lines = [
         f"# A2C on {TrainConfig.env}",
         "",
-        "Everything below came true." if not failures else f"**Failed: {'; '.join(failures)}.**",
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {seconds:.0f} s in all.",
+        "All checks passed." if not failures else f"**Failed: {'; '.join(failures)}.**",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {seconds:.0f} s in total.",
         "",
         "## Training",
         "",
-        f"Greedy return, mean of {EPISODES} episodes ({GOAL:g} is solved). Seconds include compiling.",
+        f"Mean episode return of the greedy policy over {EPISODES} episodes. The environment is solved at {GOAL:g}."
+        " The seconds of training include compilation.",
         "",
-        "| seed | in torch | exported, in onnxruntime alone | environment steps | seconds |",
+        "| seed | in torch | exported, in onnxruntime without torch | environment steps | seconds |",
         "|---|---|---|---|---|",
         *(
             f"| {seed} | {result.greedy_return:.1f} | {findings.deployed[seed]:.1f} | {result.steps:,} | {result.seconds:.1f} |"
@@ -258,21 +288,22 @@ def report_text(findings: Findings, seconds: float) -> str:
         "",
         "![learning curves](learning_curve.png)",
         "",
-        "## Learning from scratch where torch is not installed",
+        "## Learning from scratch without torch",
         "",
-        "New networks, acting and learning through exported graphs in onnxruntime; numpy and gymnasium are all there is beside it.",
+        "New networks act and learn with exported graphs in onnxruntime. Only onnxruntime, numpy and gymnasium are installed.",
         "",
-        "| seed | greedy return | environment steps | seconds |",
+        "| seed | mean episode return | environment steps | seconds |",
         "|---|---|---|---|",
         *(
             "| {} | {return:.1f} | {steps:,} | {seconds:.1f} |".format(seed, **learnt)
             for seed, learnt in findings.learnt.items()
         ),
         "",
-        "## Exported files against eager",
+        "## Exported files compared with eager mode",
         "",
-        "Largest error of any output, in cases none of which is the example's; relative to the output's largest magnitude, at least 1, or"
-        " to what an update changes.",
+        "Each file runs on inputs other than the example of the export. The table shows the largest error of all outputs. The error of an"
+        " output is relative to its largest magnitude or 1, whichever is larger. The error of a new parameter or optimizer state is"
+        " relative to the size of its change.",
         "",
         "| file | KB | cases | largest error | |",
         "|---|---|---|---|---|",
@@ -282,12 +313,12 @@ def report_text(findings: Findings, seconds: float) -> str:
             for report in findings.reports
         ),
         "",
-        "Play a policy where only numpy, onnxruntime and gymnasium are installed: `python play_policy.py policy.onnx`; learn on:"
-        " `python learn_policy.py train_step.onnx`.",
+        "These commands need only numpy, onnxruntime and gymnasium. Play with a policy: `python play_policy.py policy.onnx`."
+        " Continue learning: `python learn_policy.py train_step.onnx`.",
         "",
         "## One training step",
         "",
-        "Forward, backward, clipping and RMSprop; medians of 30 samples, lowest and highest fifth in brackets.",
+        "Loss, gradient, clipping and RMSprop. Median of 30 samples; 20th and 80th percentile in brackets.",
         "",
         *timing_table(findings.timings),
         "",

@@ -1,4 +1,4 @@
-"""Functions of another library replaced by faster ones, and put back."""
+"""Replaces functions of another library while accelerations are active, and restores them afterwards."""
 
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
@@ -7,11 +7,11 @@ Place = Tuple[Any, str]
 
 
 class Acceleration:
-    """A request for acceleration, and what it came to. As a context manager, it is taken back at the end of the block.
+    """An active acceleration and its counters. As a context manager, it ends at the end of the ``with`` block.
 
     Attributes:
-        calls: how many calls this library has served.
-        fallbacks: by reason, how many it has left to the functions that it stands in for.
+        calls: number of calls that this library computed.
+        fallbacks: by reason, number of calls that the replaced function computed instead.
     """
 
     def __init__(self, replacement: "Replacement") -> None:
@@ -32,42 +32,42 @@ class Acceleration:
 
 
 class Replacement:
-    """Attributes of classes or modules that hold other functions as long as any request for them is open.
+    """Replaces attributes of classes or modules while at least one acceleration is active.
 
     Args:
-        functions: by class or module and attribute, what makes the replacement of the function that is there.
+        functions: by class or module and attribute name, a function that takes the original attribute and returns its replacement.
     """
 
     def __init__(self, functions: Dict[Place, Callable[[Any], Any]]) -> None:
         self._functions = functions
         self._originals: Dict[Place, Any] = {}
-        self._open: List[Acceleration] = []
+        self._active: List[Acceleration] = []
 
     def begin(self) -> Acceleration:
-        """A new request; the first one puts the replacements in place."""
-        if not self._open:
+        """Starts an acceleration. The first one replaces the attributes."""
+        if not self._active:
             self._originals = {(owner, name): getattr(owner, name) for owner, name in self._functions}
             for (owner, name), make in self._functions.items():
                 setattr(owner, name, make(self._originals[owner, name]))
-        self._open.append(Acceleration(self))
-        return self._open[-1]
+        self._active.append(Acceleration(self))
+        return self._active[-1]
 
     def end(self, acceleration: Acceleration) -> None:
-        """Close one request; the last one puts back what was there. One that is closed already changes nothing."""
-        if acceleration in self._open:
-            self._open.remove(acceleration)
-            if not self._open:
+        """Ends one acceleration. The last one restores the attributes. An acceleration that has ended is ignored."""
+        if acceleration in self._active:
+            self._active.remove(acceleration)
+            if not self._active:
                 self._put_back()
 
     def end_all(self) -> None:
-        """Close every request."""
-        if self._open:
-            self._open.clear()
+        """Ends every acceleration and restores the attributes."""
+        if self._active:
+            self._active.clear()
             self._put_back()
 
     def count(self, reason: Optional[str]) -> None:
-        """A call was served, or for ``reason`` left to the original."""
-        for acceleration in self._open:
+        """Counts a call in every active acceleration: as a fallback for ``reason``, or, if that is None, as a call of this library."""
+        for acceleration in self._active:
             if reason is None:
                 acceleration.calls += 1
             else:

@@ -1,4 +1,4 @@
-"""One optimizer step of A2C, which needs torch alone: the rollout it learns from, the step, its optimizers and its compilation."""
+"""The A2C training step: loss, gradient, clipping and optimizer in one call. It depends on torch only."""
 
 from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.update.rollout import Rollout

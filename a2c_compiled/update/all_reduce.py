@@ -1,4 +1,4 @@
-"""Sums over processes inside a graph."""
+"""An all-reduce that can be part of a compiled graph."""
 
 from typing import List, Optional, Sequence
 
@@ -9,10 +9,10 @@ from a2c_compiled._torch_internals import sum_over_processes
 
 
 def group_name_of(process_group: Optional[object]) -> Optional[str]:
-    """The name of a group of processes, which unlike the group copies, pickles and compiles.
+    """Returns the name of a process group, or None for None. Unlike the group, the name can be copied, pickled and compiled.
 
     Raises:
-        TypeError: it is no process group.
+        TypeError: ``process_group`` is not a process group.
     """
     if process_group is None:
         return None
@@ -23,7 +23,11 @@ def group_name_of(process_group: Optional[object]) -> Optional[str]:
 
 
 def summed_over_processes(tensors: Sequence[Tensor], group_name: str) -> List[Tensor]:
-    """Each tensor's sum over the processes, in one all-reduce of them all."""
+    """Sums each tensor over the processes of the group, in one all-reduce.
+
+    Returns:
+        New tensors with the shapes and dtypes of ``tensors``.
+    """
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     sums = sum_over_processes(flat, group_name).split([tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in zip(sums, tensors, strict=True)]

@@ -1,4 +1,4 @@
-"""A pass over inductor's graphs that makes the most of a CPU in float32."""
+"""A pass over inductor's graphs that replaces float32 operations on a CPU with faster ones: matrix products and tanh."""
 
 from typing import Any, Optional, Tuple, TypeAlias
 
@@ -10,22 +10,26 @@ from a2c_compiled._torch_internals import inductor_patterns, onednn_product, siz
 
 inductor = inductor_patterns()
 _Pass: Any = inductor.CustomGraphPass
-Match: TypeAlias = Any  # of inductor's pattern matcher
+Match: TypeAlias = Any  # torch._inductor.pattern_matcher.Match
 
 aten = torch.ops.aten
 
-# From so many multiplications on oneDNN's speed makes up for its longer start, and so many rows and columns it makes use of; measured.
-_LARGE, _WIDE = 1 << 21, 8
+# Measured limits. Below this number of multiplications, oneDNN's longer start costs more than it saves. In a product whose inner
+# dimension is the longest, oneDNN needs at least this many rows and columns to be faster.
+_MIN_MULTIPLICATIONS, _MIN_ROWS_AND_COLUMNS = 1 << 21, 8
 
-# tanh(x) / x - 1 as x^2 times a polynomial in x^2, for |x| below the first number; from the highest power down.
+# For |x| < _NEAR_ZERO: tanh(x) = x + x * x^2 * p(x^2). These are the coefficients of the polynomial p, highest power first.
 _NEAR_ZERO = 0.625
-_ODD = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_POLYNOMIAL = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 
 _products, _activations = inductor.PatternMatcherPass(), inductor.PatternMatcherPass()
 
 
 class Float32OnCpu(_Pass):
-    """Puts faster equals in the place of operations in inductor's graph; one is as good as another, as compiled functions are."""
+    """An inductor pass that replaces float32 matrix products and tanh on a CPU. All instances are equal.
+
+    Torch compares the options of compiled functions. Equal instances let it use one compiled graph for equal options.
+    """
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Float32OnCpu
@@ -38,6 +42,7 @@ class Float32OnCpu(_Pass):
         _activations.apply(graph)
 
     def uuid(self) -> Any:
+        """Returns the key of this pass in inductor's cache: a hash of this file, so that a changed pass compiles again."""
         return inductor.get_hash_for_files((__file__,))
 
 
@@ -49,8 +54,8 @@ def _is_float32_on_cpu(match: Match) -> bool:
 # -- Products --
 
 
-# An operator of its own: inductor takes oneDNN's for networks that no longer learn, and its weights for constants.
-# The library lives as long as the module: its end would unregister the operator.
+# This operator wraps oneDNN's. Inductor uses oneDNN's operator for frozen networks and treats its weights as constants.
+# A module variable holds the library, because the operator is unregistered when the library object is deleted.
 _library = torch.library.Library("a2c_compiled", "FRAGMENT")
 _library.define(
     "product(Tensor left, Tensor right, Tensor? bias, str activation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
@@ -58,7 +63,7 @@ _library.define(
 
 
 def _in_onednn(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
-    assert onednn_product is not None, "products are left alone without it"
+    assert onednn_product is not None, "without oneDNN, no product is replaced"
     return onednn_product(left, right.t(), bias, activation, [], "")
 
 
@@ -75,16 +80,22 @@ def _sizes(left: Tensor, right: Tensor) -> Tuple[int, int, int]:
 
 
 def _pays_off(match: Match) -> bool:
-    """Whether a product is one of those that oneDNN is faster at."""
+    """Returns whether oneDNN is faster for this product, by the measured limits."""
     if not _is_float32_on_cpu(match) or onednn_product is None:
         return False
     rows, inner, columns = _sizes(*(match.kwargs[name].meta["val"] for name in ("left", "right")))
     long_sums = inner > max(rows, columns)
-    return rows * inner * columns >= _LARGE and (not long_sums or ("bias" not in match.kwargs and min(rows, columns) >= _WIDE))
+    return rows * inner * columns >= _MIN_MULTIPLICATIONS and (
+        not long_sums or ("bias" not in match.kwargs and min(rows, columns) >= _MIN_ROWS_AND_COLUMNS)
+    )
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Long sums, as in the gradient of a weight, want one factor's entries in the order of summing: the loop that makes it turns it."""
+    """Computes ``left @ right`` in oneDNN.
+
+    Where the inner dimension is the longest, as in the gradient of a weight, oneDNN is faster if the left factor is contiguous along it.
+    The smaller factor becomes the left one, because it is copied. Inductor fuses the copy into the loop that computes the factor.
+    """
     rows, inner, columns = _sizes(left, right)
     if inner > max(rows, columns):
         if rows > columns:
@@ -121,13 +132,16 @@ def _replace_addmm(match: Match, bias: Any, left: Any, right: Any) -> None:
 
 
 def _tanh(x: Tensor) -> Tensor:
-    """An odd polynomial near 0, and ``1 - 2 / (exp(2 |x|) + 1)`` beyond, where that loses no digits."""
-    size, square = x.abs(), x * x
-    series = torch.full_like(x, _ODD[0])
-    for coefficient in _ODD[1:]:
+    """Computes tanh with an odd polynomial near 0, and as ``1 - 2 / (exp(2 |x|) + 1)`` elsewhere.
+
+    Near 0 the second form loses digits, because it subtracts two numbers of almost equal size.
+    """
+    magnitude, square = x.abs(), x * x
+    series = torch.full_like(x, _POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
         series = series * square + coefficient
-    near = size + size * square * series
-    return torch.where(size < _NEAR_ZERO, near, 1 - 2 / ((2 * size).exp() + 1)).copysign(x)
+    near = magnitude + magnitude * square * series
+    return torch.where(magnitude < _NEAR_ZERO, near, 1 - 2 / ((2 * magnitude).exp() + 1)).copysign(x)
 
 
 @inductor.register_graph_pattern(
@@ -136,7 +150,7 @@ def _tanh(x: Tensor) -> Tensor:
 def _replace_tanh(match: Match, x: Any) -> None:
     product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x
     if product.target is torch.ops.a2c_compiled.product.default and len(x.users) == len(product.users) == 1:
-        product.update_arg(3, "tanh")  # as accurate there, and what the product writes need not be read again
+        product.update_arg(3, "tanh")  # oneDNN's tanh is as accurate, and its output is not written and read a second time
         match.output_node().replace_all_uses_with(x)
         match.erase_nodes()
     else:

@@ -1,4 +1,4 @@
-"""The losses of a rollout and their gradient by the parameters that learn: of minibatches, in half precision, over processes."""
+"""The losses of a rollout and their gradients, with minibatches, autocast and several processes."""
 
 from contextlib import nullcontext
 from typing import Any, ContextManager, Dict, List, Optional, Tuple
@@ -13,16 +13,16 @@ from a2c_compiled.update.minibatches import added, combined, cut, environment_di
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
 Derivatives = List[Optional[Tensor]]
-"""One for each parameter; None where the losses do not depend on it."""
+"""One gradient per parameter. None: the losses do not depend on the parameter."""
 
 
 class LossGradients:
-    """A function from parameters and a rollout to the losses, detached, and the derivatives of their sum.
+    """Computes the losses of a rollout and the gradient of their sum with respect to the parameters.
 
     Args:
-        loss: whose parameters these are; what it holds is not read, but for parameters that do not learn.
-        minibatches, autocast: as of :class:`~a2c_compiled.TrainStep`.
-        group_name: of the process group to sum over; None for this process alone.
+        loss: the loss module. Calls pass the values of its trained parameters; the other parameters and the buffers are read from it.
+        minibatches, autocast: see :class:`~a2c_compiled.TrainStep`.
+        group_name: name of the process group whose processes are combined; None for this process only.
     """
 
     def __init__(self, loss: A2CLoss, minibatches: int, autocast: Optional[torch.dtype], group_name: Optional[str]) -> None:
@@ -31,7 +31,17 @@ class LossGradients:
     def __call__(
         self, placed: Dict[str, Tensor], params: List[Tensor], rollout: Rollout, noise: Optional[Tensor] = None
     ) -> Tuple[A2CLosses, Derivatives]:
-        """``params`` require grad, ``placed`` has them by their places in the loss; ``noise`` is that of its sampled entropy."""
+        """Computes the losses, detached, and one gradient per parameter.
+
+        Args:
+            placed: the tensors of ``params`` by every name at which the loss holds them.
+            params: values of the trained parameters, which require grad.
+            rollout: the steps to learn from.
+            noise: noise for the sampled entropy, see :meth:`a2c_compiled.A2CLoss.forward`; None draws it.
+
+        Raises:
+            ValueError: ``noise`` is given with several minibatches, or the rollout or the loss does not fit.
+        """
         arguments = as_loss_arguments(rollout._asdict())
         if self.minibatches == 1:
             if noise is not None:
@@ -39,26 +49,26 @@ class LossGradients:
             losses, derivatives = self._of_piece(placed, params, arguments)
         else:
             if noise is not None:
-                raise ValueError("noise: expected None with minibatches, which draw their own, got a tensor")
+                raise ValueError("noise: expected None with several minibatches, since each draws its own noise, got a tensor")
             dim = environment_dim(rollout, self.loss.value_estimator.time_dim, self.minibatches)
             pieces = cut(self._with_estimates(placed, arguments), dim, self.minibatches)
             weights = shares(pieces, torch.promote_types(params[0].dtype, torch.float32))
-            parts, of_pieces = zip(*(self._of_piece(placed, params, piece) for piece in pieces), strict=True)
-            summed = None if self.loss.reduction == "sum" else weights
-            derivatives = [added(terms, summed) for terms in zip(*of_pieces, strict=True)]
+            parts, part_derivatives = zip(*(self._of_piece(placed, params, piece) for piece in pieces), strict=True)
+            gradient_weights = None if self.loss.reduction == "sum" else weights
+            derivatives = [added(terms, gradient_weights) for terms in zip(*part_derivatives, strict=True)]
             losses = combined(parts, weights, self.loss.reduction)
         if self.group_name is not None:
             return self._over_processes(losses, derivatives, rollout, self.group_name)
         return losses, derivatives
 
     def _with_estimates(self, placed: Dict[str, Tensor], arguments: Dict[str, Any]) -> Dict[str, Any]:
-        """What the loss takes of a rollout once its advantages are known."""
-        inside = {f"loss.{place}": tensor for place, tensor in placed.items()}
+        """Computes advantages and value targets of the whole rollout, and returns the arguments of the loss that contain them."""
+        placed_in_module = {f"loss.{place}": tensor for place, tensor in placed.items()}
         with self._precision(arguments["reward"].device):
-            estimates = torch.func.functional_call(_Estimates(self.loss), inside, (), arguments, tie_weights=False)
-        given = {name: arguments[name] for name in ("observation", "action", "sample_log_prob")} | estimates._asdict()
-        del given["new_state_value"]
-        return given
+            estimates = torch.func.functional_call(_Estimates(self.loss), placed_in_module, (), arguments, tie_weights=False)
+        loss_arguments = {name: arguments[name] for name in ("observation", "action", "sample_log_prob")} | estimates._asdict()
+        del loss_arguments["new_state_value"]
+        return loss_arguments
 
     def _of_piece(
         self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any]
@@ -68,14 +78,14 @@ class LossGradients:
                 losses = torch.func.functional_call(self.loss, placed, (), arguments, tie_weights=False)
             present = [getattr(losses, name) for name in LOSSES if getattr(losses, name) is not None]
             if not present:
-                raise ValueError("loss: expected out_keys with a loss_* among them, got none to minimise")
+                raise ValueError("loss: expected out_keys with a loss_* name to minimise, got none")
             total = sum(present[1:], present[0])
         derivatives = torch.autograd.grad(total, params, allow_unused=True)
         detached = A2CLosses(*(None if part is None else part.detach() for part in losses))
         return detached, [None if derivative is None else derivative.detach() for derivative in derivatives]
 
     def _precision(self, device: torch.device) -> ContextManager[Any]:
-        """What the networks run in."""
+        """Returns the autocast context for the networks, or an empty context."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(device.type, self.autocast, cache_enabled=False)
@@ -83,7 +93,11 @@ class LossGradients:
     def _over_processes(
         self, losses: A2CLosses, derivatives: Derivatives, rollout: Rollout, group_name: str
     ) -> Tuple[A2CLosses, Derivatives]:
-        """Of all processes' steps together: of means the mean, by the number of steps that count, of sums the sum."""
+        """Combines losses and gradients of all processes.
+
+        Means are averaged with the number of unmasked steps of each process as weight. With ``reduction="sum"``, the losses and gradients
+        are summed.
+        """
         grads = [derivative for derivative in derivatives if derivative is not None]
         count = rollout.reward.new_full((), rollout.reward.numel()) if rollout.mask is None else rollout.mask.sum()
         count = count.to(torch.promote_types(grads[0].dtype, torch.float32))
@@ -101,12 +115,12 @@ class LossGradients:
 
 
 class _Estimates(nn.Module):
-    """The estimates of a loss as a module's call, which is what ``functional_call`` makes."""
+    """A module whose ``forward`` is ``loss.estimates``, because ``torch.func.functional_call`` calls ``forward``."""
 
     def __init__(self, loss: A2CLoss) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, **arguments: Any) -> Any:
-        """As :meth:`~a2c_compiled.A2CLoss.estimates`."""
+        """See :meth:`a2c_compiled.A2CLoss.estimates`."""
         return self.loss.estimates(**arguments)

@@ -1,4 +1,4 @@
-"""A rollout in pieces of fewer environments, whose gradients add up to that of the whole."""
+"""Splits a rollout into minibatches of environments, and combines their losses and gradients to those of the whole rollout."""
 
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -11,7 +11,7 @@ from a2c_compiled.update.rollout import Rollout
 
 
 def cut(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]:
-    """Tensors, and tuples of tensors, in ``count`` equal pieces along ``dim``."""
+    """Splits tensors, and tuples of tensors, into ``count`` pieces of equal size along ``dim``. None stays None."""
 
     def piece(entry: Any, i: int) -> Any:
         if isinstance(entry, tuple):
@@ -25,14 +25,16 @@ def cut(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]
 
 
 def environment_dim(rollout: Rollout, time_dim: int, count: int) -> int:
-    """Which of the first two dimensions is not time.
+    """Returns the dimension of the environments: the one of the first two that is not ``time_dim``.
 
     Raises:
-        ValueError: it cannot be cut into ``count`` pieces of one size.
+        ValueError: the reward has one dimension, or ``count`` does not divide the number of environments.
     """
     reward = rollout.reward
     if reward.dim() < 2:
-        raise ValueError(f"minibatches: expected rewards of steps and environments to cut, got shape {list(reward.shape)}")
+        raise ValueError(
+            f"minibatches: expected a reward with a step and an environment dimension, got shape {list(reward.shape)}"
+        )
     dim = 1 if time_dim % reward.dim() == 0 else 0
     if reward.size(dim) % count != 0:
         raise ValueError(f"minibatches: expected a number that divides the {reward.size(dim)} environments, got {count}")
@@ -40,14 +42,14 @@ def environment_dim(rollout: Rollout, time_dim: int, count: int) -> int:
 
 
 def shares(pieces: Sequence[Dict[str, Any]], dtype: torch.dtype) -> List[Tensor]:
-    """Of the steps that count, what share each piece has."""
+    """Returns for each piece its share of all unmasked steps, as a 0-d tensor of ``dtype``."""
     masks = [torch.ones_like(piece["advantage"]) if piece["mask"] is None else piece["mask"] for piece in pieces]
     counts = torch.stack([mask.sum() for mask in masks]).to(dtype)
     return list((counts / counts.sum().clamp_min(1)).unbind())
 
 
 def added(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]] = None) -> Optional[Tensor]:
-    """The sum, weighted if asked for, of what is there; None where nothing is."""
+    """Sums the terms that are not None, with ``weights`` if given. Returns None if every term is None."""
     total: Optional[Tensor] = None
     for i, term in enumerate(terms):
         if term is not None:
@@ -57,6 +59,6 @@ def added(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]]
 
 
 def combined(parts: Sequence[A2CLosses], weights: Sequence[Tensor], reduction: str) -> A2CLosses:
-    """The losses of the whole from those of its pieces."""
+    """Combines the outputs of the pieces. With ``reduction="sum"`` losses are summed; all other outputs are averages with ``weights``."""
     entries = zip(A2CLosses._fields, zip(*parts, strict=True), strict=True)
     return A2CLosses(*(added(terms, None if reduction == "sum" and name in LOSSES else weights) for name, terms in entries))

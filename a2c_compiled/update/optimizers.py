@@ -1,4 +1,4 @@
-"""torch.optim's functional forms as pure functions of (parameters, gradients, state, learning rate)."""
+"""The optimizers of torch.optim as pure functions of parameters, gradients, optimizer state and learning rate."""
 
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Tuple
@@ -13,19 +13,19 @@ from torch.optim.sgd import sgd
 from a2c_compiled._exporting import is_exporting
 
 Slots = Dict[str, List[Tensor]]
-"""For each kind of state, one tensor per parameter."""
+"""Optimizer state by its name in torch.optim (``"square_avg"``, ...): one tensor per parameter, with the parameter's shape and dtype."""
 
 
 @dataclass(frozen=True)
 class OptimizerRule:
-    """An update rule of torch.optim, in place on lists of tensors, with what it needs to be called.
+    """A functional optimizer of torch.optim and how to call it.
 
     Attributes:
-        function: torch's own.
-        defaults: its options.
-        slots: the kinds of state that it keeps, given its options.
-        lists: what it takes after parameters and gradients, from the state and the counts of steps.
-        fixed: what it takes by name that is no option here.
+        function: torch's function. It updates lists of tensors in place.
+        defaults: the options of the optimizer with their default values.
+        slots: returns the names of the optimizer state for given options.
+        lists: returns the positional arguments after parameters and gradients, from the optimizer state and the step counts.
+        fixed: keyword arguments that are not options of this library.
     """
 
     function: Callable[..., None]
@@ -54,10 +54,12 @@ def _adam_rule(function: Callable[..., None], weight_decay: float) -> OptimizerR
 
 
 def _exact(steps: List[Tensor]) -> List[Tensor]:
-    """Adam's counts of updates, whose powers are to be those of float64: in float32 1 - 0.999 has four digits left.
+    """Returns Adam's step counts such that torch computes ``beta ** step`` in float64. In float32, 1 - 0.999 has only four correct digits.
 
-    Eagerly torch reads them on the host as numbers, unless another thread compiles or exports, which its one flag for all threads says.
-    In host memory and of float64 they are the same numbers then. In an exported graph they are tensors in any case.
+    - Under torch.compile the counts are unchanged.
+    - In an exported graph they are float64 tensors.
+    - In eager mode torch reads the counts on the host as Python numbers. It does not where its flag for compilation is set, and another
+      thread that compiles or exports sets this flag for all threads. Float64 tensors in host memory give the same results in both cases.
     """
     if torch.compiler.is_dynamo_compiling():
         return steps
@@ -71,11 +73,11 @@ RULES: Dict[str, OptimizerRule] = {
         sgd,
         {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
         lambda options: ("momentum_buffer",) if options["momentum"] else (),
-        # A buffer of zeros is torch's first step: momentum * 0 + gradient.
+        # A buffer of zeros gives torch's first step: momentum * 0 + gradient.
         lambda slots, steps: [[*slots.get("momentum_buffer", [None] * len(steps))]],
         {"dampening": 0.0, "maximize": False, "foreach": False, "fused": False},
     ),
-    # alpha and eps as A2C has used them since its first implementations.
+    # alpha and eps are the usual values for A2C.
     "rmsprop": OptimizerRule(
         rmsprop,
         {"alpha": 0.99, "eps": 1e-5, "momentum": 0.0, "centered": False, "weight_decay": 0.0},
@@ -96,26 +98,30 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
         raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas}")
     if options.get("nesterov") and not options["momentum"]:
-        raise ValueError("nesterov: expected a momentum above 0 with it, got 0")
+        raise ValueError("nesterov: expected a momentum above 0 with nesterov=True, got momentum 0")
 
 
 class FunctionalOptimizer:
-    """One of torch.optim's optimizers without its object: new parameters and state out, nothing written in place.
+    """An optimizer of torch.optim as a pure function: it returns new parameters and new optimizer state, and writes nothing in place.
 
     Args:
         name: ``"sgd"``, ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
-        options: of that optimizer, by torch.optim's names: ``weight_decay`` for all; ``momentum`` and ``nesterov`` for SGD; ``alpha``,
-            ``eps``, ``momentum`` and ``centered`` for RMSprop; ``betas`` and ``eps`` for Adam and AdamW. ``eps`` is 1e-5 by default.
+        options: options of the optimizer, with torch.optim's names and these defaults:
+
+            - SGD: ``momentum=0``, ``nesterov=False``, ``weight_decay=0``.
+            - RMSprop: ``alpha=0.99``, ``eps=1e-5``, ``momentum=0``, ``centered=False``, ``weight_decay=0``.
+            - Adam: ``betas=(0.9, 0.999)``, ``eps=1e-5``, ``weight_decay=0``.
+            - AdamW: as Adam, with ``weight_decay=0.01``.
 
     Raises:
-        ValueError: there is no optimizer of that name, or an option is out of range.
-        TypeError: it has no such option.
+        ValueError: the name is unknown, or an option is out of range.
+        TypeError: ``name`` is not a string, or the optimizer has no such option.
     """
 
     def __init__(self, name: str, **options: Any) -> None:
         if not isinstance(name, str):
             raise TypeError(
-                f"optimizer: expected a name, got {type(name).__name__}; with one of your own, compile the loss and step it"
+                f"optimizer: expected a name, got {type(name).__name__}; to use an optimizer object, compile the loss and call its step()"
             )
         if name not in RULES:
             raise ValueError(f"optimizer: expected one of {', '.join(map(repr, RULES))}, got {name!r}")
@@ -129,20 +135,31 @@ class FunctionalOptimizer:
 
     @property
     def rule(self) -> OptimizerRule:
-        """What updates; looked up, because functions in it do not pickle."""
+        """The update rule. It is looked up by name because its functions cannot be pickled."""
         return RULES[self.name]
 
     def init(self, params: List[Tensor]) -> Slots:
-        """The state before the first step."""
+        """Returns the optimizer state before the first step: zeros, one tensor per parameter and kind of state."""
         return {slot: [torch.zeros_like(param) for param in params] for slot in self.slots}
 
     def update(
         self, params: List[Tensor], grads: List[Tensor], slots: Slots, step: Tensor, lr: Tensor
     ) -> Tuple[List[Tensor], Slots, Tensor]:
-        """New parameters, state and step count. ``step`` and ``lr`` are 0-d tensors."""
+        """Computes one optimizer step.
+
+        Args:
+            params: current parameters.
+            grads: one gradient per parameter, of its shape.
+            slots: optimizer state.
+            step: 0-d, float32: number of steps before this one.
+            lr: 0-d, floating point: learning rate.
+
+        Returns:
+            New parameters, new optimizer state and ``step + 1``.
+        """
         new_params = [param.detach().clone() for param in params]
         new_slots = {slot: [tensor.clone() for tensor in tensors] for slot, tensors in slots.items()}
-        steps = [step.clone() for _ in params]  # torch counts them one by one, in place
+        steps = [step.clone() for _ in params]  # torch increments one count per parameter, in place
         named = dict(self.options)
         if "betas" in named:
             named["beta1"], named["beta2"] = named.pop("betas")

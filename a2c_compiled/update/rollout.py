@@ -1,4 +1,4 @@
-"""What a policy has lived through, as tensors."""
+"""The data that a policy collects, as tensors."""
 
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
@@ -6,22 +6,25 @@ from torch import Tensor
 
 
 class Rollout(NamedTuple):
-    """Steps of ``N`` environments side by side, time first: ``[T, N]`` or ``[T, N, ...]``.
+    """``T`` steps of ``N`` environments. Every tensor begins with the dimensions ``[T, N]``.
 
     Attributes:
-        observation: what the policy saw, ``[T, N, ...]``.
-        action: what it did, ``[T, N]`` or ``[T, N, *event]``.
-        reward: what it got, ``[T, N]``.
-        next_observation: what it saw next, as ``observation``; at an episode's end the real final observation, not the next episode's.
-        done: bool, ``[T, N]``: the episode ended with this step, or was cut short.
-        terminated: bool, ``[T, N]``: it ended.
-        log_prob: log-probability of the action when it was taken, ``[T, N]``; V-trace and ``kl_approx`` need it.
-        state_value: value of the observation when it was seen, ``[T, N]``; value clipping needs it.
-        mask: bool, ``[T, N]``: which steps count; None for all.
-        steps_to_next_obs: integers, ``[T, N]``: how many steps lie between observation and next observation; None for one.
-        group: integers, ``[T, N]``: in which group a step is standardised; None for one group.
+        observation: ``[T, N, ...]``, the dtype that the networks read: the observation before the action. A tensor or a tuple of tensors.
+        action: ``[T, N]`` or ``[T, N, *event]``, the dtype of the distribution's actions.
+        reward: ``[T, N]``, floating point.
+        next_observation: shape and dtype of ``observation``: the observation after the action. At the end of an episode it is the last
+            observation of that episode, not the first of the next one.
+        done: ``[T, N]``, bool: the episode terminated or was truncated at this step.
+        terminated: ``[T, N]``, bool: the episode terminated at this step.
+        log_prob: ``[T, N]``, floating point: log-probability of the action under the policy that took it. Needed by V-trace and
+            ``kl_approx``.
+        state_value: ``[T, N]``, floating point: value of ``observation`` when it was collected. Needed by value clipping.
+        mask: ``[T, N]``, bool: False leaves the step out of the losses and of standardisation. The step stays in the trace of the value
+            estimator. None: all steps count.
+        steps_to_next_obs: ``[T, N]``, integers: number of environment steps from ``observation`` to ``next_observation``. None: 1.
+        group: ``[T, N]``, integers: rewards or advantages are standardised separately within each group. None: one group.
 
-    Any layout serves that the loss's value estimator expects; this is the one that its default time_dim of -2 means.
+    This layout fits the default ``time_dim=-2`` of the value estimator. With another ``time_dim``, the time dimension is elsewhere.
     """
 
     observation: Tensor
@@ -38,5 +41,5 @@ class Rollout(NamedTuple):
 
 
 def as_loss_arguments(entries: Mapping[str, Any]) -> Dict[str, Any]:
-    """Entries of a rollout by the names of ``A2CLoss.forward``, which calls their ``log_prob`` the sample's, to tell it from its own."""
+    """Renames ``log_prob`` to ``sample_log_prob``, the name of this argument in :meth:`a2c_compiled.A2CLoss.forward`."""
     return {"sample_log_prob" if name == "log_prob" else name: entry for name, entry in entries.items()}

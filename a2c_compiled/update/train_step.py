@@ -1,4 +1,4 @@
-"""One A2C update as one pure function, and the object that applies it."""
+"""The A2C training step: a pure function of parameters, optimizer state and rollout, and the module that applies it."""
 
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -18,7 +18,11 @@ from a2c_compiled.update.rollout import Rollout
 
 
 class TrainMetrics(NamedTuple):
-    """What one update reports: the losses' scalars, and the norm of the gradient before clipping."""
+    """The metrics of one training step: 0-d float tensors, detached. :meth:`TrainStep.many` returns them as ``[K]``.
+
+    ``grad_norm`` is the 2-norm of the gradient of all parameters, before clipping. The other fields are those of
+    :class:`~a2c_compiled.A2CLosses`; a field is None where the loss does not compute it.
+    """
 
     loss_objective: Optional[Tensor]
     loss_critic: Optional[Tensor]
@@ -31,7 +35,13 @@ class TrainMetrics(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that an update changes, in the order of ``TrainStep.parameter_names``."""
+    """The tensors that a training step changes.
+
+    Attributes:
+        params: the trained parameters, in the order of ``TrainStep.parameter_names``, with the parameters' shapes and dtypes.
+        slots: optimizer state by its name in torch.optim: one tensor per parameter, with the parameter's shape and dtype.
+        step: 0-d, float32: number of optimizer steps so far. A skipped step does not count.
+    """
 
     params: List[Tensor]
     slots: Slots
@@ -39,42 +49,56 @@ class TrainState(NamedTuple):
 
 
 class TrainStep(CoefficientModule):
-    """Forward, backward, gradient-norm clipping and optimizer in one call, eager or as one compiled graph.
+    """One A2C update in one call: loss, gradient, clipping and optimizer, as one compiled graph or in eager mode.
 
     >>> step = TrainStep(loss, optimizer="rmsprop", lr=7e-4)
-    >>> metrics = step(rollout)
-    >>> metrics = step.many(rollouts)  # [K, T, N, ...]: K updates, one after the other, in one graph
+    >>> metrics = step(rollout)  # one update; the parameters of loss change in place
+    >>> metrics = step.many(rollouts)  # K rollouts [K, T, N, ...]: K updates, one after the other, in one graph
+    >>> step.lr = 3e-4  # changes the learning rate without compiling again
 
-    Calling it updates the parameters that ``loss`` holds. ``step.lr = 3e-4`` changes the learning rate without compiling again.
-    Eagerly, torch's optimizers read the learning rate on the host, which waits for a GPU; compiled, nothing does.
+    One call computes, for the parameters ``p`` and the optimizer state ``s``::
 
-    ``state_dict`` holds parameters, coefficients, optimizer state and learning rate under the names that they have in the loss.
+        g = gradient, with respect to p, of the sum of the losses (loss_objective + loss_critic + loss_entropy)
+        g = g * min(1, max_grad_norm / (norm(g) + 1e-6))
+        p, s = optimizer(p, g, s, lr)
 
-    An update whose gradient is not finite changes neither parameters nor optimizer state: ``step.skipped`` counts such updates, and
-    ``step.skipped_in_a_row`` those since the last that was none. What networks keep of their own, such as running statistics, is not
-    guarded.
+    A loss that is switched off is left out of the sum. As in torch.optim, a parameter that the losses do not depend on is not changed,
+    also not by weight decay.
+
+    If the gradient contains NaN or infinity, the call changes neither parameters nor optimizer state. ``step.skipped`` counts these calls.
+    ``step.skipped_in_a_row`` counts those since the last successful one. Buffers that networks update themselves, such as running
+    statistics, are not protected.
+
+    ``state_dict`` contains ``lr``, the counters ``step_count``, ``skipped`` and ``skipped_in_a_row``, the parameters and coefficients of
+    the loss (``loss.*``) and the optimizer state (``optimizer_state.<name of the state>.<parameter name>``).
+
+    The compiled step never waits for the GPU. In eager mode, torch's optimizers read the learning rate on the host and wait for the GPU.
 
     Args:
-        loss: whose parameters learn; those that do not require grad when the step is made stay as they are.
+        loss: the loss whose parameters are trained. Parameters that do not require grad at construction are never changed.
         optimizer: ``"sgd"``, ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
-        lr: learning rate.
-        max_grad_norm: largest 2-norm of the gradient of all parameters together; None does not clip.
-        compile: run as one graph (``torch.compile(fullgraph=True)``); False runs eagerly.
-        dynamic: as in ``torch.compile``: None compiles for the first shape and, when another comes, once more for all.
-        skip_nonfinite: guard against gradients that are not finite, as above.
-        minibatches: into how many pieces of as many environments the rollout is cut. Their gradients add up to the whole's, which takes
-            a piece's memory. Advantages are computed first, of the whole; ``explained_variance`` is the mean over the pieces.
-        autocast: half precision that the networks run in, ``torch.bfloat16`` or ``torch.float16`` (whose gradients are not scaled);
-            parameters, losses and optimizer remain as they are. None for none.
-        process_group: over whose processes gradients and metrics are averaged, by steps that count, in one all-reduce within the graph;
-            ``explained_variance`` is the mean over the processes. None for this process alone. Parameters are to start out equal.
-        cuda_graph: launch the compiled update on a CUDA device at once: faster where it is small. Metrics are overwritten by the next call.
-        options: of the optimizer, see :class:`~a2c_compiled.update.optimizers.FunctionalOptimizer`.
+        lr: learning rate: a number, or a tensor with one element.
+        max_grad_norm: upper limit of the 2-norm of the gradient of all parameters together. None: no clipping.
+        compile: True: run as one graph (``torch.compile(fullgraph=True)``). False: run in eager mode.
+        dynamic: as in ``torch.compile``. None: compile for the first shape; at a second shape, compile once more for all shapes.
+        skip_nonfinite: skip an update whose gradient is not finite, as described above.
+        minibatches: number of equal parts into which the environments of the rollout are split. The gradients of the parts add up to the
+            gradient of the whole rollout, with the memory of one part. Advantages are computed before the split, for the whole rollout.
+            ``explained_variance`` is the average over the parts.
+        autocast: dtype of the networks: ``torch.bfloat16`` or ``torch.float16``. Parameters, losses and optimizer state keep their dtypes.
+            Gradients are not scaled, also not with float16. None: no autocast.
+        process_group: a ``torch.distributed.ProcessGroup``. Gradients and metrics are combined over its processes in one all-reduce
+            inside the graph. They are averaged with the number of unmasked steps of each process as weight; with ``reduction="sum"``,
+            gradients and losses are summed. ``explained_variance`` is the average over the processes. The parameters must be equal in
+            all processes at the start. None: this process only.
+        cuda_graph: run the compiled step as one CUDA graph, which is faster for small updates. The next call overwrites the metrics.
+        options: options of the optimizer, see :class:`~a2c_compiled.update.optimizers.FunctionalOptimizer`.
 
     Raises:
-        TypeError: ``loss`` is no :class:`~a2c_compiled.A2CLoss`, or an option is unknown.
-        ValueError: the optimizer is unknown, a number is out of range, the loss reduces to no scalar, nothing in it learns, the dtype
-            is not half precision, or ``cuda_graph`` is asked for without ``compile`` or with parameters that are not on a CUDA device.
+        TypeError: ``loss`` is not an :class:`~a2c_compiled.A2CLoss`, ``lr`` is not a number, ``process_group`` is not a process group, or
+            the optimizer has no such option.
+        ValueError: an unknown optimizer, a number out of range, a loss with ``reduction="none"``, a loss without a parameter that requires
+            grad, an ``autocast`` that is not half precision, or ``cuda_graph`` without ``compile`` or without parameters on a CUDA device.
     """
 
     lr: Tensor
@@ -101,7 +125,7 @@ class TrainStep(CoefficientModule):
         if not isinstance(loss, A2CLoss):
             raise TypeError(f"loss: expected an A2CLoss, got {type(loss).__name__}")
         if loss.reduction == "none":
-            raise ValueError("loss: expected reduction 'mean' or 'sum', which give scalars, got 'none'")
+            raise ValueError("loss: expected reduction 'mean' or 'sum', since a scalar is minimised, got 'none'")
         self.register_coefficient("lr", lr, NOT_NEGATIVE, scalar=True)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm: expected a positive number or None, got {max_grad_norm}")
@@ -111,14 +135,15 @@ class TrainStep(CoefficientModule):
         self.parameter_names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
         if not self.parameter_names:
             raise ValueError("loss: expected at least one parameter that requires grad, got none")
-        learnt = set(self.parameter_names)
-        self._places = [(place, name) for place, name in parameter_places(loss).items() if name in learnt]
+        trained = set(self.parameter_names)
+        self._places = [(place, name) for place, name in parameter_places(loss).items() if name in trained]
         params = self._params()
         self.optimizer_state = nn.Module()
         for slot, tensors in self.optimizer.init(params).items():
             for name, tensor in zip(self.parameter_names, tensors, strict=True):
                 _add_buffer(self.optimizer_state, f"{slot}.{name}", tensor)
-        # Counts in float32, as torch does, and as a coefficient keeps its dtype: bfloat16 cannot count beyond 256.
+        # Counters are float32, as in torch.optim. Like coefficients they keep float32 when the module is converted: bfloat16 cannot
+        # count beyond 256.
         for counter in _COUNTERS:
             self.register_buffer(counter, torch.zeros(()))
         for name, buffer in self._buffers.items():
@@ -139,12 +164,12 @@ class TrainStep(CoefficientModule):
         self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
         self._tracing: ContextManager[Any] = nullcontext()
         if self._compiles:
-            self._tracing = traced_gradients()  # made once: that takes longer than to enter it
+            self._tracing = traced_gradients()  # created once, because creating it takes longer than entering it
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
 
     def __getstate__(self) -> Dict[str, Any]:
-        """Without the compiled functions, which neither copy nor pickle; the copy compiles its own."""
+        """Leaves out the compiled functions, which cannot be copied or pickled. The copy compiles again."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_run", "_run_many", "_tracing")}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
@@ -152,28 +177,42 @@ class TrainStep(CoefficientModule):
         self._make_calls()
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *arguments: Any) -> None:
-        for counter in _COUNTERS:  # not all in what earlier versions saved
+        for counter in _COUNTERS:  # files of earlier versions lack some counters
             state_dict.setdefault(f"{prefix}{counter}", torch.zeros(()))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def pure(
         self, state: TrainState, rollout: Rollout, lr: Tensor, noise: Optional[Tensor] = None
     ) -> Tuple[TrainState, TrainMetrics]:
-        """The update as a function: the new state and the metrics, nothing written in place (but what a network writes by itself, and the
-        statistics of an ``advantage_norm`` in training mode).
+        """Computes one update as a pure function: returns the new state and the metrics, and changes no tensor in place.
 
-        ``state.params`` are to require grad. ``noise`` is that of :meth:`a2c_compiled.A2CLoss.forward`; None draws it.
+        Exceptions: buffers that a network updates in its own ``forward``, and the statistics of ``advantage_norm`` in training mode.
+
+        Args:
+            state: parameters, which must require grad, optimizer state and step count. :meth:`state` returns the present ones.
+            rollout: ``[T, N, ...]``, the steps to learn from. Dtypes: see :class:`~a2c_compiled.Rollout`.
+            lr: 0-d, floating point: learning rate.
+            noise: ``[samples_mc_entropy, *B, ...]``, floating point: noise for the sampled entropy, see
+                :meth:`a2c_compiled.A2CLoss.forward`. None draws it.
+
+        Returns:
+            The new :class:`TrainState` and the :class:`TrainMetrics`.
+
+        Raises:
+            TypeError: a dtype in ``rollout`` is wrong.
+            ValueError: a tensor in ``rollout`` is missing or has a wrong shape, ``minibatches`` does not divide the number of
+                environments, ``noise`` is given with several minibatches, or the loss has no ``loss_*`` output.
         """
         named = dict(zip(self.parameter_names, state.params, strict=True))
         placed = {place: named[name] for place, name in self._places}
         gradients = LossGradients(self.loss, self.minibatches, self.autocast, self._group_name)
         losses, derivatives = gradients(placed, state.params, rollout, noise)
-        # As in torch.optim, a parameter that the loss does not depend on is left alone, weight decay included.
+        # As in torch.optim, a parameter without a gradient is not changed, also not by weight decay.
         used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         grads = [derivative for derivative in derivatives if derivative is not None]
         grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
         if self.max_grad_norm is not None:
-            # As torch.nn.utils.clip_grad_norm_ does it.
+            # The formula of torch.nn.utils.clip_grad_norm_.
             scale = (self.max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0)
             grads = [grad * scale for grad in grads]
         with torch.no_grad():
@@ -183,29 +222,49 @@ class TrainStep(CoefficientModule):
         return new_state, TrainMetrics(*losses, grad_norm)
 
     def _optimized(self, state: TrainState, used: List[int], grads: List[Tensor], lr: Tensor) -> TrainState:
-        chosen = {slot: [tensors[i] for i in used] for slot, tensors in state.slots.items()}
-        updated, new, step = self.optimizer.update([state.params[i] for i in used], grads, chosen, state.step, lr)
+        used_slots = {slot: [tensors[i] for i in used] for slot, tensors in state.slots.items()}
+        new_params, new_slots, step = self.optimizer.update([state.params[i] for i in used], grads, used_slots, state.step, lr)
         params, slots = list(state.params), {slot: list(tensors) for slot, tensors in state.slots.items()}
         for position, i in enumerate(used):
-            params[i] = updated[position]
+            params[i] = new_params[position]
             for slot in slots:
-                slots[slot][i] = new[slot][position]
+                slots[slot][i] = new_slots[slot][position]
         return TrainState(params, slots, step)
 
     def state(self) -> TrainState:
-        """The tensors that the step holds, themselves."""
+        """Returns the present parameters, optimizer state and step count. The tensors are not copies."""
         slots = {slot: [self._slot(slot, name) for name in self.parameter_names] for slot in self.optimizer.slots}
         return TrainState(self._params(), slots, self.step_count)
 
     def forward(self, rollout: Rollout) -> TrainMetrics:
-        """Update the parameters from ``rollout``; the metrics are detached scalars."""
+        """Updates the parameters of the loss from one rollout.
+
+        Args:
+            rollout: ``[T, N, ...]``. Dtypes: see :class:`~a2c_compiled.Rollout`.
+
+        Returns:
+            Metrics: 0-d float tensors, detached.
+
+        Raises:
+            TypeError: ``rollout`` is not a :class:`~a2c_compiled.Rollout`, or a dtype is wrong.
+            ValueError: a tensor is missing or has a wrong shape, or ``minibatches`` does not divide the number of environments.
+        """
         with self._calling(rollout):
             return self._run(self, rollout)
 
     def many(self, rollouts: Rollout) -> TrainMetrics:
-        """Update the parameters from each rollout of ``[K, T, N, ...]`` in turn, in one graph that is ``K`` updates long.
+        """Updates the parameters ``K`` times, from ``K`` rollouts in order, in one graph.
 
-        Saves what it takes to call a graph, which is most of a small update's time on a GPU. The metrics are ``[K]``.
+        This saves ``K - 1`` calls of a graph. On a GPU, the call takes most of the time of a small update.
+
+        Args:
+            rollouts: ``[K, T, N, ...]``: ``K`` rollouts, stacked, ``K`` at least 1. Dtypes: see :class:`~a2c_compiled.Rollout`.
+
+        Returns:
+            Metrics of every update: ``[K]``, float, detached.
+
+        Raises:
+            TypeError, ValueError: see :meth:`forward`.
         """
         with self._calling(rollouts):
             return self._run_many(self, rollouts)
@@ -217,7 +276,7 @@ class TrainStep(CoefficientModule):
         with self._tracing:
             yield
         if torch.is_autocast_enabled(rollout.reward.device.type):
-            torch.clear_autocast_cache()  # it holds the parameters as they were
+            torch.clear_autocast_cache()  # the cache holds half-precision copies of the old parameters
 
     def _update(self, rollout: Rollout) -> TrainMetrics:
         state = self.state()
@@ -239,6 +298,7 @@ class TrainStep(CoefficientModule):
 
     @torch.no_grad()
     def _write(self, old_state: TrainState, new_state: TrainState, grad_norms: List[Tensor]) -> None:
+        """Copies the new state into the tensors of the old one, and updates the counters of skipped updates."""
         for old, new in zip(_tensors(old_state), _tensors(new_state), strict=True):
             if new is not old:
                 old.copy_(new)
@@ -270,7 +330,7 @@ def _selected(entry: Any, k: int) -> Any:
 
 
 def _chosen(condition: Tensor, new_state: TrainState, old_state: TrainState) -> TrainState:
-    """One state or the other, selected on the device."""
+    """Returns ``new_state`` where ``condition``, a 0-d bool tensor, is true, else ``old_state``, without reading the device on the host."""
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
         return new if new is old else torch.where(condition, new, old.detach())
@@ -287,7 +347,7 @@ def _tensors(state: TrainState) -> List[Tensor]:
 
 
 def _add_buffer(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Register a buffer under a dotted name, so that optimizer state is saved under the names of its parameters."""
+    """Registers a buffer under a dotted name. The ``state_dict`` then names optimizer state after its parameters."""
     *path, last = name.split(".")
     for head in path:
         if head not in module._modules:

@@ -316,7 +316,7 @@ def test_the_command_has_help(capsys):
         bench("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: a2c-compiled bench" in text
-    assert "any of estimators, sweep, packed, loss, update, policy, integrations, with commas between (default: all)" in text
+    assert "any of estimators, sweep, packed, loss, update, policy, integrations, separated by commas (default: all)" in text
 
 
 def test_the_command_runs_what_was_asked_for(tmp_path, monkeypatch, capsys):
@@ -324,7 +324,7 @@ def test_the_command_runs_what_was_asked_for(tmp_path, monkeypatch, capsys):
     assert bench("--quick", "--device", "cpu", "--subject", "policy", "--out", tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert "greedy policy, forward, [N, ...]" in out
-    assert f"report, pictures and results: {tmp_path / 'out'}/" in out
+    assert f"report, plots and results: {tmp_path / 'out'}/" in out
     assert {row.subject for row in results.load(tmp_path / "out" / "results.json").rows} == {"greedy policy"}
 
 

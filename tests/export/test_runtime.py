@@ -814,7 +814,7 @@ def test_a_bare_environment_lacks_what_devices_lack(in_bare_python, module):
 
 
 def test_a_bare_environment_of_what_is_not_installed_is_an_error(tmp_path):
-    with pytest.raises(ModuleNotFoundError, match="modules: expected installed ones, got no_such_module"):
+    with pytest.raises(ModuleNotFoundError, match="modules: expected installed modules, got no_such_module"):
         make_bare_environment(tmp_path / "bare", ["numpy", "no_such_module"])
 
 

@@ -115,7 +115,7 @@ def with_arrays(case):
     [
         (in_float64, "values: not a contiguous float32 array"),
         (in_columns, "rewards: not a contiguous float32 array"),
-        (with_arrays, "gamma or gae_lambda is no number"),
+        (with_arrays, "gamma or gae_lambda is not a number"),
         (lambda case: case.__setitem__(1, case[1].double()), "last_values: not a float32 tensor"),
         (lambda case: case.__setitem__(1, case[1][:1]), "last_values: not a float32 tensor"),
         (lambda case: case.__setitem__(2, case[2].astype(np.float32)), "dones: not a bool array"),
@@ -435,7 +435,7 @@ class Squared(ActorCriticPolicy):
         (
             lambda: random_model(spaces.Dict({"x": BOX}), policy="MultiInputPolicy"),
             ValueError,
-            r"model: expected observations from a Box, .* got Dict",
+            r"model: expected a Box, .* observation space, got Dict",
         ),
         (lambda: random_model(policy=Squared), TypeError, "got Squared with its own predict_values"),
         (lambda: DQN("MlpPolicy", "CartPole-v1", device="cpu"), TypeError, "model: expected an A2C, .* got DQN"),

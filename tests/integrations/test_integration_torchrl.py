@@ -644,7 +644,7 @@ def test_several_entries_are_a_tuple_of_tensors():
         TensorDictModule(nn.Linear(FEATURES, CHOICES), ["observation"], ["logits"]), MaskedCategorical, ("logits", "mask")
     )
     theirs, steps = loss_of(module=policy), steps_for("MaskedCategorical")
-    with pytest.raises(ValueError, match="observation_keys: expected the order of"):
+    with pytest.raises(ValueError, match="observation_keys: expected the keys"):
         from_torchrl(theirs)
     ours = from_torchrl(theirs, ["observation", "mask"])
     masks = Mask()(steps.observation), Mask()(steps.next_observation)

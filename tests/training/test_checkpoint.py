@@ -166,7 +166,9 @@ def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, signalle
     assert updates(tmp_path) == STOP
     last = capsys.readouterr().err.strip().splitlines()[-1]
     name = signal.Signals(number).name
-    assert last == f"a2c-compiled: ended by {name} after 260 steps; a2c-compiled train --resume --out {tmp_path} goes on"
+    assert last == (
+        f"a2c-compiled: stopped by {name} after 260 environment steps; to continue: a2c-compiled train --resume --out {tmp_path}"
+    )
     assert signal.getsignal(number) is before
 
 
@@ -293,13 +295,13 @@ def test_to_go_on_and_to_begin_anew_are_not_asked_for_together(run, capsys):
 def test_a_file_is_no_folder_for_a_run(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert command(tmp_path / "file") == 2
-    assert f"out: expected a folder, got a file, {tmp_path / 'file'}" in capsys.readouterr().err
+    assert f"out: expected a folder, got the file {tmp_path / 'file'}" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_unasked(run, capsys):
     before = contents(run)
     assert command(run) == 2
-    assert f"out: expected a folder without a run, or --resume or --overwrite, got {run}" in capsys.readouterr().err
+    assert f"out: expected a folder without a run, got {run}, which contains one" in capsys.readouterr().err
     assert contents(run) == before
     assert command(run, "--overwrite", "--seed", "1") == 0
     assert load_run(run)[0].seed == 1

@@ -89,7 +89,7 @@ def test_a_run_leaves_a_checkpoint_progress_and_a_picture(trained_run, tmp_path,
     assert run("train", *TINY, "--out", tmp_path / "again", "--seed", 3) == 0
     out = capsys.readouterr().out
     greedy = evaluate(greedy_policy(loss), "CartPole-v1").mean()
-    assert out.startswith(f"greedy return {greedy:.1f} after 200 steps in ")
+    assert out.startswith(f"mean episode return of the greedy policy: {greedy:.1f}, after 200 environment steps in ")
     assert out.strip().endswith(f"run in {tmp_path / 'again'}{os.sep}".replace(os.sep, "/"))
 
 
@@ -103,7 +103,7 @@ def test_a_trained_run_is_exported_and_verified(trained_run, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models} | beside
     assert "train_step.onnx" in models
     assert "train_step.pt" not in models, "TorchScript has no gradients inside a graph"
-    assert header.split() == ["file", "KB", "seconds", "largest", "error", "against", "eager"]
+    assert header.split() == ["file", "KB", "seconds", "largest", "error", "comparison", "with", "eager", "mode"]
     assert {row.split()[0] for row in rows} == models
     assert all("equal in" in row for row in rows)
     assert play.endswith(f"python {out}/play_policy.py {out}/policy.onnx --env CartPole-v1")
@@ -251,7 +251,7 @@ def test_the_package_and_the_commands_names_need_torch_alone():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "play episodes with a trained run" in done.stdout
+    assert "play episodes with a trained policy" in done.stdout
 
 
 def test_export_describes_itself_where_its_extra_is_not_installed():
@@ -268,8 +268,8 @@ def test_export_describes_itself_where_its_extra_is_not_installed():
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
-    assert "any of onnx, torchscript, pt2, aot, with commas" in text
-    assert "any of policy, policy-sampled, loss, estimator, train-step, with commas" in text
+    assert "any of onnx, torchscript, pt2, aot, separated by commas" in text
+    assert "any of policy, policy-sampled, loss, estimator, train-step, separated by commas" in text
 
 
 @pytest.mark.parametrize("command", ["export", "verify", "demo"])
@@ -423,10 +423,16 @@ def test_nothing_failed_where_all_of_it_came_true():
 @pytest.mark.parametrize(
     ("found", "failure"),
     [
-        (findings({0: result(500.0), 1: result(474.9)}), "seed 1 reached only 474.9"),
-        (findings({0: result(500.0)}, passed=False), f"{Path('seed_0/loss.onnx')} differs from eager"),
-        (findings({0: result(500.0)}, deployed={0: 499.5}), "seed 0 returns 499.5 in onnxruntime, not 500.0"),
-        (findings({0: result(500.0)}, solved=False), "seed 0 reached only 9.0 without torch"),
+        (findings({0: result(500.0), 1: result(474.9)}), "seed 1: expected a mean episode return of at least 475, got 474.9"),
+        (findings({0: result(500.0)}, passed=False), f"{Path('seed_0/loss.onnx')}: differs from eager mode"),
+        (
+            findings({0: result(500.0)}, deployed={0: 499.5}),
+            "seed 0: expected the mean episode return 500.0 in onnxruntime, got 499.5",
+        ),
+        (
+            findings({0: result(500.0)}, solved=False),
+            "seed 0: expected to solve CartPole-v1 without torch, got a mean episode return of 9.0",
+        ),
     ],
     ids=["unsolved", "differs", "plays_differently", "unsolved_without_torch"],
 )
@@ -434,18 +440,18 @@ def test_what_did_not_come_true_is_said(found, failure):
     assert demo.failed_claims(found) == [failure]
     text = demo.report_text(found, 80.0)
     assert f"**Failed: {failure}.**" in text
-    assert "Everything below came true." not in text
+    assert "All checks passed." not in text
 
 
 def test_the_report_has_what_was_measured():
     text = demo.report_text(findings({0: result(480.5, 123_456)}), 81.6)
     lines = text.splitlines()
-    assert "Everything below came true." in lines
+    assert "All checks passed." in lines
     assert "| 0 | 480.5 | 480.5 | 123,456 | 1.5 |" in lines
     assert "| 0 | 480.0 | 2,000 | 3.5 |" in lines
     assert "| seed_0/loss.onnx | 2 | 1 | 1.0e-07 | equal |" in lines
     assert f"torch {torch.__version__}" in text
-    assert "82 s in all" in text
+    assert "82 s in total" in text
     for row in demo.timing_table([TIMING]):
         assert row in lines
 
@@ -457,7 +463,9 @@ def test_the_table_of_timings_is_in_milliseconds():
 
 
 def test_a_training_run_is_described_in_a_line():
-    assert demo.describe(result(480.5, 123_456)) == "greedy return 480.5 after 123,456 steps in 1.5 s"
+    assert demo.describe(result(480.5, 123_456)) == (
+        "mean episode return of the greedy policy: 480.5, after 123,456 environment steps in 1.5 s"
+    )
 
 
 def test_the_demos_data_is_a_rollout():

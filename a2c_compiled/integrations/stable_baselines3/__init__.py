@@ -1,4 +1,4 @@
-"""Stable-Baselines3: its advantages by this library's kernel, its models as losses and exportable policies of this library."""
+"""Stable-Baselines3 (SB3): computes its advantages with a kernel of this library, and converts its models to losses and policies."""
 
 from a2c_compiled.integrations.stable_baselines3.model_conversion import FromSB3, from_sb3
 from a2c_compiled.integrations.stable_baselines3.rollout_buffer import accelerate, restore

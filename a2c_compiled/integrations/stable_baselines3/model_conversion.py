@@ -1,4 +1,4 @@
-"""A model of Stable-Baselines3 as a loss and a policy of this library, over the same parameters."""
+"""Converts a Stable-Baselines3 (SB3) model to a policy and a loss of this library that share its parameters."""
 
 from typing import NamedTuple, Optional, Union
 
@@ -16,7 +16,7 @@ from a2c_compiled.integrations.stable_baselines3.policy_networks import Clipped,
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import choices_for
 
-# What a subclass may not compute in another way: the networks below are put together as the originals of these do it.
+# Methods that a subclass must not override, because this module composes the networks in the same way as the original methods.
 _COMPUTATIONS = (
     "forward",
     "extract_features",
@@ -26,46 +26,55 @@ _COMPUTATIONS = (
     "_get_action_dist_from_latent",
     "_predict",
 )
-_SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # none in effect, as in Stable-Baselines3
+_SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect; SB3 has no lower bound of the scale
 
 
 class FromSB3(NamedTuple):
-    """What :func:`from_sb3` makes of a model."""
+    """The result of :func:`from_sb3`: an exportable greedy policy, and a loss."""
 
     policy: PredictPolicy
     loss: A2CLoss
 
 
 def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
-    """An exportable policy and a loss over the parameters of an SB3 model: what is learnt here is learnt there, and the other way round.
+    """Converts an SB3 model to an exportable policy and a loss. Both share the model's parameters: training one changes the other.
 
     >>> policy, loss = from_sb3(model)
     >>> export.export_onnx(policy, {"observation": torch.from_numpy(observations)}, "policy.onnx", dynamic_axes=("N",))
 
-    The **policy** takes what the environment gives: where the model was trained in ``VecNormalize``, the statistics of observations are
-    constants of it, as they are now; images may have their channels first or last; actions of a Box are clipped to it. The result has
-    the dtype and shape that ``model.predict(observation, deterministic=True)`` returns for a batch. What other wrappers do
-    (``VecFrameStack``) is left to the caller.
+    The **policy** maps observations of the environment, ``[N, ...]``, to the actions that ``model.predict(observation,
+    deterministic=True)`` returns for a batch, with the same shape and dtype:
 
-    The **loss** takes what the model sees (normalised observations, channels first; rewards as its ``VecNormalize`` makes them) and
-    actions before clipping, under ``[T, N]``, those of a Box as ``[T, N, dim]``. It has the model's ``gamma``, ``gae_lambda``, ``ent_coef``
-    and ``vf_coef``, or A2C's defaults for a policy alone, and on a rollout whose advantages are given it is SB3's A2C loss, gradients
-    included. Where it computes them:
+    - The present observation statistics of ``VecNormalize`` are constants of the policy, if the model was trained with that wrapper.
+    - The channels of images may be the first or the last dimension.
+    - Actions of a Box are clipped to its bounds.
+    - Other wrappers, such as ``VecFrameStack``, are not part of the policy.
 
-    - a truncated step bootstraps inside the estimator, so rewards must not have the terminal value added, as SB3's buffer has;
-    - ``normalize_advantage`` is ``average_gae``: divided by the standard deviation or 1e-4 if that is larger, where SB3 adds 1e-8, over
-      the whole rollout and not a minibatch.
+    The **loss** takes the data that the model's networks see: observations after normalisation and with the channels first, rewards after
+    ``VecNormalize``, and actions before clipping. Actions are ``[T, N]``, those of a Box ``[T, N, dim]``. Its coefficients are the model's
+    ``gamma``, ``gae_lambda``, ``ent_coef`` and ``vf_coef``; for a policy without its algorithm they are SB3's defaults of A2C. With a
+    given ``advantage``, losses and gradients equal those of SB3's A2C. If the loss computes the advantage, there are two differences:
 
-    For PPO it is A2C's objective with PPO's coefficients: there is no ratio of probabilities to clip in it. A features extractor that
-    actor and critic share is run for each of them.
+    - The estimator bootstraps truncated steps. Do not add the terminal value to their rewards, as SB3's rollout collection does.
+    - ``normalize_advantage`` becomes ``average_gae``: advantages are standardised over the whole rollout, not over a minibatch, and the
+      divisor is ``max(std, 1e-4)``, not ``std + 1e-8``.
+
+    For PPO the result is the A2C objective with PPO's coefficients. It has no clipped probability ratio. A features extractor that actor
+    and critic share runs twice.
 
     Args:
-        model: an A2C, a PPO, or its policy. Spaces of actions: Box, Discrete, MultiDiscrete, MultiBinary; of observations: Box, images
-            included, Discrete, MultiDiscrete, MultiBinary. Features extractors may be any module of a tensor to a tensor ``[N, features]``.
+        model: an SB3 ``A2C`` or ``PPO``, or its policy.
+
+            - Action spaces: Box, Discrete, MultiDiscrete, MultiBinary.
+            - Observation spaces: Box (also images), Discrete, MultiDiscrete with one axis, MultiBinary.
+            - Features extractor: any module that maps one tensor to a tensor ``[N, features]``.
+
+    Returns:
+        :class:`FromSB3`: ``policy`` and ``loss``.
 
     Raises:
-        TypeError: the model is of another kind, or its policy computes otherwise (recurrent, masked, custom ``forward``).
-        ValueError: Dict observations, or state-dependent exploration (``use_sde``).
+        TypeError: the model is not an A2C or PPO, or its policy overrides the computation (recurrent, masked or custom policies).
+        ValueError: the observation or action space is not supported, or ``use_sde`` is True.
     """
     policy = _checked_policy(model)
     space = policy.observation_space
@@ -86,18 +95,16 @@ def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPol
     policy = model if isinstance(model, ActorCriticPolicy) else model.policy
     if not isinstance(policy, ActorCriticPolicy):
         raise TypeError(f"model: expected an ActorCriticPolicy, got {type(policy).__name__}")
-    own = [name for name in _COMPUTATIONS if getattr(type(policy), name) is not getattr(ActorCriticPolicy, name)]
-    if own:
+    overridden = [name for name in _COMPUTATIONS if getattr(type(policy), name) is not getattr(ActorCriticPolicy, name)]
+    if overridden:
         raise TypeError(
-            f"model: expected a policy that computes as ActorCriticPolicy does, got {type(policy).__name__} with its own"
-            f" {', '.join(own)} (recurrent policies and policies with masks are not supported)"
+            f"model: expected a policy with the methods of ActorCriticPolicy, got {type(policy).__name__} with its own"
+            f" {', '.join(overridden)} (recurrent and masked policies are not supported)"
         )
     if not isinstance(policy.mlp_extractor, MlpExtractor):
-        raise TypeError(f"model: expected an MlpExtractor, got {type(policy.mlp_extractor).__name__}")
+        raise TypeError(f"model: expected an MlpExtractor as mlp_extractor, got {type(policy.mlp_extractor).__name__}")
     if policy.use_sde:
-        raise ValueError(
-            "model: expected use_sde=False, got True (noise that depends on the state is no distribution of this library)"
-        )
+        raise ValueError("model: expected use_sde=False, got True (state-dependent exploration is not supported)")
     return policy
 
 
@@ -107,7 +114,7 @@ def _distribution(policy: ActorCriticPolicy) -> Distribution:
         return Normal(policy.log_std.numel(), scale_mapping="exp", scale_lb=_SMALLEST_SCALE)
     choices = choices_for(space)
     if choices is None:
-        raise ValueError(f"model: expected actions from a Box, a Discrete, a MultiDiscrete or a MultiBinary, got {space}")
+        raise ValueError(f"model: expected a Box, Discrete, MultiDiscrete or MultiBinary action space, got {space}")
     return choices
 
 

@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 does to an observation before its networks see it, as modules. All of it is TorchScript."""
+"""Modules that repeat Stable-Baselines3's preprocessing of observations. TorchScript can compile all of them."""
 
 from typing import Any, List, Optional, Sequence
 
@@ -13,19 +13,19 @@ from a2c_compiled.networks.for_spaces import OneHot
 
 
 class Scaled(nn.Module):
-    """float32, divided by ``divisor``: 255 for images."""
+    """Converts an observation to float32 and divides it by ``divisor``. The divisor is 255 for images."""
 
     def __init__(self, divisor: float = 1.0) -> None:
         super().__init__()
         self.divisor = divisor
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Of the shape of ``observation``."""
+        """Returns a float32 tensor of the shape of ``observation``."""
         return observation.float() / self.divisor
 
 
 class Normalized(nn.Module):
-    """``VecNormalize`` with its statistics as they are now: ``clip((x - mean) / sqrt(var + epsilon))``, computed in float64 as there."""
+    """``VecNormalize`` with a copy of its present statistics: ``clip((x - mean) / sqrt(var + epsilon))``, computed in float64 as in SB3."""
 
     mean: Tensor
     deviation: Tensor
@@ -38,12 +38,12 @@ class Normalized(nn.Module):
         self.register_buffer("deviation", torch.from_numpy(np.sqrt(np.asarray(statistics.var, np.float64) + env.epsilon)))
 
     def forward(self, observation: Tensor) -> Tensor:
-        """float32, of the shape of ``observation``."""
+        """Returns a float32 tensor of the shape of ``observation``."""
         return ((observation.double() - self.mean) / self.deviation).clamp(-self.clip, self.clip).float()
 
 
 class ChannelsFirst(nn.Module):
-    """Images ``[*B, H, W, C]`` as ``[*B, C, H, W]``; those that have the shape of the model's space already, as they are."""
+    """Transposes images ``[*B, H, W, C]`` to ``[*B, C, H, W]``. Images that already have the shape of the model's space are unchanged."""
 
     shape: List[int]
 
@@ -52,20 +52,20 @@ class ChannelsFirst(nn.Module):
         self.shape = list(shape)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Raises nothing: the networks check the shape."""
+        """Returns a view of ``observation``. The shape is not checked here; the networks check it."""
         if list(observation.shape[-3:]) == self.shape:
             return observation
         return observation.movedim(-1, -3)
 
 
 def raw(space: spaces.Space, env: Optional[VecNormalize]) -> nn.Sequential:
-    """From an observation as the environment gives it to one of the model's ``space``."""
+    """Returns a module that maps an observation of the environment to an observation in the model's ``space``."""
     steps: List[nn.Module] = [ChannelsFirst(space.shape)] if is_image_space(space) and space.shape else []
     return nn.Sequential(*steps, *([Normalized(env)] if env is not None and env.norm_obs else []))
 
 
 def preprocessing(space: spaces.Space, normalize_images: bool) -> nn.Module:
-    """From an observation of ``space``, ``[N, *space.shape]``, to what a features extractor takes.
+    """Returns a module that maps observations of ``space``, ``[N, *space.shape]``, to the input of a features extractor.
 
     Raises:
         ValueError: the space is not supported.
@@ -78,7 +78,7 @@ def preprocessing(space: spaces.Space, normalize_images: bool) -> nn.Module:
         return OneHot(int(space.n))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return OneHot(space.nvec.tolist())
-    hint = " (a Dict is no single tensor, which the exported graphs take)" if isinstance(space, spaces.Dict) else ""
+    hint = " (a Dict observation is not a single tensor)" if isinstance(space, spaces.Dict) else ""
     raise ValueError(
-        f"model: expected observations from a Box, a Discrete, a MultiBinary or a MultiDiscrete with one axis, got {space}{hint}"
+        f"model: expected a Box, Discrete, MultiBinary or MultiDiscrete (one axis) observation space, got {space}{hint}"
     )

@@ -1,4 +1,4 @@
-"""The networks and the policy of a Stable-Baselines3 model as plain modules. All of it is TorchScript."""
+"""The networks and the policy of a Stable-Baselines3 model as plain modules. TorchScript can compile all of them."""
 
 import copy
 from typing import List
@@ -13,7 +13,7 @@ from a2c_compiled.distributions import Distribution
 
 
 class Network(nn.Module):
-    """Preprocessing, features extractor, hidden layers and head of an SB3 policy, for any number of leading dimensions."""
+    """Preprocessing, features extractor, hidden layers and head of an SB3 policy, for any batch shape ``[*B]``."""
 
     shape: List[int]
 
@@ -28,7 +28,11 @@ class Network(nn.Module):
         self.head = _plain(head)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """``[*B, *shape]`` to ``[*B, outputs]``; ValueError for any other shape."""
+        """Maps observations ``[*B, *shape]`` to outputs ``[*B, outputs]``.
+
+        Raises:
+            ValueError: the last dimensions of ``observation`` are not ``shape``.
+        """
         leading = observation.dim() - len(self.shape)
         if leading < 0 or list(observation.shape[leading:]) != self.shape:
             raise ValueError(
@@ -40,7 +44,7 @@ class Network(nn.Module):
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """``module``, of the same parameters, with plain integers where SB3 took sizes from numpy, which TorchScript does not read."""
+    """Returns a module with the same parameters that TorchScript can compile. SB3 stores sizes as numpy integers; here they are ints."""
     if type(module) is FlattenExtractor:
         return nn.Flatten()
     if type(module) is nn.Sequential:
@@ -52,7 +56,7 @@ def _plain(module: nn.Module) -> nn.Module:
 
 
 class Clipped(nn.Module):
-    """A vector of actions in the shape and the bounds of a Box."""
+    """Reshapes actions ``[*B, dim]`` to the shape of a Box, and clips them to its bounds."""
 
     low: Tensor
     high: Tensor
@@ -63,21 +67,21 @@ class Clipped(nn.Module):
         self.register_buffer("high", torch.from_numpy(space.high.copy()), persistent=False)
 
     def forward(self, action: Tensor) -> Tensor:
-        """``[*B, *space.shape]``."""
+        """Returns actions ``[*B, *space.shape]``."""
         shaped = action.reshape(list(action.shape[:-1]) + list(self.low.shape))
         return torch.minimum(torch.maximum(shaped, self.low), self.high)
 
 
 class Floating(nn.Module):
-    """Actions in float32."""
+    """Converts actions to float32."""
 
     def forward(self, action: Tensor) -> Tensor:
-        """Of the shape of ``action``."""
+        """Returns a float32 tensor of the shape of ``action``."""
         return action.float()
 
 
 class PredictPolicy(nn.Module):
-    """From an observation as the environment gives it to the action as ``model.predict(observation, deterministic=True)`` returns it."""
+    """Maps observations of the environment to the actions that ``model.predict(observation, deterministic=True)`` returns."""
 
     def __init__(self, raw: nn.Module, actor_network: nn.Module, distribution: Distribution, bounds: nn.Module) -> None:
         super().__init__()
@@ -87,5 +91,5 @@ class PredictPolicy(nn.Module):
         self.bounds = bounds
 
     def forward(self, observation: Tensor) -> GreedyAction:
-        """``observation`` is ``[N, ...]``."""
+        """Returns the actions for a batch of observations, ``[N, ...]``."""
         return GreedyAction(self.bounds(self.distribution.mode(self.actor_network(self.raw(observation)))))

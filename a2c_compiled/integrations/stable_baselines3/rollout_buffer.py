@@ -1,4 +1,4 @@
-"""The advantages of Stable-Baselines3's rollout buffers, by the fused GAE kernel."""
+"""Computes the advantages of Stable-Baselines3's rollout buffers with the fused GAE kernel."""
 
 from functools import wraps
 from typing import Any, Callable, Optional
@@ -16,32 +16,34 @@ Compute = Callable[[RolloutBuffer, Tensor, np.ndarray], None]
 
 
 def accelerate() -> Acceleration:
-    """Have ``RolloutBuffer.compute_returns_and_advantage`` run as one kernel: for A2C, PPO, and every buffer that inherits the method.
+    """Replaces ``RolloutBuffer.compute_returns_and_advantage`` with one kernel: for A2C, PPO, and every buffer that inherits the method.
 
     >>> with accelerate() as acceleration:
     ...     model.learn(100_000)
     >>> acceleration.calls, acceleration.fallbacks
 
-    Advantages and returns are those of Stable-Baselines3 to float32 rounding, except that NaN does not leak from one episode into the
-    one before it. ``episode_starts`` are flags: any number but 0 is one. A buffer that the kernel cannot serve (one of other
-    dtypes or shapes than Stable-Baselines3's) is left to the original method, and counted.
+    Advantages and returns equal those of Stable-Baselines3 within float32 rounding, with one exception: a NaN in one episode does not
+    spread to the episode before it. Every nonzero number in ``episode_starts`` marks the start of an episode.
+
+    If the dtypes or shapes of a buffer are not those of Stable-Baselines3, the original method computes it, and the call is counted in
+    ``fallbacks``.
 
     Returns:
-        :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from here on. Requests may be nested and repeated:
-        the original method returns when the ``with`` block of each has ended, or with :func:`restore`.
+        :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from now on. Calls may be nested and repeated. The
+        original method is restored when the ``with`` block of every call has ended, or by :func:`restore`.
     """
     return _replacement.begin()
 
 
 def restore() -> None:
-    """Put the original method back, whoever asked for another."""
+    """Ends every acceleration and restores the original method."""
     _replacement.end_all()
 
 
 def _replaced(original: Compute) -> Compute:
     @wraps(original)
     def compute_returns_and_advantage(self: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> None:
-        reason = _unfit(self, last_values, dones)
+        reason = _fallback_reason(self, last_values, dones)
         _replacement.count(reason)
         if reason is None:
             _compute(self, last_values, dones)
@@ -51,12 +53,12 @@ def _replaced(original: Compute) -> Compute:
     return compute_returns_and_advantage
 
 
-def _unfit(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> Optional[str]:
-    """Why the kernel cannot serve, if so."""
+def _fallback_reason(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> Optional[str]:
+    """Returns the reason why the kernel cannot compute this buffer, or None if it can."""
     if not cpu_scan.is_available():
         return "the C++ kernels were not built"
     if not (isinstance(buffer.gamma, (float, int)) and isinstance(buffer.gae_lambda, (float, int))):
-        return "gamma or gae_lambda is no number"
+        return "gamma or gae_lambda is not a number"
     shape = (buffer.buffer_size, buffer.n_envs)
     if 0 in shape:
         return "the buffer is empty"
@@ -64,7 +66,7 @@ def _unfit(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> Opt
         if not _is_plain(getattr(buffer, name), shape):
             return f"{name}: not a contiguous float32 array [buffer_size, n_envs]"
     if type(last_values) is not Tensor or last_values.dtype != torch.float32 or last_values.numel() != buffer.n_envs:
-        return "last_values: not a float32 tensor with one value for each environment"
+        return "last_values: not a float32 tensor with one value per environment"
     if not isinstance(dones, np.ndarray) or dones.dtype != np.bool_ or dones.shape != shape[1:]:
         return "dones: not a bool array [n_envs]"
     return None
@@ -81,7 +83,7 @@ def _compute(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> N
     np.not_equal(buffer.episode_starts[1:], 0.0, out=ends[:-1])
     ends[-1] = dones
     rewards, done = torch.from_numpy(buffer.rewards), torch.from_numpy(ends)
-    # The kernel itself: at 8 environments and 5 steps, the checks and the dispatch of the public function take as long as it does.
+    # Calls the kernel directly: at 8 environments and 5 steps, the checks and the dispatch of the public function take as long as it does.
     cpu_scan.run(
         scan_forms.GAE,
         (operand("gamma", buffer.gamma, rewards), operand("lmbda", buffer.gae_lambda, rewards)),

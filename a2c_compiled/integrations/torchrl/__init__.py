@@ -1,4 +1,4 @@
-"""TorchRL: its value functions and losses by this library's kernels, and its losses as losses of this library."""
+"""TorchRL: computes its value functions and losses with this library's kernels, and converts its losses to losses of this library."""
 
 from a2c_compiled.integrations.torchrl.acceleration import accelerate, restore
 from a2c_compiled.integrations.torchrl.loss_conversion import from_torchrl

@@ -1,4 +1,4 @@
-"""What stands in for what in TorchRL, and the calls that put it there and back."""
+"""Replaces functions and methods of TorchRL with faster ones, and restores them."""
 
 import sys
 from functools import wraps
@@ -11,81 +11,83 @@ from torchrl.objectives.value import functional
 from torchrl.objectives.value.advantages import ValueEstimatorBase
 
 from a2c_compiled.integrations.patching import Acceleration, Place, Replacement
-from a2c_compiled.integrations.torchrl.objectives import call_value_nets, in_place
-from a2c_compiled.integrations.torchrl.value_functions import SERVED, Served
+from a2c_compiled.integrations.torchrl.objectives import call_value_nets, without_parameter_swap
+from a2c_compiled.integrations.torchrl.value_functions import SERVED, ResultOrReason
 
 Function = Callable[..., Any]
 
 
 def accelerate() -> Acceleration:
-    """Have TorchRL's value functions, estimators and losses run on this library's kernels.
+    """Replaces TorchRL's value functions, and parts of its estimators and its A2C loss, with faster code of this library.
 
     >>> with accelerate() as acceleration:
     ...     loss(batch)["loss_objective"].backward()
     >>> acceleration.calls, acceleration.fallbacks
 
-    - The functions of ``torchrl.objectives.value.functional``, by whatever name a module has imported them until now: one kernel forward
-      and one backward, in place of a Python loop or a convolution.
-    - The value network of every estimator: one call on both observations in place of ``vmap`` over TensorDicts, where the network is made
-      of layers that take any number of leading dimensions.
-    - ``A2CLoss``: networks that hold the loss's own parameters are called as they are.
+    - Functions of ``torchrl.objectives.value.functional``: one kernel for the forward pass and one for the backward pass, instead of a
+      Python loop or a convolution. Names that other modules have imported before this call are replaced too.
+    - Value network of every estimator: one call for observations and next observations, instead of ``vmap`` over TensorDicts. This
+      requires a network of layers that accept any number of leading dimensions.
+    - ``A2CLoss``: networks that already hold the loss's parameters are called without swapping the parameters first.
 
-    Results and gradients are TorchRL's to rounding, but right where TorchRL's are not: gradients to gamma of the vectorised functions,
-    gamma = 0, NaN beyond the end of an episode, sums in half precision. Whatever is not served is left to TorchRL's own function and
-    counted; nothing is counted in code that torch.compile traces, where the vectorised functions are TorchRL's own.
+    Results and gradients equal TorchRL's within rounding. They differ where TorchRL's are wrong: gradients with respect to gamma in the
+    vectorised functions, gamma = 0, NaN after the end of an episode, and sums in half precision.
+
+    Calls that this library does not support run TorchRL's function, and are counted in ``fallbacks``. Code that torch.compile traces is
+    not counted, and keeps TorchRL's vectorised functions.
 
     Returns:
-        :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from here on. Requests may be nested and repeated:
-        everything is put back when the ``with`` block of each has ended, or with :func:`restore`.
+        :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from now on. Calls may be nested and repeated. TorchRL's
+        functions are restored when the ``with`` block of every call has ended, or by :func:`restore`.
     """
     return _replacement.begin()
 
 
 def restore() -> None:
-    """Put everything back, whoever asked for it."""
+    """Ends every acceleration and restores TorchRL's functions."""
     _replacement.end_all()
 
 
 class _Everywhere(Replacement):
-    """As its base class, with functions that modules have imported by name."""
+    """A replacement that also replaces functions in every module that has imported them by name."""
 
     def begin(self) -> Acceleration:
-        if not self._open:
+        if not self._active:
             self._functions = dict(_METHODS)
             self._functions.update({(module, name): _FUNCTIONS.__getitem__ for module, name, _ in _holders(_FUNCTIONS)})
         return super().begin()
 
     def _put_back(self) -> None:
         super()._put_back()
-        for module, name, function in _holders(_ORIGINALS):  # who has imported a replacement in the meantime
+        for module, name, function in _holders(_ORIGINALS):  # modules that imported a replacement while it was active
             setattr(module, name, _ORIGINALS[function])
 
 
 def _holders(functions: Dict[Function, Function]) -> Iterator[Tuple[ModuleType, str, Function]]:
-    """Where in all modules one of ``functions`` stands: the module, the name there, and the function."""
-    found = {id(function): function for function in functions}
+    """Yields the module, the name and the function for each name in an imported module that refers to one of ``functions``."""
+    by_id = {id(function): function for function in functions}
     for module in list(sys.modules.values()):
         if isinstance(module, ModuleType):
             for name, value in list(vars(module).items()):
-                if id(value) in found:
+                if id(value) in by_id:
                     yield module, name, value
 
 
-def _function(name: str, serve: Callable[..., Served]) -> Function:
+def _function(name: str, compute: Callable[..., ResultOrReason]) -> Function:
     original = getattr(functional, name)
     vectorized = name.startswith("vec_")
 
     @wraps(original)
     def replacement(*arguments: Any, **named: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            found = "which form is traced is TorchRL's choice" if vectorized else serve(*arguments, **named)
-            return original(*arguments, **named) if isinstance(found, str) else found
-        found = serve(*arguments, **named)
-        if isinstance(found, str):
-            _count(f"{name}: {found}")
+            result = "TorchRL's vectorised function is traced" if vectorized else compute(*arguments, **named)
+            return original(*arguments, **named) if isinstance(result, str) else result
+        result = compute(*arguments, **named)
+        if isinstance(result, str):
+            _count(f"{name}: {result}")
             return original(*arguments, **named)
         _count(None)
-        return found
+        return result
 
     return replacement
 
@@ -95,10 +97,10 @@ def _count(reason: Optional[str]) -> None:
 
 
 _replacement = _Everywhere({})
-_FUNCTIONS: Dict[Function, Function] = {getattr(functional, name): _function(name, serve) for name, serve in SERVED.items()}
+_FUNCTIONS: Dict[Function, Function] = {getattr(functional, name): _function(name, compute) for name, compute in SERVED.items()}
 _ORIGINALS = {replacement: original for original, replacement in _FUNCTIONS.items()}
 _METHODS: Dict[Place, Callable[[Any], Any]] = {
     (ValueEstimatorBase, "_call_value_nets"): lambda original: call_value_nets(original, _count),
-    (A2CLoss, "_log_probs"): lambda original: in_place(original, "actor_network"),
-    (A2CLoss, "loss_critic"): lambda original: in_place(original, "critic_network"),
+    (A2CLoss, "_log_probs"): lambda original: without_parameter_swap(original, "actor_network"),
+    (A2CLoss, "loss_critic"): lambda original: without_parameter_swap(original, "critic_network"),
 }

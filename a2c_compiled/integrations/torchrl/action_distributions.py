@@ -1,4 +1,4 @@
-"""TorchRL's action distributions as those of this library, and the entries of the actor's output that they read."""
+"""Converts TorchRL's action distributions to distributions of this library, and finds their parameters in the actor's output."""
 
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -11,9 +11,11 @@ from torchrl.modules import distributions as theirs
 from a2c_compiled import distributions as ours
 from a2c_compiled.integrations.torchrl.module_chains import Chain
 
-_SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # none in effect, as where TorchRL is given scales
+_SMALLEST_SCALE = torch.finfo(
+    torch.float32
+).tiny  # so small that it has no effect; TorchRL does not bound scales that it is given
 
-# By class: ours, the distribution's parameters, and the options that both have.
+# By TorchRL's class: this library's class and the names of TorchRL's parameters.
 _CHOICES: Dict[Any, Tuple[Callable[[int], ours.Distribution], Tuple[str, ...]]] = {
     torch.distributions.Categorical: (ours.Categorical, ("logits",)),
     torch.distributions.OneHotCategorical: (ours.OneHotCategorical, ("logits",)),
@@ -23,12 +25,13 @@ _CHOICES: Dict[Any, Tuple[Callable[[int], ours.Distribution], Tuple[str, ...]]] 
     theirs.Ordinal: (ours.Ordinal, ("scores",)),
     theirs.OneHotOrdinal: (ours.OneHotOrdinal, ("scores",)),
 }
+# By TorchRL's class: this library's class and the names of the options that both have. The parameters are loc and scale.
 _VECTORS: Dict[Any, Tuple[Callable[..., ours.Distribution], Tuple[str, ...]]] = {
     theirs.IndependentNormal: (ours.Normal, ()),
     theirs.TanhNormal: (ours.TanhNormal, ("tanh_loc", "upscale", "low", "high")),
     theirs.TruncatedNormal: (ours.TruncatedNormal, ("tanh_loc", "upscale", "low", "high")),
 }
-# Options that change nothing: what a vector of actions has anyway, and how torchrl guards against overflow or draws samples.
+# Values of TorchRL's options that have no effect here: they describe a vector of actions, or how TorchRL avoids overflow or samples.
 _WITHOUT_EFFECT: Dict[str, Tuple[Any, ...]] = {
     "event_dim": (1,),
     "event_dims": (1, None),
@@ -38,18 +41,26 @@ _WITHOUT_EFFECT: Dict[str, Tuple[Any, ...]] = {
     "padding_value": (None,),
     "use_cross_entropy": (True, False),
 }
-# Options of any value: of samples' gradients; and those that IndependentNormal takes but, when it is made, does not use.
+# Options that have no effect with any value: the gradient of samples, and options that IndependentNormal accepts but does not use.
 _ANY_VALUE = ("grad_method", "tanh_loc", "upscale")
 
 
 def converted(
     module: ProbabilisticTensorDictModule, chain: Chain, num_params: Optional[int]
 ) -> Tuple[ours.Distribution, fx.Node]:
-    """The distribution of ``module``, and the parameters that it takes from the entries of ``chain``.
+    """Converts the distribution of ``module``.
+
+    Args:
+        module: TorchRL's distribution module.
+        chain: the modules before it, with the entries that they write.
+        num_params: number of actions or dimension of the action; None to read it from the actor's last layer.
+
+    Returns:
+        The distribution, and the node of ``chain`` that computes its parameters.
 
     Raises:
-        TypeError: there is no such distribution here.
-        ValueError: an option or a parameter is none that it has, or ``num_params`` is missing.
+        TypeError: this library has no such distribution.
+        ValueError: the distribution has another parameter or option, or the actor's last layer does not tell ``num_params``.
     """
     kind, options = module.distribution_class, dict(module.distribution_kwargs)
     keys = {name: unravel_key(key) for name, key in zip(module.dist_keys, module.in_keys, strict=True)}
@@ -58,20 +69,20 @@ def converted(
         _check(kind, keys, names, options, ())
         nodes = [chain.node(keys[name]) for name in names]
         n = chain.width(keys[names[0]]) if num_params is None else num_params
-        return make_choice(_known(n)), chain.side_by_side(nodes)
+        return make_choice(_known(n)), chain.concatenated(nodes)
     if kind not in _VECTORS:
-        known = ", ".join(sorted({one.__name__ for one in (*_CHOICES, *_VECTORS)}))
-        raise TypeError(f"distribution_class: expected one of {known}, got {getattr(kind, '__name__', kind)}")
+        supported = ", ".join(sorted({supported_kind.__name__ for supported_kind in (*_CHOICES, *_VECTORS)}))
+        raise TypeError(f"distribution_class: expected one of {supported}, got {getattr(kind, '__name__', kind)}")
     make, allowed = _VECTORS[kind]
     _check(kind, keys, ("loc", "scale"), options, allowed)
-    given = {name: _plain(options[name]) for name in allowed if name in options}
+    shared_options = {name: _plain(options[name]) for name in allowed if name in options}
     raw = chain.raw_scales.get((keys["loc"], keys["scale"]))
     if raw is not None:
         dim = raw.dim if num_params is None else num_params
-        return make(_known(dim), scale_mapping=raw.scale_mapping, scale_lb=raw.scale_lb, **given), raw.node
+        return make(_known(dim), scale_mapping=raw.scale_mapping, scale_lb=raw.scale_lb, **shared_options), raw.node
     dim = num_params if num_params is not None else chain.width(keys["loc"])
-    params = chain.side_by_side([chain.node(keys["loc"]), chain.node(keys["scale"])])
-    return make(_known(dim), scale_mapping="identity", scale_lb=_SMALLEST_SCALE, **given), params
+    params = chain.concatenated([chain.node(keys["loc"]), chain.node(keys["scale"])])
+    return make(_known(dim), scale_mapping="identity", scale_lb=_SMALLEST_SCALE, **shared_options), params
 
 
 def _check(kind: Any, keys: Dict[str, Any], names: Tuple[str, ...], options: Dict[str, Any], allowed: Tuple[str, ...]) -> None:
@@ -87,14 +98,14 @@ def _check(kind: Any, keys: Dict[str, Any], names: Tuple[str, ...], options: Dic
             refused.append(f"{name}={value!r}")
     if refused:
         raise ValueError(
-            f"distribution_kwargs: expected options of {kind.__name__} that are here too, got {', '.join(refused)}"
+            f"distribution_kwargs: expected options of {kind.__name__} that this library supports, got {', '.join(refused)}"
         )
 
 
 def _known(size: Optional[int]) -> int:
     if size is None:
         raise ValueError(
-            "size: expected the number of actions or their dimension, which the actor's last layer does not say, got None"
+            "size: expected the number of actions or their dimension, since the actor's last layer does not tell it, got None"
         )
     return size
 

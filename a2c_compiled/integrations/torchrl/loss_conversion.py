@@ -1,4 +1,4 @@
-"""A loss of TorchRL as one of this library, over the same parameters."""
+"""Converts a TorchRL loss to a loss of this library that shares its parameters."""
 
 import copy
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
@@ -16,38 +16,43 @@ from a2c_compiled.integrations.torchrl.module_chains import Chain, Key, leaves
 from a2c_compiled.integrations.torchrl.shared_networks import are_own
 from a2c_compiled.losses import A2CLoss, PercentileNorm
 
-# What a subclass may not compute in another way.
+# Methods that a subclass must not override, because the converted loss computes what the original methods compute.
 _COMPUTATIONS = ("forward", "_log_probs", "get_entropy_bonus", "loss_critic", "_reduce_loss")
 
 
 def from_torchrl(
     loss: objectives.A2CLoss, observation_keys: Optional[Sequence[Key]] = None, size: Optional[int] = None
 ) -> A2CLoss:
-    """A TorchRL ``A2CLoss`` as a loss of this library over the same parameters: what is learnt here is learnt there.
+    """Converts a TorchRL ``A2CLoss`` to a loss of this library. Both share their parameters: training one changes the other.
 
     >>> loss = from_torchrl(torchrl_loss)
     >>> losses = loss(observation, action, reward=reward, next_observation=next_observation, done=done, terminated=terminated)
 
-    It takes tensors as they stand in the TensorDict, ``[N, T, ...]`` with rewards and flags ``[N, T, 1]``, and gives the losses and
-    gradients of TorchRL's; it compiles whole, trains in :class:`~a2c_compiled.TrainStep`, and exports. Coefficients are those of now.
-    Where the value estimator standardises by a ``group_key``, pass that entry as ``group``.
+    The loss takes the tensors of the TensorDict: ``[N, T, ...]``, rewards and flags ``[N, T, 1]``. Losses and gradients equal TorchRL's.
+    The loss compiles as one graph, trains in :class:`~a2c_compiled.TrainStep`, and exports. Coefficients are copied: later changes in
+    TorchRL's loss have no effect. If the value estimator has a ``group_key``, pass that entry as ``group``.
 
     Args:
-        loss: its networks are chains of TensorDictModules; the actor ends in a (masked, one-hot) categorical or ordinal
-            distribution or an IndependentNormal, TanhNormal or TruncatedNormal.
-        observation_keys: where the networks read several entries: these, in the order of the tuple of tensors that is the observation.
-        size: number of actions or dimension of the action, where the actor's last layer does not say it (``out_features``).
+        loss: TorchRL's loss. Its networks are TensorDictModules or sequences of them. The actor ends in one of these distributions:
+            Categorical, OneHotCategorical, MaskedCategorical, MaskedOneHotCategorical, Ordinal, OneHotOrdinal, IndependentNormal,
+            TanhNormal, TruncatedNormal.
+        observation_keys: if the networks read several entries, the keys of these entries. The observation is then a tuple of tensors in
+            this order. None: the networks read one entry.
+        size: number of actions or dimension of the action. None: read it from the actor's last layer (``out_features``).
+
+    Returns:
+        The loss, in the training mode of ``loss``.
 
     Raises:
-        TypeError: the loss, a network, the distribution or the estimator is of a kind that is not here.
-        ValueError: an option has no counterpart, or an argument is missing.
+        TypeError: the type of the loss, a network, the distribution or the value estimator is not supported.
+        ValueError: an option is not supported, or ``observation_keys`` or ``size`` is needed and missing.
     """
     if not isinstance(loss, objectives.A2CLoss):
         raise TypeError(f"loss: expected a torchrl A2CLoss, got {type(loss).__name__}")
-    own = [name for name in _COMPUTATIONS if getattr(type(loss), name) is not getattr(objectives.A2CLoss, name)]
-    if own:
+    overridden = [name for name in _COMPUTATIONS if getattr(type(loss), name) is not getattr(objectives.A2CLoss, name)]
+    if overridden:
         raise TypeError(
-            f"loss: expected one that computes as A2CLoss does, got {type(loss).__name__} with its own {', '.join(own)}"
+            f"loss: expected a loss with the methods of A2CLoss, got {type(loss).__name__} with its own {', '.join(overridden)}"
         )
     actor, critic, separate = _networks(loss)
     keys = _observation_keys((actor, critic), observation_keys)
@@ -56,7 +61,7 @@ def from_torchrl(
     for module in modules:
         chain.run(module)
     if not isinstance(last, ProbabilisticTensorDictModule):
-        raise TypeError(f"actor_network: expected a distribution at its end, got {type(last).__name__}")
+        raise TypeError(f"actor_network: expected a ProbabilisticTensorDictModule at its end, got {type(last).__name__}")
     distribution, params = converted(last, chain, size)
     values = Chain(keys)
     for module in leaves(critic):
@@ -81,20 +86,20 @@ def from_torchrl(
 
 
 def _networks(loss: objectives.A2CLoss) -> Tuple[nn.Module, nn.Module, bool]:
-    """Actor and critic with the loss's own parameters, and whether those that they share are held out of the critic's loss."""
+    """Returns actor and critic with the parameters of the loss, and whether the critic loss does not train their shared parameters."""
     actor, critic = loss.actor_network, loss.critic_network
     if not loss.functional:
         return actor, critic, False
-    given = loss.critic_network_params
-    held_out = any(
-        isinstance(tensor, nn.Parameter) and not isinstance(given.get(tuple(name.split("."))), nn.Parameter)
+    critic_params = loss.critic_network_params
+    separate = any(
+        isinstance(tensor, nn.Parameter) and not isinstance(critic_params.get(tuple(name.split("."))), nn.Parameter)
         for name, tensor in critic.named_parameters(remove_duplicate=False)
     )
     if not are_own(actor, loss.actor_network_params):
         actor = _with_parameters(actor, loss.actor_network_params)
-    if not held_out and not are_own(critic, given):
-        critic = _with_parameters(critic, given)
-    return actor, critic, held_out
+    if not separate and not are_own(critic, critic_params):
+        critic = _with_parameters(critic, critic_params)
+    return actor, critic, separate
 
 
 def _with_parameters(module: nn.Module, params: Any) -> nn.Module:
@@ -103,7 +108,8 @@ def _with_parameters(module: nn.Module, params: Any) -> nn.Module:
     return module
 
 
-def _observation_keys(networks: Sequence[nn.Module], given: Optional[Sequence[Key]]) -> List[Key]:
+def _observation_keys(networks: Sequence[nn.Module], observation_keys: Optional[Sequence[Key]]) -> List[Key]:
+    """Returns the entries that ``networks`` read and do not write, in the order of ``observation_keys``."""
     read: List[Key] = []
     for network in networks:
         written: List[Key] = []
@@ -111,9 +117,9 @@ def _observation_keys(networks: Sequence[nn.Module], given: Optional[Sequence[Ke
             in_keys = [unravel_key(key) for key in _keys(module, "in_keys")]
             read += [key for key in in_keys if key not in (*written, *read)]
             written += [unravel_key(key) for key in _keys(module, "out_keys")]
-    keys = read if given is None else [unravel_key(key) for key in given]
-    if given is None and len(read) != 1:
-        raise ValueError(f"observation_keys: expected the order of {read}, got None")
+    keys = read if observation_keys is None else [unravel_key(key) for key in observation_keys]
+    if observation_keys is None and len(read) != 1:
+        raise ValueError(f"observation_keys: expected the keys {read} in an order of your choice, got None")
     if set(keys) != set(read) or len(keys) != len(read):
         raise ValueError(f"observation_keys: expected {read} in any order, got {keys}")
     return keys
@@ -137,12 +143,22 @@ def _of_gae(estimator: Any) -> Dict[str, Any]:
 _ESTIMATORS: Dict[Any, Tuple[Callable[..., ours.ValueEstimator], _Options]] = {
     theirs.TD0Estimator: (ours.TD0Estimator, _of_td),
     theirs.TD1Estimator: (ours.TD1Estimator, _of_td),
-    theirs.TDLambdaEstimator: (ours.TDLambdaEstimator, lambda one: {**_of_td(one), "lmbda": one.lmbda}),
+    theirs.TDLambdaEstimator: (
+        ours.TDLambdaEstimator,
+        lambda estimator: {**_of_td(estimator), "lmbda": estimator.lmbda},
+    ),
     theirs.GAE: (ours.GAE, _of_gae),
-    theirs.MultiAgentGAE: (ours.MultiAgentGAE, lambda one: {**_of_gae(one), "agent_dim": one.agent_dim}),
+    theirs.MultiAgentGAE: (
+        ours.MultiAgentGAE,
+        lambda estimator: {**_of_gae(estimator), "agent_dim": estimator.agent_dim},
+    ),
     theirs.VTrace: (
         ours.VTrace,
-        lambda one: {"rho_thresh": one.rho_thresh, "c_thresh": one.c_thresh, "average_adv": one.average_adv},
+        lambda estimator: {
+            "rho_thresh": estimator.rho_thresh,
+            "c_thresh": estimator.c_thresh,
+            "average_adv": estimator.average_adv,
+        },
     ),
 }
 
@@ -150,30 +166,33 @@ _ESTIMATORS: Dict[Any, Tuple[Callable[..., ours.ValueEstimator], _Options]] = {
 def _estimator(loss: objectives.A2CLoss) -> ours.ValueEstimator:
     estimator = loss.value_estimator
     if type(estimator) not in _ESTIMATORS:
-        raise TypeError(f"value_estimator: expected one of torchrl.objectives.value, got {type(estimator).__name__}")
+        raise TypeError(f"value_estimator: expected an estimator of torchrl.objectives.value, got {type(estimator).__name__}")
     if estimator.value_network is not loss.critic_network:
-        raise ValueError("value_estimator: expected the value network of the loss, got another or none")
+        raise ValueError("value_estimator: expected the critic network of the loss as value_network, got another or none")
     if estimator.skip_existing:
-        raise ValueError("value_estimator: expected skip_existing=None, since there is no TensorDict to hold values, got True")
-    make, options = _ESTIMATORS[type(estimator)]
-    given = {"gamma": estimator.gamma, "differentiable": estimator.differentiable, **options(estimator)}
+        raise ValueError("value_estimator: expected skip_existing=None, since no TensorDict stores values, got True")
+    make, read_options = _ESTIMATORS[type(estimator)]
+    options = {"gamma": estimator.gamma, "differentiable": estimator.differentiable, **read_options(estimator)}
     time_dim = getattr(estimator, "time_dim", None)
     if time_dim is not None and make is not ours.TD0Estimator:
-        given["time_dim"] = time_dim if time_dim >= 0 else time_dim - _dimensions_of_a_step(estimator)
-    return make(**given)
+        options["time_dim"] = time_dim if time_dim >= 0 else time_dim - _dimensions_of_a_step(estimator)
+    return make(**options)
 
 
 def _dimensions_of_a_step(estimator: Any) -> int:
-    """What values have beside the dimensions of the TensorDict, from whose end TorchRL counts."""
+    """Returns the number of dimensions that values have after the batch dimensions of the TensorDict.
+
+    TorchRL counts a negative ``time_dim`` from the end of the batch dimensions; this library counts from the end of the values.
+    """
     return 2 if type(estimator) is theirs.MultiAgentGAE else 1
 
 
 def _advantage_norm(norm: Optional[ValueNorm]) -> Optional[PercentileNorm]:
-    """The same norm at the same place; from there on each follows what its own loss computes."""
+    """Converts the norm and copies its present percentiles. After that, each norm follows the value targets of its own loss."""
     if norm is None:
         return None
     if type(norm) is not PercentileValueNorm or norm.low.numel() != 1:
-        raise ValueError(f"advantage_norm: expected a PercentileValueNorm of one value or None, got {norm}")
+        raise ValueError(f"advantage_norm: expected a PercentileValueNorm with one value, or None, got {norm}")
     converted_norm = PercentileNorm(norm.quantiles, norm.rate, norm.min_scale)
     converted_norm.low.copy_(norm.low.squeeze())
     converted_norm.high.copy_(norm.high.squeeze())

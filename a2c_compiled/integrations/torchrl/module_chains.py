@@ -1,4 +1,4 @@
-"""Chains of TensorDict modules as one module of tensors, which compiles, scripts and exports where the modules inside do."""
+"""Converts sequences of TensorDictModules to one module of tensors. It compiles, scripts and exports if the modules inside do."""
 
 import operator
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -11,13 +11,20 @@ from torch import fx, nn
 from torchrl.modules import MLP
 
 from a2c_compiled import distributions
-from a2c_compiled.integrations.torchrl.shared_networks import is_watched
+from a2c_compiled.integrations.torchrl.shared_networks import has_hooks
 
 Key = Union[str, Tuple[str, ...]]
 
 
 class RawScale(NamedTuple):
-    """Locations and raw scales side by side, and how the scales are to be mapped."""
+    """The parameters of a normal distribution before the scale is mapped.
+
+    Attributes:
+        node: computes locations and raw scales, concatenated in the last dimension.
+        scale_mapping: name of the function that maps raw scales to scales.
+        scale_lb: lower bound of the scales.
+        dim: dimension of the action; None if unknown.
+    """
 
     node: fx.Node
     scale_mapping: str
@@ -26,23 +33,27 @@ class RawScale(NamedTuple):
 
 
 def leaves(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a chain of chains, in order."""
+    """Yields the modules of nested TensorDictSequentials, in order.
+
+    Raises:
+        TypeError: a TensorDictSequential has hooks.
+    """
     if not isinstance(module, TensorDictSequential):
         yield module
         return
-    if is_watched(module):
-        raise TypeError(f"{type(module).__name__}: expected a chain without hooks")
-    chain: Any = module.module
-    inner = chain.values() if isinstance(chain, nn.ModuleDict) else chain
+    if has_hooks(module):
+        raise TypeError(f"{type(module).__name__}: expected a sequence without hooks, got one with hooks or its own forward")
+    children: Any = module.module
+    inner = children.values() if isinstance(children, nn.ModuleDict) else children
     for child in inner:
         yield from leaves(child)
 
 
 class Chain:
-    """Modules that are run in order on entries of a TensorDict, as a graph.
+    """Builds an fx graph from TensorDictModules that run in order.
 
     Args:
-        keys: of the observations; one is a tensor, several are a tuple of tensors.
+        keys: keys of the entries that are the observation. With one key the observation is a tensor, with several a tuple of tensors.
     """
 
     def __init__(self, keys: Sequence[Key]) -> None:
@@ -56,24 +67,35 @@ class Chain:
             self.nodes = {key: self.graph.call_function(operator.getitem, (observation, i)) for i, key in enumerate(keys)}
 
     def node(self, key: Any) -> fx.Node:
-        """The entry ``key`` so far."""
+        """Returns the node that computes the entry ``key``.
+
+        Raises:
+            ValueError: no module before has written the entry.
+        """
         key = unravel_key(key)
         if key not in self.nodes:
-            raise ValueError(f"actor_network: expected an entry {key!r} that a module before it writes as it is")
+            raise ValueError(f"actor_network: expected an earlier module that writes the entry {key!r}, got none")
         return self.nodes[key]
 
     def width(self, key: Any) -> Optional[int]:
-        """The last dimension of the entry ``key``, where its module says it."""
+        """Returns the size of the last dimension of the entry ``key``, or None if its module does not tell."""
         return self.widths.get(unravel_key(key))
 
     def run(self, module: nn.Module) -> None:
-        """What the module writes, from what it reads."""
+        """Adds a module to the graph: it reads its ``in_keys`` and writes its ``out_keys``.
+
+        Raises:
+            TypeError: the module is not a plain TensorDictModule, or has hooks.
+            ValueError: an entry that it reads is missing, or the mapping of its scale is not supported.
+        """
         if not isinstance(module, TensorDictModule) or type(module).forward is not TensorDictModule.forward:
             raise TypeError(f"actor_network, critic_network: expected TensorDictModules, got {type(module).__name__}")
-        if is_watched(module) or not isinstance(module.module, nn.Module):
-            raise TypeError(f"actor_network, critic_network: expected modules without hooks, got {module}")
+        if has_hooks(module) or not isinstance(module.module, nn.Module):
+            raise TypeError(
+                f"actor_network, critic_network: expected TensorDictModules of nn.Modules, without hooks, got {module}"
+            )
         if module._kwargs is not None or module.method is not None or module.out_keys != module.out_keys_source:
-            raise TypeError(f"actor_network, critic_network: expected in_keys and out_keys and no more, got {module}")
+            raise TypeError(f"actor_network, critic_network: expected no options but in_keys and out_keys, got {module}")
         arguments = [self.node(key) for key in module.in_keys]
         out_keys = [unravel_key(key) for key in module.out_keys]
         if (
@@ -90,7 +112,10 @@ class Chain:
             self.widths[key] = _width(module) if len(out_keys) == 1 else None
 
     def _run_raw(self, module: nn.Module, argument: fx.Node, in_key: Key, out_keys: List[Key]) -> bool:
-        """Locations and scales without what maps the scales, which distributions here do themselves."""
+        """Adds a module that ends in a mapping of scales, without the mapping: this library's distributions map the scales themselves.
+
+        Returns False if the module does not end in such a mapping.
+        """
         last = module[-1] if type(module) is nn.Sequential else module
         if not isinstance(last, (NormalParamExtractor, AddStateIndependentNormalScale)):
             return False
@@ -113,30 +138,30 @@ class Chain:
 
     def _call(self, module: nn.Module, arguments: List[fx.Node]) -> fx.Node:
         name = f"module_{len(self.modules)}"
-        # Of one input an MLP is its layers in order, but TorchScript cannot read its ``*inputs``.
+        # TorchScript cannot compile the ``*inputs`` of an MLP. With one input, an MLP runs its layers in order.
         self.modules[name] = nn.Sequential(*module.children()) if type(module) is MLP and len(arguments) == 1 else module
         return self.graph.call_module(name, tuple(arguments))
 
-    def side_by_side(self, nodes: Sequence[fx.Node]) -> fx.Node:
-        """The entries in one tensor, in the dtype of the first."""
+    def concatenated(self, nodes: Sequence[fx.Node]) -> fx.Node:
+        """Returns a node that concatenates entries in the last dimension, in the dtype of the first."""
         if len(nodes) == 1:
             return nodes[0]
-        same = [nodes[0], *(self.graph.call_method("type_as", (node, nodes[0])) for node in nodes[1:])]
-        return self.graph.call_function(torch.cat, (same, -1))
+        converted = [nodes[0], *(self.graph.call_method("type_as", (node, nodes[0])) for node in nodes[1:])]
+        return self.graph.call_function(torch.cat, (converted, -1))
 
     def module(self, output: fx.Node) -> nn.Module:
-        """From the observation to ``output``."""
+        """Returns a module that maps the observation to ``output``."""
         self.graph.output(output)
-        made = fx.GraphModule(self.modules, self.graph)
-        made.graph.eliminate_dead_code()
-        made.delete_all_unused_submodules()
-        made.recompile()
-        # Placeholder, module, output: the module itself.
-        return next(made.children()) if len(made.graph.nodes) == 3 else made
+        graph_module = fx.GraphModule(self.modules, self.graph)
+        graph_module.graph.eliminate_dead_code()
+        graph_module.delete_all_unused_submodules()
+        graph_module.recompile()
+        # Three nodes (placeholder, module, output): the graph only calls one module, so return this module.
+        return next(graph_module.children()) if len(graph_module.graph.nodes) == 3 else graph_module
 
 
 def _width(module: nn.Module) -> Optional[int]:
-    """The last dimension of what a module returns, where its last layer that has one says it."""
+    """Returns ``out_features`` of the module or of its last layer that has it; None if there is none."""
     out_features: Any = getattr(module, "out_features", None)
     if isinstance(out_features, int):
         return out_features
@@ -146,7 +171,11 @@ def _width(module: nn.Module) -> Optional[int]:
 
 
 def _mapping_name(mapping: Any) -> str:
-    """This library's name of a mapping of scales, which TorchRL keeps as a name or as the function."""
+    """Returns this library's name of a mapping of scales. TorchRL stores the mapping as a name or as a function.
+
+    Raises:
+        ValueError: this library has no such mapping.
+    """
     mapping = mappings(mapping) if isinstance(mapping, str) else mapping
     if isinstance(mapping, biased_softplus) and mapping.min_val == 0.01:
         bias = float(nn.functional.softplus(torch.tensor(mapping.bias, dtype=torch.float64))) + mapping.min_val

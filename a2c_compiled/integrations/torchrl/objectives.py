@@ -1,4 +1,4 @@
-"""TorchRL's losses and value estimators with less around the networks: the same results from fewer steps."""
+"""Faster replacements for methods of TorchRL's losses and value estimators that call the networks."""
 
 from typing import Any, Callable, Optional, Tuple, Union
 
@@ -14,8 +14,11 @@ Count = Callable[[Optional[str]], None]
 
 
 def call_value_nets(original: Callable[..., Any], count: Count) -> Callable[..., Any]:
-    """``ValueEstimatorBase._call_value_nets``: one call of the network on both observations, where TorchRL maps it over a stack of
-    TensorDicts and parameters."""
+    """Returns the replacement for ``ValueEstimatorBase._call_value_nets``.
+
+    It calls the value network once on the stacked observations and next observations. TorchRL maps the network over a stack of
+    TensorDicts and parameters with ``vmap``.
+    """
 
     def replacement(
         self: Any,
@@ -34,16 +37,16 @@ def call_value_nets(original: Callable[..., Any], count: Count) -> Callable[...,
                 self, data, params, next_params, single_call, value_key, detach_next, vmap_randomness, value_net=value_net
             )
         chunked = self.value_chunk_size is not None or self.num_chunks is not None
-        found: Union[Tuple[Any, Tensor], str] = "shifted or chunked values"
+        result: Union[Tuple[Any, Tensor], str] = "shifted or chunked values"
         if not single_call and not chunked:
-            found = _values(self, data, params, next_params, value_key, self.value_network if value_net is None else value_net)
-        if isinstance(found, str):
-            count(f"value network: {found}")
+            result = _values(self, data, params, next_params, value_key, self.value_network if value_net is None else value_net)
+        if isinstance(result, str):
+            count(f"value network: {result}")
             return original(
                 self, data, params, next_params, single_call, value_key, detach_next, vmap_randomness, value_net=value_net
             )
         count(None)
-        data, values = found
+        data, values = result
         value, next_value = values.unbind(0)
         data.set(value_key, value)
         data.set(("next", value_key), next_value)
@@ -55,35 +58,38 @@ def call_value_nets(original: Callable[..., Any], count: Count) -> Callable[...,
 def _values(
     estimator: Any, data: Any, params: Any, next_params: Any, value_key: Any, value_net: Any
 ) -> Union[Tuple[Any, Tensor], str]:
-    """The data, without NaN in next observations, and the values of both observations; or why not."""
+    """Returns the data and the values ``[2, ...]`` of observations and next observations, or the reason why TorchRL must compute them.
+
+    In the returned data, NaN in next observations is replaced as TorchRL replaces it.
+    """
     plain = plain_network(value_net)
     if plain is None or value_net.out_keys[0] != value_key or skip_existing():
-        return "more than layers from one entry to one entry"
+        return "not a network of supported layers from one entry to one entry"
     if type(data) is not TensorDict or not nothing_watches():
-        return "data of another kind, or seen by a transform"
+        return "not a TensorDict of plain tensors, or a mode or transform is active"
     network, key = plain
     data = estimator._sanitize_next_obs_nan(data, value_net.in_keys)
-    following = data.get("next", None)
-    if type(following) is not TensorDict:
-        return "data of another kind, or seen by a transform"
-    observation, next_observation = data.get(key, None), following.get(key, None)
+    next_data = data.get("next", None)
+    if type(next_data) is not TensorDict:
+        return "not a TensorDict of plain tensors, or a mode or transform is active"
+    observation, next_observation = data.get(key, None), next_data.get(key, None)
     if type(observation) is not Tensor or type(next_observation) is not Tensor:
-        return "data of another kind, or seen by a transform"
+        return "not a TensorDict of plain tensors, or a mode or transform is active"
     if _kind(observation) != _kind(next_observation) or (data.get(value_key, None) is None) != (
-        following.get(value_key, None) is None
+        next_data.get(value_key, None) is None
     ):
-        return "observations or values that differ"
+        return "next observations of another shape, dtype or device, or a value for only one of both"
     if params is None and next_params is None:
         values = network(torch.stack([observation, next_observation]))
     elif not (are_views(params, value_net) and are_views(next_params, value_net)):
-        return "parameters of its own"
+        return "parameters other than those of the value network"
     elif observation.requires_grad or next_observation.requires_grad:
         return "observations that require grad"
     else:
-        with torch.no_grad():  # of detached parameters there is no gradient
+        with torch.no_grad():  # the parameters are detached, so there is no gradient
             values = network(torch.stack([observation, next_observation]))
     if values.shape[1 : 1 + data.batch_dims] != data.batch_size:
-        return "values of another shape"
+        return "values without the batch shape of the data"
     return data, values
 
 
@@ -91,8 +97,11 @@ def _kind(tensor: Tensor) -> Tuple[Any, ...]:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def in_place(original: Callable[..., Any], network: str) -> Callable[..., Any]:
-    """A method of a loss that puts the parameters into a network for as long as it runs: not where they are there already."""
+def without_parameter_swap(original: Callable[..., Any], network: str) -> Callable[..., Any]:
+    """Returns the replacement for a method of a loss that swaps parameters into a network while it runs.
+
+    The replacement skips the swap if the network already holds these parameters.
+    """
 
     def replacement(self: Any, *arguments: Any, **named: Any) -> Any:
         if (

@@ -1,4 +1,4 @@
-"""Networks that need no TensorDict: what they are made of, and whose parameters they hold."""
+"""Checks whether a network can be called with tensors instead of TensorDicts, and whether it holds given parameters."""
 
 from typing import Any, Iterator, Optional, Tuple
 
@@ -10,7 +10,7 @@ from torchrl.modules import MLP, ValueOperator
 from a2c_compiled._torch_internals import is_hooked
 
 _CONTAINERS = (nn.Sequential, MLP)
-# Each maps the last dimension, or every element, and takes any number of leading ones.
+# Each layer maps the last dimension or single elements, and accepts any number of leading dimensions.
 _LAYERS = (
     nn.Linear,
     nn.LayerNorm,
@@ -38,11 +38,11 @@ _LAYERS = (
 
 
 def plain_network(module: Any) -> Optional[Tuple[nn.Module, Any]]:
-    """The network inside a TensorDictModule and the key that it reads, where nothing else happens around it or in it.
+    """Returns the network inside a TensorDictModule and the key of its input, or None if the network is not plain.
 
-    It maps one tensor to one tensor by layers that take any number of leading dimensions, without hooks and without randomness.
+    A plain network maps one tensor to one tensor. Its layers are deterministic, have no hooks, and accept any number of leading dimensions.
     """
-    if type(module) not in (TensorDictModule, ValueOperator) or is_watched(module):
+    if type(module) not in (TensorDictModule, ValueOperator) or has_hooks(module):
         return None
     if module._kwargs is not None or module.method is not None or module.method_kwargs or module._get_kwargs:
         return None
@@ -54,26 +54,26 @@ def plain_network(module: Any) -> Optional[Tuple[nn.Module, Any]]:
 def _takes_any_batch(module: Any) -> bool:
     kind = type(module)
     if kind in _LAYERS:
-        return not is_watched(module)
-    return kind in _CONTAINERS and not is_watched(module) and all(map(_takes_any_batch, module._modules.values()))
+        return not has_hooks(module)
+    return kind in _CONTAINERS and not has_hooks(module) and all(map(_takes_any_batch, module._modules.values()))
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether anything but ``forward`` of its class happens when it is called."""
+def has_hooks(module: nn.Module) -> bool:
+    """Returns whether a call of ``module`` runs hooks, or a ``forward`` that is set on the instance."""
     return "forward" in module.__dict__ or is_hooked(module)
 
 
 def are_own(module: nn.Module, params: Any) -> bool:
-    """Whether ``params`` are the very parameters and buffers that ``module`` holds, so that to put them there changes nothing."""
+    """Returns whether ``params`` holds the same tensor objects as ``module``. Swapping them in would then change nothing."""
     if type(params) is not TensorDictParams:
         return False
-    given = {**params._parameters, **params._buffers}
+    tensors = {**params._parameters, **params._buffers}
     own = dict(_named_tensors(module, ""))
-    return len(own) == len(given) and all(given.get(name) is tensor for name, tensor in own.items())
+    return len(own) == len(tensors) and all(tensors.get(name) is tensor for name, tensor in own.items())
 
 
 def _named_tensors(module: nn.Module, prefix: str) -> Iterator[Tuple[str, Tensor]]:
-    """Parameters and buffers, also those that have several names."""
+    """Yields all parameters and buffers by name. A tensor with several names is yielded once per name."""
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None:
             yield f"{prefix}{name}", tensor
@@ -83,12 +83,12 @@ def _named_tensors(module: nn.Module, prefix: str) -> Iterator[Tuple[str, Tensor
 
 
 def are_views(params: Optional[TensorDictBase], module: nn.Module) -> bool:
-    """Whether ``params`` are the parameters of ``module``, detached but not copied."""
+    """Returns whether ``params`` are the detached parameters and buffers of ``module``, in the same memory."""
     if params is None:
         return False
     own = {name: tensor for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None}
     children = {name: child for name, child in module._modules.items() if child is not None and not _holds_none(child)}
-    # More than the module has as its own is what was put there in the place of a parameter.
+    # A name in params that is no parameter, buffer or submodule was added in place of a parameter.
     return (
         all(name in own or name in module._modules for name in params.keys())  # noqa: SIM118 - no dict
         and all(_is_view(params.get(name, None), tensor) for name, tensor in own.items())
@@ -100,13 +100,13 @@ def _holds_none(module: nn.Module) -> bool:
     return not module._parameters and not module._buffers and not module._modules
 
 
-def _is_view(tensor: Any, of: Tensor) -> bool:
+def _is_view(tensor: Any, parameter: Tensor) -> bool:
     return (
         isinstance(tensor, Tensor)
-        and tensor.data_ptr() == of.data_ptr()
-        and tensor.shape == of.shape
-        and tensor.stride() == of.stride()
-        and tensor.dtype == of.dtype
-        and tensor.device == of.device
+        and tensor.data_ptr() == parameter.data_ptr()
+        and tensor.shape == parameter.shape
+        and tensor.stride() == parameter.stride()
+        and tensor.dtype == parameter.dtype
+        and tensor.device == parameter.device
         and not tensor.requires_grad
     )
