@@ -6,7 +6,7 @@ from typing import Iterator
 
 import torch
 
-from a2c_compiled._torch_internals import exports_in_one_thread, nothing_watches, tracing_lock
+from a2c_compiled._torch_internals import dispatch_is_plain, thread_local_export_flag, tracing_lock
 
 
 class _ThisThread(threading.local):
@@ -23,7 +23,7 @@ def exporting() -> Iterator[None]:
     torch sets global state during an export and restores the earlier value afterwards. Two exports at once would restore each other's
     values, and torch's exporting flag could stay set.
     """
-    with tracing_lock(), exports_in_one_thread():
+    with tracing_lock(), thread_local_export_flag():
         before, _this_thread.exporting = _this_thread.exporting, True
         try:
             yield
@@ -44,4 +44,4 @@ def is_exporting() -> bool:
     """
     if torch.compiler.is_dynamo_compiling():
         return torch.compiler.is_exporting()
-    return not nothing_watches() and (_this_thread.exporting or torch.compiler.is_exporting())
+    return not dispatch_is_plain() and (_this_thread.exporting or torch.compiler.is_exporting())

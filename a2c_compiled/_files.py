@@ -9,7 +9,7 @@ from typing import Iterator
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Context that yields a temporary path in the folder of ``path``.
 
     When the block ends, the temporary file replaces ``path``. If the block raises, the temporary file is removed and ``path`` is unchanged.
@@ -29,7 +29,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_together(folder: Path) -> Iterator[Path]:
+def atomic_files(folder: Path) -> Iterator[Path]:
     """Context that yields a temporary folder. When the block ends, its files are moved to ``folder``; if it raises, they are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
@@ -38,9 +38,9 @@ def written_together(folder: Path) -> Iterator[Path]:
             os.replace(file, folder / file.name)
 
 
-def copied_whole(file: Path, folder: Path) -> Path:
+def copy_atomically(file: Path, folder: Path) -> Path:
     """Copies ``file`` into ``folder`` atomically and returns the path of the copy."""
-    with written_whole(folder / file.name) as temporary:
+    with atomic_file(folder / file.name) as temporary:
         shutil.copyfile(file, temporary)
     return folder / file.name
 

@@ -5,7 +5,7 @@ from typing import Dict
 from torch import nn
 
 
-def parameter_places(module: nn.Module) -> Dict[str, str]:
+def parameter_names_by_location(module: nn.Module) -> Dict[str, str]:
     """Maps a full name of each place that holds a parameter to the parameter's first name in ``named_parameters``.
 
     A place is an attribute of a submodule. A submodule that is registered under several names has one place for each of its parameters. A

@@ -56,7 +56,7 @@ except (AttributeError, TypeError):
     _IDLE_KEY_SETS = None  # type: ignore[assignment]
 
 
-def nothing_watches() -> bool:
+def dispatch_is_plain() -> bool:
     """Returns whether no dispatch mode, functorch transform, tracer or forward-mode derivative is active in this thread.
 
     An operator may then call its kernel directly, without the dispatcher. Do not call this in code that torch.compile traces.
@@ -79,7 +79,7 @@ def in_forward_mode() -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
-def is_hooked(module: nn.Module) -> bool:
+def module_has_hooks(module: nn.Module) -> bool:
     """Returns whether a call of ``module`` runs hooks, its own or global ones.
 
     Names: ``_forward_hooks``, ``_forward_pre_hooks``, ``_backward_hooks`` and ``_backward_pre_hooks`` of ``nn.Module``, and
@@ -143,7 +143,7 @@ def associative_scan() -> Optional[Callable[..., Any]]:
     return _lookup("torch._higher_order_ops.associative_scan.associative_scan")
 
 
-def sum_over_processes(tensor: Tensor, group: Any) -> Tensor:
+def all_reduce_sum(tensor: Tensor, group: Any) -> Tensor:
     """Returns the sum of ``tensor`` over a process group, without changing ``tensor``. It works in eager mode and in compiled graphs.
 
     Name: ``torch.distributed._functional_collectives``, because its operators can be traced.
@@ -180,7 +180,7 @@ def _dynamo_setting(name: str, value: Any, consequence: str) -> ContextManager[A
     return patch(**{name: value})
 
 
-def traced_gradients() -> ContextManager[Any]:
+def tracing_autograd() -> ContextManager[Any]:
     """Returns a context in which torch.compile traces calls of ``torch.autograd.grad``. It can be entered repeatedly.
 
     Name: ``torch._dynamo.config.trace_autograd_ops``, because a training step computes its gradients inside the compiled function.
@@ -191,7 +191,7 @@ def traced_gradients() -> ContextManager[Any]:
     )
 
 
-def many_recompilations(limit: int) -> ContextManager[Any]:
+def recompile_limit(limit: int) -> ContextManager[Any]:
     """Returns a context in which torch.compile keeps up to ``limit`` graphs of one function.
 
     Name: ``torch._dynamo.config.recompile_limit``, because benchmarks compile one function for many cases.
@@ -296,7 +296,7 @@ def as_torch_exports() -> Iterator[None]:
         flags.update(before)
 
 
-def exports_in_one_thread() -> ContextManager[Any]:
+def thread_local_export_flag() -> ContextManager[Any]:
     """Returns a context in which ``torch.export`` sets its exporting flag in the exporting thread only. Hold :func:`tracing_lock`.
 
     Names: ``torch.export._trace._compiling_state_context``, which is replaced by :func:`as_torch_exports`, and

@@ -449,7 +449,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     import torch
 
     from a2c_compiled.benchmarks.measure.shapes import full, quick
-    from a2c_compiled.benchmarks.report.tables import ours_not_timed
+    from a2c_compiled.benchmarks.report.tables import own_failures
     from a2c_compiled.benchmarks.run import run
 
     if arguments.threads < 1:
@@ -460,7 +460,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     plan = quick(device) if arguments.quick else full(device)
     measured = run(plan, arguments.out, arguments.subject, arguments.threads)
     print(f"finished in {measured.seconds:.0f} s; report, plots and results: {arguments.out}/")
-    failures = ours_not_timed(measured.rows)
+    failures = own_failures(measured.rows)
     for line in failures:
         print(f"a2c-compiled: {line}", file=sys.stderr)
     return 1 if failures else 0

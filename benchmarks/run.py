@@ -10,8 +10,8 @@ from typing import Callable, Dict, Iterator, List, Sequence
 import torch
 from tqdm import tqdm
 
-from a2c_compiled._files import written_whole
-from a2c_compiled._torch_internals import many_recompilations
+from a2c_compiled._files import atomic_file
+from a2c_compiled._torch_internals import recompile_limit
 from a2c_compiled.benchmarks.measure import results
 from a2c_compiled.benchmarks.measure.harness import Case, Row, compare
 from a2c_compiled.benchmarks.measure.results import Results
@@ -70,7 +70,7 @@ def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), thread
                     for table in tables.tables(rows):
                         tqdm.write(table.plain())
         pictures = plot.draw(measured, out)
-        with written_whole(out / "report.md") as temporary:
+        with atomic_file(out / "report.md") as temporary:
             temporary.write_text(tables.markdown(measured, pictures))
     return measured
 
@@ -98,7 +98,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), many_recompilations(64):
+        with warnings.catch_warnings(), recompile_limit(64):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -11,7 +11,7 @@ import torch
 
 from a2c_compiled import export
 from a2c_compiled._export_names import POLICY, TRAIN_STEP
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.measure.timing import Timing, time_call
 from a2c_compiled.demo.bare_environment import make_bare_environment
 from a2c_compiled.environments import goal_of
@@ -131,10 +131,10 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     findings = Findings(results, deployed, learnt, reports, timings)
     report_path = out / "report.md"
     seconds = time.perf_counter() - started
-    with written_whole(report_path) as temporary:
+    with atomic_file(report_path) as temporary:
         temporary.write_text(report_text(findings, seconds))
     print(f"\nThe demo took {seconds:.0f} s. The report, the learning curves and all files are in {out}/")
-    failures = failed_claims(findings)
+    failures = failed_checks(findings)
     if failures:
         raise DemoError("; ".join(failures))
     return report_path
@@ -243,7 +243,7 @@ def timing_table(timings: Sequence[StepTiming]) -> List[str]:
     return rows
 
 
-def failed_claims(findings: Findings) -> List[str]:
+def failed_checks(findings: Findings) -> List[str]:
     """Returns one line for each result that is not the expected one."""
     results, deployed = findings.results, findings.deployed
     failures = [
@@ -267,7 +267,7 @@ def failed_claims(findings: Findings) -> List[str]:
 
 def report_text(findings: Findings, seconds: float) -> str:
     """Returns the report in Markdown, one page long."""
-    failures = failed_claims(findings)
+    failures = failed_checks(findings)
     lines = [
         f"# A2C on {TrainConfig.env}",
         "",

@@ -15,7 +15,7 @@ from torch import Tensor
 from a2c_compiled.environments import minatar
 from a2c_compiled.environments.protocol import EnvironmentStep, Observation
 from a2c_compiled.environments.replay import CannotResume, Replayable, restore_vector, side_by_side, vector_state
-from a2c_compiled.environments.worker_signals import deaf_to_ctrl_c
+from a2c_compiled.environments.worker_signals import ignoring_ctrl_c
 
 ATARI, MINATAR = "ALE", "MinAtar"
 
@@ -59,7 +59,7 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
         if atari:
             options.setdefault("frameskip", 1)  # AtariPreprocessing skips frames
         wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
-        with deaf_to_ctrl_c():
+        with ignoring_ctrl_c():
             return gymnasium.make_vec(
                 name, num_envs, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers, **options
             )

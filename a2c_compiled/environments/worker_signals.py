@@ -7,7 +7,7 @@ from typing import Iterator
 
 
 @contextmanager
-def deaf_to_ctrl_c() -> Iterator[None]:
+def ignoring_ctrl_c() -> Iterator[None]:
     """Makes processes that start within the block ignore SIGINT.
 
     A terminal sends Ctrl-C to all processes. Only the main process should handle it, because it closes the others.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import working_dtype
-from a2c_compiled._torch_internals import nothing_watches
+from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.functional.packed import sequence_ends
 
 Coefficient = Union[Tensor, float, int]
@@ -142,7 +142,7 @@ def _number(value: float, like: Tensor) -> Tensor:
     with torch.inference_mode(False):  # autograd cannot save an inference tensor for backward
         number = torch.full([], value, dtype=working_dtype(like), device="cpu")
     # Under a dispatch mode, transform or trace the tensor belongs to that context and must not outlive it.
-    if nothing_watches():
+    if dispatch_is_plain():
         if len(_NUMBER_CACHE) >= _MAX_CACHED_NUMBERS:
             _NUMBER_CACHE.clear()
         _NUMBER_CACHE[value, like.dtype] = number

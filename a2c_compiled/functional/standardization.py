@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled._torch_internals import sum_over_processes
+from a2c_compiled._torch_internals import all_reduce_sum
 
 
 def standardize(
@@ -97,7 +97,7 @@ def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes
 def _over_processes(total: Tensor) -> Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return total
-    return sum_over_processes(total.detach(), torch.distributed.group.WORLD)
+    return all_reduce_sum(total.detach(), torch.distributed.group.WORLD)
 
 
 def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from a2c_compiled._precision import working_dtype
 from a2c_compiled.kernels.scan_forms import Form
 from a2c_compiled.kernels.triton import tuning
-from a2c_compiled.kernels.triton.compiled_kernel import Launcher, launcher_of
+from a2c_compiled.kernels.triton.compiled_kernel import Launcher, launcher_from
 from a2c_compiled.kernels.triton.forms import DEVICE_FORMS
 from a2c_compiled.kernels.triton.kernel import NUMBER, PER_STEP, REDUCE, RESUME, SCALAR, WHOLE, scan_kernel
 
@@ -36,7 +36,7 @@ class Launch:
             return
         compiled = scan_kernel[self.grid](*tensors, *self.arguments, **self.options)
         if aligned:
-            self.compiled = launcher_of(compiled)
+            self.compiled = launcher_from(compiled)
 
 
 class _Plan(NamedTuple):

@@ -106,12 +106,12 @@ def a2c_loss(
     sample_log_prob = sample_log_prob if diagnostics else None
     terms = Terms(log_prob, entropy, new_state_value, value_target, state_value, sample_log_prob, mask)
     weights = Weights(entropy_coef, critic_coef, clip_value, loss_critic_type, reduction)
-    objective = a2c_objective(counted("log_prob", log_prob, terms), counted("advantage", advantage, terms))
+    objective = a2c_objective(zero_outside_mask("log_prob", log_prob, terms), zero_outside_mask("advantage", advantage, terms))
     nothing: List[str] = []
-    return weighted_losses(objective, terms, weights, left_out(nothing, diagnostics))
+    return weighted_losses(objective, terms, weights, switched_off_outputs(nothing, diagnostics))
 
 
-def left_out(dropped: List[str], diagnostics: bool) -> List[str]:
+def switched_off_outputs(dropped: List[str], diagnostics: bool) -> List[str]:
     """Returns the names in ``dropped``, and those of the diagnostics unless ``diagnostics`` is set."""
     return dropped if diagnostics else dropped + ["explained_variance", "kl_approx"]
 
@@ -151,13 +151,13 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     mask, reduction = terms.mask, weights.reduction
     loss_objective: Optional[Tensor] = None
     if objective is not None:
-        loss_objective = _reduce(counted("objective", objective, terms), reduction, mask)
+        loss_objective = _reduce(zero_outside_mask("objective", objective, terms), reduction, mask)
 
     mean_entropy: Optional[Tensor] = None
     loss_entropy: Optional[Tensor] = None
     entropy = terms.entropy
     if entropy is not None:
-        entropy = counted("entropy", entropy, terms)
+        entropy = zero_outside_mask("entropy", entropy, terms)
         if "entropy" not in dropped:
             mean_entropy = _mean(entropy.detach(), mask)
         if "loss_entropy" not in dropped:
@@ -170,8 +170,8 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     if new_state_value is not None:
         if value_target is None:
             raise ValueError("value_target: expected a tensor, which the critic loss needs, got None")
-        value_target = counted("value_target", value_target, terms)
-        new_state_value = counted("new_state_value", new_state_value, terms)
+        value_target = zero_outside_mask("value_target", value_target, terms)
+        new_state_value = zero_outside_mask("new_state_value", new_state_value, terms)
         distance, value_clip_fraction = _critic_distance(new_state_value, value_target, terms, weights)
         if "loss_critic" not in dropped:
             loss_critic = _reduce(_scale(distance, weights.critic_coef), reduction, mask)
@@ -183,9 +183,9 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     kl_approx: Optional[Tensor] = None
     sample_log_prob = terms.sample_log_prob
     if sample_log_prob is not None:
-        sample_log_prob = counted("sample_log_prob", sample_log_prob, terms)
+        sample_log_prob = zero_outside_mask("sample_log_prob", sample_log_prob, terms)
         if "kl_approx" not in dropped:
-            log_ratio = clamped_log_ratio(counted("log_prob", terms.log_prob, terms), sample_log_prob).detach()
+            log_ratio = clamped_log_ratio(zero_outside_mask("log_prob", terms.log_prob, terms), sample_log_prob).detach()
             kl_approx = _mean(log_ratio.expm1() - log_ratio, mask)
     return A2CLosses(
         loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx
@@ -205,7 +205,7 @@ def _critic_distance(
         return distance, None
     if state_value is None:
         raise ValueError("state_value: expected a tensor, which clip_value needs, got None")
-    state_value = counted("state_value", state_value, terms)
+    state_value = zero_outside_mask("state_value", state_value, terms)
     change = new_state_value - state_value
     limit = clip_value.to(change.dtype)
     limit = limit.masked_fill(limit == 0, float("inf"))  # 0 means no clipping, also if it is assigned after construction
@@ -231,7 +231,7 @@ def _explained_variance(state_value: Tensor, value_target: Tensor, mask: Optiona
 
 
 def _variance(x: Tensor, mask: Optional[Tensor]) -> Tensor:
-    return _mean(_counted(x - _mean(x, mask), mask).square(), mask)
+    return _mean(_zero_outside_mask(x - _mean(x, mask), mask).square(), mask)
 
 
 def _scale(loss: Tensor, coefficient: Optional[Tensor]) -> Tensor:
@@ -258,16 +258,16 @@ def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
     return x.sum() / mask.sum().clamp_min(1)
 
 
-def counted(name: str, tensor: Tensor, terms: Terms) -> Tensor:
+def zero_outside_mask(name: str, tensor: Tensor, terms: Terms) -> Tensor:
     """Checks the shape of ``tensor`` and sets it to 0 at the steps that the mask excludes.
 
     This precedes all computation, because NaN in a step would return in the gradient as ``0 * NaN``.
     """
     check_shape(name, tensor, terms.log_prob)
-    return _counted(tensor, terms.mask)
+    return _zero_outside_mask(tensor, terms.mask)
 
 
-def _counted(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+def _zero_outside_mask(x: Tensor, mask: Optional[Tensor]) -> Tensor:
     return widen(x) if mask is None else widen(x).masked_fill(~mask, 0.0)
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from a2c_compiled._exporting import is_exporting
 from a2c_compiled._hyperparameters import CoefficientModule, positive_int
-from a2c_compiled._parameters import parameter_places
+from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
 from a2c_compiled.losses.batch import Batch, experience, laid_out, like
 from a2c_compiled.losses.critic_inputs import chunks, concatenate, known, selected
-from a2c_compiled.losses.held_out import detaching
+from a2c_compiled.losses.detached_parameters import detach_parameters
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
 from a2c_compiled.recurrent import has_memory
 
@@ -98,7 +98,9 @@ class ActorCritic(CoefficientModule):
         shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actors}
         # Names of the parameters that the critic reads detached, so that the critic loss has no gradient for them.
         self._held_out: List[str] = [
-            place for place, name in parameter_places(self.critic_network).items() if separate_losses and name in shared
+            place
+            for place, name in parameter_names_by_location(self.critic_network).items()
+            if separate_losses and name in shared
         ]
 
     @torch.jit.unused
@@ -205,7 +207,7 @@ class ActorCritic(CoefficientModule):
         if not self._held_out:
             return self
         prepared = copy.copy(self)
-        prepared._modules = {**self._modules, "critic_network": detaching(self.critic_network, self._held_out)}
+        prepared._modules = {**self._modules, "critic_network": detach_parameters(self.critic_network, self._held_out)}
         prepared._held_out = []
         return prepared
 

@@ -9,7 +9,16 @@ from a2c_compiled._hyperparameters import NOT_NEGATIVE
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.estimators.registry import EstimatorKind
-from a2c_compiled.losses.a2c import A2CLosses, Terms, Weights, a2c_objective, check_shape, counted, left_out, weighted_losses
+from a2c_compiled.losses.a2c import (
+    A2CLosses,
+    Terms,
+    Weights,
+    a2c_objective,
+    check_shape,
+    switched_off_outputs,
+    weighted_losses,
+    zero_outside_mask,
+)
 from a2c_compiled.losses.actor_critic import PolicyOutputs
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import Batch
@@ -175,7 +184,7 @@ class A2CLoss(EstimatingActorCritic):
         ``kl_approx`` is included with ``diagnostics``, although it is None in calls without ``sample_log_prob``. Assign a sequence of names
         to compute only these outputs. An unknown name raises ValueError.
         """
-        switched_off = set(self._left_out())
+        switched_off = set(self._switched_off_outputs())
         if not self.entropy_bonus:
             switched_off |= {"entropy", "loss_entropy"}
         if self.critic_coef is None:
@@ -308,7 +317,7 @@ class A2CLoss(EstimatingActorCritic):
         if self.advantage_norm is not None:
             advantage = widen(advantage)
             advantage = advantage / self.advantage_norm.scale().to(advantage.dtype)
-        dropped = self._left_out()
+        dropped = self._switched_off_outputs()
         entropy: Optional[Tensor] = None
         if self._wants_entropy():
             if noise is None:  # a user's distribution may override entropy_estimate without the argument noise
@@ -332,15 +341,15 @@ class A2CLoss(EstimatingActorCritic):
                 sample_log_prob = batch.sample_log_prob
                 if sample_log_prob is None:
                     raise ValueError("sample_log_prob: expected a tensor, which the objective needs, got None")
-                sample_log_prob = counted("sample_log_prob", sample_log_prob, terms)
-            log_prob = counted("log_prob", policy.log_prob, terms)
-            objective = self.objective(log_prob, counted("advantage", advantage, terms), sample_log_prob)
+                sample_log_prob = zero_outside_mask("sample_log_prob", sample_log_prob, terms)
+            log_prob = zero_outside_mask("log_prob", policy.log_prob, terms)
+            objective = self.objective(log_prob, zero_outside_mask("advantage", advantage, terms), sample_log_prob)
         weights = Weights(self.entropy_coef, self.critic_coef, self.clip_value, self.loss_critic_type, self.reduction)
         return weighted_losses(objective, terms, weights, dropped)
 
-    def _left_out(self) -> List[str]:
+    def _switched_off_outputs(self) -> List[str]:
         """Returns the outputs that ``out_keys`` and ``diagnostics`` switch off."""
-        return left_out(self._dropped, self.diagnostics)
+        return switched_off_outputs(self._dropped, self.diagnostics)
 
     def _wants_entropy(self) -> bool:
         """Returns whether an entropy output is switched on."""
@@ -348,7 +357,7 @@ class A2CLoss(EstimatingActorCritic):
 
     def _wants_critic(self) -> bool:
         """Returns whether an output that needs the critic's value is switched on."""
-        dropped = self._left_out()
+        dropped = self._switched_off_outputs()
         clips = self.clip_value is not None and "value_clip_fraction" not in dropped
         wanted = clips or "loss_critic" not in dropped or "explained_variance" not in dropped
         return self.critic_coef is not None and wanted

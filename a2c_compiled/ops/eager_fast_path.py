@@ -5,7 +5,7 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._torch_internals import nothing_watches
+from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.kernels.scan_forms import Form
 
@@ -31,6 +31,6 @@ def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     Returns:
         The outputs, each with the shape and dtype of the values, or None.
     """
-    if torch.compiler.is_dynamo_compiling() or not nothing_watches():
+    if torch.compiler.is_dynamo_compiling() or not dispatch_is_plain():
         return None
     return cpu_scan.call(form, dim, *inputs)

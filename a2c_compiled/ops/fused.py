@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._exporting import is_exporting
-from a2c_compiled._torch_internals import nothing_watches
+from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.kernels.scan_forms import Form
 from a2c_compiled.ops.registration import on_device, register
 from a2c_compiled.ops.transforms import batch_first, fresh_views
@@ -135,7 +135,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
 
     def call(*arguments: Any) -> Any:
         compiling = torch.compiler.is_dynamo_compiling()
-        if compiling or not nothing_watches():
+        if compiling or not dispatch_is_plain():
             if is_exporting():
                 return definition(*arguments)
             if compiling:

@@ -6,7 +6,7 @@ from typing import Any, Callable, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._torch_internals import nothing_watches
+from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.kernels.scan_forms import Form
 
@@ -81,7 +81,7 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
         if (
             arguments[-2].is_cpu
             and not torch.compiler.is_dynamo_compiling()
-            and nothing_watches()
+            and dispatch_is_plain()
             and set(map(type, arguments)) == _PLAIN
             and not any(map(Tensor.is_neg, arguments[first_value:first_flag]))
         ):

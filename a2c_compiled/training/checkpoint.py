@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled._tensor_groups import Tensors
 from a2c_compiled.training.distributed import Processes
 
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) 
                 _write(place / "training.safetensors", checkpoint.training)
         if processes.is_first:
             facts = {"version": VERSION, "world_size": processes.world_size, **checkpoint.facts}
-            with written_whole(folder / "checkpoint.json") as path:
+            with atomic_file(folder / "checkpoint.json") as path:
                 path.write_text(json.dumps(facts) + "\n")
     finally:
         if processes.is_first:
@@ -111,7 +111,7 @@ def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:
 
 
 def _write(path: Path, tensors: Tensors) -> None:
-    with written_whole(path) as temporary:
+    with atomic_file(path) as temporary:
         # safetensors accepts neither tensors that share memory nor tensors with gaps.
         copies = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
         temporary.write_bytes(safetensors.torch.save(copies))

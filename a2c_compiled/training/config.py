@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 
-COMPILED_FROM = 2_000_000
+COMPILE_FROM_STEPS = 2_000_000
 """Runs on a CPU compile by default from this number of environment steps; in shorter runs compiling may take longer than it saves."""
 
 RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
@@ -75,7 +75,7 @@ class TrainConfig:
     compile: Optional[bool] = _option(
         None,
         "compile the policy, environments written in torch, and the training step; without this option, runs on a GPU and runs of at"
-        f" least {COMPILED_FROM:,} total steps are compiled",
+        f" least {COMPILE_FROM_STEPS:,} total steps are compiled",
     )
     device: str = _option(
         "auto",
@@ -121,7 +121,7 @@ def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
 
 def save_config(folder: Path, config: TrainConfig) -> None:
     """Writes ``config`` to ``config.json`` in ``folder``."""
-    with written_whole(folder / "config.json") as path:
+    with atomic_file(folder / "config.json") as path:
         path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 

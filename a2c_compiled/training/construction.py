@@ -9,7 +9,7 @@ from a2c_compiled.environments import make_environments
 from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import make_networks
-from a2c_compiled.training.config import COMPILED_FROM, TrainConfig
+from a2c_compiled.training.config import COMPILE_FROM_STEPS, TrainConfig
 from a2c_compiled.training.distributed import Processes
 from a2c_compiled.update.train_step import TrainStep
 
@@ -84,5 +84,5 @@ def device_of(config: TrainConfig) -> torch.device:
 def compiles(config: TrainConfig) -> bool:
     """Returns whether a run with these options compiles policy and training step."""
     if config.compile is None:
-        return device_of(config).type == "cuda" or config.total_steps >= COMPILED_FROM
+        return device_of(config).type == "cuda" or config.total_steps >= COMPILE_FROM_STEPS
     return config.compile

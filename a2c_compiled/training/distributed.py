@@ -76,7 +76,7 @@ class Processes:
             raise OSError("another process could not write its part of the checkpoint")
 
     @contextmanager
-    def noticing_deaths(self) -> Iterator[None]:
+    def reporting_ended_processes(self) -> Iterator[None]:
         """Replaces communication errors in the block by one that says that another process has ended.
 
         Raises:

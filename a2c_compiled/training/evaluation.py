@@ -17,7 +17,7 @@ EVALUATION_SEED = 10_000
 MAX_STEPS = 27_000
 """Largest number of steps of an episode in an evaluation, as some never end: half an hour of an Atari game at four frames a step."""
 
-SIDE_BY_SIDE = 100
+MAX_ENVIRONMENTS = 100
 """Largest number of environments that are stepped together in an evaluation."""
 
 Policy = Callable[[Any], np.ndarray]
@@ -101,8 +101,8 @@ def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATIO
     if episodes < 1:
         raise ValueError(f"episodes: expected at least 1, got {episodes}")
     played = []
-    for start in range(0, episodes, SIDE_BY_SIDE):
-        envs = make_vector(env_id, min(SIDE_BY_SIDE, episodes - start), **env_options)
+    for start in range(0, episodes, MAX_ENVIRONMENTS):
+        envs = make_vector(env_id, min(MAX_ENVIRONMENTS, episodes - start), **env_options)
         try:
             played.append(_first_episodes(policy, envs, seed + start))
         finally:

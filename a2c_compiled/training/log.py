@@ -10,7 +10,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, TextIO, Tuple, Typ
 
 from tqdm import tqdm
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 
 PROGRESS = "progress.csv"
 TENSORBOARD = "tensorboard"
@@ -177,7 +177,7 @@ class _Table:
         self._rows.append(row)
 
     def _write(self, columns: List[str], rows: List[Mapping[str, float]]) -> None:
-        with written_whole(self._path) as temporary, temporary.open("w", newline="") as file:
+        with atomic_file(self._path) as temporary, temporary.open("w", newline="") as file:
             writer = _writer(file, columns)
             if columns:
                 writer.writeheader()

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.training.log import COLUMNS, load_progress
 from a2c_compiled.training.run_folder import group_runs, names_of
 
@@ -101,7 +101,7 @@ def plot_learning_curves(
         legend |= dict(zip(labels, handles, strict=True))
     columns = max(1, min(len(legend), 120 // (8 + max(map(len, legend)))))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
-    with written_whole(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
@@ -132,7 +132,7 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
         axis.set_xlabel(_X_AXES["steps"])
         _finish(axis, "return", "steps")
         axis.set_ylabel("return")
-    with written_whole(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 

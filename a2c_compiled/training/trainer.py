@@ -45,7 +45,7 @@ PATIENCE = 20
 NEAR = 0.8
 """The greedy policy is evaluated once the mean return of training episodes is at least ``goal - NEAR * abs(goal)``."""
 
-LOOKS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
+EVALUATION_TRIALS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
 """First seed and number of episodes of each evaluation that a solved environment has to pass, in order.
 
 The first evaluation has few episodes because most policies fail it. The last one guards against 100 lucky starts."""
@@ -172,7 +172,7 @@ class Trainer:
             closing(self.collector.envs),
             RunLog(self.folder, self.config.total_steps, resume_at, progress, enabled=first) as log,
             stop_requests() as stop,
-            self.processes.noticing_deaths(),
+            self.processes.reporting_ended_processes(),
         ):
             if compiles(self.config):
                 log.say("compiling")
@@ -288,7 +288,9 @@ class Trainer:
         if goal is None:
             return False
         near = self.processes.is_first and _mean(self.returns) >= goal - NEAR * abs(goal)
-        return self.processes.any(near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in LOOKS))
+        return self.processes.any(
+            near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in EVALUATION_TRIALS)
+        )
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
         """Evaluates the greedy policy.

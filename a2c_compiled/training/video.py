@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from PIL import Image, ImageDraw
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.environments import make_vector
 from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, forget
 
@@ -58,7 +58,7 @@ def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION
             "video: expected imageio-ffmpeg for an .mp4: pip install 'a2c-compiled[environments]', or write a .gif"
         )
     film = record_episode(policy, env_id, seed, **env_options)
-    with written_whole(path) as temporary:
+    with atomic_file(path) as temporary:
         write(film, temporary)
     return film
 

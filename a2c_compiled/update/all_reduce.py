@@ -5,7 +5,7 @@ from typing import List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from a2c_compiled._torch_internals import sum_over_processes
+from a2c_compiled._torch_internals import all_reduce_sum
 
 
 def group_name_of(process_group: Optional[object]) -> Optional[str]:
@@ -29,5 +29,5 @@ def summed_over_processes(tensors: Sequence[Tensor], group_name: str) -> List[Te
         New tensors with the shapes and dtypes of ``tensors``.
     """
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    sums = sum_over_processes(flat, group_name).split([tensor.numel() for tensor in tensors])
+    sums = all_reduce_sum(flat, group_name).split([tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in zip(sums, tensors, strict=True)]

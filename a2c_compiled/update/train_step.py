@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, CoefficientModule, positive_int
-from a2c_compiled._parameters import parameter_places
-from a2c_compiled._torch_internals import traced_gradients
+from a2c_compiled._parameters import parameter_names_by_location
+from a2c_compiled._torch_internals import tracing_autograd
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
@@ -136,7 +136,7 @@ class TrainStep(CoefficientModule):
         if not self.parameter_names:
             raise ValueError("loss: expected at least one parameter that requires grad, got none")
         trained = set(self.parameter_names)
-        self._places = [(place, name) for place, name in parameter_places(loss).items() if name in trained]
+        self._places = [(place, name) for place, name in parameter_names_by_location(loss).items() if name in trained]
         params = self._params()
         self.optimizer_state = nn.Module()
         for slot, tensors in self.optimizer.init(params).items():
@@ -164,7 +164,7 @@ class TrainStep(CoefficientModule):
         self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
         self._tracing: ContextManager[Any] = nullcontext()
         if self._compiles:
-            self._tracing = traced_gradients()  # created once, because creating it takes longer than entering it
+            self._tracing = tracing_autograd()  # created once, because creating it takes longer than entering it
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
 

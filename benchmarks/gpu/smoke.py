@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.contenders import estimator_peers
 from a2c_compiled.benchmarks.contenders.modes import widened
 from a2c_compiled.benchmarks.measure import cuda, data, shapes
@@ -206,7 +206,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _write(report: Dict[str, Any], out: Path) -> None:
-    with written_whole(out) as path:
+    with atomic_file(out) as path:
         path.write_text(json.dumps(report) + "\n")
 
 

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple
 
 import torch
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.measure.harness import Row
 from a2c_compiled.benchmarks.measure.machine import machine, versions
 from a2c_compiled.benchmarks.measure.shapes import Plan
@@ -52,7 +52,7 @@ def save(results: Results, path: Path) -> None:
         {**row._asdict(), "timing": row.timing and row.timing._asdict(), **{name: getattr(row, name) for name in _DERIVED}}
         for row in results.rows
     ]
-    with written_whole(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps({**results._asdict(), "rows": rows}, indent=1, allow_nan=False) + "\n")
 
 

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Row
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Shape
@@ -170,5 +170,5 @@ def _bytes(value: float, _: object) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     for suffix in (".svg", ".png"):
-        with written_whole(path.with_suffix(suffix)) as temporary:
+        with atomic_file(path.with_suffix(suffix)) as temporary:
             figure.savefig(temporary, dpi=160)

@@ -185,7 +185,7 @@ def _first_calls(rows: Sequence[Row]) -> List[str]:
     ]
 
 
-def ours_not_timed(rows: Sequence[Row]) -> List[str]:
+def own_failures(rows: Sequence[Row]) -> List[str]:
     """Returns one line per reason for which contenders of this package failed or had a wrong result."""
     return _reasons([row for row in rows if row.contender.startswith(OURS)])
 

@@ -16,7 +16,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 
 import torch
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.measure.machine import in_words, machine, versions
 from a2c_compiled.benchmarks.report.tables import Table
 from a2c_compiled.environments import goal_of
@@ -96,9 +96,9 @@ def measure(names: Sequence[str], seeds: int, out: Path, presets: Mapping[str, M
         "versions": versions(PACKAGES),
         "runs": [run._asdict() for run in runs],
     }
-    with written_whole(out / "presets.json") as path:
+    with atomic_file(out / "presets.json") as path:
         path.write_text(json.dumps(document, indent=1) + "\n")
-    with written_whole(out / "presets.md") as path:
+    with atomic_file(out / "presets.md") as path:
         path.write_text(markdown(document, table(runs, presets)))
     return runs
 

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 import torch
 
 from a2c_compiled import Rollout
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.measure.machine import in_words, machine, versions
 from a2c_compiled.benchmarks.measure.timing import Timing, time_interleaved
 from a2c_compiled.benchmarks.report.tables import Table
@@ -259,7 +259,7 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
             runs["Stable-Baselines3 A2C, its defaults"] = [solve_sb3(seed) for seed in range(seeds)]
         print(solve_table(runs).plain(), flush=True)
     described, packages = machine(torch.device(device)), versions(PACKAGES)
-    with written_whole(out / "training.json") as path:
+    with atomic_file(out / "training.json") as path:
         document = {"machine": described, "versions": packages, "speeds": [speed._asdict() for speed in measured], "runs": runs}
         path.write_text(json.dumps(document, indent=1, default=str) + "\n")
     lines = [
@@ -275,7 +275,7 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
         speed_table(measured).markdown(),
         *([solve_table(runs).markdown()] if runs else []),
     ]
-    with written_whole(out / "training.md") as path:
+    with atomic_file(out / "training.md") as path:
         path.write_text("\n".join(lines))
 
 

@@ -25,11 +25,11 @@ Rollout = Dict[str, np.ndarray]
 
 FINAL_LR = 0.1
 """Share of the learning rate that it falls to."""
-LOOK_INTERVAL = 10
+EVALUATION_INTERVAL = 10
 """Updates from one look at whether the greedy policy is good enough to the next."""
 NEAR = 0.8
 """How far below the goal the mean return of sampled episodes may be, as a share of it, for the greedy policy to be tried."""
-LOOKS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
+EVALUATION_TRIALS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
 """First seed and number of the episodes of each trial: a few cost little, and one lucky set of 100 starts is not enough."""
 
 
@@ -50,11 +50,11 @@ def learn(
         mean_return = np.mean(returns) if returns else -np.inf
         if update % 50 == 0:
             print(f"{update * num_envs * num_steps:>9,} steps, {time.perf_counter() - started:.1f} s, return {mean_return:.1f}")
-        is_near = update % LOOK_INTERVAL == 0 and mean_return >= solved_return - NEAR * abs(solved_return)
-        is_solved = is_near and all(greedy_return(learner, env_id, *look) >= solved_return for look in LOOKS)
+        is_near = update % EVALUATION_INTERVAL == 0 and mean_return >= solved_return - NEAR * abs(solved_return)
+        is_solved = is_near and all(greedy_return(learner, env_id, *look) >= solved_return for look in EVALUATION_TRIALS)
         if is_solved or update == updates:
             break
-    first, second = (greedy_return(learner, env_id, *look) for look in LOOKS[1:])
+    first, second = (greedy_return(learner, env_id, *look) for look in EVALUATION_TRIALS[1:])
     return {
         "return": first,
         "steps": update * num_envs * num_steps,

@@ -95,7 +95,7 @@ def _is_heard(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def quietly_exporting() -> Iterator[None]:
+def exporting_without_logs() -> Iterator[None]:
     """This thread exports, without remarks on packages that are not installed, on torch's own deprecations, on attributes that are empty
     lists, and on errors that are raised as well. What other threads say is heard."""
     with exporting():

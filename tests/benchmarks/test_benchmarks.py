@@ -137,7 +137,7 @@ def test_a_slow_function_is_sampled_less_often_but_never_fewer_than_three_times(
 
 def test_every_subject_runs_and_every_mode_answers_right(tiny_run):
     measured, _ = tiny_run
-    assert tables.ours_not_timed(measured.rows) == []
+    assert tables.own_failures(measured.rows) == []
     assert {row.subject for row in measured.rows} >= {"GAE", "TD(lambda)", "V-trace", "reward-to-go"}
     assert {row.subject for row in measured.rows} >= {"A2C loss", "A2C update", "greedy policy"}
     modes = {row.contender for row in measured.rows if row.timing}

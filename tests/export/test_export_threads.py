@@ -13,7 +13,7 @@ from torch import nn
 from a2c_compiled import A2CLoss, Rollout, TrainStep, distributions, export
 from a2c_compiled import functional as F
 from a2c_compiled._exporting import exporting, is_exporting
-from a2c_compiled.export.tracing.program import quietly_exporting
+from a2c_compiled.export.tracing.program import exporting_without_logs
 
 SECONDS = 20.0
 STEPS = 20
@@ -143,7 +143,7 @@ def test_what_other_threads_say_while_one_exports_is_heard(caplog):
 
     with warnings.catch_warnings(record=True) as heard, caplog.at_level(logging.ERROR):
         warnings.simplefilter("always")
-        with quietly_exporting():
+        with exporting_without_logs():
             say()
             assert not heard
             assert "spoken" not in caplog.text

@@ -33,9 +33,9 @@ def test_the_runtime_knows_names_as_the_exporter_writes_them():
 
 
 def test_learning_looks_at_the_greedy_policy_as_training_does():
-    assert (learn_policy.NEAR, learn_policy.LOOKS) == (trainer.NEAR, trainer.LOOKS)
+    assert (learn_policy.NEAR, learn_policy.EVALUATION_TRIALS) == (trainer.NEAR, trainer.EVALUATION_TRIALS)
     assert play_policy.EVALUATION_SEED == evaluation.EVALUATION_SEED
-    assert (TrainConfig.final_lr, TrainConfig.log_interval) == (learn_policy.FINAL_LR, learn_policy.LOOK_INTERVAL)
+    assert (TrainConfig.final_lr, TrainConfig.log_interval) == (learn_policy.FINAL_LR, learn_policy.EVALUATION_INTERVAL)
 
 
 def test_learning_has_the_defaults_of_training():

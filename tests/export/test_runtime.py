@@ -827,7 +827,7 @@ def test_the_scripts_learn_and_play_where_there_is_no_torch(choices, in_bare_pyt
     assert (result["steps"], result["solved"], len(progress)) == (4096, False, 0)
     learner = Learner.load(choices.graph)
     learner.load_state(out)
-    assert learn_policy.greedy_return(learner, "CartPole-v1", *learn_policy.LOOKS[1]) == result["return"]
+    assert learn_policy.greedy_return(learner, "CartPole-v1", *learn_policy.EVALUATION_TRIALS[1]) == result["return"]
     code = f"""
 import sys; sys.path.insert(0, {str(folder)!r})
 from runtime import Learner, Policy

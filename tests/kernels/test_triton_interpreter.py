@@ -265,13 +265,13 @@ def test_a_kernel_is_launched_again_by_itself_where_triton_has_such(monkeypatch)
             return None
 
     kernel = Kernel()
-    assert compiled_kernel.launcher_of(None) is None, "as the interpreter returns"
+    assert compiled_kernel.launcher_from(None) is None, "as the interpreter returns"
     monkeypatch.setattr(compiled_kernel, "CompiledKernel", Kernel)
-    assert compiled_kernel.launcher_of(kernel) is kernel
+    assert compiled_kernel.launcher_from(kernel) is kernel
     for changed in (None, dict):
         monkeypatch.setattr(compiled_kernel, "CompiledKernel", changed)
         compiled_kernel._warn_once.cache_clear()
         with pytest.warns(RuntimeWarning, match="launches are slower"):
-            assert compiled_kernel.launcher_of(kernel) is None
-        assert compiled_kernel.launcher_of(kernel) is None
+            assert compiled_kernel.launcher_from(kernel) is None
+        assert compiled_kernel.launcher_from(kernel) is None
     compiled_kernel._warn_once.cache_clear()

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.measure.timing import time_call
 
 
@@ -15,7 +15,7 @@ def contents(folder):
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
-    with written_whole(tmp_path / "new.txt") as temporary:
+    with atomic_file(tmp_path / "new.txt") as temporary:
         temporary.write_text("all of it")
         assert not (tmp_path / "new.txt").exists()
     assert contents(tmp_path) == {"new.txt": "all of it"}
@@ -24,7 +24,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
 def test_an_older_file_stands_until_the_block_ends(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("older")
-    with written_whole(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("newer")
         assert path.read_text() == "older"
     assert contents(tmp_path) == {"file.txt": "newer"}
@@ -40,32 +40,32 @@ def fail_halfway(path, error):
 def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, older, error):
     for name, text in older.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(error), written_whole(tmp_path / "file.txt") as temporary:
+    with pytest.raises(error), atomic_file(tmp_path / "file.txt") as temporary:
         fail_halfway(temporary, error)
     assert contents(tmp_path) == older
 
 
 def test_a_file_that_cannot_take_its_place_leaves_nothing_behind(tmp_path):
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(OSError, match=r"folder\.txt"), written_whole(tmp_path / "folder.txt") as temporary:
+    with pytest.raises(OSError, match=r"folder\.txt"), atomic_file(tmp_path / "folder.txt") as temporary:
         temporary.write_text("all of it")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.txt"]
 
 
 def test_missing_folders_are_made(tmp_path):
-    with written_whole(tmp_path / "one" / "two" / "file.txt") as temporary:
+    with atomic_file(tmp_path / "one" / "two" / "file.txt") as temporary:
         temporary.write_text("all of it")
     assert contents(tmp_path / "one" / "two") == {"file.txt": "all of it"}
 
 
 def test_a_path_may_be_a_string(tmp_path):
-    with written_whole(str(tmp_path / "file.txt")) as temporary:
+    with atomic_file(str(tmp_path / "file.txt")) as temporary:
         temporary.write_text("all of it")
     assert contents(tmp_path) == {"file.txt": "all of it"}
 
 
 def test_the_temporary_file_is_hidden_beside_its_place_and_of_its_kind(tmp_path):
-    with written_whole(tmp_path / "model.onnx") as temporary:
+    with atomic_file(tmp_path / "model.onnx") as temporary:
         assert (temporary.parent, temporary.suffix, temporary.name[0]) == (tmp_path, ".onnx", ".")
 
 
@@ -74,7 +74,7 @@ def test_the_temporary_file_is_hidden_beside_its_place_and_of_its_kind(tmp_path)
 def test_permissions_are_those_of_any_new_file(tmp_path, mask):
     before = os.umask(mask)
     try:
-        with written_whole(tmp_path / "file.txt") as temporary:
+        with atomic_file(tmp_path / "file.txt") as temporary:
             temporary.write_text("all of it")
         assert os.umask(mask) == mask, "the mask itself is left as it was"
     finally:
@@ -83,7 +83,7 @@ def test_permissions_are_those_of_any_new_file(tmp_path, mask):
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    with written_whole(tmp_path / "file.txt") as first, written_whole(tmp_path / "file.txt") as second:
+    with atomic_file(tmp_path / "file.txt") as first, atomic_file(tmp_path / "file.txt") as second:
         first.write_text("first")
         second.write_text("second")
     assert contents(tmp_path) == {"file.txt": "first"}

@@ -101,17 +101,17 @@ class Watching(TorchDispatchMode):
 
 
 def test_nothing_watches_but_what_does():
-    assert present.nothing_watches()
+    assert present.dispatch_is_plain()
     assert not present.in_forward_mode()
     with torch.inference_mode():
-        assert present.nothing_watches()
+        assert present.dispatch_is_plain()
     with Watching():
-        assert not present.nothing_watches()
+        assert not present.dispatch_is_plain()
     with forward_ad.dual_level():
-        assert not present.nothing_watches()
+        assert not present.dispatch_is_plain()
         assert present.in_forward_mode()
     seen = []
-    torch.func.vmap(lambda x: seen.append(present.nothing_watches()) or x)(torch.zeros(2))
+    torch.func.vmap(lambda x: seen.append(present.dispatch_is_plain()) or x)(torch.zeros(2))
     assert seen == [False]
 
 
@@ -128,9 +128,9 @@ def test_where_torch_does_not_tell_everything_takes_the_long_way_to_the_same_res
             patch.delattr(forward_ad, "_current_level")
             door = without()
             assert door.in_forward_mode()
-    assert not once(door.nothing_watches)
+    assert not once(door.dispatch_is_plain)
     for module in (registration, fused, eager_fast_path):
-        monkeypatch.setattr(module, "nothing_watches", door.nothing_watches)
+        monkeypatch.setattr(module, "dispatch_is_plain", door.dispatch_is_plain)
     with torch.no_grad():
         assert eager_fast_path.direct(scan_forms.GAE, -2, *inputs) is None
     found = F.generalized_advantage_estimate(*inputs)
@@ -140,11 +140,11 @@ def test_where_torch_does_not_tell_everything_takes_the_long_way_to_the_same_res
 
 def test_hooks_are_seen(monkeypatch):
     module = nn.Linear(2, 2)
-    assert not present.is_hooked(module)
+    assert not present.module_has_hooks(module)
     module.register_forward_hook(lambda *_: None)
-    assert present.is_hooked(module)
+    assert present.module_has_hooks(module)
     monkeypatch.delattr(nn.modules.module, "_has_any_global_hook")
-    assert present.is_hooked(nn.Linear(2, 2)), "where torch does not tell"
+    assert present.module_has_hooks(nn.Linear(2, 2)), "where torch does not tell"
 
 
 def test_gamma_variates_have_their_gradient_either_way(without):
@@ -180,14 +180,14 @@ def test_operators_of_scans_are_found_or_not(without):
 def test_settings_of_the_compiler_are_set_or_left(without):
     settings = torch._dynamo.config
     before = settings.recompile_limit, settings.trace_autograd_ops
-    with present.many_recompilations(3), present.traced_gradients():
+    with present.recompile_limit(3), present.tracing_autograd():
         assert (settings.recompile_limit, settings.trace_autograd_ops) == (3, True)
     for missing in (
         ("torch._dynamo.config.patch",),
         ("torch._dynamo.config.recompile_limit", "torch._dynamo.config.trace_autograd_ops"),
     ):
         door = without(*missing)
-        with once(door.many_recompilations, 3), once(door.traced_gradients):
+        with once(door.recompile_limit, 3), once(door.tracing_autograd):
             assert (settings.recompile_limit, settings.trace_autograd_ops) == before
 
 
@@ -245,7 +245,7 @@ def test_torchs_flag_is_up_in_the_exporting_thread_alone(without):
     assert elsewhere == [False]
     assert torch.compiler.is_exporting() is torch.compiler.is_compiling() is False
     door = without("torch.export._trace._compiling_state_context")
-    with once(door.exports_in_one_thread):
+    with once(door.thread_local_export_flag):
         pass
 
 
@@ -310,8 +310,8 @@ def test_sums_over_processes_without_what_traces(tmp_path, monkeypatch):
                 monkeypatch.delattr(torch.distributed, "_functional_collectives")
                 monkeypatch.setitem(sys.modules, "torch.distributed._functional_collectives", None)
             for given in (group, group.group_name):
-                assert torch.equal(present.sum_over_processes(torch.ones(3), given), torch.ones(3))
+                assert torch.equal(present.all_reduce_sum(torch.ones(3), given), torch.ones(3))
         with pytest.raises(RuntimeError, match="process_group: expected the default group"):
-            present.sum_over_processes(torch.ones(3), "another")
+            present.all_reduce_sum(torch.ones(3), "another")
     finally:
         torch.distributed.destroy_process_group()

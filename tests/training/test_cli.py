@@ -417,7 +417,7 @@ def findings(results, passed=True, deployed=None, solved=True):
 
 
 def test_nothing_failed_where_all_of_it_came_true():
-    assert demo.failed_claims(findings({0: result(475.0), 1: result(500.0)})) == []
+    assert demo.failed_checks(findings({0: result(475.0), 1: result(500.0)})) == []
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_nothing_failed_where_all_of_it_came_true():
     ids=["unsolved", "differs", "plays_differently", "unsolved_without_torch"],
 )
 def test_what_did_not_come_true_is_said(found, failure):
-    assert demo.failed_claims(found) == [failure]
+    assert demo.failed_checks(found) == [failure]
     text = demo.report_text(found, 80.0)
     assert f"**Failed: {failure}.**" in text
     assert "All checks passed." not in text

@@ -68,7 +68,7 @@ def test_evaluation_is_the_same_for_a_seed():
 
 def test_many_episodes_are_played_in_pieces(monkeypatch):
     together = play(lean, "CartPole-v1", 7, vectorization="sync")
-    monkeypatch.setattr(evaluation, "SIDE_BY_SIDE", 3)
+    monkeypatch.setattr(evaluation, "MAX_ENVIRONMENTS", 3)
     sizes = []
 
     def watched(observation):
@@ -175,7 +175,7 @@ def test_a_policy_that_remembers_is_reset_before_each_piece(monkeypatch):
         def __call__(self, observation):
             return push(0)(observation)
 
-    monkeypatch.setattr(evaluation, "SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(evaluation, "MAX_ENVIRONMENTS", 2)
     policy = Counting()
     play(policy, "CartPole-v1", 6)
     assert policy.resets == 3

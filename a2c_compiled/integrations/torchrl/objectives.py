@@ -7,7 +7,7 @@ from tensordict import TensorDict
 from tensordict.nn import skip_existing
 from torch import Tensor
 
-from a2c_compiled._torch_internals import nothing_watches
+from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.integrations.torchrl.shared_networks import are_own, are_views, plain_network
 
 Count = Callable[[Optional[str]], None]
@@ -65,7 +65,7 @@ def _values(
     plain = plain_network(value_net)
     if plain is None or value_net.out_keys[0] != value_key or skip_existing():
         return "not a network of supported layers from one entry to one entry"
-    if type(data) is not TensorDict or not nothing_watches():
+    if type(data) is not TensorDict or not dispatch_is_plain():
         return "not a TensorDict of plain tensors, or a mode or transform is active"
     network, key = plain
     data = estimator._sanitize_next_obs_nan(data, value_net.in_keys)

@@ -7,7 +7,7 @@ from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import Tensor, nn
 from torchrl.modules import MLP, ValueOperator
 
-from a2c_compiled._torch_internals import is_hooked
+from a2c_compiled._torch_internals import module_has_hooks
 
 _CONTAINERS = (nn.Sequential, MLP)
 # Each layer maps the last dimension or single elements, and accepts any number of leading dimensions.
@@ -60,7 +60,7 @@ def _takes_any_batch(module: Any) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Returns whether a call of ``module`` runs hooks, or a ``forward`` that is set on the instance."""
-    return "forward" in module.__dict__ or is_hooked(module)
+    return "forward" in module.__dict__ or module_has_hooks(module)
 
 
 def are_own(module: nn.Module, params: Any) -> bool:

@@ -19,7 +19,7 @@ class Launcher(Protocol):
     def __getitem__(self, grid: Tuple[int, int, int]) -> Callable[..., None]: ...
 
 
-def launcher_of(launched: Any) -> Optional[Launcher]:
+def launcher_from(launched: Any) -> Optional[Launcher]:
     """Returns the launcher for the next launches, from the return value of the first launch.
 
     Returns None in Triton's interpreter, which compiles nothing, and, with one warning, in versions of Triton whose launches return

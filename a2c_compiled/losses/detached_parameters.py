@@ -21,7 +21,7 @@ class _TracerInto(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def detaching(network: nn.Module, parameters: List[str]) -> nn.Module:
+def detach_parameters(network: nn.Module, parameters: List[str]) -> nn.Module:
     """Returns a traced copy of ``network`` that shares its parameters and detaches those named in ``parameters`` at each use.
 
     Raises:
