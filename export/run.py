@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Iterator, List, NamedTuple, Sequence
 
 from a2c_compiled._export_names import GRAPHS, TRAIN_STEP
-from a2c_compiled._files import copied_whole
+from a2c_compiled._files import copy_atomically
 from a2c_compiled.environments import make_environments
 from a2c_compiled.export.checking.verify import Report, verify
 from a2c_compiled.export.formats import FORMATS
@@ -96,7 +96,7 @@ def export_run(
         graphs[TRAIN_STEP] = Graph(update, update.example_inputs, update.dynamic_axes)
     if any(FORMATS[job.format].has_runtime for job in wanted):
         for script in (RUNTIME, *SCRIPTS):
-            copied_whole(script, folder)
+            copy_atomically(script, folder)
     for job in wanted:
         started = time.perf_counter()
         path, format, graph = folder / job.file, FORMATS[job.format], graphs[job.graph]

@@ -8,7 +8,7 @@ from typing import Union
 import numpy as np
 import torch
 
-from a2c_compiled._files import written_together
+from a2c_compiled._files import atomic_files
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
 from a2c_compiled.export.graphs.policies import ActingPolicy
 from a2c_compiled.export.graphs.update_graph import TrainStepGraph
@@ -64,7 +64,7 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
     rollout = Rollout(*(None if entry is None else entry.cpu() for entry in example_rollout))  # type: ignore[arg-type]
     update = TrainStepGraph(step, rollout)
     acting = ActingPolicy(step.loss, update.state_names, rollout.observation.flatten(0, 1))
-    with written_together(path.parent) as folder:
+    with atomic_files(path.parent) as folder:
         export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
         export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)
         state = {name: update.example_inputs[name].numpy() for name in update.state_names}

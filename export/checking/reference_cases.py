@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -82,7 +82,7 @@ def record_cases(
             arrays[f"{label}/{'random' if own_name in random else 'outputs'}/{name}"] = tensor.cpu().numpy()
     unread = set() if input_names is None else {f"inputs/{name}" for name in call.inputs if name not in input_names}
     arrays = {key: array for key, array in arrays.items() if key.split("/", 1)[1] not in unread}
-    with written_whole(cases_path(path)) as temporary:
+    with atomic_file(cases_path(path)) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 

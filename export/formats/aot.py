@@ -10,7 +10,7 @@ from a2c_compiled._torch_internals import ahead_of_time
 from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, by_name, write_program
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import DynamicAxes, ExampleInputs
-from a2c_compiled.export.tracing.program import quietly_exporting
+from a2c_compiled.export.tracing.program import exporting_without_logs
 
 
 def export_aot(
@@ -58,7 +58,7 @@ def export_aot(
 
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """Loads the package of :func:`export_aot` as a function that takes tensors by input name."""
-    with quietly_exporting():
+    with exporting_without_logs():
         return by_name(ahead_of_time()[1](str(path)))
 
 

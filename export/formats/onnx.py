@@ -10,7 +10,7 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from torch import nn
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.export.checking import onnx_file
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
@@ -20,7 +20,7 @@ from a2c_compiled.export.onnx_model.onnx_scan import SCANS
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
 from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.export.tracing.program import exported_program, quietly_exporting
+from a2c_compiled.export.tracing.program import exported_program, exporting_without_logs
 
 OLDEST_OPSET = 18
 
@@ -68,9 +68,9 @@ def export_onnx(
         raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that onnx knows here, got {opset}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with unused_weights_removed(path), written_whole(path) as temporary:
+    with unused_weights_removed(path), atomic_file(path) as temporary:
         names = _output_names(call, output_names)
-        with quietly_exporting(), explained(call, "ONNX"):
+        with exporting_without_logs(), explained(call, "ONNX"):
             program = torch.onnx.export(
                 exported_program(call),
                 input_names=list(call.inputs),

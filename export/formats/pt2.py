@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
-from a2c_compiled.export.tracing.program import argument_name, exported_program, quietly_exporting
+from a2c_compiled.export.tracing.program import argument_name, exported_program, exporting_without_logs
 from a2c_compiled.export.tracing.scan_doubling import DECOMPOSITIONS
 
 ENDING = ".pt2"
@@ -55,7 +55,7 @@ def export_pt2(
 
 def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """Loads the program in a file of :func:`export_pt2` as a function that takes tensors by input name."""
-    with quietly_exporting():
+    with exporting_without_logs():
         return by_name(torch.export.load(path).module())
 
 
@@ -81,8 +81,8 @@ def write_program(
         raise ValueError(f"path: expected a name ending in {ending}, got {path}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with written_whole(path) as temporary:
-        with quietly_exporting(), explained(call, path.name), torch.no_grad():
+    with atomic_file(path) as temporary:
+        with exporting_without_logs(), explained(call, path.name), torch.no_grad():
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
             _remove_stack_traces(program)
             write(program, describe(call), temporary)

@@ -10,13 +10,13 @@ from typing import Iterator, Union
 import torch
 from torch import nn
 
-from a2c_compiled._files import written_whole
+from a2c_compiled._files import atomic_file
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.export.tracing.program import quietly_exporting
+from a2c_compiled.export.tracing.program import exporting_without_logs
 
 _ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
 _LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+(?: <--- HERE)?$', re.MULTILINE)
@@ -31,7 +31,7 @@ def deprecated() -> Iterator[None]:
     """
     if sys.version_info >= (3, 14):
         raise RuntimeError("TorchScript: torch has none from Python 3.14 on; use export_pt2, export_aot or export_onnx")
-    with quietly_exporting():
+    with exporting_without_logs():
         yield
 
 
@@ -72,7 +72,7 @@ def export_torchscript(
     """
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with written_whole(path) as temporary, deprecated():
+    with atomic_file(path) as temporary, deprecated():
         torch.jit.save(_scripted(call.module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
         record_cases(call, path)
     return path

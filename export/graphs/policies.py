@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._export_names import GreedyAction
-from a2c_compiled._parameters import parameter_places
+from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.tracing.call import InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
@@ -174,7 +174,7 @@ class ActingPolicy(InputsByName):
         super().__init__(policy, [*params, "observation", "noise"])
         self.example_inputs = {**params, "observation": observation, "noise": noise}
         self.dynamic_axes = {"observation": ("N",), "noise": ("N",)}
-        self._places = {place: name for place, name in parameter_places(policy).items() if name in params}
+        self._places = {place: name for place, name in parameter_names_by_location(policy).items() if name in params}
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
         """Computes the fields of :class:`ActingOutputs`.

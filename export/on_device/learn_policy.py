@@ -26,11 +26,11 @@ Rollout = Dict[str, np.ndarray]
 
 FINAL_LR = 0.1
 """The learning rate at the end of training, as a fraction of the first learning rate."""
-LOOK_INTERVAL = 10
+EVALUATION_INTERVAL = 10
 """Number of training steps between two evaluations of the greedy policy."""
 NEAR = 0.8
 """An evaluation needs recent sampled episodes with a mean return of at least ``solved_return - NEAR * abs(solved_return)``."""
-LOOKS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
+EVALUATION_TRIALS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
 """First seed and number of episodes of each part of an evaluation.
 
 The first part has few episodes, so a policy that fails it costs little. The other two have different seeds, because a policy may reach
@@ -68,11 +68,11 @@ def learn(
         mean_return = np.mean(returns) if returns else -np.inf
         if update % 50 == 0:
             print(f"{update * num_envs * num_steps:>9,} steps, {time.perf_counter() - started:.1f} s, return {mean_return:.1f}")
-        is_near = update % LOOK_INTERVAL == 0 and mean_return >= solved_return - NEAR * abs(solved_return)
-        is_solved = is_near and all(greedy_return(learner, env_id, *look) >= solved_return for look in LOOKS)
+        is_near = update % EVALUATION_INTERVAL == 0 and mean_return >= solved_return - NEAR * abs(solved_return)
+        is_solved = is_near and all(greedy_return(learner, env_id, *look) >= solved_return for look in EVALUATION_TRIALS)
         if is_solved or update == updates:
             break
-    first, second = (greedy_return(learner, env_id, *look) for look in LOOKS[1:])
+    first, second = (greedy_return(learner, env_id, *look) for look in EVALUATION_TRIALS[1:])
     return {
         "return": first,
         "steps": update * num_envs * num_steps,

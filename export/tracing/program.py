@@ -100,7 +100,7 @@ def _is_heard(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def quietly_exporting() -> Iterator[None]:
+def exporting_without_logs() -> Iterator[None]:
     """Marks this thread as exporting, and silences messages that do not concern the user.
 
     These are messages about packages that are not installed, torch's own deprecations, attributes that are empty lists, and errors that are
