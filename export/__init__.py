@@ -1,5 +1,6 @@
-"""Deployment: graphs that run without this package, each checked against eager.
+"""Exports policies, losses, value estimators and the training step to files that run without this package.
 
+Each export stores reference outputs, computed in eager mode, beside the file. :func:`verify` compares the file with them.
 Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 

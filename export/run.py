@@ -1,4 +1,4 @@
-"""Everything that is worth exporting of a trained loss, in one go."""
+"""Exports the graphs of a trained loss and its training step, and verifies each file."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,13 @@ from a2c_compiled.update import Rollout, TrainStep
 
 
 class Exported(NamedTuple):
-    """What :func:`~a2c_compiled.export.verify` found in a file, the seconds that writing it took, and whether it ends its job."""
+    """One file that :func:`export_run` wrote.
+
+    Attributes:
+        report: the result of :func:`~a2c_compiled.export.verify` for this file.
+        seconds: time that writing the file took. Two files of one job each get half of the job's time.
+        ends_job: True for the last file of a job.
+    """
 
     report: Report
     seconds: float
@@ -27,49 +33,60 @@ class Exported(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A graph to write in a format."""
+    """A graph to export, and the format to write it in.
+
+    Attributes:
+        graph: name of the graph, one of ``policy``, ``policy_sampled``, ``loss``, ``estimator`` and ``train_step``.
+        format: name of the format, a key of ``FORMATS``.
+    """
 
     graph: str
     format: str
 
     @property
     def file(self) -> str:
-        """Its name."""
+        """File name: the name of the graph and the ending of the format."""
         return f"{self.graph}{FORMATS[self.format].ending}"
 
 
 def jobs(graphs: Sequence[str] = GRAPHS, formats: Sequence[str] = tuple(FORMATS)) -> List[Job]:
-    """All of them, but the training step only in formats that have gradients inside a graph.
+    """Returns a job for every pair of a graph and a format, except the training step in formats without gradients.
+
+    Args:
+        graphs: names of graphs.
+        formats: names of formats.
 
     Raises:
-        ValueError: none is left.
+        ValueError: no pair is left.
     """
-    able = [name for name, format in FORMATS.items() if format.has_gradients]
-    found = [Job(graph, format) for graph in graphs for format in formats if graph != TRAIN_STEP or format in able]
-    if not found:
+    with_gradients = [name for name, format in FORMATS.items() if format.has_gradients]
+    pairs = [Job(graph, format) for graph in graphs for format in formats if graph != TRAIN_STEP or format in with_gradients]
+    if not pairs:
         raise ValueError(
-            f"format: expected {', '.join(able[:-1])} or {able[-1]} for the training step, since the graphs of {', '.join(formats)} have no"
-            " gradients inside"
+            f"format: expected {', '.join(with_gradients[:-1])} or {with_gradients[-1]} for the training step, got"
+            f" {', '.join(formats)}, whose files cannot hold gradients"
         )
-    return found
+    return pairs
 
 
 def export_run(
     step: TrainStep, env_id: str, folder: Path, wanted: Sequence[Job], opset: int = OLDEST_OPSET
 ) -> Iterator[Exported]:
-    """Write graphs of a loss and of the step that trains it into ``folder``, and verify each file.
+    """Writes graphs of a loss and its training step to ``folder``, and verifies each file.
 
-    Examples are real steps of the environment. The runtime and scripts that play and learn with it are placed beside ONNX files.
+    The example inputs are real steps of the environment. For ONNX files, the runtime and the scripts that play and learn with it are copied
+    to ``folder``.
 
     Args:
-        step: as it is now; it is moved to the CPU, where exported files are checked.
-        env_id: of a gymnasium environment.
-        folder: for the files.
-        wanted: of :func:`jobs`.
-        opset: of ONNX files.
+        step: training step to export, in its present state. It is moved to the CPU, because exported files are verified there.
+        env_id: name of a gymnasium environment.
+        folder: folder for the files.
+        wanted: graphs and formats to write, from :func:`jobs`.
+        opset: ONNX operator version. Formats other than ONNX ignore it.
 
     Yields:
-        File by file; the training step in ONNX is two, itself and the policy with its parameters for inputs.
+        One :class:`Exported` for each file. The training step in ONNX has two files: the training step itself, and the policy whose
+        parameters are inputs.
     """
     step.cpu()
     rollout = example_rollout(step, env_id)
@@ -96,7 +113,7 @@ def export_run(
 
 
 def example_rollout(step: TrainStep, env_id: str) -> Rollout:
-    """A few steps of a few environments."""
+    """Collects a rollout of 16 steps in 8 environments."""
     envs = make_environments(env_id, 8)
     rollout = RolloutCollector(envs, step.loss, 16, seed=0).collect()
     envs.close()

@@ -1,4 +1,4 @@
-"""The A2C update as ONNX files, with all that learning needs where there is no torch."""
+"""Exports the training step as ONNX files, with the state and the runtime needed to train without torch."""
 
 import copy
 import shutil
@@ -18,28 +18,35 @@ from a2c_compiled.update import Rollout, TrainStep
 
 
 def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str, Path], opset: int = OLDEST_OPSET) -> Path:
-    """Write the update as an ONNX file, and beside it all that learning needs where there is no torch.
+    """Writes a training step as an ONNX file, and beside it everything that is needed to continue training without torch.
 
     >>> export_train_step(step, rollout, "train_step.onnx")
-    >>> learner = runtime.Learner.load("train_step.onnx")  # numpy and onnxruntime alone, from here on
+    >>> learner = runtime.Learner.load("train_step.onnx")  # from here on, only numpy and onnxruntime are needed
     >>> learner.act(observation), learner.step({"observation": ..., "action": ..., ...})
 
-    ``train_step.onnx`` is a :class:`~a2c_compiled.export.TrainStepGraph`, ``train_step.policy.onnx`` an
-    :class:`~a2c_compiled.export.ActingPolicy`, ``train_step.state.npz`` the state of ``step`` and its learning rate, and ``runtime.py`` a
-    copy of :mod:`a2c_compiled.export.on_device.runtime`. Steps and environments may be of any number, 1 included.
+    The files, in the folder of ``path``:
+
+    - ``train_step.onnx``: a :class:`~a2c_compiled.export.TrainStepGraph`.
+    - ``train_step.policy.onnx``: an :class:`~a2c_compiled.export.ActingPolicy`.
+    - ``train_step.state.npz``: the parameters, the optimizer state and the learning rate.
+    - ``runtime.py``: a copy of :mod:`a2c_compiled.export.on_device.runtime`.
+    - ``*.cases.npz``: the reference outputs of the two ONNX files.
+
+    The exported graphs accept any number of steps and environments, including 1.
 
     Args:
-        step: with the parameters and the optimizer state to start from; eager or compiled.
-        example_rollout: ``[T, N, ...]``, real data, for which T and N are at least 2.
-        path: of the first file, ending in ``.onnx``.
-        opset: as in :func:`~a2c_compiled.export.export_onnx`.
+        step: training step with the parameters and the optimizer state to start from, eager or compiled. It is not changed.
+        example_rollout: ``[T, N, ...]``, or the other layout if the value estimator has it: real data, with T and N at least 2. Dtypes: see
+            :class:`~a2c_compiled.update.Rollout`.
+        path: path of the first file, ending in ``.onnx``.
+        opset: ONNX operator version, see :func:`~a2c_compiled.export.export_onnx`.
 
     Returns:
         ``path``.
 
     Raises:
-        TypeError, ValueError: an argument is unfit; the message names it.
-        ExportError: the update cannot be exported; the message says what stands in the way.
+        TypeError, ValueError: an argument is invalid; the message names it.
+        ExportError: the training step cannot be exported; the message says what prevents it.
     """
     if not isinstance(step, TrainStep):
         raise TypeError(f"step: expected a TrainStep, got {type(step).__name__}")
@@ -47,13 +54,13 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
         raise TypeError(f"example_rollout: expected a Rollout, got {type(example_rollout).__name__}")
     if not isinstance(example_rollout.observation, torch.Tensor):
         raise TypeError(
-            "example_rollout: expected an observation that is one tensor, which graphs take, got"
+            "example_rollout: expected an observation that is one tensor, since an exported graph has one observation input, got"
             f" {type(example_rollout.observation).__name__}"
         )
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"path: expected a name ending in .onnx, got {path}")
-    step = copy.deepcopy(step).cpu()  # where exported files are checked
+    step = copy.deepcopy(step).cpu()  # exported files are verified on the CPU
     rollout = Rollout(*(None if entry is None else entry.cpu() for entry in example_rollout))  # type: ignore[arg-type]
     update = TrainStepGraph(step, rollout)
     acting = ActingPolicy(step.loss, update.state_names, rollout.observation.flatten(0, 1))
@@ -71,5 +78,5 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
 
 
 def acting_path(path: Path) -> Path:
-    """Where the policy of an exported training step is."""
+    """Returns the path of the policy that is exported with the training step at ``path``."""
     return path.with_suffix(runtime.POLICY_ENDING)

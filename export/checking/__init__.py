@@ -1,1 +1,1 @@
-"""Eager's answers beside every exported file, and the file held against them."""
+"""Reference outputs of eager mode, stored beside every exported file, and the comparison of the file with them."""

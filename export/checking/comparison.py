@@ -1,4 +1,4 @@
-"""A file's answers against eager's."""
+"""Compares the outputs of an exported file with the reference outputs of eager mode."""
 
 from typing import Any, Dict, Mapping, NamedTuple, Optional
 
@@ -7,20 +7,26 @@ import numpy as np
 from a2c_compiled.export.checking.reference_cases import Case
 from a2c_compiled.export.tracing.call import NEW
 
-# Largest error relative to the largest magnitude in the output, or to 1 if that is larger; whole numbers are to be equal. Far more than one
-# operation rounds, because an advantage adds up, over an episode, the rounding of values many times its size.
+# Largest error, divided by the larger of 1 and the largest magnitude in the output. Integers must be equal.
+# The tolerance is far above the rounding error of one operation: an advantage sums, over an episode, the rounding errors of values
+# that are much larger than the advantage.
 TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 3e-4, np.dtype(np.float16): 5e-3}
-# What an update makes new is measured by how far it moved, the length of the error over that of the change: of a few small gradients an
-# optimizer makes much, and of their rounding. But the change is taken for no less than this part of the whole, which is rounded too.
+# For the new state of a training step: norm of the error, divided by the norm of the change that the training step makes.
+# An optimizer amplifies small gradients, and their rounding errors with them.
+# The change counts as at least SMALLEST_CHANGE times the norm of the state, because the state itself is rounded.
 TOLERANCE_OF_CHANGE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 2e-3}
 SMALLEST_CHANGE = 1e-4
 PASSED = "passed"
 
 
 class OutputError(NamedTuple):
-    """Largest error of an output over all cases: absolute, and relative to the largest magnitude of the output (at least 1).
+    """Largest error of one output over all cases.
 
-    Of state that an update makes new, the length of the error relative to that of the change that the update makes.
+    Attributes:
+        absolute: largest absolute error.
+        relative: largest absolute error, divided by the larger of 1 and the largest magnitude in the output. For the new state of a
+            training step (``new.<name>``): norm of the error, divided by the norm of the change that the training step makes.
+        passed: True if the output is within tolerance in every case.
     """
 
     absolute: float
@@ -28,16 +34,21 @@ class OutputError(NamedTuple):
     passed: bool
 
     def as_json(self) -> Dict[str, Any]:
-        """By name."""
+        """Returns the fields by name, with None for an infinite error, since JSON has no infinity."""
         return {name: None if value == float("inf") else value for name, value in self._asdict().items()}
 
 
 _DIFFERENT_KIND = OutputError(float("inf"), float("inf"), False)
-"""Of an output of another shape or dtype."""
+"""The error of an output whose shape or dtype is wrong."""
 
 
 def compared(cases: Mapping[str, Case], answers: Mapping[str, Mapping[str, np.ndarray]]) -> Dict[str, OutputError]:
-    """Errors of every output, over all cases."""
+    """Returns the error of each output, by name, over all cases.
+
+    Args:
+        cases: reference cases by label.
+        answers: for each label, the outputs of the file by name.
+    """
     errors: Dict[str, OutputError] = {}
     for label, answer in answers.items():
         for name, expected in cases[label].outputs.items():
@@ -50,7 +61,7 @@ def compared(cases: Mapping[str, Case], answers: Mapping[str, Mapping[str, np.nd
 
 
 def _error(actual: np.ndarray, expected: np.ndarray, before: Optional[np.ndarray]) -> OutputError:
-    """Of an output; ``before`` is the state that it takes the place of, if it does."""
+    """Returns the error of one output. ``before`` is the old state if the output is new state, else None."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return _DIFFERENT_KIND
     if not expected.size:
@@ -66,13 +77,13 @@ def _error(actual: np.ndarray, expected: np.ndarray, before: Optional[np.ndarray
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Infinite where either is not finite."""
+    """Returns the 2-norm of the difference, or infinity if it is not finite."""
     length = float(np.linalg.norm((one.astype(np.float64) - other.astype(np.float64)).ravel()))
     return length if np.isfinite(length) else float("inf")
 
 
 def _largest_difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Equal infinities and two NaNs differ by nothing, any other by infinity."""
+    """Returns the largest absolute difference. Equal infinities and two NaNs have difference 0; any other non-finite pair has infinity."""
     wide_one, wide_other = one.astype(np.float64), other.astype(np.float64)
     same = (wide_one == wide_other) | (np.isnan(wide_one) & np.isnan(wide_other))
     with np.errstate(invalid="ignore"):
@@ -87,5 +98,5 @@ def _worst(one: Optional[OutputError], other: OutputError) -> OutputError:
 
 
 def summary(error: Exception) -> str:
-    """The first line of an error."""
+    """Returns the first line of an error's message, or the name of its class if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""What an exported file says about itself."""
+"""The metadata that an exported file holds about itself."""
 
 import json
 from typing import Any, Container, Dict, List, Optional, Union
@@ -13,14 +13,20 @@ from a2c_compiled.export.tracing.call import Call
 
 PREFIX = "a2c_compiled."
 METADATA = "a2c_compiled.json"
-"""The extra file that holds it in ``.pt`` and ``.pt2`` files."""
+"""Name of the extra file that holds the metadata in ``.pt`` and ``.pt2`` files."""
 
 
 def describe(call: Call) -> Dict[str, str]:
-    """Names, all beginning with ``a2c_compiled.``, and strings, JSON where they hold more than one thing.
+    """Returns the metadata of an export, strings by key. A value with several parts is JSON.
 
-    ``version``, ``torch_version``; ``module``, the class of what was exported; ``shapes`` of the inputs, with names for the dimensions
-    that may vary; ``hyperparameters`` of each part of the module; ``distribution``, and the kind of ``noise`` by input, where there is one.
+    The keys, each with the prefix ``a2c_compiled.``:
+
+    - ``version``, ``torch_version``: versions of this package and of torch.
+    - ``module``: class of the exported module.
+    - ``shapes``: shape of each input, with names for the dimensions that may vary in size.
+    - ``hyperparameters``: class, coefficients and options of each part of the module.
+    - ``distribution``: the same for the action distribution, if there is one.
+    - ``noise``: kind of noise by input name, if noise is an input.
     """
     module = call.source
     parts = {path: part for path, part in module.named_modules() if isinstance(part, CoefficientModule)}
@@ -45,7 +51,7 @@ def _shape(tensor: Tensor, axes: List[Optional[str]]) -> List[Union[str, int]]:
 
 
 def _settings(module: nn.Module, inputs: Container[str]) -> Dict[str, Any]:
-    """A module's class, its coefficients, unless they are inputs, and its plain options."""
+    """Returns the class of a module, its coefficients that are not inputs, and its plain options."""
     settings: Dict[str, Any] = {"class": type(module).__name__}
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in inputs:

@@ -1,4 +1,4 @@
-"""An ONNX file, run and checked without this package's own runtime."""
+"""Runs and checks an ONNX file without this package's own runtime."""
 
 from pathlib import Path
 from typing import Callable, Dict, Mapping
@@ -12,12 +12,15 @@ from torch import Tensor
 from a2c_compiled.export.checking.comparison import PASSED, compared, summary
 from a2c_compiled.export.checking.reference_cases import Case
 
-# More than the reference evaluator convolves in a second.
+# Largest number of input values in the second case. The reference evaluator needs more than a second to convolve this many.
 _MANY_NUMBERS = 2**18
 
 
 def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
-    """A file in onnxruntime on the CPU, once ``onnx.checker`` and strict shape inference find no fault with it."""
+    """Loads a file in onnxruntime on the CPU, and returns a function that takes tensors by input name.
+
+    Raises the error of onnx if ``onnx.checker`` or strict shape inference rejects the file.
+    """
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path, load_external_data=False)
     onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
@@ -34,20 +37,23 @@ def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
 
 
 def started(path: Path) -> onnxruntime.InferenceSession:
-    """A session on the CPU."""
+    """Returns an onnxruntime session on the CPU."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is said in the error
+    options.log_severity_level = 4  # log fatal errors only: other errors are raised
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def checks(path: Path, cases: Mapping[str, Case]) -> Dict[str, str]:
-    """What a file that :func:`load` took has passed, and how the reference evaluator's answers compare."""
+    """Returns the outcomes of the checks that :func:`load` made, which passed, and of the comparison with onnx's reference evaluator."""
     passed = dict.fromkeys(("onnx.checker", "strict shape inference"), PASSED)
-    return {**passed, "reference evaluator": _held_against_reference(path, cases)}
+    return {**passed, "reference evaluator": _reference_evaluator_outcome(path, cases)}
 
 
-def _held_against_reference(path: Path, cases: Mapping[str, Case]) -> str:
-    """The reference evaluator's answer in the case of fewest numbers and in the next one, unless that has many: it runs in Python."""
+def _reference_evaluator_outcome(path: Path, cases: Mapping[str, Case]) -> str:
+    """Compares onnx's reference evaluator with the reference outputs, in the smallest case and in the next one unless it is large.
+
+    The reference evaluator runs in Python and is slow.
+    """
     numbers = {label: sum(array.size for array in case.inputs.values()) for label, case in cases.items()}
     first, *others = sorted(cases, key=numbers.__getitem__)
     chosen = [first, *(label for label in others[:1] if numbers[label] <= _MANY_NUMBERS)]
@@ -59,7 +65,7 @@ def _held_against_reference(path: Path, cases: Mapping[str, Case]) -> str:
         answers = {}
         for label, case in smallest.items():
             feed = {name: case.inputs[name] for name in evaluator.input_names}
-            with np.errstate(all="ignore"):  # the logarithm of a probability of 0, for one
+            with np.errstate(all="ignore"):  # such as log(0) for a probability of 0
                 answers[label] = dict(zip(evaluator.output_names, evaluator.run(None, feed), strict=True))
     except Exception as error:
         return f"not run: {summary(error)}"

@@ -1,8 +1,13 @@
-"""Eager's answers at several shapes, kept beside an exported file: what the file is held against, wherever it is.
+"""Reference outputs: the outputs of eager mode at several shapes, stored beside an exported file, for comparison on any machine.
 
-``policy.onnx`` has ``policy.onnx.cases.npz``: arrays ``<case>/inputs/<name>`` and ``<case>/outputs/<name>``, or
-``<case>/random/<name>`` for an output that is another one at every call. Inputs that are the same in all cases are
-``every case/inputs/<name>``. A case is named after its sizes and what is extreme about it.
+``policy.onnx`` has ``policy.onnx.cases.npz``, with these arrays:
+
+- ``<case>/inputs/<name>``: an input.
+- ``<case>/outputs/<name>``: an output.
+- ``<case>/random/<name>``: an output that differs between calls, because the module draws random numbers.
+- ``every case/inputs/<name>``: an input that is the same in all cases.
+
+The name of a case consists of its sizes and of what is extreme about its data.
 """
 
 from pathlib import Path
@@ -16,20 +21,26 @@ from a2c_compiled._files import atomic_file
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 
-# Sizes of the dimensions that may vary, the first two of them; none is an example's by chance alone.
+# Sizes of the first two dimensions that may vary. They are unlikely to be the sizes of the example.
 _SIZES: Sequence[Tuple[int, int]] = ((1, 1), (67, 5), (1, 7), (11, 1), (3, 2), (128, 19))
 _EXTREME_SIZES = (9, 4)
 _FURTHER_SIZE = 3
-# What is multiplied for large numbers, which drive logits, values and advantages to extremes.
+# Inputs that are multiplied by _SCALE in the case of large numbers. It drives logits, values and advantages to extremes.
 _SCALED = ("observation", "next_observation", "reward", "state_value", "next_state_value")
 _SCALE = 100.0
 _EVERY_CASE = "every case"
-# A file that is larger than this after two cases gets no more of them: large networks answer with all their parameters.
+# Bytes. No case is added once two cases take more than this: the training step of a large network returns all parameters.
 _LARGE = 2**25
 
 
 class Case(NamedTuple):
-    """One call: inputs, and what eager answered, that which it answers every time apart from that which is random."""
+    """One reference case: the inputs of a call, and the outputs of eager mode.
+
+    Attributes:
+        inputs: arrays by input name.
+        outputs: outputs that are the same in every call, by name.
+        random: outputs that depend on random numbers, by name.
+    """
 
     inputs: Dict[str, np.ndarray]
     outputs: Dict[str, np.ndarray]
@@ -37,24 +48,24 @@ class Case(NamedTuple):
 
 
 def cases_path(path: Path) -> Path:
-    """Where the cases of an exported file are."""
+    """Returns the path of the reference cases of an exported file."""
     return path.with_name(f"{path.name}.cases.npz")
 
 
 def record_cases(
     call: Call, path: Path, input_names: Optional[Sequence[str]] = None, output_names: Optional[Sequence[str]] = None
 ) -> None:
-    """Ask eager at several shapes other than the example's, and keep its answers for ``path``.
+    """Computes the outputs of eager mode at several shapes other than the example's, and stores them beside ``path``.
 
     Args:
-        call: to ask.
-        path: of the exported file.
-        input_names: of the inputs that the file has; None for all.
-        output_names: that the file's outputs have; None for their own.
+        call: module and example inputs.
+        path: path of the exported file.
+        input_names: names of the inputs that the file has; None for all.
+        output_names: names of the file's outputs; None for those that the module returns.
 
     Raises:
-        ValueError: the module does not run at those shapes.
-        ExportError: its answers depend on those that it gave before.
+        ValueError: the module does not run at these shapes.
+        ExportError: the outputs depend on earlier calls.
     """
     generator = torch.Generator().manual_seed(0)
     same = {name: tensor for name, tensor in call.inputs.items() if not any(call.axes[name])}
@@ -66,7 +77,7 @@ def record_cases(
             break
         others = {name: tensor for name, tensor in inputs.items() if tensor is not same.get(name)}
         arrays |= {f"{label}/inputs/{name}": tensor.cpu().numpy() for name, tensor in others.items()}
-        outputs, random = _ask(call, label, inputs)
+        outputs, random = _eager_outputs(call, label, inputs)
         for name, (own_name, tensor) in zip(output_names or outputs, outputs.items(), strict=True):
             arrays[f"{label}/{'random' if own_name in random else 'outputs'}/{name}"] = tensor.cpu().numpy()
     unread = set() if input_names is None else {f"inputs/{name}" for name in call.inputs if name not in input_names}
@@ -76,7 +87,10 @@ def record_cases(
 
 
 def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
-    """Inputs of several sizes, then extreme ones, each with a name for the case; ``same`` are those whose sizes do not vary."""
+    """Yields pairs of a case name and inputs: several sizes first, then extreme data.
+
+    ``same`` holds the inputs without dimensions that may vary in size.
+    """
 
     def resized(first: Tuple[int, int]) -> Tuple[str, Dict[str, Tensor]]:
         sizes = dict(zip(call.axis_names, [*first, *[_FURTHER_SIZE] * len(call.axis_names)], strict=False))
@@ -95,7 +109,7 @@ def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> 
 
 
 def _flags(inputs: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
-    """Other ends of episodes and other masks."""
+    """Yields pairs of a name and flags: other ends of episodes and another mask."""
 
     def some(name: str) -> Tensor:
         return torch.rand(inputs[name].shape, generator=generator).to(inputs[name].device) < 0.4
@@ -111,21 +125,21 @@ def _flags(inputs: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tu
         yield "some steps count", {"mask": some("mask")}
 
 
-def _ask(call: Call, label: str, inputs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Set[str]]:
-    """What eager answers, and the names of the outputs in which it draws random numbers."""
+def _eager_outputs(call: Call, label: str, inputs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Set[str]]:
+    """Returns the outputs of eager mode, and the names of the outputs that depend on random numbers."""
     try:
-        first, again, otherwise = (_seeded(call, inputs, seed) for seed in (0, 0, 1))
+        first, repeated, reseeded = (_seeded(call, inputs, seed) for seed in (0, 0, 1))
     except Exception as error:
         raise ValueError(
             f"dynamic_axes: the module does not run at sizes {label}; name those leading dimensions that may vary ({error})"
         ) from error
     for name, tensor in first.items():
-        if not _equal(tensor, again[name]):
+        if not _equal(tensor, repeated[name]):
             raise ExportError(
-                f"{type(call.module).__name__} cannot be exported: it answers another {name} when it is asked the same again, so it keeps"
-                " something, which a graph cannot"
+                f"{type(call.module).__name__} cannot be exported: two calls with the same inputs and random seed return different {name},"
+                " so the module keeps state between calls, which a graph cannot do"
             )
-    return first, {name for name, tensor in first.items() if not _equal(tensor, otherwise[name])}
+    return first, {name for name, tensor in first.items() if not _equal(tensor, reseeded[name])}
 
 
 def _seeded(call: Call, inputs: Dict[str, Tensor], seed: int) -> Dict[str, Tensor]:
@@ -135,14 +149,14 @@ def _seeded(call: Call, inputs: Dict[str, Tensor], seed: int) -> Dict[str, Tenso
 
 
 def load_cases(path: Path) -> Dict[str, Case]:
-    """The cases of an exported file, by name.
+    """Returns the reference cases of an exported file, by name.
 
     Raises:
-        ValueError: there are none, or their file is unreadable.
+        ValueError: there are none, or their file cannot be read.
     """
     cases: Dict[str, Case] = {}
     try:
-        # Opened here, since np.load leaves a file open that it cannot read.
+        # Opened here, because np.load does not close a file that it cannot read.
         with cases_path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for key in arrays.files:
                 label, kind, name = key.split("/", 2)

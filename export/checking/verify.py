@@ -1,4 +1,4 @@
-"""Exported files against eager."""
+"""Compares exported files with eager mode."""
 
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Union
@@ -13,16 +13,16 @@ from a2c_compiled.export.tracing.call import named_outputs
 
 
 class Report(NamedTuple):
-    """What :func:`verify` found.
+    """The result of :func:`verify`.
 
     Attributes:
-        path: of the file.
-        size: of the file and what belongs to it, in bytes.
-        cases: what it was run on: sizes, and what is extreme about the data.
-        outputs: errors by output.
-        random: outputs that are others at every call, like the entropy that a loss estimates from samples. Of these shape and dtype
-            alone are compared.
-        checks: what else an ONNX file was put to, and ``"passed"``, or what it said instead, or ``"not run: ..."`` where that cannot be.
+        path: path of the file.
+        size: size in bytes of the file and of the files with its weights.
+        cases: names of the cases that ran: their sizes, and what is extreme about their data.
+        outputs: error of each output, by name.
+        random: names of outputs that differ between calls, such as an entropy that the loss estimates from samples. Only their shapes and
+            dtypes are compared.
+        checks: outcomes of the further checks of an ONNX file, by name: ``"passed"``, what failed, or ``"not run: <reason>"``.
     """
 
     path: Path
@@ -34,47 +34,55 @@ class Report(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether every output is within tolerance, and every check that could be run passed."""
+        """True if every output is within tolerance, and every check that could run passed."""
         checked = all(outcome == PASSED or outcome.startswith("not run") for outcome in self.checks.values())
         return checked and all(error.passed for error in self.outputs.values())
 
     @property
     def worst(self) -> float:
-        """The largest relative error of any output."""
+        """The largest relative error of all outputs."""
         return max((error.relative for error in self.outputs.values()), default=0.0)
 
     def __str__(self) -> str:
-        """A line for the file, one for each output and one for each check."""
+        """Returns one line for the file, one for each output and one for each check."""
         lines = [f"{self.path}: {'equal to eager' if self.passed else 'DIFFERS FROM EAGER'} in {len(self.cases)} cases"]
         width = max(map(len, [*self.outputs, *self.random, *self.checks]), default=0)
         for name, error in self.outputs.items():
             failed = "" if error.passed else "  !"
             lines.append(f"  {name:<{width}}  absolute {error.absolute:8.1e}  relative {error.relative:8.1e}{failed}")
-        lines += [f"  {name:<{width}}  random: shape and dtype alone compared" for name in self.random]
+        lines += [f"  {name:<{width}}  random: only shape and dtype are compared" for name in self.random]
         lines += [f"  {name:<{width}}  {outcome}" for name, outcome in self.checks.items()]
         return "\n".join(lines)
 
     def as_json(self) -> Dict[str, Any]:
-        """The same, of numbers, strings, lists and dicts; an error without bound is None, since JSON has no infinity."""
+        """Returns the report as numbers, strings, lists and dicts. An infinite error is None, since JSON has no infinity."""
         fields = {**self._asdict(), "path": str(self.path), "passed": self.passed}
         return {**fields, "outputs": {name: error.as_json() for name, error in self.outputs.items()}}
 
 
 def verify(path: Union[str, Path]) -> Report:
-    """Run an exported file in several cases, and hold it against what eager answered when it was exported.
+    """Runs an exported file on its reference cases, and compares its outputs with those that eager mode returned at export.
 
-    The cases are shapes other than the example's, 1 included; steps of which some, all or none end or are cut short, or count; numbers a
-    hundred times the example's. An update is tried on the state that it was exported with and on another, some way into training.
+    The cases cover:
 
-    ONNX files run in onnxruntime on the CPU. They are also put to ``onnx.checker`` with full checks and to strict shape inference, and run
-    the smallest cases in onnx's reference evaluator. TorchScript files (``.pt``), programs (``.pt2``) and packages (``.aot.pt2``) run in
+    - other shapes than the example's, with sizes of 1;
+    - episodes that terminate or are truncated at some steps, at every step or at none, and a mask that leaves steps out;
+    - inputs a hundred times as large as the example's;
+    - for a training step, the state at export and another state, as after some training.
+
+    ONNX files run in onnxruntime on the CPU. They must also pass the full checks of ``onnx.checker`` and strict shape inference, and their
+    smallest cases run in onnx's reference evaluator. TorchScript files (``.pt``), programs (``.pt2``) and packages (``.aot.pt2``) run in
     torch.
 
     Args:
-        path: of the file, with its ``.cases.npz`` beside it.
+        path: path of the file, with its ``.cases.npz`` beside it.
+
+    Returns:
+        A :class:`Report`. Errors above the tolerance do not raise; read :attr:`Report.passed`.
 
     Raises:
-        ValueError: the file is missing, of another kind, unreadable, or without its cases, or its inputs or outputs are other ones.
+        ValueError: the file is missing, unreadable, of an unknown format or without reference cases; or its inputs or outputs do not match
+            the cases.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Export to a package that AOTInductor compiled ahead of time."""
+"""Export to a package that AOTInductor compiles ahead of time."""
 
 from pathlib import Path
 from typing import Callable, Dict, Union
@@ -16,34 +16,40 @@ from a2c_compiled.export.tracing.program import exporting_without_logs
 def export_aot(
     module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
 ) -> Path:
-    """Compile ``module`` ahead of time with AOTInductor, and write the package and eager's answers at several shapes beside it.
+    """Compiles ``module`` ahead of time with AOTInductor, and writes the package with reference outputs at several shapes beside it.
 
     >>> export_aot(policy, {"observation": observation}, "policy.aot.pt2", ("N",))
     >>> torch._inductor.aoti_load_package("policy.aot.pt2")(observation=observation)["action"]
 
-    The package is machine code for the processor or GPU that it was made on, and needs torch or libtorch of the same version alone:
-    nothing is compiled where it runs. (Without a compiler to ask what the processor can do, torch logs that the file is outdated; it is
-    not.) It is called as a program of :func:`~a2c_compiled.export.export_pt2` is. Needs a C++ compiler; takes some 10 s.
+    The package holds machine code for the processor or GPU on which it was made. It needs only torch or libtorch of the same version, and
+    nothing is compiled when it runs. Call it like the program of :func:`~a2c_compiled.export.export_pt2`.
 
-    Inputs are to be contiguous and of the example's dtypes: what is not gives wrong answers and no error, unless the environment has
-    ``AOTI_RUNTIME_CHECK_INPUTS=1``.
+    - Compiling needs a C++ compiler and takes about 10 s.
+    - Inputs must be contiguous and have the dtypes of the example inputs. Other inputs give wrong results without an error, unless the
+      environment variable ``AOTI_RUNTIME_CHECK_INPUTS=1`` is set.
+    - On a machine without a C++ compiler, torch cannot detect the features of the processor and logs that the file is outdated. Ignore
+      this message.
 
     Args:
-        module, example_inputs, dynamic_axes: as of :func:`~a2c_compiled.export.export_onnx`.
-        path: of the package, ending in ``.aot.pt2``.
+        module: module to export, as in :func:`~a2c_compiled.export.export_onnx`.
+        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
+        path: path of the package, ending in ``.aot.pt2``.
+        dynamic_axes: names of the dimensions that may vary in size, as in :func:`~a2c_compiled.export.export_onnx`.
 
     Returns:
         ``path``.
 
     Raises:
-        As :func:`~a2c_compiled.export.export_pt2`.
+        TypeError, ValueError: an argument is invalid; the message names it.
+        ExportError: (a RuntimeError) the module cannot be exported or compiled; the message says what prevents it, where, and what to do.
     """
 
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
         ahead_of_time()[0](
             program,
             package_path=str(temporary),
-            # The bound is 2, whatever sizes the program takes; it is asked about with AOTI_RUNTIME_CHECK_INPUTS alone.
+            # The package also accepts sizes 0 and 1, but AOTInductor would record a lower bound of 2 and, with
+            # AOTI_RUNTIME_CHECK_INPUTS=1, refuse them.
             inductor_configs={"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False},
         )
 
@@ -51,7 +57,7 @@ def export_aot(
 
 
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
-    """The package of :func:`export_aot`, with the inputs' own names for keywords."""
+    """Loads the package of :func:`export_aot` as a function that takes tensors by input name."""
     with exporting_without_logs():
         return by_name(ahead_of_time()[1](str(path)))
 

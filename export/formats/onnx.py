@@ -33,33 +33,35 @@ def export_onnx(
     opset: int = OLDEST_OPSET,
     output_names: Optional[Sequence[str]] = None,
 ) -> Path:
-    """Write ``module`` as an ONNX file that stock onnxruntime runs, and eager's answers at several shapes beside it.
+    """Writes ``module`` as an ONNX file that stock onnxruntime runs, with reference outputs at several shapes beside it.
 
     >>> export_onnx(loss, {"observation": ..., "action": ..., ...}, "loss.onnx")
     >>> verify("loss.onnx")
 
-    Inputs and outputs of the graph have the names of ``forward``'s arguments and of the fields of its result, parameters those of
-    ``module.state_dict()``. An argument that the graph does not read is no input of it. The file says what it was made of
-    (:mod:`a2c_compiled.export.checking.metadata`). The module is exported as it is in evaluation mode. The file passes ``onnx.checker``
-    with full checks, and is loaded by onnxruntime, before it takes the place of an older one.
-
-    Weights of 2 GB and more, which an ONNX file cannot hold, go into a file of their own beside it, ``<path>.<digest>.data``.
+    - The graph's inputs have the names of ``forward``'s arguments, its outputs the field names of the result, and its parameters their
+      names in ``module.state_dict()``. An argument that the module does not read is not an input of the graph.
+    - The module is exported in evaluation mode.
+    - Metadata in the file describes the module, see :mod:`a2c_compiled.export.checking.metadata`.
+    - Before the file replaces an older one, it must pass the full checks of ``onnx.checker``, and onnxruntime must not report an operator
+      without a kernel.
+    - Weights of 2 GB or more do not fit in an ONNX file. They are written to ``<path>.<digest>.data`` beside it.
 
     Args:
-        module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or any module of tensors to tensors around them.
-        example_inputs: by the names of ``forward``'s arguments, or in their order; those left out stay None.
-        path: of the file.
-        dynamic_axes: names of the leading dimensions of every input, which may then have any size, or per input the names of its
-            dimensions, None for one that is fixed.
-        opset: version of the ONNX operators, 18 or later; onnxruntime may know fewer than onnx.
-        output_names: instead of the result's own.
+        module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or another module from tensors to tensors around them.
+        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
+            Arguments without an example stay None.
+        path: path of the file.
+        dynamic_axes: names of the dimensions that may vary in size. A sequence names the leading dimensions of every input. A mapping has,
+            for each input, the names of its dimensions, with None for a fixed one. Dimensions of the same name have the same size.
+        opset: ONNX operator version, 18 or later. The installed onnxruntime may support fewer versions than onnx.
+        output_names: names of the outputs, instead of the field names of the result.
 
     Returns:
         ``path``.
 
     Raises:
-        TypeError, ValueError: an argument is unfit; the message names it.
-        ExportError: (a RuntimeError) the module cannot be exported; the message says what stands in the way, where, and what to do.
+        TypeError, ValueError: an argument is invalid; the message names it.
+        ExportError: (a RuntimeError) the module cannot be exported; the message says what prevents it, where, and what to do.
     """
     newest_opset = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest_opset:
@@ -80,10 +82,10 @@ def export_onnx(
                 optimize=False,
             )
         assert program is not None
-        # Where the exporter cannot convert, it leaves the older version and says so in a log.
+        # If the conversion to a newer version fails, the exporter keeps the older one and only logs it.
         written = program.model.opset_imports[""]
         if written != opset:
-            raise ExportError(f"opset: {opset} cannot be made of this module, {written} can")
+            raise ExportError(f"opset: expected {written}, which torch writes for this module, got {opset}")
         model = tidy(program, call)
         save(model, temporary, path)
         onnx.checker.check_model(temporary, full_check=True)
@@ -93,29 +95,29 @@ def export_onnx(
     return path
 
 
-def _output_names(call: Call, given: Optional[Sequence[str]]) -> List[str]:
-    own = list(call.eager(call.inputs))
-    names = list(given or own)
-    if len(names) != len(own):
-        raise ValueError(f"output_names: expected {len(own)} in place of {own}, got {names}")
+def _output_names(call: Call, requested: Optional[Sequence[str]]) -> List[str]:
+    fields = list(call.eager(call.inputs))
+    names = list(requested or fields)
+    if len(names) != len(fields):
+        raise ValueError(f"output_names: expected {len(fields)} names for the outputs {fields}, got {names}")
     if len({*names, *call.inputs}) < len(names) + len(call.inputs):
         raise ValueError(f"output_names: expected names that differ from each other and from {list(call.inputs)}, got {names}")
     return names
 
 
 def _check_kernels(path: Path) -> None:
-    """Raise ExportError where onnxruntime knows an operator, but not for this dtype."""
+    """Raises ExportError if onnxruntime supports an operator but has no kernel for its dtype."""
     try:
         onnx_file.started(path)
     except NoKernel as error:
         operator = re.search(r"implementation for (\w+)", str(error))
         name = operator[1] if operator else str(error)
         raise ExportError(
-            f"{name}: onnxruntime has no kernel for it on the CPU in this precision. Where the module is float64 or half precision, export"
-            " it in float32",
+            f"{name}: onnxruntime has no CPU kernel for this operator in this dtype. If the module is float64 or half precision,"
+            " export it in float32",
             name,
         ) from error
-    except Exception as error:  # an opset newer than this onnxruntime; another may know it
+    except Exception as error:  # for example an opset that only a newer onnxruntime knows
         logging.getLogger(__name__).debug("onnxruntime does not load %s: %s", path, error)
 
 

@@ -19,30 +19,32 @@ from a2c_compiled.export.tracing.scan_doubling import DECOMPOSITIONS
 
 ENDING = ".pt2"
 COMPILED_ENDING = ".aot.pt2"
-"""Of a program that AOTInductor compiled."""
+"""Ending of the file names of programs that AOTInductor compiled."""
 
 
 def export_pt2(
     module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
 ) -> Path:
-    """Write ``module`` as a program of ``torch.export``, and eager's answers at several shapes beside it.
+    """Writes ``module`` as a program of ``torch.export``, with reference outputs at several shapes beside it.
 
     >>> export_pt2(policy, {"observation": observation}, "policy.pt2", ("N",))
     >>> torch.export.load("policy.pt2").module()(observation=observation)["action"]
 
-    The file needs torch alone, of the version that wrote it or a newer one. Its program takes the inputs by keyword, with ``__`` for the
-    dots in a parameter's name, or in order, and returns a dict by name.
+    The file needs only torch, of the version that wrote it or a newer one. The program takes the inputs by keyword or in order. In a
+    keyword, ``__`` replaces the dots of a parameter's name. The program returns a dict of outputs by name.
 
     Args:
-        module, example_inputs, dynamic_axes: as of :func:`~a2c_compiled.export.export_onnx`.
-        path: of the file, ending in ``.pt2``.
+        module: module to export, as in :func:`~a2c_compiled.export.export_onnx`.
+        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
+        path: path of the file, ending in ``.pt2``.
+        dynamic_axes: names of the dimensions that may vary in size, as in :func:`~a2c_compiled.export.export_onnx`.
 
     Returns:
         ``path``.
 
     Raises:
-        TypeError, ValueError: an argument is unfit; the message names it.
-        ExportError: the module cannot be exported; the message says what stands in the way, where, and what to do.
+        TypeError, ValueError: an argument is invalid; the message names it.
+        ExportError: (a RuntimeError) the module cannot be exported; the message says what prevents it, where, and what to do.
     """
 
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
@@ -52,13 +54,13 @@ def export_pt2(
 
 
 def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
-    """The program in a file of :func:`export_pt2`, with the inputs' own names for keywords."""
+    """Loads the program in a file of :func:`export_pt2` as a function that takes tensors by input name."""
     with exporting_without_logs():
         return by_name(torch.export.load(path).module())
 
 
 def by_name(program: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:
-    """``program`` with the inputs' own names for keywords."""
+    """Wraps ``program`` so that its keywords are the input names themselves, dots included."""
     return lambda **inputs: program(**{argument_name(name): tensor for name, tensor in inputs.items()})
 
 
@@ -70,7 +72,11 @@ def write_program(
     ending: str,
     write: Callable[[ExportedProgram, Dict[str, str], Path], None],
 ) -> Path:
-    """Make a program of ``module``, let ``write`` write it with its metadata to a file, and record eager's answers beside it."""
+    """Exports ``module`` as a program, lets ``write`` save it with its metadata, and stores reference outputs beside the file.
+
+    Raises:
+        ValueError: ``path`` does not end in ``ending``.
+    """
     if next((known for known in (COMPILED_ENDING, ENDING) if str(path).endswith(known)), None) != ending:
         raise ValueError(f"path: expected a name ending in {ending}, got {path}")
     path = Path(path)
@@ -78,14 +84,14 @@ def write_program(
     with atomic_file(path) as temporary:
         with exporting_without_logs(), explained(call, path.name), torch.no_grad():
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
-            _forget_paths(program)
+            _remove_stack_traces(program)
             write(program, describe(call), temporary)
         record_cases(call, path)
     return path
 
 
-def _forget_paths(program: ExportedProgram) -> None:
-    """Where an operation stood in the code, with the paths of the machine that exported it."""
+def _remove_stack_traces(program: ExportedProgram) -> None:
+    """Removes the stack trace of each operation, because it contains file paths of the exporting machine."""
     for module in program.graph_module.modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:

@@ -1,4 +1,4 @@
-"""What the command line, the exporter of a run and ``verify`` know of a format."""
+"""The record that describes an export format to the command line, to ``export_run`` and to ``verify``."""
 
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Tuple
@@ -12,14 +12,14 @@ class Format(NamedTuple):
     """An export format.
 
     Attributes:
-        name: on the command line.
-        ending: of the names of its files.
-        export: writes a file; its arguments are a module, example inputs, a path and dynamic axes.
-        load: makes a function of a file, which takes tensors by name and runs on the CPU.
-        checks: what else a file is put to, and how it went, as in :class:`~a2c_compiled.export.Report`.
-        options: names of further arguments of ``export``, among those that the command line has.
-        has_gradients: a file can hold a training step, whose graph computes gradients.
-        has_runtime: the files of :mod:`a2c_compiled.export.on_device` run it, and are placed beside it.
+        name: name on the command line.
+        ending: ending of the file names.
+        export: function that writes a file. Its arguments are a module, example inputs, a path and dynamic axes.
+        load: function that loads a file, and returns a function that takes tensors by input name and runs on the CPU.
+        checks: function that runs further checks on a file, and returns their outcomes as in :class:`~a2c_compiled.export.Report`.
+        options: names of further arguments of ``export`` that are also options of the command line.
+        has_gradients: True if a file can hold a training step, whose graph computes gradients.
+        has_runtime: True if the files of :mod:`a2c_compiled.export.on_device` can run a file. They are then copied beside it.
     """
 
     name: str

@@ -24,10 +24,10 @@ _LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+(?:
 
 @contextmanager
 def deprecated() -> Iterator[None]:
-    """Where TorchScript is used: it is deprecated as a whole, which every function of it says, and one of the formats served.
+    """Silences torch's deprecation warnings in the block: TorchScript is deprecated as a whole, and each of its functions warns.
 
     Raises:
-        RuntimeError: this version of Python has no TorchScript.
+        RuntimeError: torch has no TorchScript for this version of Python.
     """
     if sys.version_info >= (3, 14):
         raise RuntimeError("TorchScript: torch has none from Python 3.14 on; use export_pt2, export_aot or export_onnx")
@@ -36,13 +36,13 @@ def deprecated() -> Iterator[None]:
 
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
-    """``torch.jit.script``."""
+    """Calls ``torch.jit.script`` without deprecation warnings."""
     with deprecated():
         return torch.jit.script(module)
 
 
 def load(path: Path) -> torch.jit.ScriptModule:
-    """``torch.jit.load``, to the CPU."""
+    """Calls ``torch.jit.load``, to the CPU, without deprecation warnings."""
     with deprecated():
         return torch.jit.load(str(path), map_location="cpu")
 
@@ -50,24 +50,25 @@ def load(path: Path) -> torch.jit.ScriptModule:
 def export_torchscript(
     module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
 ) -> Path:
-    """Write ``module`` as a TorchScript file, and eager's answers at several shapes beside it.
+    """Writes ``module`` as a TorchScript file, with reference outputs at several shapes beside it.
 
-    The file needs no operator of this package: it loads with ``torch.jit.load`` in Python and C++ where only torch is installed, and is
-    differentiable there. It takes inputs of any shape that the module takes, and is saved in evaluation mode.
+    The file needs no operator of this package. It loads with ``torch.jit.load`` in Python and C++ where only torch is installed, and it is
+    differentiable there. It accepts inputs of any shape that the module accepts. The module is saved in evaluation mode.
 
     Args:
-        module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or any module that TorchScript can read around them.
-        example_inputs: by the names of ``forward``'s arguments, or in their order.
-        path: of the file.
-        dynamic_axes: names of the dimensions whose size the recorded answers vary, as in :func:`~a2c_compiled.export.export_onnx`.
+        module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or another module around them that
+            TorchScript compiles.
+        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
+        path: path of the file.
+        dynamic_axes: names of the dimensions whose size the reference outputs vary, as in :func:`~a2c_compiled.export.export_onnx`.
 
     Returns:
         ``path``.
 
     Raises:
-        TypeError, ValueError: an argument is unfit, or a part of the module has no form in TorchScript; the message names it.
-        ExportError: (a RuntimeError) TorchScript cannot read the module; the message says what, where, and what to do.
-        RuntimeError: this version of Python has no TorchScript.
+        TypeError, ValueError: an argument is invalid, or a part of the module cannot be expressed in TorchScript; the message names it.
+        ExportError: (a RuntimeError) TorchScript cannot compile the module; the message says what, where, and what to do.
+        RuntimeError: torch has no TorchScript for this version of Python.
     """
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
@@ -81,27 +82,27 @@ def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
     try:
         return script(module)
     except TypeError:
-        raise  # of what has no form in TorchScript by its nature, and says so
+        raise  # raised on purpose by modules that TorchScript cannot express; the message says so
     except Exception as error:
         raise ExportError(
-            f"{type(module).__name__} cannot be exported to TorchScript: {_reason(str(error).strip())}. Write that part in what TorchScript"
-            " reads, or export with export_onnx or export_pt2"
+            f"{type(module).__name__} cannot be exported to TorchScript: {_reason(str(error).strip())}. Write that part in the Python"
+            " subset that TorchScript compiles, or export with export_onnx or export_pt2"
         ) from error
 
 
 def _reason(text: str) -> str:
-    """What TorchScript's compiler said, in one line."""
+    """Returns the message of TorchScript's compiler in one line, with the line of code."""
     attribute = _ATTRIBUTE.match(text)
     if attribute:
         kind = {"function": "a function", "attribute": "an attribute"}[attribute[3]]
         what = f"{attribute[1]}.{attribute[2]} is {kind} that it cannot read"
     elif "Can't redefine method" in text:
-        what = "it has failed before in this process, and said why"
+        what = "an earlier export of this class failed in this process; its message has the reason"
     else:
         what = text.partition("\n")[0].rstrip(":.")
-    places = [found for found in _LINE_OF_CODE.findall(text) if "/torch/" not in found[0]]
+    places = [place for place in _LINE_OF_CODE.findall(text) if "/torch/" not in place[0]]
     if places:
-        file, number, code = places[0]  # the innermost; those that called it follow
+        file, number, code = places[0]  # the innermost frame comes first
         what += f' ("{code.strip()}", {file.rpartition("/")[2]}:{number})'
     return what
 

@@ -1,1 +1,1 @@
-"""What is exported: policies, losses and the update, as modules of tensors to tensors."""
+"""Modules that are exported: policies, losses and the training step, each from tensors to tensors."""

@@ -1,4 +1,4 @@
-"""The graphs of a loss, each with a rollout's data for examples."""
+"""The graphs of a loss, with example inputs taken from a rollout."""
 
 from typing import Dict, NamedTuple, Tuple
 
@@ -13,7 +13,14 @@ from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
 
 class Graph(NamedTuple):
-    """A module with inputs to export it from; ``dynamic_axes`` names their leading dimensions that may vary."""
+    """A module, and the inputs to export it with.
+
+    Attributes:
+        module: the module to export.
+        example_inputs: tensors by input name, in the shapes and dtypes that ``module`` accepts.
+        dynamic_axes: names of the leading dimensions that may vary in size, such as ``("T", "N")``; see
+            :func:`~a2c_compiled.export.export_onnx`.
+    """
 
     module: nn.Module
     example_inputs: Dict[str, Tensor]
@@ -21,7 +28,21 @@ class Graph(NamedTuple):
 
 
 def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
-    """The graphs of a loss by name: ``policy``, ``policy_sampled``, ``loss`` and ``estimator``, with examples from a rollout."""
+    """Returns the graphs of a loss by name, with example inputs from a rollout.
+
+    - ``policy``: a :class:`~a2c_compiled.export.GreedyPolicy`, from ``observation``.
+    - ``policy_sampled``: a :class:`~a2c_compiled.export.SampledPolicy`, from ``observation`` and ``noise``.
+    - ``loss``: ``loss`` itself, from the rollout entries that it reads.
+    - ``estimator``: the value estimator of ``loss``, from the critic's values and the rollout.
+
+    Args:
+        loss: loss whose networks, distribution and value estimator are exported.
+        rollout: ``[T, N, ...]``, or ``[N, T, ...]`` if the ``time_dim`` of the value estimator says so: example data. Dtypes: see
+            :class:`~a2c_compiled.update.Rollout`.
+
+    Raises:
+        ValueError: the value estimator needs ``log_prob``, and the rollout has none.
+    """
     entries, axes = read_entries(loss, rollout), leading_axes(loss, rollout)
     observation = rollout.observation.flatten(0, 1)
     with torch.no_grad():
@@ -49,15 +70,15 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
 
 
 def leading_axes(loss: A2CLoss, rollout: Rollout) -> Tuple[str, str]:
-    """Names of the first two dimensions of a rollout, as the loss's value estimator sees them."""
+    """Returns the names of the first two dimensions of a rollout, in the order that the value estimator of ``loss`` expects."""
     return ("T", "N") if loss.value_estimator.time_dim % rollout.reward.dim() == 0 else ("N", "T")
 
 
 def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Tensor]:
-    """The entries of a rollout that a loss reads: any other would be a dead input of its graph.
+    """Returns the rollout entries that a loss reads. Other entries would be unused inputs of its graph.
 
     Raises:
-        ValueError: one that it needs is None.
+        ValueError: the value estimator needs ``log_prob``, and the rollout has none.
     """
     unread = set()
     if not loss.reads_log_prob:

@@ -1,4 +1,4 @@
-"""Policies as modules of tensors to tensors."""
+"""Policies as modules from tensors to tensors."""
 
 from typing import Dict, NamedTuple, Sequence
 
@@ -40,7 +40,12 @@ class ActingOutputs(NamedTuple):
 
 
 class GreedyPolicy(nn.Module):
-    """From an observation to the greedy action."""
+    """Returns the greedy action for each observation.
+
+    Args:
+        actor_network: maps an observation to the parameters of the distribution.
+        distribution: action distribution; its ``mode`` is the greedy action.
+    """
 
     def __init__(self, actor_network: nn.Module, distribution: Distribution) -> None:
         super().__init__()
@@ -48,12 +53,19 @@ class GreedyPolicy(nn.Module):
         self.distribution = distribution
 
     def forward(self, observation: Tensor) -> GreedyAction:
-        """``observation`` is ``[N, ...]``."""
+        """Computes ``action = distribution.mode(actor_network(observation))``.
+
+        Args:
+            observation: ``[N, ...]``, in the dtype that the actor network accepts.
+
+        Returns:
+            ``action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions.
+        """
         return GreedyAction(self.distribution.mode(self.actor_network(observation)))
 
 
 class _ActorCritic(nn.Module):
-    """The networks and the distribution of a policy that samples its actions."""
+    """Holds the networks and the distribution of a policy that samples its actions."""
 
     def __init__(self, actor_network: nn.Module, critic_network: nn.Module, distribution: Distribution) -> None:
         super().__init__()
@@ -63,22 +75,39 @@ class _ActorCritic(nn.Module):
 
 
 class SampledPolicy(_ActorCritic):
-    """From an observation and noise to an action, its log-probability, and the value of the observation.
+    """Samples an action for each observation; also returns its log-probability and the value of the observation.
 
-    The noise is an input, so that a graph gives the same answer wherever it runs: what ``distribution.noise`` draws, of the distribution's
-    ``noise_kind``.
+    The random noise is an input, so the graph returns the same action for the same inputs wherever it runs. Draw it with
+    ``distribution.noise``; ``distribution.noise_kind`` names the kind of noise.
+
+    Args:
+        actor_network: maps an observation to the parameters of the distribution.
+        critic_network: maps an observation to its value.
+        distribution: action distribution.
     """
 
     def forward(self, observation: Tensor, noise: Tensor) -> SampledAction:
-        """``observation`` is ``[N, ...]``; ``noise`` has a row for each; ``state_value`` is ``[N]``."""
+        """Computes the action that ``noise`` selects, its log-probability and the value of the observation.
+
+        Args:
+            observation: ``[N, ...]``, in the dtype that the networks accept.
+            noise: ``[N, ...]``, floating point: one row of noise for each observation.
+
+        Returns:
+            ``action``: ``[N]`` or ``[N, *event]``. ``log_prob`` and ``state_value``: ``[N]``, floating point.
+        """
         action, log_prob = self.distribution.sample_and_log_prob(self.actor_network(observation), noise)
         return SampledAction(action, log_prob, self.critic_network(observation).reshape(log_prob.shape))
 
 
 class RecurrentPolicy(nn.Module):
-    """From an observation and the hidden state to the greedy action and the next hidden state.
+    """Returns the greedy action and the next hidden state for each observation and hidden state.
 
-    For actor networks of :mod:`a2c_compiled.recurrent`. At the first step of an episode the hidden state is zero.
+    For actor networks of :mod:`a2c_compiled.recurrent`. Pass a hidden state of zeros at the first step of an episode.
+
+    Args:
+        actor_network: recurrent network that maps observations to the parameters of the distribution.
+        distribution: action distribution; its ``mode`` is the greedy action.
     """
 
     def __init__(self, actor_network: nn.Module, distribution: Distribution) -> None:
@@ -87,7 +116,15 @@ class RecurrentPolicy(nn.Module):
         self.distribution = distribution
 
     def forward(self, observation: Tensor, hidden: Tensor) -> RememberedAction:
-        """``observation`` is ``[N, ...]``, ``hidden`` is ``[N, H]``, with ``H = recurrent.hidden_size(actor_network)``."""
+        """Computes the greedy action and the next hidden state.
+
+        Args:
+            observation: ``[N, ...]``, in the dtype that the actor network accepts.
+            hidden: ``[N, H]``, floating point: hidden state, with ``H = recurrent.hidden_size(actor_network)``.
+
+        Returns:
+            ``action``: ``[N]`` or ``[N, *event]``. ``next_hidden``: ``[N, H]``, floating point.
+        """
         start = torch.ones([1, observation.size(0)], dtype=torch.bool, device=observation.device)
         params = self.actor_network((observation.unsqueeze(0), hidden.unsqueeze(0), start)).squeeze(0)
         return RememberedAction(self.distribution.mode(params), next_hidden(self.actor_network, observation, hidden))
@@ -104,18 +141,21 @@ class _Acting(_ActorCritic):
 
 
 class ActingPolicy(InputsByName):
-    """The policy of a loss with parameters for inputs: from observation and noise to an action, and the greedy one.
+    """The policy of a loss with its parameters as inputs; returns a sampled action and the greedy action for each observation.
+
+    It belongs to an exported training step: the parameters that training changes are passed to it.
 
     Args:
-        loss: whose networks these are.
-        parameter_names: of the parameters that are inputs; the others are constants.
-        observation: an example, ``[N, ...]``.
+        loss: loss whose networks and distribution form the policy.
+        parameter_names: names of the parameters that become inputs. All other parameters are constants of the graph.
+        observation: example, ``[N, ...]``, in the dtype that the networks accept.
 
     Attributes:
-        example_inputs, dynamic_axes: as of :class:`~a2c_compiled.export.TrainStepGraph`.
+        example_inputs: tensors by input name: the parameters, ``observation`` and ``noise``.
+        dynamic_axes: names of the dimensions that may vary in size, by input name.
 
     Raises:
-        ExportError: the distribution has no noise to be given.
+        ExportError: the distribution has no ``noise_kind``, so the noise cannot be an input.
     """
 
     source: _Acting
@@ -123,12 +163,12 @@ class ActingPolicy(InputsByName):
     def __init__(self, loss: A2CLoss, parameter_names: Sequence[str], observation: Tensor) -> None:
         if loss.distribution.noise_kind is None:
             raise ExportError(
-                f"ActingPolicy cannot be exported: {type(loss.distribution).__name__} draws its own random numbers, which have to be an"
-                " input. Use one of a2c_compiled.distributions that has a noise_kind"
+                f"ActingPolicy cannot be exported: {type(loss.distribution).__name__} draws its own random numbers, but an exported graph"
+                " needs them as an input. Use one of a2c_compiled.distributions that has a noise_kind"
             )
         policy = _Acting(loss.actor_network, loss.critic_network, loss.distribution)
-        own = dict(policy.named_parameters())
-        params = {name: own[name].detach().clone() for name in own if name in parameter_names}
+        parameters = dict(policy.named_parameters())
+        params = {name: parameters[name].detach().clone() for name in parameters if name in parameter_names}
         with torch.no_grad():
             noise = loss.distribution.noise(loss.actor_network(observation))
         super().__init__(policy, [*params, "observation", "noise"])
@@ -137,7 +177,16 @@ class ActingPolicy(InputsByName):
         self._places = {place: name for place, name in parameter_names_by_location(policy).items() if name in params}
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
-        """The fields of :class:`ActingOutputs`."""
+        """Computes the fields of :class:`ActingOutputs`.
+
+        Args:
+            inputs: by name: the parameters in the shapes and dtypes of ``example_inputs``; ``observation``, ``[N, ...]``; ``noise``,
+                ``[N, ...]``, floating point.
+
+        Returns:
+            By name: ``action`` and ``greedy_action``, ``[N]`` or ``[N, *event]``; ``log_prob``, ``greedy_log_prob`` and ``state_value``,
+            ``[N]``, floating point.
+        """
         placed = {place: inputs[name] for place, name in self._places.items()}
         arguments = inputs["observation"], inputs["noise"]
         outputs = torch.func.functional_call(self.source, placed, arguments, tie_weights=False)

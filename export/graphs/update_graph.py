@@ -1,4 +1,4 @@
-"""The A2C update itself as a graph of tensors to tensors."""
+"""The training step as a graph from tensors to tensors."""
 
 from contextlib import contextmanager
 from typing import Dict, Iterator, Optional, Sequence
@@ -13,25 +13,32 @@ from a2c_compiled.update import Rollout, TrainState, TrainStep
 
 
 class TrainStepGraph(InputsByName):
-    """One update: state, learning rate and rollout in; new state (``new.<name>``) and metrics out.
+    """One training step as a graph: maps the state, the learning rate and a rollout to the new state and the metrics.
 
-    The state is parameters under their names in the loss, the optimizer's state under ``<slot>.<parameter>``, and ``step_count``. What the
-    update does not change is no part of it. Where the loss estimates an entropy from samples, their ``noise`` is an input too,
-    ``[samples, T, N, ...]``. The rollout is laid out as the loss's value estimator expects.
+    Inputs:
+
+    - The state: each parameter under its name in the loss, the optimizer state under ``<slot>.<parameter>``, and ``step_count``. State that
+      the training step does not change is a constant of the graph, not an input.
+    - ``lr``: learning rate, a scalar in the dtype of the parameters.
+    - The rollout entries that the loss reads, in the layout that its value estimator expects.
+    - ``noise``, ``[samples, T, N, ...]``: only if the loss estimates the entropy from samples.
+
+    Outputs: ``new.<name>`` for each state input, and the metrics of :class:`~a2c_compiled.update.TrainMetrics` that are not None.
 
     Args:
-        step: whose ``pure`` function this is.
-        example: of rollouts; the update is tried on it, and leaves ``step`` as it is.
+        step: training step; its method ``pure`` becomes the graph.
+        example: example rollout, ``[T, N, ...]``, in the dtypes that the loss reads. The training step runs on it once; ``step`` is not
+            changed.
 
     Attributes:
-        example_inputs: by name; the state is what ``step`` holds.
-        dynamic_axes: names of their dimensions that may vary.
-        state_names: of those inputs that an output replaces.
+        example_inputs: tensors by input name. The state is that of ``step``.
+        dynamic_axes: names of the dimensions that may vary in size, by input name.
+        state_names: names of the inputs for which there is an output ``new.<name>``.
 
     Raises:
-        ValueError: the loss needs an entry that the rollout lacks, or its parameters are of half precision, in which the squares that
-            optimizers keep come to nothing.
-        ExportError: a network writes its own buffers, such as running statistics.
+        ValueError: the rollout lacks an entry that the loss needs; or the parameters are neither float32 nor float64 (in half precision,
+            the squared gradients that optimizers keep underflow to 0); or ``step`` has minibatches and estimates the entropy from samples.
+        ExportError: a network writes to its own buffers, such as running statistics.
     """
 
     source: TrainStep
@@ -63,9 +70,17 @@ class TrainStepGraph(InputsByName):
         self.input_names = list(self.example_inputs)
 
     def varied(self, inputs: Dict[str, Tensor], generator: torch.Generator) -> Dict[str, Tensor]:
-        """Another state, some way into training, and a learning rate that moves it by some hundredths.
+        """Returns ``inputs`` with another state, as after some training, and with a learning rate of 0.01.
 
-        Where an optimizer's averages are zero, as at the start, it makes much of the rounding of small gradients.
+        Reference outputs are also computed for this state. At the start of training, the running averages of an optimizer are zero, so the
+        training step amplifies the rounding errors of small gradients.
+
+        Args:
+            inputs: tensors by input name, in the shapes and dtypes of ``example_inputs``.
+            generator: source of random numbers.
+
+        Returns:
+            Tensors of the same names, shapes and dtypes.
         """
         other = {"lr": torch.full_like(inputs["lr"], 0.01), "step_count": torch.full_like(inputs["step_count"], 7.0)}
         for name in self.state_names:
@@ -74,20 +89,29 @@ class TrainStepGraph(InputsByName):
             draw = torch.randn(inputs[name].shape, generator=generator, dtype=torch.float64).to(inputs[name].dtype)
             if name in self.source.parameter_names:
                 other[name] = inputs[name] + 0.1 * draw
-            elif name.startswith(("square_avg.", "exp_avg_sq.")):  # positive, and no less than the square of the average
+            elif name.startswith(("square_avg.", "exp_avg_sq.")):
+                # A second moment is positive and at least the square of the first moment.
                 other[name] = 0.1 + 0.01 * draw.abs()
             else:
                 other[name] = 0.01 * draw
         return {**inputs, **other}
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
-        """The new state and the metrics."""
+        """Computes the new state and the metrics.
+
+        Args:
+            inputs: tensors by input name, in the shapes and dtypes of ``example_inputs``. Dimensions in ``dynamic_axes`` may have other
+                sizes.
+
+        Returns:
+            By name: ``new.<name>`` for each changed tensor of the state, in its shape and dtype, and the metrics, which are scalars.
+        """
         step = self.source
-        given = {**_named(step, step.state()), **inputs}
+        tensors_by_name = {**_named(step, step.state()), **inputs}
         names = step.parameter_names
-        params = [given[name].detach().requires_grad_() for name in names]
-        slots = {slot: [given[f"{slot}.{name}"] for name in names] for slot in step.optimizer.slots}
-        state = TrainState(params, slots, given["step_count"])
+        params = [tensors_by_name[name].detach().requires_grad_() for name in names]
+        slots = {slot: [tensors_by_name[f"{slot}.{name}"] for name in names] for slot in step.optimizer.slots}
+        state = TrainState(params, slots, tensors_by_name["step_count"])
         rollout = Rollout(**{entry: inputs[entry] for entry in Rollout._fields if entry in inputs})
         new_state, metrics = step.pure(state, rollout, inputs["lr"], inputs.get("noise"))
         old, new = _named(step, state), _named(step, new_state)
@@ -96,7 +120,7 @@ class TrainStepGraph(InputsByName):
 
 
 def _named(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:
-    """A state's tensors by name."""
+    """Returns the tensors of a state by name."""
     named = dict(zip(step.parameter_names, state.params, strict=True))
     for slot, tensors in state.slots.items():
         named |= {f"{slot}.{name}": tensor for name, tensor in zip(step.parameter_names, tensors, strict=True)}
@@ -105,7 +129,7 @@ def _named(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:
 
 @contextmanager
 def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
-    """Put back what a call in the block writes into the buffers of ``module``, and raise ExportError if it writes any."""
+    """Restores the buffers of ``module`` after the block, and raises ExportError if the block wrote to any of them."""
     kept = [
         (f"{path}.{name}".lstrip("."), owner, name, buffer, buffer.clone())
         for path, owner in module.named_modules()
@@ -123,7 +147,7 @@ def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
                 owner._buffers[name] = buffer
     if written:
         raise ExportError(
-            f"TrainStepGraph cannot be exported: a network writes its buffer {written[0]}, which a graph cannot keep. Call .eval() on that"
-            " module if it then leaves the buffer alone, as nn.BatchNorm does, or do without: nn.LayerNorm and nn.GroupNorm keep no"
+            f"TrainStepGraph cannot be exported: a network writes to its buffer {written[0]}, which a graph cannot update. Call .eval() on"
+            " that module if this stops the writes, as it does for nn.BatchNorm, or replace it: nn.LayerNorm and nn.GroupNorm keep no"
             " statistics"
         )

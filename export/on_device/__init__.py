@@ -1,8 +1,8 @@
-"""Copied beside exported files: numpy, onnxruntime and gymnasium alone, nothing else of this package."""
+"""Files that are copied beside exported files. They import numpy, onnxruntime and gymnasium, but nothing else of this package."""
 
 from pathlib import Path
 
 RUNTIME = Path(__file__).with_name("runtime.py")
-"""What a device needs beside numpy and onnxruntime."""
+"""The file that a device needs besides numpy and onnxruntime."""
 SCRIPTS = (RUNTIME.with_name("play_policy.py"), RUNTIME.with_name("learn_policy.py"))
-"""What plays and learns with it."""
+"""Scripts that play and learn with the runtime."""

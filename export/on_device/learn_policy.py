@@ -1,8 +1,9 @@
-"""Learn a policy with numpy, onnxruntime and gymnasium alone, by a training step that was exported.
+"""Trains a policy with an exported training step. Needs numpy, onnxruntime and gymnasium, but not torch.
 
-A2C: act in environments side by side, update from what they gave, until the greedy policy is good enough. Prints its progress, and last
-a line of JSON; leaves the learner's state in a file. Export copies this file next to a training step, with ``play_policy.py`` and
-``runtime.py``, which are all that it needs of the package that they are part of.
+The algorithm is A2C (advantage actor-critic): collect a rollout in parallel environments, run one training step on it, and repeat until
+the greedy policy reaches the required return. The script prints its progress, and as the last line the result as JSON. It writes the
+state of the learner to a file. The export of a2c_compiled copies this file beside a training step, together with ``play_policy.py`` and
+``runtime.py``. No other file of a2c_compiled is needed.
 """
 
 import argparse
@@ -17,28 +18,45 @@ from gymnasium.vector import AutoresetMode
 if TYPE_CHECKING or __package__:
     from a2c_compiled.export.on_device.play_policy import EVALUATION_SEED, episode_returns, make_environments
     from a2c_compiled.export.on_device.runtime import Learner
-else:  # the files next to this one
+else:  # the copies beside this file
     from play_policy import EVALUATION_SEED, episode_returns, make_environments
     from runtime import Learner
 
 Rollout = Dict[str, np.ndarray]
 
 FINAL_LR = 0.1
-"""Share of the learning rate that it falls to."""
+"""The learning rate at the end of training, as a fraction of the first learning rate."""
 EVALUATION_INTERVAL = 10
-"""Updates from one look at whether the greedy policy is good enough to the next."""
+"""Number of training steps between two evaluations of the greedy policy."""
 NEAR = 0.8
-"""How far below the goal the mean return of sampled episodes may be, as a share of it, for the greedy policy to be tried."""
+"""An evaluation needs recent sampled episodes with a mean return of at least ``solved_return - NEAR * abs(solved_return)``."""
 EVALUATION_TRIALS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
-"""First seed and number of the episodes of each trial: a few cost little, and one lucky set of 100 starts is not enough."""
+"""First seed and number of episodes of each part of an evaluation.
+
+The first part has few episodes, so a policy that fails it costs little. The other two have different seeds, because a policy may reach
+the required return on one set of 100 episodes by chance.
+"""
 
 
 def learn(
     learner: Learner, env_id: str, num_envs: int, num_steps: int, total_steps: int, solved_return: float, seed: int
 ) -> Dict[str, Any]:
-    """Update ``learner`` until its greedy policy reaches ``solved_return``, or ``total_steps`` are spent, and say how it went.
+    """Trains ``learner`` until its greedy policy reaches ``solved_return`` or ``total_steps`` are used.
 
-    The learning rate falls linearly to ``FINAL_LR`` of itself over ``total_steps``.
+    The learning rate falls linearly from its first value to ``FINAL_LR`` times that value over ``total_steps``.
+
+    Args:
+        learner: learner to train, changed in place.
+        env_id: name of a gymnasium environment.
+        num_envs: number of parallel environments.
+        num_steps: steps of each environment for one training step.
+        total_steps: largest number of steps of all environments together.
+        solved_return: mean return that the greedy policy must reach in every part of an evaluation.
+        seed: seed of the environments.
+
+    Returns:
+        ``return``: mean return of the trained greedy policy over 100 episodes. ``steps``: number of environment steps. ``seconds``:
+        duration. ``solved``: whether the greedy policy reached ``solved_return`` in both sets of 100 episodes.
     """
     started, first_lr = time.perf_counter(), learner.lr
     updates = max(1, total_steps // (num_envs * num_steps))
@@ -51,10 +69,10 @@ def learn(
         if update % 50 == 0:
             print(f"{update * num_envs * num_steps:>9,} steps, {time.perf_counter() - started:.1f} s, return {mean_return:.1f}")
         is_near = update % EVALUATION_INTERVAL == 0 and mean_return >= solved_return - NEAR * abs(solved_return)
-        is_solved = is_near and all(greedy_return(learner, env_id, *look) >= solved_return for look in EVALUATION_TRIALS)
+        is_solved = is_near and all(greedy_return(learner, env_id, *trial) >= solved_return for trial in EVALUATION_TRIALS)
         if is_solved or update == updates:
             break
-    first, second = (greedy_return(learner, env_id, *look) for look in EVALUATION_TRIALS[1:])
+    first, second = (greedy_return(learner, env_id, *trial) for trial in EVALUATION_TRIALS[1:])
     return {
         "return": first,
         "steps": update * num_envs * num_steps,
@@ -64,8 +82,11 @@ def learn(
 
 
 def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed: int) -> Iterator[Tuple[Rollout, List[float]]]:
-    """Rollouts of ``num_steps`` steps without end, time first, each with the returns of the episodes that ended in it."""
-    # A step that ends an episode also begins the next one, and hands over the observation that was the last.
+    """Yields rollouts without end, each with the returns of the episodes that ended in it.
+
+    A rollout has, for each name in ``learner.rollout_entries``, an array ``[num_steps, num_envs, ...]``.
+    """
+    # With SAME_STEP, the step that ends an episode also resets its environment. The last observation of the episode is in info.
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
     envs = make_environments(env_id, num_envs, vectorization_mode="sync", vector_kwargs=mode)
     observation, _ = envs.reset(seed=seed)
@@ -75,28 +96,31 @@ def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed:
         ended: List[float] = []
         for _ in range(num_steps):
             output = learner.act(observation)
-            following, reward, terminated, truncated, info = envs.step(output.action)
+            next_observation, reward, terminated, truncated, info = envs.step(output.action)
             done = terminated | truncated
-            seen = {
+            entries = {
                 **output._asdict(),
                 "observation": observation,
                 "reward": reward,
-                "next_observation": with_final_observations(following, info),
+                "next_observation": with_final_observations(next_observation, info),
                 "done": done,
                 "terminated": terminated,
                 "mask": np.ones(num_envs, dtype=bool),
             }
             for name, arrays in steps.items():
-                arrays.append(seen[name])
+                arrays.append(entries[name])
             running += reward
             ended += running[done].tolist()
             running[done] = 0.0
-            observation = following
+            observation = next_observation
         yield {name: np.stack(arrays) for name, arrays in steps.items()}, ended
 
 
 def with_final_observations(observation: np.ndarray, info: Dict[str, Any]) -> np.ndarray:
-    """Where an episode ended, its last observation in place of the next one's first."""
+    """Returns the next observations, with the last observation of each episode that ended.
+
+    ``observation`` has the first observation of the following episode there.
+    """
     if "final_obs" not in info:
         return observation
     observation, ended = observation.copy(), info["_final_obs"]
@@ -105,34 +129,46 @@ def with_final_observations(observation: np.ndarray, info: Dict[str, Any]) -> np
 
 
 def greedy_return(learner: Learner, env_id: str, seed: int, episodes: int) -> float:
-    """Mean return of greedy episodes."""
+    """Returns the mean return of the greedy policy over ``episodes`` episodes."""
     return float(np.mean(episode_returns(lambda observation: learner.act(observation, greedy=True), env_id, episodes, seed)))
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("graph", help="the .onnx file of a training step, with its policy and state beside it")
-    parser.add_argument("--env", default="CartPole-v1", help="a gymnasium environment (default: %(default)s)")
-    parser.add_argument("--num-envs", type=int, default=64, help="side by side (default: %(default)s)")
-    parser.add_argument("--num-steps", type=int, default=16, help="of each between two updates (default: %(default)s)")
-    parser.add_argument("--total-steps", type=int, default=1_000_000, help="of all together, at most (default: %(default)s)")
-    parser.add_argument("--solved-return", type=float, default=475.0, help="of the greedy policy (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of environments and noise (default: %(default)s)")
+    parser.add_argument("graph", help="exported training step (.onnx), with the files of its policy and state beside it")
+    parser.add_argument("--env", default="CartPole-v1", help="name of a gymnasium environment (default: %(default)s)")
+    parser.add_argument("--num-envs", type=int, default=64, help="number of parallel environments (default: %(default)s)")
+    parser.add_argument(
+        "--num-steps", type=int, default=16, help="steps of each environment for one training step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--total-steps",
+        type=int,
+        default=1_000_000,
+        help="largest number of steps of all environments together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--solved-return",
+        type=float,
+        default=475.0,
+        help="mean return at which the greedy policy counts as solved (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of environments and noise (default: %(default)s)")
     parser.add_argument("--out", default="learned.npz", help="file for the learner's state (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads of onnxruntime (default: %(default)s)")
     return parser
 
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
     learner = Learner.load(arguments.graph, threads=arguments.threads, seed=arguments.seed)
-    learner.save_state(arguments.out)  # fails now, not after learning
+    learner.save_state(arguments.out)  # fails before training if the file cannot be written
     sizes = (arguments.num_envs, arguments.num_steps, arguments.total_steps)
     try:
         result = learn(learner, arguments.env, *sizes, arguments.solved_return, arguments.seed)
     except KeyboardInterrupt:
-        sys.exit(f"interrupted; {arguments.out} holds what was learnt until then")
+        sys.exit(f"interrupted; {arguments.out} holds the state of the learner so far")
     finally:
         learner.save_state(arguments.out)
     print(json.dumps(result))

@@ -1,7 +1,7 @@
-"""Play an exported policy, with numpy, onnxruntime and gymnasium alone.
+"""Plays an exported policy. Needs numpy, onnxruntime and gymnasium, but not torch.
 
-Prints the undiscounted return of the first episode in each of a number of environments, as a JSON list. Export copies this file next to
-a policy, and ``runtime.py`` with it, which is all that it needs of the package that both are part of.
+Starts a number of environments, and prints the undiscounted return of the first episode in each as a JSON list. The export of
+a2c_compiled copies this file beside a policy, together with ``runtime.py``. No other file of a2c_compiled is needed.
 """
 
 import argparse
@@ -16,22 +16,25 @@ from gymnasium.vector import VectorEnv
 if TYPE_CHECKING or __package__:
     from a2c_compiled.export.on_device.runtime import Policy, PolicyOutput
 else:
-    from runtime import Policy, PolicyOutput  # the file next to this one
+    from runtime import Policy, PolicyOutput  # the copy beside this file
 
 Act = Callable[[np.ndarray], Union[np.ndarray, PolicyOutput]]
-"""From a batch of observations to actions, or to what a sampled policy gives."""
+"""Maps a batch of observations to actions, or to the output of a sampled policy."""
 
 EVALUATION_SEED = 10_000
-"""Of the environments that policies are compared in."""
+"""Seed of the environments in which policies are compared."""
 
 
 def play(policy_path: str, env_id: str, episodes: int, seed: int) -> List[float]:
-    """Returns of an exported policy, one per environment; ``seed`` is also that of a sampled policy's noise."""
+    """Returns the return of the first episode in each of ``episodes`` environments, played by an exported policy.
+
+    ``seed`` is the seed of the environments and of the noise of a sampled policy.
+    """
     return episode_returns(Policy.load(policy_path, seed=seed).act, env_id, episodes, seed)
 
 
 def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[float]:
-    """Undiscounted returns of the first episode in each of ``episodes`` environments."""
+    """Returns the undiscounted return of the first episode in each of ``episodes`` environments."""
     envs = make_environments(env_id, episodes)
     observation, _ = envs.reset(seed=seed)
     returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
@@ -46,19 +49,23 @@ def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[flo
 
 
 def make_environments(env_id: str, num_envs: int, **options: Any) -> VectorEnv:
-    """Gymnasium's ``make_vec``; MinAtar's games are known once MinAtar is asked to register them."""
+    """Makes environments with gymnasium's ``make_vec``. Registers the games of MinAtar before the first use of one."""
     if env_id.startswith("MinAtar/") and env_id not in gymnasium.registry:
         importlib.import_module("minatar.gym").register_envs()
     return gymnasium.make_vec(env_id, num_envs, **options)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("policy", help="the .onnx file of a policy")
-    parser.add_argument("--env", default="CartPole-v1", help="a gymnasium environment (default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="of the environments (default: %(default)s)")
+    parser.add_argument("policy", help="exported policy (.onnx)")
+    parser.add_argument("--env", default="CartPole-v1", help="name of a gymnasium environment (default: %(default)s)")
+    parser.add_argument(
+        "--episodes", type=int, default=100, help="number of episodes, one for each environment (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=EVALUATION_SEED, help="seed of environments and noise (default: %(default)s)"
+    )
     return parser
 
 

@@ -1,11 +1,15 @@
-"""Act and learn with what :mod:`a2c_compiled` exported, where there is no torch: this one file, numpy and onnxruntime.
+"""Runs and trains policies that :mod:`a2c_compiled` exported, without torch. Needs this file, numpy and onnxruntime.
+
+Act with a policy:
 
 >>> policy = Policy.load("policy.onnx")
 >>> action = policy.act(observation)
 
->>> learner = Learner.load("train_step.onnx")  # goes on where training in torch stood when it was exported
+Continue training from the state that was exported:
+
+>>> learner = Learner.load("train_step.onnx")
 >>> action, log_prob, state_value = learner.act(observation)
->>> metrics = learner.step({"observation": observations, "action": actions, ...})  # time first, [T, N, ...]
+>>> metrics = learner.step({"observation": observations, "action": actions, ...})  # each [T, N, ...]: T steps of N environments
 >>> policy = Policy.load("policy.onnx", parameters=learner.parameters)
 """
 
@@ -28,24 +32,26 @@ from onnxruntime import InferenceSession, IOBinding, OrtValue
 __all__ = ["Learner", "Policy", "PolicyOutput"]
 
 POLICY_ENDING, STATE_ENDING = ".policy.onnx", ".state.npz"
-"""Of the files beside a training step's."""
+"""Endings of the files beside a training step: its policy and its state."""
 
-# What the exporter calls things, which this file cannot import: names in metadata and graphs, and classes of what was exported.
+# Names that the exporter uses in metadata and graphs, and classes of exported modules. They are repeated here, because this file
+# cannot import the package.
 _PREFIX, _NEW = "a2c_compiled.", "new."
 _GREEDY = ("GreedyPolicy", "PredictPolicy")
 _POLICIES = ("GreedyPolicy", "SampledPolicy", "PredictPolicy")
 _DRAWN_BY = {"gumbel": "gumbel", "logistic": "logistic", "normal": "standard_normal", "uniform": "random"}
-"""Each kind of noise that a distribution may ask for, and the method of numpy's generator that draws it."""
+"""For each kind of noise, the method of numpy's random generator that draws it."""
 _CUDA = "CUDAExecutionProvider"
 
 
 class PolicyOutput(NamedTuple):
-    """What acting gives, for ``N`` observations; for a single one the same without ``N``.
+    """The result of acting on ``N`` observations. For a single observation, the arrays have no dimension ``N``.
 
     Attributes:
-        action: ``[N]`` or ``[N, *event]``, as the distribution has it.
-        log_prob: its log-probability, ``[N]``.
-        state_value: the critic's value of the observation, ``[N]``.
+        action: ``[N]`` or ``[N, *event]``, where event is the shape of one action. Its dtype, such as int64 or float32, depends on
+            the action distribution.
+        log_prob: ``[N]``, floating point: log-probability of the action.
+        state_value: ``[N]``, floating point: the critic's value of the observation.
     """
 
     action: np.ndarray
@@ -54,7 +60,7 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy:
-    """An exported policy, from observations to actions. Made by :meth:`load`; serves one thread at a time."""
+    """An exported policy that maps observations to actions. Create it with :meth:`load`. Not safe for use by several threads at a time."""
 
     def __init__(self, graph: _Graph, random: _Random) -> None:
         self._is_greedy = graph.module in _GREEDY
@@ -69,19 +75,20 @@ class Policy:
         parameters: Optional[Mapping[str, ArrayLike]] = None,
         seed: Optional[int] = None,
     ) -> Policy:
-        """The policy in the file of an exported ``GreedyPolicy``, ``SampledPolicy``, or what ``from_sb3`` makes of a model.
+        """Loads an exported ``GreedyPolicy`` or ``SampledPolicy``, or a Stable-Baselines3 model that ``from_sb3`` converted.
 
         Args:
-            path: of the ``.onnx`` file.
-            provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where onnxruntime can start it.
-            threads: that onnxruntime may use, 1 or more.
-            parameters: to act with instead of the file's, by name, such as :attr:`Learner.parameters`. Those that it does not name stay
-                the file's; a greedy policy passes over those that it has no use for, as the critic's.
-            seed: of the noise that a sampled policy draws; None for other noise each time.
+            path: path of the ``.onnx`` file.
+            provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if onnxruntime can start it, else the CPU.
+            threads: number of threads that onnxruntime may use, 1 or more.
+            parameters: arrays by parameter name that replace those in the file, such as :attr:`Learner.parameters`, in the same shapes and
+                dtypes. Parameters without a name here keep the values in the file. A greedy policy ignores the parameters of the critic and
+                of the distribution.
+            seed: seed of the noise that a sampled policy draws; None draws different noise each time.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError, TypeError: it is no such policy, or an argument is unfit; the message says which.
+            FileNotFoundError: there is no file at ``path``.
+            ValueError, TypeError: the file is not such a policy, or an argument is invalid; the message names it.
         """
         random = _Random(seed)
         graph = _Graph(_existing(path), _POLICIES, provider, threads)
@@ -90,30 +97,33 @@ class Policy:
         return cls(graph, random)
 
     def act(self, observation: ArrayLike, noise: Optional[ArrayLike] = None) -> Union[np.ndarray, PolicyOutput]:
-        """Actions for observations.
+        """Returns actions for observations.
 
         Args:
-            observation: ``[N, ...]``, or one without ``N``, of the dtype that was exported or one that numpy converts to it (same_kind).
-            noise: what a sampled policy makes actions of, a row for each observation: what its distribution's ``noise``
-                draws, such as standard Gumbel for choices and standard normal for vectors. None draws it.
+            observation: ``[N, ...]``, or one observation without ``N``, in the exported dtype or in one that numpy casts to it
+                (``casting="same_kind"``).
+            noise: ``[N, ...]``, floating point: random numbers from which a sampled policy makes its actions, one row for each observation.
+                The action distribution determines the kind, such as standard Gumbel noise for discrete actions and standard normal noise
+                for vectors. None draws them. A greedy policy accepts only None.
 
         Returns:
-            The actions of a greedy policy, the :class:`PolicyOutput` of a sampled one.
+            The actions of a greedy policy, or the :class:`PolicyOutput` of a sampled one.
 
         Raises:
-            ValueError, TypeError: an argument is unfit; the message says which.
+            ValueError, TypeError: an argument is invalid; the message names it.
         """
         results = self._actor.act(observation, noise)
         return results[0] if self._is_greedy else PolicyOutput(*results)
 
 
 class Learner:
-    """An exported training step with its state: acts, and learns from rollouts. Made by :meth:`load`; serves one thread at a time.
+    """An exported training step with its state: acts, and trains on rollouts. Create it with :meth:`load`.
 
-    The state stays where onnxruntime computes, in two copies that take turns: an update reads one and writes the other.
+    The state stays on the device where onnxruntime computes, in two copies: a training step reads one copy and writes the other, then they
+    swap roles. Not safe for use by several threads at a time. Shapes and dtypes: see :meth:`step`.
 
     Attributes:
-        rollout_entries: names of what :meth:`step` needs.
+        rollout_entries: names of the arrays that :meth:`step` needs.
     """
 
     _lr: float
@@ -137,16 +147,17 @@ class Learner:
 
     @classmethod
     def load(cls, path: Union[str, Path], provider: str = "auto", threads: int = 1, seed: Optional[int] = None) -> Learner:
-        """The training step in ``train_step.onnx``, with ``train_step.policy.onnx`` and ``train_step.state.npz`` beside it.
+        """Loads ``train_step.onnx``, with ``train_step.policy.onnx`` and ``train_step.state.npz`` beside it.
 
         Args:
-            path: of the first of them.
+            path: path of ``train_step.onnx``.
             provider, threads: as in :meth:`Policy.load`.
-            seed: of the noise drawn for acting, and for updates that estimate an entropy; None for other noise each time.
+            seed: seed of the noise for acting, and for training steps that estimate an entropy from samples. None draws different noise
+                each time.
 
         Raises:
             FileNotFoundError: one of the files is missing.
-            ValueError, TypeError: one of them is not what was exported, or an argument is unfit; the message says which.
+            ValueError, TypeError: one of the files is not what was exported, or an argument is invalid; the message names it.
         """
         random = _Random(seed)
         update = _Graph(_existing(path), ("TrainStepGraph",), provider, threads)
@@ -154,14 +165,17 @@ class Learner:
         return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
 
     def act(self, observation: ArrayLike, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
-        """Actions of the present parameters.
+        """Returns actions of the policy with the current parameters.
 
         Args:
-            observation, noise: as in :meth:`Policy.act`.
+            observation, noise: shapes and dtypes as in :meth:`Policy.act`.
             greedy: take the greedy action, and draw no noise.
 
+        Returns:
+            A :class:`PolicyOutput`.
+
         Raises:
-            ValueError, TypeError: an argument is unfit; the message says which.
+            ValueError, TypeError: an argument is invalid; the message names it.
         """
         if greedy and noise is not None:
             raise ValueError("noise: expected None for the greedy action, got an array")
@@ -173,19 +187,20 @@ class Learner:
         return PolicyOutput(action, log_prob, state_value)
 
     def step(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, float]:
-        """Update the state from steps of ``N`` environments side by side.
+        """Runs one training step on ``T`` steps of ``N`` parallel environments, and updates the state.
 
         Args:
-            rollout: the ``rollout_entries``, each ``[T, N, ...]`` (or in the other layout that was exported), of the dtype that was
-                exported or one that numpy converts to it (same_kind); flags are bool. T and N may be others each time. Where the loss
-                estimates an entropy from samples, their ``noise`` may be given too, ``[samples, T, N, ...]``; else it is drawn.
+            rollout: arrays by name, one for each of ``rollout_entries``. Each is ``[T, N, ...]``, or ``[N, T, ...]`` if it was exported so,
+                in the exported dtype or in one that numpy casts to it (``casting="same_kind"``). ``done``, ``terminated`` and ``mask`` are
+                bool. T and N may differ from call to call. If the loss estimates the entropy from samples, the noise of these samples may
+                be given too, as ``noise``, ``[samples, T, N, ...]``; otherwise it is drawn.
 
         Returns:
-            The losses, and ``grad_norm`` before clipping, by name.
+            The losses and ``grad_norm``, the norm of the gradient before clipping, by name.
 
         Raises:
-            ValueError, TypeError: the rollout is unfit; the message says where.
-            FloatingPointError: the gradient is not finite; the state is left as it was.
+            ValueError, TypeError: the rollout is invalid; the message names the entry.
+            FloatingPointError: the gradient is not finite. The state is unchanged.
         """
         arrays = self._checked_rollout(rollout)
         arrays["lr"] = np.array(self._lr, self._graph.inputs["lr"].dtype)
@@ -195,14 +210,14 @@ class Learner:
         metrics = {name: array.item() for name, array in self._metrics.items()}
         if not math.isfinite(metrics["grad_norm"]):
             raise FloatingPointError(
-                f"rollout: expected a finite gradient, got one of norm {metrics['grad_norm']}; the state is left as it was"
+                f"rollout: expected a finite gradient, got one of norm {metrics['grad_norm']}; the state is unchanged"
             )
         self._now, self._next = self._next, self._now
         return metrics
 
     @property
     def lr(self) -> float:
-        """The learning rate; assign another at any time, from 0 up."""
+        """The learning rate, 0 or more. It can be assigned at any time."""
         return self._lr
 
     @lr.setter
@@ -215,25 +230,29 @@ class Learner:
 
     @property
     def parameters(self) -> Dict[str, np.ndarray]:
-        """Copies of the networks' parameters by name, which :meth:`Policy.load` takes."""
+        """Copies of the parameters of the networks by name, in their shapes and dtypes. :meth:`Policy.load` accepts them."""
         return {name: self._now.values[name].numpy().copy() for name in self._parameter_names}
 
     def save_state(self, path: Union[str, Path]) -> None:
-        """Write all that :meth:`load_state` needs to go on as if never stopped: an ``.npz`` without pickles, whole or not at all.
+        """Writes everything that :meth:`load_state` needs to continue as if training had never stopped.
+
+        The file is an ``.npz`` without pickles. It is written completely or not at all.
 
         Raises:
-            TypeError, OSError: the file cannot be written (FileNotFoundError: there is no such folder); an older one is left as it was.
+            TypeError: ``path`` is not a path.
+            OSError: the file cannot be written; an older file is unchanged. FileNotFoundError if there is no such folder.
         """
-        told = {"lr": self._lr, "graph": self._digest, "random": json.dumps(self._random.bits.state)}
+        extra = {"lr": self._lr, "graph": self._digest, "random": json.dumps(self._random.bits.state)}
         arrays = {name: value.numpy() for name, value in self._now.values.items()}
-        _write_arrays(_path(path), {**arrays, **{name: np.array(value) for name, value in told.items()}})
+        _write_arrays(_path(path), {**arrays, **{name: np.array(value) for name, value in extra.items()}})
 
     def load_state(self, path: Union[str, Path]) -> None:
-        """Go on from a state that :meth:`save_state` wrote: parameters, optimizer, learning rate and random numbers.
+        """Continues from a state that :meth:`save_state` wrote: parameters, optimizer state, learning rate and random numbers.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no such state, or another graph's; the learner is left as it was.
+            TypeError: ``path`` is not a path.
+            FileNotFoundError: there is no file at ``path``.
+            ValueError: the file is not such a state, or it belongs to another graph. The learner is unchanged.
         """
         arrays = _read_arrays(_existing(path))
         if str(arrays.get("graph")) != self._digest:
@@ -247,7 +266,7 @@ class Learner:
         self._random.bits.state = random
 
     def _side(self, policy: _Graph, values: Dict[str, OrtValue], others: Dict[str, OrtValue]) -> _Side:
-        """``values``, the update that reads them and writes ``others``, and the policy that acts with them."""
+        """Binds the training step that reads the state in ``values`` and writes ``others``, and the policy that acts with ``values``."""
         update = self._graph.session.io_binding()
         for name in self._layout:
             update.bind_ortvalue_input(name, values[name])
@@ -257,38 +276,38 @@ class Learner:
         return _Side(values, update, _Actor(policy, {name: values[name] for name in self._parameter_names}, self._random))
 
     def _read_by(self, policy: _Graph) -> List[str]:
-        """Names of the parameters that ``policy`` reads."""
+        """Returns the names of the parameters that ``policy`` reads."""
         names = [name for name in policy.inputs if name not in ("observation", "noise")]
         if any(policy.inputs[name] != self._layout.get(name) for name in names):
             raise ValueError(f"path: expected {policy.path.name} to have the networks of {self._graph.path}, got others")
         return names
 
     def _checked_state(self, arrays: Mapping[str, np.ndarray]) -> Tuple[Dict[str, np.ndarray], float]:
-        """The state among ``arrays``, and the learning rate."""
+        """Returns the state in ``arrays``, and the learning rate."""
         for name, tensor in self._layout.items():
             if name not in arrays:
                 raise ValueError(f"path: expected a state of {self._graph.path.name}, got one without {name}")
-            found = _Tensor(arrays[name].dtype, arrays[name].shape)
-            if found != tensor:
-                raise ValueError(f"path: expected {name} of {self._graph.path.name} to be {tensor}, got {found}")
+            actual = _Tensor(arrays[name].dtype, arrays[name].shape)
+            if actual != tensor:
+                raise ValueError(f"path: expected {name} of {self._graph.path.name} to be {tensor}, got {actual}")
         lr = arrays.get("lr")
         if lr is None or lr.shape or lr.dtype.kind != "f":
             raise ValueError(f"path: expected a learning rate in the state, got {lr}")
         return {name: arrays[name] for name in self._layout}, lr.item()
 
     def _checked_rollout(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, np.ndarray]:
-        """What the update reads of a rollout, and the noise."""
+        """Returns the inputs of the training step from a rollout, with the noise."""
         if not isinstance(rollout, Mapping):
             raise TypeError(f"rollout: expected a mapping of names to arrays, got {type(rollout).__name__}")
         noise = self._graph.inputs.get("noise")
         missing = [name for name in self._entries if name not in rollout]
         unknown = [name for name in rollout if name not in self._entries and not (noise and name == "noise")]
         if missing or unknown:
-            raise ValueError(f"rollout: expected {', '.join(self._entries)}; missing are {missing}, not known {unknown}")
+            raise ValueError(f"rollout: expected {', '.join(self._entries)}; missing: {missing}, unknown: {unknown}")
         arrays: Dict[str, np.ndarray] = {}
         size: Tuple[int, ...] = ()
         for name, tensor in self._entries.items():
-            # The first entry says what T and N are.
+            # The first entry determines T and N.
             tensor = tensor.sized(0, *size)
             arrays[name] = tensor.checked(f"rollout[{name!r}]", rollout[name])
             size = arrays[name].shape[:2]
@@ -297,7 +316,7 @@ class Learner:
             given = self._random.draw(self._graph, noise.shape) if given is None else given
             arrays["noise"] = noise.checked("rollout['noise']", given)
         action = arrays["action"]
-        # A graph counts negative choices from the end, and on a GPU reads beyond it.
+        # A graph takes a negative choice as an index from the end, and on a GPU it reads out of bounds.
         if self._choices is not None and not ((action >= 0) & (action < self._choices)).all():
             expected = "choices from 0 to " + " and ".join(str(n - 1) for n in self._choices)
             raise ValueError(f"rollout['action']: expected {expected}, got {action.min()} to {action.max()}")
@@ -305,7 +324,7 @@ class Learner:
 
 
 class _Side(NamedTuple):
-    """One of the two copies of a learner's state, and what reads it."""
+    """One of the two copies of a learner's state, with the training step and the policy that read it."""
 
     values: Dict[str, OrtValue]
     update: IOBinding
@@ -313,12 +332,12 @@ class _Side(NamedTuple):
 
 
 class _Actor:
-    """A policy from arrays to arrays, by way of arrays of its own that stay bound while ``N`` stays the same.
+    """Runs the graph of a policy on arrays. Its own input and output arrays stay bound to the session while ``N`` stays the same.
 
     Args:
-        graph: of the policy.
-        parameters: those that are its inputs.
-        random: what noise is drawn from.
+        graph: graph of the policy.
+        parameters: the parameters that are inputs of the graph.
+        random: source of the noise.
     """
 
     def __init__(self, graph: _Graph, parameters: Mapping[str, OrtValue], random: _Random) -> None:
@@ -330,7 +349,7 @@ class _Actor:
         self._resize(1)
 
     def act(self, observation: ArrayLike, noise: Optional[ArrayLike], noiseless: bool = False) -> List[np.ndarray]:
-        """The graph's outputs in order, without ``N`` where the observation has none; ``noiseless``: with 0 for noise."""
+        """Returns the outputs of the graph in order, without ``N`` if ``observation`` has none. ``noiseless`` sets the noise to 0."""
         array = self._observation.converted("observation", observation)
         is_single = array.ndim < len(self._observation.shape)
         if is_single:
@@ -341,19 +360,19 @@ class _Actor:
         if self._noise is not None:
             self._put("noise", 0.0 if noiseless else self._checked_noise(self._noise, noise, is_single))
         elif noise is not None:
-            raise ValueError(f"noise: expected None for {self._graph.path.name}, which takes none, got an array")
+            raise ValueError(f"noise: expected None for {self._graph.path.name}, which has no noise input, got an array")
         self._graph.run(self._binding)
         return [(output[0] if is_single else output).copy() for output in self._outputs]
 
     def _checked_noise(self, tensor: _Tensor, noise: Optional[ArrayLike], is_single: bool) -> np.ndarray:
         if noise is None:
             return self._random.draw(self._graph, self._inputs["noise"].shape)
-        # A row for each observation: a graph would let one row serve them all.
+        # One row for each observation is required: a graph would use one row for all of them.
         return tensor.sized(0, len(self._inputs["noise"])).checked("noise", [noise] if is_single else noise)
 
     def _put(self, name: str, value: Union[float, np.ndarray]) -> None:
         self._inputs[name][...] = value
-        if self._graph.device == "cuda":  # which has a copy of what was bound
+        if self._graph.device == "cuda":  # the session has its own copy of the array
             self._binding.bind_cpu_input(name, self._inputs[name])
 
     def _resize(self, size: int) -> None:
@@ -367,14 +386,14 @@ class _Actor:
 
 
 class _Tensor(NamedTuple):
-    """What a graph says of an input or output: its dtype, and its sizes, with names for those that may vary."""
+    """Dtype and shape of an input or output of a graph, with names for the sizes that may vary."""
 
     dtype: np.dtype
     shape: Tuple[Any, ...]
 
     @classmethod
     def of(cls, node: onnxruntime.NodeArg) -> _Tensor:
-        """Of an input or output of a session."""
+        """Reads dtype and shape of an input or output of a session."""
         kind = node.type[len("tensor(") : -1]
         return cls(np.dtype({"float": "float32", "double": "float64"}.get(kind, kind)), tuple(node.shape))
 
@@ -382,49 +401,51 @@ class _Tensor(NamedTuple):
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
 
     def sized(self, dim: int, *sizes: int) -> _Tensor:
-        """With sizes of the dimensions from ``dim`` on."""
+        """Replaces the sizes of the dimensions from ``dim`` on."""
         return self._replace(shape=(*self.shape[:dim], *sizes, *self.shape[dim + len(sizes) :]))
 
     def empty(self, size: int) -> np.ndarray:
-        """An array of this kind, with ``size`` for its first dimension."""
+        """Returns an array of this dtype and shape, with ``size`` as its first dimension."""
         return np.empty(self.sized(0, size).shape, self.dtype)
 
     def checked(self, name: str, value: Any) -> np.ndarray:
-        """``value`` as an array of this dtype and shape; ``name`` is what an error calls it."""
+        """Returns ``value`` as an array of this dtype and shape. Errors call it ``name``."""
         return self.shaped(name, self.converted(name, value))
 
     def converted(self, name: str, value: Any) -> np.ndarray:
-        """``value`` as an array of this dtype, of whatever shape."""
+        """Returns ``value`` as an array of this dtype, of any shape."""
         try:
             array = np.asarray(value)
         except Exception as error:
             raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from error
         if array.dtype != self.dtype and not np.can_cast(array.dtype, self.dtype, "same_kind"):
-            raise TypeError(f"{name}: expected {self.dtype} or what converts to it, got {array.dtype}")
-        with np.errstate(over="ignore"):  # what is beyond float32 is infinite in it
+            raise TypeError(f"{name}: expected {self.dtype} or a dtype that converts to it, got {array.dtype}")
+        with np.errstate(over="ignore"):  # numbers that are too large for float32 become infinite
             converted = np.asarray(array, self.dtype, order="C")
         if array.dtype.kind in "iu" and self.dtype.kind in "iu" and not np.array_equal(converted, array):
             raise ValueError(f"{name}: expected numbers that {self.dtype} holds, got {array.min()} to {array.max()}")
         return converted
 
     def shaped(self, name: str, array: np.ndarray) -> np.ndarray:
-        """``array``, which has this shape."""
+        """Returns ``array`` if it has this shape, else raises ValueError."""
         pairs = zip(array.shape, self.shape)  # noqa: B905 (strict came with Python 3.10)
         if array.ndim != len(self.shape) or any(size != expected and isinstance(expected, int) for size, expected in pairs):
             raise ValueError(f"{name}: expected {self}, got shape {list(array.shape)}")
         if 0 in array.shape:
-            raise ValueError(f"{name}: expected {self}, at least one of each, got shape {list(array.shape)}")
+            raise ValueError(
+                f"{name}: expected {self} with at least one entry in each dimension, got shape {list(array.shape)}"
+            )
         return array
 
 
 class _Graph:
-    """An exported file in a session, and what it says about itself.
+    """An exported file in an onnxruntime session, with its metadata.
 
     Args:
-        path: of the file.
-        modules: classes, of which one is to have been exported.
+        path: path of the file.
+        modules: names of classes, one of which must be the exported one.
         provider, threads: as in :meth:`Policy.load`.
-        model: to be taken for what the file holds.
+        model: content to use instead of that of the file.
     """
 
     def __init__(self, path: Path, modules: Sequence[str], provider: str, threads: int, model: Optional[bytes] = None) -> None:
@@ -440,7 +461,7 @@ class _Graph:
         self.outputs = {node.name: _Tensor.of(node) for node in self.session.get_outputs()}
 
     def run(self, binding: IOBinding) -> None:
-        """Compute what is bound to what is bound."""
+        """Runs the graph on the bound inputs, and writes the bound outputs."""
         try:
             if self.device == "cuda":
                 binding.synchronize_inputs()
@@ -457,13 +478,13 @@ def _described(module: str) -> str:
     use = {
         **dict.fromkeys(_POLICIES, "which Policy.load takes"),
         "TrainStepGraph": "which Learner.load takes",
-        "ActingPolicy": "which Learner.load finds when it is given the TrainStepGraph beside it",
+        "ActingPolicy": "which Learner.load finds beside the TrainStepGraph that it loads",
     }
     return f"an exported {module}, {use.get(module, 'which onnxruntime.InferenceSession takes')}"
 
 
 def _choices(policy: _Graph) -> Optional[List[int]]:
-    """How many actions each number of an action chooses from; None where one is no choice."""
+    """Returns the number of choices for each entry of an action, or None if the actions are not all choices."""
     noise, event = policy.inputs.get("noise"), policy.outputs["action"].shape[1:]
     sized = [size for _, size in policy.noise if size]
     if noise is None or {kind for kind, _ in policy.noise} != {"gumbel"} or event != ((len(sized),) if sized else ()):
@@ -472,7 +493,10 @@ def _choices(policy: _Graph) -> Optional[List[int]]:
 
 
 def _kinds(noise: str) -> List[Tuple[str, int]]:
-    """Of ``"normal"``, or ``"gumbel:4,normal:2"``: kinds of noise side by side, with how many numbers of each, 0 for all there are."""
+    """Parses the kind of noise in the metadata: ``"normal"``, or ``"gumbel:4,normal:2"`` for several kinds side by side.
+
+    Returns pairs of kind and size. A size of 0 means the whole row.
+    """
     parts = [part.partition(":") for part in noise.split(",") if part]
     return [(kind, int(size or 0)) for kind, _, size in parts]
 
@@ -484,7 +508,7 @@ def _session(path: Path, model: Optional[bytes], provider: str, threads: int) ->
         raise ValueError(f"threads: expected an integer from 1 up, got {threads!r}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what goes wrong is raised, and not printed as well
+    options.log_severity_level = 4  # log fatal errors only: other errors are raised
     source = str(path) if model is None else model
     session, obstacle = _cuda_session(source, options) if provider != "cpu" else (None, "")
     if session is not None:
@@ -494,29 +518,32 @@ def _session(path: Path, model: Optional[bytes], provider: str, threads: int) ->
     except Exception as error:
         raise ValueError(f"path: expected an ONNX file that onnxruntime can read, got {path} ({error})") from error
     if provider == "cuda":
-        raise ValueError(f"provider: expected one that starts here, got 'cuda' ({obstacle})")
+        raise ValueError(f"provider: expected one that works on this machine, got 'cuda' ({obstacle})")
     return session
 
 
 def _cuda_session(source: Union[str, bytes], options: onnxruntime.SessionOptions) -> Tuple[Optional[InferenceSession], str]:
-    """A session on the GPU, or what is in the way of one."""
+    """Returns a session on the GPU, or None and the reason why there is none."""
     if _CUDA not in onnxruntime.get_available_providers():
-        return None, "this onnxruntime is made without it; onnxruntime-gpu has it"
+        return None, "this onnxruntime is built without CUDA; install onnxruntime-gpu"
     try:
-        # Asked first, since onnxruntime prints errors where there is no driver.
+        # Loaded first, because onnxruntime prints errors if there is no driver.
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        # Products in float32 as on the CPU and in torch, not in TF32.
+        # Matrix products in float32, as on the CPU and in torch, not in TF32.
         providers = [(_CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"]
         session = InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:
         return None, str(error)
     if _CUDA not in session.get_providers():
-        return None, "onnxruntime lacks libraries of CUDA; where pip installed them, onnxruntime.preload_dlls() finds them"
+        return (
+            None,
+            "onnxruntime does not find the libraries of CUDA; if pip installed them, call onnxruntime.preload_dlls() first",
+        )
     return session, ""
 
 
 class _Random:
-    """Standard random numbers of the kinds that graphs ask for."""
+    """Draws standard random numbers of the kinds that graphs need."""
 
     def __init__(self, seed: Optional[int]) -> None:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0):
@@ -526,30 +553,32 @@ class _Random:
 
     @staticmethod
     def state_in(text: str) -> Dict[str, Any]:
-        """The state for ``bits`` that a saved text holds."""
+        """Returns the state of ``bits`` that a saved text holds."""
         bits = np.random.PCG64()
         try:
             bits.state = json.loads(text)
         except Exception as error:
-            raise ValueError(f"path: expected the state of a random generator in it, got {text} ({error})") from error
+            raise ValueError(f"path: expected the state of a random generator in the file, got {text} ({error})") from error
         return dict(bits.state)
 
     def draw(self, graph: _Graph, shape: Tuple[int, ...]) -> np.ndarray:
-        """Noise of the kind that ``graph`` asks for, in float64."""
+        """Draws noise of the kind that the metadata of ``graph`` names, in float64."""
         if not graph.noise:
-            raise ValueError(f"noise: expected an array, since {graph.path.name} does not say what to draw, got None")
+            raise ValueError(f"noise: expected an array, since {graph.path.name} does not name its kind of noise, got None")
         unknown = [kind for kind, _ in graph.noise if kind not in _DRAWN_BY]
         if unknown:
-            raise ValueError(f"noise: expected an array, since what to draw is not known here, {unknown[0]!r}, got None")
+            raise ValueError(
+                f"noise: expected an array, since this runtime cannot draw noise of the kind {unknown[0]!r}, got None"
+            )
         draws = [(getattr(self._generator, _DRAWN_BY[kind]), size or shape[-1]) for kind, size in graph.noise]
         return np.concatenate([draw(size=(*shape[:-1], size)) for draw, size in draws], -1)
 
 
 def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> bytes:
-    """The content of a policy's file with other parameters in it.
+    """Returns the content of a policy's file with other parameters in it.
 
-    They are written into the file's bytes, because ``SessionOptions.add_initializer``, which is for this, checks no name or shape, and
-    comes too late for weights that onnxruntime rearranges while it loads, such as a convolution's.
+    The parameters are written into the bytes of the file. ``SessionOptions.add_initializer``, which exists for this purpose, checks neither
+    names nor shapes. It is also too late for weights that onnxruntime rearranges while it loads, such as convolution weights.
     """
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters: expected a mapping of names to arrays, got {type(parameters).__name__}")
@@ -558,7 +587,7 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
     weights = _weights(model)
     for name, value in parameters.items():
         if is_greedy and str(name).startswith(("critic_network.", "distribution.")):
-            continue  # such as a scale that does not depend on the observation
+            continue  # not used by a greedy policy, such as a scale that does not depend on the observation
         if name not in weights:
             raise ValueError(f"parameters: expected names among {sorted(weights)}, which {graph.path.name} has, got {name!r}")
         tensor, place = weights[name]
@@ -568,7 +597,10 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
 
 
 def _weights(model: bytearray) -> Dict[str, Tuple[_Tensor, slice]]:
-    """The weights in an ONNX file by name, and where their numbers are: ModelProto.graph (7), of which each initializer (5)."""
+    """Returns the weights in an ONNX file by name, with the place of their numbers.
+
+    They are the initializers (field 5) of the graph (field 7 of ModelProto).
+    """
     dtypes = {1: "float32", 10: "float16", 11: "float64"}
     weights: Dict[str, Tuple[_Tensor, slice]] = {}
     for graph in _fields(model, slice(0, len(model)))[7]:
@@ -580,13 +612,13 @@ def _weights(model: bytearray) -> Dict[str, Tuple[_Tensor, slice]]:
 
 
 def _fields(message: bytearray, place: slice) -> DefaultDict[int, List[Any]]:
-    """Values of the fields of a protobuf message by number: integers, or for anything longer the place where it is."""
+    """Returns the values of a protobuf message by field number: integers, or for longer values the slice of their bytes."""
     at, fields = place.start, DefaultDict[int, List[Any]](list)
 
     def integer() -> int:
         nonlocal at
         value, shift, byte = 0, 0, 128
-        while byte >= 128:  # seven bits a byte, the lowest first; the eighth says that more follow
+        while byte >= 128:  # 7 bits in each byte, lowest bits first; the 8th bit means that more bytes follow
             byte = message[at]
             value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
         return value
@@ -623,7 +655,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _read_arrays(path: Path) -> Dict[str, np.ndarray]:
     try:
-        # Opened here, since np.load leaves a file open that it cannot read.
+        # Opened here, because np.load does not close a file that it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except Exception as error:
@@ -631,9 +663,9 @@ def _read_arrays(path: Path) -> Dict[str, np.ndarray]:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Writes an ``.npz`` file, completely or not at all."""
     if path.is_dir() or not path.parent.is_dir():
-        raise FileNotFoundError(f"path: expected one for a file in a folder that is there, got {path}")
+        raise FileNotFoundError(f"path: expected a path for a file in an existing folder, got {path}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

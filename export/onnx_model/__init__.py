@@ -1,1 +1,1 @@
-"""ONNX models: what the exporter leaves to do."""
+"""ONNX models: translations of operators and simplifications that torch's exporter lacks."""

@@ -1,6 +1,7 @@
-"""What the exporter and onnxruntime do in float32 alone, in float64 as well.
+"""Translations of ATen operators to ONNX that also work in float64.
 
-The exporter's own translations round every number in the code to float32, whatever the tensors are that it meets.
+torch's own translations round every Python number to float32, whatever the dtype of the tensors. For ``Atanh``, onnxruntime has no
+float64 kernel.
 """
 
 from typing import Any, Callable, Dict, Optional
@@ -10,7 +11,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18
 
-op: Any = opset18  # its stubs ask for protobuf's types
+op: Any = opset18  # Any, because the stubs of onnxscript expect protobuf's types
 
 
 def _constant(number: Any, dtype: ir.DataType) -> Any:
@@ -20,63 +21,63 @@ def _constant(number: Any, dtype: ir.DataType) -> Any:
 def _scalar_tensor(
     s: Any, dtype: int = int(ir.DataType.FLOAT), layout: str = "", device: str = "", pin_memory: bool = False
 ) -> Any:
-    """``aten::scalar_tensor``, which the exporter makes of every number in arithmetic."""
+    """Translates ``aten::scalar_tensor``, which torch inserts for every Python number in arithmetic."""
     dtype = int(ir.DataType.FLOAT) if dtype == -1 else dtype
     return op.Cast(s, to=dtype) if isinstance(s, ir.Value) else _constant(s, ir.DataType(dtype))
 
 
 def _full(size: Any, fill_value: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
-    """``aten::full``."""
+    """Translates ``aten::full``."""
     value = _scalar_tensor(fill_value, dtype)
     return op.Expand(value, op.Cast(size, to=ir.DataType.INT64))
 
 
 def _clamp(self: Any, min: Optional[float] = None, max: Optional[float] = None) -> Any:
-    """``aten::clamp``."""
+    """Translates ``aten::clamp``."""
     return op.Clip(self, *(None if bound is None else _constant(bound, self.dtype) for bound in (min, max)))
 
 
 def _clamp_min(self: Any, min_: float) -> Any:
-    """``aten::clamp_min``."""
+    """Translates ``aten::clamp_min``."""
     return _clamp(self, min_, None)
 
 
 def _clamp_max(self: Any, max_: float) -> Any:
-    """``aten::clamp_max``."""
+    """Translates ``aten::clamp_max``."""
     return _clamp(self, None, max_)
 
 
 def _add(self: Any, other: Any, alpha: float = 1.0) -> Any:
-    """``aten::add.Tensor``, of booleans too."""
+    """Translates ``aten::add.Tensor``, also for booleans."""
     if self.dtype == ir.DataType.BOOL:
         return op.Or(self, other)
     return op.Add(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
 
 
 def _sub(self: Any, other: Any, alpha: float = 1.0) -> Any:
-    """``aten::sub.Tensor``."""
+    """Translates ``aten::sub.Tensor``."""
     return op.Sub(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
 
 
 def _addcmul(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
-    """``aten::addcmul``, rounded in torch's order."""
+    """Translates ``aten::addcmul``, rounding in torch's order."""
     return op.Add(self, op.Mul(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
 
 
 def _addcdiv(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
-    """``aten::addcdiv``, rounded in torch's order."""
+    """Translates ``aten::addcdiv``, rounding in torch's order."""
     return op.Add(self, op.Div(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
 
 
 def _pow_of_number(self: float, exponent: Any) -> Any:
-    """``aten::pow.Scalar``."""
+    """Translates ``aten::pow.Scalar``."""
     real = exponent.dtype.is_floating_point() or isinstance(self, int)
     dtype = exponent.dtype if real else ir.DataType.FLOAT
     return op.Pow(_constant(self, dtype), op.Cast(exponent, to=dtype))
 
 
 def _atanh(self: Any) -> Any:
-    """``aten::atanh``, for which onnxruntime has no float64 kernel."""
+    """Translates ``aten::atanh``. In float64 as ``0.5 * log((1 + x) / (1 - x))``, since onnxruntime has no float64 kernel for it."""
     if self.dtype != ir.DataType.DOUBLE:
         return op.Atanh(self)
     one = _constant(1.0, self.dtype)

@@ -1,4 +1,4 @@
-"""An ONNX model as it is written: names, metadata, and weights beside it where they are too many."""
+"""The ONNX model as written to a file: names, metadata, and weights in a second file if they are too large."""
 
 import glob
 import hashlib
@@ -15,16 +15,17 @@ from a2c_compiled.export.checking.metadata import PREFIX, describe
 from a2c_compiled.export.onnx_model.onnxscript_internals import optimize
 from a2c_compiled.export.tracing.call import Call
 
-# What protobuf can write in one file, less room for the graph.
+# Bytes of weights that fit in one file: protobuf's limit of 2 GiB, less room for the graph.
 LARGEST_FILE = 2**31 - 2**26
 _WRAPPER = "module."
 
 
 def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
-    """The model of ``program``, made small and readable.
+    """Returns the model of ``program``, simplified and with readable names.
 
-    Nothing is computed twice or for nothing, and nothing that is not read is an input. Parameters, inputs and dimensions have the names
-    that the caller knows; the file says what it is made of.
+    - Removes repeated and unused operations, and inputs that nothing reads.
+    - Gives parameters, inputs and dimensions the names that the caller knows.
+    - Adds the metadata of :func:`~a2c_compiled.export.checking.metadata.describe`.
     """
     _fold(program, call)
     model = program.model
@@ -32,14 +33,14 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
     RemoveUnusedNodesPass()(model)
     graph = model.graph
     for value, name in zip(graph.inputs, call.inputs, strict=True):
-        value.name = name  # the exporter calls it something else where it is an output as well
+        value.name = name  # the exporter renames an input that is also an output
     _name_dimensions(graph, call)
     for value in list(graph.inputs):
         if not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
     for node in graph.all_nodes():
-        node.metadata_props.clear()  # where it stood in the code, with the paths of the machine that exported it
-        _count_from_the_front(node)
+        node.metadata_props.clear()  # stack traces, with file paths of the exporting machine
+        _make_axis_positive(node)
     metadata = describe(call)
     model.producer_name, model.producer_version = "a2c_compiled", metadata[f"{PREFIX}version"]
     model.metadata_props.update(metadata)
@@ -47,30 +48,33 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
 
 
 def _fold(program: torch.onnx.ONNXProgram, call: Call) -> None:
-    """Compute what is constant, but leave parameters alone, also where they are all zero: they are to be found and replaced."""
-    own = dict(call.module.named_parameters())
-    held: Dict[str, Optional[ir.TensorProtocol]] = {}
+    """Folds constants, but keeps every parameter as an initializer, so that it can be found and replaced in the file.
+
+    A parameter that is all zeros is kept too.
+    """
+    parameters = dict(call.module.named_parameters())
+    values: Dict[str, Optional[ir.TensorProtocol]] = {}
     graph = program.model.graph
     for wrapped in list(graph.initializers):
         name = wrapped.removeprefix(_WRAPPER)
         value = graph.initializers.pop(wrapped)
         value.name = name
-        if name in own:  # an input while that lasts
-            held[name], value.const_value = value.const_value, None
+        if name in parameters:  # an input during folding, so that it is not folded
+            values[name], value.const_value = value.const_value, None
             graph.inputs.append(value)
         else:
             graph.initializers.add(value)
     optimize(program.model)
     for value in list(graph.inputs):
-        if value.name in held:
+        if value.name in values:
             graph.inputs.remove(value)
-            value.const_value = held[value.name]
+            value.const_value = values[value.name]
             if value.uses() or value.is_graph_output():
                 graph.initializers.add(value)
 
 
 def _name_dimensions(graph: ir.Graph, call: Call) -> None:
-    """The axes' own names in place of the symbols that torch.export made up."""
+    """Replaces the symbols that torch.export made up by the names of the axes."""
     names: Dict[str, str] = {}
     for value, axes in zip(graph.inputs, call.axes.values(), strict=True):
         for dim, axis in zip(value.shape or (), axes, strict=False):
@@ -82,8 +86,8 @@ def _name_dimensions(graph: ir.Graph, call: Call) -> None:
             value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
 
 
-def _count_from_the_front(node: ir.Node) -> None:
-    """An axis that is counted from the end: not every runtime knows that of every operator."""
+def _make_axis_positive(node: ir.Node) -> None:
+    """Replaces a negative ``axis`` by the positive one, because not every runtime supports negative axes for every operator."""
     axis, data = node.attributes.get("axis"), node.inputs[0] if node.inputs else None
     if axis is not None and axis.as_int() < 0 and data is not None and data.shape is not None:
         node.attributes["axis"] = ir.AttrInt64("axis", axis.as_int() + len(data.shape))
@@ -96,9 +100,9 @@ def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union
 
 
 def save(model: ir.Model, temporary: Path, path: Path) -> None:
-    """Write ``model`` to ``temporary``, which is to take the place of ``path``; where its weights are too many for it, beside it.
+    """Writes ``model`` to ``temporary``, which later replaces ``path``. Weights that are too large go into a second file.
 
-    Their file is named by what is in it, so that an older model keeps its own until it is replaced.
+    A hash of its content is part of the second file's name, so an older model keeps its own weights until it is replaced.
     """
     if sum(tensor.nbytes for tensor in _weights(model)) < LARGEST_FILE:
         ir.save(model, temporary)
@@ -111,7 +115,7 @@ def save(model: ir.Model, temporary: Path, path: Path) -> None:
 
 @contextmanager
 def unused_weights_removed(path: Path) -> Iterator[None]:
-    """At the end of the block, also of one that fails."""
+    """Calls :func:`remove_unused_weights` when the block ends, also if it fails."""
     try:
         yield
     finally:
@@ -119,7 +123,7 @@ def unused_weights_removed(path: Path) -> Iterator[None]:
 
 
 def remove_unused_weights(path: Path) -> None:
-    """Delete files of weights beside ``path`` that it does not read, or not any more."""
+    """Deletes files of weights beside ``path`` that the model in ``path`` does not refer to."""
     model = path.read_bytes() if path.is_file() else b""
     for weights in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
         if weights.name.encode() not in model:

@@ -1,4 +1,4 @@
-"""onnxscript's optimizer without its tolerance: the private names that this takes, and what is done without them."""
+"""onnxscript's optimizer without numeric tolerance: the private names of onnxscript that this needs, and the fallback without them."""
 
 import copy
 import functools
@@ -12,17 +12,17 @@ from onnxscript import optimizer, rewriter
 
 from a2c_compiled._torch_internals import tracing_lock
 
-_ROUNDS = 2  # as onnxscript's own
+_ROUNDS = 2  # the default of onnxscript's own optimize
 
 
 def optimize(model: ir.Model) -> None:
-    """Compute what is constant in ``model``, and simplify it, exactly.
+    """Folds constants in ``model`` and simplifies it, without changing a number.
 
-    onnxscript's own ``optimize`` has a tolerance, with which it drops "+ 1e-8" for "+ 0", and "* 0.99999" for "* 1". Where its rules do
-    not show theirs, constants alone are folded.
+    onnxscript's own ``optimize`` compares numbers with a tolerance. It treats ``+ 1e-8`` as ``+ 0`` and ``* 0.99999`` as ``* 1``, and drops
+    them. If the tolerance of its rules is not accessible, no rules are applied.
     """
     rules = _exact_rules()
-    with tracing_lock():  # a rule keeps what it matches in itself
+    with tracing_lock():  # rules store their matches in themselves, so two threads cannot share them
         optimizer.inline(model)
         for _ in range(_ROUNDS):
             optimizer.fold_constants(model, onnx_shape_inference=True)
@@ -42,7 +42,7 @@ def optimize(model: ir.Model) -> None:
 
 @functools.cache
 def _exact_rules() -> Optional[Tuple[Any, ...]]:
-    """Copies of onnxscript's rules, in which a number matches itself alone."""
+    """Returns copies of onnxscript's rules with tolerance 0. Returns None, with a warning, if the tolerance is not accessible."""
     try:
         rules: Any = copy.deepcopy(rewriter._DEFAULT_REWRITE_RULES)
         numbers = [
@@ -54,7 +54,8 @@ def _exact_rules() -> Optional[Tuple[Any, ...]]:
             raise AttributeError("_rel_tol")
     except (AttributeError, TypeError) as error:
         warnings.warn(
-            f"a2c_compiled: onnxscript {onnxscript.__version__} hides its rules' tolerance ({error}); ONNX files are larger, and slower",
+            f"a2c_compiled: onnxscript {onnxscript.__version__} hides its rules' tolerance ({error}), so the rules are not used; ONNX"
+            " files are larger and slower",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,1 +1,1 @@
-"""From a module to a graph of operations with named inputs and outputs."""
+"""Turns a module into a graph of operations with named inputs and outputs."""

@@ -1,4 +1,4 @@
-"""Backward operations in terms of forward ones: exporters translate few of them as they are."""
+"""Backward operations in terms of forward operations, because exporters translate few backward operations."""
 
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -22,38 +22,46 @@ def _convolution_backward(
     groups: int,
     output_mask: List[bool],
 ) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    """Two convolutions: the gradient with the weight turned round, and the input with the gradient for a weight."""
+    """Decomposes ``aten.convolution_backward`` into two convolutions and a sum.
+
+    - ``grad_input``: the transposed convolution of ``grad_output`` with ``weight``.
+    - ``grad_weight``: the convolution of ``input`` with ``grad_output`` as the weight.
+    - ``grad_bias``: the sum of ``grad_output`` over all dimensions except the channels.
+    """
     if transposed or groups != 1:
         operation = "aten.convolution_backward"
         raise ExportError(
-            f"{operation}: expected a plain convolution, with groups=1 and not transposed, to differentiate. Make it so, or"
-            " freeze it with requires_grad_(False) together with all that comes before it",
+            f"{operation}: expected a plain convolution, with groups=1 and not transposed, to compute its gradient. Change the layer,"
+            " or freeze it and all layers before it with requires_grad_(False)",
             operation,
         )
     convolution = torch.ops.aten.convolution.default
-    of_input = of_weight = of_bias = None
+    grad_input = grad_weight = grad_bias = None
     axes = range(len(stride))
     if output_mask[0]:
-        # What the stride left over at the far end took part in nothing.
+        # Input entries after the last position of the kernel do not take part in the convolution.
         reached = [
             (grad_output.size(2 + i) - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.size(2 + i) - 1) + 1
             for i in axes
         ]
         left_over = [input.size(2 + i) - reached[i] for i in axes]
-        of_input = convolution(grad_output, weight, None, stride, padding, dilation, True, left_over, 1)
+        grad_input = convolution(grad_output, weight, None, stride, padding, dilation, True, left_over, 1)
     if output_mask[1]:
         swapped = input.transpose(0, 1), grad_output.transpose(0, 1)
-        of_weight = convolution(*swapped, None, dilation, padding, stride, False, [0 for _ in axes], 1)
+        grad_weight = convolution(*swapped, None, dilation, padding, stride, False, [0 for _ in axes], 1)
         for i in axes:
-            of_weight = of_weight.narrow(2 + i, 0, weight.size(2 + i))
-        of_weight = of_weight.transpose(0, 1)
+            grad_weight = grad_weight.narrow(2 + i, 0, weight.size(2 + i))
+        grad_weight = grad_weight.transpose(0, 1)
     if output_mask[2]:
-        of_bias = grad_output.sum([0, *(2 + i for i in axes)])
-    return of_input, of_weight, of_bias
+        grad_bias = grad_output.sum([0, *(2 + i for i in axes)])
+    return grad_input, grad_weight, grad_bias
 
 
 def _slice_backward(grad_output: Tensor, input_sizes: List[Any], dim: int, start: int, end: int, step: int) -> Tensor:
-    """Zeros before and behind: exporters make one node of it, where they make many of writing into zeros."""
+    """Concatenates zeros, ``grad_output`` and zeros.
+
+    Exporters translate the concatenation to one node. torch's own decomposition writes into zeros, which they translate to many nodes.
+    """
     if step != 1:
         return _ALL[torch.ops.aten.slice_backward.default](grad_output, input_sizes, dim, start, end, step)
     pieces = []
@@ -67,7 +75,7 @@ def _slice_backward(grad_output: Tensor, input_sizes: List[Any], dim: int, start
 
 
 _ALL = decompositions()
-# Every backward that torch knows to write in other operations; exporters translate few of them.
+# Every backward operation that torch can decompose into other operations.
 BACKWARD: Dict[Any, Callable[..., Any]] = {
     **{operation: decomposition for operation, decomposition in _ALL.items() if "backward" in str(operation)},
     torch.ops.aten.convolution_backward.default: _convolution_backward,

@@ -1,4 +1,4 @@
-"""How a module is called for export: named tensors in, named tensors out."""
+"""How a module is called for export: tensors by name in, tensors by name out."""
 
 import copy
 import inspect
@@ -11,17 +11,17 @@ ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
 
 NEW = "new."
-"""What the name of an output has before that of the input whose place it takes."""
+"""Prefix of the name of an output that replaces the input of that name."""
 
 
 class InputsByName(nn.Module):
-    """A module that takes tensors under names that Python's arguments cannot have, such as a parameter's, and returns a dict of tensors.
+    """A module whose inputs have names that Python arguments cannot have, such as ``actor_network.0.weight``. Returns a dict of tensors.
 
     Its ``forward`` may compute gradients.
 
     Attributes:
-        source: the module that it is made of, which is no submodule: what it computes with are its inputs.
-        input_names: of its inputs, in order.
+        source: the module that ``forward`` runs. It is not a submodule, because its parameters are passed as inputs.
+        input_names: names of the inputs, in order.
     """
 
     source: nn.Module
@@ -33,29 +33,32 @@ class InputsByName(nn.Module):
         self.input_names = list(input_names)
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
-        """From all inputs, by keyword, to all outputs."""
+        """Returns all outputs by name. Takes all inputs by keyword."""
         raise NotImplementedError
 
     def varied(self, inputs: Dict[str, Tensor], generator: torch.Generator) -> Dict[str, Tensor]:
-        """``inputs`` with other numbers in those whose sizes do not vary, for a file to be held against eager with."""
+        """Returns ``inputs`` with other values for the inputs without dimensions that may vary in size.
+
+        Reference outputs are computed from them. By default, ``inputs`` are returned unchanged.
+        """
         return inputs
 
 
 class Call:
-    """A module as it is now, in evaluation mode, with example inputs by name, and which of their dimensions may vary.
+    """A copy of a module in evaluation mode, with example inputs by name and the names of the dimensions that may vary in size.
 
-    It is a copy: torch swaps parameters and attaches hooks while it exports, and the caller's own may train meanwhile in another thread.
+    The module is copied because torch swaps parameters and attaches hooks during an export, and another thread may train the original.
 
     Args:
-        module: whose ``forward`` returns a tensor, a tuple or a NamedTuple of tensors and Nones.
-        example_inputs: by the names of ``forward``'s arguments, or in their order.
-        dynamic_axes: names of the leading dimensions of every input, or of the dimensions of each (None: fixed). Dimensions of one name
-            are of one size.
+        module: module whose ``forward`` returns a tensor, a dict of tensors, or a tuple or NamedTuple of tensors and Nones.
+        example_inputs: tensors by the names of ``forward``'s arguments, or in their order.
+        dynamic_axes: names of the dimensions that may vary in size. A sequence names the leading dimensions of every input. A mapping has
+            the names for each input, with None for a fixed dimension. Dimensions of the same name have the same size.
 
     Raises:
-        TypeError: an input is no tensor.
-        ValueError: an argument is unknown, or one that has dynamic axes has no example, or a dimension that may vary is smaller than 2
-            in the example (it would be taken for fixed) or of two sizes.
+        TypeError: an input is not a tensor, or is bfloat16, which numpy does not support.
+        ValueError: an argument is unknown; or dynamic axes are given for an argument without an example; or a dimension that may vary is
+            smaller than 2 in the example, which torch would treat as fixed, or has two sizes.
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
@@ -72,12 +75,13 @@ class Call:
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"example_inputs: expected a tensor for {name}, got {type(tensor).__name__}")
             if tensor.dtype == torch.bfloat16:
-                raise TypeError(f"example_inputs: expected a dtype that numpy has for {name}, got {tensor.dtype}")
+                raise TypeError(f"example_inputs: expected a dtype that numpy supports for {name}, got {tensor.dtype}")
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
         self.module = copy.deepcopy(module).eval()
-        # Copies, since one tensor in two places would be exported as one input; contiguous, since AOTInductor takes no other strides later.
+        # Copied, because torch exports one tensor in two places as one input. Contiguous, because an AOTInductor package accepts no
+        # other strides later.
         self.inputs = {
             name: example_inputs[name].detach().clone(memory_format=torch.contiguous_format)
             for name in names
@@ -85,17 +89,17 @@ class Call:
         }
         self.axes: Dict[str, List[Optional[str]]] = {}
         for name, tensor in self.inputs.items():
-            given = dynamic_axes.get(name, ()) if isinstance(dynamic_axes, Mapping) else dynamic_axes
-            self.axes[name] = list(given)[: tensor.dim()]
+            axes = dynamic_axes.get(name, ()) if isinstance(dynamic_axes, Mapping) else dynamic_axes
+            self.axes[name] = list(axes)[: tensor.dim()]
         self.sizes = self._checked_sizes()
 
     @property
     def source(self) -> nn.Module:
-        """The module itself; of one that takes inputs by name, what that was made of."""
+        """The exported module, or its ``source`` if it is an :class:`InputsByName`."""
         return self.module.source if isinstance(self.module, InputsByName) else self.module
 
     def _checked_sizes(self) -> Dict[str, int]:
-        """Of each dimension that may vary, in the order in which they first occur."""
+        """Returns the example's size of each dimension that may vary, in the order of first use."""
         sizes: Dict[str, int] = {}
         for name, axes in self.axes.items():
             for dim, axis in enumerate(axes):
@@ -112,11 +116,14 @@ class Call:
 
     @property
     def axis_names(self) -> List[str]:
-        """Names of the dimensions that may vary."""
+        """Names of the dimensions that may vary in size."""
         return list(self.sizes)
 
     def resized(self, sizes: Mapping[str, int], generator: torch.Generator) -> Dict[str, Tensor]:
-        """Inputs of other sizes, made of entries of the example, the same ones of each input: what is valid there is valid here."""
+        """Returns inputs of other sizes, made of randomly chosen entries of the example.
+
+        All inputs use the same indices for a dimension, so combinations that are valid in the example stay valid.
+        """
         picks = {axis: torch.randint(size, (sizes[axis],), generator=generator) for axis, size in self.sizes.items()}
         inputs: Dict[str, Tensor] = {}
         for name, tensor in self.inputs.items():
@@ -128,12 +135,15 @@ class Call:
 
     @torch.no_grad()
     def eager(self, inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """What the module answers, by the names of its outputs."""
+        """Returns the outputs of the module in eager mode, by name."""
         return named_outputs(self.module(**inputs))
 
 
 def named_outputs(result: Any) -> Dict[str, Tensor]:
-    """The tensors of a result, by field for a NamedTuple, else ``output``, ``output_1``, ...; Nones are left out."""
+    """Returns the tensors of a result by name, without Nones.
+
+    The names are the fields of a NamedTuple, the keys of a dict, or else ``output``, ``output_1``, ...
+    """
     if isinstance(result, Tensor):
         return {"output": result}
     if isinstance(result, dict):

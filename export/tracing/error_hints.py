@@ -1,4 +1,4 @@
-"""What stands in the way of an export, said in terms of the module that was to be exported."""
+"""Explains why an export failed: the operation, the part of the user's module, and a remedy."""
 
 import re
 import sysconfig
@@ -21,9 +21,9 @@ _NOT_TRANSLATED = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\
 _LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)')
 _NOT_THE_USERS = (f"{Path(torch.__file__).parent}/", f"{Path(a2c_compiled.__file__).parent}/")
 _RECURRENT = (
-    "a recurrent network's state belongs into the observation, with nn.GRUCell or nn.LSTMCell in place of nn.GRU or nn.LSTM"
+    "make a recurrent network's state part of the observation, and use nn.GRUCell or nn.LSTMCell instead of nn.GRU or nn.LSTM"
 )
-# Which modules are at fault, where an operation is one that others use to no harm.
+# Modules that cause the error, for operations that other modules use without error.
 _AT_FAULT: Dict[str, Callable[[nn.Module], bool]] = {
     "aten.convolution_backward": lambda module: getattr(module, "groups", 1) != 1 or getattr(module, "transposed", False),
 }
@@ -31,7 +31,7 @@ _AT_FAULT: Dict[str, Callable[[nn.Module], bool]] = {
 
 @contextmanager
 def explained(call: Call, target: str) -> Iterator[None]:
-    """What goes wrong in the block, as an ExportError."""
+    """Turns an error in the block into an ExportError that explains it."""
     trail = _Trail(call.source)
     try:
         with trail:
@@ -42,45 +42,48 @@ def explained(call: Call, target: str) -> Iterator[None]:
 
 
 def _explanation(error: Exception, call: Call, trail: "_Trail") -> Tuple[Optional[str], str]:
-    """The operation, if one is at fault, and the sentence."""
+    """Returns the operation that caused the error, if there is one, and the explanation."""
     if isinstance(error, ExportError):
         operation = error.operation
         return operation, str(error) if operation is None else _placed(call, operation, str(error).removeprefix(operation))
     chain = _chain(error)
     text = "\n".join(str(link) for link in chain)
-    # Of an update the dimensions are given, and TorchScript has no gradients in a graph.
-    updates = isinstance(call.module, InputsByName)
+    # The graphs of a training step have fixed dynamic axes and cannot be exported to TorchScript, so they get other remedies.
+    of_training_step = isinstance(call.module, InputsByName)
     missing = _NOT_TRANSLATED.search(text)
     if missing:
-        elsewhere = ".pt2" if updates else "TorchScript or .pt2"
+        elsewhere = ".pt2" if of_training_step else "TorchScript or .pt2"
         reason = f" has no translation to ONNX. Write it in other operations, or export to {elsewhere}"
         return missing[1], _placed(call, missing[1], reason)
     specialized = _SPECIALIZED.search(text)
     if specialized:
         axis, size = specialized.groups()
         remedy = (
-            f"Write that part in whole tensors; {_RECURRENT}"
-            if updates
-            else (f"Give {axis} a fixed size in dynamic_axes, or write that part in whole tensors")
+            f"Write that part as operations on whole tensors; {_RECURRENT}"
+            if of_training_step
+            else (f"Give {axis} a fixed size in dynamic_axes, or write that part as operations on whole tensors")
         )
         return None, (
-            f"its code is right for {axis} = {size} alone, the example's{_in(trail.fixed_in)}; a loop over that dimension, a recurrent"
-            f" layer or a size that is read as a number fixes it. {remedy}"
+            f"its code only works for {axis} = {size}, the example's size{_in(trail.fixed_in)}; a loop over that dimension, a"
+            f" recurrent layer or a size that is read as a Python number fixes it. {remedy}"
         )
     if "data-dependent" in text:
-        remedy = "Write it with torch.where" + ("" if updates else ", or export to TorchScript")
+        remedy = "Write it with torch.where" + ("" if of_training_step else ", or export to TorchScript")
         return None, f"its code branches on values of tensors{_in(trail.place, _line(chain, text))}. {remedy}"
     restricted = _RESTRICTED.search(f"{text}\n")
     if restricted:
         axis, size, guard = restricted.groups()
-        return None, f"its code is right for some {axis} alone{_in(trail.fixed_in)}, namely where {guard.replace(size, axis)}"
+        return (
+            None,
+            f"its code only works for some sizes of {axis}{_in(trail.fixed_in)}, namely where {guard.replace(size, axis)}",
+        )
     summary = (str(chain[-1]).strip() or type(chain[-1]).__name__).splitlines()[0]
-    remedy = f". Where it is to be right for any number of steps, {_RECURRENT}" if isinstance(trail.module, nn.RNNBase) else ""
+    remedy = f". If it has to work for any number of steps, {_RECURRENT}" if isinstance(trail.module, nn.RNNBase) else ""
     return None, f"{summary}{_in(trail.place, _line(chain, text))}{remedy}"
 
 
 def _chain(error: BaseException) -> List[BaseException]:
-    """An error and what caused it, down to the first."""
+    """Returns an error and its causes, down to the first one."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -88,15 +91,15 @@ def _chain(error: BaseException) -> List[BaseException]:
 
 
 def _in(*places: str) -> str:
-    """`` (in <places>)``, or nothing where none is known."""
+    """Returns `` (in <places>)``, or an empty string if no place is known."""
     known = [place for place in places if place]
     return f" (in {', '.join(known)})" if known else ""
 
 
 def _line(chain: List[BaseException], text: str) -> str:
-    """Where in the user's code, as far as torch says."""
+    """Returns the line of the user's code that failed, or an empty string if torch does not report it."""
     frames = [(frame.filename, str(frame.lineno), frame.line or "") for frame in traceback.extract_tb(chain[-1].__traceback__)]
-    lines = [found for found in [*_LINE_OF_CODE.findall(text), *frames] if _is_users(found[0])]
+    lines = [line for line in [*_LINE_OF_CODE.findall(text), *frames] if _is_users(line[0])]
     if not lines:
         return ""
     file, number, code = lines[-1]
@@ -113,7 +116,7 @@ def _place(name: str, module: nn.Module) -> str:
 
 
 class _Trail:
-    """Follows a module's calls: where an error came out of it, and where a dimension that may vary was fixed."""
+    """Follows the calls of submodules, to know where an error was raised and where a dimension that may vary was fixed."""
 
     def __init__(self, source: nn.Module) -> None:
         self.fixed_in = ""
@@ -133,12 +136,12 @@ class _Trail:
 
     @property
     def module(self) -> Optional[nn.Module]:
-        """The innermost that an error came out of."""
+        """The innermost module in which an error was raised."""
         return self._inside[-1][1] if self._inside else None
 
     @property
     def place(self) -> str:
-        """Its name and class."""
+        """Name and class of :attr:`module`, or an empty string."""
         return _place(*self._inside[-1][:2]) if self._inside else ""
 
     def _entering(self, name: str) -> Callable[[nn.Module, Tuple[Any, ...]], None]:
@@ -156,13 +159,13 @@ class _Trail:
 
 
 def _placed(call: Call, operation: str, reason: str) -> str:
-    """What is said of an operation, with the innermost modules that use it."""
+    """Returns the message about an operation, with the innermost modules that use it."""
     users: List[nn.Module] = []
     try:
-        with _Trail(call.source) as trail, _Noted(operation, trail, users), torch.no_grad():
+        with _Trail(call.source) as trail, _UserRecorder(operation, trail, users), torch.no_grad():
             call.module(**call.inputs)
     except Exception:
-        return f"{operation}{reason}"  # the explanation is not worth an error of its own
+        return f"{operation}{reason}"  # without the modules, rather than raise another error
     at_fault = _AT_FAULT.get(operation, lambda module: True)
     places = [_place(name, module) for name, module in call.source.named_modules() if module in users and at_fault(module)]
     return f"{operation}{_in(' and '.join(places))}{reason}"
@@ -171,8 +174,8 @@ def _placed(call: Call, operation: str, reason: str) -> str:
 _DispatchMode: Any = dispatch_mode()
 
 
-class _Noted(_DispatchMode):
-    """Notes the modules in which an operation is called, or that whose gradient it is."""
+class _UserRecorder(_DispatchMode):
+    """Records the modules that call an operation. For a backward operation, it records those that call the forward operation."""
 
     def __init__(self, operation: str, trail: _Trail, users: List[nn.Module]) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""What cannot be exported, and why."""
+"""The error of a failed export."""
 
 from typing import Optional
 
 
 class ExportError(RuntimeError):
-    """A module cannot be exported; the message names the operation, where it stands and what to do.
+    """A module cannot be exported. The message names the operation, its place in the module and a remedy.
 
     Attributes:
-        operation: the one that stands in the way, where it is known, as torch names it (``aten.cumsum``).
+        operation: the operation that cannot be exported, as torch names it (``aten.cumsum``); None if it is not known.
     """
 
     def __init__(self, message: str, operation: Optional[str] = None) -> None:

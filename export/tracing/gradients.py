@@ -1,4 +1,4 @@
-"""A module with the gradients that it computes written out as operations, for exporters that know no autograd."""
+"""Writes out the gradients that a module computes as plain operations, for exporters without autograd."""
 
 import re
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -13,31 +13,37 @@ from a2c_compiled.export.tracing.backward_operations import BACKWARD
 from a2c_compiled.export.tracing.call import Call
 from a2c_compiled.export.tracing.errors import ExportError
 
-# Of the dimensions that may vary, while a graph is made: different ones, since equal ones would be taken for the same. The others are tried
-# where code asks for sizes: the graph has to be the same for all.
+# Sizes of the dimensions that may vary while a graph is traced. They differ, because torch treats equal sizes as one symbol.
+# If the code reads sizes, it is traced with _OTHER_SIZES too: the operations must be the same for all sizes.
 _SIZES = (5, 7, 11, 13)
 _OTHER_SIZES = ((2, 3, 4, 6), (100_003, 100_019, 100_043, 100_049))
 
 
 def with_gradients_written_out(call: Call) -> nn.Module:
-    """The module of ``call`` as a graph of forward operations that does the same, for any size of the dimensions that may vary.
+    """Returns the module of ``call`` as a graph of forward operations that computes the same, for any size of the dimensions that may vary.
 
     Raises:
-        ExportError: an operation draws random numbers, writes into what the module keeps, or is another one for other sizes.
+        ExportError: an operation draws random numbers or writes to a tensor that the module keeps, or the operations depend on the sizes.
     """
     traced = _traced(call, _SIZES)
     _check(traced.graph, call.source)
     for sizes in _OTHER_SIZES if traced.guards else ():
         if _operations(_traced(call, sizes).graph) != _operations(traced.graph):
             raise ExportError(
-                f"its code is another one for other sizes ({' and '.join(traced.guards)}), and a graph has one for all. Write that part so"
-                " that it does not ask for the size"
+                f"its operations depend on the sizes ({' and '.join(traced.guards)}), but a graph has the same operations for all sizes."
+                " Write that part so that it does not read the size"
             )
     return _Graph(traced.graph, list(call.inputs), traced.outputs)
 
 
 class _Traced(NamedTuple):
-    """A graph, the names of its outputs, and what it takes for granted of the sizes."""
+    """A traced graph.
+
+    Attributes:
+        graph: the graph.
+        outputs: names of its outputs.
+        guards: conditions on sizes that the graph assumes.
+    """
 
     graph: fx.GraphModule
     outputs: List[str]
@@ -67,7 +73,7 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
         graph = tracing.make_fx(function, decomposition_table=BACKWARD, _allow_non_fake_inputs=True)(*fakes)
     free = {str(size) for fake in fakes for size in fake.shape}
     if not free.issuperset(axis_of):
-        return _Traced(graph, outputs, [])  # torch.export refuses it, since one size is the only one
+        return _Traced(graph, outputs, [])  # a dimension was fixed to one size; torch.export raises the error later
     guards = [re.sub(r"\w+", lambda word: axis_of.get(word[0], word[0]), str(guard.expr)) for guard in shapes.guards]
     return _Traced(graph, outputs, list(dict.fromkeys(guards)))
 
@@ -77,7 +83,7 @@ def _operations(graph: fx.GraphModule) -> List[str]:
 
 
 class _Graph(nn.Module):
-    """A graph under the names of its inputs and outputs."""
+    """Runs a graph with named inputs and outputs."""
 
     def __init__(self, graph: fx.GraphModule, inputs: List[str], outputs: List[str]) -> None:
         super().__init__()
@@ -88,7 +94,7 @@ class _Graph(nn.Module):
 
 
 def _fake(mode: Any, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Mapping[str, int]) -> Tensor:
-    """A tensor without data like ``tensor``, whose named dimensions have the sizes given and may have any."""
+    """Returns a tensor without data like ``tensor``. Its named dimensions have the sizes in ``size_of`` and may have any other."""
     names = [*axes, *[None] * (tensor.dim() - len(axes))]
     tracing = symbolic_tracing()
     with tracing.FakeTensorMode():
@@ -99,7 +105,10 @@ def _fake(mode: Any, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Map
 
 
 class _NumbersStayTensors(TorchFunctionMode):
-    """Step sizes that are tensors: torch.optim passes them as numbers, which would be read while the graph is made."""
+    """Keeps step sizes that are tensors.
+
+    torch.optim passes them as the numbers ``alpha`` and ``value``, so tracing would have to read their values.
+    """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -113,12 +122,12 @@ class _NumbersStayTensors(TorchFunctionMode):
 
 
 def _as_number(tensor: Tensor, operand: Tensor) -> Tensor:
-    """A 0-d tensor in the operand's precision, in which a kernel computes with a number."""
+    """Casts a 0-d tensor to the dtype of the operand, in which a kernel computes with a Python number."""
     return tensor.to(operand.dtype)
 
 
 def _check(graph: fx.GraphModule, source: nn.Module) -> None:
-    """Raise ExportError where the graph does what a graph cannot."""
+    """Raises ExportError if the graph draws random numbers or writes to a tensor that the module keeps."""
     buffers = {id(buffer): name for name, buffer in source.named_buffers()}
     kept = {node: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for node in graph.graph.nodes:
@@ -127,8 +136,8 @@ def _check(graph: fx.GraphModule, source: nn.Module) -> None:
         operation = str(node.target).removesuffix(".default")
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise ExportError(
-                f"{operation}: draws random numbers inside the graph. Call .eval() on that module, or remove it; what is random has to"
-                " be an input",
+                f"{operation}: draws random numbers inside the graph. Call .eval() on that module, or remove it; random numbers must be"
+                " an input",
                 operation,
             )
         for value, writes in _shared(node):
@@ -137,16 +146,16 @@ def _check(graph: fx.GraphModule, source: nn.Module) -> None:
             if not writes:
                 kept[node] = kept[value]  # a view
                 continue
-            buffer = buffers.get(id(kept[value]), "it keeps")
+            buffer = buffers.get(id(kept[value]), "that the module keeps")
             raise ExportError(
-                f"{operation}: writes into the buffer {buffer}, which a graph cannot keep. Call .eval() on that module if it then leaves"
-                " the buffer alone, as nn.BatchNorm does, or do without: nn.LayerNorm and nn.GroupNorm keep no statistics",
+                f"{operation}: writes to the buffer {buffer}, which a graph cannot update. Call .eval() on that module if this stops the"
+                " writes, as it does for nn.BatchNorm, or replace it: nn.LayerNorm and nn.GroupNorm keep no statistics",
                 operation,
             )
 
 
 def _shared(node: fx.Node) -> Iterator[Tuple[fx.Node, bool]]:
-    """The nodes whose memory a node's result shares, and whether it writes there."""
+    """Yields the nodes that share memory with the result of ``node``, and whether ``node`` writes to that memory."""
     for i, (name, writes) in enumerate(aliases(node.target)):
         value = node.args[i] if i < len(node.args) else node.kwargs.get(name)
         if writes is not None and isinstance(value, fx.Node):

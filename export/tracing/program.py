@@ -1,4 +1,4 @@
-"""A module as torch.export sees it: what ONNX files, .pt2 files and AOTInductor packages are made of."""
+"""Exports a module with torch.export, as the source of ONNX files, .pt2 files and AOTInductor packages."""
 
 import copy
 import inspect
@@ -17,13 +17,13 @@ from a2c_compiled.export.tracing.call import Call, InputsByName, named_outputs
 from a2c_compiled.export.tracing.gradients import with_gradients_written_out
 
 _REMARKS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")
-"""Loggers of these names and below speak of what is no concern of the exporter's."""
+"""Prefixes of the loggers whose messages do not concern the user of an export."""
 
 
 def exported_program(call: Call) -> ExportedProgram:
-    """The module of ``call``, for any size of the dimensions that may vary, with a dict of outputs by name for a result.
+    """Returns the exported program of ``call``, which runs for any size of the dimensions that may vary.
 
-    Its arguments have the names that :func:`argument_name` makes of those of the inputs.
+    The program returns a dict of outputs by name. :func:`argument_name` makes the names of its arguments from those of the inputs.
     """
     dims = {axis: Dim(axis) for axis in call.axis_names}
     shapes: Dict[str, Any] = {
@@ -36,12 +36,12 @@ def exported_program(call: Call) -> ExportedProgram:
 
 
 def argument_name(input_name: str) -> str:
-    """A parameter's name with ``__`` for the dots in it, which Python's arguments cannot have."""
+    """Replaces the dots in a parameter's name by ``__``, because Python arguments cannot have dots."""
     return input_name.replace(".", "__")
 
 
 class _WithSignature(nn.Module):
-    """The module of a call, with its inputs for arguments."""
+    """The module of a call, with a Python signature made of the input names."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class _WithSignature(nn.Module):
 
 
 def _unshared(module: nn.Module) -> nn.Module:
-    """The same parameters, in modules that are each in one place.
+    """Returns a copy of the module tree in which each module has one place. The parameters are shared with the original.
 
-    Where a module has two places, torch puts stand-ins in the way of every module of the process while it traces, in all threads.
+    If a module has two places, torch patches every module of the process while it traces, in all threads.
     """
     own = copy.copy(module)
     own.__dict__ = {name: copy.copy(value) if type(value) in (dict, list) else value for name, value in vars(module).items()}
@@ -72,7 +72,10 @@ def _unshared(module: nn.Module) -> nn.Module:
 
 
 def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
-    """Dimensions of one name are of one size: said first, or torch.export, which finds out last, forbids sizes by what it met before."""
+    """Tells torch that dimensions of the same name have the same size.
+
+    This comes first. Otherwise torch.export finds it out last, and rejects sizes because of guards that it met before.
+    """
     sizes: Dict[str, int] = {}
     for name, axes in call.axes.items():
         for dim, axis in enumerate(axes):
@@ -82,12 +85,14 @@ def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
 
 
 class _WhileExporting(type):
+    """Makes a class the base of every other class in the exporting thread, and of none elsewhere."""
+
     def __subclasscheck__(cls, subclass: type) -> bool:
         return in_exporting_thread()
 
 
 class _AnyWarning(Warning, metaclass=_WhileExporting):
-    """Every warning that the exporting thread gives, and none of any other: what a filter is asked to ignore."""
+    """The category of a warning filter: matches every warning of the exporting thread, and none of other threads."""
 
 
 def _is_heard(record: logging.LogRecord) -> bool:
@@ -96,11 +101,14 @@ def _is_heard(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def exporting_without_logs() -> Iterator[None]:
-    """This thread exports, without remarks on packages that are not installed, on torch's own deprecations, on attributes that are empty
-    lists, and on errors that are raised as well. What other threads say is heard."""
+    """Marks this thread as exporting, and silences messages that do not concern the user.
+
+    These are messages about packages that are not installed, torch's own deprecations, attributes that are empty lists, and errors that are
+    also raised. Messages of other threads are not silenced.
+    """
     with exporting():
-        # Filters of the process, which stay and apply to the exporting thread alone: what was set would have to be put back, while other
-        # threads set and put back the same.
+        # Warning filters belong to the process. They are added for good, since they only apply to an exporting thread. To restore the
+        # earlier filters would race with other threads that set and restore filters.
         warnings.simplefilter("ignore", _AnyWarning)
         for logger in map(logging.getLogger, _REMARKS):
             for handler in _handlers(logger):
@@ -109,7 +117,10 @@ def exporting_without_logs() -> Iterator[None]:
 
 
 def _handlers(logger: Optional[logging.Logger]) -> Iterator[logging.Handler]:
-    """What a logger's records end in; a filter of the logger itself would not see those of the ones below it."""
+    """Yields the handlers that receive a logger's records.
+
+    A filter on the logger itself would not apply to records of its child loggers.
+    """
     while logger is not None:
         yield from logger.handlers
         logger = logger.parent if logger.propagate else None

@@ -1,6 +1,12 @@
-"""The primitive in plain tensor operations for any length, for programs that load where no operator of this library is registered.
+"""The linear scan in plain tensor operations, for any length.
 
-Recursive doubling: after k rounds every step has taken in the 2^k - 1 steps that follow it, and its decay is their product.
+Programs use it where the operators of this library are not registered. The method is recursive doubling. Each round, with distance
+``d = 1, 2, 4, ...``, computes for ``y[t] = x[t] + decay[t] * y[t + 1]``::
+
+    y[t] = y[t] + decay[t] * y[t + d]
+    decay[t] = decay[t] * decay[t + d]
+
+After k rounds, ``y[t]`` contains the terms of ``x[t]`` and of the ``2^k - 1`` steps after it.
 """
 
 from typing import Any, Tuple
@@ -13,31 +19,34 @@ from a2c_compiled._precision import widen
 from a2c_compiled._torch_internals import while_loop
 
 _MOST_ROUNDS = 24
-"""Where there are no loops: for some sixteen million steps."""
+"""Rounds if torch has no loop operator: enough for ``2^24`` (about sixteen million) steps."""
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
-    """``a2c_compiled::linear_scan``."""
+    """Computes ``a2c_compiled::linear_scan``, ``y[t] = x[t] + decay[t] * y[t + 1]``. ``dim`` is negative."""
     return _doubling(widen(x), widen(decay), dim, 1).to(x.dtype)
 
 
 def linear_scan_transposed(x: Tensor, decay: Tensor, dim: int) -> Tensor:
-    """``a2c_compiled::linear_scan_transposed``: the weight of a step before is kept with that step, here with the one after it."""
+    """Computes ``a2c_compiled::linear_scan_transposed``, ``y[t] = x[t] + decay[t - 1] * y[t - 1]``. ``dim`` is negative.
+
+    ``decay`` is first shifted by one step, so that each step holds the weight of the step before it.
+    """
     steps, last = _steps(x, dim)
-    before, _ = _taken(widen(decay), steps - 1, last, dim)
+    before, _ = _entries_at(widen(decay), steps - 1, last, dim)
     return _doubling(widen(x), before, dim, -1).to(x.dtype)
 
 
 def _doubling(x: Tensor, decay: Tensor, dim: int, direction: int) -> Tensor:
-    # No size is read in the loop: torch.export may take it from a stride instead, which is another number where there are no steps.
+    # The loop reads no size: torch.export may take a size from a stride, which is another number if there are no steps.
     def unfinished(distance: Tensor, decay: Tensor, y: Tensor, steps: Tensor, last: Tensor) -> Tensor:
-        # One round at least, also for one step: AOTInductor's loop of no rounds returns what was in memory.
+        # At least one round, also for one step: a loop without rounds in AOTInductor returns uninitialised memory.
         return distance <= last.clamp_min(1)
 
     def double(distance: Tensor, decay: Tensor, y: Tensor, steps: Tensor, last: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        beyond, exists = _taken(y, steps + direction * distance, last, dim)
-        decay_beyond, _ = _taken(decay, steps + direction * distance, last, dim)
-        # A zero decay cuts: it is selected, since a product would let NaN pass.
+        beyond, exists = _entries_at(y, steps + direction * distance, last, dim)
+        decay_beyond, _ = _entries_at(decay, steps + direction * distance, last, dim)
+        # A zero decay cuts the recurrence. ``where`` selects 0, since the product 0 * NaN would be NaN.
         passes = exists & (decay != 0)
         y = y + torch.where(passes, decay * beyond, 0.0)
         return distance * 2, torch.where(passes, decay * decay_beyond, 0.0), y
@@ -48,19 +57,19 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, direction: int) -> Tensor:
         for _ in range(_MOST_ROUNDS):
             carried = double(*(*carried, *steps))
         return carried[2]
-    # The operator, not the function around it: that traces the loop with Dynamo, which makes inputs without values of numbers in which
-    # two loops of one process differ, such as the direction.
+    # Calls the operator, not the function around it. That function traces the loop with Dynamo, which turns Python numbers that differ
+    # between two loops of a process, such as the direction, into inputs without values.
     return while_loop(unfinished, double, carried, steps)[2]
 
 
 def _steps(x: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
-    """Numbers of all steps, and of the last one."""
+    """Returns the indices of all steps, and the index of the last step as a 0-d tensor."""
     length = x.size(dim)
     return torch.arange(length, device=x.device), torch.full((), length - 1, dtype=torch.int64, device=x.device)
 
 
-def _taken(x: Tensor, index: Tensor, last: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
-    """Entries of steps from 0 to ``last``, and whether there are such steps."""
+def _entries_at(x: Tensor, index: Tensor, last: Tensor, dim: int) -> Tuple[Tensor, Tensor]:
+    """Returns the entries of ``x`` at ``index``, clamped to existing steps, and whether each index is an existing step."""
     exists = (index >= 0) & (index <= last)
     for _ in range(-dim - 1):
         exists = exists.unsqueeze(-1)

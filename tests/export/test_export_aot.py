@@ -553,7 +553,7 @@ class Loop(nn.Module):
 @pytest.mark.parametrize("export_one", [export.export_pt2, export.export_aot])
 def test_a_loop_over_time_is_named_with_what_to_do(export_one, tmp_path):
     name = f"loop.{'aot.' if export_one is export.export_aot else ''}pt2"
-    message = rf"Loop cannot be exported to {name}: its code is right for T = 6 alone.* Give T a fixed size in dynamic_axes"
+    message = rf"Loop cannot be exported to {name}: its code only works for T = 6.* Give T a fixed size in dynamic_axes"
     with pytest.raises(export.ExportError, match=message):
         export_one(Loop(), [torch.randn(6, 4)], tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ UNFIT = {
     "bfloat16": (
         lambda inputs: {**inputs, "reward": inputs["reward"].bfloat16()},
         TypeError,
-        r"expected a dtype that numpy has for reward, got torch\.bfloat16",
+        r"expected a dtype that numpy supports for reward, got torch\.bfloat16",
     ),
     "one_step": (
         lambda inputs: {name: tensor[:1] for name, tensor in inputs.items()},
@@ -157,7 +157,7 @@ def test_the_opset_asked_for_is_written(tmp_path):
 def test_an_opset_that_torch_cannot_make_is_an_error(tmp_path, monkeypatch):
     real_export = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: real_export(*args, **{**options, "opset_version": 18}))
-    with pytest.raises(RuntimeError, match="opset: 20 cannot be made of this module, 18 can"):
+    with pytest.raises(RuntimeError, match="opset: expected 18, which torch writes for this module, got 20"):
         export.export_onnx(estimators.TD0Estimator(), gae_inputs(), tmp_path / "td0.onnx", opset=20)
     assert not (tmp_path / "td0.onnx").exists()
 
@@ -178,7 +178,9 @@ def test_sizes_may_be_fixed_and_outputs_renamed(tmp_path):
 
 @pytest.mark.parametrize("names", [["advantage"], ["advantage", "value_target", "third"]], ids=["few", "many"])
 def test_output_names_are_as_many_as_outputs(names, tmp_path):
-    with pytest.raises(ValueError, match=r"output_names: expected 2 in place of \['advantage', 'value_target'\], got "):
+    with pytest.raises(
+        ValueError, match=r"output_names: expected 2 names for the outputs \['advantage', 'value_target'\], got "
+    ):
         export.export_onnx(estimators.GAE(), gae_inputs(), tmp_path / "gae.onnx", output_names=names)
     assert not list(tmp_path.iterdir())
 
@@ -323,7 +325,7 @@ def test_what_has_failed_before_says_so(tmp_path):
     class Twice(WithUndefined):
         pass
 
-    for message in ("y is not defined", "it has failed before in this process, and said why"):
+    for message in ("y is not defined", "an earlier export of this class failed in this process"):
         with pytest.raises(export.ExportError, match=f"Twice cannot be exported to TorchScript: {message}"):
             export.export_torchscript(Twice(), [torch.ones(3, 2)], tmp_path / "module.pt", ("N",))
 

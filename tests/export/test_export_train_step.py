@@ -1071,7 +1071,7 @@ LAYER = r"loss\.actor_network\.1"
         (
             Convolved(groups=2),
             "aten.convolution_backward",
-            rf"\(in {LAYER}\.convolution, Conv1d\): expected a plain convolution, with groups=1 .* Make it so, or freeze it",
+            rf"\(in {LAYER}\.convolution, Conv1d\): expected a plain convolution, with groups=1 .* Change the layer, or freeze it",
         ),
     ],
     ids=["no_translation", "dropout", "groups"],
@@ -1096,7 +1096,7 @@ def test_an_operation_that_cannot_be_exported_is_named_with_its_module_and_a_rem
 )
 def test_a_buffer_that_a_network_writes_is_named_with_a_remedy_and_left_as_it_was(layer, buffer, tmp_path):
     before = copy.deepcopy(layer.state_dict())
-    message = rf"^TrainStepGraph cannot be exported.* buffer actor_network\.1\.{buffer}, which a graph cannot keep"
+    message = rf"^TrainStepGraph cannot be exported.* buffer actor_network\.1\.{buffer}, which a graph cannot update"
     with pytest.raises(export.ExportError, match=rf"{message}.* Call \.eval\(\) .* nn\.LayerNorm and nn\.GroupNorm"):
         export.export_train_step(*with_layer(layer), tmp_path / "train_step.onnx")
     assert_same(dict(layer.state_dict()), dict(before), 0)
@@ -1110,14 +1110,14 @@ def test_a_buffer_that_a_network_writes_is_named_with_a_remedy_and_left_as_it_wa
             Branching(),
             rf'branches on values of tensors \(in {LAYER}, Branching, "return x if .*", test_export_train_step\.py:\d+\)\. .* torch\.where',
         ),
-        (BranchingOnSize(), r"another one for other sizes \(.*T.*\).* does not ask for the size"),
+        (BranchingOnSize(), r"operations depend on the sizes \(.*T.*\).* does not read the size"),
         (
             Looping(),
-            rf"right for T = 5 alone, the example's \(in {LAYER}, Looping\); a loop over .* belongs into the observation, with nn\.GRUCell",
+            rf"only works for T = 5, the example's size \(in {LAYER}, Looping\); a loop over .* part of the observation, .* nn\.GRUCell",
         ),
         (
             OverTime(),
-            rf"\(in {LAYER}\.lstm, LSTM, .* a recurrent network's state belongs into the observation, with nn\.GRUCell",
+            rf"\(in {LAYER}\.lstm, LSTM, .* a recurrent network's state part of the observation, and use nn\.GRUCell",
         ),
     ],
     ids=["branch", "branch_on_size", "loop", "lstm"],

@@ -268,9 +268,9 @@ def test_results_and_parameters_are_copies(choices):
 
 WRONG_ROLLOUTS = {
     "no mapping": (lambda rollout: list(rollout.values()), TypeError, "rollout: expected a mapping"),
-    "missing": (lambda rollout: rollout.pop("done"), ValueError, r"rollout: expected observation, .*missing are \['done'\]"),
-    "unknown": (lambda rollout: rollout.update(mask=rollout["done"]), ValueError, r"not known \['mask'\]"),
-    "noise that is not read": (lambda rollout: rollout.update(noise=rollout["done"]), ValueError, r"not known \['noise'\]"),
+    "missing": (lambda rollout: rollout.pop("done"), ValueError, r"rollout: expected observation, .*missing: \['done'\]"),
+    "unknown": (lambda rollout: rollout.update(mask=rollout["done"]), ValueError, r"unknown: \['mask'\]"),
+    "noise that is not read": (lambda rollout: rollout.update(noise=rollout["done"]), ValueError, r"unknown: \['noise'\]"),
     "rank": (
         lambda rollout: rollout.update(reward=np.zeros(6)),
         ValueError,
@@ -741,7 +741,7 @@ def test_without_cuda_auto_is_the_cpu_and_cuda_an_error(choices, monkeypatch, ca
     monkeypatch.setattr(runtime.ctypes, "CDLL", no_driver)
     assert Learner.load(choices.graph, "auto").act(observations()).action.shape == (5,)
     for load, path in ((Policy.load, choices.policy), (Learner.load, choices.graph)):
-        with pytest.raises(ValueError, match=r"^provider: expected one that starts here, got 'cuda'"):
+        with pytest.raises(ValueError, match=r"^provider: expected one that works on this machine, got 'cuda'"):
             load(path, "cuda")
     assert capfd.readouterr() == ("", "")
 
