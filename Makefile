@@ -4,14 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # .ready marks the environment as installed. Make reinstalls when pyproject.toml or constraints.txt is newer.
 READY := $(VENV)/.ready
+# tests/conftest.py puts the tests in order.
+WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test mutants bench gpu-kit check clean
+.PHONY: demo test test-quick mutants bench gpu-kit check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest $(WORKERS)
+
+# The inner loop: all but the tests that compile, export or start processes.
+test-quick: $(READY)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 # Do the tests notice? Plants small faults, one at a time, and runs the tests of the layer.
 mutants: $(READY)

@@ -32,6 +32,19 @@ collect_ignore = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With several workers, slow tests start first, so that short ones fill the gaps at the end.
+
+    Slow tests that share a compiled or exported graph name it in ``pytest.mark.xdist_group``: one worker builds it and runs them all. The
+    other tests of a file stay together.
+    """
+    for item in items:
+        if item.get_closest_marker("slow") is None and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

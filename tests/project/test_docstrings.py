@@ -112,8 +112,6 @@ def takes_tensors(function: Callable[..., Any]) -> bool:
 
 def errors_raised(function: Callable[..., Any], depth: int = 2) -> set[str]:
     """Names of the errors of wrong input that ``function`` raises itself or, ``depth`` calls deep, in functions of this package."""
-    if not function.__module__.startswith(PACKAGE):
-        return set()
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError):
@@ -138,6 +136,8 @@ def missing(entry: Exported) -> list[str]:
     is_record = inspect.isclass(entry.value) and issubclass(entry.value, tuple)
     is_class = inspect.isclass(entry.value)
     function = entry.value.__init__ if is_class and not is_record else function_of(entry.value)
+    if is_class and not is_defined_here(function):
+        function = None
     lacks = []
     if takes_tensors(entry.value if is_record else function):
         lacks += ["shapes"] if "shapes" not in elsewhere and not SHAPE.search(text) else []
@@ -216,7 +216,7 @@ def test_a_function_without_shapes_is_found():
 
 def test_a_function_that_does_not_name_its_arguments_and_errors_is_found():
     def planted(gamma: float, time_dim: int) -> float:
-        """The horizon, ``1 / (1 - gamma)``.
+        """The horizon, ``h = 1 / (1 - gamma)``.
 
         Args:
             gamma: discount.
