@@ -57,8 +57,8 @@ class CoefficientModule(nn.Module):
 
         Args:
             name: name of the attribute.
-            value: a number, a tensor, or None if ``optional``. A tensor is copied unless it requires grad. An integer tensor becomes
-                float64.
+            value: a number, a tensor, or None if ``optional``. None means that the option is not set. A tensor is copied unless it
+                requires grad. An integer tensor becomes float64.
             allowed: range of the number, also for later assignments. Tensors are not checked: that would synchronise with the device.
             optional: whether None is allowed.
             scalar: whether a tensor must have one element. It is then reshaped to 0-d.

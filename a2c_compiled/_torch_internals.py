@@ -1,10 +1,10 @@
 """All private and unstable names of torch that this library uses, each with a fallback for versions of torch without it.
 
-Each docstring says which name is needed, why, and what happens without it. All names exist in torch 2.11, 2.12, 2.13 and 2.14; other
-versions may lack some. Some depend on the build, such as oneDNN's operator.
+Each docstring says which name is needed, why, and what happens without it. Some names depend on the build, such as oneDNN's operator.
 
 A name is looked up once: at import if time-critical or traced code needs it, otherwise at its first use. The import never fails. Where a
-name is missing, the first use gives a warning and takes a slower way, or raises an error if there is no other way.
+name is missing, the code takes a slower way or does less, and warns once where users notice the difference. If there is no other way,
+it raises an error.
 """
 
 import functools

@@ -10,8 +10,8 @@ An observation of such a network is a tuple ``(x, hidden, start)``:
 At the first step of an episode, ``start`` is True and ``hidden`` is 0. In the next observation of each step, ``start`` is True and
 ``hidden`` is the state after the step; so each next observation is a sequence of one step.
 
-Losses and training steps accept these tuples as observations. With ``A2CLoss(shifted=True)``, the critic's cell runs ``T + 1`` times
-instead of ``2 * T``.
+Losses and training steps accept these tuples as observations. With ``A2CLoss(shifted=True)``, the critic's cell runs
+``T + shifted_budget`` times instead of ``2 * T``.
 """
 
 from typing import List, Optional, Tuple

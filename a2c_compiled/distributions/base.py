@@ -25,7 +25,8 @@ class Distribution(CoefficientModule):
     Half-precision ``params`` are converted to float32 for the computation.
 
     A sample is a deterministic function of ``params`` and noise: :meth:`noise` draws random numbers whose distribution does not depend on
-    ``params``, and :meth:`sample_from` maps them to an action. An exported policy is reproducible because it takes the noise as an input.
+    ``params``, and :meth:`sample_from` maps them to an action. Therefore a continuous sample can be differentiated in ``params``, and an
+    exported policy, which takes the noise as an input, is reproducible.
 
     A subclass defines ``num_params``, ``has_entropy``, and the methods that raise NotImplementedError here. It inherits this contract.
 

@@ -32,6 +32,8 @@ class Beta(Distribution):
     accepts. The probability that it rejects all eight is below 1e-10; one of them is used then. :meth:`sample_from` has no gradient.
     :meth:`rsample` has torch's gradient of a gamma variable.
 
+    Equals ``torch.distributions.Beta`` after an affine transform to the box, except at the bounds.
+
     Args:
         dim: length of the action.
         low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
@@ -40,8 +42,8 @@ class Beta(Distribution):
         ValueError: ``dim`` is less than 1, or the bounds are not finite, not ``low < high``, or not of length ``dim``.
         TypeError: ``dim`` is not an integer.
 
-    Source: torch.distributions.Beta after an affine transform; Chou, Maturana and Scherer, Improving Stochastic Policy Gradients in
-    Continuous Control using the Beta Distribution, 2017; Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, 2000.
+    Source: Chou, Maturana and Scherer, Improving Stochastic Policy Gradients in Continuous Control using the Beta Distribution, 2017;
+    Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, 2000.
     """
 
     has_entropy = True

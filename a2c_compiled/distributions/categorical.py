@@ -21,6 +21,8 @@ class Categorical(Distribution):
     * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
     * noise: ``[*B, n]``, standard Gumbel. A sample is the argmax of ``log_probs + noise`` (the Gumbel-max trick).
 
+    Equals ``torch.distributions.Categorical(logits=params)``.
+
     Args:
         n: number of actions.
 
@@ -78,7 +80,8 @@ class OneHotCategorical(Categorical):
     * ``params`` and noise: as in :class:`Categorical`.
     * action: ``[*B, n]``, any dtype; the position of its largest entry is the choice. Samples are int64.
 
-    Formula, arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
+    Equals ``torch.distributions.OneHotCategorical(logits=params)``. Formula, arguments and errors: see
+    :class:`a2c_compiled.distributions.Categorical`.
 
     Source: torch.distributions.OneHotCategorical.
     """

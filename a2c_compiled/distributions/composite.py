@@ -24,15 +24,17 @@ class Composite(Distribution):
     The entropy is the sum of the heads' entropies. It has a closed form if every head's has one; :meth:`entropy_estimate` samples only the
     heads without one. :meth:`split_action` splits an action into the heads' actions; :meth:`join_actions` does the reverse.
 
+    Equals TorchRL's ``CompositeDistribution`` with aggregated probabilities.
+
     Args:
         *heads: distributions. :class:`TorchDistribution` is not allowed, because its samples are not a function of noise. With a
-            :class:`Delta` among them, the log-probability is infinite: such a composite can act but not learn.
+            :class:`~a2c_compiled.distributions.Delta` among them, the log-probability is infinite: such a composite can act but not learn.
 
     Raises:
         ValueError: there are no heads.
         TypeError: a head is not a :class:`Distribution`, or is a :class:`TorchDistribution`.
 
-    Source: TorchRL's CompositeDistribution with aggregated probabilities.
+    Source: TorchRL's CompositeDistribution.
     """
 
     if TYPE_CHECKING:  # for mypy alone: TorchScript would read this annotation, and ``heads`` is an nn.ModuleList at run time

@@ -22,7 +22,7 @@ class Delta(Distribution):
     * action: ``[*B, dim]``, floating dtype.
     * noise: ``[*B, 0]``: none is needed.
 
-    There is no entropy. The log-probability is infinite, so a loss computed from it cannot learn.
+    There is no entropy. The log-probability is infinite, so a loss computed from it cannot learn. Equals TorchRL's ``Delta``.
 
     Args:
         dim: length of the action.
@@ -83,7 +83,8 @@ class TanhDelta(Delta):
     * action: ``[*B, dim]``, floating dtype.
     * log-probability and noise: as in :class:`Delta`.
 
-    TorchRL compares two actions before the tanh, where the rounding of its inverse exceeds ``atol``. This class compares them after it.
+    Equals TorchRL's ``TanhDelta``, except that this class compares two actions after the tanh. TorchRL compares them before it, where the
+    rounding of its inverse exceeds ``atol``.
 
     Args:
         dim: length of the action.

@@ -17,7 +17,8 @@ class MaskedCategorical(Categorical):
     * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
     * noise: ``[*B, n]``, standard Gumbel.
 
-    The logit of a forbidden action gets no gradient. Arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
+    The logit of a forbidden action gets no gradient. Equals TorchRL's ``MaskedCategorical``.
+    Arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
 
     Source: TorchRL's MaskedCategorical.
     """
@@ -43,7 +44,8 @@ class MaskedOneHotCategorical(MaskedCategorical, OneHotCategorical):
     * ``params`` and noise: as in :class:`MaskedCategorical`.
     * action: ``[*B, n]``, as in :class:`OneHotCategorical`.
 
-    The mode always has a single 1, also where several actions have the largest probability; TorchRL's has several.
+    Equals TorchRL's ``MaskedOneHotCategorical``, except that the mode always has a single 1. TorchRL's mode has several where several
+    actions have the largest probability.
     Formula, arguments and errors: see :class:`a2c_compiled.distributions.MaskedCategorical`.
 
     Source: TorchRL's MaskedOneHotCategorical.

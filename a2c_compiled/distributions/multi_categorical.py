@@ -21,7 +21,7 @@ class MultiCategorical(Categorical):
       ``max(nvec) - 1`` has log-probability :math:`-\infty`.
     * noise: ``[*B, sum(nvec)]``, standard Gumbel.
 
-    The entropy is the sum of the choices' entropies.
+    The entropy is the sum of the choices' entropies. Equals one ``torch.distributions.Categorical`` for each choice.
 
     Args:
         nvec: number of actions of each choice.
@@ -30,7 +30,7 @@ class MultiCategorical(Categorical):
         ValueError: ``nvec`` is empty, or a number is less than 1.
         TypeError: ``nvec`` is not a sequence of integers.
 
-    Source: torch.distributions.Categorical, one for each choice.
+    Source: torch.distributions.Categorical.
     """
 
     places: Tensor

@@ -29,7 +29,7 @@ class Normal(Distribution):
 
             * ``"biased_softplus"``: ``softplus(raw + c) + 0.01``, with ``c`` such that the scale is 1 for ``raw = 0``;
             * ``"biased_softplus_<bias>"``: the same, with scale ``<bias>`` for ``raw = 0``; the bias is above 0.01;
-            * ``"softplus"``, ``"exp"`` or ``"relu"``: that function of the raw scale;
+            * ``"softplus"``, ``"exp"`` or ``"relu"``: that function of the raw scale (``"exp"`` limits it to 80);
             * ``"identity"``: the network's output is the scale.
         scale_lb: lower bound of the scale, positive.
         tanh_loc: whether the location is ``upscale * tanh(loc / upscale)``, which bounds it to ``(-upscale, upscale)``.

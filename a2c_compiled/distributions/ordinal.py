@@ -14,10 +14,11 @@ class Ordinal(Categorical):
         l_i = \sum_{j \le i} \log\sigma(s_j) + \sum_{j > i} \log\sigma(-s_j) = \sum_{0 < j \le i} s_j + \text{constant}
 
     * ``params``: ``[*B, n]``: the scores :math:`s`. Score :math:`s_j` is added to the logits of the actions from ``j`` to ``n - 1``, so
-      that neighbouring actions share what they learn. :math:`s_0` has no effect. A score of :math:`-\infty` makes the actions from ``j`` on
-      impossible.
+      that actions close in the order have most scores in common. :math:`s_0` has no effect. A score :math:`s_j = -\infty` with ``j > 0``
+      makes the actions from ``j`` on impossible.
 
     The logits :math:`l` define the same distribution as in :class:`Categorical`, with the same action and noise.
+    Equals TorchRL's ``Ordinal``.
     Arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
 
     Source: TorchRL's Ordinal; Tang and Agrawal, Discretizing Continuous Action Space for On-Policy Optimization, 2020.

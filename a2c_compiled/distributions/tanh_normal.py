@@ -22,7 +22,8 @@ class TanhNormal(Normal):
       ``[-1 + 1e-6, 1 - 1e-6]`` (1e-15 for float64), so that an action at a bound has a finite log-density.
     * noise: ``[*B, dim]``, standard normal.
 
-    The entropy has no closed form. :meth:`mode` is the mapped location, which is not the exact mode. The defaults are TorchRL's.
+    The entropy has no closed form. :meth:`mode` is the mapped location, which is not the exact mode. Equals TorchRL's
+    ``TanhNormal``, with the same defaults.
 
     Args:
         dim: length of the action.

@@ -41,7 +41,8 @@ class ValueEstimator(CoefficientModule):
 
     To write an estimator, derive a class and override :meth:`estimate`. A subclass can also
 
-    * have a name, as in ``class VTrace(ValueEstimator, name="VTrace")``: :func:`make_value_estimator` then accepts this name;
+    * have a name, as in ``class VTrace(ValueEstimator, name="VTrace")``:
+      :func:`~a2c_compiled.estimators.make_value_estimator` then accepts this name;
     * set ``needs_log_prob = True``: it reads ``log_pi`` and ``log_mu``;
     * set ``several_agents = True``: its values have a dimension of agents, which rewards and flags may lack;
     * override :meth:`standardizes_reward` or :meth:`standardizes_advantage`, if it has an option to standardise.
@@ -172,7 +173,7 @@ class ValueEstimator(CoefficientModule):
     def of_each_value(self, signal: Tensor, state_value: Tensor) -> Tensor:
         """Returns ``signal``, a reward or flag of any dtype, in the shape of ``state_value``.
 
-        The base class returns it unchanged. :class:`MultiAgentGAE` expands a signal that all agents share.
+        The base class returns it unchanged. :class:`~a2c_compiled.estimators.MultiAgentGAE` expands a signal that all agents share.
         """
         return signal
 

@@ -29,7 +29,7 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
     Args:
         value_type: which estimator, as one of
 
-            * None: :class:`GAE`;
+            * None: :class:`~a2c_compiled.estimators.GAE`;
             * a member of :class:`ValueEstimators`;
             * a name, such as ``"gae"`` or ``"td_lambda"``; case, ``_`` and ``-`` do not matter. Names of subclasses of
               :class:`ValueEstimator` that your code declares with ``name=...`` work too;

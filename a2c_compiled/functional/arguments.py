@@ -124,7 +124,8 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
 def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
     """Returns :func:`coefficient` in the form that fused scans accept: zero-dimensional or of the shape of ``like``.
 
-    A number becomes a CPU tensor, which a kernel launch reads without synchronisation. TorchScript gets :func:`coefficient` unchanged.
+    In eager mode a number becomes a CPU tensor, which a kernel launch reads without synchronisation. Under ``torch.compile``, and if
+    ``like`` is a subclass of Tensor, it becomes a tensor on the device. TorchScript gets :func:`coefficient` unchanged.
     """
     if torch.jit.is_scripting():
         return coefficient(name, value, like)

@@ -52,7 +52,7 @@ def retrace_return_estimate(
         ValueError: a shape, a device or ``time_dim`` is wrong.
         TypeError: a dtype or the type of an argument is wrong.
 
-    Source: Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016, eq. 4.
+    Source: Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016.
     """
     values = {"action_value": action_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)

@@ -32,8 +32,8 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor
     Raises:
         ValueError: ``decay`` does not broadcast to ``x`` or is on another device, ``x`` has no dimension ``dim``, or ``cu_seqlens`` has
             a wrong shape or device.
-        TypeError: an argument is not a tensor, ``x`` is not floating, the dtypes of ``x`` and ``decay`` differ, or ``cu_seqlens`` has
-            a wrong dtype.
+        TypeError: an argument is not a tensor, ``x`` is not floating, the dtypes of ``x`` and ``decay`` differ, ``dim`` is not an
+            integer, or ``cu_seqlens`` has a wrong dtype.
 
     Source: Blelloch, Prefix Sums and Their Applications, 1990, section 1.4 (first-order recurrences).
     """

@@ -42,7 +42,8 @@ def standardize(
         ValueError: a shape, a device or ``separate_dim`` is wrong, or both ``group`` and ``across_processes`` are given.
         TypeError: ``group`` is not integer, or ``mask`` is not bool.
 
-    Source: TorchRL's ``GAE`` with ``average_gae=True``; mask, groups and processes are added here.
+    Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is its ``group_key``. With a mask, TorchRL's standard deviation without
+    groups is not the unbiased one.
     """
     wide = widen(x)
     if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):

@@ -248,8 +248,9 @@ def td1_return_estimate(
     .. math::
         G_t = r_t + \gamma\, (1 - \text{done}_t)\, G_{t+1} + \gamma\, (\text{done}_t - \text{terminated}_t)\, V(s_{t+1})
 
-    The last step of the data counts as truncated (``done``) here, so it bootstraps too. This is :func:`td_lambda_return_estimate` with
-    ``lmbda=1``. With ``rolling_gamma=False``, as in TorchRL, the last step does not bootstrap unless it is ``done``.
+    The last step of the data counts as ``done`` here. It also bootstraps, unless it is ``terminated``. This is
+    :func:`td_lambda_return_estimate` with ``lmbda=1``. With ``rolling_gamma=False``, as in TorchRL, the last step does not bootstrap
+    unless it is ``done``.
 
     Args:
         gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.

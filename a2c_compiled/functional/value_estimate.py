@@ -9,7 +9,7 @@ class ValueEstimate(NamedTuple):
     """Advantage and value target of every step; both have the shape and dtype of ``reward``.
 
     Fields:
-        advantage: ``[*B, T, *F]``, floating: how much better the action was than the policy's average.
+        advantage: ``[*B, T, *F]``, floating: estimate of how much better the action was than the policy's average.
         value_target: ``[*B, T, *F]``, floating: the return that the critic learns to predict.
     """
 

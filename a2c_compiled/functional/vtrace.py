@@ -66,7 +66,8 @@ def vtrace_advantage_estimate(
         ValueError: a shape, a device or ``time_dim`` is wrong.
         TypeError: a dtype or the type of an argument is wrong.
 
-    Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2.
+    Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2. The bootstrap of the advantage with ``lmbda`` below 1 is that
+    of rlax's ``vtrace_td_error_and_advantage``.
     """
     if pg_rho_thresh is None:
         pg_rho_thresh = rho_thresh

@@ -90,8 +90,8 @@ def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     * Coefficients are numbers, or tensors of that dtype that are zero-dimensional or have that shape. Flags are bool and have that shape.
     * No tensor is a subclass or a negated view, and no gradient is needed.
 
-    It also returns None if no extension was built. Do not call it under a dispatch mode, a functorch transform or a tracer: they would
-    not see the operator.
+    It also returns None if no extension was built, or if this version of torch has no C interface of DLPack. Do not call it under a
+    dispatch mode, a functorch transform or a tracer: they would not see the operator.
 
     Args:
         form: the form to compute.

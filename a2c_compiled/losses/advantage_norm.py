@@ -1,4 +1,4 @@
-"""Scales for advantages that follow the returns over time."""
+"""Divisors for advantages, estimated from the returns over time."""
 
 from typing import Optional, Tuple
 

@@ -45,7 +45,10 @@ def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]
 
 
 def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
-    """Splits ``observation`` along its first dimension: into pieces of ``size``, or into ``count`` non-empty pieces if ``size`` is 0."""
+    """Splits ``observation`` along its first dimension: into pieces of ``size``, or, if ``size`` is 0, into ``count`` pieces.
+
+    There are fewer than ``count`` pieces if ``observation`` has fewer entries: no piece is empty.
+    """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return list(zip(*(chunks(part, size, count) for part in observation), strict=True))

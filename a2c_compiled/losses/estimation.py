@@ -75,7 +75,9 @@ class EstimatingActorCritic(ActorCritic):
     ) -> Estimates:
         """Computes advantages and value targets for the whole rollout, without gradient.
 
-        Pass slices of the result to :meth:`a2c_compiled.A2CLoss.forward` to get the losses of a minibatch. Not available in TorchScript.
+        To get the losses of a minibatch, pass slices of ``advantage``, ``value_target``, ``state_value`` and ``mask`` to
+        :meth:`a2c_compiled.A2CLoss.forward`. In training mode it updates the advantage norm, as a call with a rollout does. Not available
+        in TorchScript.
 
         Returns:
             :class:`Estimates`, each ``[*B]``, floating (``mask`` is bool).

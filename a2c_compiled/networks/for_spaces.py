@@ -20,8 +20,8 @@ def make_networks(
 ) -> Tuple[nn.Module, nn.Module, Distribution]:
     """Builds actor, critic and distribution for the spaces of ``envs``. Both networks are tanh MLPs with orthogonal initial weights.
 
-    Both MLPs share the layers before them: an :class:`ImageEncoder` for images, :class:`OneHot` for discrete observations, and
-    :class:`ManyInputs` for tuples and dicts.
+    Both MLPs share the layers before them: an :class:`ImageEncoder` for images, :class:`OneHot` for discrete observations,
+    :class:`ManyInputs` for tuples and dicts, and, with ``normalize_observations``, an :class:`ObservationNorm` for each vector.
 
     Args:
         envs: the environments.
@@ -44,6 +44,9 @@ def make_networks(
 
 def encoder_for(space: gymnasium.Space[Any], normalize: bool = False) -> Tuple[Optional[nn.Module], int]:
     """Builds the layers that map observations of ``space``, ``[..., *space.shape]``, to vectors ``[..., width]``.
+
+    A Box with three or four dimensions holds images. A Box with two dimensions holds images if it is uint8 or bool; if it is float32 or
+    float64, it is flattened to a vector.
 
     Args:
         space: observation space of one environment.
@@ -194,7 +197,7 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
     """Returns the distribution for an action space.
 
     * ``Discrete``: Categorical. ``MultiDiscrete``: MultiCategorical. ``MultiBinary``: Bernoulli. Their values have to start at 0.
-    * ``Box``: Beta if it is bounded, else Normal.
+    * ``Box``: Beta if every entry is bounded below and above, else Normal.
 
     ``MultiDiscrete``, ``MultiBinary`` and ``Box`` have to have one dimension.
 

@@ -46,7 +46,9 @@ class RunningMoments(CoefficientModule):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Optional[Tensor] = None, process_group: Any = None) -> None:
-        """Adds the values ``x`` to the statistics. Values with a NaN or an infinity are ignored: they would spoil the mean for ever.
+        """Adds the values ``x`` to the statistics. Values with a NaN or an infinity are ignored.
+
+        After one of them, the mean would never be finite again.
 
         Args:
             x: ``[*B, *shape]``, any dtype.

@@ -13,14 +13,14 @@ from a2c_compiled.kernels.scan_forms import Form
 def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     """Computes ``form`` with the C++ kernel, or returns None if the inputs do not qualify.
 
-    At a few hundred steps, the checks, conversions and dispatch in Python take several times as long as the scan. The inputs do not have
-    to be checked before. The result is None in these cases, and the caller then takes the usual path, which computes the same result or
+    At a few hundred steps, the checks, conversions and dispatch in Python take several times as long as the scan. The inputs need
+    no check before the call. The result is None in these cases, and the caller then takes the usual path, which computes the same result or
     raises an error that says what is wrong:
 
-    * a shape, dtype or device does not fit, or there are more than 2^18 elements or none;
+    * a shape, dtype or device does not fit, or there are more than 16 dimensions, more than 2^18 elements or none;
     * a gradient is needed;
     * a dispatch mode, a functorch transform or a tracer is active;
-    * the C++ kernels were not built.
+    * the C++ kernels were not built, or this version of torch has no C interface of DLPack, by which they read tensors.
 
     Args:
         form: the form to compute.

@@ -19,8 +19,9 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     """Registers ``torch.ops.a2c_compiled.<form.name>(coefficients..., values..., flags..., dim)`` and returns a function that calls it.
 
     The operator is one node in any captured graph. On the CPU it runs the C++ kernel and on a GPU the Triton kernel. It runs ``plain`` if
-    that kernel is not installed, and on other devices. Its fake implementation returns empty outputs. It registers no gradient:
-    ``torch.func`` transforms only accept the gradient of a :class:`torch.autograd.Function`, so the callers wrap the operator in one.
+    that kernel is not installed, on other devices, and on the CPU for tensors of more than 16 dimensions. Its fake implementation returns
+    empty outputs. It registers no gradient: ``torch.func`` transforms only accept the gradient of a :class:`torch.autograd.Function`, so
+    the callers wrap the operator in one.
 
     Args:
         form: the names and order of the operator's arguments. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.

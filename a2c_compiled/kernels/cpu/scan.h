@@ -155,8 +155,8 @@ struct Tile {
   alignas(64) T x[kLanes * kTile + 1], decay[kLanes * kTile], product[kLanes * kTile], carry[kLanes];
 };
 
-// Calls body(begin, end, first, last) for the steps [from, to). The first and the last step of the data get calls of their own if the form
-// reads them or the steps beside it. In each call, `first` and `last` are constant, so the loop in `body` does not test them at every step.
+// Calls body(begin, end, first, last) for the steps [from, to). The first step of the data has a separate call if the form sets kFirst, and
+// the last step if it sets kLast. In each call, `first` and `last` are constant, so the loop in `body` does not test them at every step.
 template <class Form, class Body>
 void over_steps(int64_t from, int64_t to, int64_t steps, Body body) {
   if (Form::kFirst && from == 0 && from < to) {

@@ -36,7 +36,8 @@ def launcher_from(launched: Any) -> Optional[Launcher]:
 @functools.cache
 def _warn_once() -> None:
     warnings.warn(
-        "a2c_compiled: expected a launch to return triton.compiler.CompiledKernel, this version of Triton does not; launches are slower",
+        "a2c_compiled: expected a launch to return triton.compiler.CompiledKernel, got another type in this version of Triton;"
+        " launches are slower",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -36,7 +36,7 @@ class DeviceForm(NamedTuple):
     needs_next: bool = False
 
 
-# x[t] = the first value: for forms whose x is an operand as it is.
+# x[t] is the first value of the form.
 @triton.jit
 def _first_value(here, before, after, last):
     return here[1][0]
