@@ -35,7 +35,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: command and options; None for those of the process.
 
     Returns:
-        0: success. 1: a check failed. 2: an error, described by one line on stderr. 130: interrupted. 143: ``train`` stopped by SIGTERM.
+        0: success. 1: a check failed. 2: an error, described on stderr. 130: interrupted. 143: ``train`` stopped by SIGTERM.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -146,9 +146,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train, export, check and time CartPole-v1, in a few minutes",
-        description="Train CartPole-v1 with three seeds, export the policies, the loss and the training step, and compare the files with"
-        " eager mode. Then play and learn with the exported files where torch is not installed, measure the time of a training step in"
-        " eager mode, compiled and exported, and write a report.",
+        description="Train CartPole-v1 with three seeds. Export all graphs of the first seed and the policies of the others, and compare"
+        " the files with eager mode. Then play and learn with the exported files where torch is not installed, measure the time of a"
+        " training step in eager mode, compiled and exported, and write a report.",
     )
     _add_out(demo, "runs/demo", "for the report and all files")
     demo.set_defaults(run=_demo)
@@ -188,7 +188,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="continue from the last checkpoint in --out, with the options of that run and bit for bit as if it had not stopped; start a"
-        " new run if there is no checkpoint",
+        " new run if there is no checkpoint; environments that cannot be restored exactly start new episodes, with a warning",
     )
     start.add_argument("--overwrite", action="store_true", help="start a new run even if --out contains one")
     parser.add_argument(
@@ -233,7 +233,7 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
         "--video",
         type=Path,
         metavar="FILE",
-        help="record one episode: .gif, .mp4 (needs the extra 'environments'), or .png (eight frames side by side)",
+        help="record one episode: .gif, .mp4 (needs the extra 'environments'), or .png (up to eight frames in one picture)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
 

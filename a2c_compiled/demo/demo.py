@@ -29,7 +29,7 @@ GOAL = goal_of(TrainConfig.env) or 0.0
 
 
 class DemoError(Exception):
-    """A result of the demo is not the expected one: an environment is not solved, or an exported file differs from torch."""
+    """A result of the demo is not the expected one: a seed is not solved, an exported file differs from torch, or a script failed."""
 
 
 class Findings(NamedTuple):

@@ -42,7 +42,8 @@ def make_environments(
             ``"async"``; Atari games also accept ``"gymnasium"``.
 
     Raises:
-        ValueError: the environment is unknown, or it does not exist with this ``vectorization`` and ``frame_stack``.
+        ValueError: the environment or ``vectorization`` is unknown, the environment does not exist with this ``vectorization`` and
+            ``frame_stack``, or ``num_envs`` or ``frame_stack`` is less than 1.
     """
     if vectorization not in VECTORIZATIONS:
         raise ValueError(f"vectorization: expected one of {', '.join(map(repr, VECTORIZATIONS))}, got {vectorization!r}")

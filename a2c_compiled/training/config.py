@@ -10,7 +10,9 @@ from typing import Any, Optional, Tuple
 from a2c_compiled._files import atomic_file
 
 COMPILE_FROM_STEPS = 2_000_000
-"""Runs on a CPU compile by default from this number of environment steps; in shorter runs compiling may take longer than it saves."""
+"""Runs on a CPU compile by default from this number of environment steps; in shorter runs compiling may take longer than it saves.
+
+Small networks gain least from compiling."""
 
 RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
 """Options that may change when a run is resumed: its end, its device, and when it logs and saves."""
@@ -28,7 +30,8 @@ class TrainConfig:
     Each field is an option of ``a2c-compiled train``; ``a2c-compiled train --help`` describes it.
 
     Raises:
-        ValueError: a number is out of its range, or ``autocast`` is unknown.
+        ValueError: a count is less than 1, ``autocast`` is unknown, or ``seed``, ``solved_return``, ``hidden``, ``final_lr`` or
+            ``checkpoint_seconds`` is out of range. Other options are checked when :class:`~a2c_compiled.training.Trainer` uses them.
     """
 
     env: str = _option("CartPole-v1", "name of a gymnasium environment")
@@ -42,12 +45,12 @@ class TrainConfig:
     num_envs: int = _option(64, "number of parallel environments, summed over all processes")
     num_steps: int = _option(16, "steps of each environment in one rollout; each rollout is used for one training step")
     total_steps: int = _option(
-        1_000_000, "number of environment steps, summed over all environments, after which training ends"
+        1_000_000, "number of environment steps, summed over all environments, after which training ends at the latest"
     )
     solved_return: Optional[float] = _option(
         None,
-        "end training when the greedy policy's mean return over 100 episodes reaches X; 'none' selects gymnasium's reward"
-        " threshold if the environment has one, 'inf' trains to the end",
+        "end training when the greedy policy's mean return reaches X in two evaluations of 100 episodes; 'none' selects gymnasium's"
+        " reward threshold if the environment has one, 'inf' trains to the end",
     )
     lr: float = _option(5e-3, "initial learning rate")
     final_lr: float = _option(

@@ -91,7 +91,10 @@ class Processes:
 
 
 def started_processes(device: torch.device) -> Processes:
-    """Returns the processes that torchrun started, after joining them with NCCL for a GPU or gloo for a CPU."""
+    """Returns the processes that torchrun started, after joining them with NCCL for a GPU or gloo for a CPU.
+
+    Without torchrun, returns a single process.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes()
     rank, world_size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))

@@ -12,7 +12,7 @@ from a2c_compiled.losses import A2CLoss
 from a2c_compiled.recurrent import hidden_size, next_hidden
 
 EVALUATION_SEED = 10_000
-"""Default seed of the first environment of an evaluation."""
+"""Default seed of an evaluation, see :func:`play`."""
 
 MAX_STEPS = 27_000
 """Largest number of steps of an episode in an evaluation, as some never end: half an hour of an Atari game at four frames a step."""
@@ -92,7 +92,8 @@ def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATIO
         policy: chooses the actions.
         env_id: name of a gymnasium environment.
         episodes: number of episodes.
-        seed: seed of the first environment; environment ``i`` has the seed ``seed + i``.
+        seed: seed of the first environment; environment ``i`` has the seed ``seed + i``. gymnasium's own vectorised versions, such as that
+            of CartPole-v1, draw the starts of up to 100 environments from one generator with this seed.
         env_options: options of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and options of the environment.
 
     Raises:

@@ -35,7 +35,8 @@ def load_run(folder: Path) -> Tuple[TrainConfig, A2CLoss]:
     """Loads the options of a run, and its loss with the networks of the last checkpoint.
 
     Raises:
-        ValueError: a file of the run is missing, not readable, or of another version.
+        ValueError: a file of the run is missing, not readable, or of another version, or this machine lacks the run's environment or
+            device.
     """
     config, step = load_step(folder)
     return config, step.loss
@@ -47,7 +48,8 @@ def load_step(folder: Path) -> Tuple[TrainConfig, TrainStep]:
     The training step is not compiled.
 
     Raises:
-        ValueError: a file of the run is missing, not readable, or of another version.
+        ValueError: a file of the run is missing, not readable, or of another version, or this machine lacks the run's environment or
+            device.
     """
     config = load_config(folder)
     checkpoint = load_checkpoint(folder)

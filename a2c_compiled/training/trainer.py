@@ -40,13 +40,15 @@ from a2c_compiled.training.log import RunLog
 from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
 
 PATIENCE = 20
-"""Training stops once this many successive training steps were skipped because their gradients were not finite."""
+"""Training stops at the first line of the log before which at least this many successive training steps were skipped.
+
+A training step is skipped if its gradient is not finite."""
 
 NEAR = 0.8
 """The greedy policy is evaluated once the mean return of training episodes is at least ``goal - NEAR * abs(goal)``."""
 
 EVALUATION_TRIALS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
-"""First seed and number of episodes of each evaluation that a solved environment has to pass, in order.
+"""Seed and number of episodes of each evaluation that the policy has to pass, in order; see :func:`evaluate`.
 
 The first evaluation has few episodes because most policies fail it. The last one guards against 100 lucky starts."""
 
@@ -64,7 +66,8 @@ class TrainResult:
         steps: number of environment steps, summed over environments and processes.
         seconds: wall time, including compilation and the time before the run was resumed.
         is_first: whether this process has rank 0.
-        interrupted: name of the signal that ended training; None if training ended by itself. The loss has the state at that moment.
+        interrupted: name of the signal that ended training, or ``"a signal to another process"``; None if training ended by itself. The
+            loss has the state at that moment.
     """
 
     loss: A2CLoss
@@ -296,7 +299,7 @@ class Trainer:
         """Evaluates the greedy policy.
 
         Args:
-            seed: seed of the first environment.
+            seed: seed of the environments, see :func:`~a2c_compiled.training.evaluation.play`.
             episodes: number of episodes.
 
         Returns:

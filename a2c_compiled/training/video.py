@@ -48,7 +48,7 @@ def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION
         env_options: options of :func:`~a2c_compiled.environments.make_vector`.
 
     Raises:
-        ValueError: the file has another ending, imageio-ffmpeg is not installed, or the environment cannot be rendered.
+        ValueError: the file has another ending, imageio-ffmpeg is not installed, or the environment is unknown or cannot be rendered.
     """
     write = _WRITERS.get(path.suffix)
     if write is None:
@@ -67,7 +67,7 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
     """Plays an episode and returns its frames. Arguments: see :func:`film_episode`.
 
     Raises:
-        ValueError: the environment cannot be rendered.
+        ValueError: the environment is unknown or cannot be rendered.
     """
     envs = make_vector(env_id, 1, "sync", **env_options)
     modes = envs.metadata.get("render_modes") or ["nothing"]

@@ -121,7 +121,8 @@ class FunctionalOptimizer:
     def __init__(self, name: str, **options: Any) -> None:
         if not isinstance(name, str):
             raise TypeError(
-                f"optimizer: expected a name, got {type(name).__name__}; to use an optimizer object, compile the loss and call its step()"
+                f"optimizer: expected a name, got {type(name).__name__}; to use an optimizer object, compile the loss and"
+                " write the training loop yourself"
             )
         if name not in RULES:
             raise ValueError(f"optimizer: expected one of {', '.join(map(repr, RULES))}, got {name!r}")

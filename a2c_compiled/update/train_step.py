@@ -95,8 +95,8 @@ class TrainStep(CoefficientModule):
         options: options of the optimizer, see :class:`~a2c_compiled.update.optimizers.FunctionalOptimizer`.
 
     Raises:
-        TypeError: ``loss`` is not an :class:`~a2c_compiled.A2CLoss`, ``lr`` is not a number, ``process_group`` is not a process group, or
-            the optimizer has no such option.
+        TypeError: ``loss`` is not an :class:`~a2c_compiled.A2CLoss`, ``optimizer`` is not a string, ``lr`` is neither a number nor a
+            tensor, ``minibatches`` is not an integer, ``process_group`` is not a process group, or the optimizer has no such option.
         ValueError: an unknown optimizer, a number out of range, a loss with ``reduction="none"``, a loss without a parameter that requires
             grad, an ``autocast`` that is not half precision, or ``cuda_graph`` without ``compile`` or without parameters on a CUDA device.
     """
@@ -253,7 +253,7 @@ class TrainStep(CoefficientModule):
             return self._run(self, rollout)
 
     def many(self, rollouts: Rollout) -> TrainMetrics:
-        """Updates the parameters ``K`` times, from ``K`` rollouts in order, in one graph.
+        """Updates the parameters ``K`` times, from ``K`` rollouts in order. A compiled step runs all updates in one graph.
 
         This saves ``K - 1`` calls of a graph. On a GPU, the call takes most of the time of a small update.
 

@@ -106,7 +106,7 @@ def check_all(device: torch.device) -> List[Dict[str, Any]]:
 
 
 def time_all(device: torch.device, timed: Sequence[Shape]) -> List[Dict[str, Any]]:
-    """Times every estimator and layout at the host_cotangents shapes, and prints one line per shape.
+    """Times every estimator in every layout at the shapes ``timed``, and prints one line per shape.
 
     Args:
         device: device of the data.

@@ -101,7 +101,7 @@ def _torchrl(name: str, steps: Dict[str, Tensor], accelerated: bool) -> Contende
 
 
 def _torchrl_update_case(shape: Shape, plan: Plan) -> Case:
-    """Returns the case of a whole update with torchrl's ``A2CLoss``, the same update as in :mod:`.bench_update`."""
+    """Returns the case of a whole update with torchrl's ``A2CLoss``, the same update as in ``bench_update``."""
 
     def enter() -> Field:
         rollout = data.rollout(shape, plan.device)

@@ -48,8 +48,8 @@ def export_aot(
         ahead_of_time()[0](
             program,
             package_path=str(temporary),
-            # The package also accepts sizes 0 and 1, but AOTInductor would record a lower bound of 2 and, with
-            # AOTI_RUNTIME_CHECK_INPUTS=1, refuse them.
+            # AOTInductor would record a lower bound of 2, whichever sizes the program accepts, and with AOTI_RUNTIME_CHECK_INPUTS=1 refuse
+            # smaller ones.
             inductor_configs={"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False},
         )
 

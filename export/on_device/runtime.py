@@ -82,8 +82,8 @@ class Policy:
             provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if onnxruntime can start it, else the CPU.
             threads: number of threads that onnxruntime may use, 1 or more.
             parameters: arrays by parameter name that replace those in the file, such as :attr:`Learner.parameters`, in the same shapes and
-                dtypes. Parameters without a name here keep the values in the file. A greedy policy ignores the parameters of the critic and
-                of the distribution.
+                in dtypes that numpy casts to those of the file (``casting="same_kind"``). Parameters without a name here keep the values in
+                the file. A greedy policy ignores the parameters of the critic and of the distribution.
             seed: seed of the noise that a sampled policy draws; None draws different noise each time.
 
         Raises:
@@ -102,7 +102,8 @@ class Policy:
         Args:
             observation: ``[N, ...]``, or one observation without ``N``, in the exported dtype or in one that numpy casts to it
                 (``casting="same_kind"``).
-            noise: ``[N, ...]``, floating point: random numbers from which a sampled policy makes its actions, one row for each observation.
+            noise: ``[N, ...]``, floating point: random numbers from which a sampled policy makes its actions, one row for each observation;
+                without ``N`` for one observation.
                 The action distribution determines the kind, such as standard Gumbel noise for discrete actions and standard normal noise
                 for vectors. None draws them. A greedy policy accepts only None.
 

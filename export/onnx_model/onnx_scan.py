@@ -3,8 +3,8 @@
 - ``linear_scan``: ``y[t] = x[t] + decay[t] * y[t + 1]``.
 - ``linear_scan_transposed``: ``y[t] = x[t] + decay[t - 1] * y[t - 1]``.
 
-onnxscript translates the source of a function, annotations included, so direction and dtype cannot be arguments of it. Each pair has a
-function, made by one factory for each direction.
+onnxscript translates the source of a function, annotations included, so direction and dtype cannot be arguments of it. Each pair of
+a direction and a dtype has its own function, and each direction has a factory of such functions.
 """
 
 # mypy: disable-error-code="type-var, arg-type, no-untyped-def"

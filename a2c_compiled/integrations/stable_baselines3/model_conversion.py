@@ -73,7 +73,8 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
         :class:`FromSB3`: ``policy`` and ``loss``.
 
     Raises:
-        TypeError: the model is not an A2C or PPO, or its policy overrides the computation (recurrent, masked or custom policies).
+        TypeError: the model is not an A2C, a PPO or the policy of one, or its policy overrides the computation (recurrent, masked or
+            custom policies).
         ValueError: the observation or action space is not supported, or ``use_sde`` is True.
     """
     policy = _checked_policy(model)

@@ -52,7 +52,7 @@ class ChannelsFirst(nn.Module):
         self.shape = list(shape)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Returns a view of ``observation``. The shape is not checked here; the networks check it."""
+        """Returns ``observation`` or a view of it. The shape is not checked here; the networks check it."""
         if list(observation.shape[-3:]) == self.shape:
             return observation
         return observation.movedim(-1, -3)

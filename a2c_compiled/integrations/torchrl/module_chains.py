@@ -36,7 +36,7 @@ def leaves(module: nn.Module) -> Iterator[nn.Module]:
     """Yields the modules of nested TensorDictSequentials, in order.
 
     Raises:
-        TypeError: a TensorDictSequential has hooks.
+        TypeError: a TensorDictSequential has hooks, or a ``forward`` that is set on the instance.
     """
     if not isinstance(module, TensorDictSequential):
         yield module
