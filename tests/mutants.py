@@ -221,7 +221,7 @@ def tested(fault: Fault, folder: Path) -> Outcome:
     try:
         if place.suffix == ".h" and (message := build_kernels(folder)):
             return Outcome(fault, "", time.monotonic() - start, f"does not compile: {message}")
-        found = run(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *fault.tests)
+        found = run(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *fault.tests)
     finally:
         place.write_text(source)
         for path, binary in kernels.items():
