@@ -95,40 +95,45 @@ def differentiated(result, arguments):
     return torch.autograd.grad(flat(result), wanted, weights, allow_unused=True, materialize_grads=True)
 
 
-def check(name, arguments, expected_gradients=True, served=True, **named):
-    """Served, and what TorchRL gives."""
-    expected = ORIGINALS[name](*arguments, **named)
-    before = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+def check(name, *calls, served=True, **named):
+    """Each call, a list of arguments, gives TorchRL's results and gradients; the kernels serve all of the calls, or none of them.
+
+    One ``accelerate()`` serves all calls: to enter and leave it searches every imported module for TorchRL's functions, which takes longer
+    than the calls.
+    """
+    expected = [ORIGINALS[name](*arguments, **named) for arguments in calls]
+    before = [[one.clone() if isinstance(one, torch.Tensor) else one for one in arguments] for arguments in calls]
+    actual = []
     with accelerate() as acceleration:
-        actual = getattr(functional, name)(*arguments, **named)
-    assert (acceleration.calls >= 1, bool(acceleration.fallbacks)) == (served, not served), acceleration
-    assert type(actual) is type(expected)
-    for one, other in zip(flat(actual), flat(expected), strict=True):
-        assert one.dtype == other.dtype
-        assert one.is_contiguous() or not other.is_contiguous()
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    for argument, original in zip(arguments, before, strict=True):
-        assert not isinstance(argument, torch.Tensor) or torch.equal(argument, original)
-    if expected_gradients and any(getattr(argument, "requires_grad", False) for argument in arguments):
-        pairs = zip(differentiated(actual, arguments), differentiated(expected, arguments), strict=True)
-        for one, other in pairs:
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        for arguments in calls:
+            counts = acceleration.calls, sum(acceleration.fallbacks.values())
+            actual.append(getattr(functional, name)(*arguments, **named))
+            increased = acceleration.calls > counts[0], sum(acceleration.fallbacks.values()) > counts[1]
+            assert increased == (served, not served), acceleration
+    for result, truth, arguments, originals in zip(actual, expected, calls, before, strict=True):
+        assert type(result) is type(truth)
+        for one, other in zip(flat(result), flat(truth), strict=True):
+            assert one.dtype == other.dtype
+            assert one.is_contiguous() or not other.is_contiguous()
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        for argument, original in zip(arguments, originals, strict=True):
+            assert not isinstance(argument, torch.Tensor) or torch.equal(argument, original)
+        if any(getattr(argument, "requires_grad", False) for argument in arguments):
+            pairs = zip(differentiated(result, arguments), differentiated(truth, arguments), strict=True)
+            for one, other in pairs:
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SERVED)
 def test_value_functions_equal_torchrl(name):
-    has_time = not name.startswith("td0")
-    for dtype in (torch.float32, torch.float64):
-        check(name, operands(name, dtype=dtype))
-        check(name, operands(name, (5, 2), dtype))
-        check(name, operands(name, (2, 3, 6, 2), dtype))
-        if has_time:
-            check(name, operands(name, (4, 7), dtype), time_dim=-1)
-            check(name, operands(name, (3, 5, 2, 2), dtype), time_dim=1)
-            check(name, operands(name, (9,), dtype), time_dim=-1)
-    check(name, operands(name, layout=lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1)))
+    dtypes = (torch.float32, torch.float64)
+    in_rows = operands(name, layout=lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1))
     numbers = [float(one) if isinstance(one, torch.Tensor) and one.dim() == 0 else one for one in operands(name)]
-    check(name, numbers)
+    shapes = ((4, 7, 1), (5, 2), (2, 3, 6, 2))
+    check(name, in_rows, numbers, *(operands(name, shape, dtype) for dtype in dtypes for shape in shapes))
+    if not name.startswith("td0"):
+        check(name, *(operands(name, shape, dtype) for dtype in dtypes for shape in ((4, 7), (9,))), time_dim=-1)
+        check(name, *(operands(name, (3, 5, 2, 2), dtype) for dtype in dtypes), time_dim=1)
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -235,6 +240,7 @@ def test_forward_mode_is_left_to_torchrl():
     assert acceleration.calls == 0
 
 
+@pytest.mark.slow
 def test_transforms_and_compile_give_the_same():
     arguments = operands("td_lambda_return_estimate", dtype=torch.float64)
     expected = ORIGINALS["td_lambda_return_estimate"](*arguments)
@@ -654,6 +660,7 @@ def test_several_entries_are_a_tuple_of_tensors():
     torch.testing.assert_close(ours(**given).loss_objective, expected["loss_objective"])
 
 
+@pytest.mark.slow
 def test_a_converted_loss_compiles_trains_and_exports(tmp_path):
     theirs, steps = loss_of(module=ACTORS["TanhNormal"](), entropy_bonus=False), steps_for("TanhNormal")
     ours = from_torchrl(theirs)
