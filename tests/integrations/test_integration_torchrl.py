@@ -1,4 +1,4 @@
-"""TorchRL on this library's kernels, against TorchRL itself: the same results, gradients and side effects, or its own function."""
+"""accelerate() and from_torchrl(): the same results, gradients and side effects as TorchRL, or a fallback to TorchRL's function."""
 
 import copy
 import sys
@@ -138,7 +138,7 @@ def test_value_functions_equal_torchrl(name):
 
 @pytest.mark.parametrize("name", SERVED)
 def test_gradients_of_value_functions_equal_torchrl(name):
-    """Also to gamma and lmbda, of which TorchRL's vectorised functions know none or a wrong one."""
+    """Also the gradients of gamma and lmbda, which are missing or wrong in TorchRL's vectorised functions."""
     arguments = operands(name, grad=True, dtype=torch.float64)
     if not name.startswith("vec_") and name != "reward2go":
         return check(name, arguments)
@@ -185,7 +185,7 @@ def test_half_precision_keeps_what_torchrl_returns():
     check("vec_generalized_advantage_estimate", arguments, served=False)
 
 
-def test_gamma_zero_and_nan_beyond_an_end_are_no_longer_errors():
+def test_gamma_zero_and_nan_after_an_episodes_end_give_finite_advantages():
     gamma, *rest = operands("vec_generalized_advantage_estimate")
     rest[4], rest[5] = rest[4].fill_(False), rest[5].fill_(False)
     rest[4][:, 3], rest[5][:, 3], rest[2][:, 3] = True, True, float("nan")
@@ -209,7 +209,7 @@ FALLBACKS = {
 
 
 @pytest.mark.parametrize("kind", FALLBACKS)
-def test_what_is_not_served_is_left_to_torchrl_and_counted(kind):
+def test_unsupported_arguments_are_left_to_torchrl_and_counted(kind):
     arguments = FALLBACKS[kind](operands("generalized_advantage_estimate"))
     expected = ORIGINALS["generalized_advantage_estimate"](*arguments)
     with accelerate() as acceleration:
@@ -222,7 +222,7 @@ def test_what_is_not_served_is_left_to_torchrl_and_counted(kind):
 
 
 @pytest.mark.parametrize("name", [*SERVED])
-def test_errors_are_those_of_torchrl(name):
+def test_errors_equal_those_of_torchrl(name):
     arguments = operands(name)
     arguments[1 if name == "reward2go" else -1] = arguments[1 if name == "reward2go" else -1][:, :3]
     with pytest.raises((RuntimeError, ValueError)) as expected:
@@ -241,7 +241,7 @@ def test_forward_mode_is_left_to_torchrl():
 
 
 @pytest.mark.slow
-def test_transforms_and_compile_give_the_same():
+def test_vmap_and_compile_give_the_same_result():
     arguments = operands("td_lambda_return_estimate", dtype=torch.float64)
     expected = ORIGINALS["td_lambda_return_estimate"](*arguments)
     with accelerate():
@@ -256,7 +256,7 @@ def test_transforms_and_compile_give_the_same():
 # Putting in place and back
 
 
-def test_every_module_gets_the_functions_and_gives_them_back():
+def test_every_module_gets_the_functions_until_the_block_ends():
     early, late = types.ModuleType("early"), types.ModuleType("late")
     early.renamed = functional.generalized_advantage_estimate
     sys.modules.update(early=early, late=late)
@@ -271,7 +271,7 @@ def test_every_module_gets_the_functions_and_gives_them_back():
         del sys.modules["early"], sys.modules["late"]
 
 
-def test_requests_nest_and_each_counts_from_where_it_began():
+def test_nested_accelerates_count_their_own_calls():
     arguments = operands("reward2go")
     with accelerate() as outer:
         functional.reward2go(*arguments)
@@ -329,7 +329,7 @@ ESTIMATORS = {
 
 
 def before_and_after(call):
-    """What a call gives on copies of everything, without and with ``accelerate()``."""
+    """The results of a call without and with ``accelerate()``."""
     expected = call()
     with accelerate() as acceleration:
         actual = call()
@@ -338,7 +338,7 @@ def before_and_after(call):
 
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimators_give_the_same_in_the_same_entries(name, differentiable):
+def test_accelerated_estimators_write_the_same_entries(name, differentiable):
     value_net = critic()
 
     def call():
@@ -360,7 +360,7 @@ def test_estimators_give_the_same_in_the_same_entries(name, differentiable):
     assert_same(actual, expected)
 
 
-def test_vtrace_gives_the_same():
+def test_accelerated_vtrace_gives_the_same_result():
     def call():
         torch.manual_seed(0)  # TorchRL scores an action that it samples anew
         batch = data()
@@ -373,7 +373,7 @@ def test_vtrace_gives_the_same():
 
 
 class Unknown(nn.Module):
-    """A layer that is none of those known to take any batch."""
+    """A layer that the integration does not know, so that it may depend on the batch shape."""
 
     def forward(self, x, y=1.0):
         return (x * y).sum(-1, keepdim=True)
@@ -394,7 +394,7 @@ def _watched(module):
 
 
 @pytest.mark.parametrize("kind", VALUE_NETS)
-def test_other_value_networks_are_called_as_torchrl_calls_them(kind):
+def test_unsupported_value_networks_are_called_by_torchrl(kind):
     torch.manual_seed(0)
     value_net = VALUE_NETS[kind]()
 
@@ -409,7 +409,7 @@ def test_other_value_networks_are_called_as_torchrl_calls_them(kind):
     assert [reason for reason in acceleration.fallbacks if reason.startswith("value network")]
 
 
-def test_values_that_are_there_are_kept_where_torchrl_keeps_them():
+def test_existing_values_are_kept_with_skip_existing():
     def call():
         batch = data(state_value=torch.zeros(4, 5, 1))
         batch["next", "state_value"] = torch.zeros(4, 5, 1)
@@ -463,7 +463,7 @@ def results(loss, batch, keys=("loss_objective", "loss_critic", "loss_entropy"))
     ],
     ids=str,
 )
-def test_losses_and_their_gradients_are_the_same(kind, options):
+def test_accelerated_losses_and_gradients_equal_torchrl(kind, options):
     torch.manual_seed(0)
     loss = loss_of(kind, **options)
     keys = ("loss_objective", "loss_critic", "loss_entropy")
@@ -473,7 +473,7 @@ def test_losses_and_their_gradients_are_the_same(kind, options):
     assert_same(results(loss, data(), keys), expected)
 
 
-def test_a_loss_that_has_been_moved_or_copied_is_the_same():
+def test_accelerated_losses_after_a_conversion_or_copy_equal_torchrl():
     for change in (nn.Module.double, copy.deepcopy):
         loss = change(loss_of())
         batch = data(make_loss_steps(dtype=next(loss.parameters()).dtype))
@@ -481,7 +481,7 @@ def test_a_loss_that_has_been_moved_or_copied_is_the_same():
         assert_same(actual, expected)
 
 
-def test_a_failing_loss_is_left_as_it_was():
+def test_a_loss_that_raises_stays_functional():
     loss = loss_of()
     with accelerate(), pytest.raises(KeyError):
         loss.loss_critic(data())
@@ -601,7 +601,7 @@ def test_converted_estimators_equal_torchrl(estimator):
 @pytest.mark.parametrize(
     "options", [{"shifted": True}, {"group_key": "group", "average_gae": True}, {"auto_reset_env": True}], ids=str
 )
-def test_converted_ways_to_estimate_equal_torchrl(options):
+def test_converted_estimator_options_equal_torchrl(options):
     """TorchRL's shifted values work in losses alone that are not functional."""
     theirs, steps = loss_of(functional=False), steps_for("Categorical")
     theirs.make_value_estimator(ValueEstimators.GAE, gamma=0.9, lmbda=0.8, **options)
@@ -707,7 +707,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_turned_over_is_refused_by_name(name):
+def test_losses_that_cannot_be_converted_are_refused_by_name(name):
     make, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         from_torchrl(make())
