@@ -233,7 +233,7 @@ def test_a_recurrent_policy_learns_a_task_that_needs_memory():
     step = TrainStep(loss, "adam", lr=1e-2, compile=False)
     collector = collector_module.RolloutCollector(recall_environments(), loss, 8, seed=0)
     returns = []
-    for _ in range(150):
+    for _ in range(100):
         step(collector.collect())
         returns += collector.returns
     assert np.mean(returns[:100]) < 0.7
