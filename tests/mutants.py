@@ -120,7 +120,7 @@ FAULTS = (
     Fault(
         "masked observations enter the running mean",
         "a2c_compiled/networks/observation_norm.py",
-        "rows.masked_fill(left_out, 0.0).sum(0).flatten()",
+        "rows.masked_fill(ignored, 0.0).sum(0).flatten()",
         "rows.sum(0).flatten()",
         ("tests/networks",),
     ),

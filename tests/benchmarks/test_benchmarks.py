@@ -1,4 +1,4 @@
-"""The benchmarks: what they refuse, what they keep, and a run of all of them at the smallest shapes. Nothing here is timed."""
+"""The benchmarks: checks of results, files, reports, and a run of all subjects at the smallest shapes. No test depends on times."""
 
 import json
 
@@ -42,9 +42,14 @@ TINY = shapes.quick(CPU)._replace(
 SHAPE = (3, 4)
 
 
+def of_tiny_run(test):
+    """Marks a test that uses ``tiny_run``."""
+    return pytest.mark.slow(pytest.mark.xdist_group("tiny_run")(test))
+
+
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
-    """Everything once, and where it was left."""
+    """The results of all subjects, and the folder with the files of the run."""
     out = tmp_path_factory.mktemp("bench")
     return run(TINY, out), out
 
@@ -65,7 +70,7 @@ def answering(*values, expected=None):
     [((1.0, 1.1), "at most 1e-04, got 1.0e-01"), ((1.0, float("nan")), "got inf"), ((1.0,), "got inf")],
     ids=["wrong", "nan", "shape"],
 )
-def test_a_wrong_answer_is_refused_and_never_timed(values, error):
+def test_a_wrong_result_is_reported_and_not_timed(values, error):
     calls = []
     wrong = Contender(lambda: calls.append(1) or torch.tensor(values))
     rows = compare(case({"right": answering(1.0, 1.0), "wrong": lambda: wrong}), TINY)
@@ -76,7 +81,7 @@ def test_a_wrong_answer_is_refused_and_never_timed(values, error):
     assert len(calls) == 1
 
 
-def test_a_contender_that_fails_is_said_and_the_others_go_on():
+def test_a_contender_that_raises_is_reported_and_the_others_run():
     def fails():
         raise RuntimeError("the first line\nand a long trace")
 
@@ -85,22 +90,22 @@ def test_a_contender_that_fails_is_said_and_the_others_go_on():
     assert rows[1].timing is not None
 
 
-def test_a_contender_may_have_a_question_of_its_own():
+def test_a_contender_may_have_its_own_expected_result():
     (row,) = compare(case({"other": answering(5.0, expected=[torch.tensor([5.0])])}), TINY)
     assert row.timing is not None
     assert row.error == 0
 
 
-def test_bandwidth_and_the_ratio_to_a_copy_belong_to_each_row():
+def test_each_row_has_a_bandwidth_and_the_ratio_to_a_copy():
     rows = compare(case({COPY: copy_contender(800, CPU), "right": answering(1.0, 1.0)}, tolerance=1.0), TINY)
-    # The copy's own question is what it copies.
+    # The expected result of the copy is its source.
     assert rows[0].times_copy == 1.0
     assert rows[1].times_copy == rows[1].seconds / rows[0].seconds
     assert rows[1].bandwidth == 800 / rows[1].seconds
     assert rows[1]._replace(device_seconds=2.0).bandwidth == 400
 
 
-def test_forward_runs_without_gradients_and_the_rest_with_them():
+def test_only_the_forward_direction_runs_without_gradients():
     seen = []
     probe = {"probe": lambda: Contender(lambda: seen.append(torch.is_grad_enabled()) or torch.ones(2))}
     compare(case(probe), TINY)
@@ -124,7 +129,7 @@ def test_samples_are_taken_in_turn():
     assert [timing.samples for timing in timings.values()] == [4, 4]
 
 
-def test_a_slow_function_is_sampled_less_often_but_never_fewer_than_three_times():
+def test_a_slow_function_is_sampled_less_often_but_at_least_three_times():
     order = []
     functions = {"quick": lambda: order.append("quick"), "slow": lambda: order.append("slow")}
     timings = time_interleaved(functions, samples=9, sample_seconds=0.0, budget_seconds=0.0)
@@ -135,7 +140,8 @@ def test_a_slow_function_is_sampled_less_often_but_never_fewer_than_three_times(
 # A run
 
 
-def test_every_subject_runs_and_every_mode_answers_right(tiny_run):
+@of_tiny_run
+def test_every_subject_runs_and_every_mode_gives_the_right_result(tiny_run):
     measured, _ = tiny_run
     assert tables.own_failures(measured.rows) == []
     assert {row.subject for row in measured.rows} >= {"GAE", "TD(lambda)", "V-trace", "reward-to-go"}
@@ -145,6 +151,7 @@ def test_every_subject_runs_and_every_mode_answers_right(tiny_run):
     assert measured.copy_bandwidth > 0
 
 
+@of_tiny_run
 @pytest.mark.parametrize(
     ("package", "contender"),
     [
@@ -165,13 +172,15 @@ def test_peers_that_are_installed_take_part_and_agree(package, contender, tiny_r
     assert [row.failure for row in rows if row.failure] == []
 
 
-def test_data_in_rows_is_answered_right_too():
+@pytest.mark.slow
+def test_results_with_layout_n_t_are_right():
     for asked in bench_estimators.cases(TINY._replace(layouts=("[N, T]",)))[:2]:
         rows = compare(asked, TINY)
         assert {row.layout for row in rows} == {"[N, T]"}
         assert [row.failure for row in rows if row.failure] == []
 
 
+@of_tiny_run
 def test_a_run_leaves_results_a_report_and_pictures(tiny_run):
     measured, out = tiny_run
     names = {"results.json", "report.md", "scaling.png", "scaling.svg", "bandwidth.png", "bandwidth.svg"}
@@ -185,7 +194,8 @@ def json_types(measured):
     return measured._replace(plan=json.loads(json.dumps(measured.plan)))
 
 
-def test_the_number_of_threads_is_that_of_the_run_alone(tmp_path):
+@pytest.mark.slow
+def test_the_number_of_threads_is_restored_after_the_run(tmp_path):
     before = torch.get_num_threads()
     measured = run(TINY._replace(policies=()), tmp_path, ["policy"], threads=2)
     assert measured.machine["threads"] == 2
@@ -216,7 +226,7 @@ def stored():
     return Results(machine, {"torch": "2.13.0"}, 2e10, plan, 12.3, rows)
 
 
-def test_results_come_back_from_json_as_they_were(tmp_path):
+def test_results_are_loaded_from_json_unchanged(tmp_path):
     results.save(stored(), tmp_path / "results.json")
     assert results.load(tmp_path / "results.json") == stored()
     kept = json.loads((tmp_path / "results.json").read_text())["rows"][1]
@@ -225,20 +235,20 @@ def test_results_come_back_from_json_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["no json", "{}", '{"rows": [1]}'])
-def test_another_file_is_refused(text, tmp_path):
+def test_a_file_without_results_is_refused(text, tmp_path):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match="expected results of a2c-compiled bench, got other contents"):
         results.load(tmp_path / "results.json")
 
 
-def test_the_report_says_what_was_measured(tmp_path):
+def test_the_report_has_machine_tables_and_failures(tmp_path):
     results.save(stored(), tmp_path / "results.json")
     lines = tables.markdown(results.load(tmp_path / "results.json"), {"scaling.png": "Time."}).splitlines()
     assert "A processor, 2 cores, 1 thread of torch, Linux; torch 2.13.0." in lines
     assert "Copying a large buffer reads and writes 20 GB/s. The run took 12 s." in lines
     assert "| us per call; environments x steps | 3x4 |" in lines
     assert f"| {OURS} compiled | **2.00 ±10%** |" in lines
-    assert f"| {COPY} | 1.00 ±10% |" in lines, "the copy is no contender"
+    assert f"| {COPY} | 1.00 ±10% |" in lines, "the copy is not compared with the contenders"
     assert "| torchrl loop | 1,234 ±10% |" in lines
     assert "| rl-triton | - |" in lines
     assert "| speed-up over fastest peer | 1.50 |" in lines
@@ -249,7 +259,7 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert "![Time.](scaling.png)" in lines
 
 
-def test_time_on_the_device_has_tables_of_its_own():
+def test_device_and_host_times_have_separate_tables():
     rows = [row._replace(device_seconds=1e-6, host_seconds=5e-6) for row in stored().rows]
     titles = [table.title for table in tables.tables(rows, [SHAPE])]
     full = "GAE, forward, [T, N]"
@@ -274,7 +284,7 @@ def test_tables_fit_the_terminal():
     ("value", "text"),
     [(0.0, "0"), (1234.5, "1,234"), (59.94, "59.9"), (0.8652, "0.865"), (0.00123, "0.00123"), (1_333_550.0, "1,333,550")],
 )
-def test_numbers_have_three_digits_that_count(value, text):
+def test_numbers_have_three_significant_digits(value, text):
     assert tables.number(value) == text
 
 
@@ -282,7 +292,7 @@ def test_numbers_have_three_digits_that_count(value, text):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_quick_plan_is_a_part_of_the_full_one(device):
+def test_a_quick_plan_is_smaller_than_the_full_one(device):
     quick, full = shapes.quick(torch.device(device)), shapes.full(torch.device(device))
     assert len(quick.estimators) < len(full.estimators)
     for name in ("over_steps", "over_envs"):
@@ -292,7 +302,8 @@ def test_a_quick_plan_is_a_part_of_the_full_one(device):
         assert len(swept) == len(set(swept)) >= 5
 
 
-def test_contenders_are_told_apart_in_the_pictures(tiny_run):
+@of_tiny_run
+def test_every_contender_has_its_own_style_in_the_figures(tiny_run):
     looks = [(style["color"], style["marker"], style["linestyle"]) for style in map(plot._style, plot._COLOURS)]
     assert len(set(looks)) == len(looks)
     drawn = {row.contender for row in tiny_run[0].rows if (row.subject, row.direction) == ("GAE", "forward")}
@@ -319,7 +330,8 @@ def test_the_command_has_help(capsys):
     assert "any of estimators, sweep, packed, loss, update, policy, integrations, separated by commas (default: all)" in text
 
 
-def test_the_command_runs_what_was_asked_for(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_command_runs_the_chosen_subject(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shapes, "quick", lambda device: TINY._replace(device=device))
     assert bench("--quick", "--device", "cpu", "--subject", "policy", "--out", tmp_path / "out") == 0
     out = capsys.readouterr().out
@@ -328,7 +340,7 @@ def test_the_command_runs_what_was_asked_for(tmp_path, monkeypatch, capsys):
     assert {row.subject for row in results.load(tmp_path / "out" / "results.json").rows} == {"greedy policy"}
 
 
-def test_a_wrong_answer_of_ours_is_exit_status_1(tmp_path, monkeypatch, capsys):
+def test_a_wrong_result_of_this_package_is_exit_status_1(tmp_path, monkeypatch, capsys):
     wrong = Case("sum", "forward", "[T, N]", SHAPE, lambda: Field([torch.ones(1)], {f"{OURS} eager": answering(2.0)}))
     monkeypatch.setitem(SUBJECTS, "policy", lambda plan: [wrong])
     assert bench("--quick", "--device", "cpu", "--subject", "policy", "--out", tmp_path) == 1
@@ -346,7 +358,7 @@ def test_a_wrong_answer_of_ours_is_exit_status_1(tmp_path, monkeypatch, capsys):
     ],
     ids=["threads", "device"],
 )
-def test_what_cannot_be_is_exit_status_2(arguments, message, monkeypatch, capsys):
+def test_an_invalid_option_is_exit_status_2(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench(*arguments) == 2
     assert capsys.readouterr().err.strip() == f"a2c-compiled: {message}"

@@ -1,4 +1,4 @@
-"""Environments side by side: gymnasium's, resumed exactly, and those written in torch."""
+"""Vectorised environments: gymnasium's, which resume exactly, and those written in torch."""
 
 import functools
 import os
@@ -95,7 +95,7 @@ class TwoParts(gymnasium.Env):
 
 
 class OwnChance(TwoParts):
-    """Draws from a generator that nobody else knows of."""
+    """Draws from a generator that is not ``np_random``, so that no seed resets it."""
 
     chance = np.random.default_rng(0)
 
@@ -104,7 +104,7 @@ class OwnChance(TwoParts):
 
 
 class PairOfActions(TwoParts):
-    """Its actions are no single array."""
+    """An environment whose actions are tuples."""
 
     action_space = spaces.Tuple([spaces.Discrete(3), spaces.Box(-1, 1, (2,))])
 
@@ -138,8 +138,8 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
-def test_environments_go_on_where_they_were(opened, name):
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * ("async" in name)) for name in RESUMED])
+def test_resumed_environments_take_the_same_steps(opened, name):
     envs = opened(RESUMED[name])
     envs.reset(seed=7)
     actions = some_actions(envs, BEFORE + AFTER)
@@ -157,12 +157,12 @@ def test_environments_go_on_where_they_were(opened, name):
     steps = [resumed.step(action) for action in actions[BEFORE:]]
     assert all(same(*both) for both in zip(steps, expected, strict=True))
     ends = sum(step.terminated.sum() + step.truncated.sum() for step in expected)
-    assert ends >= 2 or name == "pendulum_torch", "what comes after an episode is compared too"
+    assert ends >= 2 or name == "pendulum_torch", "steps after the end of an episode are compared too"
 
 
 @pytest.mark.parametrize("steps", range(8))
-def test_a_reset_that_is_due_is_taken_after_resuming(opened, steps):
-    """Saved at every moment of short episodes, ends among them."""
+def test_environments_resume_at_every_step_of_short_episodes(opened, steps):
+    """Also directly after the last step, when the reset is still due."""
     make = functools.partial(make_vector, "CartPole-v1", 3, "gymnasium", max_episode_steps=3)
     for make_one in (make, functools.partial(two_parts, AutoresetMode.NEXT_STEP)):
         envs, resumed = opened(make_one), opened(make_one)
@@ -174,8 +174,7 @@ def test_a_reset_that_is_due_is_taken_after_resuming(opened, steps):
         assert all(same(envs.step(action), resumed.step(action)) for action in actions[steps:])
 
 
-def test_environments_are_resumed_more_than_once(opened):
-    """From what was resumed, and after a later reset without a seed."""
+def test_resumed_environments_are_resumed_again_after_a_reset_without_a_seed(opened):
     envs = opened(RESUMED["cartpole"])
     envs.reset(seed=3)
     for action in some_actions(envs, 5):
@@ -188,7 +187,7 @@ def test_environments_are_resumed_more_than_once(opened):
         assert all(same(before.step(action), envs.step(action)) for action in some_actions(envs, 30))
 
 
-def test_actions_may_be_written_into_afterwards(opened):
+def test_an_action_tensor_may_be_overwritten_after_the_step(opened):
     envs, resumed = opened(RESUMED["pendulum"]), opened(RESUMED["pendulum"])
     envs.reset(seed=3)
     reused = torch.zeros(3, 1)
@@ -202,11 +201,11 @@ def test_actions_may_be_written_into_afterwards(opened):
     [
         lambda: SyncVectorEnv([TwoParts] * 2, autoreset_mode=AutoresetMode.SAME_STEP),
         lambda: RecordEpisodeStatistics(two_parts()),
-        lambda: two_parts(AutoresetMode.NEXT_STEP, vector=AsyncVectorEnv, n=1),
+        pytest.param(lambda: two_parts(AutoresetMode.NEXT_STEP, vector=AsyncVectorEnv, n=1), marks=pytest.mark.slow),
     ],
     ids=["not_replayable", "wrapped", "in_processes_next_step"],
 )
-def test_environments_that_remember_more_say_that_they_cannot_be_resumed(opened, make):
+def test_environments_with_other_state_cannot_be_resumed(opened, make):
     envs = opened(make)
     envs.reset(seed=0)
     with pytest.raises(CannotResume, match=r"env: expected environments that make_vector made .*cannot be resumed exactly"):
@@ -222,7 +221,7 @@ def test_actions_of_several_arrays_cannot_be_replayed():
         envs.state_dict()
 
 
-def test_chance_from_elsewhere_is_noticed(opened):
+def test_randomness_that_does_not_come_from_np_random_is_an_error(opened):
     make = functools.partial(two_parts, kind=OwnChance)
     envs, resumed = opened(make), opened(make)
     envs.reset(seed=0)
@@ -234,8 +233,8 @@ def test_chance_from_elsewhere_is_noticed(opened):
     resumed.step(some_actions(envs, 1)[0])
 
 
-def test_a_different_number_of_draws_is_noticed(opened):
-    """Even where nothing of it is seen."""
+def test_a_random_number_drawn_outside_of_a_step_is_an_error(opened):
+    """Also if the observations do not show it."""
     envs, resumed = opened(two_parts), opened(two_parts)
     envs.reset(seed=0)
     envs.step(torch.zeros(3, dtype=torch.int64))
@@ -246,7 +245,7 @@ def test_a_different_number_of_draws_is_noticed(opened):
 
 @pytest.mark.parametrize("others", [functools.partial(two_parts, n=2), functools.partial(CartPole, 3)], ids=["fewer", "torch"])
 @pytest.mark.parametrize("name", ["two_parts", "cartpole_native"])
-def test_a_state_of_others_is_refused(opened, name, others):
+def test_the_state_of_other_environments_is_refused(opened, name, others):
     envs, others = opened(RESUMED[name]), opened(others)
     others.reset(seed=0)
     with pytest.raises(CannotResume, match="env: expected the saved state of 3 environments"):
@@ -264,7 +263,7 @@ def test_there_is_no_state_before_the_first_reset(opened, name):
 
 @pytest.mark.parametrize("copies", [True, False])
 def test_the_last_observation_of_an_episode_is_the_one_that_ended_it(opened, copies):
-    """In each part, though the environment writes into what it returned."""
+    """In each part of the observation, although the environment overwrites the arrays that it returned."""
     make = functools.partial(
         SyncVectorEnv, [lambda: Replayable(TwoParts())] * 3, copy=copies, autoreset_mode=AutoresetMode.SAME_STEP
     )
@@ -304,7 +303,7 @@ def test_frames_are_stacked_within_each_episode(opened):
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Freeway", "SpaceInvaders"])
-def test_minatar_shows_planes_of_yes_and_no(opened, game):
+def test_minatar_observations_are_bool_images(opened, game):
     envs = opened(make_environments, f"MinAtar/{game}-v1", 2)
     again = opened(make_environments, f"MinAtar/{game}-v1", 2)
     observation = envs.reset(seed=4)
@@ -314,7 +313,7 @@ def test_minatar_shows_planes_of_yes_and_no(opened, game):
     assert all(same(envs.step(action), again.step(action)) for action in some_actions(envs, 30))
 
 
-def test_several_observations_are_tensors_in_their_order():
+def test_a_dict_or_tuple_observation_becomes_a_tuple_of_tensors_in_its_order():
     batch = {"b": np.ones((2, 3)), "a": np.zeros(2, np.int64)}
     first, second = observation_tensor(batch)
     assert (first.dtype, second.dtype, tuple(second.shape)) == (torch.float32, torch.int64, (2,))
@@ -324,7 +323,8 @@ def test_several_observations_are_tensors_in_their_order():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals as a terminal sends them")
-def test_processes_of_environments_leave_ctrl_c_to_the_one_that_started_them(opened):
+@pytest.mark.slow
+def test_processes_of_environments_ignore_ctrl_c(opened):
     before = signal.getsignal(signal.SIGINT)
     envs = opened(make_environments, "CartPole-v1", 2, "cpu", "async")
     envs.reset(seed=0)
@@ -344,12 +344,12 @@ def test_processes_of_environments_leave_ctrl_c_to_the_one_that_started_them(ope
         (("Pendulum-v1", 2, "cpu", "torch"), Pendulum),
         (("CartPole-v1", 2, "cpu", "auto", 2), SyncVectorEnv),
         (("Acrobot-v1", 2), SyncVectorEnv),
-        (("CartPole-v1", 1, "cpu", "async"), AsyncVectorEnv),
+        pytest.param(("CartPole-v1", 1, "cpu", "async"), AsyncVectorEnv, marks=pytest.mark.slow),
         (("CartPole-v1", 2, "cpu", "gymnasium"), gymnasium.envs.classic_control.cartpole.CartPoleVectorEnv),
     ],
     ids=str,
 )
-def test_environments_are_made_in_the_form_asked_for(opened, arguments, kind):
+def test_vectorization_chooses_the_class_of_the_environments(opened, arguments, kind):
     envs = opened(make_environments, *arguments)
     assert type(getattr(envs, "envs", envs)) is kind
     assert isinstance(envs, Environments)
@@ -380,7 +380,7 @@ def test_environments_are_made_in_the_form_asked_for(opened, arguments, kind):
         (("Acrobot-v1", 0), {}, "num_envs: expected at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_made_is_named(arguments, options, message):
+def test_an_environment_that_cannot_be_made_is_an_error(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         make_environments(*arguments, **options)
 
@@ -400,21 +400,21 @@ def test_an_environment_may_come_with_the_module_that_registers_it(opened, tmp_p
 # Written in torch
 
 
-def gymnasiums(env_id):
+def gymnasium_environment(env_id):
     env = gymnasium.make(env_id).unwrapped
     env.reset()
     return env
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_cartpole_moves_as_gymnasiums(dtype, tolerance):
-    envs, env = CartPole(16, dtype=dtype), gymnasiums("CartPole-v1")
+def test_cartpole_in_torch_moves_as_gymnasiums_cartpole(dtype, tolerance):
+    envs, env = CartPole(8, dtype=dtype), gymnasium_environment("CartPole-v1")
     envs.reset(seed=0)
     physics = [row.double().numpy() for row in envs.state.physics]
     ends = 0
     for action in some_actions(envs, 60):
         step = envs.step(action)
-        for i in range(16):
+        for i in range(8):
             env.state, env.steps_beyond_terminated = tuple(physics[i]), None
             seen, reward, terminated, _, _ = env.step(int(action[i]))
             torch.testing.assert_close(step.final_observation[i].double(), torch.tensor(env.state), rtol=0, atol=tolerance)
@@ -422,18 +422,18 @@ def test_cartpole_moves_as_gymnasiums(dtype, tolerance):
             assert (float(step.reward[i]), bool(step.terminated[i])) == (reward, terminated)
             physics[i] = np.array(env.state) if not terminated else envs.state.physics[i].double().numpy()
             ends += terminated
-    assert ends > 16
+    assert ends > 8
     env.close()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-def test_pendulum_moves_as_gymnasiums(dtype, tolerance):
-    envs, env = Pendulum(16, dtype=dtype), gymnasiums("Pendulum-v1")
+def test_pendulum_in_torch_moves_as_gymnasiums_pendulum(dtype, tolerance):
+    envs, env = Pendulum(8, dtype=dtype), gymnasium_environment("Pendulum-v1")
     envs.reset(seed=0)
     physics = [row.double().numpy() for row in envs.state.physics]
     for action in some_actions(envs, 60):
-        step = envs.step(3 * action)  # beyond the strongest torque at times
-        for i in range(16):
+        step = envs.step(3 * action)  # larger than the maximum torque in some steps
+        for i in range(8):
             env.state = physics[i]
             seen, reward, _, _, _ = env.step(3 * action[i].double().numpy())
             np.testing.assert_allclose(envs.state.physics[i].double().numpy(), env.state, rtol=0, atol=tolerance)
@@ -444,7 +444,7 @@ def test_pendulum_moves_as_gymnasiums(dtype, tolerance):
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(CartPole, 500), (Pendulum, 200)])
-def test_episodes_in_torch_are_cut_at_their_limit(kind, limit):
+def test_episodes_in_torch_are_truncated_at_their_time_limit(kind, limit):
     assert gymnasium.spec(f"{kind.__name__}-v1").max_episode_steps == limit
     envs = kind(3)
     envs.reset(seed=0)
@@ -457,7 +457,7 @@ def test_episodes_in_torch_are_cut_at_their_limit(kind, limit):
     assert same_as_seen == [[False, True, True], [True, False, True], [True] * 3]
 
 
-def test_an_episode_that_ends_at_its_limit_was_not_cut():
+def test_an_episode_that_terminates_at_its_time_limit_is_not_truncated():
     envs = CartPole(1)
     envs.reset(seed=0)
     envs.state = EnvironmentState(torch.tensor([[3.0, 0.0, 0.0, 0.0]]), torch.tensor([499]))
@@ -470,7 +470,7 @@ def test_an_episode_that_ends_at_its_limit_was_not_cut():
 @pytest.mark.parametrize(
     ("kind", "lowest", "highest"), [(CartPole, [-0.05] * 4, [0.05] * 4), (Pendulum, [-np.pi, -1], [np.pi, 1])]
 )
-def test_starts_in_torch_fill_their_range(kind, lowest, highest):
+def test_first_states_in_torch_fill_their_range(kind, lowest, highest):
     envs = kind(20_000, dtype=torch.float64)
     envs.reset(seed=0)
     low, high = envs.state.physics.min(0).values, envs.state.physics.max(0).values
@@ -497,7 +497,7 @@ def test_environments_in_torch_follow_their_seed(kind, dtype):
     assert envs.observation_space.contains(first[0][0].float().numpy())
 
 
-def test_a_step_in_torch_leaves_what_was_returned_alone():
+def test_a_step_in_torch_does_not_overwrite_earlier_observations():
     envs = CartPole(2)
     observation = envs.reset(seed=0)
     before = observation.clone()
@@ -506,12 +506,13 @@ def test_a_step_in_torch_leaves_what_was_returned_alone():
     assert torch.equal(observation, before)
 
 
-def test_a_step_in_torch_needs_a_reset():
+def test_a_step_in_torch_before_the_first_reset_is_an_error():
     with pytest.raises(RuntimeError, match=r"expected reset\(\) before the first step\(\)"):
         CartPole(1).step(torch.zeros(1, dtype=torch.int64))
 
 
-def test_transitions_compile_whole():
+@pytest.mark.slow
+def test_transitions_compile_as_one_graph():
     envs = CartPole(4)
     envs.reset(seed=0)
     transition = torch.compile(envs.transition, fullgraph=True)
@@ -525,7 +526,7 @@ def test_transitions_compile_whole():
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "gymnasium"])
-def test_a_gymnasium_that_keeps_its_state_elsewhere_is_not_resumed(vectorization, monkeypatch):
+def test_a_gymnasium_version_with_other_private_names_is_not_resumed(vectorization, monkeypatch):
     envs = GymnasiumEnvironments(make_vector("CartPole-v1", 2, vectorization))
     envs.reset(seed=0)
     state = envs.state_dict()

@@ -1,4 +1,4 @@
-"""Stable-Baselines3: its buffers on our kernel, its models as losses and policies of ours. Equality is with its own code."""
+"""Stable-Baselines3: rollout buffers accelerated by our kernel, models converted to our losses and policies, compared with its own code."""
 
 import copy
 
@@ -25,7 +25,7 @@ needs_kernel = pytest.mark.skipif(not cpu_scan.is_available(), reason="without t
 
 
 @pytest.fixture(autouse=True)
-def _original_again():
+def _original_method_restored():
     yield
     restore()
     assert RolloutBuffer.compute_returns_and_advantage is ORIGINAL
@@ -34,7 +34,7 @@ def _original_again():
 # Rollout buffers
 
 
-def filled(num_envs=4, num_steps=9, gamma=0.99, gae_lambda=0.95, kind=RolloutBuffer):
+def filled_buffer(num_envs=4, num_steps=9, gamma=0.99, gae_lambda=0.95, kind=RolloutBuffer):
     """A buffer of random steps, a third of which begin an episode, with the last values and flags."""
     observation_space = spaces.Dict({"x": BOX}) if kind is DictRolloutBuffer else BOX
     buffer = kind(num_steps, observation_space, BOX, "cpu", gae_lambda, gamma, num_envs)
@@ -63,14 +63,14 @@ def check_equal(case, served=True):
 
 @needs_kernel
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0), (0.0, 1.0), (1, 0)])
-def test_advantages_and_returns_are_sb3s(gamma, gae_lambda):
+def test_advantages_and_returns_equal_sb3s(gamma, gae_lambda):
     for shape in ((8, 5), (1, 1), (3, 1), (1, 40), (33, 17)):
-        acceleration = check_equal(filled(*shape, gamma, gae_lambda))
+        acceleration = check_equal(filled_buffer(*shape, gamma, gae_lambda))
         assert acceleration.fallbacks == {}
 
 
 @needs_kernel
-def test_buffers_that_inherit_the_method_are_served_and_those_with_their_own_are_not():
+def test_buffers_that_inherit_the_method_are_accelerated_and_those_that_override_it_are_not():
     class Adds(RolloutBuffer):
         def compute_returns_and_advantage(self, last_values, dones):
             super().compute_returns_and_advantage(last_values, dones)
@@ -80,14 +80,14 @@ def test_buffers_that_inherit_the_method_are_served_and_those_with_their_own_are
         def compute_returns_and_advantage(self, last_values, dones):
             self.advantages += 2.0
 
-    check_equal(filled(kind=DictRolloutBuffer))
-    check_equal(filled(kind=Adds))
-    assert check_equal(filled(kind=Own), served=False).fallbacks == {}
+    check_equal(filled_buffer(kind=DictRolloutBuffer))
+    check_equal(filled_buffer(kind=Adds))
+    assert check_equal(filled_buffer(kind=Own), served=False).fallbacks == {}
 
 
 @needs_kernel
-def test_no_nan_leaks_from_one_episode_into_the_one_before_it():
-    buffer, last_values, dones = filled()
+def test_nan_in_an_episode_does_not_reach_the_episode_before_it():
+    buffer, last_values, dones = filled_buffer()
     buffer.episode_starts[:] = 0.0
     buffer.episode_starts[4] = 1.0
     buffer.rewards[4:] = np.nan
@@ -122,8 +122,8 @@ def with_arrays(case):
     ],
 )
 @needs_kernel
-def test_what_the_kernel_cannot_serve_is_left_to_sb3_and_counted(change, reason):
-    case = list(filled())
+def test_input_that_the_kernel_does_not_support_is_left_to_sb3_and_counted(change, reason):
+    case = list(filled_buffer())
     change(case)
     acceleration = check_equal(case, served=False)
     ((counted, number),) = acceleration.fallbacks.items()
@@ -131,16 +131,16 @@ def test_what_the_kernel_cannot_serve_is_left_to_sb3_and_counted(change, reason)
     assert number == 1
 
 
-def test_without_the_kernels_everything_is_left_to_sb3(monkeypatch):
+def test_without_the_cpp_kernels_everything_is_left_to_sb3(monkeypatch):
     monkeypatch.setattr(cpu_scan, "_extension", None)
-    assert check_equal(filled(), served=False).fallbacks == {"the C++ kernels were not built": 1}
+    assert check_equal(filled_buffer(), served=False).fallbacks == {"the C++ kernels were not built": 1}
 
 
 def is_accelerated():
     return RolloutBuffer.compute_returns_and_advantage is not ORIGINAL
 
 
-def test_the_original_is_back_when_every_block_has_ended():
+def test_the_original_method_is_restored_when_every_block_has_ended():
     with accelerate():
         with accelerate(), pytest.raises(RuntimeError), accelerate():
             raise RuntimeError
@@ -148,7 +148,7 @@ def test_the_original_is_back_when_every_block_has_ended():
     assert not is_accelerated()
 
 
-def test_restore_ends_every_request():
+def test_restore_ends_every_accelerate():
     with accelerate():
         accelerate()
         restore()
@@ -162,15 +162,15 @@ def test_restore_ends_every_request():
 
 @needs_kernel
 @pytest.mark.parametrize("algorithm", [A2C, PPO])
-def test_learning_goes_through_the_kernel(algorithm):
-    def learnt():
+def test_learning_uses_the_kernel_and_gives_the_same_parameters(algorithm):
+    def learned_parameters():
         model = algorithm("MlpPolicy", "CartPole-v1", n_steps=32, seed=0, device="cpu", **options)
         return torch.nn.utils.parameters_to_vector(model.learn(64).policy.parameters())
 
     options = {"batch_size": 32, "n_epochs": 1} if algorithm is PPO else {}
-    expected = learnt()
+    expected = learned_parameters()
     with accelerate() as acceleration:
-        assert_close(learnt(), expected, torch.float32)
+        assert_close(learned_parameters(), expected, torch.float32)
     assert (acceleration.calls, acceleration.fallbacks) == (2, {})
 
 
@@ -226,17 +226,17 @@ def samples(space, count=64):
 
 
 def exported(policy, observation, folder):
-    """Answers of the exported policy in onnxruntime."""
+    """Actions of the exported policy in onnxruntime."""
     onnxruntime = pytest.importorskip("onnxruntime")
     export = pytest.importorskip("a2c_compiled.export")
     inputs = {"observation": torch.from_numpy(observation[:3])}
     path = export.export_onnx(policy, inputs, folder / "policy.onnx", dynamic_axes=("N",))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    answers = session.run(["action"], {"observation": observation})[0]
+    actions = session.run(["action"], {"observation": observation})[0]
     from a2c_compiled.export.on_device.runtime import Policy
 
-    np.testing.assert_array_equal(Policy.load(path).act(observation), answers)
-    return answers
+    np.testing.assert_array_equal(Policy.load(path).act(observation), actions)
+    return actions
 
 
 def check_actions(actual, expected):
@@ -245,23 +245,28 @@ def check_actions(actual, expected):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
     else:
         np.testing.assert_array_equal(actual, expected)
-    assert len(np.unique(expected, axis=0)) > 1, "one action alone tells nothing"
+    assert len(np.unique(expected, axis=0)) > 1, "equal actions for all observations would test nothing"
 
 
-def check_policy(model, observation, folder, given=None):
-    """Eager, TorchScript and ONNX against predict; ``given`` is the observation that predict takes, if another."""
+def check_policy(model, observation, folder=None, sb3_observation=None):
+    """Compares the policy's actions with ``model.predict``: in eager mode, in TorchScript and, with a ``folder``, in ONNX.
+
+    ``sb3_observation`` is the observation for ``predict`` where it differs from that of the policy.
+    """
     policy = from_sb3(model).policy
-    expected, _ = model.predict(observation if given is None else given, deterministic=True)
+    expected, _ = model.predict(observation if sb3_observation is None else sb3_observation, deterministic=True)
     with torch.no_grad():
         check_actions(policy(torch.from_numpy(observation)).action.numpy(), expected)
         check_actions(torch.jit.script(policy)(torch.from_numpy(observation)).action.numpy(), expected)
-    check_actions(exported(policy, observation, folder), expected)
+    if folder is not None:
+        check_actions(exported(policy, observation, folder), expected)
 
 
-@pytest.mark.parametrize(("env_id", "algorithm"), [("CartPole-v1", A2C), ("Pendulum-v1", A2C), ("Pendulum-v1", PPO)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("env_id", "algorithm"), [("CartPole-v1", A2C), ("Pendulum-v1", PPO)])
 def test_an_exported_policy_acts_as_the_trained_model(env_id, algorithm, tmp_path):
     options = {"n_steps": 128} if algorithm is PPO else {}
-    model = algorithm("MlpPolicy", env_id, seed=0, device="cpu", **options).learn(512)
+    model = algorithm("MlpPolicy", env_id, seed=0, device="cpu", **options).learn(128)
     env, observations = gym.make(env_id), []
     observation, _ = env.reset(seed=1)
     for _ in range(300):
@@ -274,14 +279,16 @@ def test_an_exported_policy_acts_as_the_trained_model(env_id, algorithm, tmp_pat
 
 
 @pytest.mark.parametrize("name", ACTIONS)
-def test_actions_of_every_space(name, tmp_path):
-    check_policy(random_model(action_space=ACTIONS[name]), samples(BOX), tmp_path)
+def test_a_policy_for_every_action_space_acts_as_its_model(name):
+    check_policy(random_model(action_space=ACTIONS[name]), samples(BOX))
 
 
-@pytest.mark.parametrize("name", OBSERVATIONS)
-def test_observations_of_every_space(name, tmp_path):
-    space = OBSERVATIONS[name]
-    model = random_model(space, ACTIONS["Box"], policy="CnnPolicy" if name == "image" else "MlpPolicy")
+@pytest.mark.slow
+@pytest.mark.parametrize(("observations", "actions"), list(zip(OBSERVATIONS, ACTIONS, strict=True)))
+def test_an_exported_policy_for_every_space_acts_as_its_model(observations, actions, tmp_path):
+    """Exports every observation space and every action space once."""
+    space = OBSERVATIONS[observations]
+    model = random_model(space, ACTIONS[actions], policy="CnnPolicy" if observations == "image" else "MlpPolicy")
     check_policy(model, samples(space, 16), tmp_path)
 
 
@@ -291,6 +298,7 @@ def test_images_may_have_their_channels_first():
     assert torch.equal(policy(image).action, policy(image.permute(0, 3, 1, 2)).action)
 
 
+@pytest.mark.slow
 def test_the_statistics_of_vec_normalize_are_part_of_the_policy(tmp_path):
     space = spaces.Box(-100.0, 300.0, (3,))
     env = VecNormalize(DummyVecEnv([lambda: Random(space, ACTIONS["Box"])]), clip_obs=1.5)
@@ -299,13 +307,13 @@ def test_the_statistics_of_vec_normalize_are_part_of_the_policy(tmp_path):
         model.policy.action_net.weight.mul_(100.0)
     observation = samples(space)
     assert np.abs(env.normalize_obs(observation)).max() == 1.5, "some are clipped"
-    check_policy(model, observation, tmp_path, given=env.normalize_obs(observation))
+    check_policy(model, observation, tmp_path, sb3_observation=env.normalize_obs(observation))
     env.norm_obs = False
-    check_policy(model, observation, tmp_path)
+    check_policy(model, observation)
 
 
 class Extractor(BaseFeaturesExtractor):
-    """A user's own, with a layer that acts otherwise in training."""
+    """A user-defined extractor with dropout, which must be off when the policy acts."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space, 6)
@@ -315,11 +323,11 @@ class Extractor(BaseFeaturesExtractor):
         return self.layers(observations)
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_features_extractor_may_be_ones_own_and_each_networks_own(shared, tmp_path):
+@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_user_defined_features_extractor_may_be_shared_or_separate(shared, tmp_path):
     options = {"features_extractor_class": Extractor, "share_features_extractor": shared, "net_arch": []}
     model = random_model(policy_kwargs=options)
-    check_policy(model, samples(BOX), tmp_path)
+    check_policy(model, samples(BOX), None if shared else tmp_path)
     actor, critic = (
         set(network.parameters()) for network in (from_sb3(model).loss.actor_network, from_sb3(model).loss.critic_network)
     )
@@ -340,8 +348,8 @@ def one_update(action_space, policy_step=False, **options):
     return model, before
 
 
-def steps(model):
-    """Observations and actions of the last rollout, as its buffer has them flattened."""
+def flat_rollout(model):
+    """Observations and actions of the last rollout, flattened as in SB3's buffer."""
     buffer = model.rollout_buffer
     actions = torch.from_numpy(buffer.actions)
     return torch.from_numpy(buffer.observations), actions.squeeze(-1) if isinstance(
@@ -367,23 +375,26 @@ def check_losses_and_gradients(model, losses):
 
 
 @pytest.mark.parametrize("name", ACTIONS)
-def test_losses_and_gradients_are_those_of_sb3s_update(name):
+def test_losses_and_gradients_equal_those_of_sb3s_update(name):
     model, _ = one_update(ACTIONS[name])
     buffer = model.rollout_buffer
     advantage, value_target = (torch.from_numpy(array).squeeze(-1) for array in (buffer.advantages, buffer.returns))
-    check_losses_and_gradients(model, from_sb3(model).loss(*steps(model), advantage=advantage, value_target=value_target))
+    check_losses_and_gradients(
+        model, from_sb3(model).loss(*flat_rollout(model), advantage=advantage, value_target=value_target)
+    )
 
 
 def rollout_of(model):
-    """The last rollout, of an environment whose episodes are longer than it."""
-    observation, action = map(rows, steps(model))
-    reward = torch.from_numpy(model.rollout_buffer.rewards)  # which the buffer leaves as it was
+    """The last rollout as ``[T, N, ...]``; its environment's episodes are longer than the rollout, so no step is done."""
+    observation, action = map(rows, flat_rollout(model))
+    reward = torch.from_numpy(model.rollout_buffer.rewards)  # the buffer does not flatten the rewards
     next_observation = torch.cat([observation[1:], torch.from_numpy(model._last_obs).unsqueeze(0)])
     done = torch.zeros_like(reward, dtype=torch.bool)
     return Rollout(observation, action, reward, next_observation, done, done)
 
 
-def test_advantages_computed_inside_are_those_of_the_buffer():
+@pytest.mark.slow
+def test_advantages_that_the_loss_computes_equal_those_of_the_buffer():
     model, _ = one_update(ACTIONS["Box"], length=1000)
     loss, rollout = from_sb3(model).loss, rollout_of(model)
     check_losses_and_gradients(model, loss(*rollout[:6]))
@@ -403,6 +414,7 @@ def test_a_training_step_on_the_loss_trains_the_model():
         torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_the_training_step_of_a_model_exports(tmp_path):
     export = pytest.importorskip("a2c_compiled.export")
     model, _ = one_update(ACTIONS["Box"], length=1000)
@@ -410,7 +422,7 @@ def test_the_training_step_of_a_model_exports(tmp_path):
     assert export.verify(path).passed
 
 
-def test_hyperparameters_are_the_models():
+def test_hyperparameters_come_from_the_model():
     loss = from_sb3(random_model(algorithm=PPO, n_steps=8, batch_size=8, gamma=0.9, ent_coef=0.03, vf_coef=0.7)).loss
     estimator = loss.value_estimator
     found = [float(value) for value in (estimator.gamma, estimator.lmbda, loss.entropy_coef, loss.critic_coef)]
@@ -420,7 +432,7 @@ def test_hyperparameters_are_the_models():
     assert (float(alone.value_estimator.lmbda), float(alone.critic_coef), alone.loss_critic_type) == (1.0, 0.5, "l2")
 
 
-# What is refused
+# Errors
 
 
 class Squared(ActorCriticPolicy):
@@ -442,7 +454,7 @@ class Squared(ActorCriticPolicy):
     ],
     ids=["gSDE", "Dict", "custom", "DQN"],
 )
-def test_what_is_not_supported_is_said(make, error, message):
+def test_a_model_that_is_not_supported_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         from_sb3(make())
 

@@ -1,4 +1,4 @@
-"""TorchRL on this library's kernels, against TorchRL itself: the same results, gradients and side effects, or its own function."""
+"""accelerate() and from_torchrl(): the same results, gradients and side effects as TorchRL, or a fallback to TorchRL's function."""
 
 import copy
 import sys
@@ -95,45 +95,50 @@ def differentiated(result, arguments):
     return torch.autograd.grad(flat(result), wanted, weights, allow_unused=True, materialize_grads=True)
 
 
-def check(name, arguments, expected_gradients=True, served=True, **named):
-    """Served, and what TorchRL gives."""
-    expected = ORIGINALS[name](*arguments, **named)
-    before = [argument.clone() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+def check(name, *calls, served=True, **named):
+    """Each call, a list of arguments, gives TorchRL's results and gradients; the kernels serve all of the calls, or none of them.
+
+    One ``accelerate()`` serves all calls: to enter and leave it searches every imported module for TorchRL's functions, which takes longer
+    than the calls.
+    """
+    expected = [ORIGINALS[name](*arguments, **named) for arguments in calls]
+    before = [[one.clone() if isinstance(one, torch.Tensor) else one for one in arguments] for arguments in calls]
+    actual = []
     with accelerate() as acceleration:
-        actual = getattr(functional, name)(*arguments, **named)
-    assert (acceleration.calls >= 1, bool(acceleration.fallbacks)) == (served, not served), acceleration
-    assert type(actual) is type(expected)
-    for one, other in zip(flat(actual), flat(expected), strict=True):
-        assert one.dtype == other.dtype
-        assert one.is_contiguous() or not other.is_contiguous()
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    for argument, original in zip(arguments, before, strict=True):
-        assert not isinstance(argument, torch.Tensor) or torch.equal(argument, original)
-    if expected_gradients and any(getattr(argument, "requires_grad", False) for argument in arguments):
-        pairs = zip(differentiated(actual, arguments), differentiated(expected, arguments), strict=True)
-        for one, other in pairs:
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        for arguments in calls:
+            counts = acceleration.calls, sum(acceleration.fallbacks.values())
+            actual.append(getattr(functional, name)(*arguments, **named))
+            increased = acceleration.calls > counts[0], sum(acceleration.fallbacks.values()) > counts[1]
+            assert increased == (served, not served), acceleration
+    for result, truth, arguments, originals in zip(actual, expected, calls, before, strict=True):
+        assert type(result) is type(truth)
+        for one, other in zip(flat(result), flat(truth), strict=True):
+            assert one.dtype == other.dtype
+            assert one.is_contiguous() or not other.is_contiguous()
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        for argument, original in zip(arguments, originals, strict=True):
+            assert not isinstance(argument, torch.Tensor) or torch.equal(argument, original)
+        if any(getattr(argument, "requires_grad", False) for argument in arguments):
+            pairs = zip(differentiated(result, arguments), differentiated(truth, arguments), strict=True)
+            for one, other in pairs:
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SERVED)
 def test_value_functions_equal_torchrl(name):
-    has_time = not name.startswith("td0")
-    for dtype in (torch.float32, torch.float64):
-        check(name, operands(name, dtype=dtype))
-        check(name, operands(name, (5, 2), dtype))
-        check(name, operands(name, (2, 3, 6, 2), dtype))
-        if has_time:
-            check(name, operands(name, (4, 7), dtype), time_dim=-1)
-            check(name, operands(name, (3, 5, 2, 2), dtype), time_dim=1)
-            check(name, operands(name, (9,), dtype), time_dim=-1)
-    check(name, operands(name, layout=lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1)))
+    dtypes = (torch.float32, torch.float64)
+    in_rows = operands(name, layout=lambda tensor: tensor.transpose(0, 1).contiguous().transpose(0, 1))
     numbers = [float(one) if isinstance(one, torch.Tensor) and one.dim() == 0 else one for one in operands(name)]
-    check(name, numbers)
+    shapes = ((4, 7, 1), (5, 2), (2, 3, 6, 2))
+    check(name, in_rows, numbers, *(operands(name, shape, dtype) for dtype in dtypes for shape in shapes))
+    if not name.startswith("td0"):
+        check(name, *(operands(name, shape, dtype) for dtype in dtypes for shape in ((4, 7), (9,))), time_dim=-1)
+        check(name, *(operands(name, (3, 5, 2, 2), dtype) for dtype in dtypes), time_dim=1)
 
 
 @pytest.mark.parametrize("name", SERVED)
 def test_gradients_of_value_functions_equal_torchrl(name):
-    """Also to gamma and lmbda, of which TorchRL's vectorised functions know none or a wrong one."""
+    """Also the gradients of gamma and lmbda, which are missing or wrong in TorchRL's vectorised functions."""
     arguments = operands(name, grad=True, dtype=torch.float64)
     if not name.startswith("vec_") and name != "reward2go":
         return check(name, arguments)
@@ -180,7 +185,7 @@ def test_half_precision_keeps_what_torchrl_returns():
     check("vec_generalized_advantage_estimate", arguments, served=False)
 
 
-def test_gamma_zero_and_nan_beyond_an_end_are_no_longer_errors():
+def test_gamma_zero_and_nan_after_an_episodes_end_give_finite_advantages():
     gamma, *rest = operands("vec_generalized_advantage_estimate")
     rest[4], rest[5] = rest[4].fill_(False), rest[5].fill_(False)
     rest[4][:, 3], rest[5][:, 3], rest[2][:, 3] = True, True, float("nan")
@@ -204,7 +209,7 @@ FALLBACKS = {
 
 
 @pytest.mark.parametrize("kind", FALLBACKS)
-def test_what_is_not_served_is_left_to_torchrl_and_counted(kind):
+def test_unsupported_arguments_are_left_to_torchrl_and_counted(kind):
     arguments = FALLBACKS[kind](operands("generalized_advantage_estimate"))
     expected = ORIGINALS["generalized_advantage_estimate"](*arguments)
     with accelerate() as acceleration:
@@ -217,7 +222,7 @@ def test_what_is_not_served_is_left_to_torchrl_and_counted(kind):
 
 
 @pytest.mark.parametrize("name", [*SERVED])
-def test_errors_are_those_of_torchrl(name):
+def test_errors_equal_those_of_torchrl(name):
     arguments = operands(name)
     arguments[1 if name == "reward2go" else -1] = arguments[1 if name == "reward2go" else -1][:, :3]
     with pytest.raises((RuntimeError, ValueError)) as expected:
@@ -235,7 +240,8 @@ def test_forward_mode_is_left_to_torchrl():
     assert acceleration.calls == 0
 
 
-def test_transforms_and_compile_give_the_same():
+@pytest.mark.slow
+def test_vmap_and_compile_give_the_same_result():
     arguments = operands("td_lambda_return_estimate", dtype=torch.float64)
     expected = ORIGINALS["td_lambda_return_estimate"](*arguments)
     with accelerate():
@@ -250,7 +256,7 @@ def test_transforms_and_compile_give_the_same():
 # Putting in place and back
 
 
-def test_every_module_gets_the_functions_and_gives_them_back():
+def test_every_module_gets_the_functions_until_the_block_ends():
     early, late = types.ModuleType("early"), types.ModuleType("late")
     early.renamed = functional.generalized_advantage_estimate
     sys.modules.update(early=early, late=late)
@@ -265,7 +271,7 @@ def test_every_module_gets_the_functions_and_gives_them_back():
         del sys.modules["early"], sys.modules["late"]
 
 
-def test_requests_nest_and_each_counts_from_where_it_began():
+def test_nested_accelerates_count_their_own_calls():
     arguments = operands("reward2go")
     with accelerate() as outer:
         functional.reward2go(*arguments)
@@ -323,7 +329,7 @@ ESTIMATORS = {
 
 
 def before_and_after(call):
-    """What a call gives on copies of everything, without and with ``accelerate()``."""
+    """The results of a call without and with ``accelerate()``."""
     expected = call()
     with accelerate() as acceleration:
         actual = call()
@@ -332,7 +338,7 @@ def before_and_after(call):
 
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimators_give_the_same_in_the_same_entries(name, differentiable):
+def test_accelerated_estimators_write_the_same_entries(name, differentiable):
     value_net = critic()
 
     def call():
@@ -354,7 +360,7 @@ def test_estimators_give_the_same_in_the_same_entries(name, differentiable):
     assert_same(actual, expected)
 
 
-def test_vtrace_gives_the_same():
+def test_accelerated_vtrace_gives_the_same_result():
     def call():
         torch.manual_seed(0)  # TorchRL scores an action that it samples anew
         batch = data()
@@ -367,7 +373,7 @@ def test_vtrace_gives_the_same():
 
 
 class Unknown(nn.Module):
-    """A layer that is none of those known to take any batch."""
+    """A layer that the integration does not know, so that it may depend on the batch shape."""
 
     def forward(self, x, y=1.0):
         return (x * y).sum(-1, keepdim=True)
@@ -388,7 +394,7 @@ def _watched(module):
 
 
 @pytest.mark.parametrize("kind", VALUE_NETS)
-def test_other_value_networks_are_called_as_torchrl_calls_them(kind):
+def test_unsupported_value_networks_are_called_by_torchrl(kind):
     torch.manual_seed(0)
     value_net = VALUE_NETS[kind]()
 
@@ -403,7 +409,7 @@ def test_other_value_networks_are_called_as_torchrl_calls_them(kind):
     assert [reason for reason in acceleration.fallbacks if reason.startswith("value network")]
 
 
-def test_values_that_are_there_are_kept_where_torchrl_keeps_them():
+def test_existing_values_are_kept_with_skip_existing():
     def call():
         batch = data(state_value=torch.zeros(4, 5, 1))
         batch["next", "state_value"] = torch.zeros(4, 5, 1)
@@ -457,7 +463,7 @@ def results(loss, batch, keys=("loss_objective", "loss_critic", "loss_entropy"))
     ],
     ids=str,
 )
-def test_losses_and_their_gradients_are_the_same(kind, options):
+def test_accelerated_losses_and_gradients_equal_torchrl(kind, options):
     torch.manual_seed(0)
     loss = loss_of(kind, **options)
     keys = ("loss_objective", "loss_critic", "loss_entropy")
@@ -467,7 +473,7 @@ def test_losses_and_their_gradients_are_the_same(kind, options):
     assert_same(results(loss, data(), keys), expected)
 
 
-def test_a_loss_that_has_been_moved_or_copied_is_the_same():
+def test_accelerated_losses_after_a_conversion_or_copy_equal_torchrl():
     for change in (nn.Module.double, copy.deepcopy):
         loss = change(loss_of())
         batch = data(make_loss_steps(dtype=next(loss.parameters()).dtype))
@@ -475,7 +481,7 @@ def test_a_loss_that_has_been_moved_or_copied_is_the_same():
         assert_same(actual, expected)
 
 
-def test_a_failing_loss_is_left_as_it_was():
+def test_a_loss_that_raises_stays_functional():
     loss = loss_of()
     with accelerate(), pytest.raises(KeyError):
         loss.loss_critic(data())
@@ -595,7 +601,7 @@ def test_converted_estimators_equal_torchrl(estimator):
 @pytest.mark.parametrize(
     "options", [{"shifted": True}, {"group_key": "group", "average_gae": True}, {"auto_reset_env": True}], ids=str
 )
-def test_converted_ways_to_estimate_equal_torchrl(options):
+def test_converted_estimator_options_equal_torchrl(options):
     """TorchRL's shifted values work in losses alone that are not functional."""
     theirs, steps = loss_of(functional=False), steps_for("Categorical")
     theirs.make_value_estimator(ValueEstimators.GAE, gamma=0.9, lmbda=0.8, **options)
@@ -654,6 +660,7 @@ def test_several_entries_are_a_tuple_of_tensors():
     torch.testing.assert_close(ours(**given).loss_objective, expected["loss_objective"])
 
 
+@pytest.mark.slow
 def test_a_converted_loss_compiles_trains_and_exports(tmp_path):
     theirs, steps = loss_of(module=ACTORS["TanhNormal"](), entropy_bonus=False), steps_for("TanhNormal")
     ours = from_torchrl(theirs)
@@ -700,7 +707,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_turned_over_is_refused_by_name(name):
+def test_losses_that_cannot_be_converted_are_refused_by_name(name):
     make, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         from_torchrl(make())

@@ -16,7 +16,7 @@ from a2c_compiled.update import Rollout, TrainStep
 
 
 class Spaces:
-    """As much of environments as its networks depend on."""
+    """The attributes of environments that ``make_networks`` reads."""
 
     def __init__(self, observations, actions=None):
         self.observation_space = observations
@@ -32,7 +32,7 @@ def pixels(*shape):
 
 
 def some_observations(space, *batch):
-    """Of ``space``, as an environment shows them, with the leading dimensions ``batch``."""
+    """Random observations of ``space`` as an environment returns them, with the leading dimensions ``batch``."""
     for size in reversed(batch):
         space = batch_space(space, size)
     space.seed(0)
@@ -60,7 +60,7 @@ OBSERVATIONS = {
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_networks_take_steps_environments_and_single_observations(name, normalize):
+def test_networks_accept_any_number_of_leading_dimensions(name, normalize):
     space, _ = OBSERVATIONS[name]
     actor, critic, distribution = make_networks(Spaces(space), (8,), normalize)
     for batch in ((2,), (3, 2), ()) if name != "atari" else ((2,),):
@@ -75,7 +75,7 @@ def first_of(observation):
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_encoders_are_as_wide_as_they_say(name):
+def test_encoders_have_the_width_that_encoder_for_returns(name):
     space, width = OBSERVATIONS[name]
     encoder, said = encoder_for(space)
     assert said == width
@@ -109,7 +109,7 @@ def test_images_that_are_too_small_are_refused(space):
         make_networks(Spaces(space), (8,))
 
 
-def test_vectors_need_nothing_in_front():
+def test_networks_for_vectors_have_no_encoder():
     torch.manual_seed(0)
     actor, critic, _ = make_networks(Spaces(box(4)), (16, 8))
     torch.manual_seed(0)
@@ -135,7 +135,7 @@ def test_pixels_are_scaled_to_one():
     torch.testing.assert_close(encoder(image), by_hand(encoder, image.permute(0, 3, 1, 2) / 255))
 
 
-def test_yes_and_no_are_one_and_zero():
+def test_bool_images_become_zeros_and_ones():
     space = box(10, 10, 4, dtype=np.bool_)
     encoder, image = encoder_for(space)[0], some_observations(space, 4)
     torch.testing.assert_close(encoder(image), by_hand(encoder, image.float().permute(0, 3, 1, 2)))
@@ -151,7 +151,7 @@ def test_stacked_images_are_channels():
     torch.testing.assert_close(encoder(image), by_hand(encoder, channels))
 
 
-def test_large_images_take_the_convolutions_of_the_nature_dqn():
+def test_large_images_have_the_convolutions_of_the_nature_dqn():
     encoder, width = encoder_for(pixels(4, 84, 84))
     shapes = [tuple(layer.weight.shape) for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
     assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3)]
@@ -175,6 +175,7 @@ def test_one_input_is_scripted(name):
         torch.testing.assert_close(scripted(observation), actor(observation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["minatar", "stacked_grey"])
 def test_a_policy_over_images_is_exported(tmp_path, name):
     space, _ = OBSERVATIONS[name]
@@ -194,7 +195,7 @@ def test_a_choice_is_a_one_hot_vector():
         assert torch.equal(module(torch.tensor([[0, 2], [1, 0]])), expected)
 
 
-def test_parts_stand_side_by_side_in_their_order():
+def test_encoded_parts_are_concatenated_in_their_order():
     encoder, _ = encoder_for(MANY)
     choice, image, place = some_observations(MANY, 4)
     assert list(MANY.spaces) == ["choice", "image", "place"]
@@ -222,7 +223,7 @@ def test_each_vector_has_a_norm_of_its_own_that_both_networks_share():
     assert not torch.allclose(actor(observation), before)
 
 
-def test_a_norm_stands_in_front_of_a_vector_network():
+def test_a_vector_network_begins_with_its_norm():
     actor, critic, _ = make_networks(Spaces(box(4)), (8,), normalize_observations=True)
     assert actor[0] is critic[0]
     assert isinstance(actor[0], ObservationNorm)
@@ -233,7 +234,7 @@ def test_a_norm_stands_in_front_of_a_vector_network():
 
 
 @pytest.mark.parametrize("name", ["minatar", "tuple"])
-def test_what_stands_in_front_learns_from_actor_and_critic(name):
+def test_encoders_learn_from_actor_and_critic(name):
     space, _ = OBSERVATIONS[name]
     actor, critic, distribution = make_networks(Spaces(space), (8,), normalize_observations=True)
     assert isinstance(actor[0], (ImageEncoder, ManyInputs))

@@ -38,7 +38,7 @@ def assert_moments(moments, rows):
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (1,)])
-def test_moments_in_pieces_are_those_of_the_whole(shape):
+def test_moments_of_several_updates_equal_those_of_all_observations(shape):
     moments = RunningMoments(shape)
     pieces = [
         observations(7, shape=shape),
@@ -52,7 +52,7 @@ def test_moments_in_pieces_are_those_of_the_whole(shape):
     assert_moments(moments, torch.cat([piece.reshape(-1, *shape) for piece in pieces]))
 
 
-def test_moments_far_from_zero_keep_their_digits():
+def test_moments_far_from_zero_keep_their_precision():
     moments = RunningMoments([3])
     for seed in range(20):
         moments.update(observations(50, seed=seed, offset=1e8, scale=0.1))
@@ -60,7 +60,7 @@ def test_moments_far_from_zero_keep_their_digits():
     torch.testing.assert_close(moments.var, torch.as_tensor(rows.numpy().var(0)), rtol=1e-6, atol=0)
 
 
-def test_what_the_mask_leaves_out_has_no_influence():
+def test_observations_outside_the_mask_do_not_change_the_moments():
     moments, x = RunningMoments([3]), observations(6, 4)
     mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.5
     moments.update(x.masked_fill(~mask.unsqueeze(-1), float("nan")), mask)
@@ -69,13 +69,13 @@ def test_what_the_mask_leaves_out_has_no_influence():
     assert_moments(moments, x[mask])
 
 
-def test_nothing_seen_leaves_things_as_they_are():
+def test_a_norm_without_observations_only_clips():
     norm, x = ObservationNorm([3]), observations(4)
     norm.update(x[:0])
     torch.testing.assert_close(norm(x), x.clamp(-10, 10))
 
 
-def test_moments_are_gymnasiums_and_stable_baselines3s():
+def test_moments_equal_those_of_gymnasium_and_stable_baselines3():
     theirs = pytest.importorskip("stable_baselines3.common.running_mean_std").RunningMeanStd(PEERS_COUNT, (3,))
     gymnasiums, moments = RunningMeanStd(PEERS_COUNT, (3,)), RunningMoments([3])
     moments.count.fill_(PEERS_COUNT)
@@ -94,7 +94,7 @@ def test_moments_are_gymnasiums_and_stable_baselines3s():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 5e-3)]
 )
-def test_observations_become_multiples_of_their_deviation(dtype, tolerance):
+def test_observations_are_standardised_and_clipped(dtype, tolerance):
     norm, x = ObservationNorm([3], clip=1.5, epsilon=1e-2), observations(6, 4)
     norm.update(x)
     x = x.to(dtype)
@@ -128,14 +128,16 @@ def test_normalization_is_scripted():
     torch.testing.assert_close(torch.jit.script(network)(x), network(x))
 
 
-def test_normalization_is_part_of_what_is_exported(tmp_path):
+@pytest.mark.slow
+def test_an_exported_network_normalises_observations(tmp_path):
     from a2c_compiled import export  # here, since the processes below import this file
 
     path = export.export_onnx(normalized_network(), (observations(4, 5).float(),), tmp_path / "network.onnx")
     assert export.verify(path).passed
 
 
-def test_normalization_and_its_update_compile_whole():
+@pytest.mark.slow
+def test_normalization_and_its_update_compile_as_one_graph():
     eager, x = normalized_network(), observations(4, 5, seed=1).float()
     network = copy.deepcopy(eager)
 
@@ -151,7 +153,7 @@ def test_normalization_and_its_update_compile_whole():
         torch.testing.assert_close(mine, expected)
 
 
-def test_a_shared_norm_sees_each_observation_once():
+def test_a_shared_norm_is_updated_once():
     norm = ObservationNorm([3])
     both = nn.ModuleList([nn.Sequential(norm, nn.Linear(3, 2)), nn.Sequential(norm, nn.Linear(3, 1))])
     x = observations(4, 5)
@@ -159,7 +161,7 @@ def test_a_shared_norm_sees_each_observation_once():
     assert_moments(norm, x.reshape(-1, 3))
 
 
-def test_each_norm_sees_its_own_part():
+def test_each_norm_is_updated_with_its_own_part_of_the_observation():
     network = ManyInputs([ObservationNorm([3], part=0), nn.Identity(), ObservationNorm([2], part=2)])
     parts = observations(4), observations(4, shape=(7,)), observations(4, shape=(2,), seed=1)
     mask = torch.tensor([True, False, True, True])
@@ -180,7 +182,7 @@ def test_each_norm_sees_its_own_part():
         (lambda: RewardScale(3).scale(torch.ones(2, 3), torch.ones(3).bool()), r"done: expected shape \[2, 3\], got \[3\]"),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_wrong_shapes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -217,7 +219,7 @@ def test_rewards_are_scaled_as_stable_baselines3_does(steps):
     theirs.close()
 
 
-def test_the_deviation_is_that_of_all_discounted_returns():
+def test_rewards_are_divided_by_the_deviation_of_all_discounted_returns():
     scale, (reward, done) = RewardScale(4, GAMMA, clip=100.0), rewards()
     running, returns = np.zeros(4), []
     for row, end in zip(reward.double().numpy(), done.numpy(), strict=True):
@@ -229,7 +231,7 @@ def test_the_deviation_is_that_of_all_discounted_returns():
     assert_exact(scale.running, running)
 
 
-def test_steps_that_do_not_count_do_not_change_the_scale():
+def test_steps_outside_the_mask_do_not_change_the_reward_scale():
     scale, (reward, done) = RewardScale(4, GAMMA), rewards()
     mask = torch.ones_like(done)
     mask[3:5] = False
@@ -240,7 +242,7 @@ def test_steps_that_do_not_count_do_not_change_the_scale():
     assert scale.moments.var.item() != everything.moments.var.item()
 
 
-def test_the_scale_goes_on_where_it_was():
+def test_a_restored_reward_scale_continues_exactly():
     reward, done = rewards()
     whole, first, second = (RewardScale(4, GAMMA) for _ in range(3))
     whole.scale(reward[:10], done[:10])
@@ -254,7 +256,7 @@ def test_the_scale_goes_on_where_it_was():
 
 
 def in_one_of_two_processes(rank, folder):
-    """Statistics of one half, which are to be those of the whole."""
+    """Updates the statistics with one half of the environments; they have to equal those of all environments."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     norm, scale = ObservationNorm([3]), RewardScale(2, GAMMA)
@@ -266,7 +268,8 @@ def in_one_of_two_processes(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_know_what_one_would_of_all_their_data(tmp_path):
+@pytest.mark.slow
+def test_statistics_of_two_processes_equal_those_of_one_with_all_data(tmp_path):
     if not torch.distributed.is_gloo_available():
         pytest.skip("no gloo")
     torch.multiprocessing.spawn(in_one_of_two_processes, (str(tmp_path),), nprocs=2)

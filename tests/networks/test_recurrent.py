@@ -90,7 +90,7 @@ def test_a_sequence_equals_its_steps_one_by_one_with_states_reset(cell, shared):
 
 @every_cell
 @pytest.mark.parametrize("options", [{}, {"shifted": True, "shifted_budget": T}], ids=["two_passes_in_one", "shifted"])
-def test_the_loss_and_its_gradients_through_time_equal_those_by_hand(cell, options):
+def test_the_loss_and_its_gradients_through_time_equal_those_of_single_steps(cell, options):
     networks = make_networks(cell, shared=False)
     loss = make_loss(networks, **options)
     played = Played(networks)
@@ -110,7 +110,7 @@ def test_the_loss_and_its_gradients_through_time_equal_those_by_hand(cell, optio
     assert_same(gradients(outputs, networks), gradients(expected, networks), 1e-10)
 
 
-def test_nothing_of_an_episode_reaches_the_next():
+def test_an_episode_does_not_influence_the_next_one():
     networks = make_networks("GRUCell")
     played = Played(networks)
     x, hidden, start = played.observation
@@ -123,6 +123,7 @@ def test_nothing_of_an_episode_reaches_the_next():
     assert not torch.equal(first[:3], second[:3])
 
 
+@pytest.mark.slow
 def test_compiled_training_step_equals_eager():
     networks = make_networks("GRUCell")
     played = Played(networks, steps=3)
@@ -135,6 +136,7 @@ def test_compiled_training_step_equals_eager():
     assert_same(dict(compiled.named_parameters()), dict(eager.named_parameters()), 1e-9)
 
 
+@pytest.mark.slow
 def test_min_gru_compiles_once_for_any_number_of_steps():
     networks = make_networks("MinGRU")
     compiled = torch.compile(networks[0], fullgraph=True, dynamic=True)
@@ -151,8 +153,9 @@ def test_min_gru_is_differentiable_in_its_inputs_and_states():
     assert torch.autograd.gradcheck(lambda x, hidden: cell.over_time(x, hidden, start), (x, hidden))
 
 
+@pytest.mark.slow
 @every_cell
-def test_an_exported_policy_acts_and_remembers_as_the_network_does(cell, tmp_path):
+def test_an_exported_policy_returns_the_actions_and_states_of_the_network(cell, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from a2c_compiled import export
 
@@ -200,7 +203,7 @@ def recall_environments(autoreset="SAME_STEP", num_envs=16):
 
 
 @pytest.mark.parametrize("autoreset", ["SAME_STEP", "NEXT_STEP"])
-def test_a_collected_rollout_has_the_states_that_its_networks_compute_again(autoreset):
+def test_a_collected_rollout_has_the_states_that_its_networks_recompute(autoreset):
     collector_module = pytest.importorskip("a2c_compiled.rollouts.collector")
     trunk = Recurrent(nn.GRUCell(3, HIDDEN))
     loss = make_loss((nn.Sequential(trunk, nn.Linear(HIDDEN, 2)), nn.Sequential(trunk, nn.Linear(HIDDEN, 1))))
@@ -221,7 +224,7 @@ def test_a_collected_rollout_has_the_states_that_its_networks_compute_again(auto
     assert (hidden[start] == 0).all()
 
 
-def test_a_policy_learns_what_only_memory_can_tell():
+def test_a_recurrent_policy_learns_a_task_that_needs_memory():
     collector_module = pytest.importorskip("a2c_compiled.rollouts.collector")
     torch.manual_seed(0)
     trunk = Recurrent(MinGRU(16, 16), nn.Sequential(nn.Linear(3, 16), nn.Tanh()))
@@ -230,7 +233,7 @@ def test_a_policy_learns_what_only_memory_can_tell():
     step = TrainStep(loss, "adam", lr=1e-2, compile=False)
     collector = collector_module.RolloutCollector(recall_environments(), loss, 8, seed=0)
     returns = []
-    for _ in range(150):
+    for _ in range(100):
         step(collector.collect())
         returns += collector.returns
     assert np.mean(returns[:100]) < 0.7
@@ -255,7 +258,7 @@ def test_wrong_cells_and_observations_are_refused_by_name():
         hidden_size(nn.ModuleList([recurrent, Recurrent(nn.GRUCell(3, 2), offset=3)]))
 
 
-def test_cells_in_one_place_and_states_too_narrow_are_refused():
+def test_overlapping_offsets_and_narrow_states_are_refused():
     twice = nn.ModuleList([Recurrent(nn.GRUCell(3, 2)), Recurrent(nn.GRUCell(3, 2))])
     with pytest.raises(ValueError, match="offset: expected 2, where the state of the cell before ends, got 0"):
         hidden_size(twice)
@@ -264,19 +267,19 @@ def test_cells_in_one_place_and_states_too_narrow_are_refused():
         Recurrent(nn.LSTMCell(3, 2))((x, torch.zeros(4, 2, 2), start))
 
 
-def test_a_critic_with_memory_is_not_cut_into_chunks():
+def test_chunks_are_refused_for_a_recurrent_critic():
     with pytest.raises(ValueError, match="value_chunk_size, num_chunks: expected None for a critic with memory"):
         make_loss(make_networks("GRUCell"), num_chunks=2)
 
 
 @every_cell
-def test_no_steps_give_no_outputs(cell):
+def test_an_empty_sequence_gives_empty_outputs(cell):
     networks = make_networks(cell)
     empty = tuple(part[:0] for part in Played(networks).observation)
     assert networks[0](empty).shape == (0, N, CHOICES)
 
 
-def test_a_target_critic_remembers_nothing_for_the_policy():
+def test_a_target_critic_does_not_change_the_recorded_states():
     collector_module = pytest.importorskip("a2c_compiled.rollouts.collector")
     trunk = Recurrent(nn.GRUCell(3, HIDDEN))
     networks = nn.Sequential(trunk, nn.Linear(HIDDEN, 2)), nn.Sequential(trunk, nn.Linear(HIDDEN, 1))

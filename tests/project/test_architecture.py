@@ -1,4 +1,4 @@
-"""The tree is what CONTRIBUTING.md says: imports run one way, downwards; folders and parameter lists can be overlooked."""
+"""The tree is as in CONTRIBUTING.md: imports run downwards only, folders and parameter lists are short."""
 
 import ast
 import itertools
@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "a2c_compiled"
-# Where the sources are: what is at the top of the tree is linked into the package.
+# Source folders and their places in the package, into which export/ and benchmarks/ are linked.
 PLACES = {PACKAGE: "", "export": "export/", "benchmarks": "benchmarks/"}
 
-# From top to bottom: a room may import what is below it. A room is a folder with all that is in it but has no room of its own, or one
-# module. "_" is every private module at the root of the package.
+# From top to bottom: a room may import the rooms below it. A room is one module, or a folder with everything in it that is not in another
+# room. "_" stands for the private modules at the root of the package.
 ROOMS = (
     "cli",
     "demo",
@@ -55,7 +55,7 @@ ROOMS = (
 )
 MOST_FILES = 14
 MOST_PARAMETERS = 8
-# What takes more, and why it may.
+# Functions with more parameters, and the reasons.
 LONG_PARAMETER_LISTS = {
     "functional/vtrace:_vtrace": "the definition of an operator, which takes the form's operands one by one",
     "integrations/torchrl/value_functions:_vtrace": "stands in for a function of TorchRL's, with its parameters",
@@ -134,7 +134,7 @@ def test_imports_run_downwards():
     assert upwards == []
 
 
-def test_imports_run_in_no_circle():
+def test_imports_have_no_cycle():
     graph = {module.name: {name for _, name in imports(module)} - {module.name} for module in MODULES.values()}
     try:
         TopologicalSorter(graph).prepare()
@@ -149,7 +149,7 @@ def test_imports_run_in_no_circle():
         pytest.fail(f"{' -> '.join(circle)}: {', '.join(arrows)}")
 
 
-def test_what_is_copied_to_a_device_imports_its_siblings_alone():
+def test_modules_copied_to_a_device_import_only_their_siblings():
     siblings = {path.stem for path in (ROOT / "export" / "on_device").glob("*.py")}
     for module in MODULES.values():
         if module.place.startswith("export/on_device/"):
@@ -158,7 +158,7 @@ def test_what_is_copied_to_a_device_imports_its_siblings_alone():
                 assert name.rpartition(".")[2] in siblings
 
 
-def test_no_folder_has_more_files_than_can_be_overlooked():
+def test_no_folder_has_too_many_files():
     crowded = []
     for top in PLACES:
         for folder in [ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir() and not path.is_symlink())]:
@@ -190,14 +190,14 @@ def private_functions() -> Iterator[tuple[Module, ast.FunctionDef, str, int]]:
         yield from below(module, ast.parse(module.path.read_text()), "", False)
 
 
-def test_no_private_function_takes_more_parameters_than_can_be_overlooked():
+def test_no_private_function_has_too_many_parameters():
     found = {f"{module.place}:{name}": (count, where(module, node.lineno)) for module, node, name, count in private_functions()}
     long = {key: f"{place} {key}: {count} parameters" for key, (count, place) in found.items() if count > MOST_PARAMETERS}
     assert [text for key, text in long.items() if key not in LONG_PARAMETER_LISTS] == []
-    assert [key for key in LONG_PARAMETER_LISTS if key not in long] == [], "exceptions that are none"
+    assert [key for key in LONG_PARAMETER_LISTS if key not in long] == [], "functions in LONG_PARAMETER_LISTS that are short"
 
 
-def test_the_listing_in_contributing_names_every_room_and_no_file_that_is_gone():
+def test_the_listing_in_contributing_names_every_room_and_only_existing_files():
     listing = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
     named = set(re.findall(r"[\w.]+\.(?:py|h|cpp)\b|\w+/", listing))
     rooms = {name for place in ROOMS if (name := PurePosixPath(place).name)[0] != "_"}

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and timings are what they say."""
+"""atomic_file writes files completely or not at all; time_call measures what it documents."""
 
 import os
 import stat
@@ -14,14 +14,14 @@ def contents(folder):
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_a_file_appears_when_the_block_ends(tmp_path):
+def test_a_new_file_appears_at_the_end_of_the_block(tmp_path):
     with atomic_file(tmp_path / "new.txt") as temporary:
         temporary.write_text("all of it")
         assert not (tmp_path / "new.txt").exists()
     assert contents(tmp_path) == {"new.txt": "all of it"}
 
 
-def test_an_older_file_stands_until_the_block_ends(tmp_path):
+def test_an_existing_file_is_replaced_at_the_end_of_the_block(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("older")
     with atomic_file(path) as temporary:
@@ -37,7 +37,7 @@ def fail_halfway(path, error):
 
 @pytest.mark.parametrize("older", [{}, {"file.txt": "older"}], ids=["no_older", "older"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, older, error):
+def test_a_block_that_raises_changes_nothing(tmp_path, older, error):
     for name, text in older.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(error), atomic_file(tmp_path / "file.txt") as temporary:
@@ -45,7 +45,7 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, older, error):
     assert contents(tmp_path) == older
 
 
-def test_a_file_that_cannot_take_its_place_leaves_nothing_behind(tmp_path):
+def test_a_file_that_cannot_be_renamed_leaves_no_temporary_file(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(OSError, match=r"folder\.txt"), atomic_file(tmp_path / "folder.txt") as temporary:
         temporary.write_text("all of it")
@@ -64,14 +64,14 @@ def test_a_path_may_be_a_string(tmp_path):
     assert contents(tmp_path) == {"file.txt": "all of it"}
 
 
-def test_the_temporary_file_is_hidden_beside_its_place_and_of_its_kind(tmp_path):
+def test_the_temporary_file_is_hidden_in_the_same_folder_with_the_same_suffix(tmp_path):
     with atomic_file(tmp_path / "model.onnx") as temporary:
         assert (temporary.parent, temporary.suffix, temporary.name[0]) == (tmp_path, ".onnx", ".")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_permissions_are_those_of_any_new_file(tmp_path, mask):
+def test_a_new_file_has_the_usual_permissions(tmp_path, mask):
     before = os.umask(mask)
     try:
         with atomic_file(tmp_path / "file.txt") as temporary:
@@ -82,14 +82,14 @@ def test_permissions_are_those_of_any_new_file(tmp_path, mask):
     assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o666 & ~mask
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
+def test_two_writers_of_one_file_have_different_temporary_files(tmp_path):
     with atomic_file(tmp_path / "file.txt") as first, atomic_file(tmp_path / "file.txt") as second:
         first.write_text("first")
         second.write_text("second")
     assert contents(tmp_path) == {"file.txt": "first"}
 
 
-def test_a_timing_is_seconds_a_call_with_its_spread(monkeypatch):
+def test_a_timing_is_the_median_and_spread_of_seconds_per_call(monkeypatch):
     clock = Clock([3.0, 1.0, 1.0, 2.0, 4.0, 1.0])
     monkeypatch.setattr("time.perf_counter", lambda: clock.now)
     timing = time_call(clock.call, samples=5, sample_seconds=0.5)

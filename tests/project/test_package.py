@@ -1,8 +1,9 @@
-"""What is installed: every module and nothing else, from the tree and from the sdist; without the extras what needs none."""
+"""The installed package: its files, from the tree and from the sdist, and the modules that import without the extras."""
 
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 
@@ -16,12 +17,12 @@ FILES = PYTHON_FILES | {"a2c_compiled/py.typed"}
 KERNELS = {"a2c_compiled/kernels/_cpu.abi3.so", "a2c_compiled/kernels/_cpu_avx2.abi3.so"}
 CPP = {f"a2c_compiled/kernels/cpu/{name}" for name in ("forms.h", "scan.h", "module.cpp")}
 
-# What the package may find beside torch: extras, peers, and Triton, which a CPU does without.
+# Packages beside torch that the modules may import: extras, peers, and Triton, which a CPU does not need.
 EXTRAS = (
     *("gymnasium", "onnx", "onnxscript", "onnxruntime", "safetensors", "matplotlib", "tensorboard", "tqdm"),
     *("torchrl", "tensordict", "stable_baselines3", "numba", "triton", "numpy"),
 )
-# Of what is below the package's own names, the rooms on gymnasium and on Triton.
+# Rooms below ``a2c_compiled/__init__.py`` that need gymnasium or Triton.
 ON_EXTRAS = ("networks", "environments", "kernels/triton", "kernels/triton_scan")
 TORCH_ALONE = sorted(
     name
@@ -33,7 +34,7 @@ IMPORT_ALL = """
 import importlib, sys, traceback
 
 class Without:
-    # Not to be found, as what is not installed: for `import` and for `find_spec` alike.
+    # Hides packages as if they were not installed, from `import` and from `find_spec`.
     def __init__(self, finder, packages):
         self.finder, self.packages = finder, packages
 
@@ -67,9 +68,14 @@ def files_below(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
+def building(test):
+    """Marks a test that uses the sdist, the wheel or the installation, which are built once."""
+    return pytest.mark.slow(pytest.mark.xdist_group("package")(test))
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """Unpacked, as pip does it."""
+    """The sdist, unpacked."""
     folder = tmp_path_factory.mktemp("sdist")
     sources = prepare.copy_sources(folder / "sources")
     run([sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"], sources)
@@ -81,27 +87,33 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """Built from the sdist, with the kernels in C++."""
+    """The wheel, built from the sdist with the C++ kernels. They are not optimised, because that takes half a minute."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, sdist, cwd=folder)
+    compiler = folder / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {sysconfig.get_config_var("CXX") or "c++"} "$@" -O0\n')
+    compiler.chmod(0o755)
+    compilers = {"CC": str(compiler), "CXX": str(compiler)}
+    pip("wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, sdist, cwd=folder, **compilers)
     (path,) = folder.glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory):
-    """Where the wheel is installed, alone."""
+    """A folder with nothing but the installed wheel."""
     folder = tmp_path_factory.mktemp("site")
     pip("install", "-q", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel, cwd=folder)
     return folder
 
 
-def test_the_sdist_has_every_source_as_a_file_of_its_own(sdist):
+@building
+def test_the_sdist_has_every_source_as_a_regular_file(sdist):
     found = {name for name in files_below(sdist) if name.startswith("a2c_compiled/")}
     assert found == FILES | CPP
     assert [path for path in sdist.rglob("*") if path.is_symlink()] == []
 
 
+@building
 def test_the_wheel_has_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -109,19 +121,21 @@ def test_the_wheel_has_every_module_and_nothing_else(wheel):
     assert "a2c_compiled/kernels/_cpu.abi3.so" in names
 
 
-def test_the_tree_with_its_links_installs_as_the_sdist_does(tmp_path):
+@pytest.mark.slow
+def test_the_tree_with_its_links_installs_the_same_files_as_the_sdist(tmp_path):
     sources = prepare.copy_sources(tmp_path / "sources")
     assert (sources / "a2c_compiled" / "export").is_symlink()
-    # Without the kernels in C++, which the wheel above has.
+    # Without the C++ kernels, which the test of the wheel builds.
     options = ("-q", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site")
     pip("install", *options, ".", cwd=sources, CC="false", CXX="false")
     assert files_below(tmp_path / "site" / "a2c_compiled") == {name.removeprefix("a2c_compiled/") for name in FILES}
 
 
+@building
 @pytest.mark.parametrize(
     ("blocked", "names"), [("", sorted(MODULES)), (",".join(EXTRAS), TORCH_ALONE)], ids=["every_module", "torch_alone"]
 )
-def test_modules_import_in_an_empty_folder(site, tmp_path, blocked, names):
+def test_installed_modules_import_in_an_empty_folder(site, tmp_path, blocked, names):
     if not blocked:
         for package in EXTRAS:
             pytest.importorskip(package)
@@ -131,7 +145,7 @@ def test_modules_import_in_an_empty_folder(site, tmp_path, blocked, names):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_needs_no_extra_is_what_readers_are_told():
+def test_the_documented_packages_need_no_extra():
     rooms = {MODULES[name].place.split("/")[0] for name in TORCH_ALONE}
     assert rooms >= {"__init__", "distributions", "estimators", "functional", "kernels", "losses", "ops", "recurrent", "update"}
 
@@ -143,7 +157,7 @@ def git(*arguments, cwd=ROOT):
     return done.stdout.splitlines()
 
 
-def test_git_ignores_what_is_built_and_no_source():
+def test_git_ignores_build_outputs_and_no_source():
     built = [
         "build/lib/x.py",
         "dist/x.whl",

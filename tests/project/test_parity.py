@@ -620,6 +620,7 @@ def test_td_lambda_bootstraps_at_the_last_step_and_at_every_done():
 # What is not copied: TorchRL's behaviour beside ours
 
 
+@pytest.mark.slow
 def test_one_implementation_for_every_mode():
     """TorchRL's eager mode takes the loop, its compiled mode another algorithm; here both run the same operator."""
     assert their_estimator("GAE", gamma=0.9, lmbda=0.9).vectorized is False

@@ -1,4 +1,4 @@
-"""The doors to private names: each works where torch has the name and where it lacks it, and nothing goes past them."""
+"""The modules for private names of other packages work with and without each name, and no other module uses such names."""
 
 import ast
 import importlib.util
@@ -52,7 +52,7 @@ def private_names(path):
                     yield name
 
 
-def test_no_private_name_of_another_package_is_used_past_the_doors():
+def test_only_the_listed_modules_use_private_names_of_other_packages():
     files = [path for path in PACKAGE.rglob("*.py") if path.name not in DOORS]
     files += [path for part in ("export", "benchmarks") for path in (PACKAGE / part).rglob("*.py") if path.name not in DOORS]
     found = {f"{path.relative_to(PACKAGE)}: {name}" for path in files for name in private_names(path)}
@@ -62,7 +62,7 @@ def test_no_private_name_of_another_package_is_used_past_the_doors():
 
 @pytest.fixture
 def without(monkeypatch):
-    """The door as it is where torch lacks names: another module, made while they are not found."""
+    """Loads ``_torch_internals`` again as if torch lacked some names."""
     found = pkgutil.resolve_name
 
     def load(*missing):
@@ -84,7 +84,7 @@ def without(monkeypatch):
 
 
 def once(function, *arguments):
-    """What it returns, with one warning however often it is called."""
+    """Calls a function twice, which has to warn once; returns its first result."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = function(*arguments)
@@ -100,7 +100,7 @@ class Watching(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_nothing_watches_but_what_does():
+def test_dispatch_is_plain_unless_a_mode_or_transform_is_active():
     assert present.dispatch_is_plain()
     assert not present.in_forward_mode()
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def test_nothing_watches_but_what_does():
 
 
 @pytest.mark.parametrize("name", ["keys", "level"])
-def test_where_torch_does_not_tell_everything_takes_the_long_way_to_the_same_result(name, without, monkeypatch):
+def test_without_torchs_state_every_call_uses_the_operator_with_the_same_result(name, without, monkeypatch):
     inputs = [0.9, 0.8, *(torch.randn(5, 3) for _ in range(3)), *[torch.rand(5, 3) < 0.2] * 2]
     inputs[2].requires_grad_()
     expected = F.generalized_advantage_estimate(*inputs)
@@ -138,7 +138,7 @@ def test_where_torch_does_not_tell_everything_takes_the_long_way_to_the_same_res
     assert torch.equal(torch.autograd.grad(found.advantage.sum(), inputs[2])[0], gradient)
 
 
-def test_hooks_are_seen(monkeypatch):
+def test_hooks_of_a_module_are_found(monkeypatch):
     module = nn.Linear(2, 2)
     assert not present.module_has_hooks(module)
     module.register_forward_hook(lambda *_: None)
@@ -147,7 +147,7 @@ def test_hooks_are_seen(monkeypatch):
     assert present.module_has_hooks(nn.Linear(2, 2)), "where torch does not tell"
 
 
-def test_gamma_variates_have_their_gradient_either_way(without):
+def test_gamma_variates_are_differentiable_with_either_operator(without):
     door = without("torch._standard_gamma")
     for standard_gamma in (torch.ops.aten._standard_gamma, door.standard_gamma):
         torch.manual_seed(0)
@@ -157,7 +157,7 @@ def test_gamma_variates_have_their_gradient_either_way(without):
         assert abs(torch.autograd.grad(drawn.mean(), concentration)[0].sum() - 1.0) < 0.05
 
 
-def test_a_loop_without_its_operator_is_unrolled(monkeypatch):
+def test_a_loop_without_the_operator_is_unrolled(monkeypatch):
     scan_doubling = pytest.importorskip("a2c_compiled.export.tracing.scan_doubling")
     assert present.while_loop is not None
     x, decay = torch.randn(9, 3, dtype=torch.float64), torch.rand(9, 3, dtype=torch.float64)
@@ -167,7 +167,7 @@ def test_a_loop_without_its_operator_is_unrolled(monkeypatch):
         torch.testing.assert_close(scan_doubling.linear_scan_transposed(x, decay, -2), linear_scan(x, decay, -2, False))
 
 
-def test_operators_of_scans_are_found_or_not(without):
+def test_missing_scan_operators_are_none(without):
     scan, options = present.scan_operator()
     assert callable(scan)
     assert list(options) == ["unsafe_marked_cacheable_functions"]
@@ -177,7 +177,7 @@ def test_operators_of_scans_are_found_or_not(without):
     assert door.associative_scan() is None
 
 
-def test_settings_of_the_compiler_are_set_or_left(without):
+def test_compiler_settings_that_torch_lacks_are_left_unchanged(without):
     settings = torch._dynamo.config
     before = settings.recompile_limit, settings.trace_autograd_ops
     with present.recompile_limit(3), present.tracing_autograd():
@@ -191,7 +191,7 @@ def test_settings_of_the_compiler_are_set_or_left(without):
             assert (settings.recompile_limit, settings.trace_autograd_ops) == before
 
 
-def test_inductors_patterns_are_all_there_or_refused(without):
+def test_a_missing_inductor_pattern_is_an_error(without):
     assert set(vars(present.inductor_patterns())) == set(present._INDUCTOR)
     with pytest.raises(ImportError, match=r"has no torch\._inductor\.pattern_matcher\.CallFunction"):
         without("torch._inductor.pattern_matcher.CallFunction").inductor_patterns()
@@ -204,7 +204,7 @@ def symbolic_size():
     return mode.from_tensor(torch.zeros(7), symbolic_context=context).size(0)
 
 
-def test_sizes_tell_what_they_are_known_to_be():
+def test_size_hints_and_fixed_sizes_of_symbolic_sizes():
     size = symbolic_size()
     assert present.size_hint(7) == present.size_hint(size) == 7
     assert not present.is_fixed(size)
@@ -218,7 +218,7 @@ def test_sizes_tell_what_they_are_known_to_be():
     assert not present.is_fixed(Silent())
 
 
-def test_what_has_no_other_way_says_so_when_it_is_used(without):
+def test_a_required_name_that_torch_lacks_is_an_error_on_use(without):
     with pytest.raises(RuntimeError, match=r"has no torch\.fx\.experimental\.proxy_tensor\.make_fx"):
         without("torch.fx.experimental.proxy_tensor.make_fx").symbolic_tracing()
     assert all(map(callable, present.ahead_of_time()))
@@ -226,7 +226,7 @@ def test_what_has_no_other_way_says_so_when_it_is_used(without):
         without("torch._inductor.aoti_load_package").ahead_of_time()
 
 
-def test_one_lock_for_compiling_and_exporting(without):
+def test_compiling_and_exporting_share_one_lock(without):
     import torch._dynamo.convert_frame as convert_frame
 
     assert present.tracing_lock() is convert_frame.compile_lock
@@ -235,7 +235,7 @@ def test_one_lock_for_compiling_and_exporting(without):
         assert own is not convert_frame.compile_lock
 
 
-def test_torchs_flag_is_up_in_the_exporting_thread_alone(without):
+def test_only_the_exporting_thread_sees_the_export_flag(without):
     elsewhere = []
     with present.as_torch_exports():
         assert torch.compiler.is_exporting()
@@ -249,14 +249,14 @@ def test_torchs_flag_is_up_in_the_exporting_thread_alone(without):
         pass
 
 
-def test_decompositions_of_backward_operations_are_there_either_way(without):
+def test_decompositions_of_backward_operations_exist_with_and_without_the_table(without):
     operation = torch.ops.aten.tanh_backward.default
     for table in (present.decompositions(), once(without("torch._decomp.decomposition_table").decompositions)):
         found = table[operation](torch.tensor(2.0), torch.tensor(0.5))
         assert found == 1.5
 
 
-def test_conditions_on_sizes_hold_or_raise(monkeypatch):
+def test_a_false_condition_on_sizes_raises(monkeypatch):
     for _ in range(2):
         present.check(True)
         with pytest.raises(RuntimeError, match="xpected"):
@@ -264,7 +264,7 @@ def test_conditions_on_sizes_hold_or_raise(monkeypatch):
         monkeypatch.delattr(torch, "_check", raising=False)
 
 
-def test_what_an_operation_writes_into(without):
+def test_the_arguments_that_an_operation_writes_are_found(without):
     add, add_, view = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.view.default
     assert isinstance(add, present.OPERATOR)
     assert [present.aliases(operation)[0] for operation in (add, add_, view)] == [
@@ -285,12 +285,12 @@ def test_what_an_operation_writes_into(without):
     assert fresh.aliases(Bare(add)) == []
 
 
-def test_what_sees_operations_is_a_mode_or_nothing(without):
+def test_without_torchs_dispatch_mode_the_base_class_is_object(without):
     assert present.dispatch_mode() is TorchDispatchMode
     assert without("torch.utils._python_dispatch.TorchDispatchMode").dispatch_mode() is object
 
 
-def test_an_import_gives_no_warning_whatever_is_missing(without):
+def test_importing_without_optional_names_gives_no_warning(without):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         without(
@@ -301,7 +301,7 @@ def test_an_import_gives_no_warning_whatever_is_missing(without):
         )
 
 
-def test_sums_over_processes_without_what_traces(tmp_path, monkeypatch):
+def test_sums_over_processes_work_without_functional_collectives(tmp_path, monkeypatch):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         group = torch.distributed.group.WORLD

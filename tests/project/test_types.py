@@ -1,4 +1,4 @@
-"""Types reach everywhere: a wrong call fails `make check`, also into what stands at the top of the tree and is linked into the package."""
+"""mypy sees the types of the whole package, also of the folders that are linked into it: a wrong call fails `make check`."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ loss: A2CLoss = A2CLoss().make_value_estimator("gae")
 report: export.Report = export.verify(Path("policy.onnx"))
 seconds: float = timing.time_call(lambda: None, samples=3).median
 """
-# Each line of which mypy has to complain, as every module is its own way in.
+# mypy has to report every line that is marked, one for each way to import a module.
 WRONG = """
 from a2c_compiled import A2CLoss, export
 from a2c_compiled.benchmarks.measure import timing
@@ -32,7 +32,8 @@ seconds: str = timing.time_call(lambda: None).median  # wrong
 """
 
 
-def test_a_wrong_call_is_an_error_and_a_right_one_is_none(tmp_path):
+@pytest.mark.slow
+def test_mypy_reports_wrong_calls_and_accepts_right_ones(tmp_path):
     pytest.importorskip("mypy", reason="mypy checks types in the development environment")
     (tmp_path / "right.py").write_text(RIGHT)
     (tmp_path / "wrong.py").write_text(WRONG)

@@ -1,4 +1,4 @@
-"""Rollouts from environments: what they hold, where they begin and end, what is recorded of them."""
+"""Rollouts from environments: shapes and dtypes, resets, masks, and the returns of episodes."""
 
 import functools
 
@@ -73,7 +73,7 @@ def joined(rollouts):
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_a_rollout_is_time_first_and_of_the_types_that_the_loss_takes(open_envs, name):
+def test_a_rollout_has_time_first_and_the_dtypes_that_the_loss_expects(open_envs, name):
     rollout = RolloutCollector(open_envs(name), cartpole_loss(), STEPS, seed=0).collect()
     kinds = {
         "observation": ((STEPS, ENVS, 4), torch.float32),
@@ -91,7 +91,7 @@ def test_a_rollout_is_time_first_and_of_the_types_that_the_loss_takes(open_envs,
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_each_step_begins_where_the_one_before_ended(open_envs, name):
+def test_each_next_observation_is_the_next_steps_observation_except_at_an_end(open_envs, name):
     collector = RolloutCollector(open_envs(name), cartpole_loss(), STEPS, seed=0)
     rollout = joined([collector.collect(), collector.collect()])
     same = (rollout.next_observation[:-1] == rollout.observation[1:]).all(-1)
@@ -103,11 +103,11 @@ def test_each_step_begins_where_the_one_before_ended(open_envs, name):
 
 
 @pytest.mark.parametrize("name", ["native", "next_step"])
-def test_the_mask_leaves_out_the_steps_spent_on_resets(open_envs, name):
+def test_the_mask_excludes_the_steps_that_reset(open_envs, name):
     collector = RolloutCollector(open_envs(name), cartpole_loss(), STEPS, seed=0)
     rollout = joined([collector.collect() for _ in range(3)])
     assert rollout.mask[0].all()
-    assert torch.equal(rollout.mask[1:], ~rollout.done[:-1]), "across the seams between rollouts too"
+    assert torch.equal(rollout.mask[1:], ~rollout.done[:-1]), "also from the last step of a rollout to the next rollout"
     resets = ~rollout.mask
     assert resets.sum() > ENVS
     assert not rollout.reward[resets].any()
@@ -129,7 +129,7 @@ def replayed(seed, actions, limit=LIMIT):
 
 
 @pytest.mark.parametrize("name", ["same_step", "next_step"])
-def test_what_counts_is_what_each_environment_does_alone(open_envs, name):
+def test_the_steps_in_the_mask_equal_those_of_each_environment_alone(open_envs, name):
     rollout = RolloutCollector(open_envs(name), cartpole_loss(), 4 * STEPS, seed=5).collect()
     counted = torch.ones_like(rollout.done) if rollout.mask is None else rollout.mask
     cut = rollout.done & ~rollout.terminated
@@ -212,7 +212,7 @@ def test_returns_are_the_sums_of_rewards_of_the_episodes_that_ended(open_envs, n
     assert max(map(max, recorded)) == LIMIT
 
 
-def test_what_the_policy_and_critic_said_is_recorded_where_the_loss_needs_it(open_envs):
+def test_log_probs_and_state_values_are_recorded_if_the_loss_needs_them(open_envs):
     for options, fields in (
         ({}, set()),
         ({"value_estimator": "VTrace"}, {"log_prob"}),
@@ -246,7 +246,7 @@ def test_environments_that_do_not_reset_themselves_are_refused():
     envs.close()
 
 
-def test_environments_may_write_into_what_they_returned(open_envs):
+def test_environments_may_overwrite_the_arrays_that_they_returned(open_envs):
     torch.manual_seed(0)
     expected = RolloutCollector(open_envs("same_step"), cartpole_loss(), STEPS, seed=0).collect()
     torch.manual_seed(0)

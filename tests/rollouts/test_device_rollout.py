@@ -1,4 +1,4 @@
-"""Whole rollouts of environments in torch, eagerly and as one graph, and environments of one's own."""
+"""Rollouts of environments in torch, in eager mode and as one graph, and user-defined environments."""
 
 import functools
 import math
@@ -17,11 +17,11 @@ from a2c_compiled.update import Rollout
 
 STEPS, ENVS, ROLLOUTS = 12, 32, 3
 EVERYTHING = {"value_estimator": "VTrace", "clip_value": 0.2}
-"""What a loss reads that is known when the policy acts."""
+"""Loss options for which the collector records log-probabilities and state values."""
 
 
 def limited(kind, limit):
-    """``kind`` with another time limit; nothing else, not even the name, tells two of them apart."""
+    """``kind`` with another time limit. Two such classes differ in nothing else, not even in the name."""
     return type("Limited", (kind,), {"time_limit": limit})
 
 
@@ -41,11 +41,11 @@ def joined(rollouts):
     return Rollout(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
-# The meaning of a rollout, eager and compiled
+# The contents of a rollout, eager and compiled
 
 
 class Case(NamedTuple):
-    """Environments and a policy for them; two that differ in a constant alone, to see that they share no graph."""
+    """Environments and a policy for them. Two cases differ in a constant alone, which shows that they do not share a graph."""
 
     kind: type
     distribution: distributions.Distribution | None = None
@@ -60,7 +60,7 @@ CASES = {
 
 
 class Collected(NamedTuple):
-    """Rollouts one after the other, and what was said of their episodes after each."""
+    """Successive rollouts, and the returns and lengths of the episodes that ended in each."""
 
     case: Case
     collector: RolloutCollector
@@ -83,13 +83,21 @@ def collect(case, compile=False, envs=None):
     return Collected(case, collector, rollouts, episodes)
 
 
-@pytest.fixture(scope="module", params=[(name, compile) for compile in (False, True) for name in CASES], ids=str)
+COMPILED = [
+    pytest.param(
+        (name, True), marks=[pytest.mark.slow, pytest.mark.xdist_group(f"device_rollout_{name}")], id=f"{name}-compiled"
+    )
+    for name in CASES
+]
+
+
+@pytest.fixture(scope="module", params=[*(pytest.param((name, False), id=name) for name in CASES), *COMPILED])
 def collected(request):
     name, compile = request.param
     return collect(CASES[name], compile)
 
 
-def test_each_step_begins_where_the_one_before_ended(collected):
+def test_each_next_observation_is_the_next_steps_observation_except_at_an_end(collected):
     whole = collected.whole
     on = torch.isclose(whole.next_observation[:-1], whole.observation[1:], rtol=0, atol=1e-6).all(-1)
     assert torch.equal(on, ~whole.done[:-1])
@@ -100,8 +108,8 @@ def test_each_step_begins_where_the_one_before_ended(collected):
         assert (first[:, 2].abs() <= 1).all()
 
 
-def test_transitions_are_those_of_the_environments(collected):
-    """The final observations of episodes too: no step knows of the next episode."""
+def test_transitions_equal_those_of_the_environments(collected):
+    """Also at the last step of an episode: its next observation is not that of the next episode."""
     whole, envs = collected.whole, collected.case.kind(1)
     physics = whole.observation
     if isinstance(envs, Pendulum):
@@ -114,7 +122,7 @@ def test_transitions_are_those_of_the_environments(collected):
     assert torch.equal(whole.terminated, terminated)
 
 
-def test_episodes_are_cut_at_their_limit_and_nowhere_else(collected):
+def test_episodes_are_truncated_only_at_their_time_limit(collected):
     whole, limit, lengths = collected.whole, collected.case.kind.time_limit, torch.zeros(ENVS)
     for done, terminated in zip(whole.done, whole.terminated, strict=True):
         lengths += 1
@@ -125,7 +133,7 @@ def test_episodes_are_cut_at_their_limit_and_nowhere_else(collected):
     assert whole.terminated.any() == issubclass(collected.case.kind, CartPole)
 
 
-def test_what_was_said_while_acting_is_kept(collected):
+def test_recorded_log_probs_and_state_values_equal_those_of_the_networks(collected):
     whole, loss = collected.whole, collected.collector.loss
     with torch.no_grad():
         log_prob = loss.distribution.log_prob(loss.actor_network(whole.observation), whole.action)
@@ -134,8 +142,8 @@ def test_what_was_said_while_acting_is_kept(collected):
     torch.testing.assert_close(whole.state_value, state_value, rtol=1e-5, atol=1e-5)
 
 
-def test_actions_follow_the_policy_with_chance_of_their_own(collected):
-    """The mean of log-probabilities is minus the entropy, and no two steps have the same actions."""
+def test_actions_are_drawn_from_the_policy_and_differ_in_every_step(collected):
+    """The mean log-probability is minus the entropy, within its standard error."""
     whole, loss = collected.whole, collected.collector.loss
     with torch.no_grad():
         surprise = whole.log_prob + loss.distribution.entropy(loss.actor_network(whole.observation))
@@ -143,7 +151,7 @@ def test_actions_follow_the_policy_with_chance_of_their_own(collected):
     assert len(whole.action.flatten(1).unique(dim=0)) == STEPS * ROLLOUTS
 
 
-def test_returns_and_lengths_of_episodes_go_on_across_rollouts(collected):
+def test_returns_and_lengths_of_episodes_add_up_across_rollouts(collected):
     returns, lengths = [0.0] * ENVS, [0.0] * ENVS
     for rollout, (ended_returns, ended_lengths) in zip(collected.rollouts, collected.episodes, strict=True):
         expected = []
@@ -158,11 +166,11 @@ def test_returns_and_lengths_of_episodes_go_on_across_rollouts(collected):
     assert sum(len(ended) for ended, _ in collected.episodes) > ENVS
 
 
-# Eager and compiled, one by one
+# Single steps, seeds and graphs
 
 
 class OneByOne:
-    """Environments in torch, seen through the protocol alone, so that they are stepped one step at a time."""
+    """Wraps environments in torch so that they have only the protocol's methods, and are stepped one step at a time."""
 
     def __init__(self, envs):
         self.envs, self.num_envs, self.device = envs, envs.num_envs, envs.device
@@ -171,7 +179,7 @@ class OneByOne:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_eager_rollout_is_what_single_steps_give(name):
+def test_an_eager_rollout_equals_single_steps(name):
     case = CASES[name]
     whole, single = collect(case), collect(case, envs=OneByOne(case.kind(ENVS)))
     for field, x, y in zip(Rollout._fields, whole.whole, single.whole, strict=True):
@@ -188,15 +196,16 @@ def test_an_eager_rollout_is_what_single_steps_give(name):
         (EVERYTHING, {"log_prob", "state_value"}),
     ],
 )
-def test_what_the_loss_does_not_read_is_not_kept(options, fields):
+def test_only_what_the_loss_needs_is_recorded(options, fields):
     rollout = RolloutCollector(CartPole(4), make_loss(CartPole, **options), 3, 0).collect()
     assert {name for name in ("log_prob", "state_value") if getattr(rollout, name) is not None} == fields
     assert rollout.mask is None
     assert not any(x.requires_grad for x in rollout if x is not None)
 
 
+@pytest.mark.slow
 def test_a_compiled_rollout_follows_its_seeds_and_its_policy():
-    """The graph reads the parameters where they are, whatever they have become."""
+    """The graph reads the current values of the parameters."""
     first, second = collect(CASES["cartpole"], compile=True), collect(CASES["cartpole"], compile=True)
     for x, y in zip(first.whole, second.whole, strict=True):
         assert (x is y is None) or torch.equal(x, y)
@@ -208,8 +217,9 @@ def test_a_compiled_rollout_follows_its_seeds_and_its_policy():
         assert (first.collector.collect().action == action).all()
 
 
+@pytest.mark.slow
 def test_many_policies_may_be_compiled_in_one_process(monkeypatch):
-    """More than torch.compile keeps graphs of a function."""
+    """Also more policies than the number of graphs that torch.compile keeps for one function."""
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, options=None, **named: torch_compile(*args, backend="eager", **named))
     with torch._dynamo.config.patch(recompile_limit=1):
@@ -219,11 +229,11 @@ def test_many_policies_may_be_compiled_in_one_process(monkeypatch):
                 assert rollout.reward.tolist() == [[1.0, 1.0]] * 2
 
 
-# Environments of one's own
+# User-defined environments
 
 
 class Walk(TensorEnvironments):
-    """Left or right from near 0 to where the walk ends; what counts is how far to the right."""
+    """A walk on a line from near 0; the reward is the position."""
 
     noise_size, time_limit = 1, 20
     observation_space, action_space = Box(-math.inf, math.inf, (1,)), Discrete(2)
@@ -276,8 +286,8 @@ class Signals:
 
 
 @pytest.mark.parametrize(("make", "best"), [(functools.partial(Walk, 16), 0.55), (Signals, 1.0)])
-def test_environments_of_ones_own_are_learnt(make, best):
-    """From a policy that tosses a coin to one that does the best."""
+def test_user_defined_environments_are_learned(make, best):
+    """From a uniform policy to nearly the best return."""
     envs = make()
     assert isinstance(envs, Environments)
     loss = make_loss(envs)
@@ -295,12 +305,13 @@ def test_environments_of_ones_own_are_learnt(make, best):
     assert sum(rewards[-5:]) / 5 > 0.9 * best
 
 
-def test_without_an_operator_for_scans_the_steps_are_compiled_one_after_the_other(monkeypatch):
+@pytest.mark.slow
+def test_without_the_scan_operator_the_compiled_steps_are_unrolled_and_give_the_same_rollout(monkeypatch):
     case = CASES[next(iter(CASES))]
     expected = collect(case, compile=True)
     monkeypatch.setattr(device_rollout, "scan_operator", lambda: None)
-    found = collect(case, compile=True)
-    for one, other in zip(found.whole, expected.whole, strict=True):
+    unrolled = collect(case, compile=True)
+    for one, other in zip(unrolled.whole, expected.whole, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
             torch.testing.assert_close(one, other)

@@ -1,13 +1,13 @@
-"""Train, be killed at random moments, go on each time: does it end where a run ends that is left alone?
+"""Kills a training run at random moments, resumes it each time, and compares its end with that of an uninterrupted run.
 
 As a script it kills ten times: ``python tests/training/kill_and_resume.py [--kills 10] [--seed 0] [-- TRAIN OPTIONS]``.
 """
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,43 +16,62 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-# A checkpoint after every update, so that many a kill comes while one is being written.
+from a2c_compiled.cli import main as command
+
+# A checkpoint after every update, so that many kills come while a checkpoint is being written.
 OPTIONS = ["--num-envs", "8", "--num-steps", "8", "--solved-return", "inf", "--checkpoint-seconds", "0", "--device", "cpu"]
+
+# Each process is a fork of a server that has imported the package, because the import takes longer than a short run.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["a2c_compiled.training.plots", "a2c_compiled.training.trainer", "torch.utils.tensorboard"])
+
+
+def call(function, log, *arguments):
+    """Ends this process with the status that ``function`` returns; its output goes to the file ``log``."""
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        sys.exit(function(*arguments))
+
+
+class Running:
+    """A process that calls ``function(*arguments)``; ``log`` is the file for its output."""
+
+    def __init__(self, log, function, *arguments):
+        self.log = log
+        self.process = PROCESSES.Process(target=call, args=(function, log, *arguments))
+        self.process.start()
+
+    def assert_success(self):
+        """Waits for the end of the process, which has to be exit status 0."""
+        self.process.join(600)
+        assert self.process.exitcode == 0, self.log.read_text()
 
 
 def start(folder, options):
-    """A training process in ``folder``; it goes on where there is a checkpoint."""
-    command = [sys.executable, "-m", "a2c_compiled.cli", "train", "--resume", "--out", folder, *OPTIONS, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    """Wait for its end, which is to be a good one."""
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    return output
+    """Starts a training process in ``folder``, which resumes from the checkpoint if there is one."""
+    arguments = ["train", "--resume", "--out", str(folder), *OPTIONS, *options]
+    return Running(folder.with_suffix(".log"), command, arguments)
 
 
 def updates(folder):
-    """How many the checkpoint that counts has seen."""
+    """The number of training steps before the valid checkpoint; 0 without a checkpoint."""
     path = folder / "checkpoint.json"
     return json.loads(path.read_text())["updates"] if path.is_file() else 0
 
 
-def killed(folder, options, seconds):
-    """Train, and be killed so long after the first new checkpoint; how many updates were saved then."""
-    process, before = start(folder, options), updates(folder)
+def kill(folder, options, seconds):
+    """Trains, and kills the process ``seconds`` after its first checkpoint; returns :func:`updates` at that moment."""
+    running, before = start(folder, options), updates(folder)
     while updates(folder) == before:
-        assert process.poll() is None, process.communicate()[1]
+        assert running.process.is_alive(), running.log.read_text()
         time.sleep(0.01)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    running.process.kill()
+    running.process.join()
     return updates(folder)
 
 
 def tensors(folder):
-    """All of the last checkpoint."""
+    """All tensors of the last checkpoint by file and name."""
     place = folder / "checkpoints" / str(updates(folder))
     return {
         f"{file.stem}/{name}": x
@@ -62,23 +81,26 @@ def tensors(folder):
 
 
 def kill_and_resume(folder, kills, seed, options, longest=0.3):
-    """Two runs in ``folder``, one left alone and one killed, each time after ``longest`` seconds at most; after how many updates it was
-    killed, and what differs between their ends."""
+    """Trains twice in ``folder``: without interruption, and killed ``kills`` times, each at most ``longest`` seconds after a checkpoint.
+
+    Returns the number of training steps at each kill, and the names of the tensors that differ at the end.
+    """
     chance = random.Random(seed)
-    finish(start(folder / "alone", options))
-    moments = [killed(folder / "killed", options, chance.uniform(0.0, longest)) for _ in range(kills)]
-    finish(start(folder / "killed", options))
-    alone, other = tensors(folder / "alone"), tensors(folder / "killed")
-    assert alone.keys() == other.keys()
-    return moments, [name for name in alone if not torch.equal(alone[name], other[name])]
+    uninterrupted = start(folder / "uninterrupted", options)
+    moments = [kill(folder / "killed", options, chance.uniform(0.0, longest)) for _ in range(kills)]
+    start(folder / "killed", options).assert_success()
+    uninterrupted.assert_success()
+    expected, actual = tensors(folder / "uninterrupted"), tensors(folder / "killed")
+    assert expected.keys() == actual.keys()
+    return moments, [name for name in expected if not torch.equal(expected[name], actual[name])]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=3.0, help="seconds from a checkpoint to a kill")
-    parser.add_argument("options", nargs="*", default=["--total-steps", "64000"], help="of a2c-compiled train")
+    parser.add_argument("--longest", type=float, default=3.0, help="longest time in seconds from a checkpoint to a kill")
+    parser.add_argument("options", nargs="*", default=["--total-steps", "64000"], help="options of a2c-compiled train")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         moments, different = kill_and_resume(

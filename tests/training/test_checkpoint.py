@@ -1,4 +1,4 @@
-"""Checkpoints and resumption: a run that was stopped, killed or torn ends where one ends that was left alone."""
+"""Checkpoints and resumption: a run that was stopped or killed, resumed, ends with the tensors and log of an uninterrupted run."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ from a2c_compiled.training.run_folder import load_run
 from a2c_compiled.training.trainer import PATIENCE, Trainer
 
 UPDATES, STOP = 24, 13
-"""How long runs go on, and where they are stopped: between two lines of the log."""
+"""Number of updates of a run, and the update after which it is stopped: between two lines of the log."""
 
 
 TRAINING = f"checkpoints/{UPDATES}/training.safetensors"
@@ -36,18 +36,18 @@ OWN = f"checkpoints/{UPDATES}/rank_0.safetensors"
 
 
 class Killed(BaseException):
-    """The process ends here: nothing that would follow happens."""
+    """Stands for SIGKILL: it is not an Exception, so no handler for errors runs."""
 
 
 def config(**changes):
-    """Episodes of a few updates each."""
+    """A configuration in which episodes last a few updates."""
     tiny = {"num_envs": 4, "num_steps": 5, "total_steps": 20 * UPDATES, "hidden": (8,), "compile": False, "device": "cpu"}
     return TrainConfig(**{**tiny, "solved_return": math.inf, "log_interval": 3, **changes})
 
 
 OPTIONS = ["--no-compile", "--num-envs", "4", "--num-steps", "5", "--hidden", "8", "--device", "cpu"]
 OPTIONS += ["--solved-return", "inf", "--log-interval", "3"]
-"""Of the command, for :func:`config`."""
+"""Options of the command that equal :func:`config`."""
 
 
 def command(folder, *arguments):
@@ -60,7 +60,7 @@ def resumed(folder, **changes):
 
 @pytest.fixture
 def signalled(monkeypatch):
-    """Let this process be sent signals after an update."""
+    """Sends signals to this process after an update."""
 
     def at(update, *numbers):
         original = Trainer.update
@@ -79,7 +79,7 @@ def signalled(monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was left alone."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(config(), progress=False, folder=folder)
     return folder
@@ -87,7 +87,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of it to spoil."""
+    """A copy of the uninterrupted run, for tests that change it."""
     return shutil.copytree(whole, tmp_path / "run")
 
 
@@ -96,7 +96,7 @@ def contents(folder):
 
 
 def assert_same_end(folder, other):
-    """All tensors are the same, and all that was logged but the time that it took."""
+    """All tensors and all logged numbers are equal, except times."""
     first, second = tensors(folder), tensors(other)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
@@ -126,22 +126,30 @@ KINDS = {
 }
 
 
+@pytest.fixture
+def without_evaluation(monkeypatch):
+    """Skips the 100 episodes of the greedy policy at the end of a run, which take seconds in Acrobot."""
+    monkeypatch.setattr(Trainer, "greedy_return", lambda self, seed=0, episodes=100: 0.0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(kind, tmp_path, monkeypatch, signalled):
+def test_a_stopped_and_resumed_run_ends_with_the_tensors_and_log_of_an_uninterrupted_run(
+    kind, tmp_path, monkeypatch, signalled, without_evaluation
+):
     if kind == "recurrent":
         monkeypatch.setattr("a2c_compiled.training.trainer.make_loss", remembering_loss)
-    asked = config(**KINDS[kind])
-    train(asked, progress=False, folder=tmp_path / "whole")
+    expected = config(**KINDS[kind])
+    train(expected, progress=False, folder=tmp_path / "whole")
     signalled(STOP, signal.SIGTERM)
-    stopped = train(asked, progress=False, folder=tmp_path / "stopped")
+    stopped = train(expected, progress=False, folder=tmp_path / "stopped")
     assert (stopped.interrupted, stopped.steps) == ("SIGTERM", 20 * STOP)
     torch.manual_seed(1)
-    result = train(asked, progress=False, folder=tmp_path / "stopped", resume=True)
+    result = train(expected, progress=False, folder=tmp_path / "stopped", resume=True)
     assert (result.interrupted, result.steps) == (None, 20 * UPDATES)
     assert_same_end(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_run_may_be_stopped_again_and_again(whole, tmp_path, signalled):
+def test_a_run_may_be_stopped_and_resumed_several_times(whole, tmp_path, signalled):
     for update in (1, 2, 10, 23):
         signalled(update, signal.SIGTERM)
         assert resumed(tmp_path).steps == 20 * update
@@ -150,16 +158,17 @@ def test_a_run_may_be_stopped_again_and_again(whole, tmp_path, signalled):
     assert_same_end(whole, tmp_path)
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
-    options = ["--no-compile", "--total-steps", "12800"]
-    moments, different = kill_and_resume(tmp_path, 2, 0, options)
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_a_run_that_is_killed_twice_ends_with_the_tensors_of_an_uninterrupted_run(tmp_path):
+    moments, different = kill_and_resume(tmp_path, 2, 0, ["--no-compile", "--hidden", "8", "--total-steps", "12800"])
     assert len(moments) == 2
-    assert 0 < moments[0] <= moments[1] < 200, "it was killed before its end"
+    assert 0 < moments[0] <= moments[1] < 200, "both kills came before the end of the run"
     assert different == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, signalled, capsys):
+def test_a_signal_saves_a_checkpoint_and_prints_the_command_that_resumes(number, status, tmp_path, signalled, capsys):
     before = signal.getsignal(number)
     signalled(STOP, number)
     assert command(tmp_path) == status
@@ -172,14 +181,14 @@ def test_a_signal_saves_and_says_how_to_go_on(number, status, tmp_path, signalle
     assert signal.getsignal(number) is before
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path, signalled, capsys):
+def test_a_second_interrupt_ends_the_run_without_a_checkpoint(tmp_path, signalled, capsys):
     signalled(STOP, signal.SIGINT, signal.SIGINT)
     assert command(tmp_path, "--checkpoint-seconds", "0") == 130
     assert capsys.readouterr().err.strip().endswith("a2c-compiled: interrupted")
-    assert updates(tmp_path) == STOP - 1, "the checkpoint before is there"
+    assert updates(tmp_path) == STOP - 1, "the checkpoint before the interrupts is kept"
 
 
-def test_the_command_goes_on_with_the_options_of_the_run(whole, tmp_path, signalled):
+def test_the_command_resumes_with_the_options_of_the_run(whole, tmp_path, signalled):
     signalled(STOP, signal.SIGTERM)
     assert command(tmp_path) == 143
     assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
@@ -187,25 +196,25 @@ def test_the_command_goes_on_with_the_options_of_the_run(whole, tmp_path, signal
     assert_same_end(whole, tmp_path)
 
 
-# Ended where it is solved
+# Runs that end when the environment is solved
 
 SOLVED = 8
 
 
 @pytest.fixture
 def solvable(monkeypatch):
-    """Options of a run that is solved after so many updates: from there on the greedy policy is good enough."""
+    """Options of a run that is solved after SOLVED updates: from then on the greedy policy reaches the goal."""
     monkeypatch.setattr(Trainer, "greedy_return", lambda self, seed=0, episodes=100: 100.0 * (self.updates >= SOLVED))
     return {"solved_return": 90.0, "log_interval": 2, "checkpoint_seconds": 0.0}
 
 
 @pytest.fixture
 def near(monkeypatch):
-    """The training policy's returns never keep anybody from looking."""
+    """Training returns are always good enough for an evaluation of the greedy policy."""
     monkeypatch.setattr("a2c_compiled.training.trainer._mean", lambda returns: 90.0)
 
 
-def test_a_run_that_is_killed_while_it_looks_at_the_policy_looks_again(tmp_path, solvable, near, monkeypatch):
+def test_a_run_that_is_killed_during_an_evaluation_repeats_the_evaluation(tmp_path, solvable, near, monkeypatch):
     assert train(config(**solvable), progress=False).steps == 20 * SOLVED
     look = Trainer.greedy_return
 
@@ -220,10 +229,10 @@ def test_a_run_that_is_killed_while_it_looks_at_the_policy_looks_again(tmp_path,
             train(config(**solvable), progress=False, folder=tmp_path)
     assert updates(tmp_path) == SOLVED
     assert resumed(tmp_path, **solvable).steps == 20 * SOLVED
-    assert resumed(tmp_path, **solvable).steps == 20 * SOLVED, "what has ended does not go on"
+    assert resumed(tmp_path, **solvable).steps == 20 * SOLVED, "a finished run does not continue"
 
 
-def test_a_run_that_is_stopped_where_it_is_solved_ends_there(tmp_path, solvable, near, signalled):
+def test_a_run_that_is_stopped_when_it_is_solved_ends_at_once_when_resumed(tmp_path, solvable, near, signalled):
     signalled(SOLVED, signal.SIGTERM)
     stopped = train(config(**solvable), progress=False, folder=tmp_path)
     assert (stopped.interrupted, stopped.steps) == ("SIGTERM", 20 * SOLVED)
@@ -231,14 +240,14 @@ def test_a_run_that_is_stopped_where_it_is_solved_ends_there(tmp_path, solvable,
     assert (result.interrupted, result.steps, result.greedy_return) == (None, 20 * SOLVED, 100.0)
 
 
-# What may change, and what may not
+# Options that may change on resumption
 
 
-def test_a_run_may_go_on_for_longer(run):
+def test_a_resumed_run_may_have_more_total_steps(run):
     assert main(["train", "--resume", "--out", str(run), "--total-steps", "600"]) == 0
     assert updates(run) == 30
     assert load_progress(run)["updates"][-2:] == [27, 30]
-    assert load_run(run)[0].total_steps == 600, "it is known to the next who resumes it"
+    assert load_run(run)[0].total_steps == 600, "the new number is saved"
 
 
 @pytest.mark.parametrize(
@@ -251,29 +260,31 @@ def test_a_run_may_go_on_for_longer(run):
     ],
     ids=["gamma", "hidden", "env", "preset"],
 )
-def test_another_option_is_refused_by_name(run, options, message, capsys):
+def test_a_different_option_is_refused_by_name(run, options, message, capsys):
     before = contents(run)
     assert main(["train", "--resume", "--out", str(run), *options]) == 2
     assert message in capsys.readouterr().err
     assert contents(run) == before
 
 
-def test_another_configuration_is_refused_by_name(run):
+def test_a_different_configuration_is_refused_by_name(run):
     with pytest.raises(ValueError, match=r"num_steps: expected 5 as in the run that is resumed, got 6"):
         resumed(run, num_steps=6)
 
 
-def test_less_than_was_taken_is_refused(run):
+def test_fewer_total_steps_than_already_taken_are_refused(run):
     with pytest.raises(ValueError, match="total_steps: expected at least the 480 steps already taken, got 400"):
         resumed(run, total_steps=400)
 
 
-def test_where_there_is_none_a_run_begins(tmp_path):
+def test_resume_without_a_run_starts_one(tmp_path):
     assert command(tmp_path, "--resume") == 0
     assert updates(tmp_path) == UPDATES
 
 
-def test_where_there_is_none_yet_a_run_begins_with_its_own_options(tmp_path, monkeypatch):
+def test_a_run_that_was_killed_before_its_first_checkpoint_restarts_with_its_own_options(
+    tmp_path, monkeypatch, without_evaluation
+):
     def killed(self):
         raise Killed
 
@@ -282,23 +293,23 @@ def test_where_there_is_none_yet_a_run_begins_with_its_own_options(tmp_path, mon
         with pytest.raises(Killed):
             command(tmp_path, "--env", "Acrobot-v1", "--gamma", "0.9")
     assert main(["train", "--resume", "--out", str(tmp_path), "--total-steps", "40"]) == 0
-    asked = config(env="Acrobot-v1", gamma=0.9, total_steps=40)
-    assert load_run(tmp_path)[0] == asked
+    expected = config(env="Acrobot-v1", gamma=0.9, total_steps=40)
+    assert load_run(tmp_path)[0] == expected
 
 
-def test_to_go_on_and_to_begin_anew_are_not_asked_for_together(run, capsys):
+def test_resume_and_overwrite_exclude_each_other(run, capsys):
     with pytest.raises(SystemExit):
         command(run, "--resume", "--overwrite")
     assert "not allowed with argument" in capsys.readouterr().err
 
 
-def test_a_file_is_no_folder_for_a_run(tmp_path, capsys):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert command(tmp_path / "file") == 2
     assert f"out: expected a folder, got the file {tmp_path / 'file'}" in capsys.readouterr().err
 
 
-def test_a_run_is_not_overwritten_unasked(run, capsys):
+def test_a_run_is_overwritten_only_with_the_option(run, capsys):
     before = contents(run)
     assert command(run) == 2
     assert f"out: expected a folder without a run, got {run}, which contains one" in capsys.readouterr().err
@@ -307,8 +318,7 @@ def test_a_run_is_not_overwritten_unasked(run, capsys):
     assert load_run(run)[0].seed == 1
 
 
-def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(run, monkeypatch):
-    """Not even where it is killed before its first checkpoint."""
+def test_a_run_that_overwrites_another_and_is_killed_before_its_first_checkpoint_does_not_resume_the_other(run, monkeypatch):
 
     def killed(self):
         raise Killed
@@ -322,16 +332,16 @@ def test_a_run_that_begins_anew_does_not_go_on_from_the_one_before(run, monkeypa
     assert resumed(run, seed=1).history[0]["updates"] == 3
 
 
-def test_environments_that_cannot_be_resumed_begin_new_episodes(tmp_path, monkeypatch):
+def test_environments_that_cannot_be_resumed_start_new_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(RolloutCollector, "state_dict", lambda self: None)
     train(config(normalize_rewards=True), progress=False, folder=tmp_path)
     with pytest.warns(RuntimeWarning, match="the run goes on with new episodes .env: its state was not saved"):
         result = resumed(tmp_path, normalize_rewards=True, total_steps=600)
     assert result.steps == 600
-    assert result.step.step_count == 30, "what was learnt is there"
+    assert result.step.step_count == 30, "the training step is resumed"
 
 
-def test_generators_of_another_device_begin_new_episodes(run):
+def test_a_generator_state_of_another_device_starts_new_episodes(run):
     path = run / OWN
     saved = load_file(path)
     saved["collector.envs.generator"] = torch.zeros(16, dtype=torch.uint8)  # as long as a GPU's
@@ -340,7 +350,7 @@ def test_generators_of_another_device_begin_new_episodes(run):
         assert resumed(run, total_steps=600).steps == 600
 
 
-# Torn and unreadable
+# Checkpoints that are incomplete or unreadable
 
 
 def numbers(update):
@@ -349,7 +359,7 @@ def numbers(update):
 
 
 def die(monkeypatch, target, name, at, half=False):
-    """Be killed at the ``at``-th call of a function, or halfway through it."""
+    """Raises Killed at the ``at``-th call of ``target.name``, with ``half`` after half of the data was written."""
     original, calls = getattr(target, name), []
 
     def deadly(*arguments, **options):
@@ -378,7 +388,7 @@ def die(monkeypatch, target, name, at, half=False):
     ],
     ids=["own_half", "own_unnamed", "shared_half", "shared_unnamed", "facts_half", "facts_unnamed", "before_removing"],
 )
-def test_a_torn_checkpoint_leaves_the_one_before(target, name, at, half, tmp_path, monkeypatch):
+def test_a_kill_while_a_checkpoint_is_written_keeps_the_checkpoint_before(target, name, at, half, tmp_path, monkeypatch):
     save_checkpoint(tmp_path, numbers(1), Processes())
     with monkeypatch.context() as patched:
         die(patched, target, name, at, half)
@@ -397,7 +407,7 @@ def test_a_torn_checkpoint_leaves_the_one_before(target, name, at, half, tmp_pat
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Lets tensors be written so many times; then the disk is full, for good or for some time."""
+    """The disk is full after ``count`` files with tensors, and has space again after ``until`` attempts."""
 
     def after(count, until=None):
         original, calls = Path.write_bytes, []
@@ -415,7 +425,7 @@ def full_disk(monkeypatch):
     return after
 
 
-def test_training_goes_on_where_the_disk_is_full_for_a_while(whole, tmp_path, full_disk):
+def test_training_continues_while_the_disk_is_full(whole, tmp_path, full_disk):
     full_disk(3, 6)
     with pytest.warns(RuntimeWarning, match=r"training goes on, but its checkpoint could not be written: .*No space left"):
         result = train(config(checkpoint_seconds=0.0), progress=False, folder=tmp_path)
@@ -424,14 +434,14 @@ def test_training_goes_on_where_the_disk_is_full_for_a_while(whole, tmp_path, fu
 
 
 @pytest.mark.filterwarnings("ignore:training goes on:RuntimeWarning")
-def test_the_checkpoint_before_stays_where_the_disk_is_full(tmp_path, full_disk, capsys):
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, full_disk, capsys):
     full_disk(6)
     assert command(tmp_path, "--checkpoint-seconds", "0") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("a2c-compiled: the run could not be saved ([Errno 28] No space left on device")
     assert last.endswith(f"its last checkpoint is in {tmp_path}")
     assert load_checkpoint(tmp_path).facts["updates"] == 3
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"], "nothing is left to fill the disk"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"], "no incomplete checkpoint is left"
 
 
 @pytest.mark.parametrize(
@@ -443,7 +453,7 @@ def test_the_checkpoint_before_stays_where_the_disk_is_full(tmp_path, full_disk,
         if (file, spoil) != ("checkpoint.json", "missing")
     ],
 )
-def test_what_cannot_be_read_is_named(run, file, spoil):
+def test_an_unreadable_checkpoint_is_an_error_and_stays_unchanged(run, file, spoil):
     path = run / file
     data = path.read_bytes()
     path.write_bytes({"half": data[: len(data) // 2], "text": b"no checkpoint"}.get(spoil, b""))
@@ -458,7 +468,7 @@ def test_what_cannot_be_read_is_named(run, file, spoil):
             load_run(run)
 
 
-def test_a_missing_configuration_is_named(run):
+def test_a_missing_configuration_is_an_error(run):
     (run / "config.json").unlink()
     before = contents(run)
     with pytest.raises(ValueError, match=r"run: expected a folder that training wrote, found no .*config\.json"):
@@ -477,7 +487,7 @@ def test_a_checkpoint_of_another_version_is_refused(run):
 
 
 def broken(monkeypatch, **overridden):
-    """CartPole with other methods."""
+    """Replaces methods of CartPole."""
     monkeypatch.setitem(make.IN_TORCH, "CartPole-v1", type("Broken", (CartPole,), overridden))
 
 
@@ -491,7 +501,7 @@ def rewarded(amount):
 
 @pytest.fixture
 def spoil_rollouts(monkeypatch):
-    """Let the rewards of some rollouts, counted from 1, be NaN, and the observations too where asked for."""
+    """Sets the rewards of some rollouts, counted from 1, to NaN, and with ``observations`` the observations too."""
 
     def spoil(numbers, observations=False):
         original, seen = RolloutCollector.collect, []
@@ -509,7 +519,7 @@ def spoil_rollouts(monkeypatch):
     return spoil
 
 
-def test_an_update_without_a_gradient_is_skipped_and_counted(spoil_rollouts):
+def test_an_update_whose_gradient_is_not_finite_is_skipped_and_counted(spoil_rollouts):
     spoil_rollouts((4, 5, 11))
     result = train(config(), progress=False)
     assert [row["skipped"] for row in result.history] == [0, 2, 2, 3, 3, 3, 3, 3]
@@ -517,7 +527,7 @@ def test_an_update_without_a_gradient_is_skipped_and_counted(spoil_rollouts):
     assert all(parameter.isfinite().all() for parameter in result.loss.parameters())
 
 
-def test_what_is_not_finite_does_not_reach_the_running_statistics(spoil_rollouts):
+def test_nan_does_not_reach_the_running_statistics(spoil_rollouts):
     spoil_rollouts((4, 11), observations=True)
     result = train(config(normalize_observations=True, normalize_rewards=True, total_steps=20 * 100), progress=False)
     assert result.history[-1]["skipped"] < 50, "until the episodes have ended whose returns are not finite"
@@ -536,20 +546,20 @@ def test_what_is_not_finite_does_not_reach_the_running_statistics(spoil_rollouts
     ],
     ids=["reward", "observation", "overflow"],
 )
-def test_training_that_learns_nothing_ends_with_its_cause(overridden, cause, tmp_path, monkeypatch):
+def test_training_without_finite_gradients_ends_with_an_error_that_names_the_cause(overridden, cause, tmp_path, monkeypatch):
     broken(monkeypatch, **overridden)
     with pytest.raises(TrainingDivergedError, match=rf"not finite in the last {PATIENCE + 1} training steps.*{cause}"):
         train(config(), progress=False, folder=tmp_path)
 
 
-def test_a_network_that_answers_nan_is_named():
+def test_the_diagnosis_names_a_network_with_nan_outputs():
     trainer = Trainer(config())
     rollout = trainer.collector.collect()
     trainer.loss.actor_network.register_forward_hook(lambda network, observation, answer: answer * math.nan)
     assert diagnose(trainer.loss, rollout) == "not finite: output of the actor network"
 
 
-def test_what_was_learnt_before_is_kept(tmp_path, spoil_rollouts, capsys):
+def test_a_diverged_run_keeps_its_last_finite_parameters(tmp_path, spoil_rollouts, capsys):
     spoil_rollouts(range(7, 1000))
     assert command(tmp_path, "--checkpoint-seconds", "0", "--total-steps", "2000") == 2
     assert "a2c-compiled: gradients were not finite in the last 21 training steps" in capsys.readouterr().err
@@ -557,7 +567,7 @@ def test_what_was_learnt_before_is_kept(tmp_path, spoil_rollouts, capsys):
     assert all(parameter.isfinite().all() for parameter in load_run(tmp_path)[1].parameters())
 
 
-def test_a_parameter_that_is_not_finite_is_named(monkeypatch):
+def test_the_diagnosis_names_a_parameter_that_is_not_finite(monkeypatch):
     trainer = Trainer(config())
     with torch.no_grad():
         next(trainer.loss.actor_network.parameters())[0, 0] = math.nan

@@ -1,6 +1,8 @@
-"""The command line from training to verified files, its errors, and the pieces of the demo."""
+"""The command line from training to verified files, its errors, and the parts of the demo."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -42,7 +44,7 @@ def run(*arguments):
 
 
 def one_line_on_stderr(capsys):
-    """What a command that failed said, which is one line."""
+    """The error message of a command that failed, which has to be one line."""
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1, captured.err
@@ -57,16 +59,29 @@ def trained_run(tmp_path_factory):
     return folder
 
 
+# Tests of the run in every graph and format that it is exported to by default.
+exporting = pytest.mark.xdist_group("cli_export")
+
+
+@pytest.fixture(scope="module")
+def exported_run(trained_run, tmp_path_factory):
+    """The default export of a run: its folder and the output of the command."""
+    folder = tmp_path_factory.mktemp("export") / "files"
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert run("export", trained_run, "--out", folder) == 0
+    return folder, output.getvalue()
+
+
 @pytest.fixture(scope="module")
 def scripted_run(trained_run):
-    """With policy and estimator exported, to TorchScript alone."""
+    """A run with policy and estimator exported to TorchScript."""
     assert run("export", trained_run, "--format", "torchscript", "--graph", "policy,estimator") == 0
     return trained_run
 
 
 @pytest.fixture
 def scripted(scripted_run, tmp_path):
-    """A copy of the exported files to spoil."""
+    """A copy of the exported files, for tests that change them."""
     return shutil.copytree(scripted_run / "export", tmp_path / "export")
 
 
@@ -93,10 +108,11 @@ def test_a_run_leaves_a_checkpoint_progress_and_a_picture(trained_run, tmp_path,
     assert out.strip().endswith(f"run in {tmp_path / 'again'}{os.sep}".replace(os.sep, "/"))
 
 
-def test_a_trained_run_is_exported_and_verified(trained_run, tmp_path, capsys):
-    out = tmp_path / "files"
-    assert run("export", trained_run, "--out", out) == 0
-    header, *rows, play, learn = capsys.readouterr().out.splitlines()
+@pytest.mark.slow
+@exporting
+def test_a_trained_run_is_exported_and_verified(exported_run, capsys):
+    out, output = exported_run
+    header, *rows, play, learn = output.splitlines()
     models = {job.file for job in export_run_module.jobs(formats=["onnx", "torchscript"])}
     models.add("train_step.policy.onnx")
     beside = {"train_step.state.npz", "runtime.py", "play_policy.py", "learn_policy.py"}
@@ -118,6 +134,7 @@ def test_a_trained_run_is_exported_and_verified(trained_run, tmp_path, capsys):
         assert set(file["checks"].values()) <= {"passed"}
 
 
+@pytest.mark.slow
 def test_programs_of_torch_export_are_exported_and_verified(trained_run, tmp_path, capsys):
     assert run("export", trained_run, "--out", tmp_path, "--format", "pt2", "--graph", "policy,train-step") == 0
     assert capsys.readouterr().out.count("equal in") == 2
@@ -132,11 +149,12 @@ def test_a_training_step_in_torchscript_alone_is_an_error(trained_run, tmp_path,
     assert not (tmp_path / "files").exists()
 
 
-def test_a_run_is_exported_with_what_its_optimizer_had_learnt(trained_run, tmp_path):
-    assert run("export", trained_run, "--out", tmp_path, "--format", "onnx", "--graph", "train-step") == 0
-    state = np.load(tmp_path / "train_step.state.npz")
+@pytest.mark.slow
+@exporting
+def test_an_exported_training_step_has_the_optimizer_state_of_the_run(exported_run):
+    state = np.load(exported_run[0] / "train_step.state.npz")
     assert state["step_count"] == 10
-    assert state["lr"] == pytest.approx(0.19 * TrainConfig.lr), "as training left it"
+    assert state["lr"] == pytest.approx(0.19 * TrainConfig.lr), "the learning rate at the end of training"
     assert all(state[name].any() for name in state.files if name.startswith("square_avg"))
 
 
@@ -145,17 +163,19 @@ def test_a_graph_that_is_named_twice_is_exported_once(trained_run, tmp_path, cap
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_continuous_actions_are_exported_and_verified(tmp_path, capsys):
     assert run("train", *TINY, "--env", "Pendulum-v1", "--solved-return", "none", "--out", tmp_path) == 0
     assert run("export", tmp_path, "--format", "torchscript", "--graph", "loss,policy_sampled") == 0
     assert run("verify", tmp_path / "export") == 0
 
 
-def test_what_is_exported_may_be_chosen(scripted_run):
+def test_only_the_chosen_graphs_and_formats_are_exported(scripted_run):
     assert {path.name for path in (scripted_run / "export").glob("*.pt")} == {"policy.pt", "estimator.pt"}
     assert not list((scripted_run / "export").glob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_the_opset_may_be_chosen(trained_run, tmp_path):
     assert run("export", trained_run, "--out", tmp_path, "--format", "onnx", "--graph", "policy", "--opset", "20") == 0
     assert onnx.load(tmp_path / "policy.onnx").opset_import[0].version == 20
@@ -166,7 +186,7 @@ def test_single_files_are_verified(scripted, capsys):
     assert capsys.readouterr().out.count("equal to eager") == 2
 
 
-def test_folders_are_searched_through(scripted, tmp_path, capsys):
+def test_files_in_subfolders_are_verified(scripted, tmp_path, capsys):
     assert run("verify", tmp_path) == 0
     assert capsys.readouterr().out.count("equal to eager") == 2
 
@@ -180,7 +200,7 @@ def test_a_file_that_differs_is_exit_status_1(scripted, capsys):
     assert run("verify", scripted) == 1
     out = capsys.readouterr().out
     assert "estimator.pt: DIFFERS FROM EAGER in 11 cases" in out
-    assert "policy.pt: equal to eager" in out, "the others are reported all the same"
+    assert "policy.pt: equal to eager" in out, "the other files are reported too"
 
 
 def test_an_export_that_differs_is_exit_status_1(trained_run, tmp_path, monkeypatch, capsys):
@@ -190,22 +210,7 @@ def test_an_export_that_differs_is_exit_status_1(trained_run, tmp_path, monkeypa
     assert run("export", trained_run, "--out", tmp_path, "--format", "torchscript", "--graph", "policy") == 1
     out = capsys.readouterr().out
     assert "DIFFERS" in out.splitlines()[1]
-    assert "policy.pt: DIFFERS FROM EAGER in 6 cases" in out, "which output it is"
-
-
-def test_files_are_verified_where_no_environments_are_installed(scripted):
-    code = f"""
-        import sys
-        for name in ("gymnasium", "safetensors", "tqdm", "matplotlib"):
-            sys.modules[name] = None
-        from a2c_compiled.cli import main
-        assert main(["verify", {str(scripted)!r}]) == 0
-        assert main(["train"]) == 2
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("equal to eager") == 2
-    assert "expected gymnasium, safetensors, tqdm, matplotlib to be installed" in done.stderr
+    assert "policy.pt: DIFFERS FROM EAGER in 6 cases" in out, "the message names the file and the cases"
 
 
 # Help
@@ -229,47 +234,53 @@ def test_help_of_train_has_an_option_for_every_field_of_its_configuration(capsys
     assert "name of a gymnasium environment (default: CartPole-v1)" in text
 
 
-def test_help_of_train_is_there_where_python_drops_docstrings(capsys):
-    command = [sys.executable, "-OO", "-m", "a2c_compiled.cli", "train", "--help"]
+def python(*arguments, code):
+    """Runs ``code`` in another process; returns its output to stdout and stderr."""
+    command = [sys.executable, *arguments, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_help_of_train_needs_no_docstrings(capsys):
+    output, _ = python("-OO", code="from a2c_compiled.cli import main; main(['train', '--help'])")
     assert run("train", "--help") == 0
-    assert (done.returncode, done.stdout.split()) == (0, capsys.readouterr().out.split())
+    assert output.split() == capsys.readouterr().out.split()
 
 
-def test_the_package_and_the_commands_names_need_torch_alone():
-    code = """
+@pytest.mark.slow
+def test_each_command_needs_only_its_own_extras(scripted):
+    code = f"""
         import sys
-        for name in ("gymnasium", "safetensors", "tqdm", "matplotlib", "onnx", "onnxscript", "onnxruntime"):
-            sys.modules[name] = None
+
+        EXPORT, TRAIN = ("onnx", "onnxscript", "onnxruntime"), ("gymnasium", "safetensors", "tqdm", "matplotlib")
+        sys.modules.update(dict.fromkeys(EXPORT + TRAIN))
         import a2c_compiled, a2c_compiled.losses, a2c_compiled.recurrent, a2c_compiled.update
         from a2c_compiled.cli import main
-        try:
-            main(["--help"])
-        except SystemExit as stop:
-            assert stop.code == 0
-        assert not any(name.startswith(f"a2c_compiled.{part}") for part in ("training", "environments") for name in sys.modules)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "play episodes with a trained policy" in done.stdout
 
+        def help(*command):
+            try:
+                main([*command, "--help"])
+            except SystemExit as stop:
+                assert stop.code == 0
 
-def test_export_describes_itself_where_its_extra_is_not_installed():
-    code = """
-        import sys
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            sys.modules[name] = None
-        from a2c_compiled.cli import main
-        try:
-            main(["export", "--help"])
-        finally:
-            assert "a2c_compiled.export" not in sys.modules
+        help()
+        assert not any(name.startswith(f"a2c_compiled.{{part}}") for part in ("training", "environments") for name in sys.modules)
+        help("export")
+        assert "a2c_compiled.export" not in sys.modules
+        for name in EXPORT:
+            del sys.modules[name]
+        assert main(["verify", {str(scripted)!r}]) == 0
+        assert main(["train"]) == 2
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    text = " ".join(done.stdout.split())
+    output, errors = python(code=code)
+    text = " ".join(output.split())
+    assert "play episodes with a trained policy" in text
     assert "any of onnx, torchscript, pt2, aot, separated by commas" in text
     assert "any of policy, policy-sampled, loss, estimator, train-step, separated by commas" in text
+    assert text.count("equal to eager") == 2
+    assert "this command needs gymnasium, safetensors, tqdm, matplotlib: pip install 'a2c-compiled[train]'" in errors
 
 
 @pytest.mark.parametrize("command", ["export", "verify", "demo"])
@@ -278,7 +289,7 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: a2c-compiled {command}" in capsys.readouterr().out
 
 
-def test_options_are_what_their_fields_are(tmp_path):
+def test_options_set_the_fields_of_the_configuration(tmp_path):
     changes = {"average_gae": True, "solved_return": None, "optimizer": "sgd", "gamma": 0.5, "hidden": (8, 4)}
     options = ("--average-gae", "--solved-return", "none", "--optimizer", "sgd", "--gamma", "0.5", "--hidden", "8", "4")
     assert run("train", *TINY, *options, "--out", tmp_path) == 0
@@ -316,7 +327,7 @@ def test_an_error_is_one_line_and_exit_status_2(arguments, message, tmp_path, mo
     assert message in one_line_on_stderr(capsys)
 
 
-def test_an_error_of_many_lines_is_one_line(monkeypatch, capsys):
+def test_only_the_first_line_of_an_error_is_printed(monkeypatch, capsys):
     def fail(out):
         raise RuntimeError("the first line\nand a long trace")
 
@@ -325,7 +336,7 @@ def test_an_error_of_many_lines_is_one_line(monkeypatch, capsys):
     assert one_line_on_stderr(capsys) == "a2c-compiled: the first line"
 
 
-def test_an_error_without_words_is_its_name(monkeypatch, capsys):
+def test_an_error_without_a_message_prints_its_name(monkeypatch, capsys):
     def fail(out):
         raise RuntimeError
 
@@ -343,18 +354,18 @@ def test_an_interrupt_is_exit_status_130(monkeypatch, capsys):
     assert one_line_on_stderr(capsys) == "a2c-compiled: interrupted"
 
 
-def test_an_opset_that_is_too_old_is_an_error(trained_run, tmp_path, capsys):
+def test_an_opset_below_the_lowest_is_an_error(trained_run, tmp_path, capsys):
     assert run("export", trained_run, "--out", tmp_path, "--opset", "17") == 2
     assert "opset: expected 18 to" in one_line_on_stderr(capsys)
 
 
-def test_a_file_without_its_cases_is_an_error(scripted, capsys):
+def test_a_file_without_its_reference_cases_is_an_error(scripted, capsys):
     (scripted / "policy.pt.cases.npz").unlink()
     assert run("verify", scripted / "policy.pt") == 2
     assert "expected policy.pt.cases.npz beside it" in one_line_on_stderr(capsys)
 
 
-def test_a_file_that_cannot_be_read_does_not_hide_the_others(scripted, capsys):
+def test_a_file_that_cannot_be_read_does_not_stop_the_verification_of_others(scripted, capsys):
     (scripted / "estimator.pt").write_text("no module")
     assert run("verify", scripted) == 2
     captured = capsys.readouterr()
@@ -410,18 +421,18 @@ TIMING = demo.StepTiming("8 x 5", Timing(4e-3, 3e-3, 5e-3), Timing(1e-3, 0.9e-3,
 
 
 def findings(results, passed=True, deployed=None, solved=True):
-    """Of a demo whose policies play in onnxruntime as ``deployed`` says, or as in torch."""
-    learnt = {seed: {"return": 480.0 if solved else 9.0, "steps": 2000, "seconds": 3.5, "solved": solved} for seed in results}
+    """Findings of a demo; ``deployed`` are the returns in onnxruntime by seed, by default those in torch."""
+    learned = {seed: {"return": 480.0 if solved else 9.0, "steps": 2000, "seconds": 3.5, "solved": solved} for seed in results}
     deployed = {seed: one.greedy_return for seed, one in results.items()} if deployed is None else deployed
-    return demo.Findings(results, deployed, learnt, [report(), report(passed)], [TIMING])
+    return demo.Findings(results, deployed, learned, [report(), report(passed)], [TIMING])
 
 
-def test_nothing_failed_where_all_of_it_came_true():
+def test_a_demo_without_failures_has_no_failed_checks():
     assert demo.failed_checks(findings({0: result(475.0), 1: result(500.0)})) == []
 
 
 @pytest.mark.parametrize(
-    ("found", "failure"),
+    ("demo_findings", "failure"),
     [
         (findings({0: result(500.0), 1: result(474.9)}), "seed 1: expected a mean episode return of at least 475, got 474.9"),
         (findings({0: result(500.0)}, passed=False), f"{Path('seed_0/loss.onnx')}: differs from eager mode"),
@@ -436,14 +447,14 @@ def test_nothing_failed_where_all_of_it_came_true():
     ],
     ids=["unsolved", "differs", "plays_differently", "unsolved_without_torch"],
 )
-def test_what_did_not_come_true_is_said(found, failure):
-    assert demo.failed_checks(found) == [failure]
-    text = demo.report_text(found, 80.0)
+def test_a_failed_check_is_reported(demo_findings, failure):
+    assert demo.failed_checks(demo_findings) == [failure]
+    text = demo.report_text(demo_findings, 80.0)
     assert f"**Failed: {failure}.**" in text
     assert "All checks passed." not in text
 
 
-def test_the_report_has_what_was_measured():
+def test_the_report_has_returns_errors_and_timings():
     text = demo.report_text(findings({0: result(480.5, 123_456)}), 81.6)
     lines = text.splitlines()
     assert "All checks passed." in lines
@@ -462,7 +473,7 @@ def test_the_table_of_timings_is_in_milliseconds():
     assert row == "| 8 x 5 | 4.00 (3.00-5.00) | 1.00 (0.90-1.10) | 0.50 (0.40-0.60) | 4.0 | 8.0 | 12.3 |"
 
 
-def test_a_training_run_is_described_in_a_line():
+def test_a_training_run_is_described_in_one_line():
     assert demo.describe(result(480.5, 123_456)) == (
         "mean episode return of the greedy policy: 480.5, after 123,456 environment steps in 1.5 s"
     )
@@ -482,13 +493,14 @@ def step_of(folder):
     return TrainStep(loss, compile=False)
 
 
-def test_examples_to_export_from_are_real_data(trained_run):
+def test_the_example_rollout_for_the_export_comes_from_the_environment(trained_run):
     rollout = export_run_module.example_rollout(step_of(trained_run), "CartPole-v1")
     assert rollout.reward.shape == (16, 8)
     assert set(rollout.action.unique().tolist()) == {0, 1}
 
 
-def test_an_exported_policy_plays_as_it_does_in_torch(trained_run, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_an_exported_policy_gets_the_same_returns_as_in_torch(trained_run, tmp_path, monkeypatch):
     step = step_of(trained_run)
     monkeypatch.setattr(demo, "EPISODES", 7)
     (exported,) = export_run_module.export_run(step, "CartPole-v1", tmp_path, [export_run_module.Job("policy", "onnx")])
@@ -501,7 +513,7 @@ def test_an_exported_policy_plays_as_it_does_in_torch(trained_run, tmp_path, mon
         demo.play_exported(sys.executable, path)
 
 
-def test_exported_policies_find_minatars_games(monkeypatch):
+def test_play_policy_registers_minatars_games(monkeypatch):
     pytest.importorskip("minatar")
     for name in [name for name in gymnasium.registry if name.startswith("MinAtar/")]:
         monkeypatch.delitem(gymnasium.registry, name)
@@ -511,7 +523,7 @@ def test_exported_policies_find_minatars_games(monkeypatch):
         envs.close()
 
 
-def test_a_claim_of_the_demo_that_fails_is_exit_status_1(monkeypatch, tmp_path, capsys):
+def test_a_demo_that_fails_is_exit_status_1(monkeypatch, tmp_path, capsys):
     def fail(out):
         raise DemoError(f"seed 1 reached only 3.0, see {out.name}")
 
@@ -520,7 +532,7 @@ def test_a_claim_of_the_demo_that_fails_is_exit_status_1(monkeypatch, tmp_path, 
     assert one_line_on_stderr(capsys) == "a2c-compiled: seed 1 reached only 3.0, see here"
 
 
-def test_a_demo_that_comes_true_is_exit_status_0(monkeypatch, tmp_path):
+def test_a_demo_that_succeeds_is_exit_status_0(monkeypatch, tmp_path):
     folders = []
     monkeypatch.setattr(demo, "run_demo", folders.append)
     assert run("demo", "--out", tmp_path) == 0

@@ -1,4 +1,4 @@
-"""What episodes of a policy return, what they look like, and the command that says so."""
+"""Returns of a policy's episodes, their pictures and videos, and the command eval."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def test_evaluation_is_the_same_for_a_seed():
     assert not np.array_equal(first, evaluate(lean, "CartPole-v1", 5, EVALUATION_SEED + 1))
 
 
-def test_many_episodes_are_played_in_pieces(monkeypatch):
+def test_many_episodes_are_played_in_several_batches(monkeypatch):
     together = play(lean, "CartPole-v1", 7, vectorization="sync")
     monkeypatch.setattr(evaluation, "MAX_ENVIRONMENTS", 3)
     sizes = []
@@ -81,7 +81,7 @@ def test_many_episodes_are_played_in_pieces(monkeypatch):
     assert pieces.lengths.tolist() == together.lengths.tolist()
 
 
-def test_an_episode_without_an_end_counts_as_it_stands(monkeypatch):
+def test_an_episode_that_reaches_max_steps_counts_with_its_return_so_far(monkeypatch):
     monkeypatch.setattr(evaluation, "MAX_STEPS", 6)
     assert play(lean, "CartPole-v1", 2).lengths.tolist() == [6, 6]
 
@@ -102,7 +102,7 @@ def test_options_reach_the_environments():
     ("env_id", "episodes", "message"),
     [("CartPole-v1", 0, "episodes: expected at least 1, got 0"), ("Nothing-v0", 1, "env: expected an environment")],
 )
-def test_what_cannot_be_played_is_named(env_id, episodes, message):
+def test_arguments_that_cannot_be_played_are_named(env_id, episodes, message):
     with pytest.raises(ValueError, match=message):
         play(lean, env_id, episodes)
 
@@ -165,7 +165,7 @@ def test_a_recurrent_policy_remembers_until_it_is_reset(shared):
     assert [policy(x.numpy()).tolist() for x in observation] == expected
 
 
-def test_a_policy_that_remembers_is_reset_before_each_piece(monkeypatch):
+def test_a_recurrent_policy_is_reset_before_each_batch(monkeypatch):
     class Counting:
         resets = 0
 
@@ -185,7 +185,7 @@ def test_a_policy_that_remembers_is_reset_before_each_piece(monkeypatch):
 
 
 class Dots(gymnasium.Env):
-    """Shows what its ``frame`` says, and ends after ``length`` steps."""
+    """Renders ``frame(step)``, and ends after ``length`` steps."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
@@ -229,7 +229,7 @@ def test_a_film_has_a_frame_for_each_step_of_the_first_episode():
     assert (film.stride, film.seconds, film.total_return) == (1, 0.1, 6.0)
 
 
-def test_of_long_episodes_some_frames_are_kept(monkeypatch):
+def test_long_episodes_are_filmed_with_a_stride(monkeypatch):
     monkeypatch.setattr(video, "MAX_FRAMES", 4)
     film = record_episode(push(0), "Dots-v0", length=20)
     assert brightness(film) == [0, 80, 160]
@@ -239,12 +239,12 @@ def test_of_long_episodes_some_frames_are_kept(monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "size"), [((10, 20), (200, 100)), ((300, 200), (200, 300)), ((1200, 800), (267, 400))], ids=str
 )
-def test_frames_are_of_a_size_to_look_at(shape, size):
+def test_frames_are_scaled_to_a_readable_size(shape, size):
     film = record_episode(push(0), "Dots-v0", frame=lambda step: np.zeros((*shape, 3), np.uint8))
     assert film.frames[0].size == size
 
 
-def test_colours_may_be_fractions():
+def test_frames_may_have_colours_from_0_to_1():
     assert brightness(record_episode(push(0), "Dots-v0", frame=lambda step: np.full((9, 9, 3), step / 10))) == [
         int(25.5 * step) for step in range(6)
     ]
@@ -274,6 +274,7 @@ def test_a_strip_shows_eight_frames_at_most(tmp_path, length, shades):
         assert [image.getpixel((x + 100, y + 50))[0] for y in rows for x in left] == shades
 
 
+@pytest.mark.slow
 def test_a_video_has_the_frames_in_time(tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
     film = film_episode(
@@ -290,7 +291,7 @@ def test_a_video_has_the_frames_in_time(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["dots.mp4"]
 
 
-def test_a_video_names_the_extra_that_it_takes(tmp_path, monkeypatch):
+def test_a_video_without_imageio_ffmpeg_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"video: expected imageio-ffmpeg for an \.mp4, found none: pip install 'a2c-compiled\[environments\]'"
@@ -317,7 +318,7 @@ def test_a_video_names_the_extra_that_it_takes(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_cannot_be_filmed_is_named(tmp_path, env_id, file, options, message):
+def test_an_environment_or_file_that_cannot_be_filmed_is_named(tmp_path, env_id, file, options, message):
     with pytest.raises(ValueError, match=message):
         film_episode(push(0), env_id, tmp_path / file, **options)
     assert not list(tmp_path.iterdir())
@@ -337,13 +338,13 @@ def test_cartpole_is_filmed_without_a_display(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """A folder that is read as a run of CartPole."""
+    """A folder that loads as a run of CartPole, and the loss of that run."""
     loss = cartpole_loss()
     monkeypatch.setattr("a2c_compiled.training.run_folder.load_run", lambda folder: (TrainConfig(), loss))
     return tmp_path, loss
 
 
-def test_eval_prints_what_episodes_return(run, capsys):
+def test_eval_prints_returns_and_lengths(run, capsys):
     folder, loss = run
     assert main(["eval", str(folder), "--episodes", "5", "--seed", "3"]) == 0
     title, header, returns, lengths = capsys.readouterr().out.splitlines()
@@ -368,12 +369,13 @@ def test_eval_prints_json(run, capsys):
 
 def test_eval_films_an_episode(run, capsys):
     pytest.importorskip("pygame")
-    folder, _ = run
+    folder, loss = run
+    loss.actor_network[-1].bias.data[0] = 100.0  # always pushes left, so that the episode is short
     assert main(["eval", str(folder), "--episodes", "1", "--video", str(folder / "cartpole.png")]) == 0
     with Image.open(folder / "cartpole.png") as image:
         assert image.format == "PNG"
 
 
-def test_eval_of_something_else_is_an_error(tmp_path, capsys):
+def test_eval_of_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     assert main(["eval", str(tmp_path)]) == 2
     assert "a2c-compiled: run: expected a folder that training wrote" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a run logs: its rows in progress.csv and in TensorBoard, across interruptions, resumption and full disks."""
+"""The log of a run: rows in progress.csv and TensorBoard, with interruptions, resumption and full disks."""
 
 import errno
 import io
@@ -31,7 +31,7 @@ def test_rows_are_read_back_as_they_were_written(tmp_path):
 
 
 def writing_with(patch, write):
-    """What is written to files goes through ``write``, which is given the system's own and the bytes."""
+    """Replaces writes to files by ``write``, whose arguments are the original function and the bytes."""
 
     class File(io.FileIO):
         def write(self, data):
@@ -45,7 +45,7 @@ def writing_with(patch, write):
     patch.setattr(Path, "open", opened)
 
 
-def test_every_row_is_in_the_file_at_once_and_in_one_write(tmp_path, monkeypatch):
+def test_every_row_is_flushed_in_one_write(tmp_path, monkeypatch):
     written = []
     with RunLog(tmp_path, 1000, progress=False, tensorboard=False) as log:
         log.write(row(1))
@@ -56,7 +56,7 @@ def test_every_row_is_in_the_file_at_once_and_in_one_write(tmp_path, monkeypatch
     assert written == [b"2,0.2,0.1\n", b"3,0.3,0.1\n", b"4,0.4,0.1\n"]
 
 
-def test_columns_may_come_later_and_be_left_out(tmp_path):
+def test_columns_may_be_added_later_and_left_out(tmp_path):
     progress = load_progress(logged(tmp_path, [row(1), row(2, kl_approx=0.5), row(3), {"steps": 4, "entropy": 0.6}]))
     nan = math.nan
     expected = {
@@ -72,7 +72,7 @@ def test_columns_may_come_later_and_be_left_out(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["progress.csv"]
 
 
-def test_a_line_that_is_being_written_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     logged(tmp_path, [row(1), row(2)])
     with (tmp_path / "progress.csv").open("a") as file:
         file.write("3,0.")
@@ -84,7 +84,7 @@ def test_a_run_without_rows_has_no_columns(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["", "4,0.", "4"])
-def test_resuming_drops_what_came_later(tmp_path, torn):
+def test_resuming_drops_later_rows(tmp_path, torn):
     logged(tmp_path, [row(1), row(2), row(3)])
     with (tmp_path / "progress.csv").open("a") as file:
         file.write(torn)
@@ -93,7 +93,7 @@ def test_resuming_drops_what_came_later(tmp_path, torn):
     assert load_progress(tmp_path)["entropy"] == pytest.approx([math.nan, math.nan, 0.5], nan_ok=True)
 
 
-def test_resuming_leaves_what_is_there_as_it_is(tmp_path):
+def test_resuming_does_not_change_earlier_rows(tmp_path):
     rows = [{**row(number), "episodes": number, "return": 20.0} for number in (1, 2)]
     path = logged(tmp_path, rows) / "progress.csv"
     before = path.read_bytes()
@@ -101,11 +101,11 @@ def test_resuming_leaves_what_is_there_as_it_is(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_resuming_where_nothing_was_logged_begins_a_file(tmp_path):
+def test_resuming_without_a_log_starts_a_file(tmp_path):
     assert load_progress(logged(tmp_path, [row(3)], resume_at=2))["steps"] == [3]
 
 
-def test_another_run_in_the_same_folder_begins_anew(tmp_path):
+def test_a_new_run_in_the_same_folder_replaces_the_log(tmp_path):
     logged(tmp_path, [row(1), row(2, entropy=0.5)])
     assert "entropy" not in load_progress(logged(tmp_path, [row(7)]))
     assert load_progress(tmp_path)["steps"] == [7]
@@ -120,7 +120,7 @@ def test_another_run_in_the_same_folder_begins_anew(tmp_path):
         (b"\xff\xfe\n", r"progress\.csv is not readable"),
     ],
 )
-def test_progress_that_cannot_be_read_is_named(tmp_path, content, message):
+def test_an_unreadable_progress_file_is_an_error(tmp_path, content, message):
     if content is not None:
         (tmp_path / "progress.csv").write_bytes(content)
     with pytest.raises(ValueError, match=f"run: .*{message}"):
@@ -150,7 +150,7 @@ def test_a_full_disk_is_warned_about_once_and_leaves_whole_lines(tmp_path, monke
     assert load_progress(tmp_path)["steps"] == [1, 4]
 
 
-def test_a_full_disk_where_a_column_is_new_leaves_the_rows_that_there_were(tmp_path, monkeypatch):
+def test_a_full_disk_when_a_column_is_added_keeps_the_rows_before(tmp_path, monkeypatch):
     with RunLog(tmp_path, 1000, progress=False, tensorboard=False) as log:
         log.write(row(1))
         with monkeypatch.context() as patch:
@@ -162,20 +162,20 @@ def test_a_full_disk_where_a_column_is_new_leaves_the_rows_that_there_were(tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["progress.csv"]
 
 
-def test_a_log_that_is_not_enabled_does_nothing(tmp_path, capsys):
+def test_a_disabled_log_writes_nothing(tmp_path, capsys):
     logged(tmp_path / "rank1", [row(1)], enabled=False, progress=True, tensorboard=True)
     assert not (tmp_path / "rank1").exists()
     assert capsys.readouterr().err == ""
 
 
-def test_without_a_folder_there_is_the_bar_alone(tmp_path, monkeypatch, capsys):
+def test_without_a_folder_only_the_progress_bar_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     logged(None, [row(500)], progress=True, tensorboard=True)
     assert "500/1.00k" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_the_bar_shows_how_far_and_how_well(tmp_path, capsys):
+def test_the_progress_bar_shows_steps_and_return(tmp_path, capsys):
     with RunLog(tmp_path / "seed_7", 1000, progress=True, tensorboard=False, resume_at=200) as log:
         log.say("compiling the update")
         log.write(row(400, **{"return": 123.456}, episode_length=17.0))
@@ -187,7 +187,7 @@ def test_the_bar_shows_how_far_and_how_well(tmp_path, capsys):
     assert "return=-0.5, critic=0.1" in shown
 
 
-def test_every_output_of_the_loss_that_has_a_panel_or_a_word_of_its_own_is_one():
+def test_every_logged_column_is_a_metric_of_the_training_step_or_of_the_run():
     of_the_run = {"return", "episode_length", "episodes", "lr", "updates", "skipped", "seconds", "steps_per_second"}
     assert COLUMNS.keys() - of_the_run <= set(TrainMetrics._fields)
 
@@ -203,7 +203,7 @@ def scalars(folder):
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_tensorboard_has_the_rows_in_groups(tmp_path):
+def test_tensorboard_groups_the_columns(tmp_path):
     rows = [
         row(1, episode_length=5, lr=0.5, grad_norm=2.0, steps_per_second=100.0, entropy=0.5),
         {"steps": 2, "return": math.nan, "lr": 0.25},
@@ -219,7 +219,7 @@ def test_tensorboard_has_the_rows_in_groups(tmp_path):
     }
 
 
-def test_tensorboard_forgets_what_came_after_the_step_resumed_at(tmp_path):
+def test_tensorboard_drops_events_after_the_resumed_step(tmp_path):
     logged(tmp_path, [row(1), row(2), row(3)], tensorboard=True)
     logged(tmp_path, [row(3, **{"return": 7.0}), row(4)], tensorboard=True, resume_at=2)
     returns = scalars(tmp_path)["episode/return"]

@@ -1,4 +1,4 @@
-"""Pictures of runs: which lines, bands, panels and names there are."""
+"""Pictures of runs: lines, bands, panels and legends."""
 
 import json
 import math
@@ -18,7 +18,7 @@ GOAL = 475.0
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that would have been saved, which is what takes time."""
+    """Collects figures instead of saving them, because saving takes long."""
     saved = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: saved.append(figure))
     return saved
@@ -44,7 +44,7 @@ def names(figure):
 # What is drawn
 
 
-def test_the_picture_is_written_whole(tmp_path):
+def test_the_picture_is_written_without_temporary_files(tmp_path):
     make_run(tmp_path / "a", seed=0, rows=3)
     make_run(tmp_path / "b", seed=1)
     make_run(tmp_path / "c", lr=0.1, rows=1)
@@ -55,7 +55,7 @@ def test_the_picture_is_written_whole(tmp_path):
 
 
 @pytest.mark.parametrize("without", [(), ("entropy",), ("loss_critic", "entropy")], ids=len)
-def test_there_is_a_panel_for_each_column_that_holds_numbers(tmp_path, figures, without):
+def test_there_is_a_panel_for_each_known_column_with_numbers(tmp_path, figures, without):
     columns = {
         "return": [math.nan, 20.0, 30.0],
         "entropy": [0.6, 0.5, 0.4],
@@ -73,7 +73,7 @@ def test_there_is_a_panel_for_each_column_that_holds_numbers(tmp_path, figures, 
     assert figures[0].axes[0].lines[0].get_xydata().tolist() == [[20.0, 20.0], [30.0, 30.0]]
 
 
-def test_losses_and_gradients_are_on_logarithmic_axes_where_they_can_be(tmp_path, figures):
+def test_losses_and_gradients_have_logarithmic_axes_unless_all_are_zero(tmp_path, figures):
     progress = {"steps": [10.0, 20.0], "loss_critic": [0.0, 0.0], "grad_norm": [0.0, 2.0], "entropy": [0.5, 0.4]}
     plot_learning_curves({"seed 0": progress}, tmp_path / "curves.png", "A2C")
     assert {axis.get_ylabel(): axis.get_yscale() for axis in figures[0].axes} == {
@@ -89,7 +89,7 @@ def test_a_single_row_is_a_visible_point(tmp_path, figures):
     assert line.get_marker() == "o"
 
 
-def test_seeds_are_one_band_as_far_as_the_shortest_goes(tmp_path, figures):
+def test_several_seeds_are_a_mean_and_a_band_up_to_the_shortest_run(tmp_path, figures):
     short = {"steps": [0.0, 10.0], "return": [0.0, 10.0]}
     long = {"steps": [0.0, 20.0], "return": [0.0, 60.0]}
     plot_learning_curves({"ours": [short, long]}, tmp_path / "curves.png", "A2C")
@@ -104,7 +104,7 @@ def test_seeds_are_one_band_as_far_as_the_shortest_goes(tmp_path, figures):
     assert [tail.get_xydata().tolist() for tail in tails] == [[[10.0, 10.0]], [[20.0, 60.0]]]
 
 
-def test_the_band_of_five_seeds_is_between_the_quartiles(tmp_path, figures):
+def test_the_band_of_five_seeds_lies_between_the_quartiles(tmp_path, figures):
     seeds = [{"steps": [0.0, 10.0], "return": [height, height]} for height in (0.0, 10.0, 20.0, 30.0, 1000.0)]
     plot_learning_curves({"ours": seeds}, tmp_path / "curves.png", "A2C")
     (axis,) = figures[0].axes
@@ -112,7 +112,7 @@ def test_the_band_of_five_seeds_is_between_the_quartiles(tmp_path, figures):
     assert axis.lines[0].get_ydata()[0] == 212.0
 
 
-def test_seeds_without_common_steps_are_lines(tmp_path, figures):
+def test_seeds_without_common_steps_are_separate_lines(tmp_path, figures):
     seeds = [{"steps": [0.0, 10.0], "return": [1.0, 2.0]}, {"steps": [20.0], "return": [3.0]}]
     plot_learning_curves({"ours": seeds}, tmp_path / "curves.png", "A2C")
     assert len(figures[0].axes[0].lines) == 2
@@ -133,7 +133,7 @@ def test_smoothing_takes_means_of_neighbours(tmp_path, figures, smooth, expected
         np.testing.assert_allclose(y, expected)
 
 
-def test_drawing_leaves_the_callers_backend_alone():
+def test_importing_plots_does_not_change_the_matplotlib_backend():
     import importlib
 
     import matplotlib
@@ -154,7 +154,7 @@ def test_seeds_of_one_configuration_are_a_group(tmp_path):
     assert group_runs(folders)[1].config == {"env": "CartPole-v1", "solved_return": GOAL, "lr": 0.2}
 
 
-def test_folders_without_a_configuration_stand_alone(tmp_path):
+def test_folders_without_a_configuration_are_groups_of_one(tmp_path):
     folders = [make_run(tmp_path / name) for name in ("one", "other")]
     for folder in folders:
         (folder / "config.json").unlink()
@@ -200,14 +200,14 @@ def test_folders_without_a_configuration_stand_alone(tmp_path):
         "one_folder_for_all",
     ],
 )
-def test_the_legend_says_what_tells_the_runs_apart(tmp_path, figures, runs, expected):
+def test_the_legend_names_the_options_in_which_runs_differ(tmp_path, figures, runs, expected):
     plot_runs([make_run(tmp_path / name, **config) for name, config in runs.items()], tmp_path / "curves.png")
     assert names(figures[0])[:-1] == [name.format(tmp_path).replace("/", os.sep) for name in expected]
     assert names(figures[0])[-1] == "solved: 475"
     assert figures[0].get_suptitle() == "A2C on CartPole-v1"
 
 
-def test_wall_time_is_the_other_axis(tmp_path, figures):
+def test_the_x_axis_may_be_wall_time(tmp_path, figures):
     plot_runs([make_run(tmp_path / "run")], tmp_path / "curves.png", x="seconds", smooth=2)
     assert figures[0].axes[0].lines[0].get_xdata().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert figures[0].axes[0].get_xlabel() == "wall time, s"
@@ -225,7 +225,7 @@ def test_wall_time_is_the_other_axis(tmp_path, figures):
     ],
     ids=["same", "different", "none", "gymnasium's", "unknown"],
 )
-def test_the_goal_is_drawn_where_it_is_one(tmp_path, figures, configs, expected):
+def test_the_goal_is_drawn_if_all_runs_have_the_same(tmp_path, figures, configs, expected):
     plot_runs([make_run(tmp_path / f"run{i}", **config) for i, config in enumerate(configs)], tmp_path / "curves.png")
     assert [name for name in names(figures[0]) if name.startswith("solved: ")] == expected
 
@@ -241,7 +241,7 @@ def test_the_goal_is_drawn_where_it_is_one(tmp_path, figures, configs, expected)
         ("steps,return\n10,1\n", {"config": "[1"}, r"run: .*config\.json is not readable"),
     ],
 )
-def test_what_cannot_be_drawn_is_named(tmp_path, content, options, message):
+def test_runs_and_options_that_cannot_be_drawn_are_named(tmp_path, content, options, message):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_text(options.pop("config", "{}"))
@@ -255,7 +255,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path, content, options, message):
 # The command
 
 
-def test_plot_draws_runs_where_it_is_told(tmp_path, monkeypatch, capsys, figures):
+def test_plot_writes_the_picture_to_the_chosen_file(tmp_path, monkeypatch, capsys, figures):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", seed=1)
@@ -272,6 +272,6 @@ def test_plot_draws_runs_where_it_is_told(tmp_path, monkeypatch, capsys, figures
     assert figures[2].get_suptitle().endswith("means of 3 rows")
 
 
-def test_plot_of_something_else_is_an_error(tmp_path, capsys):
+def test_plot_of_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     assert main(["plot", str(tmp_path)]) == 2
     assert "a2c-compiled: run: expected a folder that training wrote" in capsys.readouterr().err

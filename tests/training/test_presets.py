@@ -1,4 +1,4 @@
-"""The presets make what they name and learn; their benchmark writes table, numbers and picture."""
+"""The presets train in their environments; their benchmark writes a table, a JSON file and a picture."""
 
 import dataclasses
 import json
@@ -38,15 +38,15 @@ def test_a_preset_learns_in_its_environment(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_says_nothing_that_is_the_default(name):
+def test_a_preset_has_no_option_that_equals_the_default(name):
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     assert PRESETS[name].keys() <= defaults.keys()
     assert not {field for field, value in PRESETS[name].items() if value == defaults[field]}
 
 
 @pytest.mark.parametrize(("given", "expected"), [([], "preset"), (["--lr", "0.125", "--hidden", "8", "4"], "given")])
-def test_options_go_before_those_of_the_preset(tmp_path, given, expected):
-    """And those of the preset before the defaults."""
+def test_given_options_take_precedence_over_the_preset(tmp_path, given, expected):
+    """The preset takes precedence over the defaults."""
     arguments = cli._parser("train").parse_args(["train", "--preset", "breakout", "--out", str(tmp_path / "run"), *given])
     config = cli._train_config(arguments)
     options = PRESETS["breakout"] if expected == "preset" else {**PRESETS["breakout"], "lr": 0.125, "hidden": (8, 4)}
@@ -56,7 +56,7 @@ def test_options_go_before_those_of_the_preset(tmp_path, given, expected):
 # The benchmark
 
 
-def test_the_benchmark_writes_table_numbers_and_picture(tmp_path):
+def test_the_benchmark_writes_a_table_a_json_file_and_a_picture(tmp_path):
     presets = {"tiny": {**TINY, "solved_return": 1.0}, "hopeless": {**TINY, "solved_return": 1e6}}
     runs = benchmark.measure(["tiny", "hopeless"], 2, tmp_path / "out", presets)
     assert [(run.preset, run.seed) for run in runs] == [("tiny", 1), ("tiny", 2), ("hopeless", 1), ("hopeless", 2)]
@@ -71,14 +71,14 @@ def test_the_benchmark_writes_table_numbers_and_picture(tmp_path):
     assert [line.split(" | ")[1:4] for line in lines] == [["CartPole-v1", "1", "2 of 2"], ["CartPole-v1", "1e+06", "0 of 2"]]
 
 
-def test_the_table_holds_means_and_medians():
+def test_the_table_has_means_and_medians():
     values = ((400.0, 3000, 9.0, 5e4), (500.0, 1000, 2.0, 7e4), (480.0, 2000, 4.0, 6e4))
     runs = [PresetRun("cartpole", seed, *row) for seed, row in enumerate(values, 1)]
     (line,) = benchmark.table(runs).lines
     assert line == ["`cartpole`", "CartPole-v1", "475", "2 of 3", "460.0 (400.0 to 500.0)", "2,000", "4", "9", "60,000"]
 
 
-def test_the_benchmark_runs_the_presets_that_are_named(monkeypatch, tmp_path, capsys):
+def test_the_benchmark_runs_the_named_presets(monkeypatch, tmp_path, capsys):
     asked = []
     monkeypatch.setattr(benchmark, "measure", lambda *arguments: asked.append(arguments))
     assert benchmark.main(["acrobot", "cartpole", "--seeds", "2", "--out", str(tmp_path)]) == 0

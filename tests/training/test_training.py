@@ -30,14 +30,14 @@ from a2c_compiled.training.trainer import Trainer
 
 
 def config(**changes):
-    """A few updates that take a moment."""
+    """A configuration of five small updates."""
     tiny = {"num_envs": 4, "num_steps": 5, "total_steps": 100, "hidden": (8,), "compile": False, "solved_return": math.inf}
     return TrainConfig(**{**tiny, "log_interval": 2, **changes})
 
 
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory):
-    """What training returned, and the folder of the run."""
+    """The result of training, and the folder of the run."""
     folder = tmp_path_factory.mktemp("training") / "run"
     return train(config(), progress=False, folder=folder), folder
 
@@ -49,7 +49,7 @@ def trained(trained_run):
 
 @pytest.fixture
 def run(trained_run, tmp_path):
-    """A copy of the run to spoil."""
+    """A copy of the run, for tests that change it."""
     return shutil.copytree(trained_run[1], tmp_path / "run")
 
 
@@ -95,7 +95,7 @@ def test_history_has_a_row_each_log_interval_and_at_the_end(trained):
 
 
 def test_returns_are_means_of_the_last_hundred_episodes():
-    result = train(config(total_steps=20 * 300, log_interval=150), progress=False)
+    result = train(config(total_steps=20 * 160, log_interval=80), progress=False)
     assert math.isnan(train(config(total_steps=20), progress=False).history[0]["return"]), "no episode has ended yet"
     seed_everything(0)
     loss = make_loss(config())
@@ -103,8 +103,8 @@ def test_returns_are_means_of_the_last_hundred_episodes():
     seed_everything(0)
     collector = RolloutCollector(make_environments("CartPole-v1", 4), loss, 5, seed=0)
     returns, lengths = [], []
-    for update in range(300):
-        step.lr = config().lr * (0.1 + 0.9 * (1.0 - update / 300))
+    for update in range(160):
+        step.lr = config().lr * (0.1 + 0.9 * (1.0 - update / 160))
         step(collector.collect())
         for column, ended in zip((returns, lengths), collector.episodes.take(), strict=True):
             column += ended
@@ -112,16 +112,16 @@ def test_returns_are_means_of_the_last_hundred_episodes():
     assert returns == lengths, "CartPole's reward is 1 a step"
     for name in ("return", "episode_length"):
         assert result.history[-1][name] == pytest.approx(sum(returns[-100:]) / 100)
-    assert [row["updates"] for row in result.history] == [150, 300]
-    assert result.history[-1]["episodes"] == len(returns), "none is lost between the lines of the log"
+    assert [row["updates"] for row in result.history] == [80, 160]
+    assert result.history[-1]["episodes"] == len(returns), "every episode is counted once"
 
 
-def test_the_greedy_return_is_that_of_the_networks_returned(trained):
+def test_the_greedy_return_is_that_of_the_returned_networks(trained):
     assert trained.greedy_return == evaluate(greedy_policy(trained.loss), "CartPole-v1").mean()
 
 
 @pytest.mark.parametrize("final_lr", [0.1, 1.0, 0.0])
-def test_the_learning_rate_falls_to_its_share(final_lr):
+def test_the_learning_rate_falls_to_final_lr_of_its_start(final_lr):
     result = train(config(final_lr=final_lr), progress=False)
     # The last of five updates is made with what 0.8 of the way leaves.
     expected = config().lr * (1 - (1 - final_lr) * 4 / 5)
@@ -131,12 +131,12 @@ def test_the_learning_rate_falls_to_its_share(final_lr):
 
 def test_training_stops_when_the_environment_is_solved():
     result = train(config(total_steps=100_000, solved_return=8.0, log_interval=10), progress=False)
-    assert result.steps == 200, "it is asked where the log is written"
+    assert result.steps == 200, "the greedy policy is evaluated when a log row is written"
     assert result.greedy_return >= 8.0
 
 
 def test_training_goes_on_while_the_greedy_policy_falls_short(monkeypatch):
-    """One lucky set of starts is not enough, and 100 episodes are played only where a few were good."""
+    """It must reach the goal in 100 episodes, which are played only if 10 episodes reached it."""
     asked, answers = [], iter([17.9, 18.1, 18.1, 17.9, 17.9])
 
     def fall_short(self, seed=0, episodes=100):
@@ -146,7 +146,7 @@ def test_training_goes_on_while_the_greedy_policy_falls_short(monkeypatch):
     monkeypatch.setattr(Trainer, "greedy_return", fall_short)
     result = train(config(total_steps=600, solved_return=18.0, log_interval=10), progress=False)
     assert result.steps == 600
-    assert asked == [10, 10, 100, 100, 100], "at the end it is asked in any case"
+    assert asked == [10, 10, 100, 100, 100], "the end of training evaluates in any case"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -155,7 +155,7 @@ def test_a_gpu_that_is_not_there_is_an_error():
         train(config(device="cuda"), progress=False)
 
 
-def test_looks_at_the_greedy_policy_share_no_start(monkeypatch):
+def test_evaluations_of_the_greedy_policy_have_different_seeds(monkeypatch):
     starts = []
 
     def look(self, seed=EVALUATION_SEED, episodes=100):
@@ -166,11 +166,11 @@ def test_looks_at_the_greedy_policy_share_no_start(monkeypatch):
     train(config(solved_return=18.0, log_interval=2), progress=False)
     assert [len(seeds) for seeds in starts] == [10, 100, 100, 100]
     assert len(set.union(*starts[:3])) == 210
-    assert starts[-1] == starts[1], "at the end it is the same that any other run is asked for"
+    assert starts[-1] == starts[1], "the last evaluation has the seeds of every other run"
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, False), ({"total_steps": 2_000_000}, True), ({"compile": True}, True)])
-def test_short_runs_are_not_compiled_unasked(options, expected):
+def test_short_runs_are_compiled_only_on_request(options, expected):
     assert compiles(TrainConfig(device="cpu", **options)) is expected
 
 
@@ -198,7 +198,7 @@ def test_total_steps_are_not_exceeded():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_an_unfit_option_is_named(changes, message):
+def test_an_invalid_option_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         train(config(**changes), progress=False)
 
@@ -217,7 +217,7 @@ def test_options_reach_the_loss_and_the_step(changes):
     assert all(math.isfinite(row["grad_norm"]) for row in result.history)
 
 
-def test_minibatches_learn_the_same(trained):
+def test_training_with_minibatches_equals_training_without(trained):
     pieces = train(config(minibatches=2), progress=False)
     for name, parameter in parameters(trained).items():
         torch.testing.assert_close(parameters(pieces)[name], parameter, rtol=1e-4, atol=1e-5, msg=name)
@@ -234,7 +234,7 @@ def test_networks_may_run_in_half_precision(trained):
 
 
 @pytest.mark.parametrize("vectorization", ["torch", "gymnasium", "sync"])
-def test_observations_are_normalised_by_all_that_was_seen(vectorization):
+def test_observations_are_normalised_by_the_moments_of_all_observations(vectorization):
     trainer = Trainer(config(normalize_observations=True, vectorization=vectorization))
     norms = [module for module in trainer.loss.modules() if isinstance(module, ObservationNorm)]
     assert len(norms) == 1, "actor and critic share it"
@@ -279,7 +279,7 @@ def test_continuous_actions_are_trained_within_their_bounds():
     assert rollout.mask is None
 
 
-def test_progress_is_shown_where_asked_for(capsys, tmp_path):
+def test_progress_is_shown_on_request(capsys, tmp_path):
     train(config(total_steps=40), progress=False)
     assert capsys.readouterr().err == ""
     train(config(total_steps=40), progress=True, folder=tmp_path / "my_run")
@@ -298,7 +298,7 @@ def test_progress_is_shown_where_asked_for(capsys, tmp_path):
         ("update", {"Rollout", "TrainMetrics", "TrainState", "TrainStep", "keep_freed_memory"}),
     ],
 )
-def test_packages_offer_what_is_theirs(package, names):
+def test_packages_export_their_public_names(package, names):
     module = importlib.import_module(f"a2c_compiled.{package}")
     assert set(module.__all__) >= names
     assert all(getattr(module, name).__name__ == name for name in names)
@@ -311,7 +311,7 @@ def test_packages_offer_what_is_theirs(package, names):
     ("given", "expected"),
     [("float64", torch.float32), ("float32", torch.float32), ("uint8", torch.uint8), ("int64", torch.int64)],
 )
-def test_observations_keep_their_type_but_float64(given, expected):
+def test_observations_keep_their_dtype_except_float64(given, expected):
     observation = np.arange(6, dtype=given).reshape(2, 3)
     tensor = observation_tensor(observation)
     assert tensor.dtype == expected
@@ -329,7 +329,7 @@ def test_bounded_actions_stay_within_each_dimensions_own_bounds():
     assert (high - low > torch.tensor([2.9, 4.9])).all()
 
 
-def test_layers_begin_orthogonal_and_the_policy_near_uniform():
+def test_layers_are_initialised_orthogonal_and_the_policy_near_uniform():
     network = mlp(4, (32,), 3, 0.01)
     weight = network[0].weight.detach()
     torch.testing.assert_close(weight.T @ weight, 2.0 * torch.eye(4))
@@ -357,7 +357,7 @@ def test_a_run_is_loaded_as_it_was_saved(run, trained):
     assert evaluate(greedy_policy(loss), "CartPole-v1").mean() == trained.greedy_return
 
 
-def test_a_step_goes_on_where_training_left_it(run, trained):
+def test_a_loaded_training_step_has_the_state_at_the_end_of_training(run, trained):
     loaded_config, step = load_step(run)
     assert loaded_config == config()
     assert step.state_dict().keys() == trained.step.state_dict().keys()
@@ -366,7 +366,7 @@ def test_a_step_goes_on_where_training_left_it(run, trained):
     assert step.step_count == 5
 
 
-def test_a_run_says_how_it_went(run, trained):
+def test_the_progress_of_a_run_equals_its_history(run, trained):
     progress = load_progress(run)
     assert list(progress) == list(trained.history[0])
     for name, column in progress.items():
@@ -409,6 +409,7 @@ def test_weights_of_other_networks_are_refused(run):
         load_run(run)
 
 
+@pytest.mark.slow
 def test_the_application_keeps_freed_memory_and_the_library_does_not():
     code = """
         from a2c_compiled.kernels.cpu_scan import keep_freed_memory
