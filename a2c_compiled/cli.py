@@ -472,7 +472,8 @@ def _need(*extras: str) -> None:
     for extra in extras:
         missing = [package for package in packages[extra] if importlib.util.find_spec(package) is None]
         if missing:
-            raise ValueError(f"this command needs {', '.join(missing)}: pip install 'a2c-compiled[{extra}]'")
+            names = ", ".join(missing)
+            raise ValueError(f"expected {names} to be installed for this command: pip install 'a2c-compiled[{extra}]'")
 
 
 def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:

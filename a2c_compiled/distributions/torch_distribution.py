@@ -100,7 +100,8 @@ class TorchDistribution(Distribution):
 
     def __prepare_scriptable__(self) -> "TorchDistribution":
         raise TypeError(
-            "distribution: TorchScript cannot read torch.distributions; use one of a2c_compiled.distributions in its place"
+            "distribution: expected another class of a2c_compiled.distributions, because TorchScript cannot read torch.distributions,"
+            " got TorchDistribution"
         )
 
 

@@ -143,7 +143,7 @@ def side_by_side(space: gymnasium.Space, observations: Sequence[Any]) -> Any:
 
 def _restore_cartpole(envs: Any, state: Dict[str, Tensor]) -> np.ndarray:
     if state["steps"].size(0) != envs.num_envs:
-        raise ValueError(f"{state['steps'].size(0)} environments")
+        raise ValueError(f"num_envs: expected {state['steps'].size(0)} environments, got {envs.num_envs}")
     envs.reset()
     envs.np_random.bit_generator.state = json.loads(_text(state["chance"]))
     set_cartpole_state(envs, {name: state[name].cpu().numpy() for name in ("physics", "steps", "ended")})

@@ -55,7 +55,7 @@ def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION
         raise ValueError(f"video: expected a file ending in {', '.join(_WRITERS)}, got {path}")
     if write is _write_mp4 and find_spec("imageio_ffmpeg") is None:
         raise ValueError(
-            "video: expected imageio-ffmpeg for an .mp4: pip install 'a2c-compiled[environments]', or write a .gif"
+            "video: expected imageio-ffmpeg for an .mp4, found none: pip install 'a2c-compiled[environments]', or write a .gif"
         )
     film = record_episode(policy, env_id, seed, **env_options)
     with atomic_file(path) as temporary:

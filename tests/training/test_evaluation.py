@@ -293,7 +293,7 @@ def test_a_video_has_the_frames_in_time(tmp_path):
 def test_a_video_names_the_extra_that_it_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"video: expected imageio-ffmpeg for an \.mp4: pip install 'a2c-compiled\[environments\]'"
+        ValueError, match=r"video: expected imageio-ffmpeg for an \.mp4, found none: pip install 'a2c-compiled\[environments\]'"
     ):
         film_episode(push(0), "Nothing-v0", tmp_path / "dots.mp4")
 
