@@ -10,7 +10,7 @@ import onnxruntime
 from a2c_compiled import TrainStep, export
 from a2c_compiled.losses import PercentileNorm
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("loss_export")]
+pytestmark = pytest.mark.slow
 
 DIAGNOSTICS = {"explained_variance", "kl_approx"}
 
