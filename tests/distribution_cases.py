@@ -1,6 +1,7 @@
 """What the tests of all distributions draw from: each with what it is to equal, values with their gradients."""
 
-from typing import Any, Callable, List, NamedTuple
+import math
+from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
 
 import pytest
 import torch
@@ -8,10 +9,24 @@ from torch import Tensor, nn
 from torch import distributions as td
 
 from a2c_compiled import distributions
-from a2c_compiled.distributions import Distribution
+from a2c_compiled.distributions import (
+    Categorical,
+    Distribution,
+    MaskedCategorical,
+    Normal,
+    OneHotCategorical,
+    TanhNormal,
+    TorchDistribution,
+)
 
 BATCHES = ([], [5], [3, 4])
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
+TORCH_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+INF = float("inf")
+NAN = float("nan")
+HALF = (torch.bfloat16, torch.float16)
+# A correct sampler leaves this many standard errors once in two million comparisons; seeds are fixed besides.
+STANDARD_ERRORS = 5.0
 
 
 class Case(NamedTuple):
@@ -203,14 +218,163 @@ CASES = [
 
 
 def value_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
-    """The value, and the gradients of a weighted sum of it."""
-    inputs = tuple(x.detach().clone().requires_grad_() for x in inputs)
+    """The value, and the gradients of a weighted sum of it in those inputs that are floating."""
+    inputs = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
     value = function(*inputs)
     weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).reshape(value.shape).to(value.dtype)
-    gradients = torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True, materialize_grads=True)
+    differentiable = [x for x in inputs if x.requires_grad]
+    gradients = torch.autograd.grad((value * weight).sum(), differentiable, allow_unused=True, materialize_grads=True)
     return [value.detach(), *gradients]
 
 
-def assert_close(actual: List[Tensor], expected: List[Tensor], tolerance: float) -> None:
+def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, atol=tolerance, rtol=tolerance)
+
+
+# Distributions in several choices of their options, and torch.distributions that they equal.
+
+
+def scale_from(raw: Tensor, scale_mapping: str, scale_lb: float) -> Tensor:
+    if scale_mapping == "exp":
+        scale = raw.exp()
+    elif scale_mapping == "softplus":
+        scale = nn.functional.softplus(raw)
+    else:
+        scale = nn.functional.softplus(raw + math.log(math.exp(0.99) - 1.0)) + 0.01
+    return scale.clamp_min(scale_lb)
+
+
+def normal_reference(
+    scale_mapping: str = "biased_softplus",
+    scale_lb: float = 1e-4,
+    tanh_loc: bool = False,
+    upscale: float = 5.0,
+    middle: Sequence[float] = (0.0,),
+) -> Callable[[Tensor], td.Distribution]:
+    def reference(params: Tensor) -> td.Distribution:
+        loc, raw = params.chunk(2, -1)
+        loc = upscale * torch.tanh(loc / upscale) + params.new_tensor(middle) if tanh_loc else loc
+        return td.Independent(td.Normal(loc, scale_from(raw, scale_mapping, scale_lb)), 1)
+
+    return reference
+
+
+def tanh_normal_reference(low: Sequence[float], high: Sequence[float], **options: Any) -> Callable[[Tensor], td.Distribution]:
+    middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+
+    def reference(params: Tensor) -> td.Distribution:
+        low_, high_ = params.new_tensor(low), params.new_tensor(high)
+        transforms = [td.TanhTransform(), td.AffineTransform((high_ + low_) / 2, (high_ - low_) / 2, event_dim=1)]
+        return td.TransformedDistribution(normal_reference(middle=middle, **options)(params), transforms)
+
+    return reference
+
+
+def torch_normal(params: Tensor) -> td.Distribution:
+    loc, raw = params.chunk(2, -1)
+    return td.Independent(td.Normal(loc, raw.exp(), validate_args=False), 1, validate_args=False)
+
+
+class TorchCase(NamedTuple):
+    """A distribution in one choice of its options, torch's equal of it, and the bounds of its actions."""
+
+    name: str
+    distribution: Distribution
+    reference: Callable[[Tensor], td.Distribution]
+    low: Tuple[float, ...] = ()
+    high: Tuple[float, ...] = ()
+
+    def params(self, batch: List[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        params = torch.randn([*batch, self.distribution.num_params], generator=generator, dtype=torch.float64)
+        if isinstance(self.distribution, MaskedCategorical):
+            logits, mask = params.chunk(2, -1)
+            # The largest of each row is always allowed, so that none is empty.
+            params = torch.cat([logits, ((mask > -0.3) | (mask == mask.max(-1, keepdim=True).values)).double()], -1)
+        return params.to(dtype)
+
+    def action(self, params: Tensor, seed: int = 1) -> Tensor:
+        """A possible one; inside the bounds, where arctanh is well-conditioned."""
+        if self.low:
+            inside = torch.rand([*params.shape[:-1], len(self.low)], generator=torch.Generator().manual_seed(seed))
+            low, high = torch.tensor(self.low), torch.tensor(self.high)
+            return (low + (high - low) * (0.05 + 0.9 * inside)).to(params.dtype)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self.reference(params.double()).sample().to(self.action_dtype(params))
+
+    def action_dtype(self, params: Tensor) -> torch.dtype:
+        return params.dtype if isinstance(self.distribution, (Normal, TorchDistribution)) else torch.int64
+
+    def reference_mode(self, params: Tensor) -> Tensor:
+        reference = self.reference(params)
+        if not isinstance(reference, td.TransformedDistribution):
+            return reference.mode
+        mode = reference.base_dist.mean
+        for transform in reference.transforms:
+            mode = transform(mode)
+        return mode
+
+
+BOX = ((-1.0, 0.0, -3.5), (1.0, 0.5, 7.0))
+DISCRETE = [
+    TorchCase("categorical", Categorical(4), lambda params: td.Categorical(logits=params)),
+    TorchCase("one_hot", OneHotCategorical(4), lambda params: td.OneHotCategorical(logits=params)),
+    TorchCase("masked", MaskedCategorical(4), masked_choice),
+]
+NORMALS = [
+    TorchCase("normal", Normal(3), normal_reference()),
+    TorchCase("normal_softplus", Normal(3, "softplus"), normal_reference("softplus")),
+    TorchCase("normal_exp", Normal(3, "exp"), normal_reference("exp")),
+    TorchCase("normal_lower_bound", Normal(3, "exp", scale_lb=0.9), normal_reference("exp", 0.9)),
+    TorchCase("normal_tanh_loc", Normal(3, tanh_loc=True, upscale=0.7), normal_reference(tanh_loc=True, upscale=0.7)),
+]
+TANH_NORMALS = [
+    TorchCase("tanh", TanhNormal(3), tanh_normal_reference([-1.0], [1.0]), (-1.0,) * 3, (1.0,) * 3),
+    TorchCase("tanh_box", TanhNormal(3, *BOX), tanh_normal_reference(*BOX), *BOX),
+    TorchCase(
+        "tanh_options",
+        TanhNormal(3, *BOX, scale_mapping="softplus", scale_lb=0.5, tanh_loc=True, upscale=2.0),
+        tanh_normal_reference(*BOX, scale_mapping="softplus", scale_lb=0.5, tanh_loc=True, upscale=2.0),
+        *BOX,
+    ),
+]
+TORCH = [TorchCase("torch", TorchDistribution(torch_normal, num_params=6), torch_normal)]
+SCRIPTABLE = [*DISCRETE, NORMALS[0], TANH_NORMALS[1]]
+ONE_OF_EACH = [*SCRIPTABLE, *TORCH]
+ALL = [*DISCRETE, *NORMALS, *TANH_NORMALS, *TORCH]
+
+
+def each(cases: List[TorchCase]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+batches = pytest.mark.parametrize("batch", BATCHES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+half_dtypes = pytest.mark.parametrize("dtype", HALF, ids=str)
+
+
+def assert_finite(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        assert tensor.isfinite().all(), tensor
+
+
+def fix_standard_normal(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:
+    """Make torch.distributions.Normal.rsample return ``loc + scale * noise``."""
+    monkeypatch.setattr(td.normal, "_standard_normal", lambda shape, dtype, device: noise.to(dtype).expand(shape))
+
+
+def assert_frequencies(index: Tensor, probs: Tensor) -> None:
+    count = index.numel()
+    frequencies = torch.bincount(index.flatten(), minlength=probs.numel()).double() / count
+    standard_error = (probs * (1 - probs) / count).sqrt()
+    assert ((frequencies - probs).abs() <= STANDARD_ERRORS * standard_error).all(), (frequencies, probs)
+    assert (frequencies[probs == 0] == 0).all()
+
+
+def assert_standard_normal_quantiles(u: Tensor) -> None:
+    for quantile in (-2.0, -1.0, 0.0, 0.5, 1.5):
+        probability = 0.5 * (1 + math.erf(quantile / math.sqrt(2)))
+        standard_error = math.sqrt(probability * (1 - probability) / u.numel())
+        assert abs((u < quantile).double().mean().item() - probability) <= STANDARD_ERRORS * standard_error

@@ -1,8 +1,10 @@
 """What the tests of the loss and of the training step draw from: networks, steps with observations and actions, gradients."""
 
+import contextlib
 import copy
 import inspect
-from typing import NamedTuple
+from typing import NamedTuple, Optional
+from unittest import mock
 
 import torch
 from cases import make_steps, weights
@@ -187,6 +189,51 @@ def assert_losses_same(loss, expected_loss, arguments, expected_arguments=None, 
     expected = expected_loss(**(arguments if expected_arguments is None else expected_arguments))
     assert_same(outputs, expected, tolerance)
     assert_same(gradients(outputs, loss), gradients(expected, expected_loss), tolerance)
+
+
+def traced(module, backend="eager", dynamic=True):
+    """``module`` traced whole by Dynamo, for any shape unless ``dynamic`` is False.
+
+    With the backend "eager" torch runs the traced graph as it is. "aot_eager" also traces the backward pass and removes mutation, and
+    takes four times as long; "inductor" also generates code.
+    """
+    torch._dynamo.reset()
+    return torch.compile(module, fullgraph=True, dynamic=dynamic, backend=backend)
+
+
+@contextlib.contextmanager
+def compile_backend(backend="eager"):
+    """Inside, every ``torch.compile`` uses ``backend``; see :func:`traced`."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_with_options = torch.compile
+
+    def compile_without_options(*arguments, options=None, **named):
+        return compile_with_options(*arguments, backend=backend, **named)
+
+    with mock.patch.object(torch, "compile", compile_without_options):
+        yield
+
+
+def graphs_compiled():
+    """The number of graphs compiled since the counters were last cleared, as :func:`compile_backend` does."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+class ClippedRatioLoss(A2CLoss):
+    """An objective that replaces A2C's. Schulman et al., Proximal Policy Optimization Algorithms, 2017, eq. 7."""
+
+    needs_sample_log_prob = True
+
+    def objective(self, log_prob: Tensor, advantage: Tensor, sample_log_prob: Optional[Tensor]) -> Tensor:
+        assert sample_log_prob is not None
+        ratio = (log_prob - sample_log_prob).exp()
+        return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+
+
+def make_clipped_loss(networks=None, dtype=torch.float32, **options):
+    actor, critic = make_networks(dtype=dtype) if networks is None else networks
+    return ClippedRatioLoss(actor, critic, distributions.Categorical(CHOICES), **options)
 
 
 def copies(module, count=2):

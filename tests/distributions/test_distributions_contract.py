@@ -1,4 +1,4 @@
-"""What every distribution keeps to: equal to its reference in every precision and mode."""
+"""Every distribution equals its reference in every precision and mode."""
 
 import copy
 import functools
@@ -7,12 +7,15 @@ from typing import Any, Callable, List, Tuple
 import pytest
 import torch
 from distribution_cases import BATCHES, CASES, TOLERANCE, Case, assert_close, value_and_gradients
+from loss_cases import traced
 from torch import Tensor, nn
 
 from a2c_compiled import distributions
 from a2c_compiled.distributions import Distribution
 
 each = pytest.mark.parametrize("case", CASES, ids=str)
+# test_distributions_modes.py compiles all that these compute, and their gradients.
+COMPILED_ELSEWHERE = ("Categorical", "OneHotCategorical", "MaskedCategorical", "Normal", "TanhNormal")
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -160,21 +163,35 @@ def test_scripted_equals_eager(case: Case) -> None:
             assert [(x.shape, x.dtype) for x in drawn] == [(x.shape, x.dtype) for x in shapes]
 
 
+def assert_same_as_eager(module: Callable[..., Any], case: Case, rows: int) -> None:
+    inputs = example(case, [rows])
+    expected, shapes = run(Everything(case.distribution), inputs)
+    actual, drawn = run(module, inputs)
+    assert_close(actual, expected, 1e-5)
+    assert [(x.shape, x.dtype) for x in drawn] == [(x.shape, x.dtype) for x in shapes]
+
+
+@pytest.mark.slow
 @each
 def test_traced_whole_equals_eager(case: Case) -> None:
-    """One graph with its gradient, for any number of rows; what is made of the graph is compiled below."""
-    torch._dynamo.reset()
-    traced = torch.compile(Everything(case.distribution), backend="aot_eager", fullgraph=True, dynamic=True)
-    for rows in (7, 130):
-        inputs = example(case, [rows])
-        expected, shapes = run(Everything(case.distribution), inputs)
-        actual, drawn = run(traced, inputs)
-        assert_close(actual, expected, 1e-5)
-        assert [(x.shape, x.dtype) for x in drawn] == [(x.shape, x.dtype) for x in shapes]
+    """One graph serves any number of rows. Dynamo alone traces it, with torch's own backward pass."""
+    module = traced(Everything(case.distribution))
+    assert_same_as_eager(module, case, 7)
+    # Dynamo fixes the number of rows of a composite's noise and traces once more.
+    with torch._dynamo.config.patch(error_on_recompile=str(case) != "Composite"):
+        assert_same_as_eager(module, case, 130)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) not in COMPILED_ELSEWHERE], ids=str)
+def test_traced_backward_pass_equals_eager(case: Case) -> None:
+    """AOTAutograd traces the gradient too; for a fixed shape, which it traces several times faster."""
+    assert_same_as_eager(traced(Everything(case.distribution), "aot_eager", dynamic=False), case, 33)
+
+
+@pytest.mark.slow
 def test_compiled_whole_equals_eager() -> None:
-    """What a loss computes of those that are most unlike each other, in one graph: compilation is what this test waits for."""
+    """Log-probability and entropy of the four that differ most, in one graph, because compiling four takes longer."""
     torch._dynamo.reset()
     cases = [case for case in CASES if str(case) in ("MultiCategorical", "Bernoulli", "TruncatedNormal", "Beta")]
     assert len(cases) == 4

@@ -87,6 +87,7 @@ def test_scripted_equals_eager(distribution: Distribution, theirs: Callable[[Ten
     torch.testing.assert_close(torch.jit.script(Everything())(params), Everything()(params))
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("ending", [".onnx", ".pt"])
 def test_a_greedy_policy_is_exported(

@@ -165,6 +165,7 @@ def test_state_independent_scale_equals_tensordicts() -> None:
         torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.slow
 def test_state_independent_scale_is_scripted_and_exported(tmp_path: Any) -> None:
     layer = AddStateIndependentNormalScale(2, init_value=0.3)
     pytest.importorskip("onnxruntime")

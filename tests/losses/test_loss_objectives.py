@@ -4,8 +4,20 @@ from typing import Optional
 
 import pytest
 import torch
-from cases import run_without_the_library
-from loss_cases import CHOICES, assert_same, gradients, make_loss_steps, make_networks, make_rollout, of, present
+from loss_cases import (
+    CHOICES,
+    ClippedRatioLoss,
+    assert_same,
+    compile_backend,
+    gradients,
+    make_clipped_loss,
+    make_loss_steps,
+    make_networks,
+    make_rollout,
+    of,
+    present,
+    traced,
+)
 from torch import Tensor
 
 from a2c_compiled import A2CLoss, TrainStep, distributions
@@ -14,27 +26,11 @@ from a2c_compiled.losses import a2c_loss
 EXPERIENCE = ("reward", "next_observation", "done", "terminated", "sample_log_prob", "mask")
 
 
-class ClippedRatioLoss(A2CLoss):
-    """Schulman et al., Proximal Policy Optimization Algorithms, 2017, eq. 7."""
-
-    needs_sample_log_prob = True
-
-    def objective(self, log_prob: Tensor, advantage: Tensor, sample_log_prob: Optional[Tensor]) -> Tensor:
-        assert sample_log_prob is not None
-        ratio = (log_prob - sample_log_prob).exp()
-        return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-
-
 class SquaredLoss(A2CLoss):
     """Not 0 where every argument is."""
 
     def objective(self, log_prob: Tensor, advantage: Tensor, sample_log_prob: Optional[Tensor]) -> Tensor:
         return (advantage - log_prob - 1.0).square()
-
-
-def make_clipped_loss(networks=None, dtype=torch.float32, **options):
-    actor, critic = make_networks(dtype=dtype) if networks is None else networks
-    return ClippedRatioLoss(actor, critic, distributions.Categorical(CHOICES), **options)
 
 
 def by_hand(loss, steps, estimator, mask):
@@ -83,39 +79,27 @@ def test_an_objective_that_is_not_zero_where_its_arguments_are_counts_no_masked_
     assert (outputs.loss_objective[steps.mask] != 0).all()
 
 
-def test_compiled_whole_and_scripted_it_is_the_same():
+@pytest.mark.slow
+def test_traced_and_scripted_equal_eager():
+    """Saved: see test_loss_modes.py. Exported: see test_loss_export.py."""
     loss, arguments = make_clipped_loss(value_estimator="vtrace"), of(make_loss_steps(), *EXPERIENCE)
     expected = loss(**arguments)
     expected_gradients = gradients(expected, loss)
-    for module in (torch.compile(loss, fullgraph=True, backend="aot_eager"), torch.jit.script(loss)):
+    for module in (traced(loss, dynamic=None), torch.jit.script(loss)):
         outputs = module(**arguments)
         assert_same(present(outputs), present(expected))
         assert_same(gradients(outputs, loss), expected_gradients)
 
 
-def test_scripted_it_runs_without_this_library(tmp_path):
-    loss, arguments = make_clipped_loss(), of(make_loss_steps(), *EXPERIENCE)
-    torch.jit.save(torch.jit.script(loss), str(tmp_path / "loss.pt"))
-    torch.save({**arguments, "expected": loss(**arguments).loss_objective.detach()}, tmp_path / "steps.pt")
-    run_without_the_library(
-        tmp_path,
-        """
-        steps = torch.load("steps.pt")
-        expected = steps.pop("expected")
-        torch.testing.assert_close(torch.jit.load("loss.pt")(**steps).loss_objective.detach(), expected)
-        """,
-    )
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_it_trains_with_minibatches_vtrace_and_a_mask(compile):
-    """As one update of the whole rollout by hand."""
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_training_step_in_minibatches_with_vtrace_and_a_mask_equals_one_update_of_the_whole_rollout(compile):
     rollout = make_rollout(options=("log_prob", "mask"))
     networks = make_networks()
     loss = make_clipped_loss(networks, value_estimator="vtrace")
     by_hand_loss = make_clipped_loss(make_networks(), value_estimator="vtrace")
-    step = TrainStep(loss, optimizer="sgd", lr=0.1, max_grad_norm=None, compile=compile, minibatches=3)
-    metrics = step(rollout)
+    with compile_backend():
+        step = TrainStep(loss, optimizer="sgd", lr=0.1, max_grad_norm=None, compile=compile, minibatches=3)
+        metrics = step(rollout)
 
     arguments = rollout._asdict()
     arguments["sample_log_prob"] = arguments.pop("log_prob")
@@ -124,17 +108,6 @@ def test_it_trains_with_minibatches_vtrace_and_a_mask(compile):
     torch.testing.assert_close(metrics.loss_objective, outputs.loss_objective.detach())
     for mine, other in zip(loss.parameters(), by_hand_loss.parameters(), strict=True):
         torch.testing.assert_close(mine, other - 0.1 * other.grad, rtol=1e-5, atol=1e-6)
-
-
-def test_it_exports_loss_and_training_step(tmp_path):
-    export = pytest.importorskip("a2c_compiled.export")
-    rollout = make_rollout(options=("log_prob",))
-    loss = make_clipped_loss()
-    graph = export.graphs_of(loss, rollout)["loss"]
-    assert "sample_log_prob" in graph.example_inputs
-    assert export.verify(export.export_onnx(*graph[:2], tmp_path / "loss.onnx", graph.dynamic_axes)).passed
-    step = TrainStep(loss, optimizer="sgd", lr=0.1, compile=False)
-    assert export.verify(export.export_train_step(step, rollout, tmp_path / "train_step.onnx")).passed
 
 
 def test_the_log_probability_that_the_objective_reads_is_asked_for():

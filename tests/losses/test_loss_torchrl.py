@@ -17,6 +17,7 @@ from loss_cases import (
     of,
     present,
     swapped,
+    traced,
 )
 
 pytest.importorskip("torchrl")
@@ -150,12 +151,11 @@ def test_scheduled_coefficients_equal_torchrl():
     assert_same(gradients(outputs, mine), gradients(expected, theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch._dynamo.config.inline_inbuilt_nn_modules is deprecated:FutureWarning")
 @pytest.mark.parametrize(("names", "clip_value"), [(INSIDE, None), (GIVEN, 0.2)], ids=["advantage_inside", "clip_value"])
 def test_torchrl_itself_does_not_compile_whole(names, clip_value):
     """What this library is for; when it no longer holds, the documentation is to be changed."""
-    torch._dynamo.reset()
-    loss = torchrl_loss(make_networks(), estimator="GAE", clip_value=clip_value)
-    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    compiled = traced(torchrl_loss(make_networks(), estimator="GAE", clip_value=clip_value), dynamic=None)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="Data-dependent branching"):
         compiled(torchrl_data(make_loss_steps(), *names))

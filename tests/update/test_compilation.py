@@ -13,6 +13,8 @@ from torch._inductor.utils import run_and_get_code
 import a2c_compiled
 from a2c_compiled.update import compilation
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compilation")]
+
 PRODUCT = "torch.ops.a2c_compiled.product"
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 1.2e-38, 3e38, -3e38, 0.625, -0.625, 44.4, 88.8, -89.0)
@@ -42,7 +44,7 @@ def test_tanh_is_right_to_two_units_in_the_last_place_everywhere(tanh):
     assert units_in_the_last_place(tanh(x), x.double().tanh()).max() <= 2
 
 
-def test_tanh_of_what_is_no_ordinary_number(tanh):
+def test_tanh_of_zeros_infinities_nan_and_denormals(tanh):
     for x in (torch.tensor(SPECIAL), torch.tensor(SPECIAL * 3)):
         actual, expected = tanh(x), x.tanh()
         torch.testing.assert_close(actual, expected, rtol=3e-7, atol=0, equal_nan=True)
@@ -50,7 +52,7 @@ def test_tanh_of_what_is_no_ordinary_number(tanh):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_are_left_alone(dtype):
+def test_tanh_of_other_dtypes_is_not_rewritten(dtype):
     x = torch.randn(64, dtype=dtype)
     actual, (code,) = run_and_get_code(compiled(torch.tanh), x)
     assert "tanh" in code
@@ -78,7 +80,7 @@ class Update(nn.Module):
 
 
 @has_onednn
-def test_large_products_are_onednns_and_the_same_for_every_size():
+def test_large_products_run_in_onednn_with_the_same_results_for_every_size():
     update = Update()
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         step = compiled(update.forward, dynamic=True)
@@ -97,7 +99,7 @@ def test_large_products_are_onednns_and_the_same_for_every_size():
 
 
 @has_onednn
-def test_products_of_other_dtypes_and_small_ones_are_left_alone():
+def test_products_of_other_dtypes_and_small_ones_are_not_rewritten():
     for rows, dtype in ((8192, torch.float64), (32, torch.float32)):
         update = Update(dtype)
         with torch._dynamo.config.patch(trace_autograd_ops=True):
