@@ -38,9 +38,9 @@ POSITIVE = Range("a positive number", 0.0, open_below=True)
 class CoefficientModule(nn.Module):
     """A module whose own buffers are hyperparameters (coefficients).
 
-    A number is stored as a 0-d float64 tensor. It stays in float64 when the module changes dtype, because 0.99 in bfloat16 is 0.988.
-    Assigning a number or a one-element tensor to the attribute, as in ``module.gamma = 0.9``, writes into that tensor. A compiled graph
-    sees the new value without recompiling, and an optimizer over the module stays valid.
+    A number is stored as a 0-d float64 tensor. The tensor stays in float64 when the module changes dtype, because 0.99 in bfloat16 is
+    0.988. Assigning a number or a one-element tensor to the attribute, as in ``module.gamma = 0.9``, writes into that tensor. A compiled
+    graph sees the new value without recompiling, and an optimizer over the module stays valid.
     """
 
     _ranges: Dict[str, Range]  # by name; exists after the first registration
@@ -90,7 +90,7 @@ class CoefficientModule(nn.Module):
         return torch.tensor(value, dtype=torch.float64, device=self._coefficients_device())
 
     def _coefficients_device(self) -> Optional[torch.device]:
-        """Returns the device of the registered coefficients, None if there is none yet."""
+        """Returns the device of the registered coefficients, or None if no coefficient is registered yet."""
         return next((buffer.device for buffer in self._buffers.values() if buffer is not None), None)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -37,7 +37,7 @@ def half_normal_integral(tilt: Tensor, width: Tensor, points: Tensor, weights: T
 
 
 def half_normal_moment(tilt: Tensor, width: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    r"""Computes :math:`\int_0^w E(s) e^{-E(s)} ds`. Arguments and result as in :func:`half_normal_integral`."""
+    r"""Computes :math:`\int_0^w E(s) e^{-E(s)} ds`. Arguments and result: as in :func:`half_normal_integral`."""
     width = torch.minimum(width, half_normal_end(tilt))
     exponent = _exponent(tilt, width, points)
     return width * (exponent * (-exponent).exp() * weights.to(width.dtype)).sum(-1)
@@ -49,7 +49,10 @@ def _exponent(tilt: Tensor, width: Tensor, points: Tensor) -> Tensor:
 
 
 def half_normal_end(tilt: Tensor) -> Tensor:
-    """Computes the ``s`` with ``E(s) = 40`` in :func:`half_normal_integral`: the integral beyond it is below float64's precision."""
+    """Computes the ``s`` with ``E(s) = 40`` in :func:`half_normal_integral`: same shape and dtype as ``tilt``.
+
+    The integral beyond ``s`` is below float64's precision.
+    """
     return 80.0 / (tilt + (tilt.square() + 80.0).sqrt())
 
 

@@ -1,4 +1,4 @@
-"""Several groups of named tensors in one flat dict, the form that a safetensors file stores."""
+"""Several groups of named tensors in one flat dict, as a safetensors file stores them."""
 
 from typing import Dict, Optional
 

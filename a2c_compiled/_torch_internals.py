@@ -195,7 +195,7 @@ def recompile_limit(limit: int) -> ContextManager[Any]:
     """Returns a context in which torch.compile keeps up to ``limit`` graphs of one function.
 
     Name: ``torch._dynamo.config.recompile_limit``, because benchmarks compile one function for many cases.
-    Without it: torch's own limit applies.
+    Without it: torch's default limit applies.
     """
     return _dynamo_setting("recompile_limit", limit, "a function that is recompiled often falls back to eager mode")
 
@@ -321,8 +321,8 @@ _TRACING = {
 def symbolic_tracing() -> Any:
     """Returns a namespace with the classes and functions that trace a function for symbolic sizes of its inputs.
 
-    Names: those in ``_TRACING``, from ``torch._subclasses`` and ``torch.fx.experimental``. They write the gradients of a training step as
-    operations of the graph, for exporters without autograd.
+    Names: those in ``_TRACING``, from ``torch._subclasses`` and ``torch.fx.experimental``. These functions write the gradients of a
+    training step as operations of the graph, for exporters without autograd.
 
     Raises:
         RuntimeError: a name is missing. There is no fallback.
@@ -359,7 +359,9 @@ OPERATOR = type(torch.ops.aten.add.Tensor)
 
 
 def aliases(operation: Any) -> List[Tuple[str, Optional[bool]]]:
-    """Returns the name of each argument of an operation and whether the operation writes into it; None if no result shares its memory.
+    """Returns the name of each argument of an operation and whether the operation writes into it.
+
+    The second entry is None if no result shares the argument's memory.
 
     Name: ``OpOverload._schema``. Without it: only in-place operations, recognised by a final underscore, are reported; they write into
     ``self``.
@@ -388,7 +390,7 @@ def ahead_of_time() -> Tuple[Callable[..., Any], Callable[..., Any]]:
     Raises:
         RuntimeError: a name is missing. Export a ``.pt2`` file instead; it runs in eager mode or is compiled where it is loaded.
     """
-    compile_, load = _lookup("torch._inductor.aoti_compile_and_package"), _lookup("torch._inductor.aoti_load_package")
-    if compile_ is None or load is None:
+    compile_package, load = _lookup("torch._inductor.aoti_compile_and_package"), _lookup("torch._inductor.aoti_load_package")
+    if compile_package is None or load is None:
         raise RuntimeError(f"torch {torch.__version__} has no AOTInductor; use a .pt2 file")
-    return compile_, load
+    return compile_package, load

@@ -2,9 +2,9 @@
 
 An observation of such a network is a tuple ``(x, hidden, start)``:
 
-* ``x``: ``[T, N, ...]``: the environments' observations.
-* ``hidden``: ``[T, N, H]``: the hidden state that the policy had before each step.
-* ``start``: ``[T, N]``, bool: at this step the cell starts from ``hidden``. At other steps it starts from the state that the step before
+* ``x``, ``[T, N, ...]``: the observations of the environments. ``T`` is time, ``N`` the number of environments.
+* ``hidden``, ``[T, N, H]``: the hidden state that the policy had before each step.
+* ``start``, ``[T, N]``, bool: at this step the cell starts from ``hidden``. At other steps it starts from the state that the step before
   computed. At the first step of the rollout it always starts from ``hidden``.
 
 At the first step of an episode, ``start`` is True and ``hidden`` is 0. In the next observation of each step, ``start`` is True and

@@ -8,7 +8,7 @@ from torch import Tensor
 from a2c_compiled._hyperparameters import CoefficientModule
 
 NOISE_KINDS = ("gumbel", "logistic", "normal", "uniform")
-"""The kinds of noise that :func:`draw` makes. The metadata of exported files contains these names; ``on_device/runtime.py`` draws the same
+"""The kinds of noise that :func:`draw` draws. The metadata of exported files contains these names; ``on_device/runtime.py`` draws these
 kinds with numpy."""
 
 
@@ -19,7 +19,7 @@ class Distribution(CoefficientModule):
 
     * ``params``: ``[*B, num_params]``, floating dtype: the output of the actor network. Each class documents the last dimension.
     * action: ``[*B]`` for a single choice, ``[*B, dim]`` for a vector. Each class documents the dtype.
-    * noise: ``[*B, K]``, float64 for float64 ``params``, otherwise float32. ``K`` depends on the class.
+    * noise: ``[*B, K]``, float64 for float64 ``params``, otherwise float32. ``K``, the noise size, depends on the class.
     * log-probability and entropy: ``[*B]``, dtype of ``params``, summed over the dimensions of a vector action.
 
     Half-precision ``params`` are converted to float32 for the computation.
@@ -28,7 +28,8 @@ class Distribution(CoefficientModule):
     ``params``, and :meth:`sample_from` maps them to an action. Therefore a continuous sample can be differentiated in ``params``, and an
     exported policy, which takes the noise as an input, is reproducible.
 
-    A subclass defines ``num_params``, ``has_entropy``, and the methods that raise NotImplementedError here. It inherits this contract.
+    A subclass defines ``num_params``, ``has_entropy``, and the methods that raise NotImplementedError here. These methods inherit this
+    contract.
 
     Attributes:
         num_params: size of the last dimension of ``params``.
@@ -246,7 +247,7 @@ def side_by_side(parts: Iterable[Tuple[str, int]]) -> str:
 
 
 def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None:
-    """Raises ValueError unless ``action`` has the shape ``[*B, *event]``, where ``params`` is ``[*B, num_params]``."""
+    """Raises ValueError unless ``action`` has the shape ``[*B, *event]``, where ``event`` is the shape of one action."""
     expected = list(params.shape[:-1]) + event
     if list(action.shape) != expected:
         raise ValueError(f"action: expected shape {expected}, got {list(action.shape)}")

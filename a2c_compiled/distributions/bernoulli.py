@@ -16,7 +16,7 @@ class Bernoulli(Distribution):
 
     .. math:: \log p(a) = \sum_i \log\sigma(s_i l_i), \qquad s_i = 1 \text{ if } a_i \ne 0, \text{ else } -1
 
-    * ``params``: ``[*B, dim]``: the logits :math:`l`. They may be infinite.
+    * ``params``: ``[*B, dim]``, floating dtype; the logits :math:`l`. Logits may be infinite.
     * action: ``[*B, dim]``, any dtype; a nonzero entry counts as 1. Samples are int64.
     * noise: ``[*B, dim]``, standard logistic. A sample is 1 where ``logit + noise > 0``.
 
@@ -42,14 +42,18 @@ class Bernoulli(Distribution):
         self.num_params = self.dim
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        r"""Computes :math:`\sum_i \log\sigma(s_i l_i)` for an ``action`` ``[*B, dim]`` of any dtype."""
+        r"""Computes :math:`\sum_i \log\sigma(s_i l_i)` for an ``action``, ``[*B, dim]``, of any dtype.
+
+        The result is ``[*B]``, dtype of ``params``.
+        """
         self.check_params(params)
         check_action_shape(action, params, [self.dim])
         logits = widen(params)
         return -_softplus(torch.where(action != 0, -logits, logits)).sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        r"""Computes :math:`\sum_i \sigma(l_i) \operatorname{softplus}(-l_i) + \sigma(-l_i) \operatorname{softplus}(l_i)`."""
+        r"""Computes :math:`\sum_i \sigma(l_i) \operatorname{softplus}(-l_i) + \sigma(-l_i) \operatorname{softplus}(l_i)`:
+        ``[*B]``, dtype of ``params``."""
         self.check_params(params)
         logits = widen(params).clamp(-100.0, 100.0)  # no term is above 1e-41 beyond, and inf * 0 would be NaN
         return (logits.sigmoid() * _softplus(-logits) + (-logits).sigmoid() * _softplus(logits)).sum(-1).to(params.dtype)
@@ -60,7 +64,7 @@ class Bernoulli(Distribution):
         return (params > 0).long()
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard logistic noise, ``[*B, dim]``."""
+        """Draws standard logistic noise: ``[*B, dim]``, float32 or float64."""
         self.check_params(params)
         return draw("logistic", widen(params))
 

@@ -21,8 +21,8 @@ class Beta(Distribution):
         \log p = \sum_i (\alpha_i - 1)\log y_i + (\beta_i - 1)\log(1 - y_i) - \log B(\alpha_i, \beta_i) - \log(h_i - l_i), \qquad
         y = \tfrac{a - l}{h - l}
 
-    * ``params``: ``[*B, 2 * dim]``: ``dim`` raw values of :math:`\alpha`, then ``dim`` of :math:`\beta`. Each concentration is
-      :math:`1 + \operatorname{softplus}(\text{raw})`. Above 1, the density has one peak and is 0 at the bounds.
+    * ``params``: ``[*B, 2 * dim]``, floating dtype; ``dim`` raw values of :math:`\alpha`, then ``dim`` of :math:`\beta`. Each
+      concentration is :math:`1 + \operatorname{softplus}(\text{raw})`. Above 1, the density has one peak and is 0 at the bounds.
     * action: ``[*B, dim]``, floating dtype, in ``[low, high]``. An action at a bound is treated as if it were inside by 1e-6 of
       the width (1e-15 for float64), so that its log-density is finite.
     * noise: ``[*B, 32 * dim]``, normal and uniform.
@@ -36,7 +36,7 @@ class Beta(Distribution):
 
     Args:
         dim: length of the action.
-        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. The bounds stay in float64 when the module changes dtype.
 
     Raises:
         ValueError: ``dim`` is less than 1, or the bounds are not finite, not ``low < high``, or not of length ``dim``.
@@ -55,9 +55,9 @@ class Beta(Distribution):
         self.dim = positive_int("dim", dim)
         self.num_params = 2 * self.dim
         self.noise_kind = side_by_side([("normal", 16 * self.dim), ("uniform", 16 * self.dim)])
-        low_, high_ = box(low, high, self.dim)
-        self.register_buffer("low", low_, persistent=False)
-        self.register_buffer("width", high_ - low_, persistent=False)
+        lower, upper = box(low, high, self.dim)
+        self.register_buffer("low", lower, persistent=False)
+        self.register_buffer("width", upper - lower, persistent=False)
 
     def concentrations(self, params: Tensor) -> Tuple[Tensor, Tensor]:
         r"""Computes :math:`\alpha` and :math:`\beta` from ``params``: each ``[*B, dim]``, at least 1, float32 or float64."""
@@ -65,7 +65,10 @@ class Beta(Distribution):
         return excess[..., 0, :] + 1.0, excess[..., 1, :] + 1.0
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype, inside the bounds or at them."""
+        """Computes the log-density of ``action``.
+
+        ``action`` is ``[*B, dim]``, floating dtype, inside the bounds or at them. The result is ``[*B]``, dtype of ``params``.
+        """
         check_real_action(action, params, self.dim)
         a, b = self.concentrations(params)
         low, width = self.low.to(a.dtype), self.width.to(a.dtype)
@@ -85,7 +88,8 @@ class Beta(Distribution):
     def entropy(self, params: Tensor) -> Tensor:
         r"""Computes the sum over i of :math:`\log B(\alpha_i, \beta_i)
         - (\alpha_i - 1)\psi(\alpha_i) - (\beta_i - 1)\psi(\beta_i) + (s_i - 2)\psi(s_i) + \log(h_i - l_i)`,
-        where :math:`s = \alpha + \beta`. The leading terms of Stirling's formula cancel; the code leaves them out."""
+        where :math:`s = \alpha + \beta`. The leading terms of Stirling's formula cancel; the code leaves them out.
+        The result is ``[*B]``, dtype of ``params``."""
         a, b = self.concentrations(params)
         stacked = torch.stack([a, b, a + b])
         error, slope, log = stirling_error(stacked), stirling_error_slope(stacked), stacked.log()
@@ -96,12 +100,18 @@ class Beta(Distribution):
         return (leading + rest + self.width.to(a.dtype).log()).sum(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        r"""Returns the action with the largest density, :math:`l + (h - l)(\alpha - 1) / (\alpha + \beta - 2)`: ``[*B, dim]``."""
+        r"""Returns the action with the largest density, :math:`l + (h - l)(\alpha - 1) / (\alpha + \beta - 2)`.
+
+        The result is ``[*B, dim]``, dtype of ``params``.
+        """
         excess = self._excess(params) + 1e-30  # if both are 0, the density is uniform and the mode is the middle
         return self._stretch(excess[..., 0, :] / excess.sum(-2)).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws 8 standard normal numbers for each of the ``2 * dim`` gamma variables, then as many uniform ones: ``[*B, 32 * dim]``."""
+        """Draws 8 standard normal numbers for each of the ``2 * dim`` gamma variables, then as many uniform ones.
+
+        The result is ``[*B, 32 * dim]``, float32 or float64.
+        """
         self.check_params(params)
         wide = widen(params)
         shape = list(wide.shape[:-1]) + [16 * self.dim]
@@ -109,7 +119,10 @@ class Beta(Distribution):
         return torch.cat([draw("normal", options), draw("uniform", options)], -1)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Returns the action made of each gamma variable's first accepted candidate: ``[*B, dim]``, without gradient."""
+        """Returns the action made of each gamma variable's first accepted candidate, without gradient.
+
+        The result is ``[*B, dim]``, dtype of ``params``.
+        """
         excess = self._excess(params.detach())
         normal, uniform = noise.unflatten(-1, [2, 2, self.dim, 8]).unbind(-4)
         d = (excess + 2.0 / 3.0).unsqueeze(-1)
@@ -124,11 +137,11 @@ class Beta(Distribution):
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """Samples an action that is differentiable in ``params``, with torch's own random numbers.
+        """Samples an action that is differentiable in ``params``, with random numbers that torch draws.
 
         Args:
             params: ``[*B, 2 * dim]``, floating dtype.
-            noise: None. Otherwise ValueError is raised: a sample made of noise has no gradient.
+            noise: None. Otherwise ValueError is raised: a sample computed from noise has no gradient.
         """
         if noise is not None:
             raise ValueError("noise: expected None, since Beta's rsample draws its own random numbers, got a tensor")
@@ -136,7 +149,7 @@ class Beta(Distribution):
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
     def _excess(self, params: Tensor) -> Tensor:
-        """Computes both concentrations minus 1, ``[*B, 2, dim]``."""
+        """Computes both concentrations minus 1: ``[*B, 2, dim]``, float32 or float64."""
         self.check_params(params)
         return functional.softplus(widen(params)).unflatten(-1, [2, self.dim])
 

@@ -16,8 +16,8 @@ class Categorical(Distribution):
 
     .. math:: \log p_i = l_i - \log\sum_j e^{l_j}
 
-    * ``params``: ``[*B, n]``: the logits :math:`l`. They may be as large as the dtype can represent. :math:`-\infty` makes an action
-      impossible.
+    * ``params``: ``[*B, n]``, floating dtype; the logits :math:`l`. The logits may be as large as the dtype can represent.
+      :math:`-\infty` makes an action impossible.
     * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
     * noise: ``[*B, n]``, standard Gumbel. A sample is the argmax of ``log_probs + noise`` (the Gumbel-max trick).
 
@@ -47,13 +47,13 @@ class Categorical(Distribution):
         return widen(params).log_softmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-probability of an ``action`` ``[*B]``, integer dtype."""
+        """Computes the log-probability, ``[*B]``, dtype of ``params``, of an ``action``, ``[*B]``, integer dtype."""
         check_action_shape(action, params, [])
         check_integer(action)
         return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Computes :math:`-\\sum_i p_i \\log p_i`. A term with :math:`p_i = 0` counts as 0."""
+        """Computes :math:`-\\sum_i p_i \\log p_i`: ``[*B]``, dtype of ``params``. A term with :math:`p_i = 0` counts as 0."""
         return sum_of_surprise(self.log_probs(params)).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Categorical(Distribution):
         return self.log_probs(params).argmax(-1)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard Gumbel noise, ``[*B, n]``."""
+        """Draws standard Gumbel noise: ``[*B, n]``, float32 or float64."""
         self.check_params(params)
         return draw("gumbel", widen(params).narrow(-1, 0, self.n))
 
@@ -87,7 +87,7 @@ class OneHotCategorical(Categorical):
     """
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-probability of a one-hot ``action`` ``[*B, n]``, any dtype."""
+        """Computes the log-probability, ``[*B]``, dtype of ``params``, of a one-hot ``action``, ``[*B, n]``, any dtype."""
         check_action_shape(action, params, [self.n])
         if action.dtype == torch.bool:
             action = action.to(torch.uint8)
@@ -107,6 +107,9 @@ class OneHotCategorical(Categorical):
 
 
 def sum_of_surprise(log_probs: Tensor) -> Tensor:
-    """Computes the entropy :math:`-\\sum_i p_i \\log p_i` over the last dimension. A term with :math:`p_i = 0` counts as 0."""
+    """Computes the entropy :math:`-\\sum_i p_i \\log p_i` over the last dimension, in the dtype of ``log_probs``.
+
+    A term with :math:`p_i = 0` counts as 0.
+    """
     probs = log_probs.exp()
     return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(-1)

@@ -11,20 +11,21 @@ from a2c_compiled.distributions.torch_distribution import TorchDistribution
 
 
 class Composite(Distribution):
-    r"""An action of several independent parts. Each part has its own distribution, a head.
+    r"""An action of several independent parts. The distribution of a part is called a head.
 
     .. math:: \log p(a) = \sum_i \log p_i(a_i)
 
-    * ``params``: ``[*B, num_params]``: the ``params`` of all heads, concatenated in the order of the heads.
+    * ``params``: ``[*B, num_params]``, floating dtype; the ``params`` of all heads, concatenated in the order of the heads.
     * action: ``[*B, k]``: the actions of all heads, concatenated; the ``[*B]`` action of a single choice takes one column. The dtype is
       int64 if all heads are discrete. Otherwise it is that of ``params``, but float32 for half-precision ``params``, where integers up to
       :math:`2^{24}` are exact.
     * noise: ``[*B, K]``: the noise of all heads, concatenated.
 
-    The entropy is the sum of the heads' entropies. It has a closed form if every head's has one; :meth:`entropy_estimate` samples only the
-    heads without one. :meth:`split_action` splits an action into the heads' actions; :meth:`join_actions` does the reverse.
+    The entropy is the sum of the heads' entropies. The sum has a closed form if the entropy of every head has one;
+    :meth:`entropy_estimate` samples only the other heads. :meth:`split_action` splits an action into the heads' actions;
+    :meth:`join_actions` does the reverse.
 
-    Equals TorchRL's ``CompositeDistribution`` with aggregated probabilities.
+    Equals ``tensordict.nn.CompositeDistribution``, which TorchRL uses, with aggregated probabilities.
 
     Args:
         *heads: distributions. :class:`TorchDistribution` is not allowed, because its samples are not a function of noise. With a
@@ -34,7 +35,7 @@ class Composite(Distribution):
         ValueError: there are no heads.
         TypeError: a head is not a :class:`Distribution`, or is a :class:`TorchDistribution`.
 
-    Source: TorchRL's CompositeDistribution.
+    Source: tensordict's CompositeDistribution.
     """
 
     if TYPE_CHECKING:  # for mypy alone: TorchScript would read this annotation, and ``heads`` is an nn.ModuleList at run time
@@ -70,7 +71,7 @@ class Composite(Distribution):
             action: ``[*B, k]``, floating dtype if any head is continuous, otherwise an integer dtype.
 
         Returns:
-            The action of each head, ``[*B]`` or ``[*B, dim]``. That of a discrete head is rounded and converted to int64.
+            The action of each head, ``[*B]`` or ``[*B, dim]``. The action of a discrete head is rounded and converted to int64.
 
         Raises:
             ValueError: the last dimension is wrong.
@@ -112,7 +113,7 @@ class Composite(Distribution):
         return torch.cat(columns, -1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the sum of the heads' log-probabilities for an ``action`` ``[*B, k]``."""
+        """Computes the sum of the heads' log-probabilities, ``[*B]``, dtype of ``params``, for an ``action``, ``[*B, k]``."""
         parts, actions = self._split_params(params), self.split_action(action)
         log_prob = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
@@ -120,7 +121,7 @@ class Composite(Distribution):
         return log_prob.to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Computes the sum of the heads' entropies."""
+        """Computes the sum of the heads' entropies: ``[*B]``, dtype of ``params``."""
         parts = self._split_params(params)
         entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
@@ -151,7 +152,7 @@ class Composite(Distribution):
         return self.join_actions([head.mode(parts[i]) for i, head in enumerate(self.heads)])
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws the noise of the heads, concatenated."""
+        """Draws the noise of the heads, concatenated: ``[*B, K]``, float32 or float64."""
         parts = self._split_params(params)
         return torch.cat([head.noise(parts[i]) for i, head in enumerate(self.heads)], -1)
 

@@ -18,11 +18,11 @@ class Delta(Distribution):
         \log p(a) = \begin{cases} \infty & |a_i - \mu_i| < \text{atol} + \text{rtol}\, |\mu_i| \text{ for all } i \\
         -\infty & \text{otherwise} \end{cases}
 
-    * ``params``: ``[*B, dim]``: the action.
+    * ``params``: ``[*B, dim]``, floating dtype; the action.
     * action: ``[*B, dim]``, floating dtype.
     * noise: ``[*B, 0]``: none is needed.
 
-    There is no entropy. The log-probability is infinite, so a loss computed from it cannot learn. Equals TorchRL's ``Delta``.
+    There is no entropy. The log-probability is infinite, so a policy cannot learn from a loss that contains it. Equals TorchRL's ``Delta``.
 
     Args:
         dim: length of the action.
@@ -47,7 +47,10 @@ class Delta(Distribution):
         self.atol, self.rtol = float(atol), float(rtol)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Returns infinity where ``action`` equals the policy's action within the tolerances, otherwise minus infinity."""
+        """Returns infinity where ``action`` equals the policy's action within the tolerances, otherwise minus infinity.
+
+        ``action`` is ``[*B, dim]``, floating dtype. The result is ``[*B]``, dtype of ``params``.
+        """
         check_real_action(action, params, self.dim)
         mode = self.mode(params)
         distance, allowed = (widen(action) - mode).abs(), self.atol + self.rtol * widen(mode).abs()
@@ -60,12 +63,12 @@ class Delta(Distribution):
         raise NotImplementedError("entropy: a deterministic action has no entropy")
 
     def mode(self, params: Tensor) -> Tensor:
-        """Returns ``params``, which is the action: ``[*B, dim]``."""
+        """Returns ``params``, which is the action: ``[*B, dim]``, dtype of ``params``."""
         self.check_params(params)
         return params
 
     def noise(self, params: Tensor) -> Tensor:
-        """Returns an empty tensor, ``[*B, 0]``: no noise is needed."""
+        """Returns an empty tensor, ``[*B, 0]``, float32 or float64: no noise is needed."""
         self.check_params(params)
         return widen(params).narrow(-1, 0, 0)
 
@@ -79,7 +82,7 @@ class TanhDelta(Delta):
 
     .. math:: a = c + \tfrac{h-l}{2}\tanh(\mu + c), \qquad c = \tfrac{h+l}{2}
 
-    * ``params``: ``[*B, dim]``: :math:`\mu`.
+    * ``params``: ``[*B, dim]``, floating dtype; :math:`\mu`.
     * action: ``[*B, dim]``, floating dtype.
     * log-probability and noise: as in :class:`Delta`.
 
@@ -88,7 +91,7 @@ class TanhDelta(Delta):
 
     Args:
         dim: length of the action.
-        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. The bounds stay in float64 when the module changes dtype.
         atol, rtol: absolute and relative tolerance within which two actions are equal.
 
     Raises:
@@ -111,9 +114,9 @@ class TanhDelta(Delta):
         rtol: float = 1e-6,
     ) -> None:
         super().__init__(dim, atol, rtol)
-        low_, high_ = box(low, high, self.dim)
-        self.register_buffer("center", (high_ + low_) / 2, persistent=False)
-        self.register_buffer("half_width", (high_ - low_) / 2, persistent=False)
+        lower, upper = box(low, high, self.dim)
+        self.register_buffer("center", (upper + lower) / 2, persistent=False)
+        self.register_buffer("half_width", (upper - lower) / 2, persistent=False)
 
     def mode(self, params: Tensor) -> Tensor:
         r"""Returns :math:`c + \tfrac{h-l}{2}\tanh(\mu + c)`: ``[*B, dim]``, dtype of ``params``."""

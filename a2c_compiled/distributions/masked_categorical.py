@@ -12,8 +12,8 @@ class MaskedCategorical(Categorical):
 
     .. math:: \log p_i = l_i - \log\sum_{j \text{ allowed}} e^{l_j} \text{ if } i \text{ is allowed, else } -\infty
 
-    * ``params``: ``[*B, 2 * n]``: ``n`` logits, then the mask as ``n`` numbers; nonzero means allowed. The mask is part of the observation,
-      and the actor network copies it into its output.
+    * ``params``: ``[*B, 2 * n]``, floating dtype; ``n`` logits, then the mask as ``n`` numbers; nonzero means allowed. The mask is part
+      of the observation, and the actor network copies it into its output.
     * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
     * noise: ``[*B, n]``, standard Gumbel.
 
@@ -28,7 +28,8 @@ class MaskedCategorical(Categorical):
         self.num_params = 2 * self.n
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Computes the log-probabilities of all actions; that of a forbidden action is minus infinity: ``[*B, n]``."""
+        """Computes the log-probabilities of all actions; that of a forbidden action is minus infinity: ``[*B, n]``, float32 or
+        float64."""
         self.check_params(params)
         wide = widen(params)
         forbidden = wide.narrow(-1, self.n, self.n) == 0

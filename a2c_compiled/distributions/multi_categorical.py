@@ -16,7 +16,7 @@ class MultiCategorical(Categorical):
 
     .. math:: \log p(a) = \sum_i \log p_i(a_i)
 
-    * ``params``: ``[*B, sum(nvec)]``: the logits of all choices, concatenated.
+    * ``params``: ``[*B, sum(nvec)]``, floating dtype; the logits of all choices, concatenated.
     * action: ``[*B, len(nvec)]``, integer dtype, entry ``i`` from 0 to ``nvec[i] - 1``. Samples are int64. An entry from ``nvec[i]`` to
       ``max(nvec) - 1`` has log-probability :math:`-\infty`.
     * noise: ``[*B, sum(nvec)]``, standard Gumbel.
@@ -64,17 +64,17 @@ class MultiCategorical(Categorical):
         return self._table(widen(params)).masked_fill(self.missing, -float("inf")).log_softmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-probability of an ``action`` ``[*B, len(nvec)]``, integer dtype."""
+        """Computes the log-probability, ``[*B]``, dtype of ``params``, of an ``action``, ``[*B, len(nvec)]``, integer dtype."""
         check_action_shape(action, params, [self.num_choices])
         check_integer(action)
         return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Computes the sum of the choices' entropies."""
+        """Computes the sum of the choices' entropies: ``[*B]``, dtype of ``params``."""
         return sum_of_surprise(self.log_probs(params)).sum(-1).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard Gumbel noise, ``[*B, sum(nvec)]``."""
+        """Draws standard Gumbel noise: ``[*B, sum(nvec)]``, float32 or float64."""
         self.check_params(params)
         return draw("gumbel", widen(params))
 

@@ -1,4 +1,4 @@
-"""The normal distribution of real vectors, and a layer that adds a learned scale to an actor network."""
+"""The normal distribution of real vectors, and a layer that adds learned scales to an actor network."""
 
 import math
 from typing import Tuple
@@ -17,21 +17,25 @@ class Normal(Distribution):
 
     .. math:: \log p(a) = -\sum_i \big( \tfrac12 ((a_i - \mu_i)/\sigma_i)^2 + \log\sigma_i + \tfrac12\log 2\pi \big)
 
-    * ``params``: ``[*B, 2 * dim]``: ``dim`` locations, then ``dim`` raw scales. ``scale_mapping`` maps a raw scale to :math:`\sigma`.
+    * ``params``: ``[*B, 2 * dim]``, floating dtype; the first ``dim`` entries are the locations (raw locations with ``tanh_loc``), the
+      others the raw scales. ``scale_mapping`` maps a raw scale to :math:`\sigma`.
     * action: ``[*B, dim]``, floating dtype.
     * noise: ``[*B, dim]``, standard normal. A sample is ``loc + scale * noise``.
 
-    Equals ``Independent(torch.distributions.Normal(loc, scale), 1)``. The mapping of the scale equals TorchRL's ``NormalParamExtractor``.
+    Equals ``Independent(torch.distributions.Normal(loc, scale), 1)``. The scale equals that of
+    ``tensordict.nn.NormalParamExtractor``.
 
     Args:
         dim: length of the action.
         scale_mapping: one of
 
-            * ``"biased_softplus"``: ``softplus(raw + c) + 0.01``, with ``c`` such that the scale is 1 for ``raw = 0``;
-            * ``"biased_softplus_<bias>"``: the same, with scale ``<bias>`` for ``raw = 0``; the bias is above 0.01;
-            * ``"softplus"``, ``"exp"`` or ``"relu"``: that function of the raw scale (``"exp"`` limits it to 80);
-            * ``"identity"``: the network's output is the scale.
-        scale_lb: lower bound of the scale, positive.
+            * ``"biased_softplus_<bias>"``: ``softplus(raw + c) + 0.01``, with ``c`` such that the result is ``<bias>`` for ``raw = 0``;
+              the bias must be above 0.01;
+            * ``"biased_softplus"``: ``"biased_softplus_1"``;
+            * ``"softplus"`` or ``"relu"``: that function of the raw scale;
+            * ``"exp"``: ``exp(min(raw, 80))``, for every dtype;
+            * ``"identity"``: the raw scale.
+        scale_lb: lower bound of the scale, positive. The scale is ``max(scale_lb, mapped raw scale)``.
         tanh_loc: whether the location is ``upscale * tanh(loc / upscale)``, which bounds it to ``(-upscale, upscale)``.
         upscale: see ``tanh_loc``; positive.
 
@@ -77,7 +81,7 @@ class Normal(Distribution):
         elif self.scale_mapping == "exp":
             scale = raw.clamp_max(80.0).exp()  # exp of more than 88 overflows in float32
         elif self.scale_mapping == "relu" or self.scale_mapping == "identity":
-            scale = raw  # the lower bound below replaces relu
+            scale = raw  # clamp_min below makes relu unnecessary, because scale_lb is positive
         else:
             scale = functional.softplus(raw + self._shift) + 0.01
         return loc, scale.clamp_min(self.scale_lb)
@@ -87,13 +91,16 @@ class Normal(Distribution):
         return (loc / self.upscale).tanh() * self.upscale if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype."""
+        """Computes the log-density of ``action``.
+
+        ``action`` is ``[*B, dim]``, floating dtype. The result is ``[*B]``, dtype of ``params``.
+        """
         check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
         return normal_log_prob((action.to(loc.dtype) - loc) / scale, scale).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        r"""Computes :math:`\sum_i \big(\log\sigma_i + \tfrac12 + \tfrac12\log 2\pi\big)`."""
+        r"""Computes :math:`\sum_i \big(\log\sigma_i + \tfrac12 + \tfrac12\log 2\pi\big)`: ``[*B]``, dtype of ``params``."""
         _, scale = self.loc_and_scale(params)
         return (scale.log() + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1).to(params.dtype)
 
@@ -102,7 +109,7 @@ class Normal(Distribution):
         return self.loc_and_scale(params)[0].to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard normal noise, ``[*B, dim]``."""
+        """Draws standard normal noise: ``[*B, dim]``, float32 or float64."""
         return draw("normal", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
@@ -112,22 +119,24 @@ class Normal(Distribution):
 
 
 class AddStateIndependentNormalScale(nn.Module):
-    """Appends a learned raw scale to the locations that a network returns: ``output = concatenate(loc, state_independent_scale)``.
+    """Appends ``dim`` learned raw scales to the locations that a network returns: ``output = concatenate(loc, state_independent_scale)``.
 
     Use it as the last layer of an actor network whose scale does not depend on the observation, for
-    :class:`~a2c_compiled.distributions.Normal`, ``TanhNormal`` or ``TruncatedNormal``. The distribution maps the raw scale: with
-    ``scale_mapping="exp"`` it is a log standard deviation, as in Stable-Baselines3 and, by default, in TorchRL's module of the same name.
-    The parameter has the same name as TorchRL's.
+    :class:`~a2c_compiled.distributions.Normal`, ``TanhNormal`` or ``TruncatedNormal``. The distribution maps the raw scales: with
+    ``scale_mapping="exp"`` they are log standard deviations, as in Stable-Baselines3.
+
+    ``tensordict.nn.AddStateIndependentNormalScale`` has the same parameter name. That module maps the scale itself (by ``exp`` by default)
+    and returns a tuple (loc, scale). This one returns one tensor with the raw scales.
 
     Args:
         dim: number of locations.
-        init_value: initial raw scale.
+        init_value: initial value of the raw scales.
 
     Raises:
         ValueError: ``dim`` is less than 1.
         TypeError: ``dim`` is not an integer.
 
-    Source: TorchRL's AddStateIndependentNormalScale.
+    Source: tensordict's AddStateIndependentNormalScale.
     """
 
     def __init__(self, dim: int, init_value: float = 0.0) -> None:
@@ -136,7 +145,7 @@ class AddStateIndependentNormalScale(nn.Module):
         self.state_independent_scale = nn.Parameter(torch.full([self.dim], float(init_value)))
 
     def forward(self, loc: Tensor) -> Tensor:
-        """Concatenates ``loc`` and the raw scale.
+        """Concatenates ``loc`` and the raw scales.
 
         Args:
             loc: ``[*B, dim]``, floating dtype.
@@ -158,15 +167,18 @@ def normal_log_prob(standardized: Tensor, scale: Tensor) -> Tensor:
 
 
 def _softplus_shift(scale_mapping: str) -> float:
-    """Parses ``biased_softplus[_<bias>]`` and returns c such that ``softplus(c) + 0.01`` is the bias; 0.01 is TorchRL's lower bound."""
+    """Parses ``biased_softplus[_<bias>]`` and returns ``c = log(exp(target) - 1)``, with ``target = bias - 0.01``.
+
+    Then ``softplus(c) + 0.01`` is the bias. 0.01 is the default ``min_val`` of ``tensordict.nn.utils.biased_softplus``.
+    """
     name, _, bias = scale_mapping.partition("softplus_")
     if scale_mapping == "biased_softplus":
         name, bias = "biased_", "1"
     try:
-        softplus = float(bias) - 0.01 if name == "biased_" else math.nan
+        target = float(bias) - 0.01 if name == "biased_" else math.nan
     except ValueError:
-        softplus = math.nan
-    if not 0.0 < softplus < math.inf:
+        target = math.nan
+    if not 0.0 < target < math.inf:
         choices = "'biased_softplus', 'biased_softplus_<bias above 0.01>', 'softplus', 'exp', 'relu' or 'identity'"
         raise ValueError(f"scale_mapping: expected {choices}, got {scale_mapping!r}")
-    return softplus + math.log(-math.expm1(-softplus))
+    return target + math.log(-math.expm1(-target))

@@ -13,9 +13,9 @@ class Ordinal(Categorical):
     .. math::
         l_i = \sum_{j \le i} \log\sigma(s_j) + \sum_{j > i} \log\sigma(-s_j) = \sum_{0 < j \le i} s_j + \text{constant}
 
-    * ``params``: ``[*B, n]``: the scores :math:`s`. Score :math:`s_j` is added to the logits of the actions from ``j`` to ``n - 1``, so
-      that actions close in the order have most scores in common. :math:`s_0` has no effect. A score :math:`s_j = -\infty` with ``j > 0``
-      makes the actions from ``j`` on impossible.
+    * ``params``: ``[*B, n]``, floating dtype; the scores :math:`s`. Score :math:`s_j` is added to the logits of the actions from ``j``
+      to ``n - 1``, so that actions close in the order have most scores in common. :math:`s_0` has no effect. A score
+      :math:`s_j = -\infty` with ``j > 0`` makes the actions from ``j`` on impossible.
 
     The logits :math:`l` define the same distribution as in :class:`Categorical`, with the same action and noise.
     Equals TorchRL's ``Ordinal``.
@@ -33,7 +33,7 @@ class Ordinal(Categorical):
         self.register_buffer("moves", moves, persistent=False)
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Computes the log-probabilities of all actions from the scores: ``[*B, n]``."""
+        """Computes the log-probabilities of all actions from the scores: ``[*B, n]``, float32 or float64."""
         self.check_params(params)
         # A masked sum instead of cumsum, whose gradient cannot be traced with a symbolic batch size.
         return widen(params).unsqueeze(-2).masked_fill(~self.moves, 0.0).sum(-1).log_softmax(-1)

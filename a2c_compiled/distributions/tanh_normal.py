@@ -17,7 +17,7 @@ class TanhNormal(Normal):
     .. math::
         \log p(a) = \log p(u) - \sum_i \Big( \log\tfrac{h_i-l_i}{2} + 2 \big(\log 2 - u_i - \operatorname{softplus}(-2 u_i)\big) \Big)
 
-    * ``params``: ``[*B, 2 * dim]``: ``dim`` locations of :math:`u`, then ``dim`` raw scales, as in :class:`Normal`.
+    * ``params``: ``[*B, 2 * dim]``, floating dtype; ``dim`` locations of :math:`u`, then ``dim`` raw scales, as in :class:`Normal`.
     * action: ``[*B, dim]``, floating dtype, in ``[low, high]``. The result of tanh, and its inverse's argument, are limited to
       ``[-1 + 1e-6, 1 - 1e-6]`` (1e-15 for float64), so that an action at a bound has a finite log-density.
     * noise: ``[*B, dim]``, standard normal.
@@ -27,7 +27,7 @@ class TanhNormal(Normal):
 
     Args:
         dim: length of the action.
-        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. The bounds stay in float64 when the module changes dtype.
         scale_mapping, scale_lb, upscale: as in :class:`Normal`.
         tanh_loc: whether the location is ``upscale * tanh(loc / upscale) + (low + high) / 2``.
 
@@ -53,16 +53,19 @@ class TanhNormal(Normal):
         upscale: float = 5.0,
     ) -> None:
         super().__init__(dim, scale_mapping, scale_lb, tanh_loc, upscale)
-        low_, high_ = box(low, high, self.dim)
-        self.register_buffer("center", (high_ + low_) / 2, persistent=False)
-        self.register_buffer("half_width", (high_ - low_) / 2, persistent=False)
+        lower, upper = box(low, high, self.dim)
+        self.register_buffer("center", (upper + lower) / 2, persistent=False)
+        self.register_buffer("half_width", (upper - lower) / 2, persistent=False)
 
     def locate(self, loc: Tensor) -> Tensor:
         """Maps the location part of ``params``, ``[*B, dim]``, to the location. ``tanh_loc`` adds the middle of the box, as in TorchRL."""
         return (loc / self.upscale).tanh() * self.upscale + self.center.to(loc.dtype) if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype, inside the bounds or at them."""
+        """Computes the log-density of ``action``.
+
+        ``action`` is ``[*B, dim]``, floating dtype, inside the bounds or at them. The result is ``[*B]``, dtype of ``params``.
+        """
         check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)
         u = inside((action.to(loc.dtype) - self.center.to(loc.dtype)) / self.half_width.to(loc.dtype)).atanh()

@@ -15,7 +15,7 @@ class TorchDistribution(Distribution):
     Each method returns what the wrapped distribution ``factory(params)`` returns: ``log_prob(params, a) = factory(params).log_prob(a)``.
 
     * ``params``: ``[*B, num_params]``, floating dtype; the factory defines the layout.
-    * action, log-probability and entropy: shape and dtype of the wrapped distribution's.
+    * action, log-probability and entropy: the shapes and dtypes that the wrapped distribution returns.
 
     The wrapped distribution draws its own random numbers: :meth:`noise` and :meth:`sample_from` raise NotImplementedError, and an exported
     policy cannot sample. TorchScript cannot compile this class. For both, use another distribution of this package.
@@ -57,7 +57,7 @@ class TorchDistribution(Distribution):
         return self.factory(params)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Returns ``log_prob(action)`` of the wrapped distribution."""
+        """Returns ``log_prob(action)`` of the wrapped distribution, usually ``[*B]``."""
         return self.distribution(params).log_prob(action)
 
     def entropy(self, params: Tensor) -> Tensor:

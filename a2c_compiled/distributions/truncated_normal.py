@@ -17,19 +17,20 @@ class TruncatedNormal(Normal):
         \log p(a) = -\sum_i \Big( \tfrac12 (z_i^2 - c_i^2) + \log\sigma_i + \log W_i \Big), \qquad
         W_i = \int_{(l_i - \mu_i) / \sigma_i}^{(h_i - \mu_i) / \sigma_i} e^{(c_i^2 - z^2) / 2}\, dz
 
-    Here :math:`z_i = (a_i - \mu_i) / \sigma_i`, and :math:`c_i` is the same for the mode, which is the location limited to the box. Both
+    Here :math:`z_i = (a_i - \mu_i) / \sigma_i`, and :math:`c_i` is :math:`z_i` for the mode, which is the location limited to the box. Both
     terms are relative to the mode, so that they stay small and accurate however far outside the box the location is. Gauss-Legendre
     quadrature with 28 points computes the integrals to rounding error. The entropy is the expectation of :math:`-\log p`.
 
-    * ``params``: ``[*B, 2 * dim]``: ``dim`` locations :math:`\mu`, then ``dim`` raw scales, as in :class:`Normal`.
+    * ``params``: ``[*B, 2 * dim]``, floating dtype; ``dim`` locations :math:`\mu`, then ``dim`` raw scales, as in :class:`Normal`.
     * action: ``[*B, dim]``, floating dtype. Outside the bounds the log-probability is :math:`-\infty`.
-    * noise: ``[*B, dim]``, uniform. A sample is the inverse of the cumulative distribution function at the noise, and has its gradient.
+    * noise: ``[*B, dim]``, uniform. A sample is the inverse of the cumulative distribution function at the noise, with the gradient of
+      that inverse.
 
     Equals TorchRL's ``TruncatedNormal``, except in the tails: TorchRL limits cumulative probabilities to ``[1e-6, 1 - 1e-6]``.
 
     Args:
         dim: length of the action.
-        low, high: bounds: a number, or a sequence of ``dim`` numbers. They stay in float64 when the module changes dtype.
+        low, high: bounds: a number, or a sequence of ``dim`` numbers. The bounds stay in float64 when the module changes dtype.
         scale_mapping, scale_lb, tanh_loc, upscale: as in :class:`Normal`.
 
     Raises:
@@ -61,7 +62,10 @@ class TruncatedNormal(Normal):
             self.register_buffer(name, buffer, persistent=False)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-density of an ``action`` ``[*B, dim]``, floating dtype."""
+        """Computes the log-density of ``action``.
+
+        ``action`` is ``[*B, dim]``, floating dtype. The result is ``[*B]``, dtype of ``params``.
+        """
         check_real_action(action, params, self.dim)
         # Compare in the action's dtype: a bound and a sample at that bound are then rounded in the same way.
         outside = (action < self.low.to(action.dtype)) | (action > self.high.to(action.dtype))
@@ -75,7 +79,7 @@ class TruncatedNormal(Normal):
         return log_prob.masked_fill(outside.any(-1), -float("inf")).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
-        r"""Computes :math:`\sum_i \log\sigma_i + \log W_i + \tfrac12 \mathbb{E}[z_i^2 - c_i^2]`."""
+        r"""Computes :math:`\sum_i \log\sigma_i + \log W_i + \tfrac12 \mathbb{E}[z_i^2 - c_i^2]`: ``[*B]``, dtype of ``params``."""
         loc, scale = self.loc_and_scale(params)
         tilt, width = self._sides(loc, scale, self._clamp(loc))
         integral = half_normal_integral(tilt, width, self.points, self.weights).sum(-1)
@@ -87,7 +91,7 @@ class TruncatedNormal(Normal):
         return self._clamp(self.loc_and_scale(params)[0]).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws uniform noise from 0 (included) to 1 (excluded), ``[*B, dim]``."""
+        """Draws uniform noise from 0 (included) to 1 (excluded): ``[*B, dim]``, float32 or float64."""
         return draw("uniform", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
@@ -129,7 +133,10 @@ class TruncatedNormal(Normal):
         return torch.where(beyond_mode < 0, -distance, distance)
 
     def _slopes(self, loc: Tensor, scale: Tensor, probability: Tensor, distance: Tensor) -> Tuple[Tensor, Tensor]:
-        """Computes the derivatives of the quantile by the location and the scale, at a constant cumulative probability."""
+        """Computes the derivatives of the quantile by the location and the scale, at a constant cumulative probability.
+
+        The arguments and both results are ``[*B, dim]``, float32 or float64.
+        """
         mode = self._clamp(loc)
         c, below, above = (
             (mode - loc) / scale,

@@ -12,14 +12,17 @@ from a2c_compiled.functional.arguments import coefficient
 class Steps(NamedTuple):
     """Inputs of :meth:`ValueEstimator.estimate`, as :meth:`ValueEstimator.forward` prepares them.
 
-    Unless the estimator is ``differentiable``, values, rewards and log-probabilities are detached.
+    Unless the estimator is ``differentiable``, values, rewards and log-probabilities are detached. ``T`` is time; ``*B`` and ``*F`` are
+    any other dimensions, see :mod:`a2c_compiled.functional`.
 
     Fields:
         gamma: ``[]`` or a shape that broadcasts to ``reward``, floating: discount factor. With ``steps_to_next_obs`` it is
             ``gamma ** steps_to_next_obs``.
-        state_value, next_state_value, reward: ``[*B, T, *F]``, floating. Rewards are standardised if the estimator has that option.
+        state_value, next_state_value, reward: ``[*B, T, *F]``, one floating dtype. Rewards are standardised if the estimator has that
+            option.
         done, terminated: ``[*B, T, *F]``, bool. ``terminated`` may be None, which means ``terminated = done``.
-        log_pi, log_mu: ``[*B, T, *F]``, floating, or None: log-probability of the action under the current and the behaviour policy.
+        log_pi, log_mu: ``[*B, T, *F]``, dtype of ``reward``, or None: log-probability of the action under the current and the behaviour
+            policy.
     """
 
     gamma: Tensor
@@ -49,10 +52,11 @@ class ValueEstimator(CoefficientModule):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        differentiable: if True, results are differentiable in values, rewards and log-probabilities. If False, these are detached.
+        differentiable: whether results are differentiable in values, rewards and log-probabilities. If False, the estimator detaches
+            them.
         time_dim: dimension of time.
         smallest_std: smallest standard deviation that rewards or advantages are divided by when they are standardised.
-        across_processes: standardise over the data of all processes, see :func:`~a2c_compiled.functional.standardize`.
+        across_processes: whether to standardise over the data of all processes, see :func:`~a2c_compiled.functional.standardize`.
 
     Raises:
         ValueError: a coefficient is out of range.
@@ -103,18 +107,21 @@ class ValueEstimator(CoefficientModule):
     ) -> ValueEstimate:
         """Computes the advantage and the value target of every step.
 
+        ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
         Args:
-            state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
-            next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-                before the reset.
+            state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
+            next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the last
+                observation before the reset.
             reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-            done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-            terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
-            log_pi: ``[*B, T, *F]``, floating: log-probability of the action under the current policy. Only estimators with
+            done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+            terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+                ``terminated = done``.
+            log_pi: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the current policy. Only estimators with
                 ``needs_log_prob`` read it.
-            log_mu: ``[*B, T, *F]``, floating: the same under the behaviour policy, which chose the action.
+            log_mu: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the behaviour policy, which chose it.
             steps_to_next_obs: ``[*B, T, *F]``, integer or floating: number of environment steps between observation and next
-                observation (n-step data). The step is discounted by ``gamma ** steps_to_next_obs``. None means 1.
+                observation (n-step data). ``gamma ** steps_to_next_obs`` replaces ``gamma`` at the step. None means 1.
             group: integer, shape of ``reward`` or of its leading dimensions: rewards or advantages are standardised within each group.
             mask: ``[*B, T, *F]``, bool: steps that enter mean and standard deviation when rewards or advantages are standardised.
                 All other steps are 0 in the standardised tensor.
@@ -123,8 +130,9 @@ class ValueEstimator(CoefficientModule):
             :class:`~a2c_compiled.functional.ValueEstimate`: advantage and value target, with the shape and dtype of ``reward``.
 
         Raises:
-            ValueError: a shape, a device or ``time_dim`` is wrong, or a tensor that the estimator needs is None.
-            TypeError: a dtype or the type of an argument is wrong.
+            ValueError: a value, log-probability or flag differs from ``reward`` in shape or device, ``gamma`` or another coefficient
+                does not broadcast to ``reward``, ``time_dim`` is out of range, or a tensor that the estimator needs is None.
+            TypeError: an argument has a wrong type or dtype.
         """
         reward = self.of_each_value(reward, state_value)
         gamma = self.gamma
@@ -165,8 +173,9 @@ class ValueEstimator(CoefficientModule):
             Advantage and value target, with the shape and dtype of ``steps.reward``.
 
         Raises:
-            ValueError: a shape, a device or ``time_dim`` is wrong, or a tensor that the estimator needs is None.
-            TypeError: a dtype or the type of an argument is wrong.
+            ValueError: a value, log-probability or flag differs from ``reward`` in shape or device, ``gamma`` or another coefficient
+                does not broadcast to ``reward``, ``time_dim`` is out of range, or a tensor that the estimator needs is None.
+            TypeError: an argument has a wrong type or dtype.
         """
         raise NotImplementedError
 

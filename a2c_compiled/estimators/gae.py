@@ -16,14 +16,14 @@ class GAE(ValueEstimator, name="GAE"):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        lmbda: decay of the trace, from 0 to 1; the same kinds as ``gamma``.
-        average_gae: standardise the advantage over the batch (smallest standard deviation 1e-4).
+        lmbda: decay of the trace, from 0 to 1, of the same types as ``gamma``.
+        average_gae: whether to standardise the advantage over the batch (smallest standard deviation 1e-4).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         auto_reset_env: for environments that return the first observation of the next episode as the next observation of a truncated
             step. At such a step the reward becomes ``reward + gamma * state_value``, and every ``done`` counts as ``terminated``, so
-            ``next_state_value`` is not used there. It has no effect if ``terminated`` is None.
-        differentiable: if True, results are differentiable in values and rewards.
-        across_processes: standardise over the data of all processes.
+            ``next_state_value`` is not used there. The option has no effect if ``terminated`` is None.
+        differentiable: whether results are differentiable in values and rewards.
+        across_processes: whether to standardise over the data of all processes.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
@@ -47,7 +47,7 @@ class GAE(ValueEstimator, name="GAE"):
         self.auto_reset_env = auto_reset_env
 
     def estimate(self, steps: Steps) -> ValueEstimate:
-        """Computes GAE, after the correction of truncated steps if ``auto_reset_env``."""
+        """Computes GAE. With ``auto_reset_env``, corrects the rewards of truncated steps first."""
         value, reward, done, terminated = steps.state_value, steps.reward, steps.done, steps.terminated
         if self.auto_reset_env and terminated is not None:
             check_steps(reward, {"done": done}, {"state_value": value}, terminated)
@@ -66,9 +66,9 @@ class GAE(ValueEstimator, name="GAE"):
 class MultiAgentGAE(GAE, name="MAGAE"):
     """GAE for several agents, which may share rewards and flags.
 
-    Values have the shape ``[*B, T, agents, *F]``. ``reward``, ``done`` and ``terminated`` have the same shape, or no dimension of agents:
-    then they belong to the team and apply to each agent. Results have the shape of the values. Advantages are standardised separately
-    for each agent.
+    Values have the shape ``[*B, T, agents, *F]``. ``reward``, ``done`` and ``terminated`` have the same shape, or no dimension of agents.
+    Without that dimension they belong to the team and apply to each agent. Results have the shape of the values. Advantages are
+    standardised separately for each agent.
 
     Args:
         gamma, lmbda, average_gae, auto_reset_env, differentiable, across_processes: as in :class:`GAE`.

@@ -44,7 +44,7 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
         ValueError: no estimator has this name, or a hyperparameter is out of range.
         TypeError: ``value_type`` is of another type, a hyperparameter is unknown, or an estimator came with hyperparameters.
 
-    Source: TorchRL's ``make_value_estimator``.
+    Source: TorchRL's ``LossModule.make_value_estimator``.
     """
     if isinstance(value_type, ValueEstimator):
         if hyperparams:

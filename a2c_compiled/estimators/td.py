@@ -25,10 +25,10 @@ class TDEstimator(ValueEstimator):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
+        average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        differentiable: if True, results are differentiable in values and rewards.
-        across_processes: standardise over the data of all processes.
+        differentiable: whether results are differentiable in values and rewards.
+        across_processes: whether to standardise over the data of all processes.
     """
 
     def __init__(
@@ -70,8 +70,9 @@ class TDEstimator(ValueEstimator):
             The return, with the shape and dtype of ``steps.reward``.
 
         Raises:
-            ValueError: a shape, a device or ``time_dim`` is wrong.
-            TypeError: a dtype or the type of an argument is wrong.
+            ValueError: a value or flag differs from ``steps.reward`` in shape or device, a coefficient does not broadcast to it, or
+                ``time_dim`` is out of range.
+            TypeError: an argument has a wrong type or dtype.
         """
         raise NotImplementedError
 
@@ -85,9 +86,9 @@ class TD0Estimator(TDEstimator, name="TD0"):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
-        differentiable: if True, results are differentiable in values and rewards.
-        across_processes: standardise over the data of all processes.
+        average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
+        differentiable: whether results are differentiable in values and rewards.
+        across_processes: whether to standardise over the data of all processes.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td0_return_estimate`.
@@ -103,7 +104,7 @@ class TD0Estimator(TDEstimator, name="TD0"):
         super().__init__(gamma, average_rewards, -2, differentiable, across_processes)
 
     def returns(self, steps: Steps) -> Tensor:
-        """Computes the TD(0) return."""
+        """Computes the TD(0) return, with the shape and dtype of ``steps.reward``."""
         terminated = steps.terminated
         if terminated is None:
             terminated = steps.done
@@ -115,17 +116,17 @@ class TD1Estimator(TDEstimator, name="TD1"):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
+        average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        differentiable: if True, results are differentiable in values and rewards.
-        across_processes: standardise over the data of all processes.
+        differentiable: whether results are differentiable in values and rewards.
+        across_processes: whether to standardise over the data of all processes.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td1_return_estimate`.
     """
 
     def returns(self, steps: Steps) -> Tensor:
-        """Computes the TD(1) return."""
+        """Computes the TD(1) return, with the shape and dtype of ``steps.reward``."""
         return td1_return_estimate(
             steps.gamma, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
         )
@@ -136,11 +137,11 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        lmbda: decay of the trace, from 0 (TD(0)) to 1 (TD(1)); the same kinds as ``gamma``.
-        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-4).
+        lmbda: decay of the trace, from 0 (TD(0)) to 1 (TD(1)), of the same types as ``gamma``.
+        average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-4).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        differentiable: if True, results are differentiable in values and rewards.
-        across_processes: standardise over the data of all processes.
+        differentiable: whether results are differentiable in values and rewards.
+        across_processes: whether to standardise over the data of all processes.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
@@ -162,7 +163,7 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
         self.register_coefficient("lmbda", lmbda, UNIT)
 
     def returns(self, steps: Steps) -> Tensor:
-        """Computes the TD(lambda) return."""
+        """Computes the TD(lambda) return, with the shape and dtype of ``steps.reward``."""
         return td_lambda_return_estimate(
             steps.gamma, self.lmbda, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
         )
@@ -174,10 +175,10 @@ class NStepEstimator(TDEstimator, name="NStep"):
     Args:
         n: number of rewards before the bootstrap, at least 1. 1 gives TD(0).
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
+        average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        differentiable: if True, results are differentiable in values and rewards.
-        across_processes: standardise over the data of all processes.
+        differentiable: whether results are differentiable in values and rewards.
+        across_processes: whether to standardise over the data of all processes.
 
     Raises:
         ValueError: ``n`` is less than 1, or a coefficient is out of range.
@@ -199,7 +200,7 @@ class NStepEstimator(TDEstimator, name="NStep"):
         self.n = positive_int("n", n)
 
     def returns(self, steps: Steps) -> Tensor:
-        """Computes the n-step return."""
+        """Computes the n-step return, with the shape and dtype of ``steps.reward``."""
         return n_step_return_estimate(
             steps.gamma, self.n, steps.next_state_value, steps.reward, steps.done, steps.terminated, self.time_dim
         )
@@ -210,17 +211,17 @@ class UPGO(TDEstimator, name="UPGO"):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        average_rewards: standardise the rewards over the batch (smallest standard deviation 1e-5).
+        average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        differentiable: if True, results are differentiable in values and rewards.
-        across_processes: standardise over the data of all processes.
+        differentiable: whether results are differentiable in values and rewards.
+        across_processes: whether to standardise over the data of all processes.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.upgo_return_estimate`.
     """
 
     def returns(self, steps: Steps) -> Tensor:
-        """Computes the upgoing return."""
+        """Computes the upgoing return, with the shape and dtype of ``steps.reward``."""
         return upgo_return_estimate(
             steps.gamma,
             steps.state_value,

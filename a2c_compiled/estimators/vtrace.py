@@ -18,10 +18,10 @@ class VTrace(ValueEstimator, name="VTrace"):
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
         rho_thresh: largest importance weight in the temporal difference, positive.
         c_thresh: largest importance weight in the trace, positive.
-        average_adv: standardise the advantage over the batch (smallest standard deviation 1e-5).
+        average_adv: whether to standardise the advantage over the batch (smallest standard deviation 1e-5).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        differentiable: if True, results are differentiable in values, rewards and log-probabilities.
-        across_processes: standardise over the data of all processes.
+        differentiable: whether results are differentiable in values, rewards and log-probabilities.
+        across_processes: whether to standardise over the data of all processes.
         pg_rho_thresh: largest importance weight in the advantage, positive. None means ``rho_thresh``.
         lmbda: decay of the trace, from 0 to 1.
 

@@ -3,23 +3,26 @@
 These conventions hold for every function that takes ``reward``:
 
 * Shapes: ``reward``, ``done``, ``terminated``, values and log-probabilities have one shape ``[*B, T, *F]`` and one device.
-  ``*B`` and ``*F`` stand for any number of dimensions, also none. Results have this shape.
+  ``T`` is the number of steps. ``*B`` and ``*F`` stand for any number of other dimensions, also none. Results have this shape.
 * Time: ``time_dim`` is the dimension of the ``T`` steps. The default -2 fits ``[T, N]`` and ``[N, T, 1]``. Use ``time_dim=-1`` for
   ``[N, T]`` and ``[T]``. The functions do not transpose or copy the data for it.
 * Dtypes: ``reward``, values and log-probabilities have one floating dtype. Results have this dtype. float16 and bfloat16 inputs are
   computed in float32.
-* Flags: ``done`` and ``terminated`` are bool. ``done``: the episode ended or was truncated. It cuts the trace. ``terminated``: the
-  episode ended. It also cuts the bootstrap. ``terminated`` must imply ``done``. ``terminated=None`` means ``terminated = done``.
-* Truncation: a truncated step is ``done`` and not ``terminated``. It bootstraps from ``next_state_value``, which there has to be the
-  value of the last observation before the reset.
-* NaN: the functions select with flags (``masked_fill``, ``where``); they do not multiply by 0. NaN that a flag cuts off reaches neither
-  results nor gradients.
-* Coefficients: ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to ``reward``. Results
-  are differentiable in them.
-* Packed sequences: ``cu_seqlens``, ``[S + 1]``, int32 or int64, packs S sequences of different lengths one after the other along time,
-  without padding. Sequence i consists of the steps ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``. Each sequence gets the same result
-  as it gets alone: its last step bootstraps from its ``next_state_value`` unless it is ``terminated``. The entries must ascend from 0
-  to T. They are not checked, because a check would synchronise with the device.
+* Flags: ``done`` and ``terminated`` are bool. ``done`` is True at the last step of an episode, terminated or truncated; no trace
+  passes this step. ``terminated`` is True where the episode reached a terminal state; nothing is bootstrapped there. ``terminated``
+  must imply ``done``. ``terminated=None`` means ``terminated = done``.
+* Truncation: a truncated step is ``done`` and not ``terminated``. Its return ends with ``gamma * next_state_value``, so
+  ``next_state_value`` must be the value of the last observation before the reset there.
+* NaN: the functions select with flags (``masked_fill``, ``where``); they do not multiply by 0. NaN that belongs to another episode, or to
+  the value after a terminal state, reaches neither results nor gradients.
+* Coefficients: ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to ``reward``. Formulas
+  write :math:`\\gamma_t` and :math:`\\lambda_t`, because a coefficient may have one entry per step. Results are differentiable in
+  coefficients.
+* Packed sequences: S sequences of different lengths may follow each other along time, without padding. ``cu_seqlens``, ``[S + 1]``,
+  int32 or int64, holds the start of each sequence, then T. Sequence i consists of the steps ``cu_seqlens[i]`` to
+  ``cu_seqlens[i + 1] - 1`` and gets the same result as it gets alone: its last step bootstraps from its ``next_state_value`` unless it
+  is ``terminated``. The entries must ascend from 0 to T. The entries are not checked, because a check would synchronise with the
+  device.
 * Empty data: ``T = 0`` and ``N = 0`` give empty results.
 * Errors: a wrong shape, device or ``time_dim`` raises ValueError. A wrong dtype or type raises TypeError. Both are raised before any
   computation, with a message of the form ``argument: expected X, got Y``.

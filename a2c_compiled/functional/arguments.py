@@ -22,7 +22,7 @@ def check_steps(
     """Checks that flags and values have the shape and device of ``reward``, that flags are bool and values have its dtype.
 
     Args:
-        reward: any shape, floating.
+        reward: any shape, floating; the other tensors are compared with it.
         flags, values: tensors by argument name; error messages contain the name.
         terminated: one more flag, or None.
 
@@ -75,8 +75,10 @@ def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch
         raise ValueError(f"{name}: expected the device of reward, {device}, got {tensor.device}")
 
 
-def time_dimension(tensor: Tensor, time_dim: int) -> int:
+def time_dimension(tensor: Tensor, time_dim: int, name: str = "time_dim") -> int:
     """Returns ``time_dim`` as a negative index, which stays valid when vmap adds a leading batch dimension.
+
+    Error messages contain ``name``, the caller's argument.
 
     Raises:
         ValueError: ``tensor`` has no such dimension.
@@ -84,11 +86,11 @@ def time_dimension(tensor: Tensor, time_dim: int) -> int:
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if not isinstance(time_dim, int):
-            raise TypeError(f"time_dim: expected an integer, got {type(time_dim)}")
+            raise TypeError(f"{name}: expected an integer, got {type(time_dim)}")
     if time_dim < -tensor.dim() or time_dim >= tensor.dim():
         raise ValueError(
-            f"time_dim: expected a dimension of data of shape {list(tensor.shape)}, got {time_dim}"
-            " (use time_dim=-1 when time is the last dimension)"
+            f"{name}: expected a dimension of data of shape {list(tensor.shape)}, got {time_dim}"
+            f" (use {name}=-1 when time is the last dimension)"
         )
     return time_dim - tensor.dim() if time_dim >= 0 else time_dim
 
@@ -104,7 +106,7 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
     """
     dtype = working_dtype(like)
     if not isinstance(value, Tensor):
-        if not torch.jit.is_scripting():  # noqa: SIM102
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
             if not isinstance(value, (int, float)):
                 raise TypeError(f"{name}: expected a number or a tensor, got {type(value)}")
         # torch.full fills on the device. A copy from the host would synchronise.
@@ -122,7 +124,7 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
 
 def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
-    """Returns :func:`coefficient` in the form that fused scans accept: zero-dimensional or of the shape of ``like``.
+    """Returns :func:`coefficient` with a shape that fused scans accept: zero-dimensional or of the shape of ``like``.
 
     In eager mode a number becomes a CPU tensor, which a kernel launch reads without synchronisation. Under ``torch.compile``, and if
     ``like`` is a subclass of Tensor, it becomes a tensor on the device. TorchScript gets :func:`coefficient` unchanged.
@@ -162,7 +164,7 @@ def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:
 
 
 def last_step(tensor: Tensor, dim: int) -> Tensor:
-    """Returns a bool tensor that is true at the last step along ``dim`` and broadcasts to ``tensor``."""
+    """Returns a bool tensor that is True at the last step along ``dim`` and broadcasts to ``tensor``."""
     length = tensor.size(dim)
     shape: List[int] = [1] * tensor.dim()
     shape[dim] = length

@@ -1,4 +1,4 @@
-"""Generalized advantage estimation."""
+"""Generalized advantage estimation (GAE)."""
 
 from typing import Optional, Tuple
 
@@ -26,35 +26,41 @@ def generalized_advantage_estimate(
     r"""Computes generalized advantage estimates (GAE).
 
     .. math::
-        \delta_t &= r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t) \\
-        A_t &= \delta_t + \gamma\lambda (1 - \text{done}_t)\, A_{t+1}
+        \delta_t &= r_t + \gamma_t (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t) \\
+        A_t &= \delta_t + \gamma_t \lambda_t (1 - \text{done}_t)\, A_{t+1}
 
     The recurrence runs backwards in time from :math:`A = 0` after the last step. :math:`A_t` is an exponentially weighted mean of the
     n-step advantages.
 
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        lmbda: decay of the trace, the same kinds as ``gamma``. 0 gives the one-step advantage, 1 the return to the end minus the value.
-        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace :math:`\lambda_t`, of the same types as ``gamma``. 0 gives the one-step advantage. 1 gives the discounted
+            return to the end of the episode or of the data, with its bootstrap, minus the value.
+        state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :class:`ValueEstimate`: the advantage :math:`A` and the value target :math:`A + V`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
+            is out of range, or ``cu_seqlens`` has a wrong shape or device.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016, eq. 16.
     """
-    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
-    if not torch.jit.is_scripting():  # noqa: SIM102
+    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
+    # below handles those.
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None:
             ends = done, done if terminated is None else terminated
             outputs = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
@@ -62,11 +68,15 @@ def generalized_advantage_estimate(
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
-    gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+    gamma_tensor, lmbda_tensor = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
     if torch.jit.is_scripting():
-        advantage, value_target = _gae(gamma_, lmbda_, state_value, next_state_value, reward, done, no_bootstrap, dim)
+        advantage, value_target = _gae(
+            gamma_tensor, lmbda_tensor, state_value, next_state_value, reward, done, no_bootstrap, dim
+        )
         return ValueEstimate(advantage, value_target)
-    return ValueEstimate(*_fused_gae(gamma_, lmbda_, state_value, next_state_value, reward, done, no_bootstrap, dim))
+    return ValueEstimate(
+        *_fused_gae(gamma_tensor, lmbda_tensor, state_value, next_state_value, reward, done, no_bootstrap, dim)
+    )
 
 
 def _gae(

@@ -25,44 +25,49 @@ def retrace_return_estimate(
     r"""Computes Retrace(lambda) returns: off-policy targets for the action values of the policy :math:`\pi`.
 
     .. math::
-        c_t &= \lambda \min(1, \pi(a_t|s_t) / \mu(a_t|s_t)) \\
-        \delta_t &= r_t + \gamma (1 - \text{terminated}_t)\, \mathbb{E}_\pi Q(s_{t+1}, \cdot) - Q(s_t, a_t) \\
-        G_t &= Q(s_t, a_t) + \delta_t + \gamma\, c_{t+1} (1 - \text{done}_t)\, (G_{t+1} - Q(s_{t+1}, a_{t+1}))
+        c_t &= \lambda_t \min(1, \pi(a_t|s_t) / \mu(a_t|s_t)) \\
+        \delta_t &= r_t + \gamma_t (1 - \text{terminated}_t)\, \mathbb{E}_\pi Q(s_{t+1}, \cdot) - Q(s_t, a_t) \\
+        G_t &= Q(s_t, a_t) + \delta_t + \gamma_t\, c_{t+1} (1 - \text{done}_t)\, (G_{t+1} - Q(s_{t+1}, a_{t+1}))
 
     The behaviour policy :math:`\mu` chose the actions. After the last step, :math:`G - Q` is 0.
 
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        lmbda: decay of the trace, from 0 to 1, the same kinds as ``gamma``.
-        log_pi: ``[*B, T, *F]``, floating: log-probability of the action under the policy :math:`\pi`.
-        log_mu: ``[*B, T, *F]``, floating: log-probability of the action under the behaviour policy :math:`\mu`.
-        action_value: ``[*B, T, *F]``, floating: :math:`Q(s_t, a_t)`.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`\mathbb{E}_\pi Q(s_{t+1}, \cdot)`. At a truncated step :math:`s_{t+1}` is the
-            last observation before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace :math:`\lambda_t`, from 0 to 1, of the same types as ``gamma``.
+        log_pi: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the policy :math:`\pi`.
+        log_mu: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the behaviour policy :math:`\mu`.
+        action_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`Q(s_t, a_t)`.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`\mathbb{E}_\pi Q(s_{t+1}, \cdot)`. At a truncated step
+            :math:`s_{t+1}` is the last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value, log-probability or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to
+            ``reward``, ``time_dim`` is out of range, or ``cu_seqlens`` has a wrong shape or device.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016.
     """
     values = {"action_value": action_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
-    gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
+    gamma_tensor, lmbda_tensor = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
     value = widen(action_value)
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - Q(s[t], a[t])
-    delta = widen(reward) + gamma_ * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
+    delta = widen(reward) + gamma_tensor * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
     cut = done | last_step(done, dim)
     # c[t+1], and 0 where no next step of the same trajectory exists.
-    c = (lmbda_ * clamped_log_ratio(log_pi, log_mu).exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
+    next_c = (lmbda_tensor * clamped_log_ratio(log_pi, log_mu).exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
     # y[t] = delta[t] + gamma * c[t+1] * (1 - done[t]) * y[t+1], with y = G - Q.
-    # c is masked before the product and after it: through either factor, NaN of the next episode would reach the gradient of gamma.
-    return (value + linear_scan(delta, (gamma_ * c).masked_fill(cut, 0.0), dim)).to(reward.dtype)
+    # The gradient of gamma is c[t+1] * y[t+1] times a factor, summed over the steps. The first mask removes NaN in the next episode's c,
+    # the second NaN in its y.
+    return (value + linear_scan(delta, (gamma_tensor * next_c).masked_fill(cut, 0.0), dim)).to(reward.dtype)

@@ -1,4 +1,4 @@
-"""The reverse-time scan, which all estimators use, and the discounted return."""
+"""``reverse_scan``, the recurrence ``y[t] = x[t] + decay[t] * y[t+1]``, and ``reward2go``, the discounted return."""
 
 from typing import Optional
 
@@ -17,14 +17,16 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor
 
     .. math:: y_t = x_t + a_t\, y_{t+1}
 
-    :math:`y` is 0 after the last step. The result is differentiable to any order in ``x`` and ``decay``. Where ``decay`` is exactly 0,
-    nothing passes: neither NaN nor infinity in :math:`y_{t+1}` reaches :math:`y_t`.
+    :math:`y` is 0 after the last step, and after the last step of each packed sequence. The result is
+    differentiable to any order in ``x`` and ``decay``. Where ``decay`` is exactly 0, nothing passes:
+    neither NaN nor infinity in :math:`y_{t+1}` reaches :math:`y_t`.
 
     Args:
-        x: any shape with at least one dimension, floating. float16 and bfloat16 are accumulated in float32.
+        x: any shape with at least one dimension, floating. For float16 and bfloat16, sums are float32.
         decay: :math:`a`; it broadcasts to ``x`` and has the dtype and device of ``x``.
         dim: dimension of time.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence along ``dim``, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences along ``dim``, then the size of ``dim``;
+            see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`y`, with the shape and dtype of ``x``.
@@ -47,49 +49,53 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor
         raise TypeError(f"decay: expected the dtype of x, {x.dtype}, got {decay.dtype}")
     if decay.device != x.device:
         raise ValueError(f"decay: expected the device of x, {x.device}, got {decay.device}")
-    dim = time_dimension(x, dim)
-    decay_ = coefficient("decay", decay, x).to(x.dtype).expand_as(x)
+    dim = time_dimension(x, dim, "dim")
+    decay_tensor = coefficient("decay", decay, x).to(x.dtype).expand_as(x)
     if cu_seqlens is not None:
-        decay_ = decay_.masked_fill(sequence_ends(cu_seqlens, x, dim), 0.0)
-    return linear_scan(x, decay_, dim)
+        decay_tensor = decay_tensor.masked_fill(sequence_ends(cu_seqlens, x, dim), 0.0)
+    return linear_scan(x, decay_tensor, dim)
 
 
 def reward2go(
     reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = -2, cu_seqlens: Optional[Tensor] = None
 ) -> Tensor:
-    r"""Computes the discounted return of every step: the sum of the rewards from this step to the end of the episode.
+    r"""Computes the discounted return of every step: the discounted sum of the rewards from this step to the end of the episode.
 
-    .. math:: G_t = r_t + \gamma (1 - \text{done}_t)\, G_{t+1}
+    .. math:: G_t = r_t + \gamma_t (1 - \text{done}_t)\, G_{t+1}
 
-    :math:`G` is 0 after the last step. No value bootstraps a truncated episode.
+    :math:`G` is 0 after the last step. A truncated episode is not bootstrapped: rewards after it count as 0.
+
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
 
     Args:
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode.
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: ``done`` differs from ``reward`` in shape or device, ``gamma`` does not broadcast to ``reward``, ``time_dim``
+            is out of range, or ``cu_seqlens`` has a wrong shape or device.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 3.9; TorchRL's ``reward2go``.
     """
-    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
-    if not torch.jit.is_scripting():  # noqa: SIM102
+    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
+    # below handles those.
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None:
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
             if outputs is not None:
                 return outputs[0]
     done, _, dim = checked_steps(reward, done, None, {}, time_dim, cu_seqlens)
-    gamma_ = operand("gamma", gamma, reward)
+    gamma_tensor = operand("gamma", gamma, reward)
     if torch.jit.is_scripting():
-        return _reward2go(gamma_, reward, done, dim)
-    return _fused_reward2go(gamma_, reward, done, dim)
+        return _reward2go(gamma_tensor, reward, done, dim)
+    return _fused_reward2go(gamma_tensor, reward, done, dim)
 
 
 def _reward2go(gamma: Tensor, reward: Tensor, done: Tensor, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Standardisation over a batch, within groups, and across processes. TorchScript compiles all but the processes."""
+"""Standardisation over a batch, within groups, and across processes. TorchScript compiles this file, except `_over_processes`."""
 
 from typing import List, Optional
 
@@ -31,15 +31,16 @@ def standardize(
         group: shape of ``x`` or of its leading dimensions, integer: elements with the same number form a group. Each group is
             standardised separately.
         separate_dim: each index along this dimension is standardised separately.
-        across_processes: use the mean and standard deviation over all processes of the default group of ``torch.distributed``. All
-            processes must call the function. No gradient passes through the mean and the standard deviation. The option has no
-            effect without an initialised process group and in TorchScript.
+        across_processes: whether mean and standard deviation are those over all processes of the default group of
+            ``torch.distributed``. All processes must then call the function. No gradient passes through the mean and
+            the standard deviation. The option has no effect without an initialised process group and in TorchScript.
 
     Returns:
         The standardised elements, with the shape and dtype of ``x``.
 
     Raises:
-        ValueError: a shape, a device or ``separate_dim`` is wrong, or both ``group`` and ``across_processes`` are given.
+        ValueError: ``mask`` or ``group`` has a wrong shape or device, ``separate_dim`` is out of range, or both
+            ``group`` and ``across_processes`` are given.
         TypeError: ``group`` is not integer, or ``mask`` is not bool.
 
     Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is its ``group_key``. With a mask, TorchRL's standard deviation without

@@ -24,21 +24,23 @@ from a2c_compiled.ops import direct, fused_scan, linear_scan
 def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:
     r"""Computes one-step returns, TD(0).
 
-    .. math:: G_t = r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1})
+    .. math:: G_t = r_t + \gamma_t (1 - \text{terminated}_t)\, V(s_{t+1})
+
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
 
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape or a device is wrong.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, or ``gamma`` does not broadcast to ``reward``.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 6.2.
     """
@@ -57,23 +59,27 @@ def td0_advantage_estimate(
 ) -> Tensor:
     r"""Computes one-step advantages: the TD(0) return minus the value, also called the TD error.
 
-    .. math:: A_t = r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t)
+    .. math:: A_t = r_t + \gamma_t (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t)
+
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
 
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated. Only read if ``terminated`` is None.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated. Its values matter only if
+            ``terminated`` is None.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
 
     Returns:
         :math:`A`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape or a device is wrong.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, or ``gamma`` does not broadcast to ``reward``.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 6.5.
     """
@@ -97,36 +103,41 @@ def td_lambda_return_estimate(
     r"""Computes TD(lambda) returns.
 
     .. math::
-        G_t = r_t + \gamma \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
+        G_t = r_t + \gamma_t \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
 
     :math:`\lambda_t` is ``lmbda``, except at every ``done`` and at the last step, where it is 0: these steps bootstrap from their own
     ``next_state_value``. :math:`G_t` is an exponentially weighted mean of the n-step returns.
 
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        lmbda: decay of the trace, the same kinds as ``gamma``. 0 gives TD(0), 1 gives TD(1).
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace :math:`\lambda_t`, of the same types as ``gamma``. 0 gives TD(0), 1 gives TD(1).
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
         rolling_gamma: how to use ``gamma`` or ``lmbda`` with one entry per step. True or None: entry t applies to step t. False: the
             return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and neither ``gamma`` nor ``lmbda`` has one
-            entry per step.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
+            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``rolling_gamma`` is False and neither ``gamma`` nor
+            ``lmbda`` has one entry per step.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
-    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
-    if not torch.jit.is_scripting():  # noqa: SIM102
+    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
+    # below handles those.
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None and (rolling_gamma is None or rolling_gamma):
             ends = done, done if terminated is None else terminated
             outputs = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
@@ -140,12 +151,12 @@ def td_lambda_return_estimate(
                 "rolling_gamma: expected True where neither gamma nor lmbda has one entry per step"
                 f" (shape {list(reward.shape)}), got False"
             )
-        gamma_, lmbda_ = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
-        return _td_lambda_from_each_start(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
-    gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+        gamma_tensor, lmbda_tensor = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
+        return _td_lambda_from_each_start(gamma_tensor, lmbda_tensor, next_state_value, reward, done, no_bootstrap, dim)
+    gamma_tensor, lmbda_tensor = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
     if torch.jit.is_scripting():
-        return _td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
-    return _fused_td_lambda(gamma_, lmbda_, next_state_value, reward, done, no_bootstrap, dim)
+        return _td_lambda(gamma_tensor, lmbda_tensor, next_state_value, reward, done, no_bootstrap, dim)
+    return _fused_td_lambda(gamma_tensor, lmbda_tensor, next_state_value, reward, done, no_bootstrap, dim)
 
 
 def _td_lambda_from_each_start(
@@ -201,34 +212,38 @@ def td_lambda_advantage_estimate(
 
     :math:`G` is the result of :func:`td_lambda_return_estimate`.
 
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        lmbda: decay of the trace, the same kinds as ``gamma``. 0 gives TD(0), 1 gives TD(1).
-        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        lmbda: decay of the trace :math:`\lambda_t`, of the same types as ``gamma``. 0 gives TD(0), 1 gives TD(1).
+        state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
         rolling_gamma: how to use ``gamma`` or ``lmbda`` with one entry per step. True or None: entry t applies to step t. False: the
             return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`A`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and neither ``gamma`` nor ``lmbda`` has one
-            entry per step.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
+            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``rolling_gamma`` is False and neither ``gamma`` nor
+            ``lmbda`` has one entry per step.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: TorchRL's ``td_lambda_advantage_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
-    next_value, reward_ = widen(next_state_value), widen(reward)
+    next_value, wide_reward = widen(next_state_value), widen(reward)
     returns = td_lambda_return_estimate(
-        gamma, lmbda, next_value, reward_, done, terminated, rolling_gamma, time_dim, cu_seqlens
+        gamma, lmbda, next_value, wide_reward, done, terminated, rolling_gamma, time_dim, cu_seqlens
     )
     return (returns - widen(state_value)).to(reward.dtype)
 
@@ -246,30 +261,35 @@ def td1_return_estimate(
     r"""Computes TD(1) returns: the discounted rewards to the end of the episode or of the data, plus a bootstrap.
 
     .. math::
-        G_t = r_t + \gamma\, (1 - \text{done}_t)\, G_{t+1} + \gamma\, (\text{done}_t - \text{terminated}_t)\, V(s_{t+1})
+        G_t = r_t + \gamma_t\, (1 - \text{done}_t)\, G_{t+1} + \gamma_t\, (\text{done}_t - \text{terminated}_t)\, V(s_{t+1})
 
-    The last step of the data counts as ``done`` here. It also bootstraps, unless it is ``terminated``. This is
+    The last step of the data counts as ``done`` here: it bootstraps, unless it is ``terminated``. This is
     :func:`td_lambda_return_estimate` with ``lmbda=1``. With ``rolling_gamma=False``, as in TorchRL, the last step does not bootstrap
     unless it is ``done``.
 
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
         rolling_gamma: how to use a ``gamma`` with one entry per step. True or None: entry t applies to step t. False: the
             return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per step.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
+            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per
+            step.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: TorchRL's ``td1_return_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
     """
@@ -303,25 +323,30 @@ def td1_advantage_estimate(
 
     :math:`G` is the result of :func:`td1_return_estimate`.
 
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
         rolling_gamma: how to use a ``gamma`` with one entry per step. True or None: entry t applies to step t. False: the
             return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`A`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per step.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
+            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per
+            step.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: TorchRL's ``td1_advantage_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
     """

@@ -22,40 +22,44 @@ def upgo_return_estimate(
     r"""Computes upgoing returns (UPGO).
 
     .. math::
-        \lambda_t &= 1 \text{ if } r_{t+1} + \gamma (1 - \text{terminated}_{t+1})\, V(s_{t+2}) \ge V(s_{t+1}), \text{ else } 0 \\
-        G_t &= r_t + \gamma \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
+        \lambda_t &= 1 \text{ if } r_{t+1} + \gamma_{t+1} (1 - \text{terminated}_{t+1})\, V(s_{t+2}) \ge V(s_{t+1}), \text{ else } 0 \\
+        G_t &= r_t + \gamma_t \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
 
-    :math:`\lambda_t` is 0 at every ``done`` and at the last step. The return follows the trajectory while the one-step return is at
-    least the value, then it bootstraps.
+    :math:`\lambda_t` is 0 at every ``done`` and at the last step. The return sums rewards of the trajectory while the one-step
+    return is at least the value, then it bootstraps.
+
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
 
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
+            is out of range, or ``cu_seqlens`` has a wrong shape or device.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Vinyals et al., Grandmaster level in StarCraft II using multi-agent reinforcement learning, 2019, methods.
     """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     dim = time_dimension(reward, time_dim)
     no_bootstrap = done if terminated is None else terminated
-    next_value, reward_ = widen(next_state_value), widen(reward)
-    one_step = td0_return_estimate(gamma, next_value.detach(), reward_.detach(), no_bootstrap).detach()
+    next_value, wide_reward = widen(next_state_value), widen(reward)
+    one_step = td0_return_estimate(gamma, next_value.detach(), wide_reward.detach(), no_bootstrap).detach()
     # The condition at step t + 1 decides lambda[t], hence the roll by -1. TD(lambda) sets lambda to 0 at ends itself.
-    at_least_value = (one_step >= widen(state_value)).to(reward_.dtype)
+    at_least_value = (one_step >= widen(state_value)).to(wide_reward.dtype)
     returns = td_lambda_return_estimate(
-        gamma, at_least_value.roll(-1, dim), next_value, reward_, done, terminated, None, time_dim, cu_seqlens
+        gamma, at_least_value.roll(-1, dim), next_value, wide_reward, done, terminated, None, time_dim, cu_seqlens
     )
     return returns.to(reward.dtype)

@@ -9,8 +9,8 @@ class ValueEstimate(NamedTuple):
     """Advantage and value target of every step; both have the shape and dtype of ``reward``.
 
     Fields:
-        advantage: ``[*B, T, *F]``, floating: estimate of how much better the action was than the policy's average.
-        value_target: ``[*B, T, *F]``, floating: the return that the critic learns to predict.
+        advantage: ``[*B, T, *F]``, dtype of ``reward``: estimate of how much better the action was than the policy's average.
+        value_target: ``[*B, T, *F]``, dtype of ``reward``: the return that the critic learns to predict.
     """
 
     advantage: Tensor

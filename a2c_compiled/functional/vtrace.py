@@ -31,48 +31,56 @@ def vtrace_advantage_estimate(
     r"""Computes V-trace value targets and advantages for the policy :math:`\pi` from data of a behaviour policy :math:`\mu`.
 
     .. math::
-        \rho_t &= \min(\bar\rho, \pi/\mu), \quad c_t = \lambda \min(\bar c, \pi/\mu),
+        \rho_t &= \min(\bar\rho, \pi/\mu), \quad c_t = \lambda_t \min(\bar c, \pi/\mu),
             \quad \rho^\text{pg}_t = \min(\bar\rho_\text{pg}, \pi/\mu) \\
-        \delta_t &= \rho_t \big( r_t + \gamma (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t) \big) \\
-        v_t &= V(s_t) + \delta_t + \gamma c_t (1 - \text{done}_t)\, (v_{t+1} - V(s_{t+1})) \\
-        A_t &= \rho^\text{pg}_t \big( r_t + \gamma (1 - \text{terminated}_t)\, (\lambda v_{t+1} + (1 - \lambda) V(s_{t+1})) - V(s_t) \big)
+        \delta_t &= \rho_t \big( r_t + \gamma_t (1 - \text{terminated}_t)\, V(s_{t+1}) - V(s_t) \big) \\
+        v_t &= V(s_t) + \delta_t + \gamma_t c_t (1 - \text{done}_t)\, (v_{t+1} - V(s_{t+1})) \\
+        A_t &= \rho^\text{pg}_t \big( r_t + \gamma_t (1 - \text{terminated}_t)\, (\lambda_t v_{t+1} + (1 - \lambda_t) V(s_{t+1}))
+            - V(s_t) \big)
 
     :math:`\pi/\mu` is the ratio of the probabilities of :math:`a_t`. In the line of :math:`\delta_t`, :math:`V(s_{t+1})` is
     ``next_state_value`` of step t. In the lines of :math:`v_t` and :math:`A_t`, both :math:`v_{t+1}` and :math:`V(s_{t+1})` belong to
     step t + 1: :math:`V(s_{t+1})` is its ``state_value``. At every ``done`` and at the last step, both are ``next_state_value`` of
     step t instead.
 
+    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
+
     Args:
-        gamma: discount factor; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        log_pi: ``[*B, T, *F]``, floating: log-probability of the action under the policy :math:`\pi`.
-        log_mu: ``[*B, T, *F]``, floating: log-probability of the action under the behaviour policy :math:`\mu`.
-        state_value: ``[*B, T, *F]``, floating: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, floating: :math:`V(s_{t+1})`. At a truncated step it is the value of the last observation
-            before the reset.
+        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
+        log_pi: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the policy :math:`\pi`.
+        log_mu: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the behaviour policy :math:`\mu`.
+        state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
+            last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the episode ended or was truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
-        rho_thresh: :math:`\bar\rho`, positive, the same kinds as ``gamma``. It determines the value function that the targets converge to.
-        c_thresh: :math:`\bar c`, positive, the same kinds as ``gamma``. A smaller value reduces the variance and slows the convergence.
+        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            ``terminated = done``.
+        rho_thresh: :math:`\bar\rho`, positive, of the same types as ``gamma``. The threshold determines the value function that the
+            targets converge to.
+        c_thresh: :math:`\bar c`, positive, of the same types as ``gamma``. A smaller value reduces the variance and slows the convergence.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: start of each packed sequence, see :mod:`a2c_compiled.functional`.
-        pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the threshold in the advantage, the same kinds as ``gamma``. None means ``rho_thresh``.
-        lmbda: :math:`\lambda`, decay of the trace, from 0 to 1, the same kinds as ``gamma``.
+        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
+        pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the threshold in the advantage, of the same types as ``gamma``. None means
+            ``rho_thresh``.
+        lmbda: decay of the trace :math:`\lambda_t`, from 0 to 1, of the same types as ``gamma``.
 
     Returns:
         :class:`ValueEstimate`: the advantage :math:`A` and the value target :math:`v`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a shape, a device or ``time_dim`` is wrong.
-        TypeError: a dtype or the type of an argument is wrong.
+        ValueError: a value, log-probability or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to
+            ``reward``, ``time_dim`` is out of range, or ``cu_seqlens`` has a wrong shape or device.
+        TypeError: an argument has a wrong type or dtype.
 
     Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2. The bootstrap of the advantage with ``lmbda`` below 1 is that
     of rlax's ``vtrace_td_error_and_advantage``.
     """
     if pg_rho_thresh is None:
         pg_rho_thresh = rho_thresh
-    # Fast path: calls the CPU kernel directly. It returns None where that is not possible; the code below then checks and dispatches.
-    if not torch.jit.is_scripting():  # noqa: SIM102
+    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
+    # below handles those.
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None:
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
             steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
@@ -81,15 +89,40 @@ def vtrace_advantage_estimate(
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
-    gamma_, lmbda_ = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+    gamma_tensor, lmbda_tensor = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
     rho, c = operand("rho_thresh", rho_thresh, reward), operand("c_thresh", c_thresh, reward)
     pg_rho = operand("pg_rho_thresh", pg_rho_thresh, reward)
     if torch.jit.is_scripting():
         advantage, value_target = _vtrace(
-            gamma_, rho, c, pg_rho, lmbda_, log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap, dim
+            gamma_tensor,
+            rho,
+            c,
+            pg_rho,
+            lmbda_tensor,
+            log_pi,
+            log_mu,
+            state_value,
+            next_state_value,
+            reward,
+            done,
+            no_bootstrap,
+            dim,
         )
         return ValueEstimate(advantage, value_target)
-    inputs = gamma_, rho, c, pg_rho, lmbda_, log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap
+    inputs = (
+        gamma_tensor,
+        rho,
+        c,
+        pg_rho,
+        lmbda_tensor,
+        log_pi,
+        log_mu,
+        state_value,
+        next_state_value,
+        reward,
+        done,
+        no_bootstrap,
+    )
     return ValueEstimate(*_fused_vtrace(*inputs, dim))
 
 
@@ -110,10 +143,10 @@ def _vtrace(
 ) -> Tuple[Tensor, Tensor]:
     ratio = clamped_log_ratio(log_pi, log_mu).exp()
     rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
-    value, next_value, reward_ = widen(state_value), widen(next_state_value), widen(reward)
+    value, next_value, wide_reward = widen(state_value), widen(next_state_value), widen(reward)
 
     # delta[t] = rho[t] * (r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t]))
-    delta = rho * (reward_ + gamma * next_value.masked_fill(terminated, 0.0) - value)
+    delta = rho * (wide_reward + gamma * next_value.masked_fill(terminated, 0.0) - value)
     # v[t] - V(s[t]) = delta[t] + gamma * lmbda * c[t] * (1 - done[t]) * (v[t+1] - V(s[t+1]))
     correction = linear_scan(delta, (gamma * lmbda * c).masked_fill(done, 0.0), dim)
 
@@ -125,7 +158,7 @@ def _vtrace(
     later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)
     next_target = next_value.masked_fill(~cut, 0.0) + later_value + lmbda * later_correction
     next_target = next_target.masked_fill(terminated, 0.0)
-    advantage = pg_rho * (reward_ + gamma * next_target - value)
+    advantage = pg_rho * (wide_reward + gamma * next_target - value)
     return advantage.to(reward.dtype), (value + correction).to(reward.dtype)
 
 

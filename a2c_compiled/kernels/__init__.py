@@ -6,8 +6,9 @@ There is one module per backend. Follow one call of :func:`a2c_compiled.function
    function ``call`` (``kernels/cpu/module.cpp``). ``call`` computes the result for small plain CPU tensors that need no gradient, and
    returns None for all others. On None the next steps run.
 2. ``functional/arguments.py``: ``checked_steps`` and ``operand`` check the arguments. Then ``_fused_gae`` runs.
-3. ``ops/fused.py``: ``fused_scan`` built ``_fused_gae`` from the forms ``GAE`` and ``GAE_BACKWARD`` (``kernels/scan_forms.py``) and the
-   definition ``_gae``. ``_fused_gae`` applies an ``autograd.Function`` if a gradient is needed. Under ``torch.export`` it runs ``_gae``.
+3. ``ops/fused.py``: ``fused_scan`` built ``_fused_gae`` from the forms ``GAE`` and ``GAE_BACKWARD`` (recurrences with their inputs and
+   outputs, ``kernels/scan_forms.py``) and the definition ``_gae``. ``_fused_gae`` applies an ``autograd.Function`` if a gradient is
+   needed. Under ``torch.export`` it runs ``_gae``.
 4. ``ops/registration.py``: ``register`` made the operator ``torch.ops.a2c_compiled.gae``. The device selects ``on_cpu``, ``on_gpu`` or
    ``in_torch`` (any other device: ``_gae`` again, whose scan is ``kernels/torch_scan.py``).
 5. CPU: ``kernels/cpu_scan.py`` ``run`` -> ``kernels/cpu/module.cpp`` ``run`` -> ``kernels/cpu/scan.h`` ``scan<Gae, float>``, which calls

@@ -1,4 +1,7 @@
-"""The CPU backend: calls the C++ kernels, if they were built at installation."""
+"""The CPU backend: calls the C++ kernels, if they were built at installation.
+
+A form is a recurrence along time with its inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`.
+"""
 
 import functools
 import importlib
@@ -17,7 +20,7 @@ _LARGE = 1 << 18
 
 
 def _built_extension() -> Optional[Any]:
-    """Returns the extension module for this processor (with AVX2 if it has it), or None if none was built."""
+    """Returns the extension module for this processor (the AVX2 build if the processor has AVX2), or None if none was built."""
     builds = ("_cpu_avx2", "_cpu") if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ("_cpu",)
     for name in builds:
         try:
@@ -60,8 +63,8 @@ def run(
     Half-precision values are converted to float32 first, and the results back.
 
     Args:
-        form: the form to compute.
-        coefficients, values, flags: CPU tensors, in the order of the form. They are not checked.
+        form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
+        coefficients, values, flags: CPU tensors, in the order of the form, not checked.
         dim: the dimension of time, positive or negative.
         outputs: tensors to write the results into. None allocates them.
     """
@@ -94,7 +97,7 @@ def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     dispatch mode, a functorch transform or a tracer: they would not see the operator.
 
     Args:
-        form: the form to compute.
+        form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
         dim: the dimension of time, positive or negative.
         inputs: coefficients, values and flags, in the order of the form.
     """
@@ -107,7 +110,7 @@ def keep_freed_memory() -> None:
 
     glibc raises its threshold to follow the largest block that was freed. This function frees a block of just under 32 MiB that is
     never written to. Without it, results of a few MiB return to the system at every call, and the page faults of the next call cost
-    several times the scan. Scans call this function before their first large result. It has no effect if the thresholds of glibc
+    several times the scan. Scans call this function before their first large result. The function has no effect if the thresholds of glibc
     are set explicitly, by ``MALLOC_TRIM_THRESHOLD_`` in the environment or by ``mallopt``.
     """
     torch.empty(31 << 20, dtype=torch.uint8, device="cpu")

@@ -1,6 +1,8 @@
 """The table of forms: the operands of every kernel, in order. The operators and all backends read it.
 
-A form is a linear recurrence along time, with elementwise code before it (prologue) and after it (epilogue).
+A form is a linear recurrence along time with its inputs and outputs: elementwise code before the recurrence (prologue) computes ``x`` and
+``decay`` from the inputs, and elementwise code after it (epilogue) computes the outputs. Operands are inputs and outputs. Inputs are
+coefficients, values and flags.
 Notation here, in ``cpu/forms.h`` and in ``triton/forms.py``: steps are ``t = 0 ... T-1``. ``a if flag[t] else b`` selects one of the two;
 NaN in the other has no effect.
 
@@ -19,7 +21,7 @@ chain rule gives::
     grad_decay[t] = grad_x[t] * y[t+1]
 
 A backward form computes ``g[t]``, the gradient of the forward form's ``x[t]``, by that transposed scan. It multiplies ``g[t]`` by the
-derivatives of the prologue, and adds the terms that reach an input through the epilogue alone.
+derivatives of the prologue, and adds the gradients that reach an input through the epilogue alone.
 """
 
 from typing import NamedTuple, Sequence, Tuple

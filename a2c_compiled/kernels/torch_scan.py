@@ -1,4 +1,4 @@
-"""The plain torch backend: the linear scan on any device, used where no kernel exists."""
+"""The plain torch backend: the linear scan on any device. It is used if no kernel exists."""
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ _LONGEST_LOOP = 32
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     """Computes ``y[t] = x[t] + decay[t] * y[t+1]``, or with ``reverse=False`` ``y[t] = x[t] + decay[t-1] * y[t-1]``.
 
-    Where the decay is zero, the result is exactly ``x[t]``, even if the other ``y`` is NaN or infinite.
+    Where the decay is zero, the result is exactly ``x[t]``, even if the neighbouring ``y`` is NaN or infinite.
 
     Args:
-        x, decay: the same shape, with time at ``dim``, and one floating dtype. Half precision is computed in float32.
+        x, decay: ``[*B, T, *F]`` with time at ``dim``, one floating dtype. Half precision is computed in float32.
         dim: the dimension of time.
-        reverse: the direction of the scan.
+        reverse: whether the scan runs in reverse time.
 
     Returns:
         ``y``, with the shape and dtype of ``x``.
@@ -29,7 +29,7 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
 
 
 def _loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """Computes one step after the other, in the direction of the scan."""
+    """Computes one step after the other, in the direction of the scan. Arguments and result: as in :func:`linear_scan`."""
     y = torch.empty_like(x)
     steps = list(zip(x.unbind(dim), decay.unbind(dim), (decay == 0).unbind(dim), y.unbind(dim), strict=True))
     previous = None

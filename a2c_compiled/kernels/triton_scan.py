@@ -1,4 +1,10 @@
-"""The GPU backend: plans the launches of the Triton kernel from shapes and strides, and runs them."""
+"""The GPU backend: plans the launches of the Triton kernel from shapes and strides, and runs them.
+
+A form is a recurrence along time with its inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`. A launch starts many programs,
+each for a block of rows (sequences). If few rows would leave the GPU idle, time is cut into splits, which different programs scan. That
+takes two launches: REDUCE computes the aggregates of the splits, RESUME the outputs. The aggregate of a split is the pair (decay, offset)
+that maps the value entering the split to the value leaving it, ``offset + decay * value``.
+"""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +26,10 @@ from a2c_compiled.kernels.triton.kernel import NUMBER, PER_STEP, REDUCE, RESUME,
 
 @dataclass(eq=False)
 class Launch:
-    """One launch of :func:`scan_kernel`. Call it with the tensors and coefficients."""
+    """One launch of :func:`scan_kernel`.
+
+    Call it with the five tuples that :func:`prepare` returns, and whether every tensor in them starts at a multiple of 16 bytes.
+    """
 
     grid: Tuple[int, int, int]
     # The arguments of the kernel that follow the tensors, in order.
@@ -31,7 +40,7 @@ class Launch:
 
     def __call__(self, tensors: Tuple[Any, ...], aligned: bool) -> None:
         if aligned and self.compiled is not None:
-            # Triton's own launch analyses every argument again, which takes longer than all other work here.
+            # Triton's own launch analyses every argument again, which takes longer than the rest of this module.
             self.compiled[self.grid](*tensors, *self.arguments)
             return
         compiled = scan_kernel[self.grid](*tensors, *self.arguments, **self.options)
@@ -40,13 +49,14 @@ class Launch:
 
 
 class _Plan(NamedTuple):
-    """The launches of a form for one set of shapes and strides."""
+    """One launch of a form for one set of shapes and strides, or two (REDUCE, then RESUME) if time is split."""
 
     launches: Tuple[Launch, ...]
-    # The shape of the splits' decays and of their offsets, [splits - 1, batches * rows]. None if time is not split.
+    # The shape of each of the two tensors with the aggregates (decays, offsets): [splits - 1, batches * rows]. None if time is not split.
     aggregates: Optional[Tuple[int, int]]
-    # The indices of operands that one (batch, time, row) triple of strides cannot describe. They are copied.
-    copies: Tuple[int, ...]
+    # Indices, into (values, flags, coefficients) in this order, of the operands whose strides are not one (batch, time, row) triple.
+    # These operands are copied first.
+    to_copy: Tuple[int, ...]
 
 
 def run(
@@ -57,8 +67,8 @@ def run(
     Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
 
     Args:
-        form: the form to compute.
-        coefficients, values, flags: tensors on one device, in the order of the form. They are not checked. Zero-dimensional
+        form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
+        coefficients, values, flags: tensors on one device, in the order of the form, not checked. Zero-dimensional
             coefficients may be on the CPU.
         dim: the dimension of time, negative.
     """
@@ -88,7 +98,7 @@ def _launch_all(
             output.copy_(result)
         return
     launches, tensors = prepared
-    addresses = 0
+    addresses = 0  # the bitwise or of all addresses is a multiple of 16 only if each address is
     for group in tensors:
         for tensor in group:
             if isinstance(tensor, Tensor):
@@ -105,7 +115,7 @@ def prepare(
     outputs: Sequence[Tensor],
     dim: int,
 ) -> Optional[Tuple[Tuple[Launch, ...], Tuple[Tuple[Any, ...], ...]]]:
-    """Returns the launches of a form, in order, and the arguments to call each with.
+    """Returns the launches of a form, one or two, and the arguments to call each with.
 
     The arguments are five tuples: coefficients, values, flags, outputs, aggregates. Returns None if one (batch, time, row) triple of
     strides cannot describe the outputs.
@@ -120,7 +130,8 @@ def prepare(
             arguments.append(coefficient.item())
             continue
         if coefficient.device != reference.device:
-            # A number as a kernel argument would be float32. torch.full fills on the device; a copy from the CPU would synchronise.
+            # Triton passes a Python number as float32, so float64 needs a tensor. torch.full fills on the device; a copy from the CPU
+            # would synchronise.
             coefficient = torch.full([], coefficient.item(), dtype=dtype, device=reference.device)
         modes.append(PER_STEP.value if coefficient.dim() else SCALAR.value)
         arguments.append(coefficient)
@@ -138,7 +149,7 @@ def prepare(
     )
     if plan is None:
         return None
-    for i in plan.copies:
+    for i in plan.to_copy:
         operands[i] = torch.empty_like(reference, dtype=operands[i].dtype).copy_(operands[i])
     first_flag, first_coefficient = len(values), len(values) + len(flags)
     aggregates: Tuple[Tensor, ...] = ()
@@ -171,7 +182,7 @@ def _plan(
 
     Args:
         layouts: the strides of the outputs, then of each value, flag and coefficient. None for a coefficient passed as a number.
-        override: tile sizes to use instead of the table.
+        override: tile sizes to use instead of those that :func:`tuning.choose` returns. None: no override.
     """
     time = len(shape) + dim
     outer, length, inner = math.prod(shape[:time]), shape[time], math.prod(shape[time + 1 :])
@@ -179,31 +190,36 @@ def _plan(
     # it is the rows. If both do, the dimensions after time are the rows and those before time the batches.
     batches, rows = (1, outer) if inner == 1 else (outer, inner)
 
-    def fold(strides: Optional[Tuple[int, ...]]) -> Optional[Tuple[int, int, int]]:
+    def triple_of(strides: Optional[Tuple[int, ...]]) -> Optional[Tuple[int, int, int]]:
         if not strides:  # a number or a zero-dimensional tensor
             return 0, 0, 0
-        before = _fold(shape[:time], strides[:time])
-        after = _fold(shape[time + 1 :], strides[time + 1 :])
+        before = _merged_stride(shape[:time], strides[:time])
+        after = _merged_stride(shape[time + 1 :], strides[time + 1 :])
         if before is None or after is None:
             return None
         return (0, strides[time], before) if inner == 1 else (before, strides[time], after)
 
-    output = fold(layouts[0])
+    output = triple_of(layouts[0])
     if output is None:
         return None
-    folded = [fold(layout) for layout in layouts[1:]]
-    copies = tuple(i for i, stride in enumerate(folded) if stride is None)
-    strides = (output, *(output if stride is None else stride for stride in folded))
+    triples = [triple_of(layout) for layout in layouts[1:]]
+    to_copy = tuple(i for i, triple in enumerate(triples) if triple is None)
+    strides = (output, *(output if triple is None else triple for triple in triples))  # copies have the strides of the outputs
+    # The tensors with one entry per step. The layout of a number is None, that of a zero-dimensional tensor is ().
     data = [output, *(stride for stride, operand in zip(strides[1:], layouts[1:], strict=True) if operand)]
+    # Whether one triple describes all these tensors; the kernel then gets one triple instead of one per operand.
     shared = all(stride == output for stride in data)
 
     rows_contiguous = output[2] == 1
     blocks = override or tuning.choose(
         rows_contiguous, batches, rows, length, dtype.itemsize, len(form.values) + len(form.outputs), *_processors(device)
     )
+    # `axis` is the index, in a triple, of the contiguous dimension: 1 (time) or 2 (rows). `vector` is the number of adjacent elements
+    # along it that a thread can load at once from every tensor, or 0 if a tensor is not contiguous along it.
     vector = 0
     axis = 2 if rows_contiguous else 1
     if all(stride[axis] == 1 for stride in data):
+        # `vector` must divide the strides along the other two axes: then each group of `vector` elements is aligned in every row and step.
         others = [stride[i] for stride in data for i in range(3) if i != axis]
         vector = math.gcd(blocks.vector, rows if rows_contiguous else length, *others)
 
@@ -234,11 +250,12 @@ def _plan(
             triton.next_power_of_2(splits),
         )
         grid = (batches * triton.cdiv(rows, blocks.rows), split_programs, 1)
+        # Fused multiply-adds are Triton's default. Passing it keeps launches independent of TRITON_DEFAULT_FP_FUSION.
         return Launch(grid, arguments, {"num_warps": blocks.num_warps, "enable_fp_fusion": True})
 
     if splits == 1:
-        return _Plan((launch(1, WHOLE),), None, copies)
-    return _Plan((launch(splits - 1, REDUCE), launch(splits, RESUME)), (splits - 1, batches * rows), copies)
+        return _Plan((launch(1, WHOLE),), None, to_copy)
+    return _Plan((launch(splits - 1, REDUCE), launch(splits, RESUME)), (splits - 1, batches * rows), to_copy)
 
 
 def _processors(device: torch.device) -> Tuple[int, ...]:
@@ -249,15 +266,15 @@ def _processors(device: torch.device) -> Tuple[int, ...]:
     return properties.multi_processor_count, properties.warp_size
 
 
-def _fold(sizes: Sequence[int], strides: Sequence[int]) -> Optional[int]:
+def _merged_stride(sizes: Sequence[int], strides: Sequence[int]) -> Optional[int]:
     """Returns the stride of these dimensions merged into one, or None if they cannot be merged without a copy."""
-    folded, extent = 0, 1
+    merged, extent = 0, 1
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
         if size == 1:
             continue
         if extent == 1:
-            folded = stride
-        elif stride != folded * extent:
+            merged = stride
+        elif stride != merged * extent:
             return None
         extent *= size
-    return folded
+    return merged

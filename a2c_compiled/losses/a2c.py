@@ -13,8 +13,8 @@ from a2c_compiled._precision import clamped_log_ratio, widen
 class A2CLosses(NamedTuple):
     """Result of :class:`~a2c_compiled.A2CLoss`. A field is None if the output is switched off.
 
-    Minimize the sum of the ``loss_*`` fields. They are scalars, or ``[*B]`` with ``reduction="none"``. The other fields are detached
-    scalars for logging. All fields are floating: float32 for float16 and bfloat16 inputs.
+    Minimize the sum of the ``loss_*`` fields. These losses are scalars, or ``[*B]`` with ``reduction="none"``. The other fields are
+    detached scalars for logging. All fields are floating: float32 for float16 and bfloat16 inputs.
 
     Fields:
         loss_objective: policy loss, ``-log_prob * advantage``.
@@ -66,8 +66,8 @@ def a2c_loss(
     :math:`\max\big(\ell(G, V),\ \ell(G, V_\text{old} + \operatorname{clip}(V - V_\text{old}, -c, c))\big)`.
 
     Args:
-        log_prob: ``[*B]``, floating: log-probability of the action under the current policy. All tensors below that have one entry per
-            step have the same shape.
+        log_prob: ``[*B]``, floating: log-probability of the action under the current policy. ``*B`` is any batch shape. All tensors
+            below with one entry per step have this shape.
         advantage: ``[*B]``, floating: :math:`A`. Pass it detached; the function does not detach it.
         entropy: ``[*B]``, floating: entropy :math:`H` of the policy. None switches off both entropy outputs.
         new_state_value: ``[*B]``, floating: value :math:`V(s)` of the critic that is trained. None switches off the critic outputs.
@@ -79,9 +79,9 @@ def a2c_loss(
         loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         mask: ``[*B]``, bool: steps that count. Means are over these steps; with ``reduction="none"`` the losses of all other steps are
-            0. Other steps may hold NaN: it reaches neither losses nor gradients.
+            0. Other steps may hold NaN: NaN there reaches neither losses nor gradients.
         sample_log_prob: ``[*B]``, floating: log-probability of the action under the policy :math:`\mu` that chose it, for ``kl_approx``.
-        diagnostics: also compute ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
+        diagnostics: whether to compute also ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
 
             .. math::
                 \text{explained\_variance} &= 1 - \operatorname{Var}(G - V) / \operatorname{Var}(G) \\
@@ -216,7 +216,7 @@ def _critic_distance(
 
 
 def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type: str) -> Tensor:
-    """Returns the elementwise distance that ``loss_critic_type`` selects."""
+    """Returns the elementwise distance that ``loss_critic_type`` selects, with the shape and dtype of ``value_target``."""
     if loss_critic_type == "smooth_l1":
         return functional.smooth_l1_loss(state_value, value_target, reduction="none")
     if loss_critic_type == "l2":

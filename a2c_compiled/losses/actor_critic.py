@@ -109,12 +109,12 @@ class ActorCritic(CoefficientModule):
         return next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
 
     def policy(self, observation: Tensor, action: Tensor) -> PolicyOutputs:
-        """Runs the actor network and computes the log-probability of ``action``."""
+        """Runs the actor network and computes the log-probability of ``action``, see :class:`PolicyOutputs`."""
         params = widen(self.actor_network(observation))
         return PolicyOutputs(params, self.distribution.log_prob(params, action))
 
     def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:
-        """Computes the values of the observations and next observations of ``batch``; ``time_dim`` is its dimension of time.
+        """Computes the values of the observations and next observations of ``batch``; ``time_dim`` is the batch's dimension of time.
 
         ``with_gradient`` applies to the observations. With ``shifted`` it applies to the one pass over both.
         """

@@ -25,7 +25,7 @@ class AdvantageNorm(CoefficientModule):
         raise NotImplementedError
 
     def scale(self) -> Tensor:
-        """Returns the divisor of the advantages, a floating scalar tensor, shape ``[]``."""
+        """Returns the divisor of the advantages, ``[]``, floating."""
         raise NotImplementedError
 
 
@@ -92,7 +92,7 @@ class PercentileNorm(AdvantageNorm):
                 mean.lerp_(latest, self.rate)
 
     def scale(self) -> Tensor:
-        """Returns the divisor of the advantages, a float64 scalar tensor, shape ``[]``."""
+        """Returns the divisor of the advantages, ``[]``, float64."""
         return (self.high - self.low).clamp_min(self.min_scale).squeeze(0)
 
 

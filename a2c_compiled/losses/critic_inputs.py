@@ -12,7 +12,7 @@ from a2c_compiled.losses.shifted import take_steps
 
 
 def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tensor:
-    """Concatenates both along ``dim``, with NaN in ``next_observation`` replaced as in :func:`known`."""
+    """Concatenates both arguments along ``dim``, with NaN in ``next_observation`` replaced as in :func:`known`."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return tuple(concatenate(*pair, dim) for pair in _pairs(observation, next_observation))
@@ -45,7 +45,7 @@ def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]
 
 
 def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
-    """Splits ``observation`` along its first dimension: into pieces of ``size``, or, if ``size`` is 0, into ``count`` pieces.
+    """Splits ``observation`` along the first dimension: into pieces of ``size``, or, if ``size`` is 0, into ``count`` pieces.
 
     There are fewer than ``count`` pieces if ``observation`` has fewer entries: no piece is empty.
     """

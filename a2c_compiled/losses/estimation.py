@@ -76,8 +76,8 @@ class EstimatingActorCritic(ActorCritic):
         """Computes advantages and value targets for the whole rollout, without gradient.
 
         To get the losses of a minibatch, pass slices of ``advantage``, ``value_target``, ``state_value`` and ``mask`` to
-        :meth:`a2c_compiled.A2CLoss.forward`. In training mode it updates the advantage norm, as a call with a rollout does. Not available
-        in TorchScript.
+        :meth:`a2c_compiled.A2CLoss.forward`. In training mode, the method also updates the advantage norm, as a call with a rollout
+        does. Not available in TorchScript.
 
         Returns:
             :class:`Estimates`, each ``[*B]``, floating (``mask`` is bool).
@@ -111,7 +111,7 @@ class EstimatingActorCritic(ActorCritic):
         return Estimates(new_state_value, advantage, batch.value_target, batch.state_value, batch.mask)
 
     def _estimated(self, batch: Batch, log_prob: Tensor, with_gradient: bool) -> Estimates:
-        """Computes advantage and value target by the value estimator. They carry no gradient to the networks.
+        """Computes advantage and value target by the value estimator, without gradient to the networks.
 
         ``with_gradient`` applies to ``new_state_value``.
         """

@@ -58,7 +58,7 @@ class A2CLoss(EstimatingActorCritic):
         actor_network: the actor network. ``actor`` is an alias and takes precedence.
         critic_network: the critic network. ``critic`` is an alias and takes precedence.
         distribution: the action distribution, one of :mod:`a2c_compiled.distributions`.
-        value_estimator: the value estimator, in any form that :func:`~a2c_compiled.estimators.make_value_estimator` accepts. None means
+        value_estimator: the value estimator, as any value that :func:`~a2c_compiled.estimators.make_value_estimator` accepts. None means
             GAE with ``gamma=0.99`` and ``lmbda=0.95``.
         entropy_coef: :math:`c_\text{entropy}`, a number or a one-element tensor. If it is 0 here, both entropy outputs are switched off
             permanently; start with a small positive number if you want to raise it later.
@@ -77,16 +77,18 @@ class A2CLoss(EstimatingActorCritic):
         advantage_norm: a :class:`~a2c_compiled.losses.PercentileNorm` or another :class:`~a2c_compiled.losses.AdvantageNorm`. The loss
             divides advantages by its ``scale()``. In training mode, each call that computes value targets also updates it. If you pass
             advantages, call ``advantage_norm.update(value_target)`` once per rollout.
-        shifted: if True, the critic runs once on ``T + shifted_budget`` observations instead of ``2 * T``. This requires that the next
-            observation of a step is the observation of the next step, except at ``done`` steps. n-step data does not fulfil this.
+        shifted: if True, the critic runs once on ``T + shifted_budget`` observations instead of ``2 * T``. The option requires that the
+            next observation of a step is the observation of the next step, except at ``done`` steps. n-step data does not fulfil this
+            requirement.
         shifted_budget: number of next observations, per trajectory, that the one pass can hold. The last step uses one; each truncated
             step before it uses another. If there are more, the last steps of the trajectory do not count and the trajectory ends earlier.
-        value_chunk_size: run the critic on at most this many leading entries of the observations at a time, to save memory.
-        num_chunks: instead, the number of such pieces. Exported graphs ignore both options and run the critic once.
-        target_critic_network: network that evaluates the next observations instead of the critic network. It must not share parameters
-            with the other networks. Its parameters are set to ``requires_grad=False``. For soft updates use
+        value_chunk_size: largest number of leading entries of the observations in one call of the critic, to save memory. None: no limit.
+        num_chunks: number of calls among which the leading entries are divided; not together with ``value_chunk_size``. Exported graphs
+            ignore both options and run the critic once.
+        target_critic_network: network that evaluates the next observations instead of the critic network. This network must not share
+            parameters with the other networks. Its parameters are set to ``requires_grad=False``. For soft updates use
             ``torch.optim.swa_utils.AveragedModel``.
-        diagnostics: also compute ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
+        diagnostics: whether to compute also ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
 
     Raises:
         TypeError: a network, the distribution or the value estimator is missing or has a wrong type, or ``gamma`` is not None.
@@ -231,12 +233,12 @@ class A2CLoss(EstimatingActorCritic):
 
         Args:
             observation: ``[*B, ...]``: input of the networks; a tensor or, except in TorchScript, a tuple of tensors.
-            action: ``[*B]`` or ``[*B, *event]``, with the dtype and shape that the distribution expects; must not require grad.
+            action: ``[*B]`` or ``[*B, dim]``, with the dtype and shape that the distribution expects; must not require grad.
             reward: ``[*B]``, floating.
-            next_observation: like ``observation``. At a ``done`` step it is the last observation before the reset. NaN entries count as
-                unknown and are replaced by those of ``observation``.
-            done: ``[*B]``, bool: the episode ended or was truncated.
-            terminated: ``[*B]``, bool: the episode ended, so there is no bootstrap. None means ``terminated = done``.
+            next_observation: shape and dtype of ``observation``. At a ``done`` step it is the last observation before the reset. NaN
+                entries count as unknown and are replaced by those of ``observation``.
+            done: ``[*B]``, bool: the last step of an episode, terminated or truncated.
+            terminated: ``[*B]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means ``terminated = done``.
             advantage: ``[*B]``, floating: advantage. Pass it detached; the loss does not detach it.
             value_target: ``[*B]``, floating: value target. Only read with ``advantage``.
             state_value: ``[*B]``, floating: value at the time of the rollout, for ``clip_value``. If it is None and the advantage is
@@ -254,7 +256,7 @@ class A2CLoss(EstimatingActorCritic):
 
         Raises:
             ValueError: a required tensor is None, a shape or device is wrong, or ``action`` requires grad.
-            TypeError: a dtype or the type of an argument is wrong.
+            TypeError: an argument has a wrong type or dtype.
         """
         entries = Batch(
             observation,
@@ -301,8 +303,8 @@ class A2CLoss(EstimatingActorCritic):
         Args:
             log_prob: ``[*B]``, floating: log-probability of the action under the current policy.
             advantage: ``[*B]``, floating.
-            sample_log_prob: ``[*B]``, floating: log-probability of the action when it was sampled. It is None unless the subclass sets
-                ``needs_sample_log_prob = True``.
+            sample_log_prob: ``[*B]``, floating: log-probability of the action when it was sampled. The argument is None unless the
+                subclass sets ``needs_sample_log_prob = True``.
 
         Returns:
             The loss of each step, ``[*B]``, before reduction.
@@ -312,7 +314,7 @@ class A2CLoss(EstimatingActorCritic):
         return a2c_objective(log_prob, advantage)
 
     def _losses(self, policy: PolicyOutputs, batch: Batch, estimates: Estimates, noise: Optional[Tensor]) -> A2CLosses:
-        """Computes the outputs that are switched on."""
+        """Computes the outputs that are switched on; the others are None."""
         advantage = estimates.advantage
         if self.advantage_norm is not None:
             advantage = widen(advantage)

@@ -26,8 +26,9 @@ class ShiftedSlots(NamedTuple):
 def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> ShiftedSlots:
     """Assigns the observations and next observations of ``T`` steps to ``T + budget`` slots.
 
-    One extra slot holds the next observation of the last step. Each further extra slot holds that of one truncated step before it. If
-    a trajectory has more truncated steps than that, its last steps have no slot. The next observation of a terminated step needs none.
+    One extra slot holds the next observation of the last step. Each further extra slot holds the next observation of one earlier truncated
+    step. If a trajectory has more truncated steps than extra slots for them, its last steps have no slot. The next observation of a
+    terminated step needs no slot.
     """
     length = done.size(dim)
     slots = length + budget if length > 0 else 0
@@ -43,7 +44,7 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sh
     kept = next_observation < slots
     next_step_kept = (next_observation + truncated + 1) < slots
     last = kept & (ends | ~next_step_kept)
-    # One additional slot receives everything that has no place. It is cut off at the end.
+    # One additional slot receives everything that has no place; narrow() removes that slot.
     shape = list(done.shape)
     shape[dim] = slots + 1
     spare = torch.full_like(steps, slots)

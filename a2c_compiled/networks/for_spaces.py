@@ -29,7 +29,8 @@ def make_networks(
         normalize_observations: whether an :class:`ObservationNorm` normalises each vector observation.
 
     Returns:
-        The actor network, ``[..., *observation]`` to ``[..., num_params]``; the critic network, to ``[..., 1]``; and the distribution.
+        The actor network, which maps an observation ``[..., *space.shape]`` to ``[..., num_params]``; the critic network, which maps it to
+        ``[..., 1]``; and the distribution.
 
     Raises:
         ValueError: there is no network for the observation space, or no distribution for the action space.
@@ -53,7 +54,7 @@ def encoder_for(space: gymnasium.Space[Any], normalize: bool = False) -> Tuple[O
         normalize: whether to normalise vectors with an :class:`ObservationNorm`.
 
     Returns:
-        The encoder, None where observations are vectors and need no layer; and ``width``.
+        The encoder, or None if observations are vectors that need no layer; and ``width``.
 
     Raises:
         ValueError: the space is not a vector (float32 or float64), an image, discrete, or a Tuple or Dict of these.
@@ -81,7 +82,7 @@ def _part_encoder(space: gymnasium.Space[Any], normalize: bool, part: Optional[i
             width = math.prod(space.shape)
             return (nn.Sequential(*layers) if len(layers) > 1 else layers[0] if layers else None), width
     raise ValueError(
-        "env: expected an observation space of float32 or float64 vectors, images, a Discrete space, or a Tuple or Dict of these,"
+        "observation_space: expected float32 or float64 vectors, images, a Discrete space, or a Tuple or Dict of these,"
         f" got {space}"
     )
 
@@ -104,7 +105,7 @@ class OneHot(nn.Module):
         self.start = start
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the one-hot vectors of ``x``; shapes as in the class."""
+        """Computes the one-hot vectors, float32, of ``x``, integer; shapes: see :class:`OneHot`."""
         choices = x.long() - self.start
         if self.is_single:
             return nn.functional.one_hot(choices, self.sizes[0]).float()
@@ -139,7 +140,7 @@ class ImageEncoder(nn.Module):
         self.scale = scale
         channels, height, side = _image_sizes(shape, self.channels_first)
         if min(height, side) < 3:
-            raise ValueError(f"env: expected images of at least 3 x 3, got observations of shape {list(shape)}")
+            raise ValueError(f"shape: expected images of at least 3 x 3, got observations of shape {list(shape)}")
         large = min(height, side) >= 36
         kernels = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, 3, 1)]
         layers: list[nn.Module] = []
@@ -215,13 +216,13 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
             return Beta(actions.shape[0], actions.low.tolist(), actions.high.tolist())
         return Normal(actions.shape[0])
     raise ValueError(
-        "env: expected a Discrete action space, or a MultiDiscrete, MultiBinary or Box space with one dimension, and discrete values that"
+        "action_space: expected a Discrete space, or a MultiDiscrete, MultiBinary or Box space with one dimension, and discrete values that"
         f" start at 0, got {actions}"
     )
 
 
 def choices_for(actions: gymnasium.Space[Any]) -> Optional[Distribution]:
-    """Returns the distribution for a discrete action space, None for another. It ignores the space's ``start``: values count from 0."""
+    """Returns the distribution for a discrete action space, None for any other. Ignores the space's ``start``: values count from 0."""
     spaces = gymnasium.spaces
     if isinstance(actions, spaces.Discrete):
         return Categorical(int(actions.n))

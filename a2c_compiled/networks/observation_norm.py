@@ -11,7 +11,7 @@ from a2c_compiled.environments.protocol import Observation
 
 
 class RunningMoments(CoefficientModule):
-    r"""Mean and variance of all values passed to :meth:`update`. They stay in float64 when the module changes dtype.
+    r"""Mean and variance of all values passed to :meth:`update`. Both stay in float64 when the module changes dtype.
 
     A batch of :math:`n_b` values has mean :math:`m_b` and sum of squared deviations :math:`S_b`. With :math:`\delta = m_b - m`:
 
@@ -48,12 +48,13 @@ class RunningMoments(CoefficientModule):
     def update(self, x: Tensor, mask: Optional[Tensor] = None, process_group: Any = None) -> None:
         """Adds the values ``x`` to the statistics. Values with a NaN or an infinity are ignored.
 
-        After one of them, the mean would never be finite again.
+        After one such value, the mean would never be finite again.
 
         Args:
             x: ``[*B, *shape]``, any dtype.
             mask: ``[*B]``, bool: the values to add. None: all.
-            process_group: process group of torch.distributed whose ranks add each other's values. None: the default group, if there is one.
+            process_group: process group of torch.distributed whose ranks add each other's values. None: the default
+                group. Without an initialised group, only this process's values count.
 
         Raises:
             ValueError: the shape of ``x`` or ``mask`` is wrong.

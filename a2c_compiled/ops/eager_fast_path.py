@@ -14,8 +14,8 @@ def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     """Computes ``form`` with the C++ kernel, or returns None if the inputs do not qualify.
 
     At a few hundred steps, the checks, conversions and dispatch in Python take several times as long as the scan. The inputs need
-    no check before the call. The result is None in these cases, and the caller then takes the usual path, which computes the same result or
-    raises an error that says what is wrong:
+    no check before the call. The result is None in these cases, and the caller then runs the checks and the operator, which compute the
+    result or raise an error that says what is wrong:
 
     * a shape, dtype or device does not fit, or there are more than 16 dimensions, more than 2^18 elements or none;
     * a gradient is needed;
@@ -23,7 +23,7 @@ def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     * the C++ kernels were not built, or this version of torch has no C interface of DLPack, by which they read tensors.
 
     Args:
-        form: the form to compute.
+        form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
         dim: the dimension of time, an integer.
         inputs: coefficients, values and flags, in the order of the form. Values: ``[*B, T, *F]``, float32 or float64. Coefficients:
             numbers, or tensors of the values' dtype, zero-dimensional or of the values' shape. Flags: the values' shape, bool.

@@ -1,4 +1,7 @@
-"""Makes a differentiable function of a fused form: a forward kernel, a backward kernel, and a definition in torch for all other cases."""
+"""Makes a differentiable function of a fused form: a forward kernel, a backward kernel, and a definition in torch for all other cases.
+
+A form is a recurrence along time with its inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`.
+"""
 
 from typing import Any, Callable, Sequence, Tuple
 
@@ -26,10 +29,10 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         form: the forward form. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
         backward_form: the backward form. Its outputs are the gradients of the values of ``form``, each named ``grad_<value>``. It may leave
             out an input of ``form`` as an operand if no gradient depends on it.
-        definition: the same function in differentiable torch operations, with the same arguments.
+        definition: computes the outputs of ``form`` in differentiable torch operations, from the arguments of the result.
 
     Returns:
-        A function of ``(coefficients..., values..., flags..., dim)``, with ``dim`` negative. It does not check its arguments.
+        A function of ``(coefficients..., values..., flags..., dim)``, with ``dim`` negative. The function does not check them.
     """
     inputs = (*form.coefficients, *form.values, *form.flags)
     backward_inputs = (*backward_form.coefficients, *backward_form.values, *backward_form.flags)
@@ -123,7 +126,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             return Fused.apply(*batched(info, in_dims, arguments)), _first(form)
 
     class Eager(torch.autograd.Function):
-        """Computes the same as ``Fused``, faster: with a separate ``setup_context``, PyTorch inspects the signature at every call."""
+        """Computes what ``Fused`` computes, faster: with a separate ``setup_context``, PyTorch inspects the signature at every call."""
 
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:

@@ -73,8 +73,8 @@ def _times_next(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Tensor:
     """Computes ``y[t] = x[t] + decay[t] * y[t+1]`` along ``dim``, or its transpose ``y[t] = x[t] + decay[t-1] * y[t-1]``.
 
-    It is differentiable in ``x`` and ``decay`` to any order. Where the decay is exactly zero, the result is ``x[t]``, even if the other
-    ``y`` is NaN or infinite. The arguments are not checked.
+    The result is differentiable in ``x`` and ``decay`` to any order. Where the decay is exactly zero, the result is ``x[t]``, even if the
+    neighbouring ``y`` is NaN or infinite. The arguments are not checked.
 
     Args:
         x: ``[*B, T, *F]``, any floating dtype. Half precision is accumulated in float32.

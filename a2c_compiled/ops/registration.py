@@ -1,4 +1,7 @@
-"""Registers a form as an operator, and selects the backend by the device."""
+"""Registers a form as an operator, and selects the backend by the device.
+
+A form is a recurrence along time with its inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`.
+"""
 
 import importlib.util
 from typing import Any, Callable, List, Sequence, Tuple
@@ -18,14 +21,14 @@ _library = torch.library.Library(
 def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     """Registers ``torch.ops.a2c_compiled.<form.name>(coefficients..., values..., flags..., dim)`` and returns a function that calls it.
 
-    The operator is one node in any captured graph. On the CPU it runs the C++ kernel and on a GPU the Triton kernel. It runs ``plain`` if
-    that kernel is not installed, on other devices, and on the CPU for tensors of more than 16 dimensions. Its fake implementation returns
-    empty outputs. It registers no gradient: ``torch.func`` transforms only accept the gradient of a :class:`torch.autograd.Function`, so
-    the callers wrap the operator in one.
+    The operator is one node in any captured graph. On the CPU the operator runs the C++ kernel and on a GPU the Triton kernel. It runs
+    ``plain`` if that kernel is not installed, on other devices, and on the CPU for tensors of more than 16 dimensions. Its fake
+    implementation returns empty outputs. It registers no gradient: ``torch.func`` transforms only accept the gradient of a
+    :class:`torch.autograd.Function`, so the callers wrap the operator in one.
 
     Args:
         form: the names and order of the operator's arguments. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
-        plain: computes the same outputs from the same arguments with torch operations.
+        plain: computes the operator's outputs from the operator's arguments with torch operations.
 
     Returns:
         A function with the operator's arguments. It calls the CPU kernel directly when no dispatch mode, functorch transform or tracer is
@@ -98,7 +101,7 @@ _PLAIN = {Tensor, int}
 def on_device(coefficients: Sequence[Tensor], device: torch.device) -> List[Tensor]:
     """Returns ``coefficients`` on ``device``. Kernels accept zero-dimensional CPU coefficients; torch operations on a GPU may not.
 
-    It adds the coefficient to a zero on the device. A copy from the CPU would synchronise.
+    The function adds the coefficient to a zero on the device. A copy from the CPU would synchronise.
     """
     return [
         coefficient if coefficient.device == device else torch.zeros_like(coefficient, device=device) + coefficient

@@ -109,7 +109,7 @@ def test_actions_fit_gymnasiums_spaces() -> None:
     ids=str,
 )
 def test_other_spaces_are_refused(space: Any) -> None:
-    with pytest.raises(ValueError, match="env: expected a Discrete action space, or a MultiDiscrete"):
+    with pytest.raises(ValueError, match="action_space: expected a Discrete space, or a MultiDiscrete"):
         distribution_for(space)
 
 

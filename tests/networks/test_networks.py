@@ -99,13 +99,13 @@ def test_encoders_have_the_width_that_encoder_for_returns(name):
     ids=str,
 )
 def test_observations_without_an_encoder_are_refused(space):
-    with pytest.raises(ValueError, match="env: expected an observation space of float32 or float64 vectors, images"):
+    with pytest.raises(ValueError, match="observation_space: expected float32 or float64 vectors, images"):
         make_networks(Spaces(space), (8,))
 
 
 @pytest.mark.parametrize("space", [pixels(2, 8, 1), box(2, 2, 1, dtype=np.bool_)], ids=str)
 def test_images_that_are_too_small_are_refused(space):
-    with pytest.raises(ValueError, match="env: expected images of at least 3 x 3"):
+    with pytest.raises(ValueError, match="shape: expected images of at least 3 x 3"):
         make_networks(Spaces(space), (8,))
 
 

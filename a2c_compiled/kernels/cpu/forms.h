@@ -1,5 +1,5 @@
-// The forms. prologue() computes x[t] and decay[t] from the inputs of a step. The scan in scan.h computes y[t]. epilogue() computes the
-// outputs of the step from y[t].
+// The forms: recurrences along time with their inputs and outputs. prologue() computes x[t] and decay[t] from the inputs of a
+// step. The scan in scan.h computes y[t]. epilogue() computes the outputs of the step from y[t].
 //
 //   reverse form:     y[t] = x[t] + decay[t] * y[t+1],     with y[T] = 0
 //   transposed form:  y[t] = x[t] + decay[t-1] * y[t-1],   with y[-1] = 0
@@ -243,7 +243,7 @@ struct VTrace {
   enum { kRhoThresh = 1, kCThresh, kPgRhoThresh, kLmbda };
   enum { kLogPi, kLogMu, kValue, kNextValue, kReward };
 
-  // The same as LARGEST_LOG_RATIO in _precision.py. Above it the ratio would overflow in float32.
+  // The value of LARGEST_LOG_RATIO in _precision.py. With larger logarithms the ratio would overflow in float32.
   static constexpr double kLargestLogRatio = 80;
   template <class T>
   static INLINE T ratio(T log_pi, T log_mu) {

@@ -1,10 +1,11 @@
-// The Python module of the CPU kernels. It has three functions:
+// The Python module of the CPU kernels. A form is a recurrence along time with its inputs and outputs, see kernels/scan_forms.py. The
+// module has three functions:
 //
 //   forms()  the names of the forms
 //   run()    computes a form; the caller has checked dtypes, shapes and devices
 //   call()   checks the inputs and computes a form, or returns None if they do not qualify
 //
-// It includes no torch headers, so it builds in seconds and works with every version of torch.
+// The module includes no torch headers, so it builds in seconds and works with every version of torch.
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -136,7 +137,7 @@ struct DLPack {
   int (*read)(void* object, DLTensor* tensor);
 };
 
-// The objects of torch that call() uses. They are never released, because no interpreter exists when static objects are destroyed.
+// The objects of torch that call() uses. These objects are never released, because no interpreter exists when static objects are destroyed.
 struct Torch {
   PyObject* const module = PyImport_ImportModule("torch");
   PyObject* const tensor = get(module, "Tensor");
@@ -204,7 +205,7 @@ struct Operands {
     return tensor->data != nullptr && tensor->byte_offset == 0;
   }
 
-  // Reads coefficient k if it is a Python number. It becomes an operand with stride 0.
+  // Reads coefficient k if it is a Python number. The number becomes an operand with stride 0.
   bool number(int k) {
     if (!PyFloat_Check(inputs[k]) && !PyLong_Check(inputs[k])) return false;
     numbers[k] = PyFloat_AsDouble(inputs[k]);
@@ -224,14 +225,15 @@ struct Operands {
     if (tensor.bits != (is_flag ? 8 : like.bits) || tensor.lanes != 1) return false;
     const bool scalar = k < form.coefficients && tensor.ndim == 0;
     if (!scalar && (tensor.ndim != like.ndim || !std::equal(like.shape, like.shape + like.ndim, tensor.shape))) return false;
-    if (!is_flag && !asks_for_nothing(inputs[k])) return false;
+    if (!is_flag && !can_be_read_as_stored(inputs[k])) return false;
     if (k >= form.coefficients && !is_flag && std::equal(flags.strides, flags.strides + like.ndim, tensor.strides)) layout = inputs[k];
     place(k, tensor.data, scalar ? nullptr : tensor.strides);
     return true;
   }
 
-  // Returns whether no gradient of the tensor is recorded and it is not a negated view, whose memory holds the values with opposite sign.
-  static bool asks_for_nothing(PyObject* tensor) {
+  // Returns whether no gradient of the tensor is recorded and the tensor is not a negated view, whose
+  // memory holds the values with opposite sign.
+  static bool can_be_read_as_stored(PyObject* tensor) {
     const Result wanted(PyObject_GetAttr(tensor, torch().requires_grad));
     const Result negated(PyObject_CallFunctionObjArgs(torch().is_neg, tensor, nullptr));
     if (wanted.object == Py_False) return negated.object == Py_False;

@@ -1,4 +1,4 @@
-// The scan, shared by all forms.
+// The scan, shared by all forms. A form is a recurrence along time with its inputs and outputs, see kernels/scan_forms.py.
 //
 //   reverse form:     y[t] = x[t] + decay[t] * y[t+1],     with y[T] = 0
 //   transposed form:  y[t] = x[t] + decay[t-1] * y[t-1],   with y[-1] = 0
@@ -9,11 +9,12 @@
 // each of their entries, one of three loops handles all sequences along the lane dimension:
 //
 //   scan_side_by_side  Neighbouring sequences are neighbours in memory. The outer loop runs over time, the inner loop over up to kWide
-//                      sequences, as vector operations. Carries stay in an array on the stack. It also handles arbitrary strides.
-//   scan_rows          Neighbouring steps are neighbours in memory, and coefficients are constant in time. It processes kLanes sequences at
-//                      once, and kTile steps of each. It computes the prologues of that tile as vector operations along time, then the
-//                      recurrences of all lanes side by side, then the epilogues.
-//   scan_parts         The same memory, but fewer than kLanes sequences of at least kSplit steps. It uses kLanes parts of one sequence in
+//                      sequences, as vector operations. Carries (the values passed from step to step) stay in an array on the
+//                      stack. This loop also handles arbitrary strides.
+//   scan_rows          Neighbouring steps are neighbours in memory, and coefficients are constant in time. The loop processes kLanes
+//                      sequences at once, and kTile steps of each. It computes the prologues of that tile as vector operations
+//                      along time, then the recurrences of all lanes side by side, then the epilogues.
+//   scan_parts         As for scan_rows, but fewer than kLanes sequences of at least kSplit steps. It uses kLanes parts of one sequence in
 //                      place of kLanes sequences, and then adds the contribution of the value that enters each part.
 //
 // Why: a step of the recurrence waits for the step before it. Several independent recurrences side by side hide that latency. Prologue and
@@ -85,7 +86,7 @@ struct Cursor {
   }
 };
 
-// One step, as the forms see it. It loads an operand only when the form reads it.
+// One step, the argument of a form's functions. An operand is loaded only when the form reads it.
 template <class T, class Form, bool kUnit>
 struct Step {
   using Real = T;
@@ -181,7 +182,7 @@ NOINLINE void prologue(const Cursor<T, Form>& row, int64_t from, int64_t to, boo
   }
 }
 
-// Computes the outputs for t in [from, to). It reads y[to] as well.
+// Computes the outputs for t in [from, to). Reads y[to] as well.
 template <class T, class Form>
 NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, const T* __restrict y) {
   INDEPENDENT_STEPS
@@ -272,7 +273,7 @@ INLINE void load_columns(V (&columns)[8], const T* rows, int64_t pitch) {
   transpose(columns);
 }
 
-// Stores what load_columns loads. It overwrites `columns`.
+// Stores what load_columns loads. Overwrites `columns`.
 template <class V, class T>
 INLINE void store_columns(V (&columns)[8], T* rows, int64_t pitch) {
   transpose(columns);
@@ -280,7 +281,8 @@ INLINE void store_columns(V (&columns)[8], T* rows, int64_t pitch) {
   for (int n = 0; n < 8; ++n) std::memcpy(rows + n * pitch, &columns[n], sizeof(V));
 }
 
-// The same as recur_step_by_step for all lanes, eight steps at a time. It transposes them, so that one step of all lanes is one vector.
+// Computes what recur_step_by_step computes, for all lanes, eight steps at a time. The steps are transposed, so that one step of all lanes
+// is one vector.
 template <bool kReverse, bool kProduct, class T>
 INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
   using V = typename Vector<T>::type;
@@ -458,7 +460,7 @@ void expect_pages(T* data, const Dim* batch, int batch_dims, const Dim& time, in
 #endif
 }
 
-// Scans all data of a form. `data` has a pointer for every operand: coefficients, values, flags, outputs. It changes `batch`.
+// Scans all data of a form. `data` has a pointer for every operand: coefficients, values, flags, outputs. Changes `batch`.
 template <class Form, class T>
 void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
   using Here = Cursor<T, Form>;

@@ -1,4 +1,5 @@
-"""The forms as device functions for :mod:`a2c_compiled.kernels.triton.kernel`: the decay, ``x`` and the outputs of one step.
+"""The forms (recurrences with their inputs and outputs) as device functions for :mod:`a2c_compiled.kernels.triton.kernel`: the decay,
+``x`` and the outputs of one step.
 
 The notation is that of :mod:`a2c_compiled.kernels.scan_forms`. The arguments of the device functions are:
 
@@ -175,7 +176,7 @@ def _vtrace_backward_decay(coefficients, values, flags):
 
 @triton.jit
 def _sent_by(step):
-    """sent[t], computed from the operands at t-1. It is 0 at t = 0, where grad_advantage was loaded as 0."""
+    """sent[t], computed from the operands at t-1. The result is 0 at t = 0, where grad_advantage was loaded as 0."""
     gamma, _, _, pg_rho_thresh, _ = step[0]
     weight = step[1][0] * gamma * _at_most(_ratio(step[1][2], step[1][3]), pg_rho_thresh)
     return tl.where(step[2][0] | step[2][1], 0.0, weight)

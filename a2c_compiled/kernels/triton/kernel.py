@@ -1,7 +1,7 @@
-"""The scan kernel, shared by all forms.
+"""The scan kernel, shared by all forms (recurrences with their inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`).
 
-A program handles a block of rows (sequences). It loads a tile of rows and steps, scans the tile along time with an associative scan,
-and carries the last result into the next tile. :mod:`a2c_compiled.kernels.triton.tuning` chooses the tile sizes, and
+A program handles a block of rows (sequences). The program loads a tile of rows and steps, scans the tile along time with an associative
+scan, and carries the last result into the next tile. :mod:`a2c_compiled.kernels.triton.tuning` chooses the tile sizes, and
 :mod:`a2c_compiled.kernels.triton.forms` defines the decay, ``x`` and the outputs of each form.
 
 One step of the scan is the map ``y -> x + a * y`` from the value that enters the step to the value that leaves it. Here ``a`` is
@@ -21,7 +21,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 # per step.
 NUMBER, SCALAR, PER_STEP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
-# Launch modes.
+# Launch modes. A time split is a part of time that different programs scan; its aggregate is the pair that REDUCE computes.
 # WHOLE: one program per block of rows scans all steps and writes the outputs. Time is not split.
 # REDUCE: one program per block of rows and time split. It computes the pair (decay, offset) that maps the value entering the split to the
 #   value leaving it, leaving = offset + decay * entering, and writes it to the aggregates. No program runs for the split that the
@@ -50,7 +50,7 @@ def _compose(a, x, a_t, x_t):
 def _compose_both(a, x, b, z, a_t, x_t, b_t, z_t):
     """Composes as ``_compose`` does, and also the maps ``(b, z)``, which leave out the latest step of ``(a, x)``.
 
-    One scan then gives the inclusive result, which leaves a step, and the exclusive result, which enters it.
+    One scan then computes the inclusive result (the value leaving a step) and the exclusive result (the value entering the step).
     """
     return (
         tl.where(a_t == 0, 0.0, a_t * a),
@@ -82,11 +82,12 @@ def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
 
 @triton.jit
 def _offset(stride, place, LAYOUT: tl.constexpr):
-    """Returns the offsets of the elements at ``place``, which is (batch, time, row)."""
+    """Returns the offsets, int64, of the elements at ``place``, which is (batch, time, row)."""
     batch, time, row = place
     offset = batch.to(tl.int64) * stride[0] + time.to(tl.int64) * stride[1] + row.to(tl.int64) * stride[2]
-    # Triton distributes a tile over threads by these hints. For the contiguous axis they are true. They give flags the same distribution
-    # as values, so accesses are as wide as the tuning table says; without them Triton would distribute flags differently. The hint for
+    # Triton distributes a tile over threads by these hints. For the contiguous axis the hints are true. With the hints, flags get the
+    # distribution of values, so accesses are as wide as the tuning table says; otherwise Triton would distribute flags differently. The
+    # hint for
     # chunks (the 2) only ranks the axes: warps spread over chunks before steps, so that one thread scans its steps in registers.
     vector: tl.constexpr = LAYOUT[1]
     if vector > 0:
@@ -185,10 +186,10 @@ def scan_kernel(
         aggregates: pointers to the decays and the offsets of the splits, [splits - 1, batches * rows] each; empty in the mode WHOLE.
         strides: one (batch, time, row) triple of strides for the outputs, then, unless all are equal, one for each value, flag and
             coefficient.
-        rows: rows of a batch.
-        length: steps, T.
-        tiles: tiles of a time split.
-        splits: time splits.
+        rows: number of rows of a batch.
+        length: number of steps, T.
+        tiles: number of tiles of a time split.
+        splits: number of time splits.
         DECAY, SOURCE, OUTPUTS, NEEDS_NEXT: the fields of the form's DeviceForm.
         REVERSE: whether the scan runs in reverse time.
         PASS: the launch mode, WHOLE, REDUCE or RESUME.
@@ -208,7 +209,8 @@ def scan_kernel(
     chunk = tl.arange(0, CHUNKS)[None, None, :]
     time_in_tile = (CHUNKS - 1 - chunk if REVERSE else chunk) * STEPS
     time_in_tile += STEPS - 1 - step if REVERSE and not BACKWARDS else step
-    # The host chose a vector size that divides rows or length, so rounding down changes nothing. It tells Triton that a mask is constant
+    # The host chose a vector size that divides rows or length, so rounding down changes nothing. The rounding tells Triton that a mask
+    # is constant
     # over a vector.
     row_end = rows
     time_end = length

@@ -1,10 +1,10 @@
-"""The tile sizes of the scan kernel: the only table. Pure Python, no device code.
+"""The tile sizes of the scan kernel. This file is their only table, in pure Python without device code.
 
 A sequence is one scan along time; a row holds one sequence. A program processes ``rows`` sequences, tile by tile along time. A tile
 has ``chunks * steps`` consecutive steps. :class:`Blocks` says what each size means. The sizes follow from three limits of a GPU:
 
 * Bytes in flight. A multiprocessor reaches its share of the memory bandwidth with about 20 KB of loads in flight. So each thread
-  loads several steps before it uses the first, and if there are few sequences, several warps share the time of each.
+  loads several steps before it uses the first, and if there are few sequences, several warps share the steps of one sequence.
 * Registers. One step costs a thread about five registers in GAE and about ten in the gradient of V-trace. Above 255 registers a
   thread spills; above 128, fewer than 16 warps fit on a multiprocessor.
 * Whole sectors of memory. If rows are contiguous (``[T, N]``), 16 threads side by side read 8 bytes each, which is a whole line. Each
@@ -37,15 +37,15 @@ class Blocks(NamedTuple):
     splits: int = 1
 
 
-# (streams, elements): a form with at most so many values and outputs per step holds so many elements per thread at once. More streams
-# need more registers per element.
+# (streams, elements): with up to `streams` values and outputs per step, a thread holds `elements` steps at once. More streams need more
+# registers per step.
 _ELEMENTS = ((6, 16), (11, 8), (99, 4))
-# The same limit if a program loops over tiles with barriers, because the loop needs registers too.
+# The largest number of elements per thread if a program loops over tiles with barriers, because the loop needs registers too.
 _ELEMENTS_IN_A_LOOP = 8
 _FEWEST_ELEMENTS = 4
 _MOST_WARPS = 8
 _MOST_SPLITS = 128
-# Time is split only if there are at least so many steps and at least so many tiles.
+# Time is split only if there are at least _FEWEST_STEPS_TO_SPLIT steps and at least _FEWEST_SPLITS tiles.
 _FEWEST_STEPS_TO_SPLIT = 2048
 _FEWEST_SPLITS = 4
 
@@ -62,8 +62,8 @@ def choose(
 ) -> Blocks:
     """Returns the tile sizes for ``batches * rows`` sequences of ``length`` steps.
 
-    If the programs occupy at most half of the multiprocessors and time is long, time is split, until there are about two programs per
-    multiprocessor.
+    If the programs occupy at most half of the multiprocessors and time is long, time is cut into splits, which different programs scan,
+    until there are about two programs per multiprocessor.
 
     Args:
         rows_contiguous: whether adjacent rows are adjacent in memory. Otherwise the tile sizes are those for contiguous time.
@@ -71,7 +71,7 @@ def choose(
         rows: the number of rows in a group.
         length: the number of steps.
         itemsize: the size of a value in bytes.
-        streams: the number of values and outputs of the form.
+        streams: the number of values and outputs of the form (the recurrence that the kernel computes).
         multiprocessors: the number of multiprocessors of the device.
         warp_size: the threads of a warp; 64 on some AMD devices.
     """
