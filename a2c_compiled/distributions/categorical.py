@@ -57,7 +57,7 @@ class Categorical(Distribution):
         return sum_of_surprise(self.log_probs(params)).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """Returns the action with the largest probability: ``[*B]``, int64."""
+        """Returns the action with the largest probability, of each choice if there are several: int64, shape of an action."""
         return self.log_probs(params).argmax(-1)
 
     def noise(self, params: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Categorical(Distribution):
         return draw("gumbel", widen(params).narrow(-1, 0, self.n))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Returns the argmax of ``log_probs + noise``: ``[*B]``, int64."""
+        """Returns the argmax of ``log_probs + noise`` over the last dimension: int64, shape of an action."""
         return (self.log_probs(params) + noise).argmax(-1)
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
