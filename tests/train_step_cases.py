@@ -265,78 +265,46 @@ def train(step, case, rollout, update):
     return metrics
 
 
+def case(names, **fields):
+    """A case from the names of its distribution, actor, critic and optimizer."""
+    return Case(*names.split(), **fields)
+
+
+SAMPLED_ENTROPY = {"samples_mc_entropy": 3, "entropy_coef": 0.1, "value_estimator": "td1"}
+LAMBDA_L1 = {"entropy_coef": 0.0, "value_estimator": "td_lambda", "loss_critic_type": "l1"}
+VTRACE = {"value_estimator": "vtrace", "clip_value": 0.2}
+GAE_LAST = {"value_estimator": estimators.GAE(average_gae=True, time_dim=-1)}
+OTHER_KEYS = ("loss_objective", "loss_critic", "entropy")
+SEPARATE = {"separate_losses": True, "loss_critic_type": "l2"}
 EXPORTED = (
-    Case("Categorical", "conv_relu", "shared", "sgd", {"max_grad_norm": None}, shape=ATARI, updates=20),
-    Case("OneHotCategorical", "conv", "linear", "sgd-nesterov", loss={"reduction": "sum"}, entries=("mask",), shape=IMAGE),
-    Case(
-        "OneHotCategorical",
-        "mlp",
-        "shared",
-        "adam-all",
-        {"compile": True},
-        {"separate_losses": True, "loss_critic_type": "l2"},
-        with_policy=True,
-    ),
-    Case(
-        "MaskedCategorical",
-        "layer_norm",
-        "shared",
-        "sgd-momentum",
-        loss={"value_estimator": estimators.GAE(average_gae=True, time_dim=-1)},
-        out_keys=("loss_objective", "loss_critic", "entropy"),
-        layout="NT",
-        updates_before=3,
-        with_policy=True,
-    ),
-    Case("Normal", "gru", "lstm", "sgd", loss={"value_estimator": "vtrace", "clip_value": 0.2}, entries=EVERY_ENTRY),
-    Case(
-        "TanhNormal",
-        "linear",
-        "shared",
-        "adamw-all",
-        loss={"samples_mc_entropy": 3, "entropy_coef": 0.1, "value_estimator": "td1"},
-        dtype=torch.float64,
-        with_policy=True,
-    ),
-    Case(
-        "TanhNormal",
-        "linear",
-        "linear",
-        "rmsprop-all",
-        loss={"entropy_coef": 0.0, "value_estimator": "td_lambda", "loss_critic_type": "l1"},
-        frozen="bias",
-        layout="NT1",
-    ),
+    case("Categorical conv_relu shared sgd", options={"max_grad_norm": None}, shape=ATARI, updates=20),
+    case("OneHotCategorical conv linear sgd-nesterov", loss={"reduction": "sum"}, entries=("mask",), shape=IMAGE),
+    case("OneHotCategorical mlp shared adam-all", options={"compile": True}, loss=SEPARATE, with_policy=True),
+    case(
+        "MaskedCategorical layer_norm shared sgd-momentum", loss=GAE_LAST, out_keys=OTHER_KEYS, layout="NT", updates_before=3
+    )._replace(with_policy=True),
+    case("Normal gru lstm sgd", loss=VTRACE, entries=EVERY_ENTRY),
+    case("TanhNormal linear shared adamw-all", loss=SAMPLED_ENTROPY, dtype=torch.float64, with_policy=True),
+    case("TanhNormal linear linear rmsprop-all", loss=LAMBDA_L1, frozen="bias", layout="NT1"),
 )
+TD0 = {"value_estimator": "td0", "critic_coef": None}
 # With those above: each kind of network with each distribution and each optimizer, and each distribution with each optimizer.
 TRACED = tuple(
-    case._replace(updates=50)
-    for case in (
-        Case("Categorical", "mlp", "linear", "rmsprop"),
-        Case("Categorical", "layer_norm", "gru", "adamw", loss={"value_estimator": "vtrace"}, entries=("log_prob",)),
-        Case("OneHotCategorical", "layer_norm", "lstm", "rmsprop-centered", loss={"clip_value": 0.2}, entries=("state_value",)),
-        Case("MaskedCategorical", "gru", "mlp", "adam", loss={"loss_critic_type": "l1"}),
-        Case(
-            "MaskedCategorical", "conv", "linear", "rmsprop", loss={"value_estimator": "td_lambda"}, shape=IMAGE, layout="NT1"
-        ),
-        Case(
-            "Normal",
-            "mlp",
-            "shared",
-            "rmsprop-all",
-            loss={"value_estimator": "td0", "critic_coef": None},
-            dtype=torch.float64,
-            updates_before=3,
-        ),
-        Case("Normal", "layer_norm", "conv", "adamw-all", loss={"value_estimator": "vtrace"}, entries=EVERY_ENTRY, shape=IMAGE),
-        Case("TanhNormal", "lstm", "layer_norm", "rmsprop-momentum", loss={"entropy_coef": 0.1}),
-        Case("TanhNormal", "conv", "mlp", "sgd-momentum", loss={"entropy_coef": 0.0}, frozen="convolutions.0", shape=IMAGE),
+    traced._replace(updates=50)
+    for traced in (
+        case("Categorical mlp linear rmsprop"),
+        case("Categorical layer_norm gru adamw", loss={"value_estimator": "vtrace"}, entries=("log_prob",)),
+        case("OneHotCategorical layer_norm lstm rmsprop-centered", loss={"clip_value": 0.2}, entries=("state_value",)),
+        case("MaskedCategorical gru mlp adam", loss={"loss_critic_type": "l1"}),
+        case("MaskedCategorical conv linear rmsprop", loss={"value_estimator": "td_lambda"}, shape=IMAGE, layout="NT1"),
+        case("Normal mlp shared rmsprop-all", loss=TD0, dtype=torch.float64, updates_before=3),
+        case("Normal layer_norm conv adamw-all", loss=VTRACE, entries=EVERY_ENTRY, shape=IMAGE),
+        case("TanhNormal lstm layer_norm rmsprop-momentum", loss={"entropy_coef": 0.1}),
+        case("TanhNormal conv mlp sgd-momentum", loss={"entropy_coef": 0.0}, frozen="convolutions.0", shape=IMAGE),
     )
 )
 # The smallest training step, for tests in which its parts do not matter.
-SMALL = Case(
-    "Categorical", "linear", "linear", "sgd", loss={"critic_coef": None, "entropy_coef": 0.0, "value_estimator": "td0"}
-)
+SMALL = case("Categorical linear linear sgd", loss={**TD0, "entropy_coef": 0.0})
 
 
 def export_update(step, rollout, path, **options):
