@@ -1,4 +1,4 @@
-"""The independent training loop that training steps are held against: torch.optim's own classes."""
+"""The independent training loop that training steps are compared with: torch.optim's own classes."""
 
 import torch
 from loss_cases import losses_of
@@ -7,7 +7,7 @@ from a2c_compiled.update import TrainMetrics
 from a2c_compiled.update.optimizers import RULES
 
 LR = 0.05
-# Options of ours that differ from torch.optim's defaults by name are the same there.
+# Options by optimizer. TrainStep and torch.optim have the same names for them.
 OPTIMIZERS = {
     "sgd": {},
     "sgd-momentum": {"momentum": 0.9},
@@ -30,7 +30,7 @@ TORCH_OPTIMIZERS = {
 
 
 class TorchStep:
-    """The same with torch.optim: backward(), clip_grad_norm_, optimizer.step()."""
+    """The same training step with torch.optim: backward(), clip_grad_norm_, optimizer.step()."""
 
     def __init__(self, loss, name="rmsprop", max_grad_norm=0.5, lr=LR, **options):
         self.loss, self.max_grad_norm = loss, max_grad_norm
@@ -62,7 +62,7 @@ class TorchStep:
         return TrainMetrics(*(None if value is None else value.detach() for value in losses), grad_norm)
 
     def state(self):
-        """What has learnt and the optimizer's state of it, under the names that an exported step has for them."""
+        """The parameters that learn and their optimizer state, under the names of an exported step."""
         state = {}
         for name, parameter in self.loss.named_parameters():
             if parameter.grad is not None:
@@ -72,7 +72,7 @@ class TorchStep:
         return state
 
     def set_lr(self, lr):
-        """From the next update on."""
+        """Sets the learning rate of the next updates."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 

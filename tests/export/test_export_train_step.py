@@ -1,10 +1,9 @@
-"""The exported training step: a whole A2C update in stock onnxruntime, held against eager and against torch.optim."""
+"""The exported training step: its updates in stock onnxruntime equal those of eager mode and of torch.optim."""
 
 import copy
 import itertools
 import json
 import os
-import shutil
 import site
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
@@ -14,354 +13,43 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from loss_cases import DISTRIBUTIONS, FEATURES, allowed, assert_same, make_loss_steps
+from loss_cases import DISTRIBUTIONS, assert_same
 from torch import nn
-from torch_step import OPTIMIZERS, TorchStep
+from torch_step import OPTIMIZERS
+from train_step_cases import (
+    ATARI,
+    EXPORTED,
+    FLAT,
+    SMALL,
+    TRACED,
+    Case,
+    InOnnxruntime,
+    InTorch,
+    export_update,
+    state_of,
+    train,
+)
 
 import a2c_compiled
-from a2c_compiled import A2CLoss, distributions, estimators, export
+from a2c_compiled import export
 from a2c_compiled.export import update_files
 from a2c_compiled.export.checking import reference_cases
-from a2c_compiled.export.onnx_model import model_file
+from a2c_compiled.export.tracing import gradients
 from a2c_compiled.update import Rollout, TrainStep
 
-# Steps and environments of examples; no test runs a graph again at that size.
-EXAMPLE = (5, 6)
-# Steps and environments of the updates, in turns.
-SIZES = ((3, 4), (1, 1), (1, 7), (9, 1), (2, 2), (16, 5))
-UPDATES = 100
-# Largest difference from eager after as many updates, to 1 or to the number itself where that is larger.
+# Largest difference from eager mode after 100 updates, relative to 1 or to the number itself where that is larger.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-# Learning rates by optimizer, and what they are multiplied by in turns of ten updates.
-RATES = {"sgd": 3e-2, "rmsprop": 7e-4, "adam": 1e-3, "adamw": 1e-3}
-SCHEDULE = (1.0, 0.5, 1.5, 0.0, 0.7)
 
-HIDDEN = 5
-FLAT, IMAGE, ATARI = (FEATURES + HIDDEN,), (2, 9, 9), (4, 84, 84)
+pytestmark = pytest.mark.slow
 
 
-# Networks of observations of any of the three shapes; convolutions need pixels
-
-
-class Flat(nn.Module):
-    """Any network of vectors, for observations of any shape."""
-
-    def __init__(self, event, network):
-        super().__init__()
-        self.event, self.network = event, network
-
-    def forward(self, observation):
-        return self.network(observation.flatten(-self.event))
-
-
-def mlp(shape, outputs):
-    return Flat(len(shape), nn.Sequential(nn.Linear(int(np.prod(shape)), 8), nn.Tanh(), nn.Linear(8, outputs)))
-
-
-def layer_norm(shape, outputs):
-    body = nn.Sequential(nn.Linear(int(np.prod(shape)), 8), nn.LayerNorm(8), nn.SiLU())
-    return Flat(len(shape), nn.Sequential(body, nn.Linear(8, outputs)))
-
-
-class Pixels(nn.Module):
-    """Another network, of whole numbers from 0 to 255."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, observation):
-        return self.network(observation / 255)
-
-
-class Convolutional(nn.Module):
-    """Strides leave over nothing at Atari's size, and rows and columns of smaller images, which are padded."""
-
-    def __init__(self, shape, outputs, activation=nn.Tanh):
-        super().__init__()
-        if shape == ATARI:
-            layers = [nn.Conv2d(4, 8, 8, 4), nn.Conv2d(8, 8, 4, 2), nn.Conv2d(8, 4, 3)]
-        else:
-            layers = [nn.Conv2d(shape[0], 4, 3, 2, padding=1), nn.Conv2d(4, 4, 2, 3, dilation=2)]
-        self.convolutions = nn.Sequential(*(part for layer in layers for part in (layer, activation())))
-        self.head = nn.Linear(4 * 7 * 7 if shape == ATARI else 4, outputs)
-
-    def forward(self, observation):
-        leading = observation.shape[:-3]
-        features = self.convolutions(observation.flatten(0, -4))
-        return self.head(features.flatten(1)).reshape(*leading, self.head.out_features)
-
-
-class Recurrent(nn.Module):
-    """A cell whose state is part of the observation."""
-
-    def __init__(self, shape, outputs, cell=nn.GRUCell):
-        super().__init__()
-        self.event = len(shape)
-        self.inputs = int(np.prod(shape)) - HIDDEN
-        self.cell = cell(self.inputs, HIDDEN)
-        self.head = nn.Linear(HIDDEN, outputs)
-
-    def forward(self, observation):
-        rows = observation.flatten(-self.event)
-        leading = rows.shape[:-1]
-        x, hidden = rows.flatten(0, -2).split([self.inputs, HIDDEN], -1)
-        hidden = self.cell(x, (hidden, hidden.tanh()))[0] if isinstance(self.cell, nn.LSTMCell) else self.cell(x, hidden)
-        return self.head(hidden).reshape(*leading, self.head.out_features)
-
-
-class Masked(nn.Module):
-    """Logits, and the mask of choices that is part of the observation."""
-
-    def __init__(self, shape, logits):
-        super().__init__()
-        self.event, self.logits = len(shape), logits
-
-    def forward(self, observation):
-        features = observation.flatten(-self.event)[..., :FEATURES]
-        return torch.cat([self.logits(observation), allowed(features).to(observation.dtype)], -1)
-
-
-NETWORKS = {
-    "linear": lambda shape, outputs: Flat(len(shape), nn.Linear(int(np.prod(shape)), outputs)),
-    "mlp": mlp,
-    "layer_norm": layer_norm,
-    "conv": Convolutional,
-    "conv_relu": lambda shape, outputs: Convolutional(shape, outputs, nn.ReLU),
-    "gru": Recurrent,
-    "lstm": lambda shape, outputs: Recurrent(shape, outputs, nn.LSTMCell),
-}
-EVERY_ENTRY = ("log_prob", "state_value", "mask")
-
-
-class Case(NamedTuple):
-    """A training step to export, and how to train with it."""
-
-    distribution: str
-    actor: str
-    critic: str
-    """``shared``: another head on the actor's trunk."""
-    optimizer: str
-    options: Dict[str, Any] = {}
-    loss: Dict[str, Any] = {}
-    entries: tuple = ()
-    out_keys: tuple = ()
-    frozen: str = ""
-    """What the names of parameters that do not learn have in them."""
-    shape: tuple = FLAT
-    layout: str = "TN"
-    dtype: torch.dtype = torch.float32
-    updates: int = UPDATES
-    updates_before: int = 0
-    """Eagerly, before the step is exported."""
-    with_policy: bool = False
-    """Written by ``export_train_step``, with all that goes with it."""
-
-    def __str__(self):
-        marks = {
-            "float64": self.dtype == torch.float64,
-            "compiled": self.options.get("compile", False),
-            "trained": self.updates_before > 0,
-        }
-        return "-".join([self.distribution, self.actor, self.critic, self.optimizer, *(mark for mark in marks if marks[mark])])
-
-    @property
-    def rule(self):
-        return self.optimizer.partition("-")[0]
-
-    @property
-    def networks(self):
-        """Kinds of network in it."""
-        kinds = {"conv_relu": "conv", "lstm": "recurrent", "gru": "recurrent"}
-        return {"shared"} if self.critic == "shared" else {kinds.get(name, name) for name in (self.actor, self.critic)}
-
-    def lr(self, update):
-        return RATES[self.rule] * SCHEDULE[update // 10 % len(SCHEDULE)]
-
-    def make_loss(self):
-        kind, size = DISTRIBUTIONS[self.distribution]
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            outputs = size if self.distribution == "MaskedCategorical" else kind(size).num_params
-            if self.critic == "shared":
-                trunk = nn.Sequential(NETWORKS[self.actor](self.shape, 8), nn.Tanh())
-                actor, critic = nn.Sequential(trunk, nn.Linear(8, outputs)), nn.Sequential(trunk, nn.Linear(8, 1))
-            else:
-                actor, critic = NETWORKS[self.actor](self.shape, outputs), NETWORKS[self.critic](self.shape, 1)
-        if self.distribution == "MaskedCategorical":
-            actor = Masked(self.shape, actor)
-        if self.shape == ATARI:
-            actor, critic = Pixels(actor), Pixels(critic)
-        loss = A2CLoss(actor.to(self.dtype), critic.to(self.dtype), kind(size), **self.loss)
-        for name, parameter in loss.named_parameters():
-            parameter.requires_grad_(not self.frozen or self.frozen not in name)
-        if self.out_keys:
-            loss.out_keys = self.out_keys
-        return loss
-
-    def make_step(self, **options):
-        """As it is exported."""
-        arguments = {"lr": self.lr(0), "compile": False, **OPTIMIZERS[self.optimizer], **self.options, **options}
-        step = TrainStep(self.make_loss(), self.rule, **arguments)
-        for update in range(self.updates_before):
-            train(step, self, self.rollout(update, before=True), update)
-        return step
-
-    def make_torch_step(self, loss=None):
-        """The same in an independent loop."""
-        options = {name: value for name, value in self.options.items() if name != "compile"}
-        step = TorchStep(self.make_loss() if loss is None else loss, self.optimizer, **{"lr": self.lr(0), **options})
-        for update in range(self.updates_before):
-            train(step, self, self.rollout(update, before=True), update)
-        return step
-
-    def rollout(self, update, before=False):
-        """Of the sizes whose turn it is."""
-        return self.make_rollout(SIZES[update % len(SIZES)], 10_000 + update if before else update)
-
-    def example(self):
-        return self.make_rollout(EXAMPLE, 20_000)
-
-    def make_rollout(self, size, seed):
-        shape = size if self.layout == "TN" else size[::-1]
-        made = make_loss_steps(shape, self.distribution, self.dtype, seed, column=self.layout == "NT1")
-        generator = torch.Generator().manual_seed(seed)
-
-        def observed(features):
-            more = torch.randn((*shape, int(np.prod(self.shape)) - FEATURES), generator=generator, dtype=torch.float64)
-            observation = torch.cat([features, more.to(self.dtype)], -1).unflatten(-1, self.shape)
-            return (observation * 64 + 128).clamp(0, 255).round() if self.shape == ATARI else observation
-
-        optional = {"log_prob": made.sample_log_prob, "state_value": made.state_value, "mask": made.mask}
-        return Rollout(
-            observed(made.observation),
-            made.action,
-            made.reward,
-            observed(made.next_observation),
-            made.done,
-            made.terminated,
-            **{name: optional[name] for name in self.entries},
-        )
-
-    def noise(self, update, rollout):
-        """For the entropy of an update, where that is estimated, else None."""
-        kind, size = DISTRIBUTIONS[self.distribution]
-        if kind(size).has_entropy or not self.loss.get("entropy_coef", 1.0):
-            return None
-        shape = (self.loss.get("samples_mc_entropy", 1), *rollout.action.shape)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(update), dtype=torch.float64).to(self.dtype)
-
-
-def train(step, case, rollout, update):
-    """One update with the learning rate and the noise of its turn."""
-    noise = case.noise(update, rollout)
-    if noise is not None:
-        step.loss.distribution.noise = lambda params: noise.to(params.dtype)
-    if isinstance(step, TrainStep):
-        step.lr = case.lr(update)
-    else:
-        step.set_lr(case.lr(update))
-    metrics = step(rollout)
-    if noise is not None:
-        del step.loss.distribution.noise
-    return metrics
-
-
-# Each kind of network with each distribution and each optimizer, and each distribution with each optimizer; AdamW is a kind of Adam.
-CASES = (
-    Case("Categorical", "conv_relu", "shared", "rmsprop", shape=ATARI, updates=20),
-    Case("Categorical", "mlp", "conv", "sgd", {"max_grad_norm": None}, shape=ATARI, updates=20),
-    Case("Categorical", "layer_norm", "gru", "adamw", loss={"value_estimator": "vtrace"}, entries=("log_prob",)),
-    Case(
-        "OneHotCategorical",
-        "mlp",
-        "shared",
-        "adam-all",
-        {"compile": True},
-        {"separate_losses": True, "loss_critic_type": "l2"},
-        with_policy=True,
-    ),
-    Case("OneHotCategorical", "layer_norm", "mlp", "rmsprop-centered", loss={"clip_value": 0.2}, entries=("state_value",)),
-    Case("OneHotCategorical", "conv", "lstm", "sgd-nesterov", loss={"reduction": "sum"}, entries=("mask",), shape=IMAGE),
-    Case(
-        "MaskedCategorical",
-        "layer_norm",
-        "shared",
-        "sgd-momentum",
-        loss={"value_estimator": estimators.GAE(time_dim=-1)},
-        out_keys=("loss_objective", "loss_critic", "entropy"),
-        layout="NT",
-        updates_before=3,
-        with_policy=True,
-    ),
-    Case("MaskedCategorical", "gru", "mlp", "adam", loss={"loss_critic_type": "l1"}),
-    Case(
-        "MaskedCategorical",
-        "conv",
-        "layer_norm",
-        "rmsprop",
-        loss={"value_estimator": "td_lambda"},
-        shape=IMAGE,
-        layout="NT1",
-    ),
-    Case(
-        "Normal",
-        "mlp",
-        "shared",
-        "rmsprop-all",
-        loss={"value_estimator": "td0", "critic_coef": None},
-        dtype=torch.float64,
-        updates_before=3,
-    ),
-    Case("Normal", "layer_norm", "mlp", "sgd", loss={"value_estimator": estimators.GAE(average_gae=True)}),
-    Case(
-        "Normal",
-        "gru",
-        "conv",
-        "adamw-all",
-        loss={"value_estimator": "vtrace", "clip_value": 0.2},
-        entries=EVERY_ENTRY,
-        shape=IMAGE,
-    ),
-    Case(
-        "TanhNormal",
-        "mlp",
-        "shared",
-        "adam",
-        loss={"samples_mc_entropy": 3, "entropy_coef": 0.1, "value_estimator": "td1"},
-        dtype=torch.float64,
-        with_policy=True,
-    ),
-    Case("TanhNormal", "lstm", "layer_norm", "rmsprop-momentum", loss={"entropy_coef": 0.1}),
-    Case("TanhNormal", "conv", "mlp", "sgd-momentum", loss={"entropy_coef": 0.0}, frozen="convolutions.0", shape=IMAGE),
-)
-# What is exported in half the time, where it does not matter.
-SMALL = Case(
-    "Categorical", "linear", "linear", "sgd", loss={"critic_coef": None, "entropy_coef": 0.0, "value_estimator": "td0"}
-)
-
-
-class InOnnxruntime:
-    """An exported training step with its state, in stock onnxruntime."""
-
-    def __init__(self, path, state):
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.inputs = [value.name for value in self.session.get_inputs()]
-        self.outputs = [value.name for value in self.session.get_outputs()]
-        self.state = dict(state)
-
-    def __call__(self, rollout, lr, noise=None):
-        """Metrics of one update, whose new state is kept."""
-        given = {name: entry.numpy() for name, entry in rollout._asdict().items() if entry is not None}
-        given |= {**self.state, "lr": np.asarray(lr, rollout.reward.numpy().dtype)}
-        given |= {} if noise is None else {"noise": noise.numpy()}
-        answers = dict(zip(self.outputs, self.session.run(None, {name: given[name] for name in self.inputs}), strict=True))
-        self.state = {name: answers.pop(f"new.{name}") for name in self.state}
-        return {name: torch.from_numpy(np.asarray(answer)) for name, answer in answers.items()}
+def grouped(cases):
+    """Parameters of a fixture; all tests of a case run in one worker, which exports it once."""
+    return [pytest.param(case, marks=pytest.mark.xdist_group(f"train-step-{case}"), id=str(case)) for case in cases]
 
 
 class Exported(NamedTuple):
-    """A case, the file that was written of it, and of the step that it was made from what was there before."""
+    """An exported case: its file, its training step, and the state and the training modes of that step before the export."""
 
     case: Case
     path: Path
@@ -371,7 +59,7 @@ class Exported(NamedTuple):
 
     @property
     def state(self):
-        """What goes in first."""
+        """The inputs that the graph has for the state at the time of the export."""
         named = {**dict(self.step.loss.named_parameters()), **dict(self.step.optimizer_state.named_buffers())}
         named["step_count"] = self.step.step_count
         read = self.model().graph.input
@@ -382,7 +70,7 @@ class Exported(NamedTuple):
 
 
 def export_case(case, folder, **options):
-    """A :class:`Exported`; modules of the critic are in evaluation mode, those of the actor are not."""
+    """Exports a case, with the critic in evaluation mode and the actor not."""
     step = case.make_step()
     step.loss.critic_network.eval()
     before, modes = copy.deepcopy(step.state_dict()), [module.training for module in step.modules()]
@@ -394,21 +82,15 @@ def export_case(case, folder, **options):
     return Exported(case, path, step, before, modes)
 
 
-def export_update(step, rollout, path, **options):
-    """Without the policy."""
-    graph = export.TrainStepGraph(step, rollout)
-    return export.export_onnx(graph, graph.example_inputs, path, graph.dynamic_axes, **options)
-
-
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
-    """Exported cases, each on its first use."""
+    """Exports a case on its first use."""
     exported: Dict[str, Exported] = {}
 
     def exports(case):
         if str(case) not in exported:
             with pytest.MonkeyPatch.context() as patch:
-                if case.shape == ATARI:  # as many frames as others have steps would take their time
+                if case.shape == ATARI:  # reference outputs for as many frames as other cases have steps would be slow
                     patch.setattr(reference_cases, "_SIZES", ((1, 1), (2, 3)))
                     patch.setattr(reference_cases, "_LARGE", 0)
                 exported[str(case)] = export_case(case, tmp_path_factory.mktemp("exported"))
@@ -417,108 +99,107 @@ def exports(tmp_path_factory):
     return exports
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=grouped(EXPORTED))
 def exported(request, exports):
     return exports(request.param)
 
 
-@pytest.fixture(scope="module", params=[case for case in CASES if case.with_policy], ids=str)
+@pytest.fixture(scope="module", params=grouped(case for case in EXPORTED if case.with_policy))
 def with_policy(request, exports):
     return exports(request.param)
 
 
-# The same training
+# Updates
 
 
 class Trained(NamedTuple):
-    """What a hundred updates of the same rollouts led to in three places: tensors by name."""
+    """The state before and after the updates of a case, in three places, by name."""
 
     case: Case
     start: Dict[str, torch.Tensor]
-    in_onnxruntime: Dict[str, torch.Tensor]
+    in_graph: Dict[str, torch.Tensor]
     eager: Dict[str, torch.Tensor]
     in_torch_optim: Dict[str, torch.Tensor]
     metrics: list
-    """Of each update: those of the file and eager's."""
+    """Of each update: the metrics of the graph and those of eager mode."""
 
 
-@pytest.fixture(scope="module")
-def trained(exported):
-    case, start = exported.case, exported.state
-    runner, eager, loop = InOnnxruntime(exported.path, start), case.make_step(compile=False), case.make_torch_step()
-    metrics = []
+def train_all(case, runner):
+    """Trains on the same rollouts with ``runner``, in eager mode and with torch.optim."""
+    eager, loop = case.make_step(compile=False), case.make_torch_step()
+    start, metrics = runner.state, []
     for update in range(case.updates):
         rollout = case.rollout(update)
-        answers = runner(rollout, case.lr(update), case.noise(update, rollout))
+        outputs = runner(rollout, case.lr(update), case.noise(update, rollout))
         expected = train(eager, case, rollout, update)._asdict()
-        metrics.append((answers, {name: value for name, value in expected.items() if value is not None}))
+        metrics.append((outputs, {name: value for name, value in expected.items() if value is not None}))
         train(loop, case, rollout, update)
-    ours = state_of(eager)
-    as_tensors = [{name: torch.from_numpy(array) for name, array in state.items()} for state in (start, runner.state)]
-    return Trained(case, *as_tensors, {name: ours[name] for name in start}, loop.state(), metrics)
-
-
-def state_of(step):
-    """Parameters and optimizer state of a :class:`TrainStep` under the names of an exported one."""
-    named = {**dict(step.loss.named_parameters()), **dict(step.optimizer_state.named_buffers()), "step_count": step.step_count}
-    return {name: tensor.detach() for name, tensor in named.items()}
+    start, end = ({name: torch.from_numpy(array) for name, array in state.items()} for state in (start, runner.state))
+    eager_state = state_of(eager)
+    return Trained(case, start, end, {name: eager_state[name] for name in start}, loop.state(), metrics)
 
 
 def test_the_cases_have_every_network_with_every_distribution_and_optimizer():
-    kinds = ("mlp", "layer_norm", "conv", "recurrent", "shared")
-    rules = ("sgd", "rmsprop", "adam")  # of which AdamW is one
-    assert {(kind, case.distribution) for case in CASES for kind in case.networks} == set(
-        itertools.product(kinds, DISTRIBUTIONS)
-    )
-    assert {(kind, case.rule.removesuffix("w")) for case in CASES for kind in case.networks} == set(
-        itertools.product(kinds, rules)
-    )
-    assert {(case.distribution, case.rule.removesuffix("w")) for case in CASES} == set(itertools.product(DISTRIBUTIONS, rules))
+    kinds, distributions = ("mlp", "layer_norm", "conv", "recurrent", "shared"), tuple(DISTRIBUTIONS)
+    rules = ("sgd", "rmsprop", "adam")  # adamw counts as adam
+    found = set()
+    for case in (*EXPORTED, *TRACED):
+        rule = case.rule.removesuffix("w")
+        found |= {(case.distribution, rule), *itertools.product(case.networks, (case.distribution, rule))}
+    for one, other in ((kinds, distributions), (kinds, rules), (distributions, rules)):
+        assert found >= set(itertools.product(one, other))
+    assert {case.distribution for case in EXPORTED} == set(distributions)
+    assert {kind for case in EXPORTED for kind in case.networks} == {*kinds, "linear"}
+    assert {case.rule for case in EXPORTED if case.updates == 100} == {"sgd", "rmsprop", "adam", "adamw"}
+    assert {case.optimizer for case in (*EXPORTED, *TRACED)} == set(OPTIMIZERS)
 
 
 def assert_same_state(actual, expected, dtype):
-    """Parameters to the tolerance; the optimizer's state, which may be small, to ten times that of its largest magnitude."""
+    """Parameters agree to the tolerance, the optimizer's state, which may be small, to ten times the tolerance of its largest number."""
     assert set(actual) == set(expected)
     for name, tensor in expected.items():
-        optimizers = not name.startswith(("actor_network", "critic_network"))
-        magnitude = 10 * tensor.abs().max() if optimizers else tensor.abs().max().clamp_min(1.0)
+        of_optimizer = not name.startswith(("actor_network", "critic_network"))
+        magnitude = 10 * tensor.abs().max() if of_optimizer else tensor.abs().max().clamp_min(1.0)
         error = (actual[name] - tensor).abs().max()
         assert error <= TOLERANCE[dtype] * magnitude, f"{name}: off by {error:.1e}"
 
 
-def test_updates_end_where_eager_does(trained):
-    assert_same_state(trained.in_onnxruntime, trained.eager, trained.case.dtype)
-
-
-def test_updates_end_where_torch_optim_does(trained):
-    expected = {**trained.in_torch_optim, "step_count": torch.tensor(float(trained.case.updates + trained.case.updates_before))}
-    assert_same_state(trained.in_onnxruntime, expected, trained.case.dtype)
-
-
-def test_updates_move_parameters_by_far_more_than_the_tolerance(trained):
-    for name in trained.start.keys() & dict(trained.case.make_loss().named_parameters()):
-        moved = (trained.in_onnxruntime[name] - trained.start[name]).abs().max()
-        assert moved > 100 * TOLERANCE[trained.case.dtype], name
-
-
-def test_every_update_reports_what_eager_does(trained):
-    for answers, expected in trained.metrics:
+def assert_trained_the_same(trained):
+    """The graph ends where eager mode and torch.optim do, and reports the same metrics."""
+    case = trained.case
+    assert_same_state(trained.in_graph, trained.eager, case.dtype)
+    step_count = torch.tensor(float(case.updates + case.updates_before))
+    assert_same_state(trained.in_graph, {**trained.in_torch_optim, "step_count": step_count}, case.dtype)
+    for name in trained.start.keys() & dict(case.make_loss().named_parameters()):
+        moved = (trained.in_graph[name] - trained.start[name]).abs().max()
+        assert moved > 100 * TOLERANCE[case.dtype], f"{name}: moved by no more than {moved:.1e}, which proves little"
+    for outputs, expected in trained.metrics:
         # The norm of a gradient is the root of many squares, and the critic's loss may be the sum of many errors.
-        assert_same(answers, expected, 10 * TOLERANCE[trained.case.dtype])
+        assert_same(outputs, expected, 10 * TOLERANCE[case.dtype])
+
+
+@pytest.mark.parametrize("case", TRACED, ids=str)
+def test_updates_with_gradients_written_out_end_where_eager_mode_does(case, monkeypatch):
+    monkeypatch.setattr(gradients, "_OTHER_SIZES", ())  # the exported cases compare the operations at several sizes
+    assert_trained_the_same(train_all(case, InTorch(case.make_step(), case.example())))
+
+
+def test_updates_in_onnxruntime_end_where_eager_mode_and_torch_optim_do(exported):
+    assert_trained_the_same(train_all(exported.case, InOnnxruntime(exported.path, exported.state)))
 
 
 def test_adam_with_a_small_epsilon_is_as_exact_as_torch_is(tmp_path):
-    """Against float64, from which torch's own float32 is some 2e-7 away after 100 updates of up to 1e-3.
+    """Compares with float64, from which torch's own float32 differs by some 2e-7 after 100 updates of up to 1e-3.
 
-    Adam divides each gradient by its own size: relative rounding stays what it is, and adds up with that of the parameters, at most 3e-8
-    an update for those around 0.5. Epsilon matters for gradients of its size alone, and for those that are 0, here behind a ReLU. An
-    exporter that drops ``+ 1e-8`` makes 0 / 0 of these, and moves the others by as much as a small gradient is smaller than epsilon.
+    Adam divides each gradient by its own size, so relative rounding errors stay the same. Those of the parameters are added, at most 3e-8
+    an update for parameters near 0.5. Epsilon only matters for gradients of its size, and for those that are 0, here behind a ReLU. An
+    exporter that drops ``+ 1e-8`` computes 0 / 0 for these.
     """
-    case = Case("Categorical", "conv_relu", "linear", "adam", {"eps": 1e-8}, shape=IMAGE)
+    case = Case("Categorical", "sparse", "linear", "adam", {"eps": 1e-8}, SMALL.loss)
     exported = export_case(case, tmp_path)
     runner, loop = InOnnxruntime(exported.path, exported.state), case.make_torch_step()
     exact = case.make_torch_step(case.make_loss().double())
-    for update in range(UPDATES):
+    for update in range(case.updates):
         rollout = case.rollout(update)
         runner(rollout, case.lr(update))
         train(loop, case, rollout, update)
@@ -536,19 +217,22 @@ def in_double(entry):
     return entry.double() if entry is not None and entry.is_floating_point() else entry
 
 
-class NextToNothing(nn.Module):
-    """Numbers that are nearly those that change nothing."""
+class NearlyNeutral(nn.Module):
+    """Adds nearly 0 and multiplies by nearly 1."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return x + 1e-9, x - 1e-9, x * 0.999995, x / 1.000005, 1e-9 + 0 * x
 
 
-def test_numbers_next_to_0_and_1_are_not_taken_for_them(tmp_path):
-    path = export.export_onnx(NextToNothing(), [torch.rand(3, 2, dtype=torch.float64)], tmp_path / "numbers.onnx", ("T",))
+def test_numbers_close_to_0_and_1_are_not_folded_as_0_and_1(tmp_path):
+    path = export.export_onnx(NearlyNeutral(), [torch.rand(3, 2, dtype=torch.float64)], tmp_path / "numbers.onnx", ("T",))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     x = np.linspace(0.5, 1.0, 8).reshape(4, 2)
-    for answer, expected in zip(session.run(None, {"x": x}), NextToNothing()(torch.from_numpy(x)), strict=True):
-        np.testing.assert_allclose(answer, expected.numpy(), rtol=1e-15)
+    for output, expected in zip(session.run(None, {"x": x}), NearlyNeutral()(torch.from_numpy(x)), strict=True):
+        np.testing.assert_allclose(output, expected.numpy(), rtol=1e-15)
+
+
+of_small = pytest.mark.xdist_group("train-step-small")
 
 
 @pytest.fixture(scope="module")
@@ -556,6 +240,7 @@ def small(exports):
     return exports(SMALL)
 
 
+@of_small
 def test_the_learning_rate_is_chosen_at_every_update(small):
     moved = []
     for lr in (0.0, 0.1, 0.2):
@@ -568,17 +253,18 @@ def test_the_learning_rate_is_chosen_at_every_update(small):
         np.testing.assert_allclose(moved[2][name], 2 * once, atol=1e-6, err_msg=name)
 
 
-def test_an_example_of_equal_sizes_fixes_none_of_them(small, tmp_path):
+@of_small
+def test_an_example_with_equal_sizes_leaves_every_size_free(small, tmp_path):
     size = FLAT[0]  # of steps, environments and features
     path = export_update(SMALL.make_step(), SMALL.make_rollout((size, size), 0), tmp_path / "update.onnx")
     assert onnx.load(path).graph.node == small.model().graph.node
 
 
-# The graph
+# The file
 
 
 def nodes_of(graph):
-    """Those in loops included."""
+    """All nodes, also those in loops."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -591,10 +277,10 @@ def shape_of(value):
 
 
 def entries_read(case):
-    """What the rollout's part of the inputs is."""
+    """The rollout entries that are inputs of the graph."""
     read = list(Rollout._fields[:6])
     if case.loss.get("value_estimator") == "td0":
-        read.remove("done")  # where an episode was cut short, TD(0) goes on
+        read.remove("done")  # TD(0) continues where an episode was cut short
     if case.loss.get("value_estimator") == "vtrace":
         read.append("log_prob")
     if "clip_value" in case.loss:
@@ -603,13 +289,13 @@ def entries_read(case):
 
 
 def learnt(case):
-    """Names of parameters and of the optimizer's state, as torch.optim has them after an update."""
+    """The parameters that learn and their optimizer state, as torch.optim has them after an update."""
     loop = case.make_torch_step()
     train(loop, case, case.rollout(0), 0)
     return loop.state()
 
 
-def test_inputs_are_the_state_the_learning_rate_and_what_is_read_of_a_rollout(exported):
+def test_inputs_are_the_state_the_learning_rate_and_the_rollout_entries_that_are_read(exported):
     case, names = exported.case, [value.name for value in exported.model().graph.input]
     state = learnt(case)
     noise = ["noise"] if case.noise(0, case.example()) is not None else []
@@ -646,7 +332,7 @@ def test_operators_are_those_of_onnx_alone(exported):
     assert not model.functions
 
 
-def test_steps_and_environments_are_named_and_nothing_else_varies(exported):
+def test_only_the_numbers_of_steps_and_environments_may_vary(exported):
     case, graph = exported.case, exported.model().graph
     axes = ["T", "N"] if case.layout == "TN" else ["N", "T"]
     example = {**case.example()._asdict(), "noise": case.noise(0, case.example())}
@@ -668,14 +354,14 @@ def test_the_file_passes_the_checker_and_strict_shape_inference(exported):
 
 
 def metadata_of(path):
-    """Without the prefix, JSON as what it says."""
+    """Metadata of a file without the prefix, with JSON decoded."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = {key.removeprefix("a2c_compiled."): text for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    entries = {key.removeprefix("a2c_compiled."): text for key, text in session.get_modelmeta().custom_metadata_map.items()}
     plain = ("version", "torch_version", "module")
-    return {key: text if key in plain else json.loads(text) for key, text in found.items()}
+    return {key: text if key in plain else json.loads(text) for key, text in entries.items()}
 
 
-def test_the_file_says_what_it_is_made_of(exported):
+def test_metadata_describes_the_training_step(exported):
     case, metadata = exported.case, metadata_of(exported.path)
     with_noise = case.noise(0, case.example()) is not None
     assert set(metadata) == {"version", "torch_version", "module", "hyperparameters", "distribution", "shapes"} | (
@@ -697,15 +383,15 @@ def test_the_file_says_what_it_is_made_of(exported):
         assert metadata["shapes"][value.name] == shape_of(value)
 
 
-def test_nothing_in_the_files_says_where_they_were_made(exported):
+def test_the_files_hold_no_path_of_the_exporting_machine(exported):
     folders = [Path(a2c_compiled.__file__).parent.parent, Path.home(), exported.path.parent, *site.getsitepackages()]
     for path in exported.path.parent.iterdir():
         if path.suffix in (".onnx", ".npz"):
-            for folder in (*folders, "site-packages", "export_train_step.py"):
+            for folder in (*folders, "site-packages", "train_step_cases.py"):
                 assert os.fsencode(folder) not in path.read_bytes(), path.name
 
 
-def test_the_step_is_left_as_it_was(exported):
+def test_export_does_not_change_the_training_step(exported):
     step = exported.step
     assert_same(dict(step.state_dict()), dict(exported.before), 0)
     assert [module.training for module in step.modules()] == exported.modes
@@ -724,7 +410,7 @@ def test_files_pass_verification(exported):
 
 
 def newest_opset():
-    """That both onnx and onnxruntime know."""
+    """The newest opset that both onnx and onnxruntime support."""
     for opset in range(onnx.defs.onnx_opset_version(), 18, -1):
         value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
         result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
@@ -735,9 +421,10 @@ def newest_opset():
         except Exception:
             continue
         return opset
-    raise AssertionError("expected an opset that both know")
+    raise AssertionError("expected an opset that both support")
 
 
+@of_small
 @pytest.mark.parametrize("opset", [20, newest_opset()])
 def test_newer_opsets_update_the_same(opset, small, tmp_path):
     path = export_update(SMALL.make_step(), SMALL.example(), tmp_path / "update.onnx", opset=opset)
@@ -750,10 +437,10 @@ def test_newer_opsets_update_the_same(opset, small, tmp_path):
         np.testing.assert_allclose(runners[1].state[name], tensor, rtol=1e-6, err_msg=name)
 
 
-# What goes with it
+# The files that export_train_step writes beside the graph
 
 
-def test_there_are_an_update_a_policy_a_state_and_a_runtime(with_policy):
+def test_the_files_are_an_update_a_policy_a_state_a_runtime_and_reference_outputs(with_policy):
     assert sorted(path.name for path in with_policy.path.parent.iterdir()) == [
         "runtime.py",
         "train_step.onnx",
@@ -769,7 +456,7 @@ def test_the_state_file_has_the_state_and_the_learning_rate_and_nothing_else(wit
     with np.load(with_policy.path.with_name("train_step.state.npz"), allow_pickle=False) as saved:
         arrays = dict(saved)
     expected = {name: tensor.numpy() for name, tensor in state_of(step).items() if name in {*learnt(case), "step_count"}}
-    expected["lr"] = np.asarray(step.lr.item())  # a number of Python, which a file of another precision reads as its own
+    expected["lr"] = np.asarray(step.lr.item())  # float64, so that it can be read in any precision
     assert set(arrays) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, strict=True)
@@ -783,7 +470,7 @@ def test_the_runtime_is_copied(with_policy):
 
 
 @pytest.mark.parametrize("envs", [1, 7])
-def test_the_policy_acts_as_eager_does_with_the_parameters_given(with_policy, envs):
+def test_the_policy_acts_as_in_eager_mode_with_other_parameters(with_policy, envs):
     case = with_policy.case
     other = case.make_loss()
     with torch.no_grad():
@@ -804,409 +491,19 @@ def test_the_policy_acts_as_eager_does_with_the_parameters_given(with_policy, en
     session = onnxruntime.InferenceSession(
         str(with_policy.path.with_name("train_step.policy.onnx")), providers=["CPUExecutionProvider"]
     )
-    given = {name: parameter.detach().numpy() for name, parameter in other.named_parameters()}
-    given |= {"observation": observation.numpy(), "noise": noise.numpy()}
+    inputs = {name: parameter.detach().numpy() for name, parameter in other.named_parameters()}
+    inputs |= {"observation": observation.numpy(), "noise": noise.numpy()}
     names = [value.name for value in session.get_inputs()]
-    assert set(names) == set(given), "all learn"
-    answers = session.run(list(expected), given)
+    assert set(names) == set(inputs), "every parameter learns"
+    outputs = session.run(list(expected), inputs)
     assert [value.name for value in session.get_outputs()] == list(expected)
-    for (name, tensor), answer in zip(expected.items(), answers, strict=True):
-        assert answer.dtype == tensor.numpy().dtype
-        np.testing.assert_allclose(answer, tensor.numpy(), rtol=1e-5, atol=1e-6, err_msg=name, strict=True)
+    for (name, tensor), output in zip(expected.items(), outputs, strict=True):
+        assert output.dtype == tensor.numpy().dtype
+        np.testing.assert_allclose(output, tensor.numpy(), rtol=1e-5, atol=1e-6, err_msg=name, strict=True)
 
 
-def test_the_policy_says_what_it_is_made_of(with_policy):
+def test_metadata_describes_the_policy(with_policy):
     metadata = metadata_of(with_policy.path.with_name("train_step.policy.onnx"))
     assert metadata["module"] == "ActingPolicy"
     assert metadata["noise"] == {"noise": "normal" if with_policy.case.distribution == "TanhNormal" else "gumbel"}
     assert metadata["shapes"]["observation"] == ["N", *with_policy.case.shape]
-
-
-# Files are written whole or not at all
-
-
-def older_files(folder):
-    """Of an earlier export, by name, with what is in them."""
-    names = ("train_step.onnx", "train_step.policy.onnx", "train_step.state.npz", "runtime.py")
-    for name in (*names, *(f"{name}.cases.npz" for name in names[:2])):
-        (folder / name).write_text(f"older {name}")
-    return contents(folder)
-
-
-def contents(folder):
-    """Every file of a folder, hidden ones too."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("culprit", ["update", "policy", "state", "runtime"])
-def test_an_export_that_fails_halfway_leaves_the_older_files(culprit, tmp_path, monkeypatch):
-    older = older_files(tmp_path)
-
-    def write(graph, inputs, path, *arguments):
-        path.write_text("newer")
-        if culprit == {export.TrainStepGraph: "update", export.ActingPolicy: "policy"}[type(graph)]:
-            raise OSError("no space left")
-
-    def fail(*arguments, **options):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(update_files, "export_onnx", write)
-    if culprit in ("state", "runtime"):
-        module, name = {"state": (np, "savez"), "runtime": (shutil, "copy")}[culprit]
-        monkeypatch.setattr(module, name, fail)
-    with pytest.raises(OSError, match="no space left"):
-        export.export_train_step(SMALL.make_step(), SMALL.example(), tmp_path / "train_step.onnx")
-    assert contents(tmp_path) == older
-
-
-def test_an_update_that_cannot_be_exported_leaves_the_older_files(tmp_path):
-    older = older_files(tmp_path)
-    with pytest.raises(export.ExportError):
-        export.export_train_step(*with_layer(nn.Dropout()), tmp_path / "train_step.onnx")
-    assert contents(tmp_path) == older
-
-
-# Weights that a file cannot hold
-
-
-@pytest.fixture
-def small_files(monkeypatch):
-    """Files that hold a few bytes."""
-    monkeypatch.setattr(model_file, "LARGEST_FILE", 64)
-
-
-def make_policy(seed=0):
-    torch.manual_seed(seed)
-    return export.GreedyPolicy(nn.Sequential(nn.Linear(3, 64), nn.Tanh(), nn.Linear(64, 4)), distributions.Normal(2))
-
-
-def export_policy(policy, path, **options):
-    return export.export_onnx(policy, {"observation": torch.randn(6, 3)}, path, ("N",), **options)
-
-
-def answers_as(policy, path):
-    observation = torch.randn(5, 3)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    with torch.no_grad():
-        expected = policy(observation).action.numpy()
-    return np.allclose(session.run(["action"], {"observation": observation.numpy()})[0], expected, atol=1e-6)
-
-
-def weights_beside(path):
-    return [file.name for file in path.parent.glob(f"{path.name}.*.data")]
-
-
-@pytest.mark.usefixtures("small_files")
-def test_weights_that_a_file_cannot_hold_are_beside_it(tmp_path):
-    policy = make_policy()
-    path = export_policy(policy, tmp_path / "policy.onnx")
-    (weights,) = weights_beside(path)
-    assert weights.removeprefix("policy.onnx.").removesuffix(".data").isalnum()
-    assert (tmp_path / weights).stat().st_size >= 4 * (3 * 64 + 64 * 4)
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    assert {tensor.name for tensor in tensors if tensor.external_data} == {"actor_network.0.weight", "actor_network.2.weight"}
-    assert answers_as(policy, path)
-    report = export.verify(path)
-    assert report.passed, str(report)
-    assert report.size == path.stat().st_size + (tmp_path / weights).stat().st_size
-
-
-@pytest.mark.usefixtures("small_files")
-def test_other_weights_take_the_place_of_those_beside_a_file(tmp_path):
-    bystander = tmp_path / "policy.onnx2.0123456789abcdef.data"
-    bystander.write_text("of another file")
-    path = export_policy(make_policy(), tmp_path / "policy.onnx")
-    before = weights_beside(path)
-    other = make_policy(seed=1)
-    export_policy(other, path)
-    assert len(weights_beside(path)) == 1
-    assert weights_beside(path) != before
-    assert answers_as(other, path)
-    assert bystander.exists()
-
-
-def test_weights_beside_a_file_go_when_it_holds_its_own(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(model_file, "LARGEST_FILE", 64)
-        path = export_policy(make_policy(), tmp_path / "policy.onnx")
-    other = make_policy(seed=1)
-    export_policy(other, path)
-    assert weights_beside(path) == []
-    assert answers_as(other, path)
-
-
-@pytest.mark.usefixtures("small_files")
-def test_an_export_that_fails_keeps_the_older_file_and_its_weights(tmp_path, monkeypatch):
-    policy = make_policy()
-    path = export_policy(policy, tmp_path / "policy.onnx")
-    before = contents(tmp_path)
-
-    def refuse(*arguments, **options):
-        raise onnx.checker.ValidationError("refused")
-
-    monkeypatch.setattr(onnx.checker, "check_model", refuse)
-    with pytest.raises(onnx.checker.ValidationError):
-        export_policy(make_policy(seed=1), path)
-    assert {name: data for name, data in contents(tmp_path).items() if name in before} == before
-    assert answers_as(policy, path)
-    assert len(contents(tmp_path)) == len(before), "nothing is left behind"
-
-
-@pytest.mark.usefixtures("small_files")
-def test_frozen_weights_of_a_training_step_are_beside_its_files(tmp_path):
-    path, policy = tmp_path / "train_step.onnx", tmp_path / "train_step.policy.onnx"
-    for file in (path, policy):
-        file.with_name(f"{file.name}.0123456789abcdef.data").write_text("of an earlier export")
-    layer = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)).requires_grad_(False)
-    step, rollout = with_layer(layer)
-    export.export_train_step(step, rollout, path)
-    for file in (path, policy):
-        (weights,) = weights_beside(file)
-        assert (tmp_path / weights).stat().st_size >= 4 * 2 * 8 * 64
-        assert export.verify(file).passed
-    assert_updates_as(step, path)
-
-
-def assert_updates_as(step, path):
-    """One update in onnxruntime is that of ``step``, which is trained by it."""
-    runner = InOnnxruntime(path, {})
-    ours = state_of(step)
-    runner.state = {name: ours[name].clone().numpy() for name in runner.inputs if name in ours}
-    runner(SMALL.rollout(0), step.lr.item())
-    step(SMALL.rollout(0))
-    ours = state_of(step)
-    for name, array in runner.state.items():
-        np.testing.assert_allclose(array, ours[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
-
-
-# What stands in the way
-
-
-class Bessel(nn.Module):
-    def forward(self, x):
-        return torch.special.bessel_j0(x)
-
-
-class Branching(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-class BranchingOnSize(nn.Module):
-    def forward(self, x):
-        return x if x.shape[0] < 50 else -x
-
-
-class Looping(nn.Module):
-    """A moving average over the steps."""
-
-    def forward(self, x):
-        averages = [x[0]]
-        for step in x[1:]:
-            averages.append((averages[-1] + step) / 2)
-        return torch.stack(averages)
-
-
-class OverTime(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(8, 8)
-
-    def forward(self, x):
-        return self.lstm(x)[0]
-
-
-class Normalized(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(8)
-
-    def forward(self, x):
-        return self.norm(x.flatten(0, -2)).reshape(x.shape)
-
-
-class Counting(nn.Module):
-    """Writes into a part of what it keeps."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(2))
-
-    def forward(self, x):
-        self.seen[0].add_(1)
-        return x
-
-
-class Convolved(nn.Module):
-    """Of eight features as two channels of a row."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.convolution = nn.Conv1d(2, 2, 3, padding=1, **options)
-
-    def forward(self, x):
-        return self.convolution(x.flatten(0, -2).unflatten(-1, (2, 4))).reshape(x.shape)
-
-
-def with_layer(layer, dtype=torch.float32, distribution=None):
-    """A training step with a layer of eight features in the actor, and an example."""
-    actor = nn.Sequential(nn.Linear(FLAT[0], 8), layer, nn.Linear(8, 4)).to(dtype)
-    critic = nn.Linear(FLAT[0], 1).to(dtype)
-    loss = A2CLoss(actor, critic, distribution or distributions.Categorical(4), "td0", entropy_coef=0.0, critic_coef=None)
-    return TrainStep(loss, "sgd", compile=False), SMALL._replace(dtype=dtype).example()
-
-
-LAYER = r"loss\.actor_network\.1"
-
-
-@pytest.mark.parametrize(
-    ("layer", "operation", "message"),
-    [
-        (Bessel(), "prims.bessel_j0", rf"\(in {LAYER}, Bessel\) has no translation to ONNX. Write it in other operations"),
-        (
-            nn.Dropout(),
-            "aten.bernoulli_.float",
-            rf"\(in {LAYER}, Dropout\): draws random numbers .* Call \.eval\(\) on that module",
-        ),
-        (
-            Convolved(groups=2),
-            "aten.convolution_backward",
-            rf"\(in {LAYER}\.convolution, Conv1d\): expected a plain convolution, with groups=1 .* Change the layer, or freeze it",
-        ),
-    ],
-    ids=["no_translation", "dropout", "groups"],
-)
-def test_an_operation_that_cannot_be_exported_is_named_with_its_module_and_a_remedy(layer, operation, message, tmp_path):
-    with pytest.raises(
-        export.ExportError, match=rf"^TrainStepGraph cannot be exported to ONNX: {operation} {message}"
-    ) as raised:
-        export.export_train_step(*with_layer(layer), tmp_path / "train_step.onnx")
-    assert raised.value.operation == operation
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("layer", "buffer"),
-    [
-        (Normalized(), r"norm\.(running_mean|num_batches_tracked)"),
-        (Counting(), "seen"),
-        (nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), r"parametrizations\.weight\.0\._u"),
-    ],
-    ids=["batch_norm", "part_of_a_buffer", "spectral_norm"],
-)
-def test_a_buffer_that_a_network_writes_is_named_with_a_remedy_and_left_as_it_was(layer, buffer, tmp_path):
-    before = copy.deepcopy(layer.state_dict())
-    message = rf"^TrainStepGraph cannot be exported.* buffer actor_network\.1\.{buffer}, which a graph cannot update"
-    with pytest.raises(export.ExportError, match=rf"{message}.* Call \.eval\(\) .* nn\.LayerNorm and nn\.GroupNorm"):
-        export.export_train_step(*with_layer(layer), tmp_path / "train_step.onnx")
-    assert_same(dict(layer.state_dict()), dict(before), 0)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (
-            Branching(),
-            rf'branches on values of tensors \(in {LAYER}, Branching, "return x if .*", test_export_train_step\.py:\d+\)\. .* torch\.where',
-        ),
-        (BranchingOnSize(), r"operations depend on the sizes \(.*T.*\).* does not read the size"),
-        (
-            Looping(),
-            rf"only works for T = 5, the example's size \(in {LAYER}, Looping\); a loop over .* part of the observation, .* nn\.GRUCell",
-        ),
-        (
-            OverTime(),
-            rf"\(in {LAYER}\.lstm, LSTM, .* a recurrent network's state part of the observation, and use nn\.GRUCell",
-        ),
-    ],
-    ids=["branch", "branch_on_size", "loop", "lstm"],
-)
-def test_code_that_cannot_be_exported_is_found_and_a_remedy_given(layer, message, tmp_path):
-    with pytest.raises(export.ExportError, match=rf"^TrainStepGraph cannot be exported to ONNX: .*{message}"):
-        export.export_train_step(*with_layer(layer), tmp_path / "train_step.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_dtype_that_onnxruntime_does_not_have_is_named_with_its_modules(tmp_path):
-    with pytest.raises(export.ExportError, match=rf"Conv \(in {LAYER}\.convolution, Conv1d\): .* export it in float32"):
-        export.export_train_step(*with_layer(Convolved(), torch.float64), tmp_path / "train_step.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_distribution_that_draws_its_own_noise_is_named(tmp_path):
-    distribution = distributions.TorchDistribution(
-        lambda params: torch.distributions.Categorical(logits=params, validate_args=False)
-    )
-    with pytest.raises(export.ExportError, match=r"TorchDistribution draws its own .* Use one of a2c_compiled\.distributions"):
-        export.export_train_step(*with_layer(nn.Identity(), distribution=distribution), tmp_path / "train_step.onnx")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("layer", [Normalized(), nn.Dropout()], ids=["batch_norm", "dropout"])
-def test_what_is_in_evaluation_mode_stands_in_no_ones_way(layer, tmp_path):
-    step, rollout = with_layer(layer.eval())
-    path = export_update(step, rollout, tmp_path / "update.onnx")
-    assert export.verify(path).passed
-
-
-# Arguments
-
-HALF = SMALL._replace(dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"step": SMALL.make_loss()}, TypeError, "step: expected a TrainStep, got A2CLoss"),
-        ({"example_rollout": tuple(SMALL.example())}, TypeError, "example_rollout: expected a Rollout, got tuple"),
-        ({"path": "train_step.pt"}, ValueError, r"path: expected a name ending in \.onnx, got .*train_step\.pt"),
-        ({"path": "train_step"}, ValueError, r"path: expected a name ending in \.onnx, got .*train_step"),
-        (
-            {"example_rollout": SMALL.make_rollout((1, 6), 0)},
-            ValueError,
-            r"example_inputs: expected dimension 0 \(T\) of observation to be 2 or more, got 1",
-        ),
-        (
-            {"example_rollout": SMALL.make_rollout((5, 1), 0)},
-            ValueError,
-            r"example_inputs: expected dimension 1 \(N\) of observation to be 2 or more, got 1",
-        ),
-        (
-            {"step": SMALL._replace(loss={"value_estimator": "vtrace"}).make_step()},
-            ValueError,
-            "rollout: expected a log_prob, which the value estimator needs, got None",
-        ),
-        ({"opset": 17}, ValueError, r"opset: expected 18 to \d+, the newest that onnx knows here, got 17"),
-        ({"opset": 1000}, ValueError, r"opset: expected 18 to \d+, the newest that onnx knows here, got 1000"),
-        (
-            {"example_rollout": SMALL.example()._replace(done=SMALL.example().done.float())},
-            TypeError,
-            r"done: expected dtype torch\.bool, got torch\.float32",
-        ),
-        (
-            {"step": HALF.make_step(), "example_rollout": HALF.example()},
-            ValueError,
-            r"step: expected parameters of float32 or float64, got torch\.bfloat16 for actor_network\.network\.weight",
-        ),
-    ],
-    ids=[
-        "step",
-        "rollout",
-        "pt",
-        "no_ending",
-        "one_step",
-        "one_environment",
-        "log_prob",
-        "opset",
-        "newer_opset",
-        "flag",
-        "bfloat16",
-    ],
-)
-def test_an_unfit_argument_is_named_and_nothing_is_written(change, error, message, tmp_path):
-    arguments = {"step": SMALL.make_step(), "example_rollout": SMALL.example(), "path": "train_step.onnx", **change}
-    arguments["path"] = tmp_path / "new" / arguments["path"]
-    with pytest.raises(error, match=f"^{message}"):
-        export.export_train_step(**arguments)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
