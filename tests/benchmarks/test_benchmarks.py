@@ -253,7 +253,7 @@ def test_time_on_the_device_has_tables_of_its_own():
     rows = [row._replace(device_seconds=1e-6, host_seconds=5e-6) for row in stored().rows]
     titles = [table.title for table in tables.tables(rows, [SHAPE])]
     full = "GAE, forward, [T, N]"
-    assert titles == [full, f"{full}: GPU time", f"{full}: CPU time until the call returns"]
+    assert titles == [full, f"{full}: GPU time", f"{full}: time until the call returns"]
 
 
 def test_tables_fit_the_terminal():
