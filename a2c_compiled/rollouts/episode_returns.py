@@ -33,7 +33,7 @@ def running_return(reward: Tensor, done: Tensor, before: Tensor, gamma: float = 
 class EpisodeReturns:
     """Undiscounted returns and lengths of the episodes that end in successive rollouts.
 
-    Only :meth:`take` copies data to the host. It covers at most the last ``KEPT`` rollouts.
+    Only :meth:`take` copies data to the host. :meth:`take` covers at most the last ``KEPT`` rollouts.
 
     Args:
         num_envs: ``N``, the number of environments.

@@ -27,7 +27,10 @@ def numba_gae(steps: Dict[str, Tensor], time_last: bool) -> Contender:
 
 
 def numba_gae_of_tensors(steps: Dict[str, Tensor], time_last: bool) -> Contender:
-    """Creates a contender as :func:`numba_gae` does, but it takes and returns tensors. Its time includes the conversion from and to numpy."""
+    """Creates a contender as :func:`numba_gae` does, but it takes and returns tensors.
+
+    The time of the contender includes the conversion from and to numpy.
+    """
     tensors = _in_layout(steps, time_last)
     loop = numba_loops()[time_last]
     return Contender(lambda: [torch.from_numpy(array) for array in loop(*[tensor.numpy() for tensor in tensors])])

@@ -1,7 +1,9 @@
 """Value estimators of peer libraries, called as their users call them.
 
 A peer is another library, or a hand-written baseline, that computes the estimators of this one. Each becomes a contender, see
-:mod:`a2c_compiled.benchmarks.measure.harness`. A peer that is not installed is left out. The input data is prepared before timing, in the format of each peer:
+:mod:`a2c_compiled.benchmarks.measure.harness`. A peer that is not installed is left out.
+
+The input data is prepared before timing, in the format of each peer:
 
 - torchrl: tensors ``[N, T, 1]``.
 - Stable-Baselines3: numpy arrays ``[T, N]``. As in its rollouts, the reward of a truncated step includes the discounted value of the

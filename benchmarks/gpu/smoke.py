@@ -1,6 +1,6 @@
 """Checks every estimator against float64 on the CPU, forward and backward, then compares its time with a copy of the same bytes.
 
-This is the shortest test of correctness and speed: ``python -m a2c_compiled.benchmarks.gpu.smoke [--device cpu|cuda]``. The exit status is
+The shortest test of correctness and speed is ``python -m a2c_compiled.benchmarks.gpu.smoke [--device cpu|cuda]``. The exit status is
 1 if a result is wrong. If rl-triton is installed, its GAE is timed too.
 """
 
@@ -114,7 +114,7 @@ def time_all(device: torch.device, timed: Sequence[Shape]) -> List[Dict[str, Any
         timed: the shapes, (environments, steps).
 
     Returns:
-        One dict per call, with times in seconds: "device" is the GPU time with a cold cache, "host" the elapsed time until the call returns,
+        One dict per call, with times in seconds: "device" is the GPU time with a cold cache, "host" the time until the call returns,
         and "copy" the GPU time of a copy of the least number of bytes that the estimator moves. On a CPU, all three are the time of the
         call. If the call raised, "failure" holds the message.
     """
@@ -189,7 +189,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="device to check and time (default: cuda)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/smoke.json"), metavar="FILE", help="file for the results, JSON (default: runs/smoke.json)"
+        "--out",
+        type=Path,
+        default=Path("runs/smoke.json"),
+        metavar="FILE",
+        help="file for the results, JSON (default: runs/smoke.json)",
     )
     parser.add_argument(
         "--shapes", type=int, default=len(shapes.SMOKE_SHAPES), metavar="N", help="time only the first N shapes (default: all)"

@@ -16,7 +16,7 @@ def captured(call: Callable[[], Any], restore: Callable[[], object] = lambda: No
     Every replay writes to the same memory and returns the same result tensors.
 
     Args:
-        call: the function to capture. It first runs three times as a warm-up.
+        call: the function to capture, which first runs three times as a warm-up.
         restore: runs after the warm-up and before the capture, to undo the side effects of the warm-up.
     """
     stream = torch.cuda.Stream()

@@ -81,7 +81,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _calls_per_sample(function: Callable[[], object], sample_seconds: float) -> tuple[int, float]:
-    """Returns the number of calls that fill a sample, and their duration in seconds. These calls also warm up ``function``."""
+    """Returns the number of calls that fill a sample, and their duration in seconds. The timed calls also warm up ``function``."""
     calls = 1
     seconds = _sample(function, calls)
     if sample_seconds < seconds < 1.0:

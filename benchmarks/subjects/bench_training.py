@@ -282,8 +282,16 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_training"), help="folder for the results (default: runs/bench_training)")
-    parser.add_argument("--num-envs", type=int, nargs="*", default=[8, 64, 1024, 4096], help="numbers of environments to time (default: 8 64 1024 4096)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench_training"), help="folder for the results (default: runs/bench_training)"
+    )
+    parser.add_argument(
+        "--num-envs",
+        type=int,
+        nargs="*",
+        default=[8, 64, 1024, 4096],
+        help="numbers of environments to time (default: 8 64 1024 4096)",
+    )
     parser.add_argument(
         "--seeds",
         type=int,

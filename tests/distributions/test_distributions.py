@@ -895,7 +895,9 @@ def test_scripted_checks_its_params(case: Case) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_torch_distribution_refuses_torchscript(nested: bool) -> None:
     distribution = TORCH[0].distribution
-    with pytest.raises(TypeError, match=r"distribution: expected another class of a2c_compiled\.distributions, because TorchScript"):
+    with pytest.raises(
+        TypeError, match=r"distribution: expected another class of a2c_compiled\.distributions, because TorchScript"
+    ):
         torch.jit.script(Everything(distribution) if nested else distribution)
 
 

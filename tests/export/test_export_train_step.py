@@ -1066,7 +1066,7 @@ LAYER = r"loss\.actor_network\.1"
         (
             nn.Dropout(),
             "aten.bernoulli_.float",
-            rf"\(in {LAYER}, Dropout\): draws random numbers .* Call \.eval\(\) on that module",
+            rf"\(in {LAYER}, Dropout\): draws random numbers .* Call \.eval\(\) on the module",
         ),
         (
             Convolved(groups=2),
@@ -1110,7 +1110,7 @@ def test_a_buffer_that_a_network_writes_is_named_with_a_remedy_and_left_as_it_wa
             Branching(),
             rf'branches on values of tensors \(in {LAYER}, Branching, "return x if .*", test_export_train_step\.py:\d+\)\. .* torch\.where',
         ),
-        (BranchingOnSize(), r"operations depend on the sizes \(.*T.*\).* does not read the size"),
+        (BranchingOnSize(), r"operations depend on the sizes \(.*T.*\).* does not read a size"),
         (
             Looping(),
             rf"only works for T = 5, the example's size \(in {LAYER}, Looping\); a loop over .* part of the observation, .* nn\.GRUCell",
