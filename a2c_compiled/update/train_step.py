@@ -193,7 +193,7 @@ class TrainStep(CoefficientModule):
             state: parameters, which must require grad, optimizer state and step count. :meth:`state` returns the present ones.
             rollout: ``[T, N, ...]``, the steps to learn from. Dtypes: see :class:`~a2c_compiled.Rollout`.
             lr: 0-d, floating point: learning rate.
-            noise: ``[samples_mc_entropy, *B, ...]``, floating point: noise for the sampled entropy, see
+            noise: ``[samples_mc_entropy, T, N, ...]``, floating point: noise for the sampled entropy, see
                 :meth:`a2c_compiled.A2CLoss.forward`. None draws it.
 
         Returns:
