@@ -53,7 +53,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _parser(command: str) -> argparse.ArgumentParser:
     """Returns the parser of all commands.
 
-    The options of some commands are read from modules that need optional packages. They are added only if ``command`` names the command.
+    The options of some commands are read from modules that need optional packages. These options are added only for the command
+    ``command``.
     """
     parser = argparse.ArgumentParser(
         prog="a2c-compiled",

@@ -53,7 +53,7 @@ def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), thread
         All results.
     """
     started = time.perf_counter()
-    keep_freed_memory()  # process-wide: set it before the first contender, so that it applies to all of them
+    keep_freed_memory()  # process-wide: set before the first contender (implementation), so that it applies to all of them
     with _threads(threads), _quiet():
         measured = results.begin(plan)
         cases = {subject: SUBJECTS[subject](plan) for subject in subjects}

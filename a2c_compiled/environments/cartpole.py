@@ -23,7 +23,7 @@ class CartPole(TensorEnvironments):
     """gymnasium's CartPole-v1, written in torch with the same constants and Euler integration: a pole balances on a cart.
 
     * Action: ``[N]``, integer: 0 pushes the cart to the left, 1 to the right.
-    * Observation and physics: ``[N, 4]``, floating point: position, velocity, angle, angular velocity.
+    * Observation and physics (state of the simulation): ``[N, 4]``, floating point: position, velocity, angle, angular velocity.
     * Reward: 1 for each step.
     * Terminated: the cart is more than 2.4 m from the centre, or the pole more than 12 degrees from upright.
     * Truncated: after 500 steps.

@@ -14,7 +14,9 @@ _CARTPOLE = {"physics": "state", "steps": "steps", "ended": "prev_done"}
 
 
 def cartpole_state(envs: CartPoleVectorEnv) -> Dict[str, np.ndarray]:
-    """Returns copies of the state of gymnasium's vectorised CartPole: ``physics``, ``steps`` and ``ended``.
+    """Returns copies of the state of gymnasium's vectorised CartPole.
+
+    These are ``physics`` (the state of the simulation), ``steps`` and ``ended``.
 
     Raises:
         AttributeError: this version of gymnasium lacks one of the attributes.

@@ -19,7 +19,7 @@ class Pendulum(TensorEnvironments):
     """gymnasium's Pendulum-v1, written in torch with the same constants and Euler integration: a torque swings a pendulum up.
 
     * Action: ``[N, 1]``: the torque, clamped to [-2, 2].
-    * Physics: ``[N, 2]``, floating point: angle from upright, angular velocity in [-8, 8].
+    * Physics (state of the simulation): ``[N, 2]``, floating point: angle from upright, angular velocity in [-8, 8].
     * Observation: ``[N, 3]``, floating point: cosine and sine of the angle, angular velocity.
     * Reward: ``-(angle^2 + 0.1 velocity^2 + 0.001 torque^2)`` before the step, with the angle in [-pi, pi).
     * Terminated: never. Truncated: after 200 steps.

@@ -1,4 +1,4 @@
-"""The interface of environments that rollouts use."""
+"""The interface of environments that rollouts use. In shapes, ``*event`` is the shape of one action."""
 
 from typing import Any, NamedTuple, Optional, Protocol, Tuple, Union, runtime_checkable
 

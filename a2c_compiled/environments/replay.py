@@ -15,8 +15,8 @@ from torch import Tensor
 from a2c_compiled.environments.gymnasium_internals import cartpole_state, set_cartpole_state, set_reset_next
 
 
-class CannotResume(ValueError):  # noqa: N818
-    """The environments cannot be restored to the saved state. They can begin new episodes."""
+class CannotResume(ValueError):  # noqa: N818 - public name
+    """The environments cannot be restored to the saved state. The environments can begin new episodes."""
 
 
 class Replayable(gymnasium.Wrapper):
@@ -88,7 +88,8 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
             arrays = cartpole_state(envs)
         except AttributeError as error:
             raise CannotResume(
-                f"env: expected a version of gymnasium whose vectorised CartPole can be resumed exactly, got another ({error})"
+                f"env: expected a version of gymnasium whose vectorised CartPole can be resumed exactly, got"
+                f" {gymnasium.__version__} ({error})"
             ) from error
         return {"chance": _bytes(chance), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
     envs = _checked(envs)
@@ -106,7 +107,7 @@ def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray)
     """Restores ``envs`` to ``state``, and returns the observations there.
 
     Args:
-        envs: environments of the same kind and number as those whose state was saved.
+        envs: environments of the kind and number that were saved.
         state: result of :func:`vector_state`.
         ended: ``[N]``, bool: the next step is spent on a reset.
 
@@ -126,7 +127,8 @@ def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray)
             set_reset_next(envs, ended)
     except (KeyError, ValueError, AttributeError) as error:
         raise CannotResume(
-            f"env: expected the saved state of {envs.num_envs} environments of this kind, got another ({error})"
+            f"env: expected the saved state of {envs.num_envs} environments of this kind, got one with"
+            f" {', '.join(sorted(state)) or 'no tensors'} ({error})"
         ) from error
     if not came_back:
         raise CannotResume(
@@ -153,7 +155,7 @@ def _restore_cartpole(envs: Any, state: Dict[str, Tensor]) -> np.ndarray:
 def _checked(envs: VectorEnv) -> SyncVectorEnv | AsyncVectorEnv:
     """Returns ``envs`` if they can be replayed.
 
-    This precedes ``get_attr("episode")``, which would stop the worker processes of environments without that attribute.
+    The check precedes ``get_attr("episode")``, which would stop the worker processes of environments without that attribute.
     """
     resets_in_a_step = envs.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
     fit = isinstance(envs, SyncVectorEnv) or (isinstance(envs, AsyncVectorEnv) and not resets_in_a_step)

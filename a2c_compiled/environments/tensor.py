@@ -1,4 +1,8 @@
-"""Base of environments written in torch. They run on the device and can be compiled together with the policy."""
+"""Base of environments written in torch, which run on the device and can be compiled together with the policy.
+
+``N`` is the number of environments. Physics is the state of the simulation: ``S`` numbers per environment. ``*event`` is the shape of one
+action.
+"""
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
@@ -13,7 +17,7 @@ class EnvironmentState(NamedTuple):
     """State of ``N`` environments.
 
     Attributes:
-        physics: ``[N, S]``, floating point: state of the simulation.
+        physics: ``[N, S]``, floating point: state of the simulation, ``S`` numbers per environment.
         steps: ``[N]``, int64: number of steps in the current episode.
     """
 
@@ -26,7 +30,8 @@ class TensorEnvironments:
 
     A subclass defines :meth:`start`, :meth:`advance` and :meth:`observe`, and the class attributes ``noise_size``, ``time_limit``,
     ``observation_space`` and ``action_space``. The three methods are pure functions, so ``torch.compile`` can compile
-    :meth:`transition` and whole rollouts. The random numbers are drawn before the step: :attr:`noise_size` for each environment.
+    :meth:`transition` and whole rollouts. Before each step, :attr:`noise_size` uniform random numbers are drawn for each environment, so
+    that :meth:`transition` is deterministic.
 
     Args:
         num_envs: ``N``, the number of environments.
@@ -35,7 +40,9 @@ class TensorEnvironments:
 
     Attributes:
         noise_size: number of random numbers, uniform in [0, 1), that :meth:`start` uses for one environment.
-        time_limit: number of steps after which an episode is truncated.
+        time_limit: number of steps after which an episode is truncated. An environment that terminates at that step is not truncated.
+        observation_space: gymnasium's space of one environment's observations.
+        action_space: gymnasium's space of one environment's actions.
         generator: random generator of the noise, on the device.
         state: state of the environments; None before the first :meth:`reset`.
 
@@ -58,7 +65,7 @@ class TensorEnvironments:
         self.state: Optional[EnvironmentState] = None
 
     def start(self, noise: Tensor) -> Tensor:
-        """Returns the physics at the start of an episode, ``[N, S]``, floating point.
+        """Returns the physics at the start of an episode, ``[N, S]``, dtype of ``noise``.
 
         Args:
             noise: ``[N, noise_size]``, floating point: uniform in [0, 1).
@@ -66,28 +73,32 @@ class TensorEnvironments:
         raise NotImplementedError
 
     def advance(self, physics: Tensor, action: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Returns the physics after ``action``, ``[N, S]``, the reward, ``[N]``, and whether the episode terminated, ``[N]``, bool.
+        """Simulates one step.
 
         Args:
             physics: ``[N, S]``, floating point: the physics before the action.
             action: ``[N, *event]``, dtype as the action space requires.
+
+        Returns:
+            The physics after the action, ``[N, S]``, the reward, ``[N]``, both in the dtype of ``physics``, and whether the episode
+            terminated, ``[N]``, bool.
         """
         raise NotImplementedError
 
     def observe(self, physics: Tensor) -> Tensor:
-        """Returns the observation, ``[N, ...]``, of ``physics``, ``[N, S]``, floating point."""
+        """Returns the observation, ``[N, ...]``, dtype of ``physics``, for ``physics``, ``[N, S]``, floating point."""
         raise NotImplementedError
 
     def transition(self, state: EnvironmentState, action: Tensor, noise: Tensor) -> Tuple[EnvironmentState, EnvironmentStep]:
         """Takes one step as a pure function. Where an episode ends, the returned state is the start of the next one.
 
         Args:
-            state: state before the step.
+            state: state before the step, shapes and dtypes as in :class:`EnvironmentState`.
             action: ``[N, *event]``, dtype as the action space requires.
             noise: ``[N, noise_size]``, floating point: uniform in [0, 1), for the starts of episodes.
 
         Returns:
-            The state after the step, and the step's result.
+            The state after the step, and the step's result, see :class:`~a2c_compiled.environments.EnvironmentStep`.
         """
         physics, reward, terminated = self.advance(state.physics, action)
         steps = state.steps + 1
@@ -103,7 +114,14 @@ class TensorEnvironments:
         return torch.rand(size, generator=self.generator, device=self.device, dtype=self.dtype)
 
     def reset(self, seed: Optional[int] = None) -> Tensor:
-        """Starts a new episode in every environment; returns the first observations, ``[N, ...]``, dtype of the physics."""
+        """Starts a new episode in every environment.
+
+        Args:
+            seed: seed of the generator; None continues the generator.
+
+        Returns:
+            The first observations, ``[N, ...]``, dtype of the physics.
+        """
         if seed is not None:
             self.generator.manual_seed(seed)
         physics = self.start(self.draw())
@@ -115,6 +133,9 @@ class TensorEnvironments:
 
         Args:
             action: ``[N, *event]``, dtype as the action space requires.
+
+        Returns:
+            The step's result, see :class:`~a2c_compiled.environments.EnvironmentStep`.
 
         Raises:
             RuntimeError: :meth:`reset` has not been called.
@@ -131,7 +152,7 @@ class TensorEnvironments:
         """Returns the state of the environments.
 
         Returns:
-            ``physics``: ``[N, S]``, floating point; ``steps``: ``[N]``, int64; ``generator``: uint8, the random generator's state.
+            By name: ``physics``, ``[N, S]``, floating point; ``steps``, ``[N]``, int64; ``generator``, the random generator's state, uint8.
 
         Raises:
             RuntimeError: :meth:`reset` has not been called.
@@ -147,13 +168,16 @@ class TensorEnvironments:
             state: shapes and dtypes as in :meth:`state_dict`.
 
         Returns:
-            The current observations, ``[N, ...]``.
+            The current observations, ``[N, ...]``, dtype of ``physics``.
 
         Raises:
-            CannotResume: ``state`` belongs to another number of environments, or to environments not written in torch.
+            CannotResume: ``state`` lacks one of these tensors, or is of another number of environments.
         """
         if not {"physics", "steps", "generator"} <= state.keys() or state["steps"].shape != (self.num_envs,):
-            raise CannotResume(f"env: expected the state of {self.num_envs} environments written in torch, got another")
+            got = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in state.items())
+            raise CannotResume(
+                f"state: expected physics, steps and generator of {self.num_envs} environments, got {got or 'no tensors'}"
+            )
         self.state = EnvironmentState(state["physics"].to(self.device), state["steps"].to(self.device))
         self.generator.set_state(state["generator"].cpu())
         return self.observe(self.state.physics)

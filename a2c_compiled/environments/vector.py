@@ -1,4 +1,7 @@
-"""gymnasium's vector environments with the interface of :class:`~a2c_compiled.environments.Environments`."""
+"""gymnasium's vector environments with the interface of :class:`~a2c_compiled.environments.Environments`.
+
+In shapes, ``*event`` is the shape of one action.
+"""
 
 import functools
 import importlib
@@ -90,7 +93,7 @@ def _wrapped(env: gymnasium.Env, frame_stack: int) -> Replayable:
 def observation_tensor(observation: Any) -> Observation:
     """Copies an observation to a tensor on the CPU.
 
-    It copies because environments may overwrite the arrays that they returned.
+    The copy is needed because environments may overwrite the arrays that they returned.
 
     Args:
         observation: an array, or a dict or tuple of arrays, of any shape ``[N, ...]``.
@@ -177,8 +180,9 @@ class GymnasiumEnvironments:
         """Returns the state from which :meth:`load_state_dict` restores the current episodes.
 
         Returns:
-            ``observation.<i>``: ``[N, ...]``: part ``i`` of the current observation; ``reset_next``: ``[N]``, bool: the next step is spent
-            on a reset. The other tensors hold the starts and actions of the episodes, or the state of gymnasium's vectorised CartPole.
+            By name: ``observation.<i>``, ``[N, ...]``: part ``i`` of the current observation; ``reset_next``, ``[N]``, bool: the next step
+            is spent on a reset. The other tensors hold the starts and actions of the episodes, or the state of gymnasium's vectorised
+            CartPole.
 
         Raises:
             RuntimeError: :meth:`reset` has not been called.
@@ -209,7 +213,7 @@ class GymnasiumEnvironments:
         replayed = {f"observation.{i}": part.cpu() for i, part in enumerate(_parts(observation))}
         if not all(name in state and torch.equal(part, state[name].cpu()) for name, part in replayed.items()):
             raise CannotResume(
-                "env: expected the replay to end with the saved observation, got another; it cannot be resumed exactly"
+                "env: expected the replay to end with the saved observation, got a different one; the environment cannot be resumed exactly"
             )
         self._ended, self._observation = ended, observation
         return observation

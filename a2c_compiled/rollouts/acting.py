@@ -1,4 +1,4 @@
-"""Runs the policy once on a batch of observations."""
+"""Runs the policy once on a batch of observations. In shapes, ``*event`` is the shape of one action."""
 
 from typing import NamedTuple, Optional
 

@@ -35,7 +35,8 @@ class RolloutCollector:
         loss: its actor network and distribution choose the actions.
         num_steps: ``T``, the number of steps in a rollout.
         seed: seed of the first reset; None does not seed it.
-        compile: compile the policy; with environments written in torch, compile the whole rollout. Recurrent policies are not compiled.
+        compile: whether to compile the policy, or, with environments written in torch, the whole rollout. Recurrent policies are
+            not compiled.
 
     Attributes:
         episodes: returns and lengths of the episodes that ended; reading them with ``take()`` removes them.
@@ -89,9 +90,9 @@ class RolloutCollector:
         """Returns the state of the environments and the hidden states; None if the environments cannot be resumed.
 
         Returns:
-            ``envs.*``: the tensors of the environments' ``state_dict()``;
-            ``memory.hidden``: ``[N, H]``, floating point, and ``memory.start``: ``[N]``, bool, for recurrent networks;
-            ``episodes.running``: ``[2, N]``, float64: return and length so far of the current episodes.
+            By name: ``envs.*``, the tensors of the environments' ``state_dict()``; ``memory.hidden``, ``[N, H]``, floating point, and
+            ``memory.start``, ``[N]``, bool, for recurrent networks; ``episodes.running``, ``[2, N]``, float64: return and length so far of
+            the current episodes.
         """
         if not hasattr(self.envs, "state_dict"):
             return None

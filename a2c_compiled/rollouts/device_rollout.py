@@ -13,7 +13,10 @@ from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.rollout import Rollout
 
 Carry = List[Any]
-"""State at the beginning of a step: ``[physics, steps, observation]``, with ``N`` first in each shape."""
+"""State at the beginning of a step: ``[physics, steps, observation]``, with ``N`` first in each shape.
+
+Physics is the state of the simulation, steps the number of steps in the episode; see :class:`~a2c_compiled.environments.EnvironmentState`.
+"""
 Kept = Dict[str, Tensor]
 """Fields of :class:`Rollout` by name, for one step (``[N, ...]``) or for all steps (``[T, N, ...]``)."""
 
@@ -30,7 +33,7 @@ class DeviceRollout:
     Args:
         envs: environments written in torch; ``reset`` has been called.
         loss: its actor network and distribution choose the actions.
-        compile: compile the rollout; False runs in eager mode.
+        compile: whether to compile the rollout; False runs in eager mode.
     """
 
     def __init__(self, envs: TensorEnvironments, loss: A2CLoss, compile: bool) -> None:

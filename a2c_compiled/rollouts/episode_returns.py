@@ -15,7 +15,7 @@ def running_return(reward: Tensor, done: Tensor, before: Tensor, gamma: float = 
     .. math:: R_t = r_t + \gamma (1 - d_{t-1}) R_{t-1}
 
     Args:
-        reward: ``[T, *B]``, floating point: :math:`r`.
+        reward: ``[T, *B]``, floating point: :math:`r`. ``*B`` are any other dimensions.
         done: ``[T, *B]``, bool: :math:`d`, the episode ended or was truncated at this step.
         before: ``[*B]``, floating point: the running return before the first step; 0 where the first step begins an episode.
         gamma: discount factor; rewards further in the past weigh less.
@@ -33,7 +33,7 @@ def running_return(reward: Tensor, done: Tensor, before: Tensor, gamma: float = 
 class EpisodeReturns:
     """Undiscounted returns and lengths of the episodes that end in successive rollouts.
 
-    Only :meth:`take` copies data to the host. It covers at most the last ``KEPT`` rollouts.
+    Only :meth:`take` copies data to the host. :meth:`take` covers at most the last ``KEPT`` rollouts.
 
     Args:
         num_envs: ``N``, the number of environments.

@@ -10,7 +10,7 @@ from typing import Any, Optional, Tuple
 from a2c_compiled._files import atomic_file
 
 COMPILE_FROM_STEPS = 2_000_000
-"""Runs on a CPU compile by default from this number of environment steps; in shorter runs compiling may take longer than it saves.
+"""Runs on a CPU compile by default from this number of environment steps; in shorter runs compiling may take longer than the time saved.
 
 Small networks gain least from compiling."""
 

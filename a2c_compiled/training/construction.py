@@ -26,7 +26,7 @@ def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
 
     Args:
         config: options of the run.
-        across_processes: standardise advantages over the rollouts of all processes.
+        across_processes: whether advantages are standardised over the rollouts of all processes.
     """
     envs = make_environments(config.env, 1, frame_stack=config.frame_stack)
     actor, critic, distribution = make_networks(envs, config.hidden, config.normalize_observations)
@@ -43,13 +43,18 @@ def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
     return loss.to(device_of(config))
 
 
-def make_step(config: TrainConfig, loss: A2CLoss, compile: bool, processes: Processes = Processes()) -> TrainStep:  # noqa: B008
+def make_step(
+    config: TrainConfig,
+    loss: A2CLoss,
+    compile: bool,
+    processes: Processes = Processes(),  # noqa: B008 - immutable
+) -> TrainStep:
     """Creates the training step.
 
     Args:
         config: options of the run.
         loss: the loss to train.
-        compile: compile the training step.
+        compile: whether to compile the training step.
         processes: the processes over which gradients are averaged.
     """
     return TrainStep(

@@ -38,11 +38,11 @@ class Episodes(NamedTuple):
 
 
 class NetworkPolicy:
-    """The policy of a loss, greedy or sampled. It keeps the hidden states of recurrent networks from one call to the next.
+    """The policy of a loss, greedy or sampled, which keeps the hidden states of recurrent networks from one call to the next.
 
     Args:
         loss: its actor network and distribution choose the actions.
-        sampled: sample actions with torch's global generator; False takes the mode of the distribution.
+        sampled: whether to sample actions with torch's global generator; False takes the mode of the distribution.
     """
 
     def __init__(self, loss: A2CLoss, sampled: bool = False) -> None:
@@ -59,7 +59,10 @@ class NetworkPolicy:
 
     @torch.no_grad()
     def __call__(self, observation: Any) -> np.ndarray:
-        """Returns actions, ``[N, *event]``, for a batch of observations, ``[N, ...]``."""
+        """Returns actions for a batch of observations, ``[N, ...]``.
+
+        Their shape is ``[N, *event]``, with ``*event`` the shape of one action; their dtype is that of the distribution's actions.
+        """
         x: Any = observation_tensor(observation)
         x = x.to(self._device) if isinstance(x, Tensor) else tuple(part.to(self._device) for part in x)
         size = hidden_size(self._cells)

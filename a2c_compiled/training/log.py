@@ -66,8 +66,8 @@ class RunLog:
         folder: folder of the run; an earlier run's logs in it are removed. None writes no files.
         total_steps: number of environment steps at which the bar is full.
         resume_at: number of environment steps at which the run in ``folder`` is resumed; later rows are removed. None starts a new run.
-        progress: show the progress bar.
-        tensorboard: write scalars for TensorBoard, if it is installed.
+        progress: whether to show the progress bar.
+        tensorboard: whether to write scalars for TensorBoard, if it is installed.
         enabled: False disables all output; use it in all processes but the first.
 
     Raises:

@@ -149,7 +149,7 @@ def _lines(group: Sequence[Progress], x: str, column: str, smooth: int) -> List[
 
 
 def _smoothed(values: np.ndarray, count: int) -> np.ndarray:
-    """Computes the centred moving average over ``count`` values, over fewer at both ends."""
+    """Returns the centred moving average over ``count`` values, over fewer at both ends, ``[rows]``, float64."""
     window = np.ones(min(count, len(values)))
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 

@@ -90,9 +90,10 @@ def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = N
 
     Args:
         config: options of the run.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
         folder: folder for ``config.json``, log and checkpoints, which replace those of an earlier run; None writes no files.
-        resume: resume from the checkpoint in ``folder``, if there is one. Processes that torchrun restarted always do.
+        resume: whether to resume from the checkpoint in ``folder``. Without a checkpoint, a new run starts. Processes that torchrun
+            restarted always resume.
 
     Raises:
         ValueError: the environment or an option is not valid, or the checkpoint is not readable or has other options.
@@ -158,8 +159,8 @@ class Trainer:
         """Runs the training loop.
 
         Args:
-            progress: show a progress bar.
-            resume: resume from the checkpoint in the folder, if there is one.
+            progress: whether to show a progress bar.
+            resume: whether to resume from the checkpoint in the folder. Without a checkpoint, a new run starts.
 
         Raises:
             ValueError: the checkpoint is not readable, has other options, or is not visible to all processes.
@@ -315,7 +316,7 @@ class Trainer:
         """Writes a checkpoint, if the run has a folder. If it cannot be written, issues a warning.
 
         Args:
-            last: raise an error instead of the warning.
+            last: whether to raise an error instead of the warning.
 
         Raises:
             OSError: the checkpoint cannot be written, and ``last`` is true.

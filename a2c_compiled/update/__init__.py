@@ -1,4 +1,4 @@
-"""The A2C training step: loss, gradient, clipping and optimizer in one call. It depends on torch only."""
+"""The A2C training step: loss, gradient, clipping and optimizer in one call. This package depends on torch only."""
 
 from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.update.rollout import Rollout

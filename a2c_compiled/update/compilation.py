@@ -21,7 +21,7 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
     Where this version of torch cannot load the pass, a RuntimeWarning is issued and the options do not contain it.
 
     Args:
-        cuda_graph: run the kernels on a CUDA device as one CUDA graph, as ``mode="reduce-overhead"`` does.
+        cuda_graph: whether to run the kernels on a CUDA device as one CUDA graph, as ``mode="reduce-overhead"`` does.
 
     Returns:
         A new dict for the argument ``options`` of ``torch.compile``.

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 # dimension is the longest, oneDNN needs at least this many rows and columns to be faster.
 _MIN_MULTIPLICATIONS, _MIN_ROWS_AND_COLUMNS = 1 << 21, 8
 
-# For |x| < _NEAR_ZERO: tanh(x) = x + x * x^2 * p(x^2). These are the coefficients of the polynomial p, highest power first.
+# For |x| < _NEAR_ZERO: tanh(x) = x + x * x^2 * p(x^2). _POLYNOMIAL holds the coefficients of the polynomial p, highest power first.
 _NEAR_ZERO = 0.625
 _POLYNOMIAL = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 
@@ -134,7 +134,7 @@ def _replace_addmm(match: Match, bias: Any, left: Any, right: Any) -> None:
 def _tanh(x: Tensor) -> Tensor:
     """Computes tanh with an odd polynomial near 0, and as ``1 - 2 / (exp(2 |x|) + 1)`` elsewhere.
 
-    Near 0 the second form loses digits, because it subtracts two numbers of almost equal size.
+    Near 0 the second formula loses digits, because it subtracts two numbers of almost equal size.
     """
     magnitude, square = x.abs(), x * x
     series = torch.full_like(x, _POLYNOMIAL[0])

@@ -62,7 +62,7 @@ class LossGradients:
         return losses, derivatives
 
     def _with_estimates(self, placed: Dict[str, Tensor], arguments: Dict[str, Any]) -> Dict[str, Any]:
-        """Computes advantages and value targets of the whole rollout, and returns the arguments of the loss that contain them."""
+        """Returns the arguments of the loss, with the advantages and value targets of the whole rollout, shape and dtype of the reward."""
         placed_in_module = {f"loss.{place}": tensor for place, tensor in placed.items()}
         with self._precision(arguments["reward"].device):
             estimates = torch.func.functional_call(_Estimates(self.loss), placed_in_module, (), arguments, tie_weights=False)

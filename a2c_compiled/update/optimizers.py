@@ -21,7 +21,7 @@ class OptimizerRule:
     """A functional optimizer of torch.optim and how to call it.
 
     Attributes:
-        function: torch's function. It updates lists of tensors in place.
+        function: torch's function, which updates lists of tensors in place.
         defaults: the options of the optimizer with their default values.
         slots: returns the names of the optimizer state for given options.
         lists: returns the positional arguments after parameters and gradients, from the optimizer state and the step counts.
@@ -58,7 +58,7 @@ def _exact(steps: List[Tensor]) -> List[Tensor]:
 
     - Under torch.compile the counts are unchanged.
     - In an exported graph they are float64 tensors.
-    - In eager mode torch reads the counts on the host as Python numbers. It does not where its flag for compilation is set, and another
+    - In eager mode torch reads the counts on the host as Python numbers, unless its flag for compilation is set. Another
       thread that compiles or exports sets this flag for all threads. Float64 tensors in host memory give the same results in both cases.
     """
     if torch.compiler.is_dynamo_compiling():
@@ -136,7 +136,7 @@ class FunctionalOptimizer:
 
     @property
     def rule(self) -> OptimizerRule:
-        """The update rule. It is looked up by name because its functions cannot be pickled."""
+        """The update rule, looked up by name, because the functions of a rule cannot be pickled."""
         return RULES[self.name]
 
     def init(self, params: List[Tensor]) -> Slots:

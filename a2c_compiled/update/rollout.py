@@ -10,15 +10,16 @@ class Rollout(NamedTuple):
 
     Attributes:
         observation: ``[T, N, ...]``, the dtype that the networks read: the observation before the action. A tensor or a tuple of tensors.
-        action: ``[T, N]`` or ``[T, N, *event]``, the dtype of the distribution's actions.
+        action: ``[T, N]`` or ``[T, N, *event]``, with ``*event`` the shape of one action, the dtype of the distribution's actions.
         reward: ``[T, N]``, floating point.
         next_observation: shape and dtype of ``observation``: the observation after the action. At the end of an episode it is the last
             observation of that episode, not the first of the next one.
         done: ``[T, N]``, bool: the episode terminated or was truncated at this step.
         terminated: ``[T, N]``, bool: the episode terminated at this step.
-        log_prob: ``[T, N]``, floating point: log-probability of the action under the policy that took it. Needed by V-trace and
-            ``kl_approx``.
-        state_value: ``[T, N]``, floating point: value of ``observation`` when it was collected. Needed by value clipping.
+        log_prob: ``[T, N]``, floating point: log-probability of the action under the policy that took it. V-trace and ``kl_approx`` need
+            it. None: not recorded.
+        state_value: ``[T, N]``, floating point: value of ``observation`` when it was collected. Value clipping needs it.
+            None: not recorded.
         mask: ``[T, N]``, bool: False leaves the step out of the losses and of standardisation. The step stays in the trace of the value
             estimator. None: all steps count.
         steps_to_next_obs: ``[T, N]``, integers: number of environment steps from ``observation`` to ``next_observation``. None: 1.

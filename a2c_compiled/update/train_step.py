@@ -81,17 +81,18 @@ class TrainStep(CoefficientModule):
         max_grad_norm: upper limit of the 2-norm of the gradient of all parameters together. None: no clipping.
         compile: True: run as one graph (``torch.compile(fullgraph=True)``). False: run in eager mode.
         dynamic: as in ``torch.compile``. None: compile for the first shape; at a second shape, compile once more for all shapes.
-        skip_nonfinite: skip an update whose gradient is not finite, as described above.
+        skip_nonfinite: whether to skip an update whose gradient is not finite, as described above.
         minibatches: number of equal parts into which the environments of the rollout are split. The gradients of the parts add up to the
             gradient of the whole rollout, with the memory of one part. Advantages are computed before the split, for the whole rollout.
             ``explained_variance`` is the average over the parts.
         autocast: dtype of the networks: ``torch.bfloat16`` or ``torch.float16``. Parameters, losses and optimizer state keep their dtypes.
             Gradients are not scaled, also not with float16. None: no autocast.
         process_group: a ``torch.distributed.ProcessGroup``. Gradients and metrics are combined over its processes in one all-reduce
-            inside the graph. They are averaged with the number of unmasked steps of each process as weight; with ``reduction="sum"``,
+            inside the graph: averaged with the number of unmasked steps of each process as weight; with ``reduction="sum"``,
             gradients and losses are summed. ``explained_variance`` is the average over the processes. The parameters must be equal in
             all processes at the start. None: this process only.
-        cuda_graph: run the compiled step as one CUDA graph, which is faster for small updates. The next call overwrites the metrics.
+        cuda_graph: whether to run the compiled step as one CUDA graph, which is faster for small updates. The next call overwrites the
+            metrics.
         options: options of the optimizer, see :class:`~a2c_compiled.update.optimizers.FunctionalOptimizer`.
 
     Raises:
@@ -192,7 +193,7 @@ class TrainStep(CoefficientModule):
             state: parameters, which must require grad, optimizer state and step count. :meth:`state` returns the present ones.
             rollout: ``[T, N, ...]``, the steps to learn from. Dtypes: see :class:`~a2c_compiled.Rollout`.
             lr: 0-d, floating point: learning rate.
-            noise: ``[samples_mc_entropy, *B, ...]``, floating point: noise for the sampled entropy, see
+            noise: ``[samples_mc_entropy, T, N, ...]``, floating point: noise for the sampled entropy, see
                 :meth:`a2c_compiled.A2CLoss.forward`. None draws it.
 
         Returns:
@@ -255,7 +256,7 @@ class TrainStep(CoefficientModule):
     def many(self, rollouts: Rollout) -> TrainMetrics:
         """Updates the parameters ``K`` times, from ``K`` rollouts in order. A compiled step runs all updates in one graph.
 
-        This saves ``K - 1`` calls of a graph. On a GPU, the call takes most of the time of a small update.
+        One graph for ``K`` updates saves ``K - 1`` calls. On a GPU, the call takes most of the time of a small update.
 
         Args:
             rollouts: ``[K, T, N, ...]``: ``K`` rollouts, stacked, ``K`` at least 1. Dtypes: see :class:`~a2c_compiled.Rollout`.

@@ -1,1 +1,1 @@
-"""The contenders: peer libraries, hand-written baselines, and the modes of this package."""
+"""The contenders (implementations to compare): peer libraries, hand-written baselines, and the modes of this package."""

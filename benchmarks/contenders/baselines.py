@@ -1,4 +1,7 @@
-"""Hand-written generalized advantage estimation (GAE): a loop compiled by numba, and a scan compiled by torch.compile."""
+"""Hand-written generalized advantage estimation (GAE): a loop compiled by numba, and a scan compiled by torch.compile.
+
+A contender is one implementation that the benchmarks time, see :mod:`a2c_compiled.benchmarks.measure.harness`.
+"""
 
 from functools import cache
 from typing import Any, Callable, Dict, List, Tuple
@@ -11,28 +14,31 @@ from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
 from a2c_compiled.benchmarks.measure.harness import Contender
 
 
-def numba_gae(steps: Dict[str, Tensor], rows: bool) -> Contender:
+def numba_gae(steps: Dict[str, Tensor], time_last: bool) -> Contender:
     """Creates a contender that runs the numba loop over numpy arrays.
 
     Args:
-        steps: inputs of the estimators, ``[T, N]``.
-        rows: lay out the data as ``[N, T]`` instead of ``[T, N]``.
+        steps: ``[T, N]`` each: ``state_value``, ``next_state_value`` and ``reward``, float32; ``done`` and ``terminated``, bool.
+        time_last: whether the data is ``[N, T]`` instead of ``[T, N]``.
     """
-    arrays = [tensor.numpy() for tensor in _in_layout(steps, rows)]
-    loop = numba_loops()[rows]
+    arrays = [tensor.numpy() for tensor in _in_layout(steps, time_last)]
+    loop = numba_loops()[time_last]
     return Contender(lambda: loop(*arrays), lambda result: [torch.from_numpy(array) for array in result])
 
 
-def numba_gae_of_tensors(steps: Dict[str, Tensor], rows: bool) -> Contender:
-    """Like :func:`numba_gae`, with tensors as inputs and outputs. The timing includes the conversions from and to numpy."""
-    tensors = _in_layout(steps, rows)
-    loop = numba_loops()[rows]
+def numba_gae_of_tensors(steps: Dict[str, Tensor], time_last: bool) -> Contender:
+    """Creates a contender as :func:`numba_gae` does, but it takes and returns tensors.
+
+    The time of the contender includes the conversion from and to numpy.
+    """
+    tensors = _in_layout(steps, time_last)
+    loop = numba_loops()[time_last]
     return Contender(lambda: [torch.from_numpy(array) for array in loop(*[tensor.numpy() for tensor in tensors])])
 
 
-def _in_layout(steps: Dict[str, Tensor], rows: bool) -> List[Tensor]:
+def _in_layout(steps: Dict[str, Tensor], time_last: bool) -> List[Tensor]:
     names = ("state_value", "next_state_value", "reward", "done", "terminated")
-    return [steps[name].t().contiguous() if rows else steps[name] for name in names]
+    return [steps[name].t().contiguous() if time_last else steps[name] for name in names]
 
 
 @cache
@@ -71,20 +77,25 @@ def numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def compiled_scan_gae(steps: Dict[str, Tensor]) -> Contender:
-    """Creates a contender that computes GAE with torch's associative scan, compiled as one graph. ``steps``: ``[T, N]``."""
+    """Creates a contender that computes GAE with torch's associative scan, compiled as one graph.
+
+    Args:
+        steps: as in :func:`numba_gae`.
+    """
     names = ("state_value", "next_state_value", "reward", "done", "terminated")
     inputs = [steps[name] for name in names]
-    scan = _compiled_scan()
-    return Contender(lambda: scan(*inputs))
+    gae = _compiled_gae()
+    return Contender(lambda: gae(*inputs))
 
 
 @cache
-def _compiled_scan() -> Callable[..., Tuple[Tensor, Tensor]]:
+def _compiled_gae() -> Callable[..., Tuple[Tensor, Tensor]]:
     scan = associative_scan()
     assert scan is not None, "this version of torch has no associative scan"
 
     def combine(later: Tuple[Tensor, Tensor], earlier: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
-        return later[0] * earlier[0], earlier[1] + earlier[0] * later[1]
+        (later_decay, later_sum), (earlier_decay, earlier_sum) = later, earlier
+        return later_decay * earlier_decay, earlier_sum + earlier_decay * later_sum
 
     def gae(value: Tensor, next_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor) -> Tuple[Tensor, Tensor]:
         delta = reward + GAMMA * next_value.masked_fill(terminated, 0.0) - value

@@ -1,6 +1,9 @@
 """Value estimators of peer libraries, called as their users call them.
 
-A peer that is not installed is left out. The input data is prepared before timing, in the format of each peer:
+A peer is another library, or a hand-written baseline, that computes the estimators of this one. Each becomes a contender, see
+:mod:`a2c_compiled.benchmarks.measure.harness`. A peer that is not installed is left out.
+
+The input data is prepared before timing, in the format of each peer:
 
 - torchrl: tensors ``[N, T, 1]``.
 - Stable-Baselines3: numpy arrays ``[T, N]``. As in its rollouts, the reward of a truncated step includes the discounted value of the
@@ -22,7 +25,7 @@ from torch import Tensor
 from a2c_compiled import functional as F
 from a2c_compiled.benchmarks.contenders import baselines
 from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
-from a2c_compiled.benchmarks.measure.harness import Answer, Contender, Make, as_tensors
+from a2c_compiled.benchmarks.measure.harness import Contender, Make, Result, as_tensors
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 
 Steps = Dict[str, Tensor]
@@ -44,7 +47,7 @@ class Question(NamedTuple):
         sources: names of the inputs whose gradients are computed, if ``cotangents`` is not None.
         steps: inputs by name, ``[T, N]``.
         cotangents: gradients of the outputs, ``[T, N]``; None for a forward pass only.
-        rows: return results as ``[N, T]`` instead of ``[T, N]``. Slow peers whose speed does not depend on it run only with ``[T, N]``.
+        rows: whether results are ``[N, T]`` instead of ``[T, N]``. Slow peers whose speed does not depend on it run only with ``[T, N]``.
     """
 
     name: str
@@ -59,9 +62,9 @@ class Question(NamedTuple):
         num_steps, num_envs = self.steps["reward"].shape
         return num_envs, num_steps
 
-    def laid_out(self, answer: List[Tensor]) -> Answer:
+    def laid_out(self, result: List[Tensor]) -> Result:
         """Transposes results from ``[N, T]`` to ``[T, N]`` unless ``rows`` is set."""
-        return answer if self.rows else [tensor.t() for tensor in answer]
+        return result if self.rows else [tensor.t() for tensor in result]
 
 
 def estimator_peers(asked: Question, plan: Plan) -> Dict[str, Make]:
@@ -112,14 +115,14 @@ def _torchrl_functions() -> Tuple[Dict[str, Callable[[Steps], Any]], Dict[str, C
 def _torchrl(function: Callable[[Steps], Any], asked: Question) -> Contender:
     batch = {name: _batch_first(step) for name, step in asked.steps.items()}
 
-    def answer(result: Any) -> Answer:
+    def to_result(result: Any) -> Result:
         return asked.laid_out([tensor.squeeze(-1) for tensor in as_tensors(result)])
 
     if asked.cotangents is None:
-        return Contender(lambda: function(batch), answer)
+        return Contender(lambda: function(batch), to_result)
     sources = [batch[name].requires_grad_() for name in asked.sources]
     cotangents = [_batch_first(cotangent) for cotangent in asked.cotangents]
-    return Contender(lambda: torch.autograd.grad(as_tensors(function(batch)), sources, cotangents), answer)
+    return Contender(lambda: torch.autograd.grad(as_tensors(function(batch)), sources, cotangents), to_result)
 
 
 def _batch_first(step: Tensor) -> Tensor:

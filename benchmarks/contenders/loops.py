@@ -1,4 +1,7 @@
-"""A plain training loop around a loss, and the state after an update, for comparison."""
+"""A plain training loop around a loss, and the state after an update, for comparison.
+
+A contender is one implementation that the benchmarks time, see :mod:`a2c_compiled.benchmarks.measure.harness`.
+"""
 
 from typing import Any, Callable, List
 
@@ -6,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled.benchmarks.measure.data import LEARNING_RATE, MAX_GRAD_NORM
-from a2c_compiled.benchmarks.measure.harness import Answer, Contender
+from a2c_compiled.benchmarks.measure.harness import Contender, Result
 
 
 def loop_contender(losses: Callable[[], List[Tensor]], parameters: List[Any]) -> Contender:
@@ -33,12 +36,12 @@ def gradients(losses: List[Tensor], parameters: List[Tensor]) -> List[Tensor]:
     return list(torch.autograd.grad(sum(losses[1:], losses[0]), parameters))
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, parameters: List[Any]) -> Answer:
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: List[Any]) -> Result:
     """Returns :func:`flat` of ``parameters`` and of their RMSprop averages in ``optimizer``."""
     return flat(parameters, [optimizer.state[parameter]["square_avg"] for parameter in parameters])
 
 
-def flat(parameters: List[Tensor], square_avg: List[Tensor]) -> Answer:
+def flat(parameters: List[Tensor], square_avg: List[Tensor]) -> Result:
     """Returns two vectors: all parameters, and the square roots of RMSprop's averages of squared gradients.
 
     After one update with ``alpha=0.99``, such a root is a tenth of the absolute value of the clipped gradient.

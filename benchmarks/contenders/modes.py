@@ -22,13 +22,15 @@ RUNTIME, AOT = f"{OURS} runtime.py", f"{OURS} AOTInductor"
 
 
 class Modes:
-    """One module in every mode. Each mode is created on first use and serves every shape.
+    """One module in every mode. Each mode is created on first use and is used for every shape.
+
+    The module in one mode is a contender, see :mod:`a2c_compiled.benchmarks.measure.harness`.
 
     Args:
         module: maps tensors to a tensor or a sequence of tensors.
         example: small inputs by name, for the export.
         dynamic_axes: names of the leading dimensions that vary.
-        dynamic: compile once for all shapes; False compiles for each shape.
+        dynamic: whether to compile once for all shapes; False compiles for each shape.
     """
 
     def __init__(self, module: nn.Module, example: Mapping[str, Tensor], dynamic_axes: Sequence[str], dynamic: bool) -> None:
@@ -49,7 +51,7 @@ class Modes:
     def session(self) -> onnxruntime.InferenceSession:
         """An onnxruntime session of the exported module, with torch's number of threads.
 
-        It runs on the GPU if the example inputs are there and onnxruntime supports CUDA.
+        The session runs on the GPU if the example inputs are there and onnxruntime supports CUDA.
 
         Raises:
             RuntimeError: onnxruntime offers CUDA, but the session fell back to another provider.
@@ -80,7 +82,7 @@ class Modes:
         Args:
             inputs: the inputs by name, in the order of the module's arguments.
             plan: device, and which modes to run.
-            finish: computes gradients from the module's result. onnxruntime is left out then: it has no gradients.
+            finish: computes gradients from the module's result; onnxruntime, which has no gradients, is then left out. None: forward only.
             loop_steps: number of steps over which the exported graphs loop; too many leave TorchScript and onnxruntime out.
         """
         values = list(inputs.values())

@@ -2,6 +2,8 @@
 
 The work inside an update differs. torchrl's loss computes values and advantages from a TensorDict ``[N, T]``. Stable-Baselines3's update
 reads the values of the rollout from its buffer, because its collector computes them. This package computes them in the update.
+
+Peers are other libraries and a hand-written update. Each becomes a contender, see :mod:`a2c_compiled.benchmarks.measure.harness`.
 """
 
 import copy
@@ -44,7 +46,7 @@ def torchrl_losses(rollout: Rollout, plan: Plan, direction: str) -> Dict[str, Ma
 def updates(rollout: Rollout, shape: Shape, plan: Plan) -> Dict[str, Make]:
     """Returns functions that create the updates of the installed peers, by contender name.
 
-    These are torchrl's loss in a training loop, a hand-written update, and Stable-Baselines3's advantage estimate and ``A2C.train``.
+    The updates are torchrl's loss in a training loop, a hand-written update, and Stable-Baselines3's advantage estimate and ``A2C.train``.
     """
 
     contenders = _eager_and_compiled(lambda compiled: torchrl_update(rollout, plan, compiled), rollout, plan)

@@ -1,4 +1,7 @@
-"""Compiles the Triton kernels for GPUs that need not be present, and reads registers and spills from the machine code."""
+"""Compiles the Triton kernels for GPUs that need not be present, and reads registers and spills from the machine code.
+
+A form is a recurrence along time with its inputs and outputs (its operands), see :mod:`a2c_compiled.kernels.scan_forms`.
+"""
 
 import re
 import subprocess
@@ -68,7 +71,7 @@ def blocks_for(target: Target, form: Form, shape: Sequence[int], dim: int, dtype
 
     Args:
         target: the GPU architecture.
-        form: the kernel's form.
+        form: the recurrence that the kernel computes.
         shape: shape of the data, two-dimensional.
         dim: dimension of time, -1 or -2.
         dtype: dtype of the values.
@@ -90,13 +93,13 @@ def compiled(
     """Returns the compiled kernel of each launch of ``form``.
 
     Args:
-        form: the kernel's form.
+        form: the recurrence that the kernel computes.
         shape: shape of the operands.
         dim: dimension of time.
         dtype: dtype of the values.
         blocks: tile sizes.
-        per_step: coefficients are tensors of ``shape``; otherwise zero-dimensional.
-        shared: all operands have the same strides.
+        per_step: whether the coefficients are tensors of ``shape``; otherwise they are zero-dimensional.
+        shared: whether all values have equal strides; otherwise the strides of the first one differ.
     """
 
     def empty(dtype: torch.dtype) -> torch.Tensor:
@@ -112,7 +115,7 @@ def compiled(
     outputs = form.empty_outputs(values, flags)
     with tuning.forced(blocks):
         prepared = triton_scan.prepare(form, coefficients, values, flags, outputs, dim)
-    assert prepared is not None, "outputs: expected strides that the kernel supports, got others"
+    assert prepared is not None, f"outputs: expected strides that the kernel supports, got {[x.stride() for x in outputs]}"
     launches, tensors = prepared
     return [
         triton_scan.scan_kernel.warmup(*tensors, *launch.arguments, grid=launch.grid, **launch.options) for launch in launches

@@ -112,7 +112,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [step.name for step in steps("cuda", HERE)]
     parser.add_argument("step", nargs="*", help=f"steps to run: any of {', '.join(names)} (default: all)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda",
+        help="device of the steps; on a CPU they run at small sizes (default: cuda)",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="folder for results.tgz (default: current folder)"
     )

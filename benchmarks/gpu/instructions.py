@@ -1,14 +1,16 @@
-"""Counts the machine instructions that each kernel executes per element on an H100, without a GPU.
+"""Estimates, from the machine code and without a GPU, how many instructions each kernel executes per element on an H100.
 
-``python -m a2c_compiled.benchmarks.gpu.instructions [FORM ...]``; the default forms are ``gae vtrace``.
+Run ``python -m a2c_compiled.benchmarks.gpu.instructions [FORM ...]``. A form is a recurrence along time with its inputs and outputs, see
+:mod:`a2c_compiled.kernels.scan_forms`; the default forms are ``gae vtrace``.
 
-The count comes from the machine code and includes predicated instructions::
+A program (Triton's name of a thread block) loops over tiles: blocks of rows and steps that its threads hold in registers. A predicated
+instruction counts as executed. The number of tiles per program is rounded down. Then::
 
     executed = (instructions outside the loop over tiles + tiles * instructions in the loop) / (tiles * elements per thread and tile)
 
-where ``tiles`` are the tiles of one program. For comparison: each multiprocessor issues 4 warp instructions per cycle, which is
-924 G warp instructions/s on an H100. A copy moves about 3.0 TB/s there, so the 22 bytes of a GAE element take 7.3 ps. In that time the
-GPU can issue at most 217 instructions per element. Kernels with barriers reach some 80 to 90.
+For comparison: the 132 multiprocessors of an H100 issue 4 warp instructions per cycle each: 924 G/s, or 29.6 T thread instructions/s. A
+GAE element is 22 bytes (5 float32, 2 bool), which take 7.3 ps at 3.0 TB/s, the bandwidth of a copy. In that time the GPU can execute at
+most 216 thread instructions. Kernels with barriers reach some 80 to 90.
 """
 
 import argparse
@@ -54,11 +56,13 @@ SHAPES = (
 )
 
 
-def lines(form: Form, shape: Tuple[int, int], dim: int) -> Iterator[str]:
-    """Yields one line per launch of ``form`` on float32 data.
+def report_lines(form: Form, shape: Tuple[int, int], dim: int) -> Iterator[str]:
+    """Yields one line per kernel launch of ``form`` on float32 data: one launch, or two if time is split between programs.
+
+    ``BAR`` and ``SHFL`` are the numbers of barriers and warp shuffles in the loop, or in the whole kernel if it has no loop.
 
     Args:
-        form: the kernel's form.
+        form: the recurrence that the kernel computes.
         shape: shape of the data, two-dimensional.
         dim: dimension of time, -1 or -2.
     """
@@ -66,13 +70,13 @@ def lines(form: Form, shape: Tuple[int, int], dim: int) -> Iterator[str]:
     blocks = blocks_for(TARGET, form, shape, dim)
     tiles = max(1, -(-steps // (blocks.steps * blocks.chunks)) // blocks.splits)
     elements = blocks.rows * blocks.steps * blocks.chunks / (TARGET.warp_size * blocks.num_warps)
-    for part, kernel in enumerate(compiled(form, shape, dim, torch.float32, blocks)):
+    for launch, kernel in enumerate(compiled(form, shape, dim, torch.float32, blocks)):
         names, body = _instructions(kernel)
         executed = (len(names) - len(body) + tiles * len(body)) / (tiles * elements)
         kinds = Counter(name.split(".")[0] for name in body or names)
         registers, stack = registers_and_spills(kernel)
         yield (
-            f"{form.name:13s} {'[T, N]' if dim == -2 else '[N, T]'} {rows:6d} x {steps:<6d} part {part}:"
+            f"{form.name:13s} {'[T, N]' if dim == -2 else '[N, T]'} {rows:6d} x {steps:<6d} launch {launch}:"
             f" {executed:6.1f} executed per element, {len(body) / elements:6.1f} of them in the loop, {registers:>3} registers per thread,"
             f" {stack:>3} bytes of stack, {elements:2.0f} elements per thread and tile, BAR {kinds['BAR']}, SHFL {kinds['SHFL']}"
         )
@@ -113,7 +117,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     compile_for(TARGET)
     for name in arguments.form or ("gae", "vtrace"):
         for shape, dim in SHAPES[: arguments.shapes]:
-            for line in lines(forms[name], shape, dim):
+            for line in report_lines(forms[name], shape, dim):
                 print(line, flush=True)
     return 0
 

@@ -1,7 +1,7 @@
 """Prepares a folder with everything that first.py needs on a machine with a GPU: ``python -m a2c_compiled.benchmarks.gpu.prepare``.
 
-Run it in a checkout. It builds the project's wheel and downloads the missing packages, so the GPU machine needs no network and no
-compiler.
+Run this script in a checkout. The script builds the project's wheel and downloads the missing packages, so the GPU machine needs no
+network and no compiler.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Checks every estimator against float64 on the CPU, forward and backward, then compares its time with a copy of the same bytes.
 
-This is the shortest test of correctness and speed: ``python -m a2c_compiled.benchmarks.gpu.smoke [--device cpu|cuda]``. The exit status is
+The shortest test of correctness and speed is ``python -m a2c_compiled.benchmarks.gpu.smoke [--device cpu|cuda]``. The exit status is
 1 if a result is wrong. If rl-triton is installed, its GAE is timed too.
 """
 
@@ -35,7 +35,7 @@ class Check(NamedTuple):
         shape: (environments, steps).
         layout: "[T, N]" or "[N, T]".
         dtype: dtype of the floating-point inputs.
-        backward: also compare the gradients.
+        backward: whether the gradients are compared too.
     """
 
     shape: Shape
@@ -75,14 +75,15 @@ def error_of(estimator: Estimator, check: Check, device: torch.device) -> float:
     host = {name: step.to(check.dtype) if step.is_floating_point() else step for name, step in estimator.inputs(steps).items()}
     module = estimator.module(TIME_DIM[check.layout])
 
-    def answer(inputs: Dict[str, Tensor]) -> List[Tensor]:
+    def result_of(inputs: Dict[str, Tensor]) -> List[Tensor]:
         sources = [inputs[name].requires_grad_(check.backward) for name in estimator.forward.values]
         results = as_tensors(module(**inputs))
         cotangents = [cotangent.to(results[0].device, results[0].dtype) for cotangent in host_cotangents]
         return [*results, *(gradients(sources, cotangents, results) if check.backward else [])]
 
-    expected = answer(widened(host))
-    return relative_error([tensor.cpu() for tensor in answer({name: step.to(device) for name, step in host.items()})], expected)
+    expected = result_of(widened(host))
+    result = result_of({name: step.to(device) for name, step in host.items()})
+    return relative_error([tensor.cpu() for tensor in result], expected)
 
 
 def check_all(device: torch.device) -> List[Dict[str, Any]]:
@@ -113,7 +114,7 @@ def time_all(device: torch.device, timed: Sequence[Shape]) -> List[Dict[str, Any
         timed: the shapes, (environments, steps).
 
     Returns:
-        One dict per call, with times in seconds: "device" is the GPU time with a cold cache, "host" the CPU time until the call returns,
+        One dict per call, with times in seconds: "device" is the GPU time with a cold cache, "host" the time until the call returns,
         and "copy" the GPU time of a copy of the least number of bytes that the estimator moves. On a CPU, all three are the time of the
         call. If the call raised, "failure" holds the message.
     """
@@ -135,7 +136,7 @@ def time_all(device: torch.device, timed: Sequence[Shape]) -> List[Dict[str, Any
                             )
                         percent = 100 * copy / entry["device"]
                         line.append(f"{name} {layout} {1e6 * entry['device']:.1f}/{1e6 * entry['host']:.1f} {percent:.0f}%")
-                    except Exception as raised:  # a peer may raise anything
+                    except Exception as raised:  # a peer library may raise anything
                         entry["failure"] = f"{type(raised).__name__}: {raised}"[:200]
                         line.append(f"{name} {layout} {type(raised).__name__}")
                     timings.append(entry)
@@ -186,8 +187,14 @@ def _cold_seconds(call: Callable[[], Any], device: torch.device) -> float:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line. Returns 1 if a result is wrong, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--out", type=Path, default=Path("runs/smoke.json"), metavar="FILE")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="device to check and time (default: cuda)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/smoke.json"),
+        metavar="FILE",
+        help="file for the results, JSON (default: runs/smoke.json)",
+    )
     parser.add_argument(
         "--shapes", type=int, default=len(shapes.SMOKE_SHAPES), metavar="N", help="time only the first N shapes (default: all)"
     )
@@ -198,7 +205,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     print(f"checks: {len(report['checks']) - wrong} right, {wrong} wrong")
     _write(report, arguments.out)  # keeps the checks even if the timing fails
     print(
-        "GPU time, us / CPU time until the call returns, us; and the time of a copy of the same number of bytes in % of the GPU time"
+        "GPU time, us / time until the call returns, us; and the time of a copy of the same number of bytes in % of the GPU time"
     )
     report["times"] = time_all(device, shapes.SMOKE_SHAPES[: arguments.shapes])
     _write(report, arguments.out)

@@ -1,4 +1,4 @@
-"""CUDA graph capture, and the GPU time and CPU time of a call."""
+"""CUDA graph capture, the GPU time of a call, and the time until it returns."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from typing import Any, Callable, Optional
 
 import torch
 
-# Seconds. Longer calls are not profiled: the profiler adds too much work, and the time of the full call tells as much.
+# Calls that take more seconds than this are not profiled: the profiler adds too much work, and the elapsed time says as much.
 _LONGEST_PROFILED = 0.1
 
 
@@ -16,7 +16,7 @@ def captured(call: Callable[[], Any], restore: Callable[[], object] = lambda: No
     Every replay writes to the same memory and returns the same result tensors.
 
     Args:
-        call: the function to capture. It first runs three times as a warm-up.
+        call: the function to capture, which first runs three times as a warm-up.
         restore: runs after the warm-up and before the capture, to undo the side effects of the warm-up.
     """
     stream = torch.cuda.Stream()
@@ -44,7 +44,7 @@ def device_seconds(call: Callable[[], Any], seconds: float) -> Optional[float]:
 
     Args:
         call: the function to profile.
-        seconds: the time of one full call.
+        seconds: elapsed seconds per call until the GPU has finished.
 
     Returns:
         Seconds; None if ``seconds`` is above 0.1, or if the call does not use the GPU.
@@ -61,11 +61,11 @@ def device_seconds(call: Callable[[], Any], seconds: float) -> Optional[float]:
 
 
 def host_seconds(call: Callable[[], Any], seconds: float) -> float:
-    """Returns the median CPU time until a call returns, in seconds. The GPU is idle at the start of each call.
+    """Returns the median of the elapsed seconds until a call returns. The GPU is idle at the start of each call.
 
     Args:
         call: the function to time.
-        seconds: the time of one full call; it sets the number of samples, 3 to 20.
+        seconds: elapsed seconds per call until the GPU has finished; sets the number of samples, 3 to 20.
     """
     times = []
     for _ in range(max(3, min(20, int(0.1 / seconds)))):

@@ -18,7 +18,7 @@ def steps(shape: Shape, device: torch.device) -> Dict[str, Tensor]:
     """Returns random inputs of the estimators by name, each ``[T, N]``: ``done`` and ``terminated`` bool, the others float32.
 
     One step in twenty ends an episode; about half of these episodes are truncated. Within an episode ``next_state_value[t]`` equals
-    ``state_value[t + 1]``: some peers keep only one of the two.
+    ``state_value[t + 1]``: some peer libraries keep only one of the two.
 
     Args:
         shape: (environments N, steps T).

@@ -1,4 +1,7 @@
-"""Compares contenders: checks each result against the expected one, then times the correct contenders in turn."""
+"""Compares contenders. A contender is one implementation of a computation, of this library or of another one.
+
+Checks each contender's result, then times the contenders whose result is correct, alternating between them.
+"""
 
 import gc
 import time
@@ -12,12 +15,14 @@ from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.measure.timing import Timing, synchronize, time_interleaved
 
 OURS = "a2c_compiled"
+"""The names of this library's contenders begin with this."""
 COPY = "copy"
+"""Name of the contender that only copies memory, see :func:`copy_contender`."""
 
-# Bytes. Larger cases end with a garbage collection, which frees their tensors before the next case.
+# Cases that move more bytes than this end with a garbage collection, which frees their tensors before the next case.
 _LARGE = 2**27
 
-Answer = Sequence[Tensor]
+Result = Sequence[Tensor]
 
 
 def as_tensors(result: Any) -> List[Tensor]:
@@ -30,22 +35,27 @@ class Contender(NamedTuple):
 
     Attributes:
         call: the timed function.
-        answer: converts the result of ``call`` to the tensors that are compared with the expected result; not timed.
-        expected: the expected result of a contender that computes something else than the case; None for the case's own.
+        to_result: converts what ``call`` returns to the tensors that are compared with the expected result; not timed.
+        expected: expected result of this contender, if it differs from :attr:`Field.expected`; else None.
     """
 
     call: Callable[[], Any]
-    answer: Callable[[Any], Answer] = as_tensors
-    expected: Optional[Answer] = None
+    to_result: Callable[[Any], Result] = as_tensors
+    expected: Optional[Result] = None
 
 
 Make = Callable[[], Contender]
 
 
 class Field(NamedTuple):
-    """The expected result in float64, and functions that create the contenders. Each contender is created just before its check."""
+    """The contenders of a case.
 
-    expected: Answer
+    Attributes:
+        expected: the expected result, in float64.
+        contenders: functions that create the contenders, by name. Each contender is created just before its check.
+    """
+
+    expected: Result
     contenders: Dict[str, Make]
 
 
@@ -54,11 +64,11 @@ class Case(NamedTuple):
 
     Attributes:
         subject: name of the computation, such as "GAE".
-        direction: "forward" (without gradients), "forward+backward", or "whole" (a whole update).
+        direction: "forward" (without gradients), "forward+backward", or "whole" (an update: advantages, loss, gradients, optimizer step).
         layout: dimensions of the data, such as "[T, N]".
         shape: (environments, steps); :class:`~a2c_compiled.benchmarks.measure.shapes.Plan` lists the exceptions.
         enter: creates the input data, the expected result and the contenders.
-        traffic: the least number of bytes to move: every input is read once and every output written once.
+        traffic: bytes that any implementation must move: every input is read once and every output written once. None: unknown.
         tolerance: largest allowed error, see :func:`relative_error`.
     """
 
@@ -78,12 +88,13 @@ class Row(NamedTuple):
         subject, direction, layout, shape, traffic: as in :class:`Case`.
         contender: name of the contender.
         first_call: seconds to create the contender and run its first call, including scripting, exporting and compiling.
-        timing: time of the full call; None if the contender failed or its result was wrong.
+        timing: elapsed seconds per call until the GPU has finished; None if the contender failed or its result was wrong.
         error: error of the result, see :func:`relative_error`; None if the contender failed or its result was wrong.
         device_seconds: GPU time of one call; None if not measured.
-        host_seconds: CPU time until the call returned; the GPU may still have been working. None if not measured.
-        failure: the reason why there is no timing; None if there is one.
-        times_copy: time of the full call divided by the time of a copy of ``traffic`` bytes; None if the case times no copy.
+        host_seconds: elapsed seconds until the call returned; the GPU may still have been working. None if not measured.
+        failure: why there is no timing; None if ``timing`` is set.
+        times_copy: median of ``timing`` divided by that of a copy of ``traffic`` bytes; None without ``timing``, or without the timing of
+            a copy.
     """
 
     subject: str
@@ -102,12 +113,12 @@ class Row(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The median time of the full call in seconds; NaN without a timing."""
+        """The median of ``timing``, in seconds; NaN if ``timing`` is None."""
         return self.timing.median if self.timing else float("nan")
 
     @property
     def bandwidth(self) -> Optional[float]:
-        """``traffic`` bytes per second of GPU time, or of the full call's time where there is no GPU time."""
+        """``traffic`` divided by ``device_seconds``, or by ``seconds`` if that is None; None if ``traffic`` or ``timing`` is None."""
         return self.traffic / (self.device_seconds or self.seconds) if self.traffic and self.timing else None
 
 
@@ -119,20 +130,23 @@ def compare(case: Case, plan: Plan, announce: Callable[[str], object] = lambda n
     Args:
         case: the computation and its contenders.
         plan: device, and number and length of samples.
-        announce: called with the name of the contender in progress.
+        announce: called with a text that says what is being done, such as the name of the contender.
 
     Returns:
         One row per contender, in the order of the case.
     """
     with torch.set_grad_enabled(case.direction != "forward"):
-        rows = _rows(case, plan, announce)
+        rows = _measure(case, plan, announce)
     if (case.traffic or 0) > _LARGE:
         gc.collect()
-    copy = rows[COPY].seconds if COPY in rows else None
-    return [row._replace(times_copy=row.seconds / copy) if copy and row.timing else row for row in rows.values()]
+    copy_seconds = rows[COPY].seconds if COPY in rows else None
+    return [
+        row._replace(times_copy=row.seconds / copy_seconds) if copy_seconds and row.timing else row for row in rows.values()
+    ]
 
 
-def _rows(case: Case, plan: Plan, announce: Callable[[str], object]) -> Dict[str, Row]:
+def _measure(case: Case, plan: Plan, announce: Callable[[str], object]) -> Dict[str, Row]:
+    """Returns the rows of all contenders by name, without ``times_copy``."""
     field = case.enter()
     rows: Dict[str, Row] = {}
     ready: Dict[str, Callable[[], Any]] = {}
@@ -151,7 +165,7 @@ def _rows(case: Case, plan: Plan, announce: Callable[[str], object]) -> Dict[str
     return rows
 
 
-def _checked(case: Case, name: str, make: Make, expected: Answer) -> Tuple[Row, Optional[Callable[[], Any]]]:
+def _checked(case: Case, name: str, make: Make, expected: Result) -> Tuple[Row, Optional[Callable[[], Any]]]:
     """Creates and checks a contender. Returns its row, and its call if the result is correct."""
     row = Row(case.subject, case.direction, case.layout, case.shape, name, traffic=case.traffic)
     try:
@@ -160,8 +174,8 @@ def _checked(case: Case, name: str, make: Make, expected: Answer) -> Tuple[Row, 
         result = contender.call()
         synchronize()
         row = row._replace(first_call=time.perf_counter() - start)
-        error = relative_error(contender.answer(result), expected if contender.expected is None else contender.expected)
-    except Exception as raised:  # a peer may raise anything; the other contenders are still measured
+        error = relative_error(contender.to_result(result), expected if contender.expected is None else contender.expected)
+    except Exception as raised:  # a peer library may raise anything; the other contenders are still measured
         first_line = (str(raised).strip().splitlines() or [""])[0]
         return row._replace(failure=f"{type(raised).__name__}: {first_line}"[:200]), None
     if error > case.tolerance:
@@ -171,25 +185,29 @@ def _checked(case: Case, name: str, make: Make, expected: Answer) -> Tuple[Row, 
     return row._replace(error=error), contender.call
 
 
-def relative_error(answer: Answer, expected: Answer) -> float:
+def relative_error(result: Result, expected: Result) -> float:
     """Returns the largest error of any tensor, relative to the largest magnitude in its expected tensor.
 
-    Per tensor: ``max |actual - expected| / max |expected|``. Infinite for NaN, for another shape, and for another number of tensors.
+    Per tensor: ``max |actual - expected| / max(max |expected|, 1e-30)``. Infinite for NaN, and if the number of tensors or a shape
+    differs.
     """
-    if len(answer) != len(expected):
+    if len(result) != len(expected):
         return float("inf")
     worst = 0.0
-    for actual, right in zip(answer, expected, strict=True):
+    for actual, right in zip(result, expected, strict=True):
         if actual.shape != right.shape:
             return float("inf")
         largest = right.detach().abs().max().double().clamp_min(1e-30)
         error = float((actual.detach().to(right.device).double() - right.detach().double()).abs().max() / largest)
-        worst = max(worst, error) if error == error else float("inf")
+        worst = max(worst, error) if error == error else float("inf")  # error == error is False for NaN
     return worst
 
 
 def copy_contender(traffic: int, device: torch.device) -> Make:
-    """Returns a function that creates a copy of ``traffic`` bytes: half are read, half written to memory allocated beforehand."""
+    """Returns a function that creates the contender that copies ``traffic / 2`` bytes to memory allocated beforehand.
+
+    It moves ``traffic`` bytes: half of them are read, half are written.
+    """
 
     def make() -> Contender:
         source, target = torch.empty(2, max(1, traffic // 8), device=device).fill_(1.0)

@@ -48,11 +48,11 @@ class Plan(NamedTuple):
         packed: (sequences, mean length) of the packed sequences.
         updates: shapes of the loss and of the whole update.
         policies: (observations, 1) of the policy.
-        samples: largest number of samples per contender.
+        samples: largest number of samples per contender (one implementation of the computation).
         sample_seconds: shortest duration of a sample.
         budget_seconds: time for all samples of one contender.
-        compiling: also measure contenders that use ``torch.compile`` or AOTInductor.
-        compiled_peers: shapes at which peers are also compiled. Few, because compiling the peers takes long.
+        compiling: whether contenders that use ``torch.compile`` or AOTInductor are measured.
+        compiled_peers: shapes at which peers (other libraries) are also compiled. Few, because compiling the peers takes long.
         layouts: layouts of the estimators' data.
         longest_loop: largest number of steps for contenders that loop over the steps. With gradients the limit is a tenth of it.
     """

@@ -12,10 +12,10 @@ _FEWEST_SAMPLES = 3
 
 
 class Timing(NamedTuple):
-    """Seconds per call over several samples.
+    """Elapsed seconds per call until the GPU has finished, over several samples. A sample is the mean of several calls.
 
     Attributes:
-        median: the median.
+        median: the median over the samples.
         low: the 20th percentile.
         high: the 80th percentile.
         samples: number of samples.
@@ -46,7 +46,7 @@ def time_interleaved(
         samples: number of samples per function.
         sample_seconds: shortest duration of a sample. A sample consists of as many calls as that takes.
         budget_seconds: time for all samples of one function. A slow function gets fewer samples, but at least three (or ``samples``).
-        announce: called with the name of the function in progress.
+        announce: called with a text that says what is being done, such as the name of the function.
 
     Returns:
         The timing of each function by name.
@@ -81,7 +81,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _calls_per_sample(function: Callable[[], object], sample_seconds: float) -> tuple[int, float]:
-    """Returns the number of calls that fill a sample, and their duration in seconds. These calls also warm up ``function``."""
+    """Returns the number of calls that fill a sample, and their duration in seconds. The timed calls also warm up ``function``."""
     calls = 1
     seconds = _sample(function, calls)
     if sample_seconds < seconds < 1.0:

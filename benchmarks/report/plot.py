@@ -12,7 +12,7 @@ from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Row
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Shape
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart. A contender has the same colour in every figure.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. A contender (implementation) has the same colour in every figure.
 _COLOURS = {
     f"{OURS} eager": "#0072B2",
     f"{OURS} compiled": "#D55E00",
@@ -61,7 +61,7 @@ def draw(results: Results, out: Path) -> Dict[str, str]:
 
 
 def _machine_name(results: Results) -> str:
-    """Returns the GPU, or the processor and its number of threads."""
+    """Returns the name of the GPU, or the processor and its number of threads."""
     machine = results.machine
     return machine.get("gpu") or f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
 

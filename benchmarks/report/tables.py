@@ -1,4 +1,7 @@
-"""Formats results as tables: one table per subject, direction and layout, one line per contender, one column per shape."""
+"""Formats results as tables: one table per subject, direction and layout, one line per contender, one column per shape.
+
+Subject, direction, layout, contender: see :mod:`a2c_compiled.benchmarks.measure.harness`.
+"""
 
 import math
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -24,8 +27,8 @@ HOW_TO_READ = f"""\
 - "speed-up over fastest peer" is the time of the fastest peer divided by the time of the fastest {OURS} mode: above 1, {OURS} is faster.
   "{OURS} / {COPY}" divides the time of the fastest {OURS} mode by the time of the copy. "{OURS}, GB/s" divides the bytes of the copy by the
   time of that mode.
-- On a GPU, "GPU time" is the sum over the kernels of one call. "CPU time until the call returns" is the time for which the call blocks
-  the calling Python code.
+- On a GPU, "GPU time" is the sum over the kernels of one call. "time until the call returns" is the elapsed time for which the
+  call blocks the calling Python code.
 - `TorchScript` and `onnxruntime` are exported graphs without this library's operators: they loop over the steps.
 - `SB3 A2C.train` reads the state values of the rollout from its buffer, where its collector stored them. The other contenders compute
   these values in the update.
@@ -72,7 +75,7 @@ class Table(NamedTuple):
 
 
 def tables(rows: Sequence[Row], shapes: Optional[Sequence[Shape]] = None) -> Iterator[Table]:
-    """Yields the tables of the full call's time and, where measured, of the GPU time and of the CPU time until the call returns.
+    """Yields the tables of the time per call and, where measured, of the GPU time and of the time until the call returns.
 
     Args:
         rows: the measurements.
@@ -90,7 +93,7 @@ def tables(rows: Sequence[Row], shapes: Optional[Sequence[Shape]] = None) -> Ite
             yield _table(title, group, part, lambda row: row.seconds, spread=True)
             if any(row.device_seconds for row in group):
                 yield _table(f"{title}: GPU time", group, part, lambda row: row.device_seconds)
-                yield _table(f"{title}: CPU time until the call returns", group, part, lambda row: row.host_seconds)
+                yield _table(f"{title}: time until the call returns", group, part, lambda row: row.host_seconds)
 
 
 def _table(

@@ -1,6 +1,7 @@
 """Measures the value estimators: forward without gradients, as in training, and forward plus backward.
 
-All contenders get the same data, prepared in their own format before timing.
+All contenders (implementations of an estimator, see :mod:`a2c_compiled.benchmarks.measure.harness`) get the same data. The data is
+prepared in the format of each contender before timing.
 """
 
 from functools import partial
@@ -75,8 +76,8 @@ class Estimator(NamedTuple):
     Attributes:
         name: name of the estimator.
         module: creates the module for a time dimension.
-        forward: operands of the forward kernel.
-        backward: operands of the backward kernel.
+        forward: form of the forward kernel, its recurrence and operands, see :mod:`a2c_compiled.kernels.scan_forms`.
+        backward: form of the backward kernel.
         sources: names of the inputs whose gradients are computed.
     """
 
@@ -91,7 +92,9 @@ class Estimator(NamedTuple):
         return {name: steps[name] for name in (*self.forward.values, *self.forward.flags) if name in steps}
 
     def traffic(self, elements: int, direction: str) -> int:
-        """Returns the least number of bytes to move in float32: per element 4 for each value read or written, 1 for each flag read.
+        """Returns the bytes that any implementation must move in float32.
+
+        Per element, these are 4 bytes for each value read or written, and 1 for each flag read.
 
         Args:
             elements: steps times environments.

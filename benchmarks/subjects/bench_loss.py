@@ -20,7 +20,7 @@ def cases(plan: Plan) -> List[Case]:
 
 
 class _LossParts(nn.Module):
-    """Returns the objective, critic and entropy losses as a list. All contenders compute these three and differentiate their sum."""
+    """Returns the objective, critic and entropy losses as a list. All implementations compute these three and differentiate their sum."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ def speeds(num_envs: int, device: str, samples: int, compiling: bool = True) -> 
         num_envs: number of environments.
         device: "cpu" or "cuda". Stable-Baselines3 runs only on the CPU and with at most 64 environments.
         samples: largest number of samples per implementation.
-        compiling: also time compiled training.
+        compiling: whether compiled training is timed too.
     """
     implementations: Dict[str, Callable[[], Trainer]] = {"in torch, eager": lambda: _trainer(num_envs, device, compile=False)}
     if compiling:
@@ -245,7 +245,7 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
         seeds: number of training runs per implementation; 0 skips them.
         device: "cpu" or "cuda"; for the speed. Stable-Baselines3 runs only on the CPU.
         samples: largest number of samples per implementation, for the speed.
-        compiling: also time compiled training, for the speed.
+        compiling: whether the speed of compiled training is measured too.
     """
     measured = [speed for n in num_envs for speed in speeds(n, device, samples, compiling)]
     print(speed_table(measured).plain(), flush=True)
@@ -282,18 +282,26 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_training"))
-    parser.add_argument("--num-envs", type=int, nargs="*", default=[8, 64, 1024, 4096])
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench_training"), help="folder for the results (default: runs/bench_training)"
+    )
+    parser.add_argument(
+        "--num-envs",
+        type=int,
+        nargs="*",
+        default=[8, 64, 1024, 4096],
+        help="numbers of environments to time (default: 8 64 1024 4096)",
+    )
     parser.add_argument(
         "--seeds",
         type=int,
         default=5,
         help="training runs per implementation until CartPole is solved; 0 skips them (default: 5)",
     )
-    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=20, help="timed samples per implementation (default: 20)")
     parser.add_argument("--eager", action="store_true", help="skip compiled training")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the timed training (default: cpu)")
     parser.add_argument("--solve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--solve-sb3", type=int, help=argparse.SUPPRESS)

@@ -19,7 +19,7 @@ from a2c_compiled.benchmarks.contenders.loops import flat, loop_contender
 from a2c_compiled.benchmarks.contenders.modes import AOT, COMPILED, EAGER, GRAPH, RUNTIME
 from a2c_compiled.benchmarks.measure import cuda, data
 from a2c_compiled.benchmarks.measure.data import LEARNING_RATE, MAX_GRAD_NORM
-from a2c_compiled.benchmarks.measure.harness import OURS, Answer, Case, Contender, Field, Make
+from a2c_compiled.benchmarks.measure.harness import OURS, Case, Contender, Field, Make, Result
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.export import TrainStepGraph, export_aot, export_train_step
 from a2c_compiled.export.formats.aot import load_aot
@@ -51,7 +51,7 @@ def _case(shape: Shape, plan: Plan) -> Case:
     return Case("A2C update", "whole", "[T, N]", shape, enter, tolerance=1e-3)
 
 
-def expected(rollout: Rollout, plan: Plan) -> Answer:
+def expected(rollout: Rollout, plan: Plan) -> Result:
     """Returns the parameters and the roots of RMSprop's averages after the first update, computed eagerly in float64.
 
     Args:
@@ -79,7 +79,7 @@ def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
         learner = Learner.load(path, provider="cpu", threads=torch.get_num_threads())
     arrays = {name: getattr(rollout, name).numpy() for name in learner.rollout_entries}
 
-    def state(_: Any) -> Answer:
+    def state(_: Any) -> Result:
         with tempfile.TemporaryDirectory() as folder:
             learner.save_state(Path(folder) / "state.npz")
             saved = dict(np.load(Path(folder) / "state.npz"))
@@ -104,7 +104,7 @@ def _aot(step: TrainStep, rollout: Rollout) -> Contender:
     return Contender(update, lambda _: _named_state(step, inputs))
 
 
-def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Answer:
+def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Result:
     names = step.parameter_names
     return flat([tensors[name] for name in names], [tensors[f"square_avg.{name}"] for name in names])
 
@@ -114,7 +114,7 @@ def _graph(step: TrainStep, rollout: Rollout) -> Contender:
     return Contender(cuda.captured(lambda: step(rollout), lambda: step.load_state_dict(start)), lambda _: _state(step))
 
 
-def _state(step: TrainStep) -> Answer:
+def _state(step: TrainStep) -> Result:
     state = step.state()
     return flat(state.params, state.slots["square_avg"])
 

@@ -1,4 +1,4 @@
-"""The metadata that an exported file holds about itself."""
+"""The metadata in an exported file: versions, module, input shapes and hyperparameters."""
 
 import json
 from typing import Any, Container, Dict, List, Optional, Union
@@ -12,55 +12,60 @@ from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.tracing.call import Call
 
 PREFIX = "a2c_compiled."
+"""Every key of the metadata begins with this."""
 METADATA = "a2c_compiled.json"
 """Name of the extra file that holds the metadata in ``.pt`` and ``.pt2`` files."""
 
 
 def describe(call: Call) -> Dict[str, str]:
-    """Returns the metadata of an export, strings by key. A value with several parts is JSON.
+    """Returns the metadata as a dict of strings. A value that is not a string is written as JSON.
 
     The keys, each with the prefix ``a2c_compiled.``:
 
     - ``version``, ``torch_version``: versions of this package and of torch.
     - ``module``: class of the exported module.
     - ``shapes``: shape of each input, with names for the dimensions that may vary in size.
-    - ``hyperparameters``: class, coefficients and options of each part of the module.
-    - ``distribution``: the same for the action distribution, if there is one.
-    - ``noise``: kind of noise by input name, if noise is an input.
+    - ``hyperparameters``: for each :class:`~a2c_compiled._hyperparameters.CoefficientModule` in the module, by path: its class, the
+      coefficients that are not inputs, and its options.
+    - ``distribution``: the entry of ``hyperparameters`` for the action distribution, repeated. Absent without a distribution.
+    - ``noise``: ``{"noise": kind}``, with the distribution's kind of noise. Absent if the module has no input ``noise``.
     """
-    module = call.source
-    parts = {path: part for path, part in module.named_modules() if isinstance(part, CoefficientModule)}
+    source = call.source
+    parts = {path: part for path, part in source.named_modules() if isinstance(part, CoefficientModule)}
     described: Dict[str, Any] = {
         "version": a2c_compiled.__version__,
         "torch_version": torch.__version__,
         "module": type(call.module).__name__,
-        "shapes": {name: _shape(tensor, call.axes[name]) for name, tensor in call.inputs.items()},
-        "hyperparameters": {path: _settings(part, call.inputs) for path, part in parts.items()},
+        "shapes": {name: _named_shape(tensor, call.axes[name]) for name, tensor in call.inputs.items()},
+        "hyperparameters": {path: _hyperparameters(part, call.inputs) for path, part in parts.items()},
     }
     distribution = next((part for part in parts.values() if isinstance(part, Distribution)), None)
     if distribution is not None:
-        described["distribution"] = _settings(distribution, call.inputs)
+        described["distribution"] = _hyperparameters(distribution, call.inputs)
         if "noise" in call.inputs and distribution.noise_kind is not None:
             described["noise"] = {"noise": distribution.noise_kind}
     return {f"{PREFIX}{key}": value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
 
 
-def _shape(tensor: Tensor, axes: List[Optional[str]]) -> List[Union[str, int]]:
+def _named_shape(tensor: Tensor, axes: List[Optional[str]]) -> List[Union[str, int]]:
     named = [*axes, *[None] * (tensor.dim() - len(axes))]
     return [size if axis is None else axis for size, axis in zip(tensor.shape, named, strict=True)]
 
 
-def _settings(module: nn.Module, inputs: Container[str]) -> Dict[str, Any]:
-    """Returns the class of a module, its coefficients that are not inputs, and its plain options."""
-    settings: Dict[str, Any] = {"class": type(module).__name__}
+def _hyperparameters(module: nn.Module, inputs: Container[str]) -> Dict[str, Any]:
+    """Returns the class of a module, its coefficients that are not inputs, and its options.
+
+    The options are the public attributes that are None, bool, int, float or str, and the name and options of an optimizer.
+    """
+    entries: Dict[str, Any] = {"class": type(module).__name__}
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in inputs:
-            settings[name] = buffer.tolist()
+            entries[name] = buffer.tolist()
     for name, value in vars(module).items():
         if name.startswith("_") or name == "training":
             continue
         if value is None or isinstance(value, (bool, int, float, str)):
-            settings[name] = value
+            entries[name] = value
         elif hasattr(value, "options"):  # an optimizer
-            settings |= {name: value.name, **value.options}
-    return settings
+            entries |= {name: value.name, **value.options}
+    return entries

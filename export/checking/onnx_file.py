@@ -1,4 +1,4 @@
-"""Runs and checks an ONNX file without this package's own runtime."""
+"""Runs an ONNX file in onnxruntime and checks it with onnx, without this package's ``runtime.py``."""
 
 from pathlib import Path
 from typing import Callable, Dict, Mapping

@@ -21,15 +21,15 @@ from a2c_compiled._files import atomic_file
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 
-# Sizes of the first two dimensions that may vary. They are unlikely to be the sizes of the example.
+# Sizes of the first two dimensions that may vary. The sizes of the example are unlikely to be among them.
 _SIZES: Sequence[Tuple[int, int]] = ((1, 1), (67, 5), (1, 7), (11, 1), (3, 2), (128, 19))
 _EXTREME_SIZES = (9, 4)
 _FURTHER_SIZE = 3
-# Inputs that are multiplied by _SCALE in the case of large numbers. It drives logits, values and advantages to extremes.
+# Inputs that are multiplied by _SCALE in the case of large numbers. The factor drives logits, values and advantages to extremes.
 _SCALED = ("observation", "next_observation", "reward", "state_value", "next_state_value")
 _SCALE = 100.0
 _EVERY_CASE = "every case"
-# Bytes. No case is added once two cases take more than this: the training step of a large network returns all parameters.
+# No case is added once two cases take more bytes than this: the training step of a large network returns all parameters.
 _LARGE = 2**25
 
 

@@ -1,4 +1,4 @@
-"""Policies as modules from tensors to tensors."""
+"""Policies as modules from tensors to tensors. In shapes, ``*event`` is the shape of one action."""
 
 from typing import Dict, NamedTuple, Sequence
 
@@ -94,7 +94,8 @@ class SampledPolicy(_ActorCritic):
             noise: ``[N, ...]``, floating point: one row of noise for each observation.
 
         Returns:
-            ``action``: ``[N]`` or ``[N, *event]``. ``log_prob`` and ``state_value``: ``[N]``, floating point.
+            ``action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions; ``log_prob`` and ``state_value``, ``[N]``,
+            floating point.
         """
         action, log_prob = self.distribution.sample_and_log_prob(self.actor_network(observation), noise)
         return SampledAction(action, log_prob, self.critic_network(observation).reshape(log_prob.shape))
@@ -123,7 +124,7 @@ class RecurrentPolicy(nn.Module):
             hidden: ``[N, H]``, floating point: hidden state, with ``H = recurrent.hidden_size(actor_network)``.
 
         Returns:
-            ``action``: ``[N]`` or ``[N, *event]``. ``next_hidden``: ``[N, H]``, floating point.
+            ``action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions; ``next_hidden``, ``[N, H]``, floating point.
         """
         start = torch.ones([1, observation.size(0)], dtype=torch.bool, device=observation.device)
         params = self.actor_network((observation.unsqueeze(0), hidden.unsqueeze(0), start)).squeeze(0)
@@ -143,7 +144,7 @@ class _Acting(_ActorCritic):
 class ActingPolicy(InputsByName):
     """The policy of a loss with its parameters as inputs; returns a sampled action and the greedy action for each observation.
 
-    It belongs to an exported training step: the parameters that training changes are passed to it.
+    This policy belongs to an exported training step: the parameters that training changes are its inputs.
 
     Args:
         loss: loss whose networks and distribution form the policy.
@@ -184,8 +185,8 @@ class ActingPolicy(InputsByName):
                 ``[N, ...]``, floating point.
 
         Returns:
-            By name: ``action`` and ``greedy_action``, ``[N]`` or ``[N, *event]``; ``log_prob``, ``greedy_log_prob`` and ``state_value``,
-            ``[N]``, floating point.
+            By name: ``action`` and ``greedy_action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions; ``log_prob``,
+            ``greedy_log_prob`` and ``state_value``, ``[N]``, floating point.
         """
         placed = {place: inputs[name] for place, name in self._places.items()}
         arguments = inputs["observation"], inputs["noise"]

@@ -148,6 +148,6 @@ def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
     if written:
         raise ExportError(
             f"TrainStepGraph cannot be exported: a network writes to its buffer {written[0]}, which a graph cannot update. Call .eval() on"
-            " that module if this stops the writes, as it does for nn.BatchNorm, or replace it: nn.LayerNorm and nn.GroupNorm keep no"
-            " statistics"
+            " the module that has this buffer, if that stops the writes, as for nn.BatchNorm, or replace it: nn.LayerNorm and"
+            " nn.GroupNorm keep no statistics"
         )

@@ -170,7 +170,7 @@ class Learner:
 
         Args:
             observation, noise: shapes and dtypes as in :meth:`Policy.act`.
-            greedy: take the greedy action, and draw no noise.
+            greedy: whether to take the greedy action and draw no noise.
 
         Returns:
             A :class:`PolicyOutput`.
@@ -279,8 +279,11 @@ class Learner:
     def _read_by(self, policy: _Graph) -> List[str]:
         """Returns the names of the parameters that ``policy`` reads."""
         names = [name for name in policy.inputs if name not in ("observation", "noise")]
-        if any(policy.inputs[name] != self._layout.get(name) for name in names):
-            raise ValueError(f"path: expected {policy.path.name} to have the networks of {self._graph.path}, got others")
+        others = [name for name in names if policy.inputs[name] != self._layout.get(name)]
+        if others:
+            raise ValueError(
+                f"path: expected {policy.path.name} to have the networks of {self._graph.path}, got others: {', '.join(others)}"
+            )
         return names
 
     def _checked_state(self, arrays: Mapping[str, np.ndarray]) -> Tuple[Dict[str, np.ndarray], float]:
@@ -544,7 +547,7 @@ def _cuda_session(source: Union[str, bytes], options: onnxruntime.SessionOptions
 
 
 class _Random:
-    """Draws standard random numbers of the kinds that graphs need."""
+    """Draws noise for graphs: standard Gumbel, logistic and normal numbers, and uniform numbers in [0, 1)."""
 
     def __init__(self, seed: Optional[int]) -> None:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0):
@@ -563,7 +566,7 @@ class _Random:
         return dict(bits.state)
 
     def draw(self, graph: _Graph, shape: Tuple[int, ...]) -> np.ndarray:
-        """Draws noise of the kind that the metadata of ``graph`` names, in float64."""
+        """Returns noise of the kind that the metadata of ``graph`` names, in ``shape``, float64."""
         if not graph.noise:
             raise ValueError(f"noise: expected an array, since {graph.path.name} does not name its kind of noise, got None")
         unknown = [kind for kind, _ in graph.noise if kind not in _DRAWN_BY]
@@ -600,7 +603,7 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
 def _weights(model: bytearray) -> Dict[str, Tuple[_Tensor, slice]]:
     """Returns the weights in an ONNX file by name, with the place of their numbers.
 
-    They are the initializers (field 5) of the graph (field 7 of ModelProto).
+    The weights are the initializers (field 5) of the graph (field 7 of ModelProto).
     """
     dtypes = {1: "float32", 10: "float16", 11: "float64"}
     weights: Dict[str, Tuple[_Tensor, slice]] = {}

@@ -27,7 +27,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
     - Gives parameters, inputs and dimensions the names that the caller knows.
     - Adds the metadata of :func:`~a2c_compiled.export.checking.metadata.describe`.
     """
-    _fold(program, call)
+    _fold_constants(program, call)
     model = program.model
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
@@ -47,7 +47,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
     return model
 
 
-def _fold(program: torch.onnx.ONNXProgram, call: Call) -> None:
+def _fold_constants(program: torch.onnx.ONNXProgram, call: Call) -> None:
     """Folds constants, but keeps every parameter as an initializer, so that it can be found and replaced in the file.
 
     A parameter that is all zeros is kept too.

@@ -42,7 +42,7 @@ def explained(call: Call, target: str) -> Iterator[None]:
 
 
 def _explanation(error: Exception, call: Call, trail: "_Trail") -> Tuple[Optional[str], str]:
-    """Returns the operation that caused the error, if there is one, and the explanation."""
+    """Returns the operation that caused the error, or None if it is unknown, and the explanation."""
     if isinstance(error, ExportError):
         operation = error.operation
         return operation, str(error) if operation is None else _placed(call, operation, str(error).removeprefix(operation))
@@ -147,14 +147,14 @@ class _Trail:
     def _entering(self, name: str) -> Callable[[nn.Module, Tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: Tuple[Any, ...]) -> None:
             sizes = [size for arg in args if isinstance(arg, Tensor) for size in arg.shape]
-            free = [size for size in sizes if isinstance(size, SymInt) and not is_fixed(size)]
-            self._inside.append((name, module, free))
+            varying = [size for size in sizes if isinstance(size, SymInt) and not is_fixed(size)]
+            self._inside.append((name, module, varying))
 
         return hook
 
     def _leaving(self, *_: Any) -> None:
-        name, module, free = self._inside.pop()
-        if not self.fixed_in and any(map(is_fixed, free)):
+        name, module, varying = self._inside.pop()
+        if not self.fixed_in and any(map(is_fixed, varying)):
             self.fixed_in = _place(name, module)
 
 

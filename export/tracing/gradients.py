@@ -1,4 +1,4 @@
-"""Writes out the gradients that a module computes as plain operations, for exporters without autograd."""
+"""Replaces the gradient computation inside a module by ordinary forward operations, for exporters that have no autograd."""
 
 import re
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -13,36 +13,37 @@ from a2c_compiled.export.tracing.backward_operations import BACKWARD
 from a2c_compiled.export.tracing.call import Call
 from a2c_compiled.export.tracing.errors import ExportError
 
-# Sizes of the dimensions that may vary while a graph is traced. They differ, because torch treats equal sizes as one symbol.
-# If the code reads sizes, it is traced with _OTHER_SIZES too: the operations must be the same for all sizes.
+# While a graph is traced, the dimensions that may vary have these sizes, one each.
+# The sizes differ, because torch treats equal sizes as one symbol.
+# A module whose code reads sizes is traced with _OTHER_SIZES too: the operations must be the same for all sizes.
 _SIZES = (5, 7, 11, 13)
 _OTHER_SIZES = ((2, 3, 4, 6), (100_003, 100_019, 100_043, 100_049))
 
 
 def with_gradients_written_out(call: Call) -> nn.Module:
-    """Returns the module of ``call`` as a graph of forward operations that computes the same, for any size of the dimensions that may vary.
+    """Returns a graph of forward operations with the outputs of the module of ``call``, for any size of the dimensions that may vary.
 
     Raises:
-        ExportError: an operation draws random numbers or writes to a tensor that the module keeps, or the operations depend on the sizes.
+        ExportError: an operation draws random numbers or writes to a buffer or parameter, or the operations depend on the sizes.
     """
     traced = _traced(call, _SIZES)
-    _check(traced.graph, call.source)
+    _check_no_side_effects(traced.graph, call.source)
     for sizes in _OTHER_SIZES if traced.guards else ():
         if _operations(_traced(call, sizes).graph) != _operations(traced.graph):
             raise ExportError(
-                f"its operations depend on the sizes ({' and '.join(traced.guards)}), but a graph has the same operations for all sizes."
-                " Write that part so that it does not read the size"
+                f"the module's operations depend on the sizes ({' and '.join(traced.guards)}). A graph must have the same operations for"
+                " all sizes. Rewrite the code so that it does not read a size"
             )
     return _Graph(traced.graph, list(call.inputs), traced.outputs)
 
 
 class _Traced(NamedTuple):
-    """A traced graph.
+    """The operations of one call of a module, recorded with fake tensors.
 
     Attributes:
-        graph: the graph.
-        outputs: names of its outputs.
-        guards: conditions on sizes that the graph assumes.
+        graph: the operations; takes the inputs in order and returns a list of outputs.
+        outputs: names of the outputs, in order.
+        guards: conditions on the sizes that the module's code tested. The operations may differ where a condition does not hold.
     """
 
     graph: fx.GraphModule
@@ -52,8 +53,8 @@ class _Traced(NamedTuple):
 
 def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
     tracing = symbolic_tracing()
-    shapes = tracing.ShapeEnv()
-    mode = tracing.FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    shape_env = tracing.ShapeEnv()
+    mode = tracing.FakeTensorMode(shape_env=shape_env, allow_non_fake_inputs=True)
     size_of = dict(zip(call.axis_names, sizes, strict=False))
     fakes = [_fake(mode, tensor, call.axes[name], size_of) for name, tensor in call.inputs.items()]
     outputs: List[str] = []
@@ -71,10 +72,10 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
     }
     with exporting(), as_torch_exports(), _NumbersStayTensors(), mode:
         graph = tracing.make_fx(function, decomposition_table=BACKWARD, _allow_non_fake_inputs=True)(*fakes)
-    free = {str(size) for fake in fakes for size in fake.shape}
-    if not free.issuperset(axis_of):
+    sizes_left = {str(size) for fake in fakes for size in fake.shape}
+    if not sizes_left.issuperset(axis_of):
         return _Traced(graph, outputs, [])  # a dimension was fixed to one size; torch.export raises the error later
-    guards = [re.sub(r"\w+", lambda word: axis_of.get(word[0], word[0]), str(guard.expr)) for guard in shapes.guards]
+    guards = [re.sub(r"\w+", lambda word: axis_of.get(word[0], word[0]), str(guard.expr)) for guard in shape_env.guards]
     return _Traced(graph, outputs, list(dict.fromkeys(guards)))
 
 
@@ -94,7 +95,10 @@ class _Graph(nn.Module):
 
 
 def _fake(mode: Any, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Mapping[str, int]) -> Tensor:
-    """Returns a tensor without data like ``tensor``. Its named dimensions have the sizes in ``size_of`` and may have any other."""
+    """Returns a tensor without data, in the shape and dtype of ``tensor``, but with the sizes in ``size_of`` for its named dimensions.
+
+    These dimensions may vary in size.
+    """
     names = [*axes, *[None] * (tensor.dim() - len(axes))]
     tracing = symbolic_tracing()
     with tracing.FakeTensorMode():
@@ -114,20 +118,20 @@ class _NumbersStayTensors(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.addcdiv_ and isinstance(kwargs.get("value"), Tensor):
             param, numerator, denominator = args
-            return param.add_(_as_number(kwargs["value"], param) * numerator / denominator)
+            return param.add_(_cast_like(kwargs["value"], param) * numerator / denominator)
         if func is Tensor.add_ and isinstance(kwargs.get("alpha"), Tensor):
             param, direction = args
-            return param.add_(_as_number(kwargs["alpha"], param) * direction)
+            return param.add_(_cast_like(kwargs["alpha"], param) * direction)
         return func(*args, **kwargs)
 
 
-def _as_number(tensor: Tensor, operand: Tensor) -> Tensor:
-    """Casts a 0-d tensor to the dtype of the operand, in which a kernel computes with a Python number."""
+def _cast_like(tensor: Tensor, operand: Tensor) -> Tensor:
+    """Casts a 0-d tensor to the dtype of the operand. A kernel computes with a Python number in this dtype."""
     return tensor.to(operand.dtype)
 
 
-def _check(graph: fx.GraphModule, source: nn.Module) -> None:
-    """Raises ExportError if the graph draws random numbers or writes to a tensor that the module keeps."""
+def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
+    """Raises ExportError if the graph draws random numbers or writes to a buffer or parameter of the module."""
     buffers = {id(buffer): name for name, buffer in source.named_buffers()}
     kept = {node: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for node in graph.graph.nodes:
@@ -136,8 +140,8 @@ def _check(graph: fx.GraphModule, source: nn.Module) -> None:
         operation = str(node.target).removesuffix(".default")
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise ExportError(
-                f"{operation}: draws random numbers inside the graph. Call .eval() on that module, or remove it; random numbers must be"
-                " an input",
+                f"{operation}: draws random numbers inside the graph. Call .eval() on the module that does this, or remove it; random"
+                " numbers must be an input",
                 operation,
             )
         for value, writes in _shared(node):
@@ -146,16 +150,17 @@ def _check(graph: fx.GraphModule, source: nn.Module) -> None:
             if not writes:
                 kept[node] = kept[value]  # a view
                 continue
-            buffer = buffers.get(id(kept[value]), "that the module keeps")
+            name = buffers.get(id(kept[value]))
+            target = "a buffer or parameter" if name is None else f"the buffer {name}"
             raise ExportError(
-                f"{operation}: writes to the buffer {buffer}, which a graph cannot update. Call .eval() on that module if this stops the"
-                " writes, as it does for nn.BatchNorm, or replace it: nn.LayerNorm and nn.GroupNorm keep no statistics",
+                f"{operation}: writes to {target}, which a graph cannot update. Call .eval() on the module that does this, if that"
+                " stops the writes, as for nn.BatchNorm, or replace it: nn.LayerNorm and nn.GroupNorm keep no statistics",
                 operation,
             )
 
 
 def _shared(node: fx.Node) -> Iterator[Tuple[fx.Node, bool]]:
-    """Yields the nodes that share memory with the result of ``node``, and whether ``node`` writes to that memory."""
+    """Yields each node whose memory the result of ``node`` shares, with True if ``node`` writes to it."""
     for i, (name, writes) in enumerate(aliases(node.target)):
         value = node.args[i] if i < len(node.args) else node.kwargs.get(name)
         if writes is not None and isinstance(value, fx.Node):

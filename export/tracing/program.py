@@ -74,7 +74,7 @@ def _unshared(module: nn.Module) -> nn.Module:
 def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
     """Tells torch that dimensions of the same name have the same size.
 
-    This comes first. Otherwise torch.export finds it out last, and rejects sizes because of guards that it met before.
+    Called before the module runs. Otherwise torch.export learns it last, and rejects sizes because of earlier guards (conditions).
     """
     sizes: Dict[str, int] = {}
     for name, axes in call.axes.items():

@@ -23,7 +23,10 @@ _MOST_ROUNDS = 24
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
-    """Computes ``a2c_compiled::linear_scan``, ``y[t] = x[t] + decay[t] * y[t + 1]``. ``dim`` is negative."""
+    """Computes ``a2c_compiled::linear_scan``, ``y[t] = x[t] + decay[t] * y[t + 1]``. ``dim`` is negative.
+
+    Returns ``y`` in the shape and dtype of ``x``.
+    """
     return _doubling(widen(x), widen(decay), dim, 1).to(x.dtype)
 
 

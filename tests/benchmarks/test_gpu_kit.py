@@ -89,5 +89,5 @@ def test_instructions_are_counted_without_a_gpu():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = done.stdout.splitlines()
-    executed = float(line.partition(" part 0: ")[2].split()[0])
+    executed = float(line.partition(" launch 0: ")[2].split()[0])
     assert 20 < executed < 200, line

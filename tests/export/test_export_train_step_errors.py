@@ -90,7 +90,7 @@ LAYER = r"loss\.actor_network\.1"
         (
             nn.Dropout(),
             "aten.bernoulli_.float",
-            rf"\(in {LAYER}, Dropout\): draws random numbers .* Call \.eval\(\) on that module",
+            rf"\(in {LAYER}, Dropout\): draws random numbers .* Call \.eval\(\) on the module",
         ),
         (
             Convolved(groups=2),
@@ -135,7 +135,7 @@ def test_a_buffer_that_a_network_writes_to_is_named_with_a_remedy_and_not_change
             Branching(),
             rf'branches on values of tensors \(in {LAYER}, Branching, "return x if .*", .*_errors\.py:\d+\)\. .* torch\.where',
         ),
-        (BranchingOnSize(), r"operations depend on the sizes \(.*T.*\).* does not read the size"),
+        (BranchingOnSize(), r"operations depend on the sizes \(.*T.*\).* does not read a size"),
         (
             Looping(),
             rf"only works for T = 5, the example's size \(in {LAYER}, Looping\); a loop over .* part of the observation, .* nn\.GRUCell",

@@ -344,7 +344,7 @@ def test_a_training_step_that_moves_statistics_is_not_exported(tmp_path):
     loss = make_loss(advantage_norm=PercentileNorm(rate=0.5))
     step, rollout = TrainStep(loss, "sgd", compile=False), make_rollout((5, 6))
     before = statistics(loss.advantage_norm)
-    with pytest.raises(export.ExportError, match=r"buffer advantage_norm\.low, .* Call \.eval\(\) on that module"):
+    with pytest.raises(export.ExportError, match=r"buffer advantage_norm\.low, .* Call \.eval\(\) on the module"):
         export.export_train_step(step, rollout, tmp_path / "step.onnx")
     assert torch.equal(statistics(loss.advantage_norm), before)
     assert not list(tmp_path.iterdir())

@@ -59,7 +59,7 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
     - ``normalize_advantage`` becomes ``average_gae``: advantages are standardised over the whole rollout, not over a minibatch, and the
       divisor is ``max(std, 1e-4)``, not ``std + 1e-8``.
 
-    For PPO the result is the A2C objective with PPO's coefficients. It has no clipped probability ratio. A features extractor that actor
+    For PPO the result is the A2C objective with PPO's coefficients, without the clipped probability ratio. A features extractor that actor
     and critic share runs twice.
 
     Args:

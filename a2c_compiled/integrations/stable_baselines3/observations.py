@@ -43,7 +43,10 @@ class Normalized(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """Transposes images ``[*B, H, W, C]`` to ``[*B, C, H, W]``. Images that already have the shape of the model's space are unchanged."""
+    """Transposes images ``[*B, H, W, C]`` to ``[*B, C, H, W]``, with ``*B`` any batch dimensions.
+
+    Images that already have the shape of the model's space are unchanged.
+    """
 
     shape: List[int]
 

@@ -25,8 +25,8 @@ def accelerate() -> Acceleration:
     Advantages and returns equal those of Stable-Baselines3 within float32 rounding, with one exception: a NaN in one episode does not
     spread to the episode before it. Every nonzero number in ``episode_starts`` marks the start of an episode.
 
-    If the dtypes or shapes of a buffer are not those of Stable-Baselines3, the original method computes it, and the call is counted in
-    ``fallbacks``.
+    If the dtypes or shapes of a buffer are not those of Stable-Baselines3, the original method computes the advantages, and the call is
+    counted in ``fallbacks``.
 
     Returns:
         :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from now on. Calls may be nested and repeated. The

@@ -26,11 +26,11 @@ def accelerate() -> Acceleration:
 
     - Functions of ``torchrl.objectives.value.functional``: one kernel for the forward pass and one for the backward pass, instead of a
       Python loop or a convolution. Names that other modules have imported before this call are replaced too.
-    - Value network of every estimator: one call for observations and next observations, instead of ``vmap`` over TensorDicts. This
-      requires a network of layers that accept any number of leading dimensions.
+    - Value network of every estimator: one call for observations and next observations, instead of ``vmap`` over TensorDicts. One
+      call requires a network of layers that accept any number of leading dimensions.
     - ``A2CLoss``: networks that already hold the loss's parameters are called without swapping the parameters first.
 
-    Results and gradients equal TorchRL's within rounding. They differ where TorchRL's are wrong: gradients with respect to gamma in the
+    Results and gradients equal TorchRL's within rounding. Results differ where TorchRL's are wrong: gradients with respect to gamma in the
     vectorised functions, gamma = 0, NaN after the end of an episode, and sums in half precision.
 
     Calls that this library does not support run TorchRL's function, and are counted in ``fallbacks``. Code that torch.compile traces is

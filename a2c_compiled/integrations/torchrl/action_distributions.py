@@ -66,7 +66,7 @@ def converted(
     keys = {name: unravel_key(key) for name, key in zip(module.dist_keys, module.in_keys, strict=True)}
     if kind in _CHOICES:
         make_choice, names = _CHOICES[kind]
-        _check(kind, keys, names, options, ())
+        _check_supported(kind, keys, names, options, ())
         nodes = [chain.node(keys[name]) for name in names]
         n = chain.width(keys[names[0]]) if num_params is None else num_params
         return make_choice(_known(n)), chain.concatenated(nodes)
@@ -74,7 +74,7 @@ def converted(
         supported = ", ".join(sorted({supported_kind.__name__ for supported_kind in (*_CHOICES, *_VECTORS)}))
         raise TypeError(f"distribution_class: expected one of {supported}, got {getattr(kind, '__name__', kind)}")
     make, allowed = _VECTORS[kind]
-    _check(kind, keys, ("loc", "scale"), options, allowed)
+    _check_supported(kind, keys, ("loc", "scale"), options, allowed)
     shared_options = {name: _plain(options[name]) for name in allowed if name in options}
     raw = chain.raw_scales.get((keys["loc"], keys["scale"]))
     if raw is not None:
@@ -85,7 +85,9 @@ def converted(
     return make(_known(dim), scale_mapping="identity", scale_lb=_SMALLEST_SCALE, **shared_options), params
 
 
-def _check(kind: Any, keys: Dict[str, Any], names: Tuple[str, ...], options: Dict[str, Any], allowed: Tuple[str, ...]) -> None:
+def _check_supported(
+    kind: Any, keys: Dict[str, Any], names: Tuple[str, ...], options: Dict[str, Any], allowed: Tuple[str, ...]
+) -> None:
     if set(keys) != set(names):
         raise ValueError(f"in_keys: expected {list(names)} for {kind.__name__}, got {list(keys)}")
     refused: List[str] = []

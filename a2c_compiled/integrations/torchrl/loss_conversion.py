@@ -168,7 +168,10 @@ def _estimator(loss: objectives.A2CLoss) -> ours.ValueEstimator:
     if type(estimator) not in _ESTIMATORS:
         raise TypeError(f"value_estimator: expected an estimator of torchrl.objectives.value, got {type(estimator).__name__}")
     if estimator.value_network is not loss.critic_network:
-        raise ValueError("value_estimator: expected the critic network of the loss as value_network, got another or none")
+        raise ValueError(
+            "value_estimator: expected the critic network of the loss as value_network, got"
+            f" {'None' if estimator.value_network is None else 'another ' + type(estimator.value_network).__name__}"
+        )
     if estimator.skip_existing:
         raise ValueError("value_estimator: expected skip_existing=None, since no TensorDict stores values, got True")
     make, read_options = _ESTIMATORS[type(estimator)]

@@ -1,4 +1,4 @@
-"""Converts sequences of TensorDictModules to one module of tensors. It compiles, scripts and exports if the modules inside do."""
+"""Converts sequences of TensorDictModules to one module of tensors, which compiles, scripts and exports if the modules inside do."""
 
 import operator
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -171,7 +171,7 @@ def _width(module: nn.Module) -> Optional[int]:
 
 
 def _mapping_name(mapping: Any) -> str:
-    """Returns this library's name of a mapping of scales. TorchRL stores the mapping as a name or as a function.
+    """Returns this library's name of a mapping of scales, which tensordict stores as a name or as a function.
 
     Raises:
         ValueError: this library has no such mapping.
@@ -179,7 +179,7 @@ def _mapping_name(mapping: Any) -> str:
     mapping = mappings(mapping) if isinstance(mapping, str) else mapping
     if isinstance(mapping, biased_softplus) and mapping.min_val == 0.01:
         bias = float(nn.functional.softplus(torch.tensor(mapping.bias, dtype=torch.float64))) + mapping.min_val
-        return f"biased_softplus_{round(bias, 5)}"  # TorchRL rounds the shift to float32
+        return f"biased_softplus_{round(bias, 5)}"  # tensordict rounds the shift to float32
     for name, ours in (("softplus", "softplus"), ("exp", "exp"), ("relu", "relu"), ("none", "identity")):
         if mapping is mappings(name):
             return ours

@@ -16,7 +16,7 @@ Count = Callable[[Optional[str]], None]
 def call_value_nets(original: Callable[..., Any], count: Count) -> Callable[..., Any]:
     """Returns the replacement for ``ValueEstimatorBase._call_value_nets``.
 
-    It calls the value network once on the stacked observations and next observations. TorchRL maps the network over a stack of
+    The replacement calls the value network once on the stacked observations and next observations. TorchRL maps the network over a stack of
     TensorDicts and parameters with ``vmap``.
     """
 
