@@ -258,6 +258,15 @@ def test_nan_does_not_pass_a_terminated_step(form, blocks, dim):
         assert_nan_stops_at_a_cut(form, blocks, dim, 5, nan_steps, kept=(6, 7))
 
 
+def test_gradient_of_vtrace_passes_a_clip_whose_threshold_equals_the_ratio():
+    """On-policy data has a ratio of 1, and the usual thresholds are 1."""
+    case = Case(scan_forms.VTRACE_BACKWARD, (6, 5), -2)
+    case.values["log_mu"] = case.values["log_pi"].clone()
+    case.coefficients |= {name: torch.tensor(1.0) for name in case.coefficients if name.endswith("_thresh")}
+    case.values["value_target"] = case.forward(case.inputs())[1].float()
+    case.check()
+
+
 def test_a_compiled_kernel_launches_itself_if_triton_supports_it(monkeypatch):
     class Kernel:
         def __getitem__(self, grid):
