@@ -1,13 +1,13 @@
-"""What every estimator should return: plain loops over time in float64, one step at a time, differentiable by autograd.
+"""The correct result of every estimator: plain loops over time in float64, one step at a time, differentiable by autograd.
 
-Nothing here calls the library. Arguments carry the library's names; coefficients are numbers or tensors that broadcast to the data.
+Nothing here calls the library. Arguments have the library's names. Coefficients are numbers or tensors that broadcast to the data.
 """
 
 import torch
 
 
 def linear_scan(x, decay, dim, reverse=True):
-    """``decay[t]`` is the weight between ``t`` and ``t + 1``, in either direction."""
+    """``decay[t]`` is the weight between the steps ``t`` and ``t + 1``, in both directions."""
     x, decay = time_first(dim, *torch.broadcast_tensors(wide(x), wide(decay)))
     y = list(x)
     for t in list(in_order(len(x), reverse))[1:]:
@@ -133,7 +133,7 @@ def vtrace_advantage_estimate(
     excess, value_target, advantage = [None] * length, [None] * length, [None] * length  # excess: v - V(s)
     for t in in_order(length, True):
         ratio = torch.exp(log_pi[t] - log_mu[t])
-        # At the threshold itself, where data is on-policy, the gradient is the ratio's.
+        # At the threshold itself (on-policy data), the gradient is that of the ratio.
         rho = torch.where(ratio <= rho_thresh[t], ratio, rho_thresh[t])
         c = lmbda[t] * torch.where(ratio <= c_thresh[t], ratio, c_thresh[t])
         pg_rho = torch.where(ratio <= pg_rho_thresh[t], ratio, pg_rho_thresh[t])
@@ -190,7 +190,7 @@ def retrace_return_estimate(
         done,
         done if terminated is None else terminated,
     )
-    # Where a step ends the data or the episode, the target is the one-step return.
+    # At the last step of the data or of an episode, the return is the one-step return.
     returns = [reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) for t in range(len(reward))]
     for t in in_order(len(reward) - 1, True):
         ratio = torch.exp(log_pi[t + 1] - log_mu[t + 1])
@@ -200,7 +200,7 @@ def retrace_return_estimate(
 
 
 def standardize(x, eps, mask=None, group=None, separate_dim=None):
-    """Each group, and each entry of ``separate_dim``, by itself. What the mask leaves out is 0."""
+    """Standardises each group and each index of ``separate_dim`` separately. Elements outside the mask become 0."""
     x = wide(x)
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     group = torch.zeros(()).long() if group is None else group
@@ -220,7 +220,7 @@ def standardize(x, eps, mask=None, group=None, separate_dim=None):
 
 
 def wide(value):
-    """A number or floating tensor in float64; flags as they are."""
+    """Returns a number or a floating tensor as a float64 tensor, and flags unchanged."""
     if not isinstance(value, torch.Tensor):
         return torch.tensor(value, dtype=torch.float64)
     return value if value.dtype == torch.bool else value.double()
@@ -235,7 +235,7 @@ def time_first(dim, *tensors):
 
 
 def steps(dim, *arguments):
-    """All of one shape, in float64, time in front; one-element coefficients of any rank are numbers."""
+    """Returns ``arguments`` in float64, expanded to the shape of the data, with time as the first dimension."""
     arguments = [wide(argument) for argument in arguments]
     shape = next(
         argument.shape for argument in reversed(arguments) if argument.dtype == torch.bool

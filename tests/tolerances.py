@@ -1,20 +1,22 @@
-"""How far a result may be from the float64 oracle, relative to the largest magnitude expected: the one table."""
+"""The largest error allowed between a result and the float64 oracle, relative to the largest magnitude of the oracle."""
 
 import torch
 
 RELATIVE = {
     torch.float64: 1e-10,
     torch.float32: 1e-5,
-    # The result's own rounding, half a unit in the last place, and little else: half precision is accumulated in float32.
+    # Half a unit in the last place, which rounds the result, and 10 %: half precision is accumulated in float32.
     torch.float16: 2**-11 * 1.1,
     torch.bfloat16: 2**-8 * 1.1,
 }
 
 
 def assert_close(actual, expected, dtype=None, what="result", roundings=1):
-    """``actual`` is of ``expected``'s shape and within the tolerance of ``dtype`` (default: its own); NaN fails.
+    """Asserts that ``actual`` has the shape of ``expected`` and differs by no more than the tolerance. NaN fails.
 
-    ``roundings``: how often a half-precision result was rounded on its way.
+    Args:
+        dtype: the dtype whose tolerance holds; that of ``actual`` by default.
+        roundings: how often a half-precision result is rounded during the computation.
     """
     tolerance = RELATIVE[dtype or actual.dtype]
     if actual.dtype in (torch.float16, torch.bfloat16):

@@ -1,6 +1,7 @@
 """Value estimators as modules: the functions with their hyperparameters, standardisation and auto-reset, in every mode."""
 
 import copy
+import functools
 import inspect
 import pickle
 
@@ -12,6 +13,7 @@ from cases import (
     STANDARDISING,
     VARIANT_IDS,
     VARIANTS,
+    assert_equals,
     call_arguments,
     evaluate,
     in_double,
@@ -36,7 +38,8 @@ from a2c_compiled.estimators import (
 from a2c_compiled.estimators.base import REGISTERED
 
 SHAPE = (6, 5)
-# What gives advantage and value target, or the value target alone: a return, whose advantage is it less the value.
+# The function of each estimator. It returns advantage and value target, or a return: the value target, whose advantage is
+# the return minus the value.
 FUNCTION_OF = {
     GAE: "generalized_advantage_estimate",
     TD0Estimator: "td0_return_estimate",
@@ -50,12 +53,12 @@ N = inspect.signature(NStepEstimator).parameters["n"].default
 
 
 def coefficients(kind, **values):
-    """Those of ``values`` that ``kind`` takes."""
+    """Returns those of ``values`` that are arguments of ``kind``."""
     return {name: value for name, value in values.items() if name in inspect.signature(kind).parameters}
 
 
 def expected(kind, options, group=None, mask=None, **values):
-    """The oracle of the whole module, as a function of the same arguments; ``values`` are coefficients."""
+    """Returns the oracle of the module ``kind(**values, **options)``, a function of the same tensors. ``values`` are coefficients."""
     standardising, eps = STANDARDISING[kind]
     values = {"gamma": 0.97, "lmbda": 0.9, "time_dim": -2, "n": N, **values}
 
@@ -78,14 +81,7 @@ def expected(kind, options, group=None, mask=None, **values):
 
 
 def assert_equals_oracle(module, kind, options, arguments, **values):
-    """Results and gradients to values, rewards and log-probabilities."""
-    results, gradients = evaluate(module, arguments)
-    truths, true_gradients = evaluate(expected(kind, options, **values), in_double(arguments))
-    for what, result, truth in zip(("advantage", "value_target"), results, truths, strict=True):
-        assert result.dtype == arguments["reward"].dtype
-        assert_close(result, truth, what=what)
-    for name, truth in true_gradients.items():
-        assert_close(gradients[name], truth, what=f"gradient to {name}")
+    assert_equals(module, expected(kind, options, **values), arguments)
 
 
 @pytest.mark.parametrize(("shape", "time_dim"), [(SHAPE, -2), ((5, 6), -1), ((3, 6, 1), -2), ((2, 6, 3, 2), 1)], ids=str)
@@ -118,7 +114,7 @@ def test_terminated_none_means_done(kind, options):
 
 
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
-def test_not_differentiable_gives_results_without_gradient(kind, options):
+def test_results_require_no_gradient_unless_differentiable(kind, options):
     arguments = inputs(kind, make_steps(SHAPE))
     leaves = {name: value.requires_grad_() if value.is_floating_point() else value for name, value in arguments.items()}
     plain = kind(**options)(**leaves)
@@ -139,7 +135,7 @@ def test_arguments_are_never_written_to(kind, options, differentiable):
 
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0), (1, 1)], ids=str)
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
-def test_no_steps_no_rows_and_a_single_step_give_finite_results_and_gradients(kind, options, shape):
+def test_empty_data_and_a_single_step_give_finite_results_and_gradients(kind, options, shape):
     results, gradients = evaluate(kind(**options, differentiable=True), inputs(kind, make_steps(shape)))
     for tensor in (*results, *gradients.values()):
         assert tensor.shape == shape
@@ -150,7 +146,7 @@ def test_no_steps_no_rows_and_a_single_step_give_finite_results_and_gradients(ki
 def test_standardised_constants_are_zero_not_nan(kind):
     option, _ = STANDARDISING[kind]
     steps = make_steps(SHAPE, ends="all_terminated")
-    # One advantage for all: no reward, no value, and the same ratio.
+    # All advantages are equal: the reward is constant, and values and log-probabilities are 0.
     constant = {k: torch.zeros_like(v) if v.is_floating_point() else v for k, v in inputs(kind, steps).items()}
     constant["reward"] += 3.0
     results, gradients = evaluate(kind(**{option: True}, differentiable=True), constant)
@@ -159,7 +155,7 @@ def test_standardised_constants_are_zero_not_nan(kind):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_standardisation_divides_by_no_less_than_its_eps(kind):
+def test_standardisation_divides_by_at_least_eps(kind):
     option, eps = STANDARDISING[kind]
     steps = make_steps((2, 1), ends="all_terminated")
     small = {k: torch.zeros_like(v) if v.is_floating_point() else v for k, v in inputs(kind, steps).items()}
@@ -176,7 +172,7 @@ def test_half_precision_results_have_the_rewards_dtype(kind, options, dtype):
     arguments = inputs(kind, make_steps(SHAPE, dtype))
     for result, truth in zip(module(**arguments), expected(kind, options, **values)(**in_double(arguments)), strict=True):
         assert result.dtype == dtype
-        # The reward is rounded once more where it was standardised or added to.
+        # Options standardise the reward or add to it, which rounds it once more.
         assert_close(result, truth, roundings=3 if options else 1)
 
 
@@ -194,10 +190,11 @@ def test_scripted_estimator_that_is_not_differentiable_gives_no_gradient(kind):
     assert not any(result.requires_grad for result in torch.jit.script(kind())(**leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"), [variant for variant in VARIANTS if variant[1]][:-1], ids=[i for i in VARIANT_IDS if "-" in i][:-1]
 )
-def test_compiled_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients(kind, options):
+def test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients(kind, options):
     torch._dynamo.reset()
     values = coefficients(kind, gamma=0.97, lmbda=0.9)
     module = kind(**values, **options, differentiable=True)
@@ -254,7 +251,7 @@ def test_a_deep_copy_is_independent(kind):
     assert module.gamma.item() == 0.9
 
 
-# Several steps between observations, groups, masks
+# steps_to_next_obs, group and mask
 
 
 GROUPED = tuple((kind, {STANDARDISING[kind][0]: True}) for kind in CLASSES)
@@ -276,27 +273,22 @@ def test_steps_to_next_obs_group_and_mask_together_equal_the_oracle(kind, option
     values = coefficients(kind, gamma=0.97, lmbda=0.9)
     module = kind(**values, **options, differentiable=True)
     module = torch.jit.script(module) if mode == "scripted" else module
-    extra = {"steps_to_next_obs": steps, "group": group, "mask": mask}
-    truths, true_gradients = evaluate(
+    assert_equals(
+        lambda **tensors: module(**tensors, steps_to_next_obs=steps, group=group, mask=mask),
         expected(kind, options, group, mask, **{**values, "gamma": 0.97 ** steps.double()}),
-        in_double(inputs(kind, make_steps(SHAPE, dtype))),
+        inputs(kind, make_steps(SHAPE, dtype)),
     )
-    results, gradients = evaluate(lambda **given: module(**given, **extra), inputs(kind, make_steps(SHAPE, dtype)))
-    for what, result, truth in zip(("advantage", "value_target"), results, truths, strict=True):
-        assert_close(result, truth, what=what)
-    for name, truth in true_gradients.items():
-        assert_close(gradients[name], truth, what=f"gradient to {name}")
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_one_step_to_the_next_observation_is_none_said(kind):
+def test_steps_to_next_obs_of_1_equals_none(kind):
     arguments = inputs(kind, make_steps(SHAPE))
     for result, same in zip(kind()(**arguments, steps_to_next_obs=torch.ones(SHAPE).long()), kind()(**arguments), strict=True):
         assert_close(result, same)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_gamma_receives_its_gradient_through_several_steps(kind):
+def test_gradient_of_gamma_with_steps_to_next_obs_equals_finite_differences(kind):
     steps, arguments = steps_group_and_mask(SHAPE)[0], inputs(kind, make_steps(SHAPE))
 
     def total(gamma):
@@ -305,33 +297,32 @@ def test_gamma_receives_its_gradient_through_several_steps(kind):
     assert torch.autograd.gradcheck(total, torch.tensor(0.9, dtype=torch.float64, requires_grad=True))
 
 
-def test_nan_where_the_mask_is_false_reaches_nothing_that_is_standardised():
+def test_nan_outside_the_mask_does_not_reach_standardised_results():
     _, group, mask = steps_group_and_mask(SHAPE)
     arguments = inputs(TD0Estimator, make_steps(SHAPE))
     module = TD0Estimator(average_rewards=True, differentiable=True)
-    clean, gradients = evaluate(lambda **given: module(**given, group=group, mask=mask), arguments)
+    clean, gradients = evaluate(lambda **tensors: module(**tensors, group=group, mask=mask), arguments)
     arguments["reward"] = arguments["reward"].masked_fill(~mask, torch.nan)
-    results, same_gradients = evaluate(lambda **given: module(**given, group=group, mask=mask), arguments)
+    results, same_gradients = evaluate(lambda **tensors: module(**tensors, group=group, mask=mask), arguments)
     assert all(torch.equal(result, same) for result, same in zip(results, clean, strict=True))
     assert all(torch.equal(same_gradients[name], gradient) for name, gradient in gradients.items())
 
 
-def test_compiled_with_steps_group_and_mask_equals_eager_in_other_shapes():
+@pytest.mark.slow
+def test_traced_with_steps_group_and_mask_equals_eager_in_other_shapes():
     torch._dynamo.reset()
     module = GAE(average_gae=True, differentiable=True)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    traced = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for shape in (SHAPE, (9, 2)):
         extra = dict(zip(("steps_to_next_obs", "group", "mask"), steps_group_and_mask(shape), strict=True))
-        arguments = inputs(GAE, make_steps(shape))
         with torch._dynamo.config.patch(error_on_recompile=shape != SHAPE):
-            found = evaluate(lambda **given: compiled(**given, **extra), arguments)  # noqa: B023
-        expected_ = evaluate(lambda **given: module(**given, **extra), arguments)  # noqa: B023
-        for result, truth in zip((*found[0], *found[1].values()), (*expected_[0], *expected_[1].values()), strict=True):
-            assert_close(result, truth)
+            assert_equals(
+                functools.partial(traced, **extra), functools.partial(module, **extra), inputs(GAE, make_steps(shape))
+            )
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("changed", "error", "message"),
     [
         ({"steps_to_next_obs": torch.ones(5).long()}, ValueError, "steps_to_next_obs: expected the shape of reward"),
         ({"group": torch.zeros(5).long()}, ValueError, r"group: expected the shape of the data, \[6, 5\], or of its first"),
@@ -342,12 +333,12 @@ def test_compiled_with_steps_group_and_mask_equals_eager_in_other_shapes():
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 @pytest.mark.parametrize(("kind", "options"), [GROUPED[0], GROUPED[1]], ids=["advantage", "reward"])
-def test_wrong_steps_group_or_mask_is_refused_by_name(kind, options, given, error, message):
+def test_wrong_steps_group_or_mask_raises_an_error_that_names_it(kind, options, changed, error, message):
     with pytest.raises(error, match=message):
-        kind(**options)(**inputs(kind, make_steps(SHAPE)), **given)
+        kind(**options)(**inputs(kind, make_steps(SHAPE)), **changed)
 
 
-# Choosing an estimator
+# make_value_estimator
 
 
 @pytest.mark.parametrize(
@@ -374,7 +365,7 @@ def test_wrong_steps_group_or_mask_is_refused_by_name(kind, options, given, erro
     ],
     ids=str,
 )
-def test_an_estimator_is_made_by_kind_with_the_losss_defaults(value_type, kind):
+def test_make_value_estimator_takes_a_name_or_a_class_and_uses_the_defaults_of_the_loss(value_type, kind):
     module = make_value_estimator(value_type)
     assert type(module) is kind
     assert module.differentiable
@@ -382,13 +373,13 @@ def test_an_estimator_is_made_by_kind_with_the_losss_defaults(value_type, kind):
     assert not hasattr(module, "lmbda") or module.lmbda.item() == (1.0 if kind is VTrace else 0.95)
 
 
-def test_every_member_of_the_enumeration_is_an_estimator_of_the_package():
+def test_value_estimators_enumerates_the_estimators_of_the_package():
     assert {kind.name for kind in ValueEstimators} == {"TD0", "TD1", "TDLambda", "GAE", "MAGAE", "VTrace", "NStep", "UPGO"}
     assert [kind.value for kind in ValueEstimators] == [getattr(estimators, kind.value.__name__) for kind in ValueEstimators]
     assert pickle.loads(pickle.dumps(ValueEstimators.TD0)) is ValueEstimators["TD0"] is ValueEstimators(TD0Estimator)
 
 
-def test_an_estimator_of_ones_own_is_made_by_its_name():
+def test_make_value_estimator_finds_a_subclass_by_its_registered_name():
     class Twice(TD0Estimator, name="TD_Twice"):
         def returns(self, steps):
             return 2 * steps.reward
@@ -399,14 +390,14 @@ def test_an_estimator_of_ones_own_is_made_by_its_name():
         del REGISTERED["TD_Twice"]
 
 
-def test_hyperparameters_reach_the_estimator():
+def test_make_value_estimator_passes_hyperparameters():
     module = make_value_estimator("gae", gamma=0.5, lmbda=0.25, average_gae=True, time_dim=-1, differentiable=False)
     assert (module.gamma.item(), module.lmbda.item(), module.time_dim) == (0.5, 0.25, -1)
     assert module.average_gae
     assert not module.differentiable
 
 
-def test_an_estimator_is_returned_as_it_is():
+def test_make_value_estimator_returns_an_estimator_unchanged():
     module = GAE()
     assert make_value_estimator(module) is module
     assert not module.differentiable
@@ -441,13 +432,13 @@ def test_an_estimator_is_returned_as_it_is():
         (lambda: VTrace(rho_thresh=True), TypeError, "rho_thresh: expected a number or a tensor, got True"),
     ],
 )
-def test_a_wrong_choice_is_refused_by_name(make, error, message):
+def test_a_wrong_hyperparameter_or_name_raises_an_error_that_names_it(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
 @pytest.mark.parametrize("mode", ["eager", "scripted"])
-def test_vtraces_clip_of_the_advantage_is_rho_thresh_until_one_is_assigned(mode):
+def test_pg_rho_thresh_of_vtrace_is_rho_thresh_until_it_is_assigned(mode):
     arguments = inputs(VTrace, make_steps(SHAPE))
 
     def answers(module):
@@ -472,9 +463,9 @@ def test_vtrace_names_the_log_probability_that_is_missing(missing):
     ("kind", "options", "name"),
     [(*variant, name) for variant in VARIANTS for name in inputs(variant[0], make_steps(SHAPE))],
 )
-def test_a_wrong_shape_or_dtype_is_refused_by_name(kind, options, name):
+def test_a_wrong_shape_or_dtype_raises_an_error_that_names_the_argument(kind, options, name):
     arguments = inputs(kind, make_steps(SHAPE))
-    # Everything is held against the reward: where it is the odd one out, the first of the others is named.
+    # All shapes are compared with that of reward. If reward itself is wrong, the error names the first tensor that is compared.
     with pytest.raises(ValueError, match=f"^{'done' if name == 'reward' else name}: expected the shape of reward"):
         kind(**options)(**{**arguments, name: arguments[name][:-1]})
     wrong = arguments[name].int() if name in ("done", "terminated", "reward") else arguments[name].bool()
@@ -482,7 +473,7 @@ def test_a_wrong_shape_or_dtype_is_refused_by_name(kind, options, name):
         kind(**options)(**{**arguments, name: wrong})
 
 
-def test_an_estimator_of_ones_own_decides_what_it_standardises():
+def test_a_subclass_decides_whether_it_standardises_advantages_or_rewards():
     class Always(estimators.GAE):
         def standardizes_advantage(self) -> bool:
             return True
@@ -497,5 +488,5 @@ def test_an_estimator_of_ones_own_decides_what_it_standardises():
         (Always(), estimators.GAE(average_gae=True)),
         (Rewards(), estimators.TDLambdaEstimator(average_rewards=True)),
     ):
-        for found, expected in zip(mine(*arguments), other(*arguments), strict=True):
-            assert torch.equal(found, expected)
+        for result, expected in zip(mine(*arguments), other(*arguments), strict=True):
+            assert torch.equal(result, expected)

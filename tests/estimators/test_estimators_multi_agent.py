@@ -1,9 +1,11 @@
-"""GAE of several agents: a team's rewards and ends, or each agent's own."""
+"""GAE of several agents that share rewards and ends as a team, or have their own."""
+
+import functools
 
 import oracle
 import pytest
 import torch
-from cases import evaluate, in_double, inputs, make_steps
+from cases import assert_equals, evaluate, in_double, inputs, make_steps
 from tolerances import assert_close
 
 from a2c_compiled.estimators import GAE, MultiAgentGAE
@@ -16,7 +18,7 @@ each_team = pytest.mark.parametrize("team", [True, False], ids=["team_reward", "
 
 
 def data(team, shape=SHAPE, dtype=torch.float64, agent_dim=-2):
-    """Values of each agent, and rewards and ends of the team or of each."""
+    """Values of each agent, with rewards and ends of the team or of each agent."""
     steps = inputs(MultiAgentGAE, make_steps(shape, dtype))
     if team:
         steps |= {name: steps[name].select(agent_dim, 0) for name in ("reward", "done", "terminated")}
@@ -24,7 +26,7 @@ def data(team, shape=SHAPE, dtype=torch.float64, agent_dim=-2):
 
 
 def expected(options, team, agent_dim=-2, time_dim=-3, group=None, mask=None, gamma=GAMMA):
-    """Each agent by itself, by the oracle."""
+    """Returns a function of the same tensors that applies the oracle to each agent separately."""
 
     def function(**steps):
         dim, time = agent_dim % steps["state_value"].dim(), time_dim % steps["state_value"].dim()
@@ -48,13 +50,7 @@ def expected(options, team, agent_dim=-2, time_dim=-3, group=None, mask=None, ga
 
 
 def assert_equals_oracle(module, options, team, arguments, agent_dim=-2, time_dim=-3, **extra):
-    results, gradients = evaluate(lambda **given: module(**given, **extra), arguments)
-    truths, true_gradients = evaluate(expected(options, team, agent_dim, time_dim, **extra), in_double(arguments))
-    for what, result, truth in zip(("advantage", "value_target"), results, truths, strict=True):
-        assert result.dtype == arguments["reward"].dtype
-        assert_close(result, truth, what=what)
-    for name, truth in true_gradients.items():
-        assert_close(gradients[name], truth, what=f"gradient to {name}")
+    assert_equals(functools.partial(module, **extra), expected(options, team, agent_dim, time_dim, **extra), arguments)
 
 
 @pytest.mark.parametrize("mode", ["eager", "scripted"])
@@ -71,8 +67,9 @@ def test_each_agent_equals_the_oracle_with_gradients(options, team, shape, time_
     assert_equals_oracle(module, options, team, data(team, shape, agent_dim=agent_dim), agent_dim, time_dim)
 
 
+@pytest.mark.slow
 @each_team
-def test_compiled_equals_the_oracle_in_other_shapes(team):
+def test_traced_equals_the_oracle_in_other_shapes(team):
     torch._dynamo.reset()
     options = OPTIONS[-1]
     compiled = torch.compile(
@@ -84,7 +81,7 @@ def test_compiled_equals_the_oracle_in_other_shapes(team):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_gives_the_rewards_dtype(dtype):
+def test_half_precision_results_have_the_dtype_of_the_reward(dtype):
     arguments = data(True, dtype=dtype)
     results = MultiAgentGAE(GAMMA, LMBDA, average_gae=True)(**arguments)
     truths = expected({"average_gae": True}, True)(**in_double(arguments))
@@ -94,15 +91,14 @@ def test_half_precision_gives_the_rewards_dtype(dtype):
 
 
 @each_team
-def test_groups_and_masks_hold_for_each_agent(team):
+def test_each_agent_is_standardised_within_groups_and_the_mask(team):
     group = torch.tensor([7, 7, -3, 7])
     mask = torch.rand(SHAPE) < 0.8
     module = MultiAgentGAE(GAMMA, LMBDA, average_gae=True, differentiable=True)
     assert_equals_oracle(module, {"average_gae": True}, team, data(team), group=group, mask=mask)
 
 
-def test_what_the_team_shares_may_lack_the_agents():
-    """Mask and number of steps, as rewards and ends."""
+def test_mask_and_steps_to_next_obs_of_a_team_need_no_agent_dimension():
     steps, mask = torch.randint(1, 4, SHAPE[:2] + (1,)), torch.rand(SHAPE[:2] + (1,)) < 0.8
     module, arguments = MultiAgentGAE(average_gae=True), data(True)
     shared = module(**arguments, steps_to_next_obs=steps, mask=mask)
@@ -112,7 +108,7 @@ def test_what_the_team_shares_may_lack_the_agents():
     assert_close(MultiAgentGAE(lmbda=LMBDA)(**arguments, steps_to_next_obs=steps).advantage, truth[0])
 
 
-def test_one_agent_is_gae():
+def test_multi_agent_gae_of_one_agent_equals_gae():
     arguments = inputs(GAE, make_steps((4, 6, 1)))
     alone = {k: v.unsqueeze(2) for k, v in arguments.items()}
     for result, same in zip(MultiAgentGAE()(**alone), GAE()(**arguments), strict=True):
@@ -121,9 +117,9 @@ def test_one_agent_is_gae():
 
 @pytest.mark.parametrize("shape", [(0, 6, 3, 1), (4, 0, 3, 1), (4, 6, 0, 1), (1, 1, 2, 1)], ids=str)
 @each_team
-def test_nothing_and_a_single_step_give_finite_results_and_gradients(team, shape):
+def test_empty_data_and_a_single_step_give_finite_results_and_gradients(team, shape):
     if team and shape[2] == 0:
-        return  # no team without agents
+        return  # the reward of a team is that of its first agent
     module = MultiAgentGAE(average_gae=True, differentiable=True)
     results, gradients = evaluate(module, data(team, shape))
     assert all(result.shape == shape for result in results)
@@ -145,6 +141,6 @@ def test_nothing_and_a_single_step_give_finite_results_and_gradients(team, shape
         ({"next_state_value": torch.zeros(4, 6, 1)}, {}, ValueError, "next_state_value: expected the shape of reward"),
     ],
 )
-def test_a_wrong_shape_is_refused_by_name(changed, options, error, message):
+def test_a_wrong_shape_raises_an_error_that_names_the_argument(changed, options, error, message):
     with pytest.raises(error, match=message):
         MultiAgentGAE(**options)(**{**data(True), **changed})

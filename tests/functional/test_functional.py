@@ -1,4 +1,4 @@
-"""Every estimator, eager and scripted, against loops in float64: results and gradients."""
+"""Every function, eager and scripted, equals the oracle's loops in float64, with gradients."""
 
 import oracle
 import pytest
@@ -11,10 +11,11 @@ from cases import (
     LAYOUTS,
     VIEWS,
     argument_names,
+    assert_equals,
+    assert_equals_oracle,
     call_arguments,
     evaluate,
     function_in_mode,
-    in_double,
     make_steps,
     per_step,
     poisoned,
@@ -32,35 +33,24 @@ TERMINATED_OPTIONAL = tuple(name for name in WITH_DONE if "terminated" in argume
 WITH_NEXT_VALUE = tuple(name for name in FUNCTIONS if "next_state_value" in argument_names(name))
 
 
-def assert_equals_oracle(name, arguments, mode="eager"):
-    results, gradients = evaluate(function_in_mode(name, mode), arguments)
-    expected, expected_gradients = evaluate(getattr(oracle, name), in_double(arguments))
-    reward = arguments["reward"]
-    for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
-        assert result.dtype == reward.dtype
-        assert_close(result, truth, what=f"result {i}")
-    for argument, truth in expected_gradients.items():
-        assert gradients[argument].dtype == arguments[argument].dtype
-        dtype = torch.promote_types(reward.dtype, torch.float32) if gradients[argument].dtype == torch.float64 else None
-        assert_close(gradients[argument], truth, dtype, f"gradient to {argument}")
+def arguments_with_scalar_tensors(name, shape, time_dim=-2, dtype=torch.float64):
+    """Arguments of ``functional.<name>``. The coefficients are scalar tensors, in float32 for narrower data."""
+    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=torch.promote_types(dtype, torch.float32))
+    return call_arguments(name, make_steps(shape, dtype), time_dim, gamma, lmbda)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "time_dim"), LAYOUTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_equals_the_oracle_in_every_layout_and_dtype(name, shape, time_dim, dtype):
-    coefficient_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=coefficient_dtype)
-    assert_equals_oracle(name, call_arguments(name, make_steps(shape, dtype), time_dim, gamma, lmbda))
+    assert_equals_oracle(name, arguments_with_scalar_tensors(name, shape, time_dim, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("shape", "time_dim"), [case for case in LAYOUTS if "1000" not in case.id])
+@pytest.mark.parametrize(("shape", "time_dim"), [case for case in LAYOUTS if "300" not in case.id])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_scripted_equals_the_oracle_in_every_layout(name, shape, time_dim, dtype):
-    coefficient_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=coefficient_dtype)
-    assert_equals_oracle(name, call_arguments(name, make_steps(shape, dtype), time_dim, gamma, lmbda), "scripted")
+    assert_equals_oracle(name, arguments_with_scalar_tensors(name, shape, time_dim, dtype), "scripted")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -73,18 +63,18 @@ def test_equals_the_oracle_wherever_episodes_end(name, ends, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("name", TERMINATED_OPTIONAL)
-def test_equals_the_oracle_where_terminated_is_missing(name, ends, mode):
+def test_equals_the_oracle_without_terminated(name, ends, mode):
     arguments = call_arguments(name, make_steps((9, 4), ends=ends))
     del arguments["terminated"]
     assert_equals_oracle(name, arguments, mode)
 
 
 @pytest.mark.parametrize("name", TERMINATED_OPTIONAL)
-def test_terminated_missing_means_done(name):
+def test_terminated_none_means_done(name):
     arguments = call_arguments(name, make_steps((9, 4)))
-    missing, _ = evaluate(function_in_mode(name, "eager"), {**arguments, "terminated": None})
-    given, _ = evaluate(function_in_mode(name, "eager"), {**arguments, "terminated": arguments["done"]})
-    for a, b in zip(missing, given, strict=True):
+    with_none, _ = evaluate(getattr(F, name), {**arguments, "terminated": None})
+    with_done, _ = evaluate(getattr(F, name), {**arguments, "terminated": arguments["done"]})
+    for a, b in zip(with_none, with_done, strict=True):
         assert torch.equal(a, b)
 
 
@@ -103,11 +93,11 @@ def test_equals_the_oracle_on_views(name, view):
 
 
 @pytest.mark.parametrize("name", OF_TIME)
-def test_time_may_stand_anywhere(name):
+def test_moving_the_time_dimension_moves_the_result(name):
     steps = make_steps((6, 4, 3))
     moved = type(steps)(*(tensor.movedim(0, 2) for tensor in steps))
-    first, _ = evaluate(function_in_mode(name, "eager"), call_arguments(name, steps, 0))
-    last, _ = evaluate(function_in_mode(name, "eager"), call_arguments(name, moved, -1))
+    first, _ = evaluate(getattr(F, name), call_arguments(name, steps, 0))
+    last, _ = evaluate(getattr(F, name), call_arguments(name, moved, -1))
     for a, b in zip(first, last, strict=True):
         assert_close(b.movedim(2, 0), a)
 
@@ -126,7 +116,7 @@ def test_equals_the_oracle_for_every_kind_of_coefficient(name, kind, mode):
 def test_equals_the_oracle_for_every_kind_of_coefficient_over_many_steps(name, kind):
     shape = (45, 3)
     gamma, lmbda = COEFFICIENTS[kind](shape)
-    assert_equals_oracle(name, call_arguments(name, make_steps(shape, ends="some"), gamma=gamma, lmbda=lmbda))
+    assert_equals_oracle(name, call_arguments(name, make_steps(shape), gamma=gamma, lmbda=lmbda))
 
 
 def test_a_coefficient_may_have_another_dtype_than_the_data():
@@ -152,17 +142,14 @@ def test_vtrace_equals_the_oracle_for_every_threshold(rho_thresh, c_thresh, mode
 
 @pytest.mark.parametrize("shape", [(5, 3), (40, 2)], ids=str)
 @pytest.mark.parametrize("per_step_lmbda", [False, True], ids=["number", "per_step"])
-def test_vtrace_with_lambda_and_a_clip_of_its_own_for_the_advantage(shape, per_step_lmbda):
+def test_vtrace_with_lambda_and_pg_rho_thresh_equals_the_oracle(shape, per_step_lmbda):
     arguments = call_arguments("vtrace_advantage_estimate", make_steps(shape), gamma=torch.tensor(0.9).double())
     lmbda = per_step(shape) if per_step_lmbda else torch.tensor(0.8).double()
     arguments |= {"rho_thresh": 1.1, "c_thresh": 0.9, "pg_rho_thresh": torch.tensor(1.4).double(), "lmbda": lmbda}
-    results, gradients = evaluate(F.vtrace_advantage_estimate, arguments)
-    expected, expected_gradients = evaluate(oracle.vtrace_advantage_estimate, arguments)
-    for actual, value in zip((*results, *gradients.values()), (*expected, *expected_gradients.values()), strict=True):
-        assert_close(actual, value)
+    assert_equals_oracle("vtrace_advantage_estimate", arguments)
 
 
-def test_vtrace_with_lambda_1_and_the_same_clip_for_the_advantage_is_vtrace():
+def test_vtrace_with_lambda_1_and_pg_rho_thresh_equal_to_rho_thresh_is_vtrace():
     arguments = call_arguments("vtrace_advantage_estimate", make_steps((6, 3)), rho_thresh=0.8)
     plain = F.vtrace_advantage_estimate(**arguments)
     for options in ({"lmbda": 1.0}, {"pg_rho_thresh": None}, {"pg_rho_thresh": 0.8, "lmbda": 1}):
@@ -203,7 +190,7 @@ def test_n_step_return_equals_the_oracle_for_every_n(n, per_step_gamma, mode):
     assert_equals_oracle(name, call_arguments(name, make_steps(shape), gamma=gamma, n=n), mode)
 
 
-def test_n_step_return_is_td0_at_1_and_td1_from_the_length_up():
+def test_n_step_return_is_td0_for_n_1_and_td1_for_n_of_at_least_the_length():
     steps = make_steps((6, 4))
     td0 = F.td0_return_estimate(**call_arguments("td0_return_estimate", steps))
     td1 = F.td1_return_estimate(**call_arguments("td1_return_estimate", steps))
@@ -214,41 +201,47 @@ def test_n_step_return_is_td0_at_1_and_td1_from_the_length_up():
 @pytest.mark.parametrize(
     ("n", "expected"), [(1, [6.0, 12.0, 4.0, 28.0]), (2, [7.0, 4.0, 4.0, 28.0]), (9, [3.0, 4.0, 4.0, 28.0])]
 )
-def test_n_step_return_by_hand(n, expected):
+def test_n_step_return_equals_values_computed_by_hand(n, expected):
     reward = torch.tensor([1.0, 2.0, 4.0, 8.0])
     next_value = torch.tensor([10.0, 20.0, 30.0, 40.0])
     terminated = torch.tensor([False, False, True, False])
     assert F.n_step_return_estimate(0.5, n, next_value, reward, terminated, None, -1).tolist() == expected
 
 
-def upgoing(state_value, reward=(1.0, 2.0, 4.0, 8.0), done=(False,) * 4, terminated=(False,) * 4):
-    """With a discount of one half, and the next step's value as the next value; 40 after the last step."""
+def upgoing_returns(state_value, reward=(1.0, 2.0, 4.0, 8.0), done=(False,) * 4, terminated=(False,) * 4):
+    """Upgoing returns for a discount of 0.5. The next value is the value of the next step, and 40 after the last step."""
     value = torch.tensor(state_value)
     next_value = torch.cat([value[1:], torch.tensor([40.0])])
     flags = torch.tensor(done), torch.tensor(terminated)
     return F.upgo_return_estimate(0.5, value, next_value, torch.tensor(reward), *flags, -1).tolist()
 
 
-def test_upgoing_return_by_hand():
+def test_upgoing_return_equals_values_computed_by_hand():
     # One-step returns of 28 at the last step; 4 + V/2, 2 + V/2, 1 + V/2 before.
-    assert upgoing((0.0, 0.0, 0.0, 0.0)) == [6.5, 11.0, 18.0, 28.0], "went well everywhere: TD(1)"
-    assert upgoing((0.0, 90.0, 80.0, 70.0)) == [46.0, 42.0, 39.0, 28.0], "went badly everywhere: TD(0)"
-    assert upgoing((0.0, 30.0, 40.0, 20.0)) == [16.0, 22.0, 18.0, 28.0], "badly at steps 1 and 2, well at the last"
-    assert upgoing((0.0, 0.0, 4.0, 0.0)) == [6.5, 11.0, 18.0, 28.0], "as well as expected at step 2 is well"
+    assert upgoing_returns((0.0, 0.0, 0.0, 0.0)) == [6.5, 11.0, 18.0, 28.0], (
+        "every one-step return is at least the value: TD(1)"
+    )
+    assert upgoing_returns((0.0, 90.0, 80.0, 70.0)) == [46.0, 42.0, 39.0, 28.0], (
+        "every one-step return is below the value: TD(0)"
+    )
+    assert upgoing_returns((0.0, 30.0, 40.0, 20.0)) == [16.0, 22.0, 18.0, 28.0], "below the value at steps 1 and 2"
+    assert upgoing_returns((0.0, 0.0, 4.0, 0.0)) == [6.5, 11.0, 18.0, 28.0], (
+        "equal to the value at step 2 counts as at least the value"
+    )
     done, terminated = (False, True, False, False), (False, True, False, False)
-    assert upgoing((0.0, 0.0, 0.0, 0.0), done=done, terminated=terminated) == [2.0, 2.0, 18.0, 28.0]
+    assert upgoing_returns((0.0, 0.0, 0.0, 0.0), done=done, terminated=terminated) == [2.0, 2.0, 18.0, 28.0]
     # The truncated step bootstraps from the value after it, not from the return.
-    assert upgoing((0.0, 0.0, 6.0, 0.0), done=done) == [3.5, 5.0, 18.0, 28.0]
+    assert upgoing_returns((0.0, 0.0, 6.0, 0.0), done=done) == [3.5, 5.0, 18.0, 28.0]
 
 
 def on_policy(steps):
-    """The next value is the value of the next step, and the policy learnt is the one that acted."""
+    """Steps with the value of the next step as the next value, and with the behaviour policy as the policy."""
     following = torch.cat([steps.state_value[1:], steps.next_state_value[-1:]])
     next_value = torch.where(steps.done, steps.next_state_value, following)
     return steps._replace(next_state_value=next_value, action_value=steps.state_value, log_mu=steps.log_pi)
 
 
-def test_upgoing_return_is_nowhere_below_td0():
+def test_upgoing_return_is_never_below_td0():
     steps = on_policy(make_steps((50, 20)))
     returns = F.upgo_return_estimate(**call_arguments("upgo_return_estimate", steps))
     td0 = F.td0_return_estimate(**call_arguments("td0_return_estimate", steps))
@@ -258,7 +251,7 @@ def test_upgoing_return_is_nowhere_below_td0():
 
 @pytest.mark.parametrize("lmbda", [0.0, 0.8, 1.0])
 def test_retrace_on_policy_is_the_lambda_return(lmbda):
-    """Where the values of actions are those of states; with lambda = 1, that to the end."""
+    """This holds if the values of actions are those of states. With lambda = 1, it is TD(1)."""
     steps = on_policy(make_steps((9, 4)))
     returns = F.retrace_return_estimate(**call_arguments("retrace_return_estimate", steps, lmbda=lmbda))
     assert_close(returns, F.td_lambda_return_estimate(**call_arguments("td_lambda_return_estimate", steps, lmbda=lmbda)))
@@ -266,7 +259,7 @@ def test_retrace_on_policy_is_the_lambda_return(lmbda):
         assert_close(returns, F.td1_return_estimate(**call_arguments("td1_return_estimate", steps)))
 
 
-def test_retrace_bootstraps_after_an_action_that_the_policy_would_not_take():
+def test_retrace_bootstraps_before_an_action_of_probability_0():
     steps = make_steps((6, 3))
     unlikely = steps.log_pi.clone()
     unlikely[3] = -torch.inf
@@ -275,10 +268,11 @@ def test_retrace_bootstraps_after_an_action_that_the_policy_would_not_take():
     assert_close(F.retrace_return_estimate(**arguments)[2], one_step[2])
 
 
-def test_retrace_has_finite_gradients_where_the_importance_weight_overflows():
-    arguments = call_arguments("retrace_return_estimate", make_steps((5, 3), torch.float32))
-    results, gradients = evaluate(F.retrace_return_estimate, {**arguments, "log_pi": arguments["log_pi"] + 200.0})
-    assert results[0].isfinite().all()
+@pytest.mark.parametrize("name", ["vtrace_advantage_estimate", "retrace_return_estimate"])
+def test_gradients_are_finite_if_the_importance_weight_overflows(name):
+    arguments = call_arguments(name, make_steps((5, 3), torch.float32))
+    results, gradients = evaluate(getattr(F, name), {**arguments, "log_pi": arguments["log_pi"] + 200.0})
+    assert all(result.isfinite().all() for result in results)
     assert torch.equal(gradients["log_pi"], torch.zeros(5, 3))
 
 
@@ -290,7 +284,7 @@ def test_retrace_has_finite_gradients_where_the_importance_weight_overflows():
     ids=str,
 )
 @pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
-def test_equals_the_oracle_whether_or_not_gamma_rolls(name, shape, time_dim, rolling_gamma, mode):
+def test_equals_the_oracle_with_and_without_rolling_gamma(name, shape, time_dim, rolling_gamma, mode):
     steps = make_steps(shape)
     gamma, lmbda = per_step(shape), per_step(shape, seed=2)
     assert_equals_oracle(name, call_arguments(name, steps, time_dim, gamma, lmbda, rolling_gamma=rolling_gamma), mode)
@@ -298,14 +292,14 @@ def test_equals_the_oracle_whether_or_not_gamma_rolls(name, shape, time_dim, rol
 
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
-def test_a_gamma_that_does_not_roll_equals_the_oracle_wherever_episodes_end(name, ends):
+def test_without_rolling_gamma_equals_the_oracle_wherever_episodes_end(name, ends):
     arguments = call_arguments(name, make_steps((6, 4), ends=ends), gamma=per_step((6, 4)), rolling_gamma=False)
     assert_equals_oracle(name, arguments)
 
 
 @pytest.mark.parametrize("kind", ["per_time", "mixed"])
 @pytest.mark.parametrize("name", [name for name in WITH_LMBDA if name in WITH_ROLLING_GAMMA])
-def test_one_coefficient_per_step_is_enough_not_to_roll(name, kind):
+def test_without_rolling_gamma_one_coefficient_per_step_is_enough(name, kind):
     shape = (6, 4)
     gamma, lmbda = COEFFICIENTS[kind](shape)
     assert_equals_oracle(name, call_arguments(name, make_steps(shape), gamma=gamma, lmbda=lmbda, rolling_gamma=False))
@@ -315,8 +309,7 @@ def test_one_coefficient_per_step_is_enough_not_to_roll(name, kind):
 @pytest.mark.parametrize(("shape", "time_dim"), EMPTY_LAYOUTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_empty_data_gives_empty_results_and_gradients(name, shape, time_dim, mode):
-    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=torch.float64)
-    arguments = call_arguments(name, make_steps(shape), time_dim, gamma, lmbda)
+    arguments = arguments_with_scalar_tensors(name, shape, time_dim)
     results, gradients = evaluate(function_in_mode(name, mode), arguments)
     assert all(result.shape == shape and result.dtype == torch.float64 for result in results)
     assert all(gradients[argument].shape == arguments[argument].shape for argument in gradients)
@@ -326,7 +319,7 @@ def test_empty_data_gives_empty_results_and_gradients(name, shape, time_dim, mod
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(0, 3), (5, 0)], ids=str)
 @pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
-def test_empty_data_gives_empty_results_where_gamma_does_not_roll(name, shape, mode):
+def test_empty_data_gives_empty_results_without_rolling_gamma(name, shape, mode):
     arguments = call_arguments(name, make_steps(shape), gamma=per_step(shape), rolling_gamma=False)
     results, _ = evaluate(function_in_mode(name, mode), arguments)
     assert results[0].shape == shape
@@ -335,10 +328,8 @@ def test_empty_data_gives_empty_results_where_gamma_does_not_roll(name, shape, m
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("length", [8, 40])
 @pytest.mark.parametrize("name", WITH_NEXT_VALUE)
-def test_nan_in_the_next_value_of_a_terminated_step_does_not_leak(name, length, mode):
-    gamma, lmbda = torch.tensor([0.97, 0.9], dtype=torch.float64)
-    steps = make_steps((length, 5))
-    arguments = call_arguments(name, steps, gamma=gamma, lmbda=lmbda)
+def test_nan_in_the_next_value_of_a_terminated_step_reaches_neither_results_nor_gradients(name, length, mode):
+    arguments = arguments_with_scalar_tensors(name, (length, 5))
     if name == "vtrace_advantage_estimate":
         arguments["c_thresh"] = torch.tensor(0.9).double()
     clean = evaluate(function_in_mode(name, mode), arguments)
@@ -354,7 +345,7 @@ def test_nan_in_the_next_value_of_a_terminated_step_does_not_leak(name, length, 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("length", "end"), [(8, 3), (40, 20), (40, 0), (40, 38)])
 @pytest.mark.parametrize("name", WITH_DONE)
-def test_nan_in_the_next_episode_does_not_leak_into_the_steps_before(name, length, end, mode):
+def test_nan_after_the_end_of_an_episode_does_not_reach_earlier_steps(name, length, end, mode):
     shape = (length, 3)
     steps = make_steps(shape)
     done, terminated = steps.done.clone(), steps.terminated.clone()
@@ -378,16 +369,12 @@ def test_nan_in_the_next_episode_does_not_leak_into_the_steps_before(name, lengt
 
 def test_reverse_scan_equals_its_definition_and_broadcasts_decay():
     x, decay = make_steps((2, 6, 3)).reward, per_step((6, 1))
-    results, gradients = evaluate(F.reverse_scan, {"x": x, "decay": decay, "dim": 1})
-    expected, expected_gradients = evaluate(oracle.reverse_scan, {"x": x, "decay": decay, "dim": 1})
-    assert_close(results[0], expected[0])
-    assert_close(gradients["x"], expected_gradients["x"])
-    assert_close(gradients["decay"], expected_gradients["decay"])
+    assert_equals(F.reverse_scan, oracle.reverse_scan, {"x": x, "decay": decay, "dim": 1})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_accumulates_in_float32(dtype):
-    """A sum of 4000 ones stands still at 256 in bfloat16, at 2048 in float16."""
+    """In half precision, a sum of 4000 ones would stop at 256 (bfloat16) or 2048 (float16)."""
     reward = torch.ones(4000, 1, dtype=dtype)
     returns = F.reward2go(reward, torch.zeros_like(reward, dtype=torch.bool), 1.0)
     assert returns.dtype == dtype
@@ -401,7 +388,7 @@ def test_results_are_named_advantage_and_value_target():
         assert isinstance(result, F.ValueEstimate)
 
 
-def test_arguments_are_left_as_they_were():
+def test_arguments_are_not_written_to():
     for name in FUNCTIONS:
         arguments = call_arguments(name, make_steps((5, 3)), gamma=per_step((5, 3)), lmbda=per_step((5, 3)))
         before = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
@@ -411,13 +398,3 @@ def test_arguments_are_left_as_they_were():
                 torch.equal(arguments[argument], value) if isinstance(value, torch.Tensor) else arguments[argument] == value
             )
             assert unchanged, f"{name} wrote to {argument}"
-
-
-def test_vtrace_has_finite_gradients_where_the_importance_weight_overflows():
-    steps = make_steps((5, 3), torch.float32)
-    log_pi = (steps.log_pi + 200.0).requires_grad_()
-    arguments = call_arguments("vtrace_advantage_estimate", steps) | {"log_pi": log_pi}
-    results = F.vtrace_advantage_estimate(**arguments)
-    (gradient,) = torch.autograd.grad(sum(result.sum() for result in results), log_pi)
-    assert all(result.isfinite().all() for result in results)
-    assert torch.equal(gradient, torch.zeros_like(gradient))

@@ -1,4 +1,4 @@
-"""Every estimator compiled whole, with dynamic shapes, forward and backward; scripted and saved; exported."""
+"""Every function compiled whole (fullgraph) with dynamic shapes, forward and backward; scripted and saved; exported."""
 
 import inspect
 
@@ -8,6 +8,8 @@ import torch
 from cases import (
     FUNCTIONS,
     argument_names,
+    as_tuple,
+    assert_equals_oracle,
     call_arguments,
     evaluate,
     function_in_mode,
@@ -20,111 +22,108 @@ from tolerances import assert_close
 
 from a2c_compiled import functional
 
-WITH_ROLLING_GAMMA = tuple(name for name in FUNCTIONS if "rolling_gamma" in argument_names(name))
-# One for each scan; the other functions are these and elementwise operations.
+pytestmark = pytest.mark.slow
+
+# Every algorithm, in the outermost function that contains it: td_lambda_advantage_estimate calls td_lambda_return_estimate. The other
+# functions are wrappers of these with elementwise operations around them.
 SCANS = (
     "generalized_advantage_estimate",
-    "td_lambda_return_estimate",
+    "td_lambda_advantage_estimate",
     "vtrace_advantage_estimate",
     "reward2go",
     "retrace_return_estimate",
+    "n_step_return_estimate",
 )
+OUTERMOST = (*SCANS, "td0_advantage_estimate", "upgo_return_estimate")
 NO_RECOMPILE = torch._dynamo.config.patch(error_on_recompile=True)
 
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo():
-    """Each test compiles for itself, so that none meets another's graphs or their limit."""
+    """Starts each test without compiled graphs, so that no test runs another's graph or reaches Dynamo's limit of graphs."""
     torch._dynamo.reset()
     function_in_mode.cache_clear()
 
 
-def coefficients(dtype=torch.float64):
+def scalar_tensors(dtype=torch.float64):
     return {"gamma": torch.tensor(0.97, dtype=dtype), "lmbda": torch.tensor(0.9, dtype=dtype)}
-
-
-def assert_equals_oracle(function, name, arguments):
-    results, gradients = evaluate(function, arguments)
-    expected, expected_gradients = evaluate(
-        getattr(oracle, name),
-        {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in arguments.items()},
-    )
-    for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
-        assert_close(result, truth, what=f"result {i}")
-    for argument, truth in expected_gradients.items():
-        assert_close(gradients[argument], truth, what=f"gradient to {argument}")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled_equals_the_oracle_and_compiles_once_for_all_shapes(name):
-    compiled = function_in_mode(name, "compiled")
     dtype = torch.float32
-    assert_equals_oracle(compiled, name, call_arguments(name, make_steps((7, 5), dtype), **coefficients(dtype)))
+    assert_equals_oracle(name, call_arguments(name, make_steps((7, 5), dtype), **scalar_tensors(dtype)), "compiled")
     with NO_RECOMPILE:
         for shape in ((4, 9), (33, 2), (128, 3)):
-            assert_equals_oracle(compiled, name, call_arguments(name, make_steps(shape, dtype), **coefficients(dtype)))
+            assert_equals_oracle(name, call_arguments(name, make_steps(shape, dtype), **scalar_tensors(dtype)), "compiled")
 
 
-# From here on traced through dynamo and autograd's graphs, which is where these differ; the code that inductor writes is the same.
-@pytest.mark.parametrize(
-    ("shape", "time_dim"),
-    [((7,), -1), ((2, 5, 3, 4), -3), ((1, 3), -2)],
-    ids=str,
-)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_traced_equals_the_oracle_in_every_layout(name, shape, time_dim):
-    assert_equals_oracle(
-        function_in_mode(name, "traced"), name, call_arguments(name, make_steps(shape), time_dim, **coefficients())
-    )
+# The tests below trace with Dynamo and autograd ("aot_eager"), where layouts and kinds of arguments give different graphs. How inductor
+# turns a graph into code does not depend on them. Every layout, rank and kind of coefficient is one more trace, so each test takes
+# several of them at once.
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_traced_equals_the_oracle_with_a_coefficient_for_each_step_and_terminated_missing(name):
-    traced = function_in_mode(name, "traced")
-    first = True
+def test_traced_with_numbers_as_coefficients_and_time_alone_equals_the_oracle(name):
+    """Numbers need no gradient, so the graph of the backward holds the backward kernel."""
+    assert_equals_oracle(name, call_arguments(name, make_steps((7,)), -1, gamma=0.97, lmbda=1), "traced")
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_traced_with_dimensions_before_and_after_time_equals_the_oracle(name):
+    # Each dimension makes a trace slower, so only one function has four.
+    shape, time_dim = ((2, 5, 3, 4), -3) if name == SCANS[0] else ((2, 5, 3), 1)
+    assert_equals_oracle(name, call_arguments(name, make_steps(shape), time_dim, **scalar_tensors()), "traced")
+
+
+@pytest.mark.parametrize("name", OUTERMOST)
+def test_traced_with_a_single_step_equals_the_oracle(name):
+    """Dynamo makes a size of 1 a constant of the graph."""
+    assert_equals_oracle(name, call_arguments(name, make_steps((1, 3)), **scalar_tensors()), "traced")
+
+
+@pytest.mark.parametrize("name", OUTERMOST)
+def test_traced_with_coefficients_per_step_and_without_terminated_equals_the_oracle(name):
     for shape in ((6, 5), (35, 3)):
         arguments = call_arguments(name, make_steps(shape), gamma=per_step(shape), lmbda=per_step(shape, seed=2))
-        if "done" in arguments:
-            arguments.pop("terminated", None)
-        with torch._dynamo.config.patch(error_on_recompile=not first):
-            assert_equals_oracle(traced, name, arguments)
-        first = False
+        arguments.pop("terminated", None)
+        with torch._dynamo.config.patch(error_on_recompile=shape != (6, 5)):
+            assert_equals_oracle(name, arguments, "traced")
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_traced_takes_numbers(name):
-    arguments = call_arguments(name, make_steps((6, 5)), gamma=0.97, lmbda=1)
-    assert_equals_oracle(function_in_mode(name, "traced"), name, arguments)
-
-
-@pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
-def test_traced_equals_the_oracle_where_gamma_does_not_roll(name):
-    traced = function_in_mode(name, "traced")
+@pytest.mark.parametrize("name", ["td1_advantage_estimate", "td_lambda_advantage_estimate"])
+def test_traced_without_rolling_gamma_equals_the_oracle(name):
     for shape in ((6, 5), (9, 3)):
-        assert_equals_oracle(traced, name, call_arguments(name, make_steps(shape), gamma=per_step(shape), rolling_gamma=False))
+        arguments = call_arguments(name, make_steps(shape), gamma=per_step(shape), rolling_gamma=False)
+        assert_equals_oracle(name, arguments, "traced")
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (5, 0)], ids=str)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_traced_gives_empty_results_for_empty_data(name, shape):
-    arguments = call_arguments(name, make_steps(shape), **coefficients())
+# Without rows, td_lambda_advantage_estimate and reward2go differ from the first function in elementwise operations alone.
+NO_ROWS = [(name, (5, 0)) for name in SCANS if name not in ("td_lambda_advantage_estimate", "reward2go")]
+
+
+@pytest.mark.parametrize(("name", "shape"), [*((name, (0, 3)) for name in OUTERMOST), *NO_ROWS])
+def test_traced_gives_empty_results_and_gradients_for_empty_data(name, shape):
+    arguments = call_arguments(name, make_steps(shape), **scalar_tensors())
     results, gradients = evaluate(function_in_mode(name, "traced"), arguments)
     assert all(result.shape == shape for result in results)
     assert gradients["reward"].shape == shape
 
 
-@pytest.mark.parametrize("name", SCANS)
+# Two fused kernels, with one output and with two, and a scan without a fused kernel.
+@pytest.mark.parametrize("name", ["reward2go", "generalized_advantage_estimate", "retrace_return_estimate"])
 def test_func_grad_compiles_whole_and_equals_the_oracle(name):
-    arguments = call_arguments(name, make_steps((6, 5)), **coefficients())
+    arguments = call_arguments(name, make_steps((6, 5)), **scalar_tensors())
     gamma, reward = arguments.pop("gamma"), arguments.pop("reward")
 
-    def total(function, gamma, reward):
-        results = function(gamma=gamma, reward=reward, **arguments)
-        return sum(result.square().sum() for result in (results if isinstance(results, tuple) else (results,)))
+    def gradient(function):
+        def sum_of_squares(gamma, reward):
+            return sum(result.square().sum() for result in as_tuple(function(gamma=gamma, reward=reward, **arguments)))
 
-    gradient = torch.func.grad(lambda gamma, reward: total(getattr(functional, name), gamma, reward), (0, 1))
-    compiled = torch.compile(gradient, fullgraph=True, dynamic=True, backend="aot_eager")
-    expected = torch.func.grad(lambda gamma, reward: total(getattr(oracle, name), gamma, reward), (0, 1))(gamma, reward)
+        return torch.func.grad(sum_of_squares, (0, 1))
+
+    compiled = torch.compile(gradient(getattr(functional, name)), fullgraph=True, dynamic=True, backend="aot_eager")
+    expected = gradient(getattr(oracle, name))(gamma, reward)
     for result, truth in zip(compiled(gamma, reward), expected, strict=True):
         assert_close(result, truth)
 
@@ -140,29 +139,28 @@ class Estimator(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_exports_with_dynamic_shapes(name):
+def test_exported_with_dynamic_shapes_equals_the_oracle_in_other_shapes(name):
     def tensors(shape):
-        arguments = call_arguments(name, make_steps(shape), **coefficients())
+        arguments = call_arguments(name, make_steps(shape), **scalar_tensors())
         return {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
 
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     example = tensors((6, 5))
     shapes = {k: dynamic if v.dim() else {} for k, v in example.items()}
     module = Estimator(name)
-    program = torch.export.export(module, (example,), dynamic_shapes=(shapes,))
+    program = torch.export.export(module, (example,), dynamic_shapes=(shapes,)).module()
     for shape in ((6, 5), (35, 3)):
-        results = program.module()(tensors(shape))
-        expected = getattr(oracle, name)(**tensors(shape), **module.options)
-        for result, truth in zip(*(r if isinstance(r, tuple) else (r,) for r in (results, expected)), strict=True):
+        expected = as_tuple(getattr(oracle, name)(**tensors(shape), **module.options))
+        for result, truth in zip(as_tuple(program(tensors(shape))), expected, strict=True):
             assert_close(result, truth)
 
 
 def test_scripted_functions_load_where_the_library_is_absent(tmp_path):
     saved = {}
     for name in FUNCTIONS:
-        # A saved function keeps no defaults: every argument is given.
+        # A saved function has no defaults, so every argument is passed.
         defaults = {k: p.default for k, p in inspect.signature(getattr(functional, name)).parameters.items()}
-        arguments = defaults | call_arguments(name, make_steps((6, 5)), **coefficients())
+        arguments = defaults | call_arguments(name, make_steps((6, 5)), **scalar_tensors())
         results, gradients = evaluate(getattr(functional, name), arguments)
         torch.jit.script(getattr(functional, name)).save(str(tmp_path / f"{name}.pt"))
         saved[name] = {"arguments": arguments, "gradients": gradients, "weights": [weights(r) for r in results]}

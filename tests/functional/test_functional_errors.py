@@ -1,4 +1,4 @@
-"""Every wrong argument is refused before anything is computed, by name, with what was expected and what came."""
+"""Every wrong argument raises an error before any computation. The message names the argument, what was expected and what came."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def tensor_arguments(name):
 
 
 def wrong_arguments():
-    """(function, changed arguments, error, words of its message)."""
+    """Yields (function, changed arguments, type of the error, words of its message)."""
     for name in FUNCTIONS:
         for argument in tensor_arguments(name):
             right = getattr(STEPS, argument)
@@ -66,7 +66,7 @@ def described(case):
 
 
 @pytest.mark.parametrize(("name", "changed", "error", "words"), [described(case) for case in wrong_arguments()])
-def test_a_wrong_argument_is_refused_by_name(name, changed, error, words):
+def test_a_wrong_argument_raises_an_error_that_names_it(name, changed, error, words):
     with pytest.raises(error) as caught:
         getattr(functional, name)(**call_arguments(name, STEPS) | changed)
     for word in words:
@@ -86,7 +86,7 @@ def test_a_wrong_argument_is_refused_by_name(name, changed, error, words):
         ("retrace_return_estimate", {"action_value": STEPS.reward[:4]}, ("action_value", "[5, 3]", "[4, 3]")),
     ],
 )
-def test_a_script_refuses_it_with_the_same_words(name, changed, words):
+def test_a_scripted_function_raises_an_error_with_the_same_message(name, changed, words):
     with pytest.raises(torch.jit.Error) as caught:
         function_in_mode(name, "scripted")(**call_arguments(name, STEPS) | changed)
     for word in words:
@@ -112,7 +112,7 @@ X = STEPS.reward
         (X[0, 0], X[0, 0], -1, ValueError, ("dim", "[]", "-1")),
     ],
 )
-def test_reverse_scan_refuses_a_wrong_argument_by_name(x, decay, dim, error, words):
+def test_reverse_scan_raises_an_error_that_names_the_wrong_argument(x, decay, dim, error, words):
     with pytest.raises(error) as caught:
         functional.reverse_scan(x, decay, dim)
     for word in words:

@@ -1,8 +1,17 @@
-"""Every estimator against TorchRL's loop versions: results and gradients, on the same data."""
+"""Every function equals TorchRL's loop version of it, with gradients, on the same data."""
 
 import pytest
 import torch
-from cases import FUNCTIONS, argument_names, call_arguments, evaluate, make_steps, per_step
+from cases import (
+    FUNCTIONS,
+    argument_names,
+    assert_equals,
+    call_arguments,
+    evaluate,
+    function_in_mode,
+    make_steps,
+    per_step,
+)
 from tolerances import assert_close
 
 from a2c_compiled import functional
@@ -10,22 +19,15 @@ from a2c_compiled import functional
 torchrl = pytest.importorskip("torchrl.objectives.value.functional")
 
 MODES = ("eager", "scripted")
-# Time at -2, the only place where TorchRL's V-trace is right; its reward2go knows no gradient to gamma.
-# It has no n-step, upgoing or Retrace return.
+# Time is at -2, because TorchRL's V-trace is wrong elsewhere. TorchRL's reward2go has no gradient to gamma, so it has a test of its own.
+# TorchRL has no n-step return, no upgoing return and no Retrace return.
 LAYOUTS = [(6, 5), (1, 4), (5, 1), (3, 7, 1), (2, 3, 9, 4), (60, 3)]
 LOOPS = tuple(name for name in FUNCTIONS if hasattr(torchrl, name) and name != "reward2go")
 WITH_ROLLING_GAMMA = tuple(name for name in FUNCTIONS if "rolling_gamma" in argument_names(name))
 
 
 def assert_equals_torchrl(name, arguments, mode="eager"):
-    function = getattr(functional, name)
-    results, gradients = evaluate(torch.jit.script(function) if mode == "scripted" else function, arguments)
-    expected, expected_gradients = evaluate(getattr(torchrl, name), arguments)
-    for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
-        assert result.dtype == truth.dtype
-        assert_close(result, truth, what=f"result {i}")
-    for argument, truth in expected_gradients.items():
-        assert_close(gradients[argument], truth, what=f"gradient to {argument}")
+    assert_equals(function_in_mode(name, mode), getattr(torchrl, name), arguments)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -40,7 +42,7 @@ def test_equals_torchrl(name, shape, ends, mode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", LOOPS)
-def test_equals_torchrl_with_one_gamma_for_all(name, dtype):
+def test_equals_torchrl_with_scalar_coefficients(name, dtype):
     gamma, lmbda = torch.tensor([0.97, 0.9], dtype=dtype)
     arguments = call_arguments(name, make_steps((6, 5), dtype), gamma=gamma, lmbda=lmbda)
     arguments.pop("time_dim", None)
@@ -48,7 +50,7 @@ def test_equals_torchrl_with_one_gamma_for_all(name, dtype):
 
 
 @pytest.mark.parametrize("name", [name for name in LOOPS if name != "td0_return_estimate"])
-def test_equals_torchrl_where_terminated_is_missing(name):
+def test_equals_torchrl_without_terminated(name):
     shape = (6, 5)
     arguments = call_arguments(name, make_steps(shape), gamma=per_step(shape), lmbda=per_step(shape, seed=2))
     arguments = {k: v for k, v in arguments.items() if k not in ("time_dim", "terminated")}
@@ -57,7 +59,7 @@ def test_equals_torchrl_where_terminated_is_missing(name):
 
 @pytest.mark.parametrize(("shape", "time_dim"), [((3, 5), -1), ((5, 3), 0), ((2, 5, 3, 4), 1), ((2, 5, 3, 4), -3)], ids=str)
 @pytest.mark.parametrize("name", [name for name in LOOPS if name.startswith(("generalized", "td1", "td_lambda"))])
-def test_equals_torchrl_wherever_time_stands(name, shape, time_dim):
+def test_equals_torchrl_in_every_position_of_the_time_dimension(name, shape, time_dim):
     steps = make_steps(shape)
     assert_equals_torchrl(name, call_arguments(name, steps, time_dim, per_step(shape), per_step(shape, seed=2)))
 
@@ -65,7 +67,7 @@ def test_equals_torchrl_wherever_time_stands(name, shape, time_dim):
 @pytest.mark.parametrize("rolling_gamma", [True, None, False])
 @pytest.mark.parametrize("ends", ["some", "none", "all_terminated"])
 @pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
-def test_equals_torchrl_whether_or_not_gamma_rolls(name, ends, rolling_gamma):
+def test_equals_torchrl_with_and_without_rolling_gamma(name, ends, rolling_gamma):
     shape = (7, 3)
     options = {"gamma": per_step(shape), "lmbda": per_step(shape, seed=2), "rolling_gamma": rolling_gamma}
     arguments = call_arguments(name, make_steps(shape, ends=ends), **options)
@@ -86,10 +88,10 @@ def test_vtrace_equals_torchrl_for_every_threshold(rho_thresh, c_thresh):
 def test_reward2go_equals_torchrl(shape, time_dim, ends):
     steps = make_steps(shape, ends=ends)
     done = steps.done.clone()
-    done.select(time_dim, -1).fill_(True)  # TorchRL wants every trajectory ended
+    done.select(time_dim, -1).fill_(True)  # TorchRL's version requires it
     arguments = {"reward": steps.reward, "done": done, "gamma": 0.9, "time_dim": time_dim}
     (result,), gradients = evaluate(functional.reward2go, arguments)
     (expected,), expected_gradients = evaluate(torchrl.reward2go, arguments)
-    # It convolves with powers of a float32 gamma, cut off below 1e-7.
+    # TorchRL convolves with powers of a float32 gamma and leaves out those below 1e-7.
     assert_close(result, expected, torch.float32)
     assert_close(gradients["reward"], expected_gradients["reward"], torch.float32)

@@ -11,7 +11,7 @@ from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, UNIT, Coeffici
 
 
 class Scaled(CoefficientModule):
-    """Has a parameter and three coefficients."""
+    """Has a parameter and two coefficients, of which ``limit`` is optional."""
 
     def __init__(self, scale=0.99, limit=None):
         super().__init__()
@@ -44,14 +44,14 @@ def test_a_floating_tensor_keeps_shape_and_dtype():
     assert Scaled(scale).scale.tolist() == [0.5, 0.25]
 
 
-def test_none_switches_off_and_is_not_saved():
+def test_an_optional_coefficient_of_none_is_not_saved():
     module = Scaled(limit=None)
     assert module.limit is None
     assert "limit" not in module.state_dict()
 
 
 @pytest.mark.parametrize("value", [True, False, None, "0.9", [0.9], torch.tensor(True), {}], ids=repr)
-def test_anything_but_a_number_or_a_tensor_is_refused_by_name(value):
+def test_a_value_that_is_neither_number_nor_tensor_raises_an_error_that_names_it(value):
     with pytest.raises(TypeError, match=r"^scale: expected a number or a tensor, got"):
         Scaled(value)
 
@@ -89,7 +89,7 @@ def test_assigning_a_number_fills_a_tensor_of_several_entries():
     assert module.scale.tolist() == [0.75, 0.75]
 
 
-def test_assigning_a_number_switches_on_what_was_none_and_none_switches_it_off():
+def test_assigning_a_number_to_a_coefficient_of_none_saves_it_and_assigning_none_removes_it():
     module = Scaled(limit=None)
     module.limit = 0.2
     assert module.limit.item() == 0.2
@@ -114,7 +114,7 @@ def test_assigning_a_longer_tensor_replaces_the_coefficient():
     assert module.scale is tensor
 
 
-def test_a_tensor_given_is_not_written_into():
+def test_assigning_a_number_does_not_write_into_the_callers_tensor():
     given = torch.tensor(0.5)
     module = Scaled(given)
     module.scale = 0.1
@@ -127,7 +127,7 @@ def test_a_tensor_that_requires_grad_is_kept():
 
 
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1)])
-def test_numbers_of_numpy_are_numbers(number):
+def test_numpy_numbers_are_accepted(number):
     module = Scaled(number)
     assert module.scale.item() == number
     module.scale = number / 2
@@ -143,7 +143,7 @@ def test_numbers_of_numpy_are_numbers(number):
         (UNIT, 0.5, float("nan"), "scale: expected a number from 0 to 1, got nan"),
     ],
 )
-def test_a_number_out_of_range_is_refused_at_first_and_later(allowed, right, wrong, message):
+def test_a_number_out_of_range_raises_at_registration_and_at_assignment(allowed, right, wrong, message):
     module = CoefficientModule()
     with pytest.raises(ValueError, match=message):
         module.register_coefficient("scale", wrong, allowed)
@@ -153,20 +153,20 @@ def test_a_number_out_of_range_is_refused_at_first_and_later(allowed, right, wro
     assert module.scale.item() == right
 
 
-def test_a_scalar_takes_no_longer_tensor():
+def test_a_scalar_coefficient_raises_for_a_longer_tensor():
     with pytest.raises(ValueError, match=r"scale: expected a number or a one-element tensor, got shape \[2\]"):
         CoefficientModule().register_coefficient("scale", torch.ones(2), scalar=True)
 
 
 @pytest.mark.parametrize("value", [True, "0.5"])
-def test_assigning_a_bool_or_a_string_is_refused(value):
+def test_assigning_a_bool_or_a_string_raises(value):
     module = Scaled(0.99)
     with pytest.raises(TypeError, match="scale"):
         module.scale = value
     assert module.scale.item() == 0.99
 
 
-def test_other_attributes_are_plain():
+def test_other_attributes_are_assigned_as_usual():
     module = Scaled()
     module.flag = True
     module.number = 0.5
@@ -175,7 +175,7 @@ def test_other_attributes_are_plain():
     assert "number" not in module.state_dict()
 
 
-def test_assignment_is_safe_where_gradients_are_recorded_through_the_coefficient():
+def test_assignment_between_forward_and_backward_does_not_change_the_gradient():
     module = Scaled(0.5)
     result = module(torch.ones(2)).sum()
     module.scale = 0.25

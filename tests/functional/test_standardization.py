@@ -1,9 +1,9 @@
-"""Standardisation over a batch, of groups, of the entries of a dimension, where a mask counts, over processes."""
+"""Standardisation over a batch, within groups, separately along a dimension, within a mask, and across processes."""
 
 import oracle
 import pytest
 import torch
-from cases import evaluate, inputs, make_steps, weights
+from cases import assert_equals, evaluate, inputs, make_steps, weights
 from tolerances import assert_close
 
 from a2c_compiled.estimators import GAE
@@ -62,15 +62,14 @@ def test_equals_the_oracle_with_gradient(options, dtype, mode):
     (truth,), true_gradients = evaluate(oracle.standardize, {**arguments, "x": arguments["x"].double()})
     assert result.dtype == dtype
     assert_close(result, truth)
-    # Elsewhere sums that cancel leave a rounding, which in a group of one is divided by eps.
+    # In narrower dtypes, the gradient of a group of one is a rounding error divided by eps.
     if dtype == torch.float64:
         assert_close(gradients["x"], true_gradients["x"])
 
 
 @each_option
 def test_gradient_equals_finite_differences(options):
-    # What is alone in its group, which has deviation 0, is as flat as eps says.
-    eps = 0.5
+    eps = 0.5  # a group of one has deviation 0, so its gradient is 1 / eps: finite differences need a large eps
     x = data().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: standardize(x, eps, **options), x)
 
@@ -82,7 +81,7 @@ def test_gives_mean_0_and_deviation_1(shape):
     assert_close(standardize(x, EPS), expected)
 
 
-def test_a_single_element_is_0_whatever_it_is_alone_in():
+def test_a_single_element_alone_in_the_data_mask_group_or_dimension_is_0():
     x = torch.full((1, 1), 7.0)
     for options in ({}, {"mask": torch.ones(1, 1).bool()}, {"group": torch.zeros(1).long()}, {"separate_dim": 0}):
         assert torch.equal(standardize(x, EPS, **options), torch.zeros(1, 1))
@@ -91,7 +90,7 @@ def test_a_single_element_is_0_whatever_it_is_alone_in():
 @pytest.mark.parametrize(
     "options", [{}, {"group": torch.zeros(2).long()}, {"mask": torch.ones(2).bool()}], ids=["", "group", "mask"]
 )
-def test_divides_by_eps_where_less_varies(options):
+def test_divides_by_eps_if_the_deviation_is_smaller(options):
     assert torch.equal(standardize(torch.full((2,), 7.0), EPS, **options), torch.zeros(2))
     spread = torch.tensor([-1e-6, 1e-6], dtype=torch.float64)
     assert_close(standardize(spread, EPS, **options), spread / EPS)
@@ -99,19 +98,19 @@ def test_divides_by_eps_where_less_varies(options):
 
 @pytest.mark.parametrize("options", ["", "mask", "group", "separate", "all"])
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)], ids=str)
-def test_nothing_is_standardised_to_nothing(shape, options):
-    given = {
+def test_empty_data_gives_an_empty_result(shape, options):
+    arguments = {
         **({"mask": torch.ones(shape).bool()} if options in ("mask", "all") else {}),
         **({"group": torch.zeros(shape).long()} if options in ("group", "all") else {}),
         **({"separate_dim": 0} if options in ("separate", "all") else {}),
     }
-    assert standardize(torch.zeros(shape), EPS, **given).shape == shape
+    assert standardize(torch.zeros(shape), EPS, **arguments).shape == shape
 
 
-def test_what_the_mask_leaves_out_is_0_and_leaks_nowhere():
+def test_elements_outside_the_mask_are_0_and_their_nan_reaches_neither_results_nor_gradients():
     x, mask = data(), mask_of()
     for options in ({}, {"group": groups_of((4,))}, {"separate_dim": 1}):
-        found = []
+        outcomes = []
         for left_out in (0.0, torch.nan, torch.inf):
             (result,), gradients = evaluate(
                 lambda x: standardize(x, EPS, mask, **options),  # noqa: B023
@@ -119,11 +118,11 @@ def test_what_the_mask_leaves_out_is_0_and_leaks_nowhere():
             )
             assert (result[~mask] == 0).all()
             assert (gradients["x"][~mask] == 0).all()
-            found.append((result, gradients["x"]))
-        assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(pair, found[0], strict=True))
+            outcomes.append((result, gradients["x"]))
+        assert all(torch.equal(a, b) for pair in outcomes[1:] for a, b in zip(pair, outcomes[0], strict=True))
 
 
-def test_neither_data_nor_groups_are_written_to():
+def test_writes_to_neither_data_nor_groups():
     x, group = data(), groups_of(SHAPE)
     before = x.clone(), group.clone()
     standardize(x, EPS, mask_of(), group, 0)
@@ -131,16 +130,14 @@ def test_neither_data_nor_groups_are_written_to():
     assert torch.equal(group, before[1])
 
 
-def test_compiled_equals_eager_in_other_shapes():
+@pytest.mark.slow
+def test_compiled_equals_the_oracle_in_other_shapes():
     torch._dynamo.reset()
     compiled = torch.compile(standardize, fullgraph=True, dynamic=True)
     for shape in ((6, 5), (17, 3)):
         options = {"mask": mask_of(shape), "group": groups_of(shape[:1]), "separate_dim": 1}
         with torch._dynamo.config.patch(error_on_recompile=shape != (6, 5)):
-            (result,), gradients = evaluate(compiled, {"x": data(shape), "eps": EPS, **options})
-        (truth,), true_gradients = evaluate(oracle.standardize, {"x": data(shape), "eps": EPS, **options})
-        assert_close(result, truth)
-        assert_close(gradients["x"], true_gradients["x"])
+            assert_equals(compiled, oracle.standardize, {"x": data(shape), "eps": EPS, **options})
 
 
 @pytest.mark.parametrize("mode", ["eager", "scripted"])
@@ -160,13 +157,13 @@ def test_compiled_equals_eager_in_other_shapes():
         ({"group": groups_of((4,)), "across_processes": True}, ValueError, "across_processes: expected False with groups"),
     ],
 )
-def test_a_wrong_argument_is_refused_by_name(options, error, message, mode):
+def test_a_wrong_argument_raises_an_error_that_names_it(options, error, message, mode):
     function = torch.jit.script(standardize) if mode == "scripted" else standardize
     with pytest.raises(torch.jit.Error if mode == "scripted" else error, match=message):
         function(data(), EPS, **options)
 
 
-# Over processes
+# Across processes
 
 ACROSS = {
     "plain": {},
@@ -174,13 +171,13 @@ ACROSS = {
     "separate": {"separate_dim": -1},
     "separate_and_mask": {"separate_dim": -1, "mask": mask_of()},
 }
-# The rows of each process: not as many of the one as of the other.
+# The rows of each process. Their numbers differ.
 ROWS = (slice(0, 1), slice(1, 4))
 
 
 @pytest.mark.parametrize("mode", ["eager", "scripted"])
 @pytest.mark.parametrize("name", ACROSS)
-def test_without_other_processes_it_is_the_plain_result(name, mode):
+def test_across_processes_without_a_process_group_equals_the_plain_result(name, mode):
     function = torch.jit.script(standardize) if mode == "scripted" else standardize
     plain, plain_gradients = evaluate(standardize, {"x": data(), "eps": EPS, **ACROSS[name]})
     across, gradients = evaluate(function, {"x": data(), "eps": EPS, **ACROSS[name], "across_processes": True})
@@ -193,26 +190,29 @@ def gae_inputs():
 
 
 def in_one_of_two_processes(rank, folder):
-    """Everything of this process' rows, saved; over the rows of both."""
+    """Saves this process' rows of every result. The standardisation is over the rows of both processes."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     rows = ROWS[rank]
-    found = {}
+    saved = {}
     for name, options in ACROSS.items():
         own = {key: value[rows] if key == "mask" else value for key, value in options.items()}
         (result,), gradients = evaluate(standardize, {"x": data()[rows], "eps": EPS, **own, "across_processes": True})
-        found[name] = result.detach(), gradients["x"]
+        saved[name] = result.detach(), gradients["x"]
     module = GAE(average_gae=True, across_processes=True)
     own = {name: value[rows] for name, value in gae_inputs().items()}
-    found["gae"] = tuple(module(**own))
-    found["compiled"] = tuple(torch.compile(module, fullgraph=True, backend="aot_eager")(**own))
-    torch.save(found, f"{folder}/{rank}.pt")
+    saved["gae"] = tuple(module(**own))
+    saved["compiled"] = tuple(torch.compile(module, fullgraph=True, backend="aot_eager")(**own))
+    torch.save(saved, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def of_both_processes(tmp_path_factory):
-    """What each of two processes found, by name."""
+uses_processes = [pytest.mark.slow, pytest.mark.xdist_group("standardization-processes")]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(None, id="two_processes", marks=uses_processes)])
+def both_processes(tmp_path_factory):
+    """The results of each of two processes, by name."""
     if not torch.distributed.is_gloo_available():
         pytest.skip("no gloo")
     folder = tmp_path_factory.mktemp("processes")
@@ -221,22 +221,22 @@ def of_both_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ACROSS)
-def test_two_processes_equal_one_on_all_their_data(of_both_processes, name):
-    together = torch.cat([found[name][0] for found in of_both_processes])
+def test_two_processes_equal_one_on_all_their_data(both_processes, name):
+    together = torch.cat([saved[name][0] for saved in both_processes])
     assert_close(together, oracle.standardize(data(), EPS, **ACROSS[name]))
 
 
 @pytest.mark.parametrize("name", ["plain", "mask"])
-def test_over_processes_no_gradient_reaches_mean_and_deviation(of_both_processes, name):
+def test_across_processes_no_gradient_passes_through_mean_and_deviation(both_processes, name):
     counts = ACROSS[name].get("mask", torch.ones(SHAPE).bool())
     deviation = data()[counts].std()
-    for rows, found in zip(ROWS, of_both_processes, strict=True):
-        result, gradient = found[name]
+    for rows, saved in zip(ROWS, both_processes, strict=True):
+        result, gradient = saved[name]
         assert_close(gradient, weights(result).masked_fill(~counts[rows], 0.0) / deviation)
 
 
 @pytest.mark.parametrize("name", ["gae", "compiled"])
-def test_gae_of_two_processes_equals_one_on_all_their_data(of_both_processes, name):
+def test_gae_of_two_processes_equals_one_on_all_their_data(both_processes, name):
     expected = GAE(average_gae=True)(**gae_inputs())
     for i, truth in enumerate(expected):
-        assert_close(torch.cat([found[name][i] for found in of_both_processes]), truth)
+        assert_close(torch.cat([saved[name][i] for saved in both_processes]), truth)

@@ -1,7 +1,7 @@
-"""The library on a GPU: results, gradients, transforms, compiled and captured graphs, streams, nothing that waits for the device.
+"""The library on a GPU: results, gradients, transforms, compiled and captured graphs, streams, no synchronisation.
 
-Where there is no GPU, ``A2C_TEST_DEVICE=cpu`` tries the tests themselves, but for those about CUDA. Kernel by kernel:
-test_triton_interpreter.py. The reference is in host memory and float64: the oracle's loops, or what the CPU's tests hold to them.
+Without a GPU, ``A2C_TEST_DEVICE=cpu`` runs these tests on the CPU, except those about CUDA. test_triton_interpreter.py tests each kernel.
+The reference is computed on the CPU in float64: the oracle's loops, or functions that other tests compare with these loops.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from cases import (
     VIEWS,
     argument_names,
     as_tuple,
+    assert_equals,
     call_arguments,
     evaluate,
     function_in_mode,
@@ -58,7 +59,7 @@ if ON_CUDA and not torch.cuda.is_available():
 
 pytestmark = [
     pytest.mark.gpu,
-    # What torch warns of differs from GPU to GPU: TF32 that is off, prototypes.
+    # Torch's warnings differ between GPUs, for example about TF32 and prototypes.
     pytest.mark.filterwarnings("default", "ignore::DeprecationWarning"),
 ]
 about_cuda = pytest.mark.skipif(not ON_CUDA, reason="about CUDA itself")
@@ -73,31 +74,14 @@ FUSED = ("generalized_advantage_estimate", "td_lambda_return_estimate", "vtrace_
 each_fused = pytest.mark.parametrize("name", FUSED)
 
 
-def assert_equals(function, reference, arguments, roundings=1):
-    """Results and gradients of ``function`` on the device equal those of ``reference`` of the same numbers on the host.
-
-    ``roundings``: of what is in half precision.
-    """
-    results, found = evaluate(function, arguments)
-    expected, expected_gradients = evaluate(reference, in_double(on("cpu", arguments)))
-    reward = arguments["reward"]
-    for i, (result, truth) in enumerate(zip(results, expected, strict=True)):
-        assert (result.dtype, result.device) == (reward.dtype, reward.device)
-        assert_close(result.cpu(), truth, what=f"result {i}")
-    for name, truth in expected_gradients.items():
-        assert (found[name].dtype, found[name].device) == (arguments[name].dtype, arguments[name].device)
-        # A wide coefficient of narrow data is computed with in float32.
-        dtype = torch.promote_types(reward.dtype, torch.float32) if found[name].dtype == torch.float64 else None
-        assert_close(found[name].cpu(), truth, dtype, f"gradient to {name}", roundings)
-
-
 def assert_equals_oracle(name, arguments, mode="eager"):
-    # V-trace's backward reads the targets, which are rounded, and may be large.
-    assert_equals(function_in_mode(name, mode), getattr(oracle, name), arguments, 8 if name.startswith("vtrace") else 1)
+    # The backward of V-trace reads the value targets, which are rounded and may be large.
+    gradient_roundings = dict.fromkeys(arguments, 8) if name.startswith("vtrace") else None
+    assert_equals(function_in_mode(name, mode), getattr(oracle, name), arguments, gradient_roundings)
 
 
 def arguments_of(name, shape, time_dim=-2, dtype=torch.float32, seed=0, ends="some", **options):
-    """What ``functional.<name>`` takes, on the device; coefficients are numbers unless ``options`` say otherwise."""
+    """Arguments of ``functional.<name>`` on the device. Coefficients are numbers unless ``options`` contains others."""
     return call_arguments(name, on(DEVICE, make_steps(shape, dtype, seed, ends)), time_dim, **options)
 
 
@@ -160,7 +144,7 @@ def test_vtrace_equals_the_oracle_for_every_threshold(rho_thresh, c_thresh):
 
 
 @pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
-def test_equals_the_oracle_where_gamma_does_not_roll(name):
+def test_equals_the_oracle_without_rolling_gamma(name):
     gamma = per_step((9, 4), dtype=torch.float32).to(DEVICE)
     assert_equals_oracle(name, arguments_of(name, (9, 4), gamma=gamma, rolling_gamma=False))
 
@@ -175,8 +159,8 @@ def test_packed_sequences_equal_those_on_the_cpu(name, dtype):
 
 @pytest.mark.parametrize("coefficient", ["number", "per_step"])
 @pytest.mark.parametrize("name", WITH_DONE)
-def test_nan_beyond_the_end_of_an_episode_does_not_leak(name, coefficient):
-    """Neither from the next episode nor from the next value of a terminated step; into the kernels' gradients neither."""
+def test_nan_after_the_end_of_an_episode_does_not_reach_earlier_steps(name, coefficient):
+    """NaN in the next episode and in the next value of a terminated step reaches neither results nor gradients."""
     shape, end = (40, 3), 20
     arguments = arguments_of(name, shape)
     if coefficient == "per_step":
@@ -201,15 +185,15 @@ def test_nan_beyond_the_end_of_an_episode_does_not_leak(name, coefficient):
         assert_close(found[key][: end + 1], truth[: end + 1], what=f"gradient to {key}")
 
 
-# What the tuning table tells apart: many rows and few, long ones in splits, time in front and time contiguous.
+# Shapes with different entries in the tuning table: many rows and few, splits of a long time, time first and time contiguous.
 @pytest.mark.parametrize(
     ("shape", "time_dim"), [((2048, 300), -2), ((300, 2048), -1), ((3, 70000), -1), ((70000, 3), -2), ((8, 33000), -1)], ids=str
 )
 @each_fused
 def test_large_data_equals_float64_on_the_cpu(name, shape, time_dim):
-    """Episodes so long that what one part of time hands to the next counts. The discounts are exact in float32."""
+    """Long episodes, so that the value passed from one part of time to the next matters. The discounts are exact in float32."""
     arguments = arguments_of(name, shape, time_dim, ends="rare", gamma=1 - 2**-8, lmbda=1 - 2**-9)
-    if "log_pi" in arguments:  # clipped or nearly on-policy: the trace does not die at once
+    if "log_pi" in arguments:  # clipped or nearly on-policy, so that the trace decays slowly
         arguments["log_pi"] = torch.where(arguments["log_pi"] > 0, 0.3, -0.001)
         arguments["log_mu"] = torch.zeros_like(arguments["log_pi"])
     assert_equals(getattr(functional, name), getattr(functional, name), arguments)
@@ -220,11 +204,7 @@ def test_large_data_equals_float64_on_the_cpu(name, shape, time_dim):
 def test_reverse_scan_equals_the_oracle(shape, dim, dtype):
     x, decay = make_steps(shape, dtype).reward, per_step(shape, -1.0, 1.0, dtype)
     tensors = {"x": x, "decay": decay.masked_fill(make_steps(shape, seed=2).done, 0.0), "dim": dim}
-    results, found = evaluate(functional.reverse_scan, on(DEVICE, tensors))
-    expected, expected_gradients = evaluate(oracle.reverse_scan, in_double(tensors))
-    assert_close(results[0].cpu(), expected[0])
-    for name, truth in expected_gradients.items():
-        assert_close(found[name].cpu(), truth, what=name, roundings=3)
+    assert_equals(functional.reverse_scan, oracle.reverse_scan, on(DEVICE, tensors), {"x": 3, "decay": 3})
 
 
 def test_standardize_equals_the_cpu():
@@ -285,16 +265,17 @@ def test_vmap_and_func_grad_equal_one_call_each(name):
 
 @pytest.fixture
 def fresh_dynamo():
-    """Each test compiles for itself, so that none meets another's graphs or their limit."""
+    """Starts the test without compiled graphs, so that it runs no graph of another test and does not reach Dynamo's limit."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     function_in_mode.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize(("name", "learnt"), [*((name, False) for name in FUNCTIONS), (FUSED[0], True), (FUSED[2], True)])
 def test_compiled_equals_the_oracle_and_compiles_once_for_all_shapes(name, learnt):
-    """The gradient to a coefficient that is learnt comes from torch's operations, the others from the kernels."""
+    """Torch operations compute the gradient of a learnt coefficient. Kernels compute the other gradients."""
     gamma = torch.tensor(0.97, device=DEVICE) if learnt else 0.97
     assert_equals_oracle(name, arguments_of(name, (7, 5), gamma=gamma), "compiled")
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -302,6 +283,7 @@ def test_compiled_equals_the_oracle_and_compiles_once_for_all_shapes(name, learn
             assert_equals_oracle(name, arguments_of(name, shape, gamma=gamma), "compiled")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_gae_in_cuda_graphs_of_the_compiler_equals_eager():
     name = "generalized_advantage_estimate"
@@ -312,6 +294,7 @@ def test_gae_in_cuda_graphs_of_the_compiler_equals_eager():
     assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0 or not ON_CUDA
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_loss_in_cuda_graphs_of_the_compiler_equals_eager():
     loss = make_loss(shared=True, clip_value=0.2).to(DEVICE)
@@ -325,7 +308,7 @@ def test_loss_in_cuda_graphs_of_the_compiler_equals_eager():
     assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0 or not ON_CUDA
 
 
-# -- CUDA itself: captured graphs, no waiting, streams, devices ----------------------------------------------------------------
+# -- CUDA itself: captured graphs, no synchronisation, streams, devices ----------------------------------------------------------------
 
 # Coefficients, and whether there is a backward. "learnt": one is a tensor that requires a gradient, the others are numbers.
 CALLS = [("numbers", False), ("tensors", False), ("numbers", True), ("tensors", True), ("learnt", True)]
@@ -396,7 +379,7 @@ def test_captured_graph_equals_eager_on_new_data(name, coefficients, backward):
 @about_cuda
 @each_call
 @each_function
-def test_eager_calls_never_wait_for_the_device(name, coefficients, backward):
+def test_eager_calls_never_synchronise(name, coefficients, backward):
     arguments = prepared(name, coefficients, backward)
     outcome(name, arguments)
     with waiting_refused():
@@ -405,7 +388,7 @@ def test_eager_calls_never_wait_for_the_device(name, coefficients, backward):
 
 @about_cuda
 @pytest.mark.parametrize("mode", MODES)
-def test_the_loss_never_waits_for_the_device(mode):
+def test_the_loss_never_synchronises(mode):
     """Nor does what is in it: distributions and estimators."""
     distribution, options, shared, names = MODES[mode]
     loss = make_loss(distribution, shared, **options).to(DEVICE)
@@ -448,7 +431,7 @@ def test_data_may_be_on_another_device_than_the_current_one(name):
 
 @pytest.mark.parametrize("coefficients", ["numbers", "learnt"])
 @each_fused
-def test_two_runs_are_equal_to_the_last_bit(name, coefficients):
+def test_two_runs_give_bitwise_equal_results(name, coefficients):
     arguments = prepared(name, coefficients, True, shape=(2048, 30))
     for result, again in zip(outcome(name, arguments), outcome(name, arguments), strict=True):
         assert torch.equal(result, again)
@@ -489,7 +472,7 @@ def test_distribution_equals_float64_on_the_cpu(name):
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_samples_are_the_cpus_of_the_same_noise(name):
+def test_samples_equal_those_of_the_cpu_for_the_same_noise(name):
     kind, size = DISTRIBUTIONS[name]
     distribution = kind(size).to(DEVICE)
     steps = make_loss_steps((400, 50), name, torch.float64)
@@ -547,7 +530,7 @@ def assert_same_training(step, reference, seeds):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adam", "adamw"])
-def test_step_equals_the_cpus_and_moves_with_its_state(optimizer):
+def test_training_step_equals_the_cpu_and_moves_with_its_state(optimizer):
     step, reference = make_step(optimizer), make_step(optimizer)
     for one in (step, reference):  # what is moved is not the state before the first step
         train(one, "cpu", [0])
@@ -561,8 +544,9 @@ def test_step_equals_the_cpus_and_moves_with_its_state(optimizer):
     assert_same(train(back, "cpu", [5])[0], train(reference, "cpu", [5])[0], 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_step_equals_the_cpus():
+def test_compiled_training_step_equals_the_cpu():
     step, reference = make_step("rmsprop", compile=True).to(DEVICE), make_step("rmsprop")
     assert_same_training(step, reference, range(3))
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -571,8 +555,9 @@ def test_compiled_step_equals_the_cpus():
 
 
 @about_cuda
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_step_as_a_cuda_graph_equals_the_cpus():
+def test_training_step_as_a_cuda_graph_equals_the_cpu():
     """The first calls record; later ones replay what was recorded on data at other addresses, with another learning rate."""
     reference = make_step("rmsprop")
     step = TrainStep(make_step("rmsprop").loss.to(DEVICE), "rmsprop", lr=0.05, cuda_graph=True)

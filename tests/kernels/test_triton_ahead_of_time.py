@@ -1,7 +1,7 @@
-"""The Triton kernels compiled for the GPUs that matter, none of which is needed: registers, spills, width of memory accesses.
+"""Compiles the Triton kernels for several GPUs, without a GPU, and checks registers, spills and the width of memory accesses.
 
-Each target compiles in a process of its own, where Triton's interpreter is off. ``A2C_EVERY_KERNEL=1`` compiles, in float32, all that
-the tuning table can say, which takes ten minutes a target; without it, a selection.
+Each target compiles in a process of its own, where Triton's interpreter is off. By default, a selection of kernels is compiled.
+``A2C_EVERY_KERNEL=1`` compiles every entry of the tuning table in float32, which takes ten minutes per target.
 """
 
 import json
@@ -24,7 +24,7 @@ from a2c_compiled.benchmarks.gpu.ahead_of_time import (  # noqa: E402  (needs Tr
 )
 from a2c_compiled.kernels import scan_forms  # noqa: E402
 
-# Shape and dimension of time: a few steps, one tile, tiles of one warp and of several, splits.
+# Shape and time dimension: a few steps, one tile, tiles of one warp and of several warps, splits.
 SHAPES = [
     ((5, 64), -2),
     ((16, 65536), -2),
@@ -46,28 +46,29 @@ EVERY_SHAPE = [
 ]
 OLD_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 FORWARD = ("linear_scan", "reward2go", "gae", "td_lambda")
-# Held to 128 registers, with which 16 warps fit.
+# Forms that may use at most 128 registers, with which 16 warps fit on a multiprocessor.
 HOT = ("linear_scan", "reward2go", "gae", "gae_backward", "td_lambda", "td_lambda_backward")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_without_spills(target):
     kernels = _compile_elsewhere(target)
     assert len(kernels) > 20
     for kernel in kernels:
-        # Of 8 bytes it is no spill for want of registers: the ptxas of Triton 3.6 puts as much aside with 80 of them in use, and in
-        # float64 any gives away one where one more program then fits.
-        # The backward of V-trace has the most operands: two registers too many, once a step, cost nothing beside what it loads.
+        # 8 bytes are allowed in three cases, where they do not mean that registers are missing: ptxas of Triton 3.6 spills them with only
+        # 80 registers in use; in float64, ptxas gives up a register so that one more program fits; the backward of V-trace has the
+        # most operands, and two spilled registers per step cost nothing beside its loads.
         wide = kernel["dtype"] == "torch.float64" or kernel["form"] == "vtrace_backward"
         assert kernel["spills"] <= (8 if wide or OLD_PTXAS else 0), kernel
         assert kernel["registers"] <= TARGETS[target].registers, kernel
         if kernel["form"] in HOT and kernel["plain"]:
             assert kernel["registers"] <= 128, kernel
         if kernel["plain"] and kernel["blocks"]["splits"] == 1:
-            # All operands of a tile in one distribution over threads.
+            # All operands of a tile have the same distribution over threads.
             assert kernel["conversions"] == 0, kernel
             if kernel["form"] in FORWARD and kernel["dtype"] == "torch.float32" and kernel["blocks"]["vector"] > 1:
-                # No value is loaded by itself; where time is contiguous, 4 bytes are the flags of 4 steps.
+                # Values are loaded as vectors. If time is contiguous, the loads of 4 bytes are the flags of 4 steps.
                 narrow = kernel["loads of 4 bytes"]
                 assert narrow == 0 if kernel["blocks"]["vector"] == 2 else narrow <= kernel["loads of 8 or 16 bytes"], kernel
 
@@ -94,7 +95,7 @@ def _compile_all(name: str) -> list[dict]:
             "shape": shape,
             "dtype": str(dtype),
             "blocks": blocks._asdict(),
-            # As data mostly is: contiguous, nothing odd, more than a warp's work.
+            # The usual data: contiguous, no odd sizes, more elements than one warp computes.
             "plain": not layout and rows % 16 == 0 and steps % 8 == 0 and rows * steps >= 1024,
         }
         return [{**described, **_report(kernel)} for kernel in compiled(form, shape, dim, dtype, blocks, **layout)]

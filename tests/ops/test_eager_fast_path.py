@@ -1,4 +1,4 @@
-"""The way past all checks: taken where it gives what the long way gives, and nowhere else."""
+"""The eager fast path gives the results of the usual path, and refuses everything that it cannot compute."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from a2c_compiled import functional as F
 from a2c_compiled.kernels import cpu_scan, scan_forms
 from a2c_compiled.ops import direct
 
-pytestmark = pytest.mark.skipif(not cpu_scan.is_available(), reason="there is no kernel to go to directly")
+pytestmark = pytest.mark.skipif(not cpu_scan.is_available(), reason="the C++ kernels were not built")
 
 FUNCTIONS = {
     scan_forms.GAE: F.generalized_advantage_estimate,
@@ -34,31 +34,31 @@ def make_inputs(form, shape=(3, 7, 2), dtype=torch.float32, layout=lambda tensor
     return [*coefficients, *values, *[layout(torch.rand(shape) < 0.3) for _ in form.flags]]
 
 
-def the_long_way(form, dim, inputs, monkeypatch):
+def usual_path(form, dim, inputs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cpu_scan, "call", lambda *_: None)
         if form is scan_forms.VTRACE:
             gamma, rho, c, pg_rho, lmbda, *steps = inputs
-            found = F.vtrace_advantage_estimate(gamma, *steps, rho, c, dim, None, pg_rho, lmbda)
+            outputs = F.vtrace_advantage_estimate(gamma, *steps, rho, c, dim, None, pg_rho, lmbda)
         elif form is scan_forms.TD_LAMBDA:
-            found = F.td_lambda_return_estimate(*inputs, None, dim)
+            outputs = F.td_lambda_return_estimate(*inputs, None, dim)
         else:
-            found = FUNCTIONS[form](*inputs, dim)
-    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
+            outputs = FUNCTIONS[form](*inputs, dim)
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
 
 
 @pytest.mark.parametrize("form", FUNCTIONS, ids=lambda form: form.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_gives_what_the_long_way_gives_laid_out_alike(form, dtype, layout, monkeypatch):
+def test_the_fast_path_gives_the_results_and_strides_of_the_usual_path(form, dtype, layout, monkeypatch):
     for dim, coefficients in itertools.product((-2, 1, 0, -1), ("numbers", "zero_dimensional", "per_step")):
         inputs = make_inputs(form, dtype=dtype, layout=LAYOUTS[layout])
         if coefficients != "numbers":
             shape = () if coefficients == "zero_dimensional" else (3, 7, 2)
             inputs[: len(form.coefficients)] = torch.rand(len(form.coefficients), *shape, dtype=dtype).unbind(0)
-        found = direct(form, dim, *inputs)
-        expected = the_long_way(form, dim, inputs, monkeypatch)
-        for one, other in zip(found, expected, strict=True):
+        outputs = direct(form, dim, *inputs)
+        expected = usual_path(form, dim, inputs, monkeypatch)
+        for one, other in zip(outputs, expected, strict=True):
             assert torch.equal(one, other)
             assert one.stride() == other.stride()
 
@@ -75,14 +75,14 @@ REFUSED = {
     "another dtype": _with(3, lambda value: value.double()),
     "half precision": lambda inputs: [one.half() if getattr(one, "is_floating_point", bool)() else one for one in inputs],
     "integers": lambda inputs: [one.long() if isinstance(one, torch.Tensor) else one for one in inputs],
-    "flags that are no bool": _with(5, lambda flag: flag.to(torch.uint8)),
+    "flags that are not bool": _with(5, lambda flag: flag.to(torch.uint8)),
     "a gradient": _with(4, lambda value: value.requires_grad_()),
     "a gradient to a coefficient": _with(0, lambda gamma: torch.tensor(gamma, requires_grad=True)),
     "a coefficient of another dtype": _with(0, lambda gamma: torch.tensor(gamma, dtype=torch.float64)),
     "a coefficient to broadcast": _with(0, lambda gamma: torch.full((2,), gamma)),
-    "a coefficient that is no number": _with(0, str),
+    "a coefficient that is not a number": _with(0, str),
     "a subclass": _with(2, torch.nn.Parameter),
-    "no tensor": _with(2, lambda value: value.numpy()),
+    "not a tensor": _with(2, lambda value: value.numpy()),
     "none": _with(2, lambda value: None),
     "another device": _with(2, lambda value: value.to("meta")),
     "a sparse tensor": _with(2, lambda value: value.to_sparse()),
@@ -98,16 +98,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_it_leaves_alone(name):
+def test_the_fast_path_refuses(name):
     assert direct(scan_forms.GAE, -2, *REFUSED[name](make_inputs(scan_forms.GAE))) is None
 
 
 @pytest.mark.parametrize("dim", [3, -4, 1.0, True, None, np.int64(1), 2**70])
-def test_it_leaves_alone_what_is_no_dimension(dim):
+def test_the_fast_path_refuses_a_wrong_dimension(dim):
     assert direct(scan_forms.GAE, dim, *make_inputs(scan_forms.GAE)) is None
 
 
-def test_it_takes_what_requires_grad_where_gradients_are_off():
+def test_the_fast_path_accepts_tensors_that_require_grad_under_no_grad():
     inputs = make_inputs(scan_forms.GAE)
     expected = direct(scan_forms.GAE, -2, *inputs)
     inputs[4].requires_grad_()
@@ -115,7 +115,12 @@ def test_it_takes_what_requires_grad_where_gradients_are_off():
         assert torch.equal(direct(scan_forms.GAE, -2, *inputs)[0], expected[0])
 
 
-def test_it_leaves_alone_what_is_watched():
+def adds_1_if_refused(inputs):
+    """Returns a function that adds 1 to its argument if the fast path refuses ``inputs``."""
+    return lambda x: x + (direct(scan_forms.GAE, -2, *inputs) is None)
+
+
+def test_the_fast_path_refuses_under_a_dispatch_mode_and_in_forward_mode():
     inputs = make_inputs(scan_forms.GAE)
 
     class Watching(TorchDispatchMode):
@@ -127,22 +132,26 @@ def test_it_leaves_alone_what_is_watched():
     with forward_ad.dual_level():
         assert direct(scan_forms.GAE, -2, *inputs) is None
 
-    def left_alone(x):
-        return x + (direct(scan_forms.GAE, -2, *inputs) is None)
 
-    for transformed in (torch.func.vmap(left_alone), torch.compile(left_alone, backend="eager", fullgraph=True)):
-        assert torch.equal(transformed(torch.zeros(2)), torch.ones(2))
+def test_the_fast_path_refuses_inside_vmap():
+    assert torch.equal(torch.func.vmap(adds_1_if_refused(make_inputs(scan_forms.GAE)))(torch.zeros(2)), torch.ones(2))
+
+
+@pytest.mark.slow
+def test_the_fast_path_refuses_while_dynamo_traces():
+    traced = torch.compile(adds_1_if_refused(make_inputs(scan_forms.GAE)), backend="eager", fullgraph=True)
+    assert torch.equal(traced(torch.zeros(2)), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["a gradient", "half precision", "a coefficient of another dtype"])
-def test_the_function_serves_what_it_leaves_alone(name):
+def test_the_function_computes_what_the_fast_path_refuses(name):
     inputs = REFUSED[name](make_inputs(scan_forms.GAE))
     advantage, _ = F.generalized_advantage_estimate(*inputs)
     wide = [one.double() if getattr(one, "is_floating_point", bool)() else one for one in inputs]
     torch.testing.assert_close(advantage, F.generalized_advantage_estimate(*wide)[0].to(advantage.dtype), rtol=2e-3, atol=2e-3)
 
 
-def test_the_extension_refuses_nonsense():
+def test_the_extension_raises_for_malformed_calls():
     for arguments in ((), (99, 1, 0, torch.zeros(3)), (0, 1, 0, torch.zeros(3))):
         with pytest.raises(ValueError, match="call: bad"):
             cpu_scan._extension.call(*arguments)

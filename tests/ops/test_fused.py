@@ -1,24 +1,38 @@
-"""Every fused form against its definition: values, gradients of any order, layouts, transforms; and packed sequences."""
+"""Every fused form equals its definition: results, gradients of any order, layouts, transforms. Packed sequences too."""
 
 import functools
 
 import oracle
 import pytest
 import torch
-from cases import argument_names, as_tuple, call_arguments, evaluate, make_steps, operands, per_step, weights
+from cases import (
+    argument_names,
+    as_tuple,
+    assert_equals,
+    call_arguments,
+    contiguous,
+    interleaved,
+    make_steps,
+    operands,
+    padded,
+    per_step,
+    transposed,
+    weights,
+)
 from tolerances import assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from a2c_compiled import functional
 from a2c_compiled._precision import LARGEST_LOG_RATIO
-from a2c_compiled.functional.gae import _gae
-from a2c_compiled.functional.scan import _reward2go
-from a2c_compiled.functional.td import _td_lambda
-from a2c_compiled.functional.vtrace import _vtrace
+from a2c_compiled.functional.gae import _fused_gae, _gae
+from a2c_compiled.functional.scan import _fused_reward2go, _reward2go
+from a2c_compiled.functional.td import _fused_td_lambda, _td_lambda
+from a2c_compiled.functional.vtrace import _fused_vtrace, _vtrace
 from a2c_compiled.kernels import cpu_scan, scan_forms
 
 DEFINITIONS = {"gae": _gae, "td_lambda": _td_lambda, "vtrace": _vtrace, "reward2go": _reward2go}
+FUSED = {"gae": _fused_gae, "td_lambda": _fused_td_lambda, "vtrace": _fused_vtrace, "reward2go": _fused_reward2go}
 FORMS = {form.name: form for form in scan_forms.FORMS}
 FUNCTIONS = (
     "generalized_advantage_estimate",
@@ -30,7 +44,7 @@ FUNCTIONS = (
 name_of_form = pytest.mark.parametrize("name", sorted(DEFINITIONS))
 function_name = pytest.mark.parametrize("name", FUNCTIONS)
 
-# Both sides of every switch of the C++ kernels: lanes of 8, tiles of 128, parts from 64 steps on, 1024 sequences side by side.
+# Shapes on both sides of every threshold of the C++ kernels: lanes of 8, tiles of 128, parts from 64 steps on, blocks of 1024 sequences.
 SHAPES = [
     ((1,), -1),
     ((63,), -1),
@@ -52,27 +66,6 @@ SHAPES = [
 ]
 
 
-def contiguous(tensor):
-    return tensor
-
-
-def transposed(tensor):
-    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-def all_but_the_last(tensor):
-    """As the values of T + 1 observations without the last."""
-    return torch.cat([tensor, torch.full_like(tensor[..., :1], True if tensor.dtype == torch.bool else torch.nan)], -1)[
-        ..., :-1
-    ]
-
-
-def sliced(tensor):
-    return torch.stack([tensor, torch.full_like(tensor, True if tensor.dtype == torch.bool else torch.nan)], -1).flatten(-2)[
-        ..., ::2
-    ]
-
-
 def double(tensors):
     return [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
 
@@ -81,14 +74,14 @@ def run(form, tensors, dim):
     return as_tuple(getattr(torch.ops.a2c_compiled, form.name)(*tensors, dim))
 
 
-@pytest.mark.parametrize("layout", [contiguous, transposed, all_but_the_last, sliced])
+@pytest.mark.parametrize("layout", [contiguous, transposed, padded, interleaved])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
 @name_of_form
 def test_kernel_and_its_backward_equal_the_definition(name, shape, dim, dtype, layout):
     form, backward_form = FORMS[name], FORMS[f"{name}_backward"]
-    given = {key: layout(value) if value.dim() else value for key, value in operands(form, shape, dtype).items()}
-    inputs = list(given.values())
+    by_name = {key: layout(value) if value.dim() else value for key, value in operands(form, shape, dtype).items()}
+    inputs = list(by_name.values())
     results = run(form, inputs, dim)
     variables = [tensor.requires_grad_() for tensor in double(inputs)[len(form.coefficients) : -len(form.flags)]]
     wide = double(inputs[: len(form.coefficients)]) + variables + inputs[-len(form.flags) :]
@@ -96,23 +89,22 @@ def test_kernel_and_its_backward_equal_the_definition(name, shape, dim, dtype, l
     for result, value in zip(results, expected, strict=True):
         assert result.dtype == dtype
         assert_close(result, value, what="result")
-        # What is saved for the backward is rounded to the dtype of the data: a second rounding, amplified where targets are large.
     grads = [layout(weights(result)) for result in results]
     expected_grads = torch.autograd.grad(expected, variables, double(grads), materialize_grads=True)
-    given.update({f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)})
-    given.update({output: layout(result) for output, result in zip(form.outputs, results, strict=True)})
-    of_values = run(
-        backward_form, [given[key] for key in backward_form.coefficients + backward_form.values + backward_form.flags], dim
-    )
-    by_name = dict(zip((f"grad_{value}" for value in form.values), expected_grads, strict=True))
-    for output, result in zip(backward_form.outputs, of_values, strict=True):
+    by_name.update({f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)})
+    by_name.update({output: layout(result) for output, result in zip(form.outputs, results, strict=True)})
+    backward_operands = (*backward_form.coefficients, *backward_form.values, *backward_form.flags)
+    actual_grads = run(backward_form, [by_name[key] for key in backward_operands], dim)
+    expected_by_name = dict(zip((f"grad_{value}" for value in form.values), expected_grads, strict=True))
+    for output, result in zip(backward_form.outputs, actual_grads, strict=True):
         assert result.dtype == dtype
-        assert_close(result, by_name[output], what=output, roundings=8)
+        # The backward reads results that were rounded to the dtype of the data. Large targets amplify this second rounding.
+        assert_close(result, expected_by_name[output], what=output, roundings=8)
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((13, 9), -2), ((9, 13), -1), ((70,), -1)], ids=str)
 @name_of_form
-def test_coefficients_for_each_step(name, shape, dim):
+def test_kernel_with_coefficients_per_step_equals_the_definition(name, shape, dim):
     tensors = list(operands(FORMS[name], shape, coefficients="per step").values())
     for result, expected in zip(run(FORMS[name], tensors, dim), as_tuple(DEFINITIONS[name](*tensors, dim)), strict=True):
         assert_close(result, expected)
@@ -121,19 +113,19 @@ def test_coefficients_for_each_step(name, shape, dim):
 @pytest.mark.parametrize("name", [form.name for form in scan_forms.FORMS])
 def test_operator_passes_opcheck(name):
     form = FORMS[name]
-    for layout in (contiguous, transposed, sliced):
+    for layout in (contiguous, transposed, interleaved):
         tensors = [layout(tensor) if tensor.dim() else tensor for tensor in operands(form, (6, 9)).values()]
         outcome = torch.library.opcheck(getattr(torch.ops.a2c_compiled, name).default, (*tensors, -2))
         assert set(outcome.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("name", [form.name for form in scan_forms.FORMS])
-def test_without_the_extension_the_definition_serves(name, monkeypatch):
+def test_without_the_extension_the_operator_computes_the_definition(name, monkeypatch):
     form = FORMS[name]
-    given = operands(form, (40, 9))
-    if "value_target" in given:  # it is computed anew there
-        given["value_target"] = run(scan_forms.VTRACE, [given[key] for key in operands(scan_forms.VTRACE, (1, 1))], -2)[1]
-    tensors = list(given.values())
+    by_name = operands(form, (40, 9))
+    if "value_target" in by_name:  # the definition computes it anew
+        by_name["value_target"] = run(scan_forms.VTRACE, [by_name[key] for key in operands(scan_forms.VTRACE, (1, 1))], -2)[1]
+    tensors = list(by_name.values())
     expected = run(form, tensors, -2)
     monkeypatch.setattr(cpu_scan, "_extension", None)
     monkeypatch.setattr(cpu_scan, "warn_once", lambda: None)
@@ -146,39 +138,33 @@ def test_without_the_extension_the_definition_serves(name, monkeypatch):
 @pytest.mark.parametrize("coefficients", ["values_alone", "numbers", "per step"])
 @name_of_form
 def test_derivatives_equal_finite_differences(name, coefficients, order):
-    """With respect to values and, unless it says alone, to coefficients."""
+    """Derivatives in the values and, except in the case "values_alone", in the coefficients."""
     form = FORMS[name]
-    given = operands(form, (4, 2), coefficients="per step" if coefficients == "per step" else "numbers")
-    if name == "vtrace":  # away from the clip's corners, and on both sides of them
-        given["log_pi"] = given["log_mu"] + torch.tensor([[-0.7, 0.9], [0.5, -0.4], [-1.1, 0.6], [0.8, -0.6]]).double()
-    flags = [given.pop(key) for key in form.flags]
-    fixed = [given.pop(key) for key in form.coefficients] if coefficients == "values_alone" else []
-    variables = tuple(tensor.requires_grad_() for tensor in given.values())
-    function = fused(name)
+    by_name = operands(form, (4, 2), coefficients="per step" if coefficients == "per step" else "numbers")
+    if name == "vtrace":  # on both sides of the clip's corners, and not at them
+        by_name["log_pi"] = by_name["log_mu"] + torch.tensor([[-0.7, 0.9], [0.5, -0.4], [-1.1, 0.6], [0.8, -0.6]]).double()
+    flags = [by_name.pop(key) for key in form.flags]
+    fixed = [by_name.pop(key) for key in form.coefficients] if coefficients == "values_alone" else []
+    variables = tuple(tensor.requires_grad_() for tensor in by_name.values())
+    function = FUSED[name]
     check = {"first": torch.autograd.gradcheck, "second": torch.autograd.gradgradcheck}[order]
     assert check(lambda *variables: function(*fixed, *variables, *flags, -2), variables)
-
-
-def fused(name):
-    from a2c_compiled.functional import gae, scan, td, vtrace
-
-    return {"gae": gae._fused_gae, "td_lambda": td._fused_td_lambda, "vtrace": vtrace._fused_vtrace}.get(
-        name, scan._fused_reward2go
-    )
 
 
 @name_of_form
 def test_vmap_over_any_operand_equals_one_call_each(name):
     form = FORMS[name]
-    given = operands(form, (3, 5, 4))
-    function = fused(name)
-    one = {key: value if value.dim() == 0 else value[0] for key, value in given.items()}
+    by_name = operands(form, (3, 5, 4))
+    function = FUSED[name]
+    one = {key: value if value.dim() == 0 else value[0] for key, value in by_name.items()}
     for batched in ([*form.values, *form.flags], [form.values[-1]], [form.coefficients[0]], [form.flags[0]]):
         tensors = [
-            (torch.tensor([0.9, 0.5, 0.7]).double() if key in form.coefficients else given[key]) if key in batched else one[key]
-            for key in given
+            (torch.tensor([0.9, 0.5, 0.7]).double() if key in form.coefficients else by_name[key])
+            if key in batched
+            else one[key]
+            for key in by_name
         ]
-        in_dims = tuple(0 if key in batched else None for key in given)
+        in_dims = tuple(0 if key in batched else None for key in by_name)
         results = as_tuple(torch.vmap(lambda *tensors: function(*tensors, -2), in_dims)(*tensors))
         for i in range(3):
             single = [tensor if in_dim is None else tensor[i] for tensor, in_dim in zip(tensors, in_dims, strict=True)]
@@ -189,14 +175,14 @@ def test_vmap_over_any_operand_equals_one_call_each(name):
 @name_of_form
 def test_gradients_per_sample_by_vmap_of_grad(name):
     form = FORMS[name]
-    given = list(operands(form, (3, 5, 4)).values())
-    function, last_value = fused(name), len(form.coefficients) + len(form.values) - 1
+    tensors = list(operands(form, (3, 5, 4)).values())
+    function, last_value = FUSED[name], len(form.coefficients) + len(form.values) - 1
 
     def objective(value, *tensors):
         arguments = [*tensors[:last_value], value, *tensors[last_value:]]
         return as_tuple(function(*arguments, -2))[0].square().sum()
 
-    value, others = given[last_value], given[:last_value] + given[last_value + 1 :]
+    value, others = tensors[last_value], tensors[:last_value] + tensors[last_value + 1 :]
     in_dims = (0, *(None if tensor.dim() == 0 else 0 for tensor in others))
     results = torch.vmap(torch.func.grad(objective), in_dims)(value, *others)
     for i in range(3):
@@ -206,7 +192,7 @@ def test_gradients_per_sample_by_vmap_of_grad(name):
 
 
 @function_name
-def test_modes_and_fake_tensors_see_the_operator(name):
+def test_dispatch_modes_and_fake_tensors_receive_the_operator(name):
     seen = []
 
     class Recorder(TorchDispatchMode):
@@ -226,9 +212,9 @@ def test_modes_and_fake_tensors_see_the_operator(name):
 
 
 @function_name
-def test_numbers_first_met_in_inference_mode_serve_training(name):
+def test_a_number_first_used_in_inference_mode_works_in_training(name):
     steps = make_steps((6, 3))
-    gamma = 0.123456  # a number that no other test uses: numbers are kept
+    gamma = 0.123456  # a number that no other test uses, because numbers are cached as tensors
     with torch.inference_mode():
         getattr(functional, name)(**call_arguments(name, steps, gamma=gamma))
     reward = steps.reward.clone().requires_grad_()
@@ -236,8 +222,8 @@ def test_numbers_first_met_in_inference_mode_serve_training(name):
     assert torch.autograd.grad(result.sum(), reward)[0].isfinite().all()
 
 
-def test_gradients_do_not_need_what_they_do_not_depend_on():
-    """GAE is linear in rewards and values: overwriting a rollout's buffers before the backward is no error."""
+def test_backward_of_gae_does_not_need_rewards_and_values():
+    """GAE is linear in rewards and values, so a rollout's buffers may be overwritten before the backward."""
     steps = make_steps((6, 3))
     value = steps.state_value.clone().requires_grad_()
     advantage, _ = functional.generalized_advantage_estimate(
@@ -248,7 +234,7 @@ def test_gradients_do_not_need_what_they_do_not_depend_on():
     assert value.grad.isfinite().all()
 
 
-def test_more_memory_than_the_allocator_keeps():
+def test_results_larger_than_the_cached_allocations_equal_the_oracle():
     steps = make_steps((64, 9000), torch.float32)
     arguments = call_arguments("generalized_advantage_estimate", steps)
     for result, expected in zip(
@@ -259,14 +245,14 @@ def test_more_memory_than_the_allocator_keeps():
 
 @pytest.mark.parametrize("shape", [(20, 9), (20,)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_vtrace_of_extreme_ratios(dtype, shape):
+def test_vtrace_with_extreme_ratios_equals_the_oracle(dtype, shape):
     steps = make_steps(shape, dtype)
     log_ratio = torch.tensor([0.0, -1e-3, 1e-3, -5, 5, -50, 50, -86.9, -87.5, 79.9, 80.1, 500, -500, -torch.inf, torch.inf])
     log_pi = log_ratio.to(dtype).repeat(20)[: steps.reward.numel()].view(shape)
     arguments = call_arguments(
         "vtrace_advantage_estimate", steps._replace(log_pi=log_pi, log_mu=torch.zeros_like(log_pi)), time_dim=-len(shape)
     )
-    # Without clips every ratio counts; with infinite ones left out, since e^80 is all that is left of them.
+    # The library clamps ratios at e^80 and the oracle does not, so no clip is infinite here.
     for clips in ({}, {"rho_thresh": 1e3, "c_thresh": 0.9}, {"pg_rho_thresh": 1e3, "lmbda": 0.9}):
         expected = oracle.vtrace_advantage_estimate(**arguments, **clips)
         for result, value in zip(functional.vtrace_advantage_estimate(**arguments, **clips), expected, strict=True):
@@ -279,11 +265,11 @@ def test_the_kernel_clips_the_log_ratio_where_the_definition_does(dtype):
     zero, one, ended = torch.zeros_like(log_pi), torch.ones_like(log_pi), torch.ones_like(log_pi, dtype=torch.bool)
     coefficients = [torch.tensor(number, dtype=dtype) for number in (0.9, torch.inf, torch.inf, torch.inf, 1.0)]
     results = []
-    for function in (fused("vtrace"), _vtrace):
+    for function in (FUSED["vtrace"], _vtrace):
         variable = log_pi.clone().requires_grad_()
         advantage, _ = function(*coefficients, variable, zero, zero, zero, one, ended, ended, -2)
         (gradient,) = torch.autograd.grad(advantage.sum(), variable)
-        results.append(torch.cat([advantage.detach(), gradient]).log())  # minus infinity where nothing passes the clip
+        results.append(torch.cat([advantage.detach(), gradient]).log())  # minus infinity where the gradient is 0
     torch.testing.assert_close(*results, rtol=1e-6, atol=0)
     assert (results[1][1] == -torch.inf).tolist() == [False, False, True, True]
 
@@ -310,7 +296,7 @@ def packed(lengths, dtype=torch.int32):
 
 
 def one_by_one(name, arguments, lengths, dim):
-    """Each sequence alone, by the oracle."""
+    """Applies the oracle to each sequence separately."""
     pieces = {
         key: value.split(lengths, dim) if isinstance(value, torch.Tensor) and value.dim() else [value] * len(lengths)
         for key, value in arguments.items()
@@ -332,14 +318,8 @@ def test_packed_sequences_equal_each_alone_and_so_do_gradients(name, terminated,
     arguments = call_arguments(name, make_steps(shape), dim)
     if not terminated:
         arguments.pop("terminated", None)
-    results, gradients = evaluate(
-        lambda **tensors: getattr(functional, name)(**tensors, cu_seqlens=packed(lengths, dtype)), arguments
-    )
-    expected, expected_gradients = evaluate(lambda **tensors: one_by_one(name, tensors, lengths, dim), arguments)
-    for result, value in zip(results, expected, strict=True):
-        assert_close(result, value)
-    for key, gradient in expected_gradients.items():
-        assert_close(gradients[key], gradient, what=key)
+    function = functools.partial(getattr(functional, name), cu_seqlens=packed(lengths, dtype))
+    assert_equals(function, lambda **tensors: one_by_one(name, tensors, lengths, dim), arguments)
 
 
 def test_packed_reverse_scan_equals_each_alone():
@@ -351,13 +331,15 @@ def test_packed_reverse_scan_equals_each_alone():
     )
 
 
-@pytest.mark.parametrize("mode", ["scripted", "traced"])
+@pytest.mark.parametrize("mode", ["scripted", pytest.param("traced", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PACKED_FUNCTIONS)
-def test_packed_sequences_in_other_modes(name, mode):
+def test_packed_sequences_scripted_and_traced_equal_each_alone(name, mode):
     function = getattr(functional, name)
-    function = (
-        torch.jit.script(function) if mode == "scripted" else torch.compile(function, fullgraph=True, backend="aot_eager")
-    )
+    if mode == "traced":
+        torch._dynamo.reset()
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    else:
+        function = torch.jit.script(function)
     arguments = call_arguments(name, make_steps((13, 2)), gamma=torch.tensor(0.97))
     results = as_tuple(function(**arguments, cu_seqlens=packed((3, 1, 7, 2))))
     for result, expected in zip(results, one_by_one(name, arguments, (3, 1, 7, 2), -2), strict=True):
@@ -381,7 +363,7 @@ def test_packed_td1_without_rolling_gamma_does_not_bootstrap_any_open_end():
         (torch.tensor([0, 13], device="meta"), ValueError, "cu_seqlens: expected the device of the data, cpu, got meta"),
     ],
 )
-def test_wrong_cu_seqlens_are_refused(name, cu_seqlens, error, message):
+def test_wrong_cu_seqlens_raise_an_error_that_names_them(name, cu_seqlens, error, message):
     if name == "reverse_scan":
         call = functools.partial(functional.reverse_scan, torch.randn(13, 2), torch.rand(13, 2), -2)
     else:
@@ -390,7 +372,7 @@ def test_wrong_cu_seqlens_are_refused(name, cu_seqlens, error, message):
         call(cu_seqlens=cu_seqlens)
 
 
-def test_no_steps_packed():
+def test_packed_sequences_without_steps_give_an_empty_result():
     result = functional.reward2go(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.bool), 0.9, cu_seqlens=torch.tensor([0]))
     assert result.shape == (0, 2)
 
@@ -404,7 +386,7 @@ def test_every_function_of_time_takes_cu_seqlens():
 
 @name_of_form
 def test_numbers_are_not_copied_from_the_host(name):
-    """For such a copy the host would wait. The device without memory stands for any that is not the CPU."""
+    """A copy from the host would synchronise. The meta device replaces any device that is not the CPU."""
     copies = []
 
     class Recorder(TorchDispatchMode):
@@ -414,16 +396,16 @@ def test_numbers_are_not_copied_from_the_host(name):
             return function(*args, **(kwargs or {}))
 
     form = FORMS[name]
-    given = operands(form, (4, 3))
-    tensors = [given[key] if key in form.coefficients else given[key].to("meta") for key in given]
-    tensors[0] = tensors[0].to("meta").requires_grad_()  # the others stay numbers of the host
+    by_name = operands(form, (4, 3))
+    tensors = [by_name[key] if key in form.coefficients else by_name[key].to("meta") for key in by_name]
+    tensors[0] = tensors[0].to("meta").requires_grad_()  # the others stay numbers on the host
     tensors[len(form.coefficients)].requires_grad_()
     with Recorder():
-        torch.autograd.grad(sum(result.sum() for result in as_tuple(fused(name)(*tensors, -2))), tensors[0])
+        torch.autograd.grad(sum(result.sum() for result in as_tuple(FUSED[name](*tensors, -2))), tensors[0])
     assert not copies
 
 
-# -- Where something has to see the operator, or to look at the tensors first ---------------------------------------------------
+# -- Calls that must not go past the operator ----------------------------------------------------------------------------------
 
 
 def reward_and_done(shape=(6, 3)):
@@ -431,8 +413,8 @@ def reward_and_done(shape=(6, 3)):
     return steps.reward, steps.done
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the shapes that are checked
-def test_a_trace_holds_the_operator():
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the checks read shapes
+def test_a_jit_trace_contains_the_operator():
     reward, done = reward_and_done()
     with torch.no_grad():
         traced = torch.jit.trace(lambda reward: functional.reward2go(reward, done, 0.917), (reward,))
@@ -440,30 +422,30 @@ def test_a_trace_holds_the_operator():
     assert_close(traced(2 * reward), functional.reward2go(2 * reward, done, 0.917))
 
 
-def test_gradients_in_batches_equal_one_by_one():
+def test_batched_gradients_equal_one_backward_each():
     reward, done = reward_and_done()
     result = functional.reward2go(reward.requires_grad_(), done, 0.9)
-    given = torch.randn(4, *result.shape, dtype=result.dtype)
-    (batched,) = torch.autograd.grad(result, reward, given, is_grads_batched=True, retain_graph=True)
-    for one, gradient in zip(given, batched, strict=True):
+    grads = torch.randn(4, *result.shape, dtype=result.dtype)
+    (batched,) = torch.autograd.grad(result, reward, grads, is_grads_batched=True, retain_graph=True)
+    for one, gradient in zip(grads, batched, strict=True):
         assert_close(gradient, torch.autograd.grad(result, reward, one, retain_graph=True)[0])
 
 
-def test_views_to_be_negated_are():
+def test_a_negated_view_equals_the_oracle():
     _, done = reward_and_done()
     reward = torch.randn(6, 3, dtype=torch.complex128).conj().imag
     assert reward.is_neg()
     assert_close(functional.reward2go(reward, done, 0.9), oracle.reward2go(reward.clone(), done, 0.9))
 
 
-def test_a_tensor_without_memory_is_refused():
+def test_the_kernel_raises_for_a_tensor_without_memory():
     _, done = reward_and_done()
     with pytest.raises(ValueError, match="without memory"):
         cpu_scan.run(scan_forms.REWARD2GO, (torch.tensor(0.9),), (torch._efficientzerotensor((6, 3)),), (done,), -2)
 
 
 @pytest.mark.parametrize("where", ["default_device", "func_grad", "vmap", "fake"])
-def test_a_number_first_met_elsewhere_serves_here(where):
+def test_a_number_first_used_on_another_device_or_in_a_transform_works_in_eager_mode(where):
     reward, done = reward_and_done()
     gamma = {"default_device": 0.7101, "func_grad": 0.7102, "vmap": 0.7103, "fake": 0.7104}[where]
 
@@ -483,7 +465,7 @@ def test_a_number_first_met_elsewhere_serves_here(where):
     assert_close(returns(reward), oracle.reward2go(reward, done, gamma))
 
 
-def test_forward_mode_is_refused_rather_than_ignored():
+def test_forward_mode_differentiation_raises():
     reward, done = reward_and_done()
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(reward, torch.ones_like(reward))
@@ -491,20 +473,20 @@ def test_forward_mode_is_refused_rather_than_ignored():
             functional.reward2go(dual, done, 0.9)
 
 
-def test_more_dimensions_than_the_kernel_takes():
+def test_more_dimensions_than_the_kernel_supports_equal_the_oracle():
     shape = (1,) * 15 + (5, 3)
     reward, done = (tensor.reshape(shape) for tensor in reward_and_done((5, 3)))
     assert_close(functional.reward2go(reward, done, 0.9), oracle.reward2go(reward, done, 0.9))
 
 
-def test_vmap_over_nothing():
+def test_vmap_over_a_batch_of_size_0_gives_an_empty_result():
     reward, done = torch.zeros(0, 6, 3), torch.zeros(0, 6, 3, dtype=torch.bool)
     assert torch.vmap(lambda reward, done: functional.reward2go(reward, done, 0.9))(reward, done).shape == (0, 6, 3)
 
 
 @pytest.mark.parametrize("columns", [1, 8])
 @pytest.mark.parametrize("kernel", ["cpp", "torch"])
-def test_of_nothing_comes_nothing_though_products_of_decays_overflow(kernel, columns, monkeypatch):
+def test_zeros_stay_zeros_although_products_of_decays_overflow(kernel, columns, monkeypatch):
     if kernel == "torch":
         monkeypatch.setattr(cpu_scan, "_extension", None)
         monkeypatch.setattr(cpu_scan, "warn_once", lambda: None)
@@ -513,6 +495,7 @@ def test_of_nothing_comes_nothing_though_products_of_decays_overflow(kernel, col
     assert_close(functional.reverse_scan(x, torch.full_like(x, 2.0), -2), oracle.reverse_scan(x, torch.full_like(x, 2.0), -2))
 
 
+@pytest.mark.slow
 def test_packed_sequences_export_with_any_number_of_steps(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from a2c_compiled.export import export_onnx
