@@ -1,6 +1,6 @@
-"""The modules and names that are compared with the files of an earlier version, in ``tests/fixtures``.
+"""The modules and names that are compared with the files in ``tests/fixtures``, which an earlier version wrote.
 
-``fixtures/make.py`` writes those files with the code of its day, and ``test_earlier_files.py`` reads them with today's.
+``fixtures/make.py`` wrote the files with the code of that version. ``test_earlier_files.py`` reads them with the current code.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ FIXTURES = Path(__file__).with_name("fixtures")
 STEPS, ENVS, AGENTS, FEATURES, WIDTH, CHOICES, DIM = 5, 3, 2, 4, 8, 2, 2
 
 Batch = Dict[str, Tensor]
-"""The arguments of a loss by name; the parts of a tuple are ``name.0``, ``name.1``, ..."""
+"""The arguments of a loss by name. The parts of a tuple have the names ``name.0``, ``name.1``, ..."""
 
 
 # Batches
 
 
 def make_batch(action: Callable[[torch.Generator], Tensor], lead: Tuple[int, ...] = (STEPS, ENVS)) -> Batch:
-    """Random steps, ``[*lead]`` or ``[*lead, ...]``."""
+    """Returns random steps. Shapes: ``[*lead, FEATURES]`` for observations, ``[*lead]`` for rewards and flags."""
     generator = torch.Generator().manual_seed(0)
     observation, next_observation = torch.randn(2, *lead, FEATURES, generator=generator)
     done = torch.rand(lead, generator=generator) < 0.3
@@ -48,23 +48,23 @@ def make_batch(action: Callable[[torch.Generator], Tensor], lead: Tuple[int, ...
 
 
 def choice_batch() -> Batch:
-    """The actions are choices."""
+    """A batch whose actions are choices."""
     return make_batch(lambda generator: torch.randint(CHOICES, (STEPS, ENVS), generator=generator))
 
 
 def vector_batch() -> Batch:
-    """The actions are vectors inside (-1, 1)."""
+    """A batch whose actions are vectors inside (-1, 1)."""
     return make_batch(lambda generator: torch.randn(STEPS, ENVS, DIM, generator=generator).tanh())
 
 
 def composite_batch() -> Batch:
-    """The actions are a choice and a vector side by side."""
+    """A batch whose actions are a choice followed by a vector."""
     batch = vector_batch()
     return {**batch, "action": torch.cat([choice_batch()["action"].unsqueeze(-1).float(), batch["action"]], -1)}
 
 
 def batch_with(**drawn: float) -> Callable[[], Batch]:
-    """Choices, and further entries of one number a step, normal with these means."""
+    """Returns a function that makes a batch of choices with further entries, normally distributed with these means."""
 
     def make() -> Batch:
         generator = torch.Generator().manual_seed(1)
@@ -75,14 +75,14 @@ def batch_with(**drawn: float) -> Callable[[], Batch]:
 
 
 def agents_batch() -> Batch:
-    """Choices of several agents, with the rewards and flags of their team, ``[T, N, 1]``."""
+    """A batch of choices of several agents. Rewards and flags are those of their team. Shape: ``[T, N, 1]``."""
     lead = (STEPS, ENVS, AGENTS)
     batch = make_batch(lambda generator: torch.randint(CHOICES, lead, generator=generator), lead)
     return {**batch, **{name: batch[name][:, :, :1] for name in ("reward", "done", "terminated")}}
 
 
 def remembered_batch() -> Batch:
-    """Choices, and observations of ``x``, ``hidden`` and ``start``."""
+    """A batch of choices for a recurrent network, whose observation is a tuple of ``x``, ``hidden`` and ``start``."""
     batch, generator = choice_batch(), torch.Generator().manual_seed(2)
     hidden, next_hidden = torch.randn(2, STEPS, ENVS, WIDTH, generator=generator)
     start = torch.cat([torch.ones(1, ENVS, dtype=torch.bool), batch["done"][:-1]])
@@ -94,7 +94,7 @@ def remembered_batch() -> Batch:
 
 
 def arguments_of(batch: Batch) -> Dict[str, Any]:
-    """What a loss takes: tuples where the batch has parts."""
+    """Returns the arguments of a loss, with tuples made of the parts in the batch."""
     arguments: Dict[str, Any] = {name: tensor for name, tensor in batch.items() if "." not in name}
     for name in ("observation", "next_observation"):
         if f"{name}.0" in batch:
@@ -103,7 +103,7 @@ def arguments_of(batch: Batch) -> Dict[str, Any]:
 
 
 def rollout_of(batch: Batch) -> Rollout:
-    """The same steps for a training step."""
+    """Returns the steps of the batch as the rollout of a training step."""
     return Rollout(**arguments_of(batch))
 
 
@@ -111,46 +111,46 @@ def rollout_of(batch: Batch) -> Rollout:
 
 
 def mlp(outputs: int) -> nn.Sequential:
-    """A network of one hidden layer."""
+    """Returns a network with one hidden layer."""
     return nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.Tanh(), nn.Linear(WIDTH, outputs))
 
 
 def plain_loss(**options: Any) -> A2CLoss:
-    """Actor and critic of their own, over choices."""
+    """Returns a loss with separate actor and critic, over choices."""
     return A2CLoss(mlp(CHOICES), mlp(1), distributions.Categorical(CHOICES), **options)
 
 
 def shared_loss(trunk: nn.Module, **options: Any) -> A2CLoss:
-    """Actor and critic are a layer each on the same trunk."""
+    """Returns a loss whose actor and critic are one layer each on the same trunk."""
     actor, critic = (nn.Sequential(trunk, nn.Linear(WIDTH, outputs)) for outputs in (CHOICES, 1))
     return A2CLoss(actor, critic, distributions.Categorical(CHOICES), **options)
 
 
 def shared_mlp_loss(**options: Any) -> A2CLoss:
-    """The trunk is a layer."""
+    """Returns a loss whose networks share one layer."""
     return shared_loss(nn.Sequential(nn.Linear(FEATURES, WIDTH), nn.Tanh()), **options)
 
 
 def loss_over(distribution: distributions.Distribution, **options: Any) -> A2CLoss:
-    """Over another distribution."""
+    """Returns a loss over ``distribution``."""
     return A2CLoss(mlp(distribution.num_params), mlp(1), distribution, **options)
 
 
 def scale_loss() -> A2CLoss:
-    """A learnt scale that does not depend on the observation."""
+    """Returns a loss over a normal distribution with a learnt scale that does not depend on the observation."""
     actor = nn.Sequential(mlp(DIM), distributions.AddStateIndependentNormalScale(DIM, -0.5))
     return A2CLoss(actor, mlp(1), distributions.Normal(DIM, "exp"))
 
 
 class LossCase(NamedTuple):
-    """How to make a loss, and a batch for it."""
+    """Functions that make a loss and a batch for it."""
 
     make: Callable[[], A2CLoss]
     batch: Callable[[], Batch] = choice_batch
 
 
 def loss_cases() -> Dict[str, LossCase]:
-    """By name: one for each thing that a ``state_dict`` holds, each estimator, and several distributions."""
+    """Returns cases by name: for each kind of entry in a ``state_dict``, each estimator, and several distributions."""
     composite = (distributions.Categorical(CHOICES), distributions.Normal(DIM))
     norm = {"rate": 0.5, "min_scale": 0.1}
     return {
@@ -190,23 +190,23 @@ TRAIN_STEPS: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "adam": ("percentile_norm", {"optimizer": "adam"}),
     "adamw": ("target_critic_network", {"optimizer": "adamw"}),
 }
-"""For each training step the name of its loss, and its options."""
+"""For each training step, the name of its loss and its options."""
 
 
 def make_loss(name: str, seed: int) -> A2CLoss:
-    """The loss of a case, with networks of this seed."""
+    """Returns the loss of a case; ``seed`` initialises its networks."""
     torch.manual_seed(seed)
     return LOSSES[name].make()
 
 
 def make_step(name: str, seed: int) -> TrainStep:
-    """A training step, eager."""
+    """Returns a training step that is not compiled."""
     loss, options = TRAIN_STEPS[name]
     return TrainStep(make_loss(loss, seed), lr=1e-2, compile=False, **options)
 
 
 def losses_and_gradients(loss: A2CLoss, batch: Batch) -> Tuple[Batch, Batch]:
-    """What the loss returns for a batch, and the gradients of the sum of its terms, both by name."""
+    """Returns the outputs of the loss for a batch, and the gradients of the sum of its terms, both by name."""
     torch.manual_seed(0)  # an entropy may be estimated from samples
     outputs = {name: tensor for name, tensor in loss(**arguments_of(batch))._asdict().items() if tensor is not None}
     learnt = {name: parameter for name, parameter in loss.named_parameters() if parameter.requires_grad}
@@ -216,22 +216,22 @@ def losses_and_gradients(loss: A2CLoss, batch: Batch) -> Tuple[Batch, Batch]:
 
 
 def metrics_of(step: TrainStep, batch: Batch) -> Batch:
-    """The metrics of an update by name; the step is changed by it."""
+    """Runs an update with ``step``, and returns its metrics by name."""
     torch.manual_seed(0)
     return {name: tensor for name, tensor in step(rollout_of(batch))._asdict().items() if tensor is not None}
 
 
-# Files with groups of tensors, under group/name
+# Files with groups of tensors, named group/name
 
 
 def grouped(**groups: Mapping[str, Tensor]) -> Batch:
-    """Groups of tensors as one, each with memory of its own, as the format wants it."""
+    """Merges groups of tensors into one dict of copies, because the format does not allow tensors to share memory."""
     named = {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
     return {name: tensor.detach().clone().contiguous() for name, tensor in named.items()}
 
 
 def load_groups(path: Path) -> Dict[str, Batch]:
-    """The groups of a file of :func:`grouped`."""
+    """Reads a file of :func:`grouped` tensors."""
     groups: Dict[str, Batch] = {}
     for name, tensor in load_file(path).items():
         group, _, own = name.partition("/")
@@ -243,7 +243,7 @@ def load_groups(path: Path) -> Dict[str, Batch]:
 
 
 def graph_names(path: Path) -> Dict[str, Any]:
-    """Names in an exported file: its metadata's, and of an ONNX file also those of inputs, outputs and parameters."""
+    """Returns the names in an exported file: its metadata, and for an ONNX file its inputs, outputs and parameters."""
     if path.suffix != ".onnx":
         with zipfile.ZipFile(path) as archive:
             extra = next(name for name in archive.namelist() if name.endswith("extra/a2c_compiled.json"))
@@ -259,14 +259,14 @@ def graph_names(path: Path) -> Dict[str, Any]:
 
 
 def _described(value: onnx.ValueInfoProto) -> str:
-    """A dtype and sizes, by name where they may vary."""
+    """Returns the dtype and the sizes, with names for sizes that may vary."""
     kind = value.type.tensor_type
     sizes = [size.dim_param or str(size.dim_value) for size in kind.shape.dim]
     return f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()}[{', '.join(sizes)}]"
 
 
 def option_names(command: Optional[str]) -> List[str]:
-    """What ``--help`` of a command lists: options, ``option choice`` where there are choices, commands and positional arguments."""
+    """Returns what ``--help`` of a command lists: options, ``option choice`` for each choice, commands and positional arguments."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         main([*([] if command is None else [command]), "--help"])
@@ -283,5 +283,5 @@ def option_names(command: Optional[str]) -> List[str]:
 
 
 def tensor_names(run: Path) -> Dict[str, List[str]]:
-    """The names of the tensors in a run's checkpoint, by file."""
+    """Returns the names of the tensors in a run's checkpoint, by file."""
     return {path.name: sorted(load_file(path)) for path in run.glob("checkpoints/*/*.safetensors")}

@@ -1,28 +1,46 @@
-"""What the tests of export draw from: modules with the files that are made of them, and how a file is run."""
+"""Shared by the tests of export: the modules that are exported, their example inputs, and how a file of each format is run."""
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 import numpy as np
 import onnxruntime
+import pytest
 import torch
-from cases import inputs, make_steps
+from cases import inputs, make_steps, per_step
 from loss_cases import INSIDE, make_loss, make_loss_steps, of
 from tolerances import assert_close
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from a2c_compiled import estimators
+from a2c_compiled import estimators, export
 from a2c_compiled.export.formats import FORMATS
 
-# Examples have 6 steps of 4 environments; no test runs them again at that size.
+# The size of the example inputs. The tests run the exported files at other sizes.
 STEPS, ENVS = 6, 4
 AXES = {"TN": ("T", "N"), "NT": ("N", "T"), "NT1": ("N", "T")}
 EXPORTERS = {format.ending: format.export for format in FORMATS.values()}
-# An AOTInductor package takes ten seconds; what holds for a .pt2 file is shown there.
-QUICK = (".onnx", ".pt", ".pt2")
+# All formats but AOTInductor packages: compiling one takes 5 s of CPU time. A package holds the same program as a .pt2 file.
+UNCOMPILED = (".onnx", ".pt", ".pt2")
 PLAIN = ("reward", "next_observation", "done", "terminated")
 GAE_INPUTS = ("state_value", "next_state_value", "reward", "done", "terminated")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_operator_table():
+    """Builds torch's table of ONNX operators once: each export would parse the source of 500 operators, which takes 0.4 s."""
+    build = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copied_table(*arguments, **options):
+        registry = copy.copy(build(*arguments, **options))
+        registry.functions = {operator: list(entries) for operator, entries in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied_table))
+        yield
 
 
 def shape_of(layout, steps=STEPS, envs=ENVS):
@@ -34,11 +52,18 @@ def gae_inputs(shape=(STEPS, ENVS), ends="some", dtype=torch.float32, seed=0):
     return {name: steps[name] for name in GAE_INPUTS}
 
 
+def scan_arguments(shape, dtype=torch.float64, seed=0):
+    """Values, and decays in [-1, 1], a quarter of them zero."""
+    decay = per_step(shape, -1.0, 1.0, dtype, seed + 1).masked_fill(make_steps(shape, seed=seed + 2).done, 0.0)
+    return make_steps(shape, dtype, seed).reward, decay
+
+
 def loss_inputs(steps=STEPS, envs=ENVS, distribution="Categorical", inputs=PLAIN, dtype=torch.float32, seed=0):
     return of(make_loss_steps((steps, envs), distribution, dtype, seed, column=False), *inputs)
 
 
-# Loading a file as anyone would who has it: what takes inputs by name, and gives outputs by name, those that are None left out.
+# Each loader uses only the framework of the format. It returns a function from inputs by name to outputs by name, without those that are
+# None.
 
 
 def load_onnx(path):
@@ -47,8 +72,8 @@ def load_onnx(path):
     read = [value.name for value in session.get_inputs()]
 
     def run(inputs):
-        answers = session.run(names, {name: inputs[name].numpy() for name in read})
-        return {name: torch.from_numpy(np.asarray(answer)) for name, answer in zip(names, answers, strict=True)}
+        outputs = session.run(names, {name: inputs[name].numpy() for name in read})
+        return {name: torch.from_numpy(np.asarray(output)) for name, output in zip(names, outputs, strict=True)}
 
     return run
 
@@ -77,25 +102,34 @@ LOADERS = {".onnx": load_onnx, ".pt": load_torchscript, ".pt2": load_pt2, ".aot.
 
 
 def named(outputs):
-    """A module's outputs by name, those that are None left out."""
+    """Returns a module's outputs by name, without those that are None."""
     outputs = {"output": outputs} if isinstance(outputs, torch.Tensor) else outputs
     outputs = outputs if isinstance(outputs, dict) else outputs._asdict()
     return {name: value for name, value in outputs.items() if value is not None}
 
 
-def assert_same_answers(answers, expected, what, **tolerance):
-    """Names in order, dtypes, and values to the tolerance of the module's dtype."""
-    assert list(answers) == list(expected), what
+def assert_same_outputs(outputs, expected, what, **tolerance):
+    """The names and their order, the dtypes and the values are equal; the tolerance is that of the module's dtype."""
+    assert list(outputs) == list(expected), what
     real = next((value.dtype for value in expected.values() if value.is_floating_point()), torch.float32)
     for name, value in expected.items():
-        assert answers[name].dtype == value.dtype, f"{name} in {what}"
-        assert_close(answers[name].to(real), value.to(real), what=f"{name} in {what}", **tolerance)
+        assert outputs[name].dtype == value.dtype, f"{name} in {what}"
+        assert_close(outputs[name].to(real), value.to(real), what=f"{name} in {what}", **tolerance)
+
+
+def assert_passes_verification(files, output_names):
+    """``verify`` passes each file; for an ONNX file all three further checks ran, the reference evaluator among them."""
+    for ending, path in files.items():
+        report = export.verify(path)
+        assert report.passed, str(report)
+        assert (list(report.outputs), report.random) == (list(output_names), [])
+        assert list(report.checks.values()) == ["passed"] * (3 if ending == ".onnx" else 0)
 
 
 class Exported:
-    """A module and its files, by their endings.
+    """A module and its exported files, by file ending.
 
-    ``make_inputs`` makes its inputs from number of steps, number of environments, and how episodes end.
+    ``make_inputs(steps, envs, ends)`` makes inputs of a size; ``ends`` says how episodes end, see ``cases.END_RATES``.
     """
 
     def __init__(self, module: nn.Module, files: Dict[str, Path], make_inputs: Callable[..., Dict[str, torch.Tensor]]) -> None:
@@ -103,30 +137,36 @@ class Exported:
 
     @functools.cached_property
     def runners(self):
-        """Every file, loaded."""
+        """The loaded files, by ending."""
         return {ending: LOADERS[ending](path) for ending, path in self.files.items()}
 
-    def answers(self, inputs):
-        """Of every file, by ending."""
+    def outputs(self, inputs):
+        """The outputs of every file, by ending."""
         return {ending: run(inputs) for ending, run in self.runners.items()}
 
-    def check(self, inputs, **tolerance):
-        """Every file answers as eager does."""
+    def assert_equals_eager(self, inputs, **tolerance):
+        """Every file has the outputs of the module in eager mode."""
         with torch.no_grad():
             expected = named(self.module(**inputs))
-        for ending, answers in self.answers(inputs).items():
-            assert_same_answers(answers, expected, ending, **tolerance)
+        for ending, outputs in self.outputs(inputs).items():
+            assert_same_outputs(outputs, expected, ending, **tolerance)
 
     def reads(self, name):
-        """Whether the module has a use for that argument: TD(0) has none for ``done`` where it is given ``terminated``."""
+        """Whether the module reads that input: TD(0) does not read ``done`` if ``terminated`` is given."""
         estimator = getattr(self.module, "value_estimator", self.module)
         return not (isinstance(estimator, estimators.TD0Estimator) and name == "done")
 
 
 def export_as(endings, folder, module, make_inputs, axes) -> Exported:
+    """Exports ``module`` to a file for each ending."""
     inputs = make_inputs(STEPS, ENVS, "some")
     files = {ending: EXPORTERS[ending](module, inputs, folder / f"graph{ending}", axes) for ending in endings}
     return Exported(module, files, make_inputs)
+
+
+def grouped(prefix, cases):
+    """Parameters of a module-scoped fixture. The tests of one case run in one process, which exports the case once."""
+    return [pytest.param(case, id=str(case), marks=pytest.mark.xdist_group(f"{prefix}-{case}")) for case in cases]
 
 
 class EstimatorCase(NamedTuple):
@@ -134,7 +174,7 @@ class EstimatorCase(NamedTuple):
     dtype: torch.dtype
     layout: str
     options: Dict[str, Any] = {}
-    takes: Tuple[str, ...] = ()  # besides values, rewards and flags
+    takes: Tuple[str, ...] = ()  # inputs in addition to values, rewards and flags
 
     def __str__(self):
         dtype = str(self.dtype).removeprefix("torch.")
@@ -156,32 +196,27 @@ class EstimatorCase(NamedTuple):
         return made | team | self.extra(shape, steps)
 
     def extra(self, shape, seed):
-        """Those of group and mask that the case takes."""
+        """Those of ``group`` and ``mask`` that the case takes."""
         generator = torch.Generator().manual_seed(seed)
         group = torch.randint(-2, 3, shape[:1], generator=generator)
         made = {"group": group, "mask": torch.rand(shape, generator=generator) < 0.8}
         return {name: made[name] for name in self.takes}
 
 
+# Every estimator, dtype, layout and option occurs, but not every combination: exporting a case takes 2 s of CPU time.
 ESTIMATOR_CASES = (
     EstimatorCase(estimators.GAE, torch.float32, "TN"),
     EstimatorCase(estimators.GAE, torch.float64, "NT1", {"auto_reset_env": True}),
-    EstimatorCase(estimators.GAE, torch.float64, "NT"),
-    EstimatorCase(estimators.TD0Estimator, torch.float32, "NT1"),
     EstimatorCase(estimators.TD0Estimator, torch.float64, "TN"),
     EstimatorCase(estimators.TD1Estimator, torch.float32, "NT"),
-    EstimatorCase(estimators.TD1Estimator, torch.float64, "TN"),
-    EstimatorCase(estimators.TDLambdaEstimator, torch.float32, "NT1"),
     EstimatorCase(estimators.TDLambdaEstimator, torch.float64, "NT"),
-    EstimatorCase(estimators.VTrace, torch.float32, "TN"),
     EstimatorCase(estimators.VTrace, torch.float64, "NT1", {"pg_rho_thresh": 1.3, "lmbda": 0.9}),
     EstimatorCase(estimators.NStepEstimator, torch.float32, "NT1", {"n": 3}),
     EstimatorCase(estimators.UPGO, torch.float64, "TN"),
 )
 STANDARDIZING_CASES = (
-    EstimatorCase(estimators.GAE, torch.float32, "NT", {"average_gae": True}),
-    EstimatorCase(estimators.TDLambdaEstimator, torch.float64, "TN", {"average_rewards": True}),
-    EstimatorCase(estimators.VTrace, torch.float64, "TN", {"average_adv": True}),
+    EstimatorCase(estimators.TDLambdaEstimator, torch.float32, "TN", {"average_rewards": True}),
+    EstimatorCase(estimators.VTrace, torch.float32, "TN", {"average_adv": True}),
     EstimatorCase(estimators.GAE, torch.float64, "NT", {"average_gae": True}, ("group", "mask")),
     EstimatorCase(estimators.MultiAgentGAE, torch.float32, "NT1", {"average_gae": True}),
 )
@@ -200,7 +235,6 @@ class LossCase(NamedTuple):
         return self.name
 
     def export(self, folder, endings=(".onnx", ".pt")) -> Exported:
-        # A value function some way from the data, so that both sides of the clipping occur.
         options = {"value_estimator": self.estimator, **self.options}
         module = make_loss(self.distribution, dtype=self.dtype, **options)
         layout = "NT" if self.column else "TN"
@@ -214,6 +248,7 @@ class LossCase(NamedTuple):
         return export_as(endings, folder, module, make_inputs, AXES[layout])
 
 
+# Every distribution, estimator, dtype, layout and option occurs, but not every combination: exporting a case takes 5 s of CPU time.
 LOSS_CASES = (
     LossCase(
         "Categorical-GAE-clipped-shared",
@@ -222,11 +257,24 @@ LOSS_CASES = (
         (*PLAIN, "state_value"),
         {"clip_value": 0.2, "separate_losses": True, "shared": True},
     ),
-    LossCase("OneHotCategorical-TD0-sum", "OneHotCategorical", "TD0", PLAIN, {"reduction": "sum", "loss_critic_type": "l1"}),
+    LossCase(
+        "OneHotCategorical-TD0-NT1-masked",
+        "OneHotCategorical",
+        "TD0",
+        (*PLAIN, "mask"),
+        {"reduction": "mean", "loss_critic_type": "l1"},
+        column=True,
+    ),
     LossCase("MaskedCategorical-TD1-none", "MaskedCategorical", "TD1", PLAIN, {"reduction": "none"}),
-    LossCase("Normal-TDLambda-float64", "Normal", "TDLambda", PLAIN, {"loss_critic_type": "l2"}, torch.float64),
-    LossCase("TanhNormal-VTrace", "TanhNormal", "VTrace", INSIDE, {"entropy_coef": 0.0}),
-    LossCase("Categorical-GAE-NT1-masked", "Categorical", "GAE", (*PLAIN, "mask"), {"reduction": "mean"}, column=True),
+    LossCase(
+        "Normal-TDLambda-float64-in_chunks",
+        "Normal",
+        "TDLambda",
+        PLAIN,
+        {"loss_critic_type": "l2", "value_chunk_size": 5},
+        torch.float64,
+    ),
+    LossCase("TanhNormal-VTrace-no_critic", "TanhNormal", "VTrace", INSIDE, {"entropy_coef": 0.0, "critic_coef": None}),
     LossCase(
         "Categorical-advantage_given",
         "Categorical",
@@ -234,11 +282,57 @@ LOSS_CASES = (
         ("advantage", "value_target", "state_value"),
         {"clip_value": 0.2, "shared": True},
     ),
-    LossCase("Categorical-GAE-NT1-shifted", "Categorical", "GAE", PLAIN, {"shifted": True, "shifted_budget": 2}, column=True),
-    LossCase("Normal-TDLambda-in_chunks", "Normal", "TDLambda", PLAIN, {"value_chunk_size": 5}),
-    LossCase("Categorical-no_critic", "Categorical", "GAE", PLAIN, {"critic_coef": None, "reduction": "none"}),
+    LossCase(
+        "Categorical-GAE-NT1-shifted-sum",
+        "Categorical",
+        "GAE",
+        PLAIN,
+        {"shifted": True, "shifted_budget": 2, "reduction": "sum"},
+        column=True,
+    ),
 )
 
 
 def loss_case(name) -> LossCase:
     return next(case for case in LOSS_CASES if case.name == name)
+
+
+# Extreme logits
+
+
+# Observations of the actors below. In each row the first action is possible.
+EXTREME_LOGITS = torch.tensor(
+    [
+        [1e4, -1e4, 0.0, 1.0],
+        [-1e4, 1e4, 0.0, 1e4],
+        [-1e4, -1e4, -1e4, -1e4],
+        [0.0, 0.0, 0.0, 0.0],
+        [1e30, -1e30, 0.0, 2e30],
+        [0.0, -float("inf"), -float("inf"), 1.0],
+        [5.0, -float("inf"), -float("inf"), -float("inf")],
+        [-1e4, 0.0, -float("inf"), 1e4],
+    ]
+)
+
+
+class Shifted(nn.Module):
+    """An actor whose logits are the observation plus a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(4))
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return observation + self.shift
+
+
+class Masking(Shifted):
+    """The same, with a mask that forbids impossible actions and the last action."""
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        allowed = torch.ones_like(observation).masked_fill(observation == -float("inf"), 0.0)
+        allowed[..., 3] = 0.0
+        return torch.cat([observation + self.shift, allowed], -1)
+
+
+EXTREME_ACTORS = {"Categorical": Shifted, "OneHotCategorical": Shifted, "MaskedCategorical": Masking}

@@ -1,4 +1,4 @@
-"""What an export makes of its arguments, and what it says where it cannot: in every format, and nothing is left half done."""
+"""How exports treat their arguments, in every format; the errors for invalid ones; and that a failed export changes no file."""
 
 import json
 import warnings
@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_cases import EXPORTERS, GAE_INPUTS, LOADERS, QUICK, STEPS, gae_inputs, loss_inputs
+from export_cases import EXPORTERS, GAE_INPUTS, LOADERS, STEPS, UNCOMPILED, gae_inputs, loss_inputs
 from loss_cases import make_loss, make_networks, make_rollout
 from torch import nn
 
@@ -18,24 +18,48 @@ from a2c_compiled.export.formats import torchscript
 from a2c_compiled.update import TrainStep
 
 
-@pytest.fixture(params=QUICK)
+@pytest.fixture(params=[pytest.param(ending, marks=pytest.mark.slow) for ending in UNCOMPILED])
 def ending(request):
     return request.param
 
 
-def test_inputs_may_come_in_order(ending, tmp_path):
-    inputs = gae_inputs()
-    path = EXPORTERS[ending](estimators.GAE(), list(inputs.values())[:4], tmp_path / f"gae{ending}")
-    assert export.verify(path).passed
-    with np.load(f"{path}.cases.npz") as cases:
-        assert {key.split("/")[2] for key in cases.files if "/inputs/" in key} == set(inputs) - {"terminated"}
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(end, marks=[pytest.mark.slow, pytest.mark.xdist_group(f"call{end}")]) for end in UNCOMPILED],
+)
+def gae_path(request, tmp_path_factory):
+    """GAE, exported from inputs in order, without ``terminated``, and transposed in memory."""
+    inputs = [tensor.t() for tensor in gae_inputs((4, 6)).values()][:4]
+    path = tmp_path_factory.mktemp("gae") / f"gae{request.param}"
+    return EXPORTERS[request.param](estimators.GAE(gamma=0.9, lmbda=0.8), inputs, path)
 
 
-def test_the_example_may_be_of_any_strides(ending, tmp_path):
-    inputs = {name: tensor.t() for name, tensor in gae_inputs((4, 6)).items()}
-    path = EXPORTERS[ending](estimators.GAE(), inputs, tmp_path / f"gae{ending}")
-    report = export.verify(path)
+def test_example_inputs_may_come_in_order_and_with_any_strides(gae_path):
+    report = export.verify(gae_path)
     assert report.passed, str(report)
+    with np.load(f"{gae_path}.cases.npz") as cases:
+        assert {key.split("/")[2] for key in cases.files if "/inputs/" in key} == set(GAE_INPUTS) - {"terminated"}
+
+
+def test_the_metadata_of_a_file_describe_its_module(gae_path):
+    metadata = metadata_of(gae_path)
+    assert metadata["a2c_compiled.module"] == "GAE"
+    assert metadata["a2c_compiled.torch_version"] == torch.__version__
+    assert json.loads(metadata["a2c_compiled.shapes"]) == {name: ["T", "N"] for name in GAE_INPUTS if name != "terminated"}
+    parts = json.loads(metadata["a2c_compiled.hyperparameters"])
+    assert (parts[""]["class"], parts[""]["time_dim"]) == ("GAE", -2)
+    assert (round(parts[""]["gamma"], 6), round(parts[""]["lmbda"], 6)) == (0.9, 0.8)
+
+
+def metadata_of(path):
+    if path.suffix == ".onnx":
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    extra = {"a2c_compiled.json": ""}
+    if path.suffix == ".pt":
+        torch.jit.load(str(path), _extra_files=extra)
+    else:
+        torch.export.load(str(path), extra_files=extra)
+    return json.loads(extra["a2c_compiled.json"])
 
 
 def test_one_tensor_may_be_two_inputs(ending, tmp_path):
@@ -67,7 +91,7 @@ def test_an_input_may_be_an_output(ending, tmp_path):
     assert export.verify(path).passed
 
 
-UNFIT = {
+INVALID_INPUTS = {
     "unknown": (lambda inputs: {**inputs, "rewards": inputs["reward"]}, ValueError, r"expected names among .*, got 'rewards'"),
     "number": (lambda inputs: {**inputs, "reward": 1.0}, TypeError, "expected a tensor for reward, got float"),
     "none": (lambda inputs: {**inputs, "terminated": None}, TypeError, "expected a tensor for terminated, got NoneType"),
@@ -102,9 +126,9 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("ending", EXPORTERS)
-@pytest.mark.parametrize("what", UNFIT)
-def test_unfit_example_inputs_are_named(ending, what, tmp_path):
-    change, error, message = UNFIT[what]
+@pytest.mark.parametrize("what", INVALID_INPUTS)
+def test_the_error_for_invalid_example_inputs_names_them(ending, what, tmp_path):
+    change, error, message = INVALID_INPUTS[what]
     with pytest.raises(error, match=f"example_inputs: {message}"):
         EXPORTERS[ending](estimators.GAE(), change(gae_inputs()), tmp_path / f"gae{ending}")
     assert not list(tmp_path.iterdir())
@@ -116,7 +140,7 @@ def test_dynamic_axes_of_an_unknown_input_are_refused(ending, tmp_path):
         EXPORTERS[ending](estimators.GAE(), gae_inputs(), tmp_path / f"gae{ending}", {"rewards": ("T", "N")})
 
 
-def test_axes_that_may_not_vary_are_named(tmp_path):
+def test_the_error_for_a_dimension_that_cannot_vary_names_it(tmp_path):
     policy = export.GreedyPolicy(nn.Linear(4, 2), distributions.Categorical(2))
     with pytest.raises(
         ValueError, match="dynamic_axes: the module does not run at sizes T=1 N=1; name those leading dimensions"
@@ -148,13 +172,15 @@ def test_an_opset_out_of_range_is_refused(opset, tmp_path):
         export.export_onnx(estimators.GAE(), gae_inputs(), tmp_path / "gae.onnx", opset=opset)
 
 
-def test_the_opset_asked_for_is_written(tmp_path):
+@pytest.mark.slow
+def test_a_file_has_the_opset_of_the_argument(tmp_path):
     path = export.export_onnx(estimators.TD0Estimator(), gae_inputs(), tmp_path / "td0.onnx", opset=20)
     assert [(entry.domain, entry.version) for entry in onnx.load(path).opset_import] == [("", 20)]
     assert export.verify(path).passed
 
 
-def test_an_opset_that_torch_cannot_make_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_an_opset_that_torch_cannot_write_is_an_error(tmp_path, monkeypatch):
     real_export = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: real_export(*args, **{**options, "opset_version": 18}))
     with pytest.raises(RuntimeError, match="opset: expected 18, which torch writes for this module, got 20"):
@@ -162,6 +188,7 @@ def test_an_opset_that_torch_cannot_make_is_an_error(tmp_path, monkeypatch):
     assert not (tmp_path / "td0.onnx").exists()
 
 
+@pytest.mark.slow
 def test_sizes_may_be_fixed_and_outputs_renamed(tmp_path):
     inputs = gae_inputs()
     axes = dict.fromkeys(inputs, (None, "N"))
@@ -177,7 +204,7 @@ def test_sizes_may_be_fixed_and_outputs_renamed(tmp_path):
 
 
 @pytest.mark.parametrize("names", [["advantage"], ["advantage", "value_target", "third"]], ids=["few", "many"])
-def test_output_names_are_as_many_as_outputs(names, tmp_path):
+def test_each_output_needs_one_name(names, tmp_path):
     with pytest.raises(
         ValueError, match=r"output_names: expected 2 names for the outputs \['advantage', 'value_target'\], got "
     ):
@@ -185,8 +212,8 @@ def test_output_names_are_as_many_as_outputs(names, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("names", [["reward", "target"], ["advantage", "advantage"]], ids=["of_an_input", "twice"])
-def test_output_names_are_names_of_nothing_else(names, tmp_path):
+@pytest.mark.parametrize("names", [["reward", "target"], ["advantage", "advantage"]], ids=["name_of_an_input", "twice"])
+def test_output_names_must_be_unique(names, tmp_path):
     with pytest.raises(ValueError, match="output_names: expected names that differ from each other and from "):
         export.export_onnx(estimators.GAE(), gae_inputs(), tmp_path / "gae.onnx", output_names=names)
     assert not list(tmp_path.iterdir())
@@ -202,7 +229,7 @@ class WithDropout(nn.Module):
         return self.frozen(self.dropout(x))
 
 
-def test_modules_are_exported_for_evaluation_and_left_as_they_were(ending, tmp_path):
+def test_a_module_is_exported_in_evaluation_mode_and_keeps_its_own_mode(ending, tmp_path):
     module = WithDropout()
     path = EXPORTERS[ending](module, [torch.ones(3, 2)], tmp_path / f"dropout{ending}")
     assert (module.training, module.dropout.training, module.frozen.training) == (True, True, False)
@@ -210,11 +237,11 @@ def test_modules_are_exported_for_evaluation_and_left_as_they_were(ending, tmp_p
     assert torch.equal(LOADERS[ending](path)({"x": x})["output"], x)
 
 
-# What fails leaves everything as it was
+# A failed export changes no file
 
 
 class Branching(nn.Module):
-    """Decides on data, which export cannot follow, and calls a lambda, which TorchScript cannot read."""
+    """Branches on data, which torch.export cannot trace, and calls a lambda, which TorchScript cannot read."""
 
     def __init__(self):
         super().__init__()
@@ -224,8 +251,9 @@ class Branching(nn.Module):
         return self.function(x) if x.sum() > 0 else -x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", EXPORTERS)
-def test_a_module_that_cannot_be_exported_leaves_the_older_file(ending, tmp_path):
+def test_a_module_that_cannot_be_exported_keeps_the_older_file(ending, tmp_path):
     path, cases = tmp_path / f"graph{ending}", tmp_path / f"graph{ending}.cases.npz"
     path.write_text("older")
     cases.write_text("older cases")
@@ -236,7 +264,8 @@ def test_a_module_that_cannot_be_exported_leaves_the_older_file(ending, tmp_path
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_file_that_the_checker_refuses_leaves_the_older_file(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_file_that_the_onnx_checker_refuses_keeps_the_older_file(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise onnx.checker.ValidationError("refused")
 
@@ -247,7 +276,7 @@ def test_a_file_that_the_checker_refuses_leaves_the_older_file(tmp_path, monkeyp
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("graph.onnx", "older")]
 
 
-# What TorchScript cannot read
+# Modules that TorchScript cannot read
 
 
 class WithOptions(nn.Module):
@@ -305,8 +334,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_torchscript_cannot_read_is_named_with_its_line(kind, nested, tmp_path):
-    # TorchScript remembers a class that has failed, so each test has one of its own.
+def test_the_error_for_code_that_torchscript_cannot_read_names_its_line(kind, nested, tmp_path):
+    # TorchScript keeps the failure of a class, so each test uses a class of its own.
     kind = type(kind.__name__, (kind,), {})
     what, code = UNREADABLE[kind.__base__]
     module = nn.Sequential(nn.Linear(2, 2), kind()) if nested else kind()
@@ -321,7 +350,7 @@ def test_what_torchscript_cannot_read_is_named_with_its_line(kind, nested, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_what_has_failed_before_says_so(tmp_path):
+def test_the_error_says_that_an_earlier_export_of_the_class_failed(tmp_path):
     class Twice(WithUndefined):
         pass
 
@@ -330,7 +359,8 @@ def test_what_has_failed_before_says_so(tmp_path):
             export.export_torchscript(Twice(), [torch.ones(3, 2)], tmp_path / "module.pt", ("N",))
 
 
-def test_what_has_no_source_cannot_be_scripted(tmp_path):
+@pytest.mark.slow
+def test_a_class_without_source_cannot_be_scripted(tmp_path):
     namespace = {"nn": nn, "torch": torch}
     exec("class Typed(nn.Module):\n    def forward(self, x: torch.Tensor) -> torch.Tensor:\n        return x", namespace)
     with pytest.raises(export.ExportError, match="Typed cannot be exported to TorchScript: Can't get source for"):
@@ -347,7 +377,8 @@ def test_torch_distributions_cannot_be_scripted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_update_cannot_be_scripted(tmp_path):
+@pytest.mark.slow
+def test_a_training_step_cannot_be_scripted(tmp_path):
     graph = export.TrainStepGraph(TrainStep(make_loss(), compile=False), make_rollout())
     with pytest.raises(
         export.ExportError, match=r"TrainStepGraph cannot be exported to TorchScript: .*export_onnx or export_pt2"
@@ -356,10 +387,10 @@ def test_an_update_cannot_be_scripted(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# TorchScript is deprecated
+# TorchScript on newer versions of Python
 
 
-def test_python_without_torchscript_says_what_to_use_instead(tmp_path, monkeypatch):
+def test_the_error_on_python_without_torchscript_names_other_formats(tmp_path, monkeypatch):
     older = export.export_torchscript(estimators.GAE(), gae_inputs(), tmp_path / "older.pt")
     monkeypatch.setattr(torchscript.sys, "version_info", (3, 14, 0, "final", 0))
     with pytest.raises(RuntimeError, match=r"torch has none from Python 3\.14 on; use export_pt2, export_aot or export_onnx"):
@@ -371,7 +402,7 @@ def test_python_without_torchscript_says_what_to_use_instead(tmp_path, monkeypat
     assert not (tmp_path / "gae.pt").exists()
 
 
-def test_no_format_warns_or_prints(ending, tmp_path, capfd):
+def test_an_export_prints_nothing_and_does_not_warn(ending, tmp_path, capfd):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         path = EXPORTERS[ending](estimators.GAE(), gae_inputs(), tmp_path / f"gae{ending}")
@@ -381,28 +412,3 @@ def test_no_format_warns_or_prints(ending, tmp_path, capfd):
             torchscript.load(path)
     assert [str(warning.message) for warning in caught] == []
     assert capfd.readouterr() == ("", "")
-
-
-# What a file says about itself
-
-
-EXTRA = {".pt": "_extra_files", ".pt2": "extra_files"}
-
-
-def metadata_of(path, ending):
-    if ending == ".onnx":
-        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    extra = {"a2c_compiled.json": ""}
-    {".pt": torch.jit.load, ".pt2": torch.export.load}[ending](str(path), **{EXTRA[ending]: extra})
-    return json.loads(extra["a2c_compiled.json"])
-
-
-def test_every_file_says_what_it_is_made_of(ending, tmp_path):
-    path = EXPORTERS[ending](estimators.GAE(gamma=0.9, lmbda=0.8), gae_inputs(), tmp_path / f"gae{ending}")
-    metadata = metadata_of(path, ending)
-    assert metadata["a2c_compiled.module"] == "GAE"
-    assert metadata["a2c_compiled.torch_version"] == torch.__version__
-    assert json.loads(metadata["a2c_compiled.shapes"]) == {name: ["T", "N"] for name in GAE_INPUTS}
-    parts = json.loads(metadata["a2c_compiled.hyperparameters"])
-    assert (parts[""]["class"], parts[""]["time_dim"]) == ("GAE", -2)
-    assert (round(parts[""]["gamma"], 6), round(parts[""]["lmbda"], 6)) == (0.9, 0.8)

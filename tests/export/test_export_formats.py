@@ -1,4 +1,4 @@
-"""The formats and the graphs: each has its one place, and what iterates over them misses none."""
+"""Lists of formats and graphs are complete and agree with each other."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from a2c_compiled.export.run import Job, jobs
 OTHER_MODULES = {"__init__", "record"}
 
 
-def test_a_format_is_a_module_and_a_name_in_the_list():
+def test_each_format_is_a_module_and_has_a_name_in_the_list():
     modules = {path.stem for path in Path(formats.__file__).parent.glob("*.py")} - OTHER_MODULES
     assert modules == set(_export_names.FORMATS) == set(FORMATS)
     for name, format in FORMATS.items():
@@ -24,14 +24,14 @@ def test_a_format_is_a_module_and_a_name_in_the_list():
     assert len(set(ENDINGS)) == len(FORMATS)
 
 
-def test_every_format_has_a_public_exporter_and_is_loaded_by_the_tests():
+def test_every_format_has_a_public_exporter_and_a_loader_in_the_tests():
     public = {getattr(export, name) for name in export.__all__ if name.startswith("export_")}
     assert public == {*EXPORTERS.values(), export.export_train_step}
     assert set(LOADERS) == set(EXPORTERS) == set(ENDINGS)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_is_of_the_format_whose_ending_it_has(name):
+def test_the_ending_of_a_file_determines_its_format(name):
     assert format_of(Path(f"folder.pt/policy.v1{FORMATS[name].ending}")) == FORMATS[name]
     assert format_of(Path(f"policy{FORMATS[name].ending}.cases.npz")) is None
 
@@ -41,7 +41,7 @@ def test_the_graphs_are_those_of_a_loss_and_the_training_step():
     assert (*graphs, _export_names.TRAIN_STEP) == _export_names.GRAPHS
 
 
-def test_every_graph_is_written_in_every_format_that_can_hold_it():
+def test_every_graph_has_every_format_but_a_training_step_has_no_torchscript():
     every = {(graph, format) for graph in _export_names.GRAPHS for format in FORMATS}
     assert set(jobs()) == every - {("train_step", "torchscript")}
     assert jobs(["train_step", "loss"], ["torchscript"]) == [Job("loss", "torchscript")]

@@ -1,4 +1,4 @@
-"""The files that are copied to a device repeat what they cannot import: each such constant equals the library's."""
+"""The files that are copied to a device cannot import the library. The constants that they repeat equal the library's."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from a2c_compiled.export.tracing import call
 from a2c_compiled.training import TrainConfig, evaluation, trainer
 
 
-def test_the_files_are_all_of_the_folder():
+def test_every_file_of_the_folder_is_copied():
     files = {runtime.__file__, play_policy.__file__, learn_policy.__file__}
     assert {str(path) for path in (on_device.RUNTIME, *on_device.SCRIPTS)} == files
     assert {path.name for path in on_device.RUNTIME.parent.glob("*.py")} == {
@@ -21,18 +21,18 @@ def test_the_files_are_all_of_the_folder():
     }
 
 
-def test_the_runtime_draws_every_kind_of_noise_that_a_distribution_takes():
+def test_the_runtime_draws_every_kind_of_noise():
     assert set(runtime._DRAWN_BY) == set(NOISE_KINDS)
 
 
-def test_the_runtime_knows_names_as_the_exporter_writes_them():
+def test_the_runtime_has_the_names_of_the_exporter():
     predict_policy = pytest.importorskip("a2c_compiled.integrations.stable_baselines3.policy_networks").PredictPolicy
     assert (runtime._PREFIX, runtime._NEW) == (metadata.PREFIX, call.NEW)
     assert set(runtime._POLICIES) == {cls.__name__ for cls in (export.GreedyPolicy, export.SampledPolicy, predict_policy)}
     assert set(runtime._GREEDY) == {export.GreedyPolicy.__name__, predict_policy.__name__}
 
 
-def test_learning_looks_at_the_greedy_policy_as_training_does():
+def test_learning_evaluates_the_greedy_policy_like_training():
     assert (learn_policy.NEAR, learn_policy.EVALUATION_TRIALS) == (trainer.NEAR, trainer.EVALUATION_TRIALS)
     assert play_policy.EVALUATION_SEED == evaluation.EVALUATION_SEED
     assert (TrainConfig.final_lr, TrainConfig.log_interval) == (learn_policy.FINAL_LR, learn_policy.EVALUATION_INTERVAL)

@@ -1,4 +1,7 @@
-"""Exported files in C++, by ``run_torchscript.cpp`` with libtorch alone: TorchScript with gradients, and an AOTInductor package."""
+"""``run_torchscript.cpp`` runs exported files with libtorch only: TorchScript with gradients, and an AOTInductor package.
+
+All tests read the output of one run, because compiling the program takes 14 s of CPU time.
+"""
 
 import os
 import shutil
@@ -18,6 +21,8 @@ TORCH = Path(torch.__file__).parent
 SOURCE = Path(__file__).with_name("run_torchscript.cpp")
 
 pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("gae_files"),
     pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler"),
     pytest.mark.skipif(not (TORCH / "include/torch/script.h").is_file(), reason="this torch is without its headers"),
 ]
@@ -25,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def graphs():
-    """Modules and their inputs, by name."""
+    """A module and its inputs for each file, by name."""
     loss = make_loss(separate_losses=True, shared=True, clip_value=0.2)
     return {
         "policy": (export.GreedyPolicy(loss.actor_network, loss.distribution), {"observation": torch.randn(50, 3)}),
@@ -35,15 +40,14 @@ def graphs():
 
 
 @pytest.fixture(scope="module")
-def answers(graphs, tmp_path_factory):
-    """What the program prints, by name."""
+def printed(graphs, gae_files, tmp_path_factory):
+    """The tensors that the program prints, by name."""
     folder = tmp_path_factory.mktemp("cpp")
     for name, (module, inputs) in graphs.items():
         example = {key: tensor[:5] for key, tensor in inputs.items()}
         export.export_torchscript(module, example, folder / f"{name}.pt", ("N",) if name == "policy" else ("T", "N"))
         torch.save(inputs, folder / f"{name}.inputs")
-    estimator, inputs = graphs["estimator"]
-    export.export_aot(estimator, {key: tensor[:5] for key, tensor in inputs.items()}, folder / "estimator.aot.pt2")
+    shutil.copy(gae_files.files[".aot.pt2"], folder / "estimator.aot.pt2")
     compile_program(folder / "run")
     done = subprocess.run([folder / "run", folder], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -69,40 +73,40 @@ def compile_program(path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_policy_acts_in_cpp(graphs, answers):
+def test_a_policy_acts_in_cpp(graphs, printed):
     module, inputs = graphs["policy"]
     action = module(**inputs).action
     assert len(action.unique()) > 1
-    assert answers["action"].tolist() == action.tolist()
+    assert printed["action"].tolist() == action.tolist()
 
 
 @pytest.mark.parametrize("name", ["advantage", "value_target"])
-def test_an_estimator_runs_in_cpp(graphs, answers, name):
+def test_an_estimator_runs_in_cpp(graphs, printed, name):
     module, inputs = graphs["estimator"]
-    assert_close(answers[name], getattr(module(**inputs), name).flatten())
+    assert_close(printed[name], getattr(module(**inputs), name).flatten())
 
 
-def test_a_package_runs_in_cpp(graphs, answers):
+def test_a_package_runs_in_cpp(graphs, printed):
     module, inputs = graphs["estimator"]
-    assert_close(answers["advantage of the package"], module(**inputs).advantage.flatten())
+    assert_close(printed["advantage of the package"], module(**inputs).advantage.flatten())
 
 
-def test_losses_are_eagers_in_cpp(graphs, answers):
+def test_losses_in_cpp_equal_eager(graphs, printed):
     module, inputs = graphs["loss"]
     for name, value in named(module(**inputs)).items():
-        assert_close(answers[name], value.reshape(1), what=name)
+        assert_close(printed[name], value.reshape(1), what=name)
 
 
-def test_gradients_of_a_loss_are_eagers_in_cpp(graphs, answers):
+def test_gradients_of_a_loss_in_cpp_equal_eager(graphs, printed):
     module, inputs = graphs["loss"]
     names, parameters = zip(*module.named_parameters(), strict=True)
     expected = torch.autograd.grad(sum(losses_of(module(**inputs)).values()), parameters)
-    found = {name.removeprefix("gradient of "): value for name, value in answers.items() if name.startswith("gradient of ")}
-    assert set(found) == {name for name, _ in module.named_parameters(remove_duplicate=False)}, (
-        "the shared ones under both names"
+    actual = {name.removeprefix("gradient of "): value for name, value in printed.items() if name.startswith("gradient of ")}
+    assert set(actual) == {name for name, _ in module.named_parameters(remove_duplicate=False)}, (
+        "shared parameters appear under both names"
     )
     for name, gradient in zip(names, expected, strict=True):
         assert gradient.norm() > 0
         torch.testing.assert_close(
-            found[name], gradient.flatten(), rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+            actual[name], gradient.flatten(), rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
         )
