@@ -188,17 +188,19 @@ def test_equals_the_oracle_with_every_kind_of_strides(form, layouts, shape, dim)
         Case(form, shape, dim, layouts=layouts).check()
 
 
-@pytest.mark.slow
-@every_form
-@pytest.mark.parametrize("layouts", [[permuted], [permuted, contiguous]], ids=["all", "some"])
+NOT_FOLDED = {"all": ([permuted],), "some": ([permuted, contiguous],)}
+
+
+@pytest.mark.parametrize(("form", "layouts"), combinations(NOT_FOLDED, ["some"]))
 def test_equals_the_oracle_if_dimensions_do_not_fold(form, layouts):
     with tuning.forced(BLOCKS["tiles"]):
         Case(form, (2, 3, 3, 2), -3, layouts=layouts).check()
 
 
-@pytest.mark.slow
-@every_form
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+DTYPES = {str(dtype): (dtype,) for dtype in (torch.float64, torch.float16, torch.bfloat16)}
+
+
+@pytest.mark.parametrize(("form", "dtype"), combinations(DTYPES, ["torch.float64", "torch.bfloat16"]))
 def test_equals_the_oracle_in_every_dtype(form, dtype):
     with tuning.forced(BLOCKS["splits"]):
         Case(form, (13, 2), -2, dtype).check()
