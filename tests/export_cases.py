@@ -22,7 +22,7 @@ from a2c_compiled.export.formats import FORMATS
 STEPS, ENVS = 6, 4
 AXES = {"TN": ("T", "N"), "NT": ("N", "T"), "NT1": ("N", "T")}
 EXPORTERS = {format.ending: format.export for format in FORMATS.values()}
-# All formats but AOTInductor packages: compiling one takes 5 s of CPU time. A package holds the same program as a .pt2 file.
+# All formats but AOTInductor packages: compiling one takes 8 s of CPU time. A package holds the same program as a .pt2 file.
 UNCOMPILED = (".onnx", ".pt", ".pt2")
 PLAIN = ("reward", "next_observation", "done", "terminated")
 GAE_INPUTS = ("state_value", "next_state_value", "reward", "done", "terminated")

@@ -14,7 +14,7 @@ from a2c_compiled import functional as F
 from a2c_compiled._exporting import exporting, is_exporting
 from a2c_compiled.export.tracing.program import exporting_without_logs
 
-STEPS = 20
+STEPS = 5
 
 
 def make_loss():
