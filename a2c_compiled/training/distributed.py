@@ -1,5 +1,6 @@
 """Training in several processes that torchrun starts, with ``torch.distributed``."""
 
+import atexit
 import functools
 import os
 from contextlib import contextmanager
@@ -110,10 +111,17 @@ def started_processes(device: torch.device) -> Processes:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", store=prefix_store, rank=rank, world_size=world_size
         )
+        atexit.register(_end_gloo)
     processes.any(False)  # a barrier: every process has read the count of restarts before it changes
     if processes.is_first and store is not None and store.add(_JOINED, 0) == processes.restarts:
         store.add(_JOINED, 1)  # a later restart counts this start
     return processes
+
+
+def _end_gloo() -> None:
+    """Ends gloo's threads while the interpreter still runs; torch may abort a process that exits before they end."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 _JOINED = "a2c_compiled/joined"
