@@ -27,6 +27,13 @@ def traced():
         yield
 
 
+@pytest.fixture
+def traced_with_gradients():
+    """As ``traced``, through autograd's graphs: these steps add up gradients of several passes."""
+    with compile_backend("aot_eager"):
+        yield
+
+
 def stacked(rollouts):
     return Rollout(*(None if entries[0] is None else torch.stack(entries) for entries in zip(*rollouts, strict=True)))
 
@@ -99,7 +106,7 @@ def test_the_gradients_of_minibatches_add_up_to_that_of_the_whole_rollout(option
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traced")
+@pytest.mark.usefixtures("traced_with_gradients")
 def test_traced_minibatches_of_environments_first_equal_eager():
     loss = make_loss(value_estimator=estimators.GAE(average_gae=True, time_dim=-1), shared=True, separate_losses=True)
     data = Rollout(*(None if entry is None else entry.transpose(0, 1) for entry in make_rollout((5, 6))))
@@ -119,7 +126,7 @@ def test_minibatches_must_be_of_one_size():
 # Several updates in one call
 
 
-@pytest.mark.usefixtures("traced")
+@pytest.mark.usefixtures("traced_with_gradients")
 @modes
 def test_many_updates_in_one_call_equal_one_call_each(compile):
     rollouts = [make_rollout(seed=seed) for seed in range(3)]
