@@ -232,7 +232,7 @@ def tested(fault: Fault, folder: Path) -> Outcome:
         for path, binary in kernels.items():
             path.write_bytes(binary)
     seconds = time.monotonic() - start
-    failed = re.search(r"^FAILED (\S+)", pytest.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)( - |$)", pytest.stdout, re.MULTILINE)
     if pytest.returncode == FAILED and failed:
         return Outcome(fault, failed[1], seconds)
     if pytest.returncode in (PASSED, NO_TESTS):
