@@ -27,28 +27,19 @@ def n_step_return_estimate(
     :math:`m` is ``n``, or less where the episode or the data ends earlier: the last step of the sum is then the first ``done`` step
     from ``t`` on, or the last step of the data. The function needs O(nT) time and memory.
 
-    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
-
     Args:
         gamma: discount factor :math:`\gamma`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
             If it has one entry per step, :math:`\gamma^k` becomes the product of the entries of the k steps from ``t`` on.
         n: number of rewards before the bootstrap, at least 1. 1 gives TD(0); T or more gives TD(1).
-        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
-            last observation before the reset.
-        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
-            ``terminated = done``.
-        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
-            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``n`` is less than 1.
-        TypeError: an argument has a wrong type or dtype, or ``n`` is not an integer.
+        ValueError: ``n`` is less than 1.
+        TypeError: ``n`` is not an integer.
+
+    Other arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 7.1.
     """

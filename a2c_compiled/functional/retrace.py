@@ -31,30 +31,18 @@ def retrace_return_estimate(
 
     The behaviour policy :math:`\mu` chose the actions. After the last step, :math:`G - Q` is 0.
 
-    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
-
     Args:
-        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
         lmbda: decay of the trace :math:`\lambda_t`, from 0 to 1, of the same types as ``gamma``.
         log_pi: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the policy :math:`\pi`.
         log_mu: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the behaviour policy :math:`\mu`.
         action_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`Q(s_t, a_t)`.
         next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`\mathbb{E}_\pi Q(s_{t+1}, \cdot)`. At a truncated step
             :math:`s_{t+1}` is the last observation before the reset.
-        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
-            ``terminated = done``.
-        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
-    Raises:
-        ValueError: a value, log-probability or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to
-            ``reward``, ``time_dim`` is out of range, or ``cu_seqlens`` has a wrong shape or device.
-        TypeError: an argument has a wrong type or dtype.
+    Other arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
 
     Source: Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016.
     """

@@ -212,31 +212,13 @@ def td_lambda_advantage_estimate(
 
     :math:`G` is the result of :func:`td_lambda_return_estimate`.
 
-    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
-
     Args:
-        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        lmbda: decay of the trace :math:`\lambda_t`, of the same types as ``gamma``. 0 gives TD(0), 1 gives TD(1).
         state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
-            last observation before the reset.
-        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
-            ``terminated = done``.
-        rolling_gamma: how to use ``gamma`` or ``lmbda`` with one entry per step. True or None: entry t applies to step t. False: the
-            return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
-        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`A`, with the shape and dtype of ``reward``.
 
-    Raises:
-        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
-            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``rolling_gamma`` is False and neither ``gamma`` nor
-            ``lmbda`` has one entry per step.
-        TypeError: an argument has a wrong type or dtype.
+    Other arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
 
     Source: TorchRL's ``td_lambda_advantage_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
@@ -267,29 +249,10 @@ def td1_return_estimate(
     :func:`td_lambda_return_estimate` with ``lmbda=1``. With ``rolling_gamma=False``, as in TorchRL, the last step does not bootstrap
     unless it is ``done``.
 
-    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
-
-    Args:
-        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
-            last observation before the reset.
-        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
-            ``terminated = done``.
-        rolling_gamma: how to use a ``gamma`` with one entry per step. True or None: entry t applies to step t. False: the
-            return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
-        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
-
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
-    Raises:
-        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
-            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per
-            step.
-        TypeError: an argument has a wrong type or dtype.
+    Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
 
     Source: TorchRL's ``td1_return_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
     """
@@ -323,30 +286,13 @@ def td1_advantage_estimate(
 
     :math:`G` is the result of :func:`td1_return_estimate`.
 
-    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
-
     Args:
-        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
         state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
-            last observation before the reset.
-        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
-            ``terminated = done``.
-        rolling_gamma: how to use a ``gamma`` with one entry per step. True or None: entry t applies to step t. False: the
-            return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
-        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
 
     Returns:
         :math:`A`, with the shape and dtype of ``reward``.
 
-    Raises:
-        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
-            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``rolling_gamma`` is False and ``gamma`` lacks one entry per
-            step.
-        TypeError: an argument has a wrong type or dtype.
+    Other arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
 
     Source: TorchRL's ``td1_advantage_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
     """

@@ -28,27 +28,10 @@ def upgo_return_estimate(
     :math:`\lambda_t` is 0 at every ``done`` and at the last step. The return sums rewards of the trajectory while the one-step
     return is at least the value, then it bootstraps.
 
-    ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
-
-    Args:
-        gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-        state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_t)`.
-        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
-            last observation before the reset.
-        reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
-            ``terminated = done``.
-        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
-
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
-    Raises:
-        ValueError: a value or flag differs from ``reward`` in shape or device, a coefficient does not broadcast to ``reward``, ``time_dim``
-            is out of range, or ``cu_seqlens`` has a wrong shape or device.
-        TypeError: an argument has a wrong type or dtype.
+    Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
 
     Source: Vinyals et al., Grandmaster level in StarCraft II using multi-agent reinforcement learning, 2019, methods.
     """

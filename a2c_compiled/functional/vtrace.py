@@ -89,41 +89,15 @@ def vtrace_advantage_estimate(
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
     done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
-    gamma_tensor, lmbda_tensor = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+    gammas, lmbdas = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
     rho, c = operand("rho_thresh", rho_thresh, reward), operand("c_thresh", c_thresh, reward)
     pg_rho = operand("pg_rho_thresh", pg_rho_thresh, reward)
+    steps = log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap
+    inputs = (gammas, rho, c, pg_rho, lmbdas, *steps, dim)
     if torch.jit.is_scripting():
-        advantage, value_target = _vtrace(
-            gamma_tensor,
-            rho,
-            c,
-            pg_rho,
-            lmbda_tensor,
-            log_pi,
-            log_mu,
-            state_value,
-            next_state_value,
-            reward,
-            done,
-            no_bootstrap,
-            dim,
-        )
+        advantage, value_target = _vtrace(*inputs)
         return ValueEstimate(advantage, value_target)
-    inputs = (
-        gamma_tensor,
-        rho,
-        c,
-        pg_rho,
-        lmbda_tensor,
-        log_pi,
-        log_mu,
-        state_value,
-        next_state_value,
-        reward,
-        done,
-        no_bootstrap,
-    )
-    return ValueEstimate(*_fused_vtrace(*inputs, dim))
+    return ValueEstimate(*_fused_vtrace(*inputs))
 
 
 def _vtrace(

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from export_cases import grouped
 from loss_cases import DISTRIBUTIONS, assert_same
 from torch import nn
 from torch_step import OPTIMIZERS
@@ -41,11 +42,6 @@ from a2c_compiled.update import Rollout, TrainStep
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 pytestmark = pytest.mark.slow
-
-
-def grouped(cases):
-    """Parameters of a fixture; all tests of a case run in one worker, which exports it once."""
-    return [pytest.param(case, marks=pytest.mark.xdist_group(f"train-step-{case}"), id=str(case)) for case in cases]
 
 
 class Exported(NamedTuple):
@@ -99,12 +95,12 @@ def exports(tmp_path_factory):
     return exports
 
 
-@pytest.fixture(scope="module", params=grouped(EXPORTED))
+@pytest.fixture(scope="module", params=grouped("train-step", EXPORTED))
 def exported(request, exports):
     return exports(request.param)
 
 
-@pytest.fixture(scope="module", params=grouped(case for case in EXPORTED if case.with_policy))
+@pytest.fixture(scope="module", params=grouped("train-step", (case for case in EXPORTED if case.with_policy)))
 def with_policy(request, exports):
     return exports(request.param)
 
