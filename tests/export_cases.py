@@ -151,6 +151,23 @@ class Exported:
         for ending, outputs in self.outputs(inputs).items():
             assert_same_outputs(outputs, expected, ending, **tolerance)
 
+    def assert_ignores_nan_after_an_end(self, **tolerance):
+        """Every file has finite outputs up to a terminated step, whatever follows it: NaN in all values, rewards and log-probabilities."""
+        steps, last = 12, 5
+        clean = self.make_inputs(steps, 3, "none")
+        time = clean["reward"].shape.index(steps)
+        for name in ("done", "terminated"):
+            clean[name].select(time, last).fill_(True)
+        inputs = {name: tensor.clone() for name, tensor in clean.items()}
+        for name in inputs.keys() - {"done", "terminated"}:
+            inputs[name].narrow(time, last + 1, steps - last - 1).fill_(float("nan"))
+        inputs["next_state_value"].select(time, last).fill_(float("nan"))
+        with torch.no_grad():
+            expected = named(self.module(**clean))
+        for outputs in self.outputs(inputs).values():
+            for name, value in expected.items():
+                assert_close(outputs[name].narrow(time, 0, last + 1), value.narrow(time, 0, last + 1), what=name, **tolerance)
+
     def reads(self, name):
         """Whether the module reads that input: TD(0) does not read ``done`` if ``terminated`` is given."""
         estimator = getattr(self.module, "value_estimator", self.module)

@@ -209,14 +209,7 @@ class NStepEstimator(TDEstimator, name="NStep"):
 class UPGO(TDEstimator, name="UPGO"):
     """UPGO: upgoing returns, :func:`~a2c_compiled.functional.upgo_return_estimate` as a module.
 
-    Args:
-        gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
-        time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        differentiable: whether results are differentiable in values and rewards.
-        across_processes: whether to standardise over the data of all processes.
-
-    Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
+    Arguments and errors: see :class:`a2c_compiled.estimators.TD1Estimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.upgo_return_estimate`.
     """
 

@@ -109,20 +109,7 @@ def test_the_graph_of_an_estimator_has_the_names_of_its_arguments_and_outputs(es
 
 
 def test_an_exported_estimator_ignores_nan_after_the_end_of_an_episode(estimator_files):
-    steps, last = 12, 5
-    clean = estimator_files.make_inputs(steps, 3, "none")
-    time = clean["reward"].shape.index(steps)
-    for name in ("done", "terminated"):
-        clean[name].select(time, last).fill_(True)
-    inputs = {name: tensor.clone() for name, tensor in clean.items()}
-    for name in inputs.keys() - {"done", "terminated"}:
-        inputs[name].narrow(time, last + 1, steps - last - 1).fill_(NAN)
-    inputs["next_state_value"].select(time, last).fill_(NAN)
-    with torch.no_grad():
-        expected = named(estimator_files.module(**clean))
-    for outputs in estimator_files.outputs(inputs).values():
-        for name, value in expected.items():
-            assert_close(outputs[name].narrow(time, 0, last + 1), value.narrow(time, 0, last + 1), what=name)
+    estimator_files.assert_ignores_nan_after_an_end()
 
 
 def test_an_exported_estimator_returns_empty_results_for_no_environments(estimator_files):
