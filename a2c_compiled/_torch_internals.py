@@ -1,10 +1,10 @@
-"""All private and unstable names of torch that this library uses, each with a fallback for versions of torch without it.
+"""The private and unstable names of torch that this library uses, except ``_modules``, ``_parameters`` and ``_buffers`` of nn.Module.
 
-Each docstring says which name is needed, why, and what happens without it. Some names depend on the build, such as oneDNN's operator.
+Each docstring gives the name and what happens without it. Some names exist only in some builds of torch, for example oneDNN's operator.
 
-A name is looked up once: at import if time-critical or traced code needs it, otherwise at its first use. The import never fails. Where a
-name is missing, the code takes a slower way or does less, and warns once where users notice the difference. If there is no other way,
-it raises an error.
+Names that time-critical or traced code needs are looked up at import, the others when they are used. Importing this file never fails. If a
+version of torch lacks a name, the function takes a slower path or does less, and warns once if users notice the difference. If there is
+no other path, the function raises an error.
 """
 
 import functools
@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 @functools.cache
 def _lookup(path: str) -> Any:
-    """Returns the object with a dotted name, None if this version of torch has no such name."""
+    """Returns the object with the dotted name ``path``, or None if this version of torch has no such object."""
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError):
@@ -32,6 +32,7 @@ def _lookup(path: str) -> Any:
 
 @functools.cache
 def _warn_once(name: str, consequence: str) -> None:
+    """Warns that torch lacks ``name``. ``consequence`` says what happens instead. Equal warnings are issued once."""
     warnings.warn(f"a2c_compiled: torch {torch.__version__} has no {name}; {consequence}", RuntimeWarning, stacklevel=3)
 
 
@@ -41,7 +42,10 @@ _included_keys = _lookup("torch._C._dispatch_tls_local_include_set")
 
 
 def _read_idle_key_sets() -> Set[int]:
-    """Returns the sets of included dispatch keys, as integers, outside and inside inference mode when nothing else is active."""
+    """Returns two sets of included dispatch keys, each as an integer: outside of inference mode and inside.
+
+    They are the sets of an idle thread, one in which no dispatch mode, transform or tracer is active.
+    """
     key_sets = set()
     for inference in (False, True):
         with torch.inference_mode(inference):
@@ -57,22 +61,25 @@ except (AttributeError, TypeError):
 
 
 def dispatch_is_plain() -> bool:
-    """Returns whether no dispatch mode, functorch transform, tracer or forward-mode derivative is active in this thread.
+    """Returns True if no dispatch mode, functorch transform, tracer or forward-mode derivative is active in this thread.
 
     An operator may then call its kernel directly, without the dispatcher. Do not call this in code that torch.compile traces.
 
-    Names: ``torch._C._dispatch_tls_local_include_set``, the dispatch keys that this thread adds to every call, because modes, transforms
-    and tracers add keys there; ``torch.autograd.forward_ad._current_level``, negative outside of forward mode.
+    Names: ``torch._C._dispatch_tls_local_include_set``, the dispatch keys that this thread adds to every call (modes, transforms and
+    tracers add theirs); ``torch.autograd.forward_ad._current_level``, negative outside of forward mode.
     Without one of them: False, so every call goes through the dispatcher.
     """
     if _IDLE_KEY_SETS is None:
-        _warn_once("_C._dispatch_tls_local_include_set", "small scans go through the dispatcher, which is slower")
+        _warn_once(
+            "_C._dispatch_tls_local_include_set or autograd.forward_ad._current_level",
+            "small scans go through the dispatcher, which is slower",
+        )
         return False
     return forward_ad._current_level < 0 and _included_keys().raw_repr() in _IDLE_KEY_SETS
 
 
 def in_forward_mode() -> bool:
-    """Returns whether a forward-mode derivative is being computed.
+    """Returns whether a forward-mode level is open, see ``torch.autograd.forward_ad.dual_level``.
 
     Name: ``torch.autograd.forward_ad._current_level``. Without it: True, so callers use code that supports forward mode.
     """
@@ -83,7 +90,7 @@ def module_has_hooks(module: nn.Module) -> bool:
     """Returns whether a call of ``module`` runs hooks, its own or global ones.
 
     Names: ``_forward_hooks``, ``_forward_pre_hooks``, ``_backward_hooks`` and ``_backward_pre_hooks`` of ``nn.Module``, and
-    ``torch.nn.modules.module._has_any_global_hook``. Without one of them: True.
+    ``torch.nn.modules.module._has_any_global_hook``. Without one of them: True, so callers treat the module as one with hooks.
     """
     try:
         own_hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -114,8 +121,9 @@ Name: ``torch.ops.mkldnn._linear_pointwise``, in builds of torch with oneDNN. Wi
 while_loop: Optional[Callable[..., Tuple[Tensor, ...]]] = _lookup("torch._higher_order_ops.while_loop.while_loop_op")
 """The operator for a while loop in an exported graph.
 
-Name: ``torch._higher_order_ops.while_loop.while_loop_op``, because the public function traces the loop with Dynamo, which turns numbers
-that differ between two loops into inputs without values.
+Name: ``torch._higher_order_ops.while_loop.while_loop_op``. The public function would trace the loop with Dynamo. If a Python number, such
+as the direction of a scan, differs between two loops of a process, Dynamo makes it an input of the graph, and the exported graph has no
+value for this input.
 Without it: None, and the caller unrolls the loop to its largest number of rounds."""
 
 _scan, _scan_op = _lookup("torch._higher_order_ops.scan.scan"), _lookup("torch._higher_order_ops.scan.scan_op")
@@ -136,18 +144,19 @@ def scan_operator() -> Optional[Tuple[Callable[..., Any], Dict[str, Any]]]:
 
 
 def associative_scan() -> Optional[Callable[..., Any]]:
-    """Returns torch's associative scan, which benchmarks compare with.
+    """Returns torch's associative scan. The benchmarks compare this library's scan with it.
 
-    Name: ``torch._higher_order_ops.associative_scan.associative_scan``. Without it: None, and that benchmark fails.
+    Name: ``torch._higher_order_ops.associative_scan.associative_scan``.
+    Without it: None, and the contender "associative_scan compiled" is reported as failed.
     """
     return _lookup("torch._higher_order_ops.associative_scan.associative_scan")
 
 
 def all_reduce_sum(tensor: Tensor, group: Any) -> Tensor:
-    """Returns the sum of ``tensor`` over a process group, without changing ``tensor``. It works in eager mode and in compiled graphs.
+    """Returns the sum of ``tensor`` over a process group, without changing ``tensor``, in eager mode and in compiled graphs.
 
     Name: ``torch.distributed._functional_collectives``, because its operators can be traced.
-    Without it: ``torch.distributed.all_reduce``, which finds no group by its name except the default one.
+    Without it: ``torch.distributed.all_reduce`` on a copy. A group given by its name must then be the default group.
 
     Args:
         tensor: any shape; the same shape and dtype on every rank.
@@ -172,7 +181,10 @@ def all_reduce_sum(tensor: Tensor, group: Any) -> Tensor:
 
 
 def _dynamo_setting(name: str, value: Any, consequence: str) -> ContextManager[Any]:
-    """Returns a context that sets an option of ``torch._dynamo.config``; if there is no such option, warns and returns an empty one."""
+    """Returns a context that sets the option ``name`` of ``torch._dynamo.config`` to ``value``.
+
+    If torch has no such option: warns, and returns a context that does nothing.
+    """
     patch = _lookup("torch._dynamo.config.patch")
     if patch is None or _lookup(f"torch._dynamo.config.{name}") is None:
         _warn_once(f"_dynamo.config.{name}", consequence)
@@ -181,10 +193,11 @@ def _dynamo_setting(name: str, value: Any, consequence: str) -> ContextManager[A
 
 
 def tracing_autograd() -> ContextManager[Any]:
-    """Returns a context in which torch.compile traces calls of ``torch.autograd.grad``. It can be entered repeatedly.
+    """Returns a context in which torch.compile traces calls of ``torch.autograd.grad``. It can be entered again after it was left.
 
     Name: ``torch._dynamo.config.trace_autograd_ops``, because a training step computes its gradients inside the compiled function.
-    Without it: the context changes nothing. Compilation then depends on whether that version of torch always or never traces these calls.
+    Without it: the context changes nothing. Versions of torch that always trace these calls still compile a training step; versions that
+    never trace them do not.
     """
     return _dynamo_setting(
         "trace_autograd_ops", True, "a training step may fail to compile; pass compile=False to run it in eager mode"
@@ -192,20 +205,20 @@ def tracing_autograd() -> ContextManager[Any]:
 
 
 def recompile_limit(limit: int) -> ContextManager[Any]:
-    """Returns a context in which torch.compile keeps up to ``limit`` graphs of one function.
+    """Returns a context in which torch.compile compiles one function up to ``limit`` times before it falls back to eager mode.
 
     Name: ``torch._dynamo.config.recompile_limit``, because benchmarks compile one function for many cases.
     Without it: torch's default limit applies.
     """
-    return _dynamo_setting("recompile_limit", limit, "a function that is recompiled often falls back to eager mode")
+    return _dynamo_setting("recompile_limit", limit, "after many recompilations of a function, torch runs it in eager mode")
 
 
-def _resolve_all(paths: Dict[str, str], error: Type[Exception], consequence: str = "") -> Any:
-    """Looks up several names and returns them as a namespace; raises ``error`` if one is missing."""
+def _resolve_all(paths: Dict[str, str], error: Type[Exception], needed_for: str = "") -> Any:
+    """Looks up several names and returns them as a namespace. Raises ``error`` if one is missing; ``needed_for`` ends the message."""
     resolved = {name: _lookup(path) for name, path in paths.items()}
     for name, value in resolved.items():
         if value is None:
-            raise error(f"torch {torch.__version__} has no {paths[name]}{consequence}")
+            raise error(f"torch {torch.__version__} has no {paths[name]}{needed_for}")
     return SimpleNamespace(**resolved)
 
 
@@ -221,7 +234,7 @@ _INDUCTOR = {
 
 @functools.cache
 def inductor_patterns() -> Any:
-    """Returns a namespace with the classes and functions of Inductor that a custom graph pass needs. Importing them takes seconds.
+    """Returns a namespace with the classes and functions of Inductor that a custom graph pass needs. The first call takes seconds.
 
     Names: those in ``_INDUCTOR``, from ``torch._inductor.custom_graph_pass`` and ``torch._inductor.pattern_matcher``.
 
@@ -232,9 +245,9 @@ def inductor_patterns() -> Any:
 
 
 def size_hint(size: Union[int, SymInt]) -> int:
-    """Returns a size as an integer; for a symbolic size, that of the example inputs.
+    """Returns ``size`` as an integer. For a symbolic size: its value in the example inputs.
 
-    Name: ``SymInt.node.hint``. Without it, or if there is no example: 0.
+    Name: ``SymInt.node.hint``. Without it, or without example inputs: 0, so the fusion pass leaves the product unchanged.
     """
     return size if isinstance(size, int) else int(getattr(size.node, "hint", None) or 0)
 
@@ -242,7 +255,7 @@ def size_hint(size: Union[int, SymInt]) -> int:
 def is_fixed(size: SymInt) -> bool:
     """Returns whether the trace has fixed a symbolic size to a constant.
 
-    Name: ``SymInt.node.maybe_as_int``. Without it: False.
+    Name: ``SymInt.node.maybe_as_int``. Without it: False, so an export error does not name the module that fixed a size.
     """
     maybe_as_int = getattr(size.node, "maybe_as_int", None)
     return maybe_as_int is not None and maybe_as_int() is not None
@@ -253,7 +266,7 @@ def is_fixed(size: SymInt) -> bool:
 
 @functools.cache
 def tracing_lock() -> Any:
-    """Returns the lock to hold while tracing a graph: torch can trace in one thread at a time only. The lock is reentrant.
+    """Returns the lock to hold while tracing a graph: torch can trace in only one thread at a time. The lock is reentrant.
 
     Name: ``torch._dynamo.convert_frame.compile_lock``, Dynamo's own lock, so that no thread compiles while another exports.
     Without it: a lock of this library, which excludes other exports but not compilations.
@@ -277,11 +290,11 @@ _exporting_flag = _ExportingFlag()
 
 
 @contextmanager
-def as_torch_exports() -> Iterator[None]:
-    """Context in which torch's own layers are traced as in ``torch.export``. Hold :func:`tracing_lock` around it.
+def export_flags() -> Iterator[None]:
+    """Returns a context that sets torch's flags as ``torch.export`` does. Hold :func:`tracing_lock` around it.
 
-    It sets the same flags as torch's own context, but the exporting flag is true in this thread only. Otherwise compiled functions that
-    another thread calls would take part in the export.
+    Torch's own layers read these flags. Unlike in torch's own context, the exporting flag is true in this thread only. If it were true in
+    all threads, compiled functions called in another thread would run as in an export.
 
     Names: ``torch.compiler._is_compiling_flag`` and ``_is_exporting_flag``. Without one of them: that flag is not set.
     """
@@ -299,13 +312,16 @@ def as_torch_exports() -> Iterator[None]:
 def thread_local_export_flag() -> ContextManager[Any]:
     """Returns a context in which ``torch.export`` sets its exporting flag in the exporting thread only. Hold :func:`tracing_lock`.
 
-    Names: ``torch.export._trace._compiling_state_context``, which is replaced by :func:`as_torch_exports`, and
+    Names: ``torch.export._trace._compiling_state_context``, which the context replaces with :func:`export_flags`, and
     ``torch.compiler._is_exporting_flag``. Without one of them: torch sets the flag in all threads.
     """
     if _lookup("torch.export._trace._compiling_state_context") is None or not hasattr(torch.compiler, "_is_exporting_flag"):
-        _warn_once("export._trace._compiling_state_context", "do not call compiled functions in other threads during an export")
+        _warn_once(
+            "export._trace._compiling_state_context or compiler._is_exporting_flag",
+            "do not call compiled functions in other threads during an export",
+        )
         return nullcontext()
-    return mock.patch("torch.export._trace._compiling_state_context", as_torch_exports)
+    return mock.patch("torch.export._trace._compiling_state_context", export_flags)
 
 
 _TRACING = {
@@ -319,10 +335,10 @@ _TRACING = {
 
 @functools.cache
 def symbolic_tracing() -> Any:
-    """Returns a namespace with the classes and functions that trace a function for symbolic sizes of its inputs.
+    """Returns a namespace with the classes and functions that trace a function with symbolic input sizes.
 
-    Names: those in ``_TRACING``, from ``torch._subclasses`` and ``torch.fx.experimental``. These functions write the gradients of a
-    training step as operations of the graph, for exporters without autograd.
+    Names: those in ``_TRACING``, from ``torch._subclasses`` and ``torch.fx.experimental``. An export uses them to write the gradients of a
+    training step as operators of the graph, because the exported formats have no autograd.
 
     Raises:
         RuntimeError: a name is missing. There is no fallback.
@@ -332,63 +348,67 @@ def symbolic_tracing() -> Any:
 
 @functools.cache
 def decompositions() -> Dict[Any, Callable[..., Any]]:
-    """Returns torch's table of decompositions: for each operation, a function that computes it from other operations.
+    """Returns torch's table of decompositions: for each operator, a function that computes it from other operators.
 
-    Name: ``torch._decomp.decomposition_table``, because it has the backward operations. Without it: the smaller table of ``torch.export``.
+    Name: ``torch._decomp.decomposition_table``, because this table has the backward operators.
+    Without it: the smaller table of ``torch.export``.
     """
     table = _lookup("torch._decomp.decomposition_table")
     if table is None:
-        _warn_once("_decomp.decomposition_table", "the gradients of fewer operations can be exported")
+        _warn_once("_decomp.decomposition_table", "the gradients of fewer operators can be exported")
     return dict(torch.export.default_decompositions() if table is None else table)
 
 
-def check(condition: Any) -> None:
-    """Tells the trace that a condition on symbolic sizes holds. Raises RuntimeError if it does not.
+def check_sizes(condition: Any) -> None:
+    """Adds a condition on symbolic sizes to the trace. Raises RuntimeError if the condition is False.
 
-    Name: ``torch._check``. Without it: a Python branch, from which the tracer learns the condition too.
+    Name: ``torch._check``. Without it: a Python ``if``; tracing it adds the same condition.
     """
     torch_check = getattr(torch, "_check", None)
     if torch_check is not None:
         torch_check(condition)
     elif not condition:
-        raise RuntimeError("sizes: expected a condition of the trace to hold, got False")
+        raise RuntimeError("inputs: expected equal sizes along a shared dimension, got different sizes")
 
 
 OPERATOR = type(torch.ops.aten.add.Tensor)
-"""The class of an operation in a graph, ``torch._ops.OpOverload``."""
+"""The class of an operator in a graph, ``torch._ops.OpOverload``, for isinstance."""
 
 
-def aliases(operation: Any) -> List[Tuple[str, Optional[bool]]]:
-    """Returns the name of each argument of an operation and whether the operation writes into it.
+def argument_writes(operator: Any) -> List[Tuple[str, Optional[bool]]]:
+    """Returns a pair ``(name, writes)`` for each argument of an operator.
 
-    The second entry is None if no result shares the argument's memory.
+    ``writes`` is True if the operator writes to the argument, False if a result only shares the argument's memory, otherwise None.
 
-    Name: ``OpOverload._schema``. Without it: only in-place operations, recognised by a final underscore, are reported; they write into
+    Name: ``OpOverload._schema``. Without it: only in-place operators, recognised by a final underscore, are reported; they write to
     ``self``.
     """
-    schema = getattr(operation, "_schema", None)
+    schema = getattr(operator, "_schema", None)
     if schema is None:
-        _warn_once("_ops.OpOverload._schema", "in-place operations are recognised by their names")
-        is_in_place = str(operation).split(".")[1].endswith("_")
+        _warn_once("_ops.OpOverload._schema", "in-place operators are recognised by their names")
+        name = str(operator).split(".")[1]
+        is_in_place = name.endswith("_") and not name.endswith("__")  # __and__ is not in place
         return [("self", True)] if is_in_place else []
-    return [(argument.name, argument.alias_info and argument.alias_info.is_write) for argument in schema.arguments]
+    return [
+        (argument.name, None if argument.alias_info is None else argument.alias_info.is_write) for argument in schema.arguments
+    ]
 
 
 def dispatch_mode() -> type:
-    """Returns the base class of dispatch modes, which see every operation. An export uses one to find where an error arose.
+    """Returns the base class of dispatch modes. torch calls an active mode for every operator, so an export can name an error's module.
 
-    Name: ``torch.utils._python_dispatch.TorchDispatchMode``. Without it: ``object``, and errors do not say where they arose.
+    Name: ``torch.utils._python_dispatch.TorchDispatchMode``. Without it: ``object``, and error messages do not name the module.
     """
     return _lookup("torch.utils._python_dispatch.TorchDispatchMode") or object
 
 
 def ahead_of_time() -> Tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns AOTInductor's function that compiles a program into a package, and the one that loads a package.
+    """Returns two functions of AOTInductor: the first compiles a program into a package, the second loads a package.
 
     Names: ``torch._inductor.aoti_compile_and_package`` and ``aoti_load_package``.
 
     Raises:
-        RuntimeError: a name is missing. Export a ``.pt2`` file instead; it runs in eager mode or is compiled where it is loaded.
+        RuntimeError: a name is missing. Export a ``.pt2`` file instead; the program that loads it can run or compile it.
     """
     compile_package, load = _lookup("torch._inductor.aoti_compile_and_package"), _lookup("torch._inductor.aoti_load_package")
     if compile_package is None or load is None:

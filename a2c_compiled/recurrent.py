@@ -3,15 +3,16 @@
 An observation of such a network is a tuple ``(x, hidden, start)``:
 
 * ``x``, ``[T, N, ...]``: the observations of the environments. ``T`` is time, ``N`` the number of environments.
-* ``hidden``, ``[T, N, H]``: the hidden state that the policy had before each step.
-* ``start``, ``[T, N]``, bool: at this step the cell starts from ``hidden``. At other steps it starts from the state that the step before
-  computed. At the first step of the rollout it always starts from ``hidden``.
+* ``hidden``, ``[T, N, H]``: the hidden state that the policy had before each step. ``H`` is the sum of the state sizes of all recurrent
+  layers.
+* ``start``, ``[T, N]``, bool: True where the cell starts step ``t`` from ``hidden[t]``. Where it is False, the cell continues from the
+  state that it computed at step ``t - 1``. Step 0 always starts from ``hidden[0]``.
 
-At the first step of an episode, ``start`` is True and ``hidden`` is 0. In the next observation of each step, ``start`` is True and
-``hidden`` is the state after the step; so each next observation is a sequence of one step.
+At the first step of an episode, ``start`` is True and ``hidden`` is 0. In the tuple of next observations, ``start`` is True everywhere and
+``hidden`` is the state after each step. The network therefore computes each next observation as a sequence of one step.
 
-Losses and training steps accept these tuples as observations. With ``A2CLoss(shifted=True)``, the critic's cell runs
-``T + shifted_budget`` times instead of ``2 * T``.
+Losses and training steps accept these tuples as observations. With ``shifted=True`` (see :class:`~a2c_compiled.losses.A2CLoss`), the
+critic's cell runs ``T + shifted_budget`` times instead of ``2 * T``.
 """
 
 from typing import List, Optional, Tuple
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from a2c_compiled.ops import linear_scan
 
-Remembered = Tuple[Tensor, Tensor, Tensor]
+RecurrentObservation = Tuple[Tensor, Tensor, Tensor]
 """The observation of a recurrent network: ``x``, ``hidden`` and ``start``."""
 
 
@@ -57,15 +58,15 @@ class MinGRU(nn.Module):
 
         Args:
             x: ``[T, N, input_size]``, floating dtype.
-            hidden: ``[T, N, hidden_size]``, same dtype: the state before a step, read where that step starts from it.
-            start: ``[T, N]``, bool: the step starts from ``hidden``. The first step always does.
+            hidden: ``[T, N, hidden_size]``, same dtype: the state before each step, used at step 0 and where ``start`` is True.
+            start: ``[T, N]``, bool: True where a step starts from ``hidden``. Step 0 always does.
         """
         gate, candidate = self._gates(x)
-        begins = start.unsqueeze(-1) | (torch.arange(x.size(0), device=x.device) == 0).reshape(-1, 1, 1)
+        starts = start.unsqueeze(-1) | (torch.arange(x.size(0), device=x.device) == 0).reshape(-1, 1, 1)
         kept = 1.0 - gate
-        source = gate * candidate + kept * hidden.masked_fill(~begins, 0.0)
+        source = gate * candidate + kept * hidden.masked_fill(~starts, 0.0)
         # The scan computes y[t + 1] = x[t + 1] + decay[t] * y[t], so decay[t] belongs to step t + 1: 0 if that step starts from hidden.
-        decay = kept.masked_fill(begins, 0.0).roll(-1, 0)
+        decay = kept.masked_fill(starts, 0.0).roll(-1, 0)
         return linear_scan(source, decay.to(source.dtype), -3, reverse=False)
 
     def _gates(self, x: Tensor) -> Tuple[Tensor, Tensor]:
@@ -74,13 +75,13 @@ class MinGRU(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Runs a cell over time, as the first layer of an actor or critic network: ``(x, hidden, start)`` to ``[T, N, cell.hidden_size]``.
+    """Runs a cell over time: maps ``(x, hidden, start)`` to ``[T, N, cell.hidden_size]``. The first layer of an actor or critic network.
 
     >>> trunk = Recurrent(nn.GRUCell(64, 128), encoder=nn.Sequential(nn.Linear(4, 64), nn.Tanh()))
     >>> actor, critic = nn.Sequential(trunk, nn.Linear(128, 2)), nn.Sequential(trunk, nn.Linear(128, 1))
 
-    Gradients flow back in time to the last step that started from ``hidden``. :class:`MinGRU` computes all steps in one scan. With other
-    cells, a compiled graph contains every step, so that long rollouts compile slowly.
+    From each step, gradients flow back to the most recent step that started from ``hidden``. :class:`MinGRU` computes all steps in one
+    scan. With other cells, a compiled graph contains every step, so that long rollouts compile slowly.
 
     Args:
         cell: :class:`MinGRU`, ``nn.GRUCell``, ``nn.RNNCell`` or ``nn.LSTMCell``. The state of an LSTM is its ``h`` and ``c``, concatenated.
@@ -91,7 +92,7 @@ class Recurrent(nn.Module):
         state_size: number of entries of this cell's state in ``hidden``.
 
     Raises:
-        TypeError: the cell is none of these.
+        TypeError: ``cell`` is of another type.
     """
 
     def __init__(self, cell: nn.Module, encoder: Optional[nn.Module] = None, offset: int = 0) -> None:
@@ -103,7 +104,7 @@ class Recurrent(nn.Module):
         self.offset = offset
         self.state_size = cell.hidden_size * (2 if isinstance(cell, nn.LSTMCell) else 1)
 
-    def forward(self, observation: Remembered) -> Tensor:
+    def forward(self, observation: RecurrentObservation) -> Tensor:
         """Computes the cell's output at each step.
 
         Args:
@@ -113,12 +114,13 @@ class Recurrent(nn.Module):
             ``[T, N, cell.hidden_size]``.
 
         Raises:
-            TypeError: ``observation`` is not a tuple of three tensors, or ``start`` is not bool.
-            ValueError: the leading dimensions differ, or ``hidden`` is too narrow.
+            TypeError: ``observation`` is not a tuple of length 3, or ``start`` is not bool.
+            ValueError: ``start`` is not 2-D, the leading dimensions differ, or the last dimension of ``hidden`` is less than
+                ``offset + state_size``.
         """
         x, hidden, start = _checked(observation)
         features, starting_states = self.encoder(x), self._own_state(hidden)
-        if features.size(0) == 0:
+        if features.size(0) == 0:  # an empty result of the right shape
             return starting_states.narrow(-1, 0, self.cell.hidden_size)
         if isinstance(self.cell, MinGRU):
             return self.cell.over_time(features, starting_states, start)
@@ -136,10 +138,10 @@ class Recurrent(nn.Module):
 
         Args:
             x: ``[N, ...]``.
-            hidden: ``[N, H]``, floating dtype: the states of all cells before the step.
+            hidden: ``[N, H]``, floating dtype: the states of all recurrent layers before the step.
 
         Raises:
-            ValueError: ``hidden`` is too narrow.
+            ValueError: the last dimension of ``hidden`` is less than ``offset + state_size``.
         """
         return self._next_state(self.encoder(x), self._own_state(hidden))
 
@@ -156,41 +158,42 @@ class Recurrent(nn.Module):
         return self.cell(features, state)
 
 
-def has_memory(network: nn.Module) -> bool:
-    """Returns whether ``network`` contains a :class:`Recurrent` cell."""
-    return len(_cells(network)) > 0
+def is_recurrent(network: nn.Module) -> bool:
+    """Returns whether ``network`` contains a :class:`Recurrent` layer."""
+    return len(_recurrent_layers(network)) > 0
 
 
 def hidden_size(network: nn.Module) -> int:
-    """Returns the size ``H`` of the hidden state of all cells in ``network`` together; 0 without cells.
+    """Returns ``H``, the sum of the state sizes of all recurrent layers in ``network``; 0 if there is none.
 
     Raises:
-        ValueError: the states of the cells overlap or leave a gap.
+        ValueError: the states of the layers overlap or leave a gap.
     """
     size = 0
-    for cell in _cells(network):
-        if cell.offset != size:
-            raise ValueError(f"offset: expected {size}, where the state of the cell before ends, got {cell.offset}")
-        size += cell.state_size
+    for layer in _recurrent_layers(network):
+        if layer.offset != size:
+            raise ValueError(f"offset: expected {size}, the end of the previous layer's state, got {layer.offset}")
+        size += layer.state_size
     return size
 
 
 def next_hidden(network: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
-    """Computes the state of all cells in ``network`` after one step, ``[N, H]``.
+    """Computes the state of all recurrent layers in ``network`` after one step, ``[N, H]``.
 
     Args:
-        network: module with cells.
+        network: module with recurrent layers.
         x: ``[N, ...]``: the environments' observations.
         hidden: ``[N, H]``, floating dtype: the state before the step.
     """
-    return torch.cat([cell.step(x, hidden) for cell in _cells(network)], -1)
+    return torch.cat([layer.step(x, hidden) for layer in _recurrent_layers(network)], -1)
 
 
-def _cells(network: nn.Module) -> List[Recurrent]:
-    return sorted((module for module in network.modules() if isinstance(module, Recurrent)), key=lambda cell: cell.offset)
+def _recurrent_layers(network: nn.Module) -> List[Recurrent]:
+    return sorted((module for module in network.modules() if isinstance(module, Recurrent)), key=lambda layer: layer.offset)
 
 
-def _checked(observation: Remembered) -> Remembered:
+def _checked(observation: RecurrentObservation) -> RecurrentObservation:
+    """Returns ``observation``, after a check of its length, the dtype of ``start`` and the leading dimensions."""
     if not (isinstance(observation, tuple) and len(observation) == 3):
         raise TypeError(f"observation: expected a tuple of x, hidden and start, got {type(observation).__name__}")
     x, hidden, start = observation

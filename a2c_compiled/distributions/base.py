@@ -45,7 +45,7 @@ class Distribution(CoefficientModule):
     has_entropy: bool
     num_params: int
     noise_kind: Optional[str] = None
-    """One of :data:`NOISE_KINDS`, or several kinds with their sizes, written by :func:`side_by_side`; None where there is no noise."""
+    """One of :data:`NOISE_KINDS`, or several kinds with their sizes, written by :func:`join_noise_kinds`; None where there is no noise."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Computes the log-probability of ``action``; the log-density where the action is continuous.
@@ -241,7 +241,7 @@ def draw(kind: str, like: Tensor) -> Tensor:
     raise ValueError(f"kind: expected 'gumbel', 'logistic', 'normal' or 'uniform', got {kind}")
 
 
-def side_by_side(parts: Iterable[Tuple[str, int]]) -> str:
+def join_noise_kinds(parts: Iterable[Tuple[str, int]]) -> str:
     """Joins ``(kind, size)`` pairs to a ``noise_kind`` such as ``"gumbel:4,normal:2"``. A ``kind`` that already contains sizes is kept."""
     return ",".join(kind if ":" in kind else f"{kind}:{size}" for kind, size in parts)
 

@@ -11,7 +11,7 @@ from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
 from a2c_compiled._special_functions import stirling_error, stirling_error_slope
 from a2c_compiled._torch_internals import standard_gamma
-from a2c_compiled.distributions.base import Distribution, box, check_real_action, draw, side_by_side
+from a2c_compiled.distributions.base import Distribution, box, check_real_action, draw, join_noise_kinds
 
 
 class Beta(Distribution):
@@ -54,7 +54,7 @@ class Beta(Distribution):
         super().__init__()
         self.dim = positive_int("dim", dim)
         self.num_params = 2 * self.dim
-        self.noise_kind = side_by_side([("normal", 16 * self.dim), ("uniform", 16 * self.dim)])
+        self.noise_kind = join_noise_kinds([("normal", 16 * self.dim), ("uniform", 16 * self.dim)])
         lower, upper = box(low, high, self.dim)
         self.register_buffer("low", lower, persistent=False)
         self.register_buffer("width", upper - lower, persistent=False)

@@ -54,7 +54,7 @@ class Categorical(Distribution):
 
     def entropy(self, params: Tensor) -> Tensor:
         """Computes :math:`-\\sum_i p_i \\log p_i`: ``[*B]``, dtype of ``params``. A term with :math:`p_i = 0` counts as 0."""
-        return sum_of_surprise(self.log_probs(params)).to(params.dtype)
+        return entropy_from_log_probs(self.log_probs(params)).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
         """Returns the action with the largest probability, of each choice if there are several: int64, shape of an action."""
@@ -106,7 +106,7 @@ class OneHotCategorical(Categorical):
         return functional.one_hot(score.argmax(-1), self.n)
 
 
-def sum_of_surprise(log_probs: Tensor) -> Tensor:
+def entropy_from_log_probs(log_probs: Tensor) -> Tensor:
     """Computes the entropy :math:`-\\sum_i p_i \\log p_i` over the last dimension, in the dtype of ``log_probs``.
 
     A term with :math:`p_i = 0` counts as 0.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._precision import widen, working_dtype
-from a2c_compiled.distributions.base import Distribution, side_by_side
+from a2c_compiled.distributions.base import Distribution, join_noise_kinds
 from a2c_compiled.distributions.torch_distribution import TorchDistribution
 
 
@@ -62,7 +62,7 @@ class Composite(Distribution):
         self.is_real = [mode.is_floating_point() for mode in modes]
         self.action_sizes = [1 if mode.dim() == 1 else mode.size(-1) for mode in modes]
         sizes = zip(heads, self.noise_sizes, strict=True)
-        self.noise_kind = side_by_side((head.noise_kind, size) for head, size in sizes if head.noise_kind) or None
+        self.noise_kind = join_noise_kinds((head.noise_kind, size) for head, size in sizes if head.noise_kind) or None
 
     def split_action(self, action: Tensor) -> List[Tensor]:
         """Splits an action into the actions of the heads.

@@ -22,7 +22,7 @@ class Delta(Distribution):
     * action: ``[*B, dim]``, floating dtype.
     * noise: ``[*B, 0]``: none is needed.
 
-    There is no entropy. The log-probability is infinite, so a policy cannot learn from a loss that contains it. Equals TorchRL's ``Delta``.
+    There is no entropy. The log-probability is infinite, so a policy cannot learn from a loss that contains the log-probability.
 
     Args:
         dim: length of the action.
@@ -32,7 +32,7 @@ class Delta(Distribution):
         ValueError: ``dim`` is less than 1, or a tolerance is negative.
         TypeError: ``dim`` is not an integer.
 
-    Source: TorchRL's Delta.
+    Source: TorchRL's ``Delta``, which returns the same values.
     """
 
     has_entropy = False
@@ -40,8 +40,8 @@ class Delta(Distribution):
     def __init__(self, dim: int, atol: float = 1e-6, rtol: float = 1e-6) -> None:
         super().__init__()
         for name, tolerance in (("atol", atol), ("rtol", rtol)):
-            if not tolerance >= 0:
-                raise ValueError(f"{name}: expected a number from 0 up, got {tolerance}")
+            if not tolerance >= 0:  # so that NaN is rejected too
+                raise ValueError(f"{name}: expected a number of at least 0, got {tolerance}")
         self.dim = positive_int("dim", dim)
         self.num_params = self.dim
         self.atol, self.rtol = float(atol), float(rtol)
@@ -68,7 +68,7 @@ class Delta(Distribution):
         return params
 
     def noise(self, params: Tensor) -> Tensor:
-        """Returns an empty tensor, ``[*B, 0]``, float32 or float64: no noise is needed."""
+        """Returns an empty tensor, ``[*B, 0]``: no noise is needed. Its dtype is float64 for float64 ``params``, otherwise float32."""
         self.check_params(params)
         return widen(params).narrow(-1, 0, 0)
 
@@ -82,12 +82,14 @@ class TanhDelta(Delta):
 
     .. math:: a = c + \tfrac{h-l}{2}\tanh(\mu + c), \qquad c = \tfrac{h+l}{2}
 
+    where ``l`` is ``low`` and ``h`` is ``high``. As in :class:`TanhNormal`, tanh is limited to a little less than 1.
+
     * ``params``: ``[*B, dim]``, floating dtype; :math:`\mu`.
     * action: ``[*B, dim]``, floating dtype.
     * log-probability and noise: as in :class:`Delta`.
 
-    Equals TorchRL's ``TanhDelta``, except that this class compares two actions after the tanh. TorchRL compares them before it, where the
-    rounding of its inverse exceeds ``atol``.
+    :meth:`log_prob` compares the action with :meth:`mode`. TorchRL first applies the inverse of tanh to the action, and the rounding error
+    of the inverse exceeds ``atol``.
 
     Args:
         dim: length of the action.
@@ -99,7 +101,7 @@ class TanhDelta(Delta):
             ``dim``.
         TypeError: ``dim`` is not an integer.
 
-    Source: TorchRL's TanhDelta.
+    Source: TorchRL's ``TanhDelta``, which adds :math:`c` inside the tanh too, and returns the same values except in :meth:`log_prob`.
     """
 
     center: Tensor

@@ -7,30 +7,30 @@ from torch import Tensor
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import check_action_shape, check_integer, draw, side_by_side
-from a2c_compiled.distributions.categorical import Categorical, sum_of_surprise
+from a2c_compiled.distributions.base import check_action_shape, check_integer, draw, join_noise_kinds
+from a2c_compiled.distributions.categorical import Categorical, entropy_from_log_probs
 
 
 class MultiCategorical(Categorical):
-    r"""Several independent choices, for gymnasium's ``MultiDiscrete`` space. Choice ``i`` is among ``nvec[i]`` actions.
+    r"""Several independent choices, for gymnasium's ``MultiDiscrete`` space. Choice ``i`` selects one of ``nvec[i]`` options.
 
     .. math:: \log p(a) = \sum_i \log p_i(a_i)
 
     * ``params``: ``[*B, sum(nvec)]``, floating dtype; the logits of all choices, concatenated.
     * action: ``[*B, len(nvec)]``, integer dtype, entry ``i`` from 0 to ``nvec[i] - 1``. Samples are int64. An entry from ``nvec[i]`` to
-      ``max(nvec) - 1`` has log-probability :math:`-\infty`.
+      ``max(nvec) - 1`` has log-probability :math:`-\infty`; larger entries are not allowed.
     * noise: ``[*B, sum(nvec)]``, standard Gumbel.
 
-    The entropy is the sum of the choices' entropies. Equals one ``torch.distributions.Categorical`` for each choice.
+    The entropy is the sum of the choices' entropies.
 
     Args:
-        nvec: number of actions of each choice.
+        nvec: number of options of each choice.
 
     Raises:
         ValueError: ``nvec`` is empty, or a number is less than 1.
         TypeError: ``nvec`` is not a sequence of integers.
 
-    Source: torch.distributions.Categorical.
+    Source: independent ``torch.distributions.Categorical`` distributions, one for each choice.
     """
 
     places: Tensor
@@ -45,8 +45,9 @@ class MultiCategorical(Categorical):
         super().__init__(max(sizes))
         self.num_choices = len(sizes)
         self.num_params = sum(sizes)
-        self.noise_kind = side_by_side(("gumbel", n) for n in sizes)
-        # Both are tables [len(nvec), max(nvec)]: the index of each logit in params, and whether the choice lacks that action.
+        self.noise_kind = join_noise_kinds(("gumbel", n) for n in sizes)
+        # places, [len(nvec) * max(nvec)]: the index in params of each option's logit. Options that a choice lacks repeat its last logit.
+        # missing, [len(nvec), max(nvec)]: True for options that a choice lacks.
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         places = [[start + min(k, n - 1) for k in range(self.n)] for start, n in zip(starts, sizes, strict=True)]
         missing = [[k >= n for k in range(self.n)] for n in sizes]
@@ -54,33 +55,40 @@ class MultiCategorical(Categorical):
         self.register_buffer("missing", torch.tensor(missing), persistent=False)
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Computes the log-probabilities of all actions of each choice.
+        """Computes the log-probabilities of all options of each choice.
 
         Returns:
-            ``[*B, len(nvec), max(nvec)]``, float64 for float64 ``params``, otherwise float32; minus infinity where a choice has fewer
-            actions.
+            ``[*B, len(nvec), max(nvec)]``, float64 for float64 ``params``, otherwise float32; minus infinity for options that a
+            choice lacks.
         """
         self.check_params(params)
         return self._table(widen(params)).masked_fill(self.missing, -float("inf")).log_softmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-probability, ``[*B]``, dtype of ``params``, of an ``action``, ``[*B, len(nvec)]``, integer dtype."""
+        """Computes the log-probability of ``action``: ``[*B]``, dtype of ``params``.
+
+        ``action`` is ``[*B, len(nvec)]``, integer dtype.
+        """
         check_action_shape(action, params, [self.num_choices])
         check_integer(action)
         return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
         """Computes the sum of the choices' entropies: ``[*B]``, dtype of ``params``."""
-        return sum_of_surprise(self.log_probs(params)).sum(-1).to(params.dtype)
+        return entropy_from_log_probs(self.log_probs(params)).sum(-1).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard Gumbel noise: ``[*B, sum(nvec)]``, float32 or float64."""
+        """Draws standard Gumbel noise: ``[*B, sum(nvec)]``, float64 for float64 ``params``, otherwise float32."""
         self.check_params(params)
         return draw("gumbel", widen(params))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Returns the argmax of ``log_probs + noise`` for each choice: ``[*B, len(nvec)]``, int64."""
+        """Returns for each choice the argmax of ``log_probs + noise`` (the Gumbel-max trick): ``[*B, len(nvec)]``, int64.
+
+        ``noise`` is ``[*B, sum(nvec)]``.
+        """
         return (self.log_probs(params) + self._table(noise)).argmax(-1)
 
     def _table(self, row: Tensor) -> Tensor:
+        """Arranges ``[*B, sum(nvec)]`` as ``[*B, len(nvec), max(nvec)]``."""
         return row.index_select(-1, self.places).unflatten(-1, [self.num_choices, self.n])

@@ -1,4 +1,4 @@
-"""Checks and conversions of the estimators' arguments. TorchScript compiles this file.
+"""Checks and conversions of the estimators' arguments. TorchScript compiles these functions, so they use only what it supports.
 
 The checks read shapes, dtypes and devices only. They never read device memory.
 """
@@ -19,11 +19,11 @@ Coefficient = Union[Tensor, float, int]
 def check_steps(
     reward: Tensor, flags: Dict[str, Tensor], values: Dict[str, Tensor], terminated: Optional[Tensor] = None
 ) -> None:
-    """Checks that flags and values have the shape and device of ``reward``, that flags are bool and values have its dtype.
+    """Checks that all have the shape and device of ``reward``, that flags are bool, and that values have the dtype of ``reward``.
 
     Args:
         reward: any shape, floating; the other tensors are compared with it.
-        flags, values: tensors by argument name; error messages contain the name.
+        flags, values: tensors by argument name, which error messages contain.
         terminated: one more flag, or None.
 
     Raises:
@@ -43,7 +43,7 @@ def check_steps(
         _check_like_reward(name, tensor, shape, reward.dtype, device)  # type: ignore[arg-type]
 
 
-def checked_steps(
+def trace_and_bootstrap_cuts(
     reward: Tensor,
     done: Tensor,
     terminated: Optional[Tensor],
@@ -53,15 +53,15 @@ def checked_steps(
 ) -> Tuple[Tensor, Tensor, int]:
     """Checks the arguments and returns ``(trace_cut, bootstrap_cut, dim)``.
 
-    ``trace_cut`` is ``done``, with the last step of each packed sequence added: the end of a sequence is a truncation.
-    ``bootstrap_cut`` is ``terminated``, or ``done`` if ``terminated`` is None. ``dim`` is :func:`time_dimension`.
+    trace_cut: shape of ``done``, bool: True where ``done`` is True and at the last step of each packed sequence, because the end of a
+    sequence is a truncation. bootstrap_cut: ``terminated``, or ``done`` if ``terminated`` is None. dim: the time dimension as a negative
+    index, see :func:`time_dimension`.
     """
     check_steps(reward, {"done": done}, values, terminated)
     dim = time_dimension(reward, time_dim)
-    no_bootstrap = done if terminated is None else terminated
-    if cu_seqlens is not None:
-        done = done | sequence_ends(cu_seqlens, done, dim)
-    return done, no_bootstrap, dim
+    bootstrap_cut = done if terminated is None else terminated
+    trace_cut = done if cu_seqlens is None else done | sequence_ends(cu_seqlens, done, dim)
+    return trace_cut, bootstrap_cut, dim
 
 
 def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch.dtype, device: torch.device) -> None:
@@ -89,16 +89,17 @@ def time_dimension(tensor: Tensor, time_dim: int, name: str = "time_dim") -> int
             raise TypeError(f"{name}: expected an integer, got {type(time_dim)}")
     if time_dim < -tensor.dim() or time_dim >= tensor.dim():
         raise ValueError(
-            f"{name}: expected a dimension of data of shape {list(tensor.shape)}, got {time_dim}"
+            f"{name}: expected a dimension of a tensor with shape {list(tensor.shape)}, got {time_dim}"
             f" (use {name}=-1 when time is the last dimension)"
         )
     return time_dim - tensor.dim() if time_dim >= 0 else time_dim
 
 
 def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
-    """Returns ``value`` as a tensor that broadcasts to ``like``, on its device, in the dtype of the computation.
+    """Returns ``value`` as a tensor that broadcasts to ``like``, on the device of ``like``. Error messages contain ``name``.
 
-    That dtype is float32 for float16 and bfloat16, else the dtype of ``like``.
+    The dtype is float32 if ``like`` is float16 or bfloat16, otherwise the dtype of ``like``. A number or one-element tensor becomes
+    zero-dimensional.
 
     Raises:
         ValueError: ``value`` does not broadcast to ``like``.
@@ -124,10 +125,11 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
 
 def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
-    """Returns :func:`coefficient` with a shape that fused scans accept: zero-dimensional or of the shape of ``like``.
+    """Returns ``value`` as a tensor in a shape that fused scans accept: zero-dimensional, or the shape of ``like``.
 
-    In eager mode a number becomes a CPU tensor, which a kernel launch reads without synchronisation. Under ``torch.compile``, and if
-    ``like`` is a subclass of Tensor, it becomes a tensor on the device. TorchScript gets :func:`coefficient` unchanged.
+    In eager mode a number becomes a CPU tensor, which a kernel launch reads without synchronisation. Under ``torch.compile``, or if
+    ``like`` is an instance of a subclass of Tensor, a number becomes a tensor on the device of ``like``. Under TorchScript the result of
+    :func:`coefficient` is not expanded.
     """
     if torch.jit.is_scripting():
         return coefficient(name, value, like)
@@ -138,13 +140,13 @@ def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
 
 
 def _number(value: float, like: Tensor) -> Tensor:
-    """Returns ``value`` as a zero-dimensional CPU tensor. A cache holds it, because a lookup is faster than a new tensor."""
+    """Returns ``value`` as a zero-dimensional CPU tensor. Results are cached, because a lookup is faster than creating a tensor."""
     cached = _NUMBER_CACHE.get((value, like.dtype))
     if cached is not None:
         return cached
     with torch.inference_mode(False):  # autograd cannot save an inference tensor for backward
         number = torch.full([], value, dtype=working_dtype(like), device="cpu")
-    # Under a dispatch mode, transform or trace the tensor belongs to that context and must not outlive it.
+    # A tensor created under a dispatch mode, transform or trace is valid only in that context, so it is not cached.
     if dispatch_is_plain():
         if len(_NUMBER_CACHE) >= _MAX_CACHED_NUMBERS:
             _NUMBER_CACHE.clear()
@@ -157,14 +159,14 @@ _MAX_CACHED_NUMBERS = 256
 
 
 def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:
-    """Returns whether ``value`` has one entry per step of ``like`` along ``dim``."""
+    """Returns whether ``value`` is a tensor with as many dimensions as ``like`` and the same size along ``dim``."""
     if not isinstance(value, Tensor):
         return False
     return value.dim() == like.dim() and value.size(dim) == like.size(dim)
 
 
-def last_step(tensor: Tensor, dim: int) -> Tensor:
-    """Returns a bool tensor that is True at the last step along ``dim`` and broadcasts to ``tensor``."""
+def last_step_mask(tensor: Tensor, dim: int) -> Tensor:
+    """Returns a bool tensor that is True at the last step along ``dim``: size T in ``dim`` and 1 in the other dimensions of ``tensor``."""
     length = tensor.size(dim)
     shape: List[int] = [1] * tensor.dim()
     shape[dim] = length

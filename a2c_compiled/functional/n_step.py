@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, checked_steps, coefficient, last_step
+from a2c_compiled.functional.arguments import Coefficient, coefficient, last_step_mask, trace_and_bootstrap_cuts
 from a2c_compiled.functional.td import td_lambda_return_estimate
 
 
@@ -43,7 +43,7 @@ def n_step_return_estimate(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 7.1.
     """
-    done, no_bootstrap, dim = checked_steps(
+    done, no_bootstrap, dim = trace_and_bootstrap_cuts(
         reward, done, terminated, {"next_state_value": next_state_value}, time_dim, cu_seqlens
     )
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
@@ -60,7 +60,7 @@ def n_step_return_estimate(
         1.0,
         _windows(widen(next_state_value), n, dim),
         _windows(widen(reward), n, dim),
-        _windows(done | last_step(done, dim), n, dim),
+        _windows(done | last_step_mask(done, dim), n, dim),
         _windows(no_bootstrap, n, dim),
         None,
         dim,

@@ -5,7 +5,7 @@ from typing import Optional
 from torch import Tensor
 
 from a2c_compiled._precision import clamped_log_ratio, widen
-from a2c_compiled.functional.arguments import Coefficient, checked_steps, coefficient, last_step
+from a2c_compiled.functional.arguments import Coefficient, coefficient, last_step_mask, trace_and_bootstrap_cuts
 from a2c_compiled.ops import linear_scan
 
 
@@ -47,12 +47,12 @@ def retrace_return_estimate(
     Source: Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016.
     """
     values = {"action_value": action_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
-    done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
+    done, no_bootstrap, dim = trace_and_bootstrap_cuts(reward, done, terminated, values, time_dim, cu_seqlens)
     gamma_tensor, lmbda_tensor = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
     value = widen(action_value)
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - Q(s[t], a[t])
     delta = widen(reward) + gamma_tensor * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
-    cut = done | last_step(done, dim)
+    cut = done | last_step_mask(done, dim)
     # c[t+1], and 0 where no next step of the same trajectory exists.
     next_c = (lmbda_tensor * clamped_log_ratio(log_pi, log_mu).exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
     # y[t] = delta[t] + gamma * c[t+1] * (1 - done[t]) * y[t+1], with y = G - Q.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, checked_steps, coefficient, operand, time_dimension
+from a2c_compiled.functional.arguments import Coefficient, coefficient, operand, time_dimension, trace_and_bootstrap_cuts
 from a2c_compiled.functional.packed import sequence_ends
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -91,7 +91,7 @@ def reward2go(
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
             if outputs is not None:
                 return outputs[0]
-    done, _, dim = checked_steps(reward, done, None, {}, time_dim, cu_seqlens)
+    done, _, dim = trace_and_bootstrap_cuts(reward, done, None, {}, time_dim, cu_seqlens)
     gamma_tensor = operand("gamma", gamma, reward)
     if torch.jit.is_scripting():
         return _reward2go(gamma_tensor, reward, done, dim)

@@ -48,7 +48,7 @@ def standardize(
     """
     wide = widen(x)
     if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):
-        raise ValueError(f"separate_dim: expected a dimension of data of shape {list(x.shape)}, got {separate_dim}")
+        raise ValueError(f"separate_dim: expected a dimension of a tensor with shape {list(x.shape)}, got {separate_dim}")
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")

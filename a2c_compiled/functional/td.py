@@ -9,12 +9,12 @@ from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import (
     Coefficient,
     check_steps,
-    checked_steps,
     coefficient,
     is_per_step,
-    last_step,
+    last_step_mask,
     operand,
     time_dimension,
+    trace_and_bootstrap_cuts,
 )
 from a2c_compiled.functional.packed import sequence_ends
 from a2c_compiled.kernels import scan_forms
@@ -144,7 +144,7 @@ def td_lambda_return_estimate(
             if outputs is not None:
                 return outputs[0]
     values = {"next_state_value": next_state_value}
-    done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
+    done, no_bootstrap, dim = trace_and_bootstrap_cuts(reward, done, terminated, values, time_dim, cu_seqlens)
     if rolling_gamma is not None and not rolling_gamma:
         if not (is_per_step(gamma, reward, dim) or is_per_step(lmbda, reward, dim)):
             raise ValueError(
@@ -183,7 +183,7 @@ def _td_lambda(
     gamma: Tensor, lmbda: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor, dim: int
 ) -> Tensor:
     bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
-    cut = done | last_step(done, dim)
+    cut = done | last_step_mask(done, dim)
     trace = lmbda.masked_fill(cut, 0.0)
     x = widen(reward) + gamma * bootstrap * (1.0 - trace)
     # G[t] = x[t] + gamma * trace[t] * G[t+1], with x[t] = r[t] + gamma * (1 - trace[t]) * (1 - terminated[t]) * V(s[t+1])
@@ -259,7 +259,7 @@ def td1_return_estimate(
     check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
     if rolling_gamma is not None and not rolling_gamma:
         dim = time_dimension(reward, time_dim)
-        ends = last_step(done, dim)
+        ends = last_step_mask(done, dim)
         if cu_seqlens is not None:
             ends = ends | sequence_ends(cu_seqlens, done, dim)
         not_done_end = ends & ~done

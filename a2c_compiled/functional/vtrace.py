@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import clamped_log_ratio, widen
-from a2c_compiled.functional.arguments import Coefficient, checked_steps, last_step, operand
+from a2c_compiled.functional.arguments import Coefficient, last_step_mask, operand, trace_and_bootstrap_cuts
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -88,7 +88,7 @@ def vtrace_advantage_estimate(
             if outputs is not None:
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
-    done, no_bootstrap, dim = checked_steps(reward, done, terminated, values, time_dim, cu_seqlens)
+    done, no_bootstrap, dim = trace_and_bootstrap_cuts(reward, done, terminated, values, time_dim, cu_seqlens)
     gammas, lmbdas = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
     rho, c = operand("rho_thresh", rho_thresh, reward), operand("c_thresh", c_thresh, reward)
     pg_rho = operand("pg_rho_thresh", pg_rho_thresh, reward)
@@ -126,7 +126,7 @@ def _vtrace(
 
     # A[t] = pg_rho[t] * (r[t] + gamma * (1 - terminated[t]) * (lmbda * v[t+1] + (1 - lmbda) * V(s[t+1])) - V(s[t]))
     # After a `done` step, step t + 1 belongs to another episode: the bootstrap is next_state_value[t] there.
-    cut = done | last_step(done, dim)
+    cut = done | last_step_mask(done, dim)
     # Each factor is masked separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
     later_value = value.roll(-1, dim).masked_fill(cut, 0.0)
     later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)

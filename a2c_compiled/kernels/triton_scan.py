@@ -182,7 +182,7 @@ def _plan(
 
     Args:
         layouts: the strides of the outputs, then of each value, flag and coefficient. None for a coefficient passed as a number.
-        override: tile sizes to use instead of those that :func:`tuning.choose` returns. None: no override.
+        override: tile sizes to use instead of those that :func:`tuning.choose_blocks` returns. None: no override.
     """
     time = len(shape) + dim
     outer, length, inner = math.prod(shape[:time]), shape[time], math.prod(shape[time + 1 :])
@@ -211,7 +211,7 @@ def _plan(
     shared = all(stride == output for stride in data)
 
     rows_contiguous = output[2] == 1
-    blocks = override or tuning.choose(
+    blocks = override or tuning.choose_blocks(
         rows_contiguous, batches, rows, length, dtype.itemsize, len(form.values) + len(form.outputs), *_processors(device)
     )
     # `axis` is the index, in a triple, of the contiguous dimension: 1 (time) or 2 (rows). `vector` is the number of adjacent elements

@@ -20,7 +20,7 @@ from a2c_compiled.losses.batch import Batch, experience, laid_out, like
 from a2c_compiled.losses.critic_inputs import chunks, concatenate, known, selected
 from a2c_compiled.losses.detached_parameters import detach_parameters
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
-from a2c_compiled.recurrent import has_memory
+from a2c_compiled.recurrent import is_recurrent
 
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
@@ -76,7 +76,7 @@ class ActorCritic(CoefficientModule):
         # 0 means that the option is not set.
         self.value_chunk_size = 0 if value_chunk_size is None else positive_int("value_chunk_size", value_chunk_size)
         self.num_chunks = 0 if num_chunks is None else positive_int("num_chunks", num_chunks)
-        if has_memory(self.critic_network) and (self.value_chunk_size or self.num_chunks):
+        if is_recurrent(self.critic_network) and (self.value_chunk_size or self.num_chunks):
             raise ValueError(
                 "value_chunk_size, num_chunks: expected None for a critic with memory (its steps depend on each other),"
                 f" got {value_chunk_size} and {num_chunks}"

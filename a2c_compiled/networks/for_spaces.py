@@ -18,10 +18,14 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 def make_networks(
     envs: Environments, hidden: Sequence[int], normalize_observations: bool = False
 ) -> Tuple[nn.Module, nn.Module, Distribution]:
-    """Builds actor, critic and distribution for the spaces of ``envs``. Both networks are tanh MLPs with orthogonal initial weights.
+    """Builds actor, critic and distribution for the spaces of ``envs``.
 
-    Both MLPs share the layers before them: an :class:`ImageEncoder` for images, :class:`OneHot` for discrete observations,
-    :class:`ManyInputs` for tuples and dicts, and, with ``normalize_observations``, an :class:`ObservationNorm` for each vector.
+    Each network is an encoder, which both share, and a tanh MLP with orthogonal initial weights. The encoder of an observation is:
+
+    * image: :class:`ImageEncoder`
+    * discrete: :class:`OneHot`
+    * tuple or dict: :class:`TupleEncoder`, with an encoder for each entry
+    * vector: :class:`ObservationNorm` if ``normalize_observations``, otherwise none
 
     Args:
         envs: the environments.
@@ -29,22 +33,26 @@ def make_networks(
         normalize_observations: whether an :class:`ObservationNorm` normalises each vector observation.
 
     Returns:
-        The actor network, which maps an observation ``[..., *space.shape]`` to ``[..., num_params]``; the critic network, which maps it to
-        ``[..., 1]``; and the distribution.
+        The actor network, the critic network and the distribution. The networks map an observation to ``[..., num_params]`` and
+        ``[..., 1]``. An observation is ``[..., *space.shape]``, or for a Tuple or Dict space a tuple of such tensors.
 
     Raises:
         ValueError: there is no network for the observation space, or no distribution for the action space.
     """
-    front, width = encoder_for(envs.observation_space, normalize_observations)
+    encoder, width = encoder_for(envs.observation_space, normalize_observations)
     distribution = distribution_for(envs.action_space)
-    actor, critic = mlp(width, hidden, distribution.num_params, 0.01), mlp(width, hidden, 1, 1.0)
-    if front is None:
+    # With a small gain, the first actions hardly depend on the observation.
+    actor = mlp(width, hidden, distribution.num_params, output_gain=0.01)
+    critic = mlp(width, hidden, 1, output_gain=1.0)
+    if encoder is None:
         return actor, critic, distribution
-    return nn.Sequential(front, *actor), nn.Sequential(front, *critic), distribution
+    return nn.Sequential(encoder, *actor), nn.Sequential(encoder, *critic), distribution
 
 
 def encoder_for(space: gymnasium.Space[Any], normalize: bool = False) -> Tuple[Optional[nn.Module], int]:
-    """Builds the layers that map observations of ``space``, ``[..., *space.shape]``, to vectors ``[..., width]``.
+    """Builds the layers that map observations of ``space`` to vectors ``[..., width]``.
+
+    An observation is ``[..., *space.shape]``, or for a Tuple or Dict space a tuple of such tensors.
 
     A Box with three or four dimensions holds images. A Box with two dimensions holds images if it is uint8 or bool; if it is float32 or
     float64, it is flattened to a vector.
@@ -54,7 +62,7 @@ def encoder_for(space: gymnasium.Space[Any], normalize: bool = False) -> Tuple[O
         normalize: whether to normalise vectors with an :class:`ObservationNorm`.
 
     Returns:
-        The encoder, or None if observations are vectors that need no layer; and ``width``.
+        ``(encoder, width)``. ``encoder`` is None if observations are vectors that need no layer.
 
     Raises:
         ValueError: the space is not a vector (float32 or float64), an image, discrete, or a Tuple or Dict of these.
@@ -64,11 +72,12 @@ def encoder_for(space: gymnasium.Space[Any], normalize: bool = False) -> Tuple[O
         encoders, widths = zip(
             *(_part_encoder(part_space, normalize, part) for part, part_space in enumerate(inner)), strict=True
         )
-        return ManyInputs([nn.Identity() if encoder is None else encoder for encoder in encoders]), sum(widths)
+        return TupleEncoder([nn.Identity() if encoder is None else encoder for encoder in encoders]), sum(widths)
     return _part_encoder(space, normalize, None)
 
 
 def _part_encoder(space: gymnasium.Space[Any], normalize: bool, part: Optional[int]) -> Tuple[Optional[nn.Module], int]:
+    """As :func:`encoder_for`, for a space that is not a Tuple or Dict. ``part`` is its index in its Tuple or Dict, or None."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Discrete):
         return OneHot(int(space.n), int(space.start)), int(space.n)
@@ -77,10 +86,15 @@ def _part_encoder(space: gymnasium.Space[Any], normalize: bool, part: Optional[i
             encoder = ImageEncoder(space.shape, 1.0 / 255.0 if space.dtype == np.uint8 else 1.0)
             return encoder, encoder.width
         if space.dtype in (np.float32, np.float64):
-            layers: list[nn.Module] = [ObservationNorm(space.shape, part=part)] if normalize else []
-            layers += [nn.Flatten(-2)] if len(space.shape) == 2 else []
+            layers: list[nn.Module] = []
+            if normalize:
+                layers.append(ObservationNorm(space.shape, part=part))
+            if len(space.shape) == 2:
+                layers.append(nn.Flatten(-2))
             width = math.prod(space.shape)
-            return (nn.Sequential(*layers) if len(layers) > 1 else layers[0] if layers else None), width
+            if len(layers) > 1:
+                return nn.Sequential(*layers), width
+            return layers[0] if layers else None, width
     raise ValueError(
         "observation_space: expected float32 or float64 vectors, images, a Discrete space, or a Tuple or Dict of these,"
         f" got {space}"
@@ -90,12 +104,12 @@ def _part_encoder(space: gymnasium.Space[Any], normalize: bool, part: Optional[i
 class OneHot(nn.Module):
     """Maps integers to one-hot vectors, float32.
 
-    If ``n`` is an integer: ``[...]`` to ``[..., n]``. If ``n`` is a sequence: ``[..., len(n)]`` to ``[..., sum(n)]``, where each of the
-    integers has its own one-hot vector and these are concatenated.
+    If ``n`` is an integer: ``[...]`` to ``[..., n]``. If ``n`` is a sequence, the last dimension of the input holds ``len(n)`` integers.
+    Each becomes a one-hot vector, and the vectors are concatenated: ``[..., len(n)]`` to ``[..., sum(n)]``.
 
     Args:
-        n: number of values, or one such number for each integer.
-        start: smallest value.
+        n: number of possible values, or a sequence with this number for each integer.
+        start: smallest value of every integer.
     """
 
     def __init__(self, n: Union[int, Sequence[int]], start: int = 0) -> None:
@@ -105,7 +119,7 @@ class OneHot(nn.Module):
         self.start = start
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the one-hot vectors, float32, of ``x``, integer; shapes: see :class:`OneHot`."""
+        """Returns the one-hot vectors of ``x``, float32. ``x`` has an integer dtype. Shapes: see :class:`OneHot`."""
         choices = x.long() - self.start
         if self.is_single:
             return nn.functional.one_hot(choices, self.sizes[0]).float()
@@ -117,12 +131,12 @@ class ImageEncoder(nn.Module):
 
     Images: ``[..., H, W]``, ``[..., H, W, C]``, ``[..., C, H, W]``, or ``K`` stacked images ``[..., K, H, W, C]``; any dtype.
 
-    Where height and width are at least 36, the encoder has the three convolutions of the Nature DQN and 512 features. Smaller images get
+    If height and width are at least 36, the encoder has the three convolutions of the Nature DQN and 512 features. Smaller images get
     one 3 x 3 convolution and 128 features, as in MinAtar.
 
     Args:
-        shape: shape of one observation. With three dimensions, the channels come first if the first is smaller than the last, else last.
-        scale: factor that the pixels are multiplied by.
+        shape: shape of one observation. Three dimensions are ``[C, H, W]`` if the first is smaller than the last, else ``[H, W, C]``.
+        scale: factor by which the encoder multiplies the pixels.
 
     Attributes:
         width: number of features.
@@ -138,23 +152,25 @@ class ImageEncoder(nn.Module):
         self.dims = len(shape)
         self.channels_first = len(shape) == 3 and shape[0] < shape[-1]
         self.scale = scale
-        channels, height, side = _image_sizes(shape, self.channels_first)
-        if min(height, side) < 3:
+        channels, height, width = _image_sizes(shape, self.channels_first)
+        if min(height, width) < 3:
             raise ValueError(f"shape: expected images of at least 3 x 3, got observations of shape {list(shape)}")
-        large = min(height, side) >= 36
+        large = min(height, width) >= 36
         kernels = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(16, 3, 1)]
         layers: list[nn.Module] = []
         for outputs, size, stride in kernels:
             layers += [_orthogonal(nn.Conv2d(channels, outputs, size, stride), math.sqrt(2.0)), nn.ReLU()]
-            channels, height, side = outputs, (height - size) // stride + 1, (side - size) // stride + 1
+            channels, height, width = outputs, (height - size) // stride + 1, (width - size) // stride + 1
         self.convolutions = nn.Sequential(*layers)
         self.width = 512 if large else 128
-        self.linear = _orthogonal(nn.Linear(channels * height * side, self.width), math.sqrt(2.0))
+        self.linear = _orthogonal(nn.Linear(channels * height * width, self.width), math.sqrt(2.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the features of the images ``x``: ``[..., width]``, dtype of the weights."""
         lead = x.shape[: x.dim() - self.dims]
+        # Merges the leading dimensions into one. The extra dimension serves an observation without leading dimensions.
         x = x.unsqueeze(0).flatten(0, -self.dims - 1)
+        # To [batch, channels, height, width].
         if self.dims == 2:
             x = x.unsqueeze(1)
         elif self.dims == 4:
@@ -175,8 +191,10 @@ def _image_sizes(shape: Sequence[int], channels_first: bool) -> Tuple[int, int, 
     return (shape[0], shape[1], shape[2]) if channels_first else (shape[2], shape[0], shape[1])
 
 
-class ManyInputs(nn.Module):
-    """Encodes an observation of several parts, a tuple of ``[..., *shape]``. Each part has its own encoder; the results are concatenated.
+class TupleEncoder(nn.Module):
+    """Encodes an observation that is a tuple of tensors ``[..., *shape]``, one encoder for each, and concatenates the results.
+
+    For a Dict space, the tuple has the order of ``space.spaces``.
 
     Args:
         encoders: one module for each part, which maps it to vectors ``[..., n]``.
@@ -197,20 +215,20 @@ class ManyInputs(nn.Module):
 def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
     """Returns the distribution for an action space.
 
-    * ``Discrete``: Categorical. ``MultiDiscrete``: MultiCategorical. ``MultiBinary``: Bernoulli. Their values have to start at 0.
+    * ``Discrete``: Categorical. ``MultiDiscrete``: MultiCategorical. ``MultiBinary``: Bernoulli. Their values must start at 0.
     * ``Box``: Beta if every entry is bounded below and above, else Normal.
 
-    ``MultiDiscrete``, ``MultiBinary`` and ``Box`` have to have one dimension.
+    ``MultiDiscrete``, ``MultiBinary`` and ``Box`` must have exactly one dimension.
 
-    A bounded box does not get TanhNormal: when tanh saturates, the gradients of its density are very large, and nothing limits the
-    location.
+    TanhNormal is not used for a bounded box: if tanh saturates, the gradients of its log-density are very large, and the location of the
+    normal distribution has no bound.
 
     Raises:
-        ValueError: the space is none of these.
+        ValueError: the space is of another kind, has another number of dimensions, or has values that do not start at 0.
     """
-    choices = choices_for(actions)
-    if choices is not None and not np.any(getattr(actions, "start", 0)):
-        return choices
+    discrete = discrete_distribution_for(actions)
+    if discrete is not None and not np.any(getattr(actions, "start", 0)):
+        return discrete
     if isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1:
         if actions.is_bounded("both"):
             return Beta(actions.shape[0], actions.low.tolist(), actions.high.tolist())
@@ -221,8 +239,11 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
     )
 
 
-def choices_for(actions: gymnasium.Space[Any]) -> Optional[Distribution]:
-    """Returns the distribution for a discrete action space, None for any other. Ignores the space's ``start``: values count from 0."""
+def discrete_distribution_for(actions: gymnasium.Space[Any]) -> Optional[Distribution]:
+    """Returns the distribution for a discrete action space, or None for another space.
+
+    Ignores ``actions.start``: the distribution's values start at 0.
+    """
     spaces = gymnasium.spaces
     if isinstance(actions, spaces.Discrete):
         return Categorical(int(actions.n))

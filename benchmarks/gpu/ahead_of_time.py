@@ -78,7 +78,7 @@ def blocks_for(target: Target, form: Form, shape: Sequence[int], dim: int, dtype
     """
     rows, steps = (shape[-1], shape[-2]) if dim == -2 else shape
     streams = len(form.values) + len(form.outputs)
-    return tuning.choose(dim == -2, 1, rows, steps, dtype.itemsize, streams, warp_size=target.warp_size)
+    return tuning.choose_blocks(dim == -2, 1, rows, steps, dtype.itemsize, streams, warp_size=target.warp_size)
 
 
 def compiled(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 HERE = Path(__file__).resolve().parent
+_CPU_FACTOR = 10  # a CPU is slower even at small sizes
 
 
 class Step(NamedTuple):
@@ -26,7 +27,7 @@ class Step(NamedTuple):
 
     Attributes:
         name: name of the step.
-        seconds: time limit on a GPU.
+        seconds: time limit on a GPU; on a CPU the limit is ``_CPU_FACTOR`` times as long.
         arguments: the module and its command-line arguments.
     """
 
@@ -36,7 +37,7 @@ class Step(NamedTuple):
 
 
 def steps(device: str, out: Path) -> List[Step]:
-    """Returns the steps, most informative first.
+    """Returns the steps, most informative first, because a GPU may be available for minutes only.
 
     Args:
         device: "cpu" or "cuda".
@@ -46,6 +47,7 @@ def steps(device: str, out: Path) -> List[Step]:
     tests = ["pytest", str(HERE / "tests/kernels/test_gpu.py"), "-c", str(HERE / "pyproject.toml"), "--rootdir", str(HERE)]
 
     def sized(on_gpu: str, on_cpu: str) -> List[str]:
+        """Returns the arguments for the device, split at spaces."""
         return (on_gpu if device == "cuda" else on_cpu).split()
 
     return [
@@ -73,7 +75,7 @@ def steps(device: str, out: Path) -> List[Step]:
 
 
 def run(step: Step, seconds: int, environment: Dict[str, str], log: Path) -> int:
-    """Runs a step, and kills it with its child processes after ``seconds``.
+    """Runs a step. If it still runs after ``seconds``, kills it and its child processes.
 
     Args:
         step: the step.
@@ -101,7 +103,7 @@ def run(step: Step, seconds: int, environment: Dict[str, str], log: Path) -> int
 
 
 def unpack(site: Path) -> None:
-    """Unpacks the wheels into ``site``, which ``PYTHONPATH`` then names."""
+    """Unpacks the wheels into ``site``. ``main`` adds this folder to ``PYTHONPATH``."""
     for wheel in sorted((HERE / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
@@ -148,7 +150,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             if arguments.step and step.name not in arguments.step:
                 continue
             log = results / f"{step.name}.log"
-            status = run(step, step.seconds if arguments.device == "cuda" else 10 * step.seconds, environment, log)
+            status = run(step, step.seconds * (1 if arguments.device == "cuda" else _CPU_FACTOR), environment, log)
             if status:
                 failed.append(step.name)
             print(f"=== {step.name}", *log.read_text(errors="replace").splitlines()[-40:], sep="\n")

@@ -8,11 +8,11 @@ from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple
 
 import torch
 
-_FEWEST_SAMPLES = 3
+_MIN_SAMPLES = 3
 
 
 class Timing(NamedTuple):
-    """Elapsed seconds per call until the GPU has finished, over several samples. A sample is the mean of several calls.
+    """Elapsed seconds per call until the GPU has finished, over several samples. A sample is the mean over one or more calls.
 
     Attributes:
         median: the median over the samples.
@@ -39,14 +39,15 @@ def time_interleaved(
     budget_seconds: float = float("inf"),
     announce: Callable[[str], object] = lambda name: None,
 ) -> Dict[str, Timing]:
-    """Times functions in turn: each round takes one sample of each function, so a slow phase of the machine affects all of them.
+    """Times functions in turn: a round takes at most one sample of each function, so a slow phase of the machine affects all of them.
 
     Args:
         functions: the functions by name.
         samples: number of samples per function.
-        sample_seconds: shortest duration of a sample. A sample consists of as many calls as that takes.
-        budget_seconds: time for all samples of one function. A slow function gets fewer samples, but at least three (or ``samples``).
-        announce: called with a text that says what is being done, such as the name of the function.
+        sample_seconds: shortest duration of a sample. A sample has as many calls as are needed to reach it.
+        budget_seconds: time for all samples of one function. A slow function gets fewer samples, but at least three, or
+            ``samples`` if that is less.
+        announce: receives progress messages, such as the name of the function that is prepared.
 
     Returns:
         The timing of each function by name.
@@ -55,15 +56,15 @@ def time_interleaved(
     taken: Dict[str, int] = {}
     for name, function in functions.items():
         announce(name)
-        calls[name], seconds = _calls_per_sample(function, sample_seconds)
-        affordable = int(budget_seconds / seconds) if budget_seconds < samples * seconds else samples
-        taken[name] = min(samples, max(_FEWEST_SAMPLES, affordable))
+        calls[name], duration = _calls_per_sample(function, sample_seconds)
+        affordable = samples if samples * duration <= budget_seconds else int(budget_seconds / duration)
+        taken[name] = min(samples, max(_MIN_SAMPLES, affordable))
     announce("timing in turn")
     times: Dict[str, List[float]] = {name: [] for name in functions}
     with _no_garbage_collection():
         for i in range(samples):
             for name, function in functions.items():
-                if i * taken[name] % samples < taken[name]:  # spreads the samples evenly over all rounds
+                if i * taken[name] % samples < taken[name]:  # in taken[name] rounds, spread evenly
                     times[name].append(_sample(function, calls[name]) / calls[name])
     return {name: _summary(seconds) for name, seconds in times.items()}
 
@@ -81,12 +82,13 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _calls_per_sample(function: Callable[[], object], sample_seconds: float) -> tuple[int, float]:
-    """Returns the number of calls that fill a sample, and their duration in seconds. The timed calls also warm up ``function``."""
+    """Returns the number of calls that fill a sample, and the duration of all of them in seconds. Also warms up ``function``."""
     calls = 1
     seconds = _sample(function, calls)
     if sample_seconds < seconds < 1.0:
-        seconds = _sample(function, calls)  # the first call may have compiled, so its duration is not typical
-    while seconds < sample_seconds:
+        # The first call may have compiled, so its duration is not typical. A call of 1 s or more is too long to repeat.
+        seconds = _sample(function, calls)
+    while seconds < sample_seconds:  # aims at 1.2 * sample_seconds, at most ten times as many calls as before
         calls = max(calls + 1, int(calls * min(10.0, 1.2 * sample_seconds / max(seconds, 1e-9))))
         seconds = _sample(function, calls)
     return calls, seconds

@@ -1,4 +1,7 @@
-"""Formats results as tables: one table per subject, direction and layout, one line per contender, one column per shape.
+"""Formats results as tables with one line per contender and one column per shape.
+
+A subject, direction and layout has a table of the time per call and, if measured on a GPU, of the GPU time and of the time until the call
+returns. More than ``COLUMNS`` shapes are divided among several tables.
 
 Subject, direction, layout, contender: see :mod:`a2c_compiled.benchmarks.measure.harness`.
 """
@@ -11,7 +14,7 @@ from a2c_compiled.benchmarks.measure.machine import in_words
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Shape
 
-COLUMNS = 5  # most shapes in one table, so that a table fits into 120 characters
+COLUMNS = 5  # the largest number of shapes in one table, so that a table fits into 120 characters
 
 HOW_TO_READ = f"""\
 - Names that begin with `{OURS}` are modes of this library. The other names are peer libraries and baselines.
@@ -22,14 +25,14 @@ HOW_TO_READ = f"""\
   contender, `{COPY}` excluded.
 - The input data was prepared in the format that each contender needs, before timing. Only "first call" includes compiling, scripting
   and exporting.
-- `{COPY}` is one torch copy of the least number of bytes that the computation must read and write, to memory allocated beforehand.
-  It is close to the shortest possible time of a kernel.
+- `{COPY}` copies one buffer to another, both allocated beforehand. In total it reads and writes as many bytes as the computation must at
+  least read and write, so its time is close to the shortest possible time of a kernel.
 - "speed-up over fastest peer" is the time of the fastest peer divided by the time of the fastest {OURS} mode: above 1, {OURS} is faster.
   "{OURS} / {COPY}" divides the time of the fastest {OURS} mode by the time of the copy. "{OURS}, GB/s" divides the bytes of the copy by the
   time of that mode.
-- On a GPU, "GPU time" is the sum over the kernels of one call. "time until the call returns" is the elapsed time for which the
-  call blocks the calling Python code.
-- `TorchScript` and `onnxruntime` are exported graphs without this library's operators: they loop over the steps.
+- On a GPU, "GPU time" is the sum over the kernels of one call. "time until the call returns" is the time until Python
+  continues; the GPU may still be working then.
+- `{OURS} TorchScript` and `{OURS} onnxruntime` are exported graphs without this library's operators: they loop over the steps.
 - `SB3 A2C.train` reads the state values of the rollout from its buffer, where its collector stored them. The other contenders compute
   these values in the update.
 - The time of an estimator alone does not predict the training time: see the table of the whole update."""
@@ -39,9 +42,9 @@ class Table(NamedTuple):
     """A table of text cells.
 
     Attributes:
-        title: the title.
+        title: text above the table.
         header: one cell per column.
-        lines: the cells below the header.
+        lines: the cells below the header, one list for each line.
         best: (line, column) of each cell with the fastest time; ``markdown`` prints these cells in bold.
     """
 
@@ -79,7 +82,7 @@ def tables(rows: Sequence[Row], shapes: Optional[Sequence[Shape]] = None) -> Ite
 
     Args:
         rows: the measurements.
-        shapes: only these shapes; None for all.
+        shapes: shapes to include. None: all.
     """
     groups: Dict[Tuple[str, str, str], List[Row]] = {}
     for row in rows:
@@ -87,7 +90,8 @@ def tables(rows: Sequence[Row], shapes: Optional[Sequence[Shape]] = None) -> Ite
             groups.setdefault((row.subject, row.direction, row.layout), []).append(row)
     for (subject, direction, layout), group in groups.items():
         measured_shapes = list(dict.fromkeys(row.shape for row in group))
-        size = math.ceil(len(measured_shapes) / math.ceil(len(measured_shapes) / COLUMNS))
+        parts = math.ceil(len(measured_shapes) / COLUMNS)
+        size = math.ceil(len(measured_shapes) / parts)  # of each part, so that the parts are about equal
         title = f"{subject}, {direction}, {layout}"
         for part in (measured_shapes[start : start + size] for start in range(0, len(measured_shapes), size)):
             yield _table(title, group, part, lambda row: row.seconds, spread=True)
@@ -103,11 +107,17 @@ def _table(
     measured: Callable[[Row], Optional[float]],
     spread: bool = False,
 ) -> Table:
-    def seconds(row: Row) -> float:
-        return math.nan if row.timing is None else measured(row) or math.nan
+    """Builds one table.
 
-    at = {(row.contender, row.shape): row for row in rows}
-    names = [name for name in dict.fromkeys(row.contender for row in rows) if any((name, shape) in at for shape in shapes)]
+    ``measured`` returns the time of a row in seconds, or None if it was not measured. ``spread`` says whether cells contain ±.
+    """
+
+    def seconds(row: Row) -> float:
+        value = None if row.timing is None else measured(row)
+        return math.nan if value is None else value
+
+    row_at = {(row.contender, row.shape): row for row in rows}
+    names = [name for name in dict.fromkeys(row.contender for row in rows) if any((name, shape) in row_at for shape in shapes)]
     timed = [value for row in rows if row.shape in shapes and not math.isnan(value := seconds(row))]
     unit, scale = ("ms", 1e3) if timed and min(timed) > 1e-3 else ("us", 1e6)
 
@@ -116,21 +126,21 @@ def _table(
             return ""
         if row.timing is None or math.isnan(seconds(row)):
             return "-"
-        fifths = f" ±{50 * (row.timing.high - row.timing.low) / row.timing.median:.0f}%" if spread else ""
-        return number(seconds(row) * scale) + fifths
+        percent = 100 * (row.timing.high - row.timing.low) / 2 / row.timing.median
+        return number(seconds(row) * scale) + (f" ±{percent:.0f}%" if spread else "")
 
-    lines = [[name, *(cell(at.get((name, shape))) for shape in shapes)] for name in names]
+    lines = [[name, *(cell(row_at.get((name, shape))) for shape in shapes)] for name in names]
     best: List[Tuple[int, int]] = []
     summary: List[List[str]] = [["speed-up over fastest peer"], [f"{OURS} / {COPY}"], [f"{OURS}, GB/s"]]
     for column, shape in enumerate(shapes, start=1):
-        times = {name: seconds(at[name, shape]) for name in names if (name, shape) in at}
+        times = {name: seconds(row_at[name, shape]) for name in names if (name, shape) in row_at}
         times = {name: value for name, value in times.items() if not math.isnan(value)}
         copy = times.pop(COPY, math.nan)
         if times:
             best.append((names.index(min(times, key=times.__getitem__)), column))
         ours = min((value for name, value in times.items() if name.startswith(OURS)), default=math.nan)
         peers = min((value for name, value in times.items() if not name.startswith(OURS)), default=math.nan)
-        traffic = next((row.traffic for row in rows if row.shape == shape), None) or math.nan
+        traffic = next((row.traffic for row in rows if row.shape == shape and row.traffic), math.nan)
         for line, ratio in zip(summary, (peers / ours, ours / copy, traffic / ours / 1e9), strict=True):
             line.append("" if math.isnan(ratio) else number(ratio))
     header = [f"{unit} per call; environments x steps", *(f"{n}x{t}" for n, t in shapes)]
@@ -144,14 +154,16 @@ def number(value: float) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def markdown(results: Results, pictures: Mapping[str, str]) -> str:
+def markdown(results: Results, figures: Mapping[str, str]) -> str:
     """Returns the report in Markdown: machine, tables, figures, first calls, and contenders without a timing.
 
     Args:
         results: the results of a run.
-        pictures: captions of the figures by file name.
+        figures: the caption of each figure by its file name.
     """
-    shapes = [tuple(shape) for name in ("estimators", "others", "updates", "policies") for shape in results.plan[name]]
+    # The shapes of sweeps are shown in figures, not in tables.
+    tabled = ("estimators", "others", "packed", "updates", "policies")
+    shapes = [tuple(shape) for name in tabled for shape in results.plan[name]]
     parts = [
         "# Benchmarks",
         "",
@@ -165,13 +177,13 @@ def markdown(results: Results, pictures: Mapping[str, str]) -> str:
     for subject in subjects:
         parts += [f"## {subject}", ""]
         parts += [table.markdown() for table in tables([row for row in results.rows if row.subject == subject], shapes)]
-    parts += [part for name, caption in pictures.items() for part in (f"![{caption}]({name})", "", caption, "")]
+    parts += [part for name, caption in figures.items() for part in (f"![{caption}]({name})", "", caption, "")]
     parts += ["## First calls", "", *_first_calls(results.rows), "", "## Not timed", "", *_failures(results.rows), ""]
     return "\n".join(parts)
 
 
 def _first_calls(rows: Sequence[Row]) -> List[str]:
-    """Lists the longest first call of each contender per subject and direction, where it took 0.5 s or more."""
+    """Lists the longest first call of each contender, subject and direction, if that call took at least 0.5 s."""
     slowest: Dict[Tuple[str, str, str], float] = {}
     for row in rows:
         key = (row.subject, row.direction, row.contender)
@@ -180,7 +192,7 @@ def _first_calls(rows: Sequence[Row]) -> List[str]:
     slow = {key: seconds for key, seconds in slowest.items() if seconds >= 0.5}
     lines = [f"| {' | '.join(key)} | {seconds:.1f} |" for key, seconds in slow.items()]
     return [
-        "Longest first call over all shapes, where it took 0.5 s or more. It includes compiling, scripting and exporting.",
+        "Longest first call over all shapes, if at least 0.5 s. A first call includes compiling, scripting and exporting.",
         "",
         "| subject | direction | contender | first call, s |",
         "|---|---|---|---:|",
@@ -189,7 +201,7 @@ def _first_calls(rows: Sequence[Row]) -> List[str]:
 
 
 def own_failures(rows: Sequence[Row]) -> List[str]:
-    """Returns one line per reason for which contenders of this package failed or had a wrong result."""
+    """Returns one line for each failure of this library's contenders: an error or a wrong result."""
     return _reasons([row for row in rows if row.contender.startswith(OURS)])
 
 
@@ -198,7 +210,7 @@ def _failures(rows: Sequence[Row]) -> List[str]:
 
 
 def _reasons(rows: Sequence[Row]) -> List[str]:
-    """Returns one line per reason for a missing timing, with the shapes to which it applies."""
+    """Returns one line for each subject, direction, layout, contender and reason, with the shapes at which it failed."""
     reasons: Dict[Tuple[str, ...], List[str]] = {}
     for row in rows:
         if row.failure:

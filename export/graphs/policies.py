@@ -22,7 +22,7 @@ class SampledAction(NamedTuple):
     state_value: Tensor
 
 
-class RememberedAction(NamedTuple):
+class RecurrentAction(NamedTuple):
     """Outputs of :class:`RecurrentPolicy`."""
 
     action: Tensor
@@ -116,7 +116,7 @@ class RecurrentPolicy(nn.Module):
         self.actor_network = actor_network
         self.distribution = distribution
 
-    def forward(self, observation: Tensor, hidden: Tensor) -> RememberedAction:
+    def forward(self, observation: Tensor, hidden: Tensor) -> RecurrentAction:
         """Computes the greedy action and the next hidden state.
 
         Args:
@@ -128,7 +128,7 @@ class RecurrentPolicy(nn.Module):
         """
         start = torch.ones([1, observation.size(0)], dtype=torch.bool, device=observation.device)
         params = self.actor_network((observation.unsqueeze(0), hidden.unsqueeze(0), start)).squeeze(0)
-        return RememberedAction(self.distribution.mode(params), next_hidden(self.actor_network, observation, hidden))
+        return RecurrentAction(self.distribution.mode(params), next_hidden(self.actor_network, observation, hidden))
 
 
 class _Acting(_ActorCritic):

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from a2c_compiled._exporting import exporting
-from a2c_compiled._torch_internals import OPERATOR, aliases, as_torch_exports, symbolic_tracing
+from a2c_compiled._torch_internals import OPERATOR, argument_writes, export_flags, symbolic_tracing
 from a2c_compiled.export.tracing.backward_operations import BACKWARD
 from a2c_compiled.export.tracing.call import Call
 from a2c_compiled.export.tracing.errors import ExportError
@@ -70,7 +70,7 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
         for size, axis in zip(fake.shape, call.axes[name], strict=False)
         if axis is not None
     }
-    with exporting(), as_torch_exports(), _NumbersStayTensors(), mode:
+    with exporting(), export_flags(), _NumbersStayTensors(), mode:
         graph = tracing.make_fx(function, decomposition_table=BACKWARD, _allow_non_fake_inputs=True)(*fakes)
     sizes_left = {str(size) for fake in fakes for size in fake.shape}
     if not sizes_left.issuperset(axis_of):
@@ -161,7 +161,7 @@ def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
 
 def _shared(node: fx.Node) -> Iterator[Tuple[fx.Node, bool]]:
     """Yields each node whose memory the result of ``node`` shares, with True if ``node`` writes to it."""
-    for i, (name, writes) in enumerate(aliases(node.target)):
+    for i, (name, writes) in enumerate(argument_writes(node.target)):
         value = node.args[i] if i < len(node.args) else node.kwargs.get(name)
         if writes is not None and isinstance(value, fx.Node):
             yield value, writes

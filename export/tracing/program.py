@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from a2c_compiled._exporting import exporting, in_exporting_thread
-from a2c_compiled._torch_internals import check
+from a2c_compiled._torch_internals import check_sizes
 from a2c_compiled.export.tracing.call import Call, InputsByName, named_outputs
 from a2c_compiled.export.tracing.gradients import with_gradients_written_out
 
@@ -81,7 +81,7 @@ def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
         for dim, axis in enumerate(axes):
             if axis is not None:
                 size = inputs[name].size(dim)
-                check(size == sizes.setdefault(axis, size))
+                check_sizes(size == sizes.setdefault(axis, size))
 
 
 class _WhileExporting(type):

@@ -107,7 +107,7 @@ def test_a_greedy_policy_is_exported(
     ("make", "error", "message"),
     [
         (lambda: Delta(0), ValueError, "dim: expected at least 1, got 0"),
-        (lambda: Delta(2, atol=-1.0), ValueError, "atol: expected a number from 0 up, got -1.0"),
+        (lambda: Delta(2, atol=-1.0), ValueError, "atol: expected a number of at least 0, got -1.0"),
         (lambda: TanhDelta(2, 1.0, 0.0), ValueError, "low: expected less than high, 0.0, got 1.0"),
         (lambda: Delta(2).mode(torch.zeros(3)), ValueError, "params: expected shape [..., 2], got [3]"),
         (lambda: Delta(2).log_prob(torch.zeros(2), torch.zeros(3)), ValueError, "action: expected shape [2], got [3]"),

@@ -152,7 +152,7 @@ def test_compiled_equals_the_oracle_in_other_shapes():
         ({"group": groups_of((5,))}, ValueError, r"group: expected the shape of the data, \[4, 5, 3\], .* got \[5, 1, 1\]"),
         ({"group": groups_of((4, 5, 3, 1))}, ValueError, r"group: expected the shape of the data, .* got \[4, 5, 3, 1\]"),
         ({"group": groups_of((4,)).to("meta")}, ValueError, "group: expected the device of the data, cpu, got meta"),
-        ({"separate_dim": 3}, ValueError, r"separate_dim: expected a dimension of data of shape \[4, 5, 3\], got 3"),
+        ({"separate_dim": 3}, ValueError, r"separate_dim: expected a dimension of a tensor with shape \[4, 5, 3\], got 3"),
         ({"separate_dim": -4}, ValueError, "separate_dim: expected a dimension"),
         ({"group": groups_of((4,)), "across_processes": True}, ValueError, "across_processes: expected False with groups"),
     ],

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from a2c_compiled import A2CLoss, export
 from a2c_compiled.environments import observation_tensor
-from a2c_compiled.networks.for_spaces import ImageEncoder, ManyInputs, OneHot, encoder_for, make_networks, mlp
+from a2c_compiled.networks.for_spaces import ImageEncoder, OneHot, TupleEncoder, encoder_for, make_networks, mlp
 from a2c_compiled.networks.observation_norm import ObservationNorm, update_norms
 from a2c_compiled.update import Rollout, TrainStep
 
@@ -237,7 +237,7 @@ def test_a_vector_network_begins_with_its_norm():
 def test_encoders_learn_from_actor_and_critic(name):
     space, _ = OBSERVATIONS[name]
     actor, critic, distribution = make_networks(Spaces(space), (8,), normalize_observations=True)
-    assert isinstance(actor[0], (ImageEncoder, ManyInputs))
+    assert isinstance(actor[0], (ImageEncoder, TupleEncoder))
     loss = A2CLoss(actor, critic, distribution)
     observation, following = some_observations(space, 5, 4), some_observations(space, 5, 4)
     action, flags = torch.randint(3, (5, 4)), torch.zeros(5, 4, dtype=torch.bool)

@@ -9,7 +9,7 @@ import torch
 from gymnasium.wrappers.utils import RunningMeanStd
 from torch import nn
 
-from a2c_compiled.networks.for_spaces import ManyInputs
+from a2c_compiled.networks.for_spaces import TupleEncoder
 from a2c_compiled.networks.observation_norm import ObservationNorm, RunningMoments, update_norms
 from a2c_compiled.rollouts.reward_scale import RewardScale
 
@@ -162,7 +162,7 @@ def test_a_shared_norm_is_updated_once():
 
 
 def test_each_norm_is_updated_with_its_own_part_of_the_observation():
-    network = ManyInputs([ObservationNorm([3], part=0), nn.Identity(), ObservationNorm([2], part=2)])
+    network = TupleEncoder([ObservationNorm([3], part=0), nn.Identity(), ObservationNorm([2], part=2)])
     parts = observations(4), observations(4, shape=(7,)), observations(4, shape=(2,), seed=1)
     mask = torch.tensor([True, False, True, True])
     update_norms(network, parts, mask)

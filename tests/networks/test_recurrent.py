@@ -254,13 +254,13 @@ def test_wrong_cells_and_observations_are_refused_by_name():
         recurrent((x, hidden, start.float()))
     with pytest.raises(ValueError, match="observation: expected x, hidden and start with the same leading"):
         recurrent((x, hidden[:3], start))
-    with pytest.raises(ValueError, match="offset: expected 2, where the state of the cell before ends, got 3"):
+    with pytest.raises(ValueError, match="offset: expected 2, the end of the previous layer's state, got 3"):
         hidden_size(nn.ModuleList([recurrent, Recurrent(nn.GRUCell(3, 2), offset=3)]))
 
 
 def test_overlapping_offsets_and_narrow_states_are_refused():
     twice = nn.ModuleList([Recurrent(nn.GRUCell(3, 2)), Recurrent(nn.GRUCell(3, 2))])
-    with pytest.raises(ValueError, match="offset: expected 2, where the state of the cell before ends, got 0"):
+    with pytest.raises(ValueError, match="offset: expected 2, the end of the previous layer's state, got 0"):
         hidden_size(twice)
     x, start = torch.zeros(4, 2, 3), torch.zeros(4, 2, dtype=torch.bool)
     with pytest.raises(ValueError, match="hidden: expected a last dimension of at least 4, got 2"):

@@ -674,7 +674,9 @@ def test_the_dimension_of_time_is_said():
     silently = their_functions.generalized_advantage_estimate(**arguments)[0]
     assert (silently - right.advantage).abs().max() > 0.1
     vector = {k: v[0] if isinstance(v, torch.Tensor) and v.dim() else v for k, v in arguments.items()}
-    with pytest.raises(ValueError, match=r"time_dim: expected a dimension of data of shape \[5\], got -2 \(use time_dim=-1"):
+    with pytest.raises(
+        ValueError, match=r"time_dim: expected a dimension of a tensor with shape \[5\], got -2 \(use time_dim=-1"
+    ):
         F.generalized_advantage_estimate(**vector)
 
 

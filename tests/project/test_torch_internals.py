@@ -235,9 +235,9 @@ def test_compiling_and_exporting_share_one_lock(without):
         assert own is not convert_frame.compile_lock
 
 
-def test_only_the_exporting_thread_sees_the_export_flag(without):
+def test_the_export_flag_is_true_in_the_exporting_thread_only(without):
     elsewhere = []
-    with present.as_torch_exports():
+    with present.export_flags():
         assert torch.compiler.is_exporting()
         thread = threading.Thread(target=lambda: elsewhere.append(bool(torch.compiler.is_exporting())))
         thread.start()
@@ -258,16 +258,16 @@ def test_decompositions_of_backward_operations_exist_with_and_without_the_table(
 
 def test_a_false_condition_on_sizes_raises(monkeypatch):
     for _ in range(2):
-        present.check(True)
+        present.check_sizes(True)
         with pytest.raises(RuntimeError, match="xpected"):
-            present.check(False)
+            present.check_sizes(False)
         monkeypatch.delattr(torch, "_check", raising=False)
 
 
 def test_the_arguments_that_an_operation_writes_are_found(without):
     add, add_, view = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, torch.ops.aten.view.default
     assert isinstance(add, present.OPERATOR)
-    assert [present.aliases(operation)[0] for operation in (add, add_, view)] == [
+    assert [present.argument_writes(operation)[0] for operation in (add, add_, view)] == [
         ("self", None),
         ("self", True),
         ("self", False),
@@ -281,8 +281,8 @@ def test_the_arguments_that_an_operation_writes_are_found(without):
             return self.name
 
     fresh = without()
-    assert once(fresh.aliases, Bare(add_)) == [("self", True)]
-    assert fresh.aliases(Bare(add)) == []
+    assert once(fresh.argument_writes, Bare(add_)) == [("self", True)]
+    assert fresh.argument_writes(Bare(add)) == fresh.argument_writes(Bare(torch.ops.aten.__and__.Tensor)) == []
 
 
 def test_without_torchs_dispatch_mode_the_base_class_is_object(without):

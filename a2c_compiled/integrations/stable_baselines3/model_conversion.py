@@ -14,7 +14,7 @@ from a2c_compiled.estimators import GAE
 from a2c_compiled.integrations.stable_baselines3.observations import preprocessing, raw
 from a2c_compiled.integrations.stable_baselines3.policy_networks import Clipped, Floating, Network, PredictPolicy
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.networks.for_spaces import choices_for
+from a2c_compiled.networks.for_spaces import discrete_distribution_for
 
 # Methods that a subclass must not override, because this module composes the networks in the same way as the original methods.
 _COMPUTATIONS = (
@@ -113,7 +113,7 @@ def _distribution(policy: ActorCriticPolicy) -> Distribution:
     space = policy.action_space
     if isinstance(space, spaces.Box):
         return Normal(policy.log_std.numel(), scale_mapping="exp", scale_lb=_SMALLEST_SCALE)
-    choices = choices_for(space)
+    choices = discrete_distribution_for(space)
     if choices is None:
         raise ValueError(f"model: expected a Box, Discrete, MultiDiscrete or MultiBinary action space, got {space}")
     return choices
