@@ -1,4 +1,4 @@
-"""Tells whether the current thread is exporting a graph. The state is local to each thread."""
+"""The state "this thread is exporting a graph", one for each thread."""
 
 import threading
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ _this_thread = _ThisThread()
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """Context in which this thread builds a graph for export. One thread at a time: others wait.
+    """Context in which this thread builds a graph for export. Only one thread at a time can be in the context; the others wait.
 
-    torch sets global state during an export and restores the earlier value afterwards. Two exports at once would restore each other's
+    torch sets global state during an export and restores the earlier values afterwards. Two exports at once would restore each other's
     values, and torch's exporting flag could stay set.
     """
     with tracing_lock(), thread_local_export_flag():
@@ -37,10 +37,10 @@ def in_exporting_thread() -> bool:
 
 
 def is_exporting() -> bool:
-    """Returns whether the current code is traced for an export, by this library or by a call of ``torch.export``.
+    """Returns whether this library or a call of ``torch.export`` is tracing the current code for an export.
 
-    torch's exporting flag is shared by all threads. A thread without an active dispatch mode is not the exporting one, and keeps using its
-    kernels.
+    All threads share torch's exporting flag. A thread without an active dispatch mode is not the exporting thread, so it still calls the
+    library's kernels.
     """
     if torch.compiler.is_dynamo_compiling():
         return torch.compiler.is_exporting()

@@ -30,7 +30,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: Path) -> Iterator[Path]:
-    """Context that yields a temporary folder. When the block ends, its files are moved to ``folder``; if it raises, they are removed."""
+    """Context that yields a temporary folder. When the block ends, the files in the temporary folder are moved to ``folder``.
+
+    Each file is moved atomically, one after the other. If the block raises, the files are removed and ``folder`` is unchanged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
         yield Path(temporary)
@@ -46,7 +49,7 @@ def copy_atomically(file: Path, folder: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Flushes a file to the disk, so that after a power failure the new name cannot exist without the content."""
+    """Flushes a file to the disk, so that after a power failure the new name cannot refer to a file without the content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -55,6 +58,7 @@ def _flush(path: Path) -> None:
 
 
 def _umask() -> int:
+    """Returns the process's file mode mask. ``os.umask`` can only read the mask by setting another one."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Hyperparameters as buffers of a module: saved and moved with it, and changeable during training."""
+"""Hyperparameters as buffers of a module: they are saved and moved with the module, and can be changed during training."""
 
 import operator
 from numbers import Real
@@ -13,9 +13,9 @@ class Range(NamedTuple):
 
     Attributes:
         expected: description of the range for error messages.
-        low: smallest allowed number.
-        high: largest allowed number.
-        open_below: whether ``low`` itself is excluded.
+        low: lower bound of the range.
+        high: upper bound of the range, which is allowed.
+        open_below: whether ``low`` itself is not allowed.
     """
 
     expected: str
@@ -31,19 +31,19 @@ class Range(NamedTuple):
 
 ANY = Range("a number")
 UNIT = Range("a number from 0 to 1", 0.0, 1.0)
-NOT_NEGATIVE = Range("a number from 0 up", 0.0)
+NOT_NEGATIVE = Range("a number of at least 0", 0.0)
 POSITIVE = Range("a positive number", 0.0, open_below=True)
 
 
 class CoefficientModule(nn.Module):
-    """A module whose own buffers are hyperparameters (coefficients).
+    """A module whose own buffers keep their dtype: hyperparameters (coefficients), and statistics or counters of subclasses.
 
-    A number is stored as a 0-d float64 tensor. The tensor stays in float64 when the module changes dtype, because 0.99 in bfloat16 is
-    0.988. Assigning a number or a one-element tensor to the attribute, as in ``module.gamma = 0.9``, writes into that tensor. A compiled
-    graph sees the new value without recompiling, and an optimizer over the module stays valid.
+    :meth:`register_coefficient` stores a number as a 0-d float64 tensor. The tensor stays in float64 when the module changes dtype, because
+    0.99 in bfloat16 is 0.988. Assigning a number or a one-element tensor to the attribute, as in ``module.gamma = 0.9``, writes into that
+    tensor. A compiled graph reads the new value without recompiling, and an optimizer over the module stays valid.
     """
 
-    _ranges: Dict[str, Range]  # by name; exists after the first registration
+    _ranges: Dict[str, Range]  # allowed ranges by coefficient name; the attribute exists after the first registration
 
     def register_coefficient(
         self,
@@ -57,11 +57,12 @@ class CoefficientModule(nn.Module):
 
         Args:
             name: name of the attribute.
-            value: a number, a tensor, or None if ``optional``. None means that the option is not set. A tensor is copied unless it
-                requires grad. An integer tensor becomes float64.
-            allowed: range of the number, also for later assignments. Tensors are not checked: that would synchronise with the device.
+            value: a number or a tensor, or None (the option is not set) with ``optional``. A tensor is copied unless it requires grad.
+                An integer tensor becomes float64.
+            allowed: range of the number, also for later assignments. Tensors are not checked, because a check would synchronise with the
+                device.
             optional: whether None is allowed.
-            scalar: whether a tensor must have one element. It is then reshaped to 0-d.
+            scalar: whether a tensor must have one element. Such a tensor is reshaped to 0-d.
 
         Raises:
             TypeError: ``value`` is not a number, a tensor or an allowed None.
@@ -86,6 +87,7 @@ class CoefficientModule(nn.Module):
         self.register_buffer(name, value)
 
     def _checked_number(self, name: str, value: float) -> Tensor:
+        """Checks the range of the coefficient ``name`` and returns ``value`` as a 0-d float64 tensor."""
         self._ranges[name].check(name, value)
         return torch.tensor(value, dtype=torch.float64, device=self._coefficients_device())
 
@@ -105,7 +107,7 @@ class CoefficientModule(nn.Module):
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CoefficientModule":
-        """Applies ``fn`` as nn.Module does, for ``to``, ``cuda`` or ``half``, then restores dtype and values of its own buffers."""
+        """Applies ``fn`` as nn.Module does, for ``to``, ``cuda`` or ``half``. Then restores dtype and values of its own buffers."""
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and not buffer.is_meta}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():

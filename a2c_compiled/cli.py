@@ -32,10 +32,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs a command and returns its exit status.
 
     Args:
-        argv: command and options; None for those of the process.
+        argv: command and options. None: ``sys.argv`` without the program name.
 
     Returns:
-        0: success. 1: a check failed. 2: an error, described on stderr. 130: interrupted. 143: ``train`` stopped by SIGTERM.
+        0: success. 1: a check failed. 2: an error, described on stderr. 130: interrupted.
+        143: ``train`` stopped because of SIGTERM, or of a signal to another process.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -169,6 +170,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 
 def _add_out(parser: argparse.ArgumentParser, default: str, purpose: str) -> None:
+    """Adds the option --out for a folder; ``purpose`` completes the help text "folder ..."."""
     parser.add_argument(
         "--out", type=Path, default=Path(default), metavar="DIR", help=f"folder {purpose} (default: %(default)s)"
     )
@@ -269,6 +271,8 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns a parser of option values that maps ``none`` to None and applies ``kind`` to any other text."""
+
     def parse(text: str) -> Any:
         try:
             return None if text == "none" else kind(text)
@@ -285,7 +289,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"out: expected a folder, got the file {arguments.out}")
     config = _train_config(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)  # if this fails, it fails before training
+    arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be created fails here, before training
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:
         return 0
@@ -357,7 +361,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         )
         return 0
     print(f"{config.env}, {arguments.episodes} episodes, {'sampled' if arguments.sampled else 'greedy'} policy")
-    print(f"{'':<8}" + "".join(f"{name:>10}" for name in numbers["return"]))
+    print(f"{'':<8}" + "".join(f"{statistic:>10}" for statistic in numbers["return"]))
     for name, row in numbers.items():
         print(f"{name:<8}" + "".join(f"{value:>10.1f}" for value in row.values()))
     return 0
@@ -391,7 +395,8 @@ def _export(arguments: argparse.Namespace) -> int:
         for report, seconds, done in export_run(step, config.env, out, wanted, arguments.opset):
             verdict = f"equal in {len(report.cases)} cases" if report.passed else "DIFFERS"
             bar.write(f"{report.path.name:<24}{report.size / 1024:>8.0f}{seconds:>9.1f}{report.worst:>15.1e}  {verdict}")
-            failed += [] if report.passed else [report]
+            if not report.passed:
+                failed.append(report)
             if done:
                 bar.update()
                 bar.set_description(wanted[bar.n].file if bar.n < len(wanted) else "")
@@ -468,7 +473,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _need(*extras: str) -> None:
-    """Raises ValueError if packages of an extra are not installed."""
+    """Raises ValueError if a package that one of ``extras`` installs is missing."""
     packages = {"train": ("gymnasium", "safetensors", "tqdm", "matplotlib"), "export": ("onnx", "onnxscript", "onnxruntime")}
     for extra in extras:
         missing = [package for package in packages[extra] if importlib.util.find_spec(package) is None]
@@ -478,6 +483,8 @@ def _need(*extras: str) -> None:
 
 
 def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:
+    """Returns a parser of names separated by commas. A name may contain ``-`` for ``_``; a repeated name counts once."""
+
     def parse(text: str) -> List[str]:
         names = list(dict.fromkeys(text.replace("-", "_").split(",")))
         for name in names:
@@ -489,6 +496,7 @@ def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:
 
 
 def _one_of(names: Collection[str], default: str = "all") -> str:
+    """Returns the part of a help text that lists ``names``."""
     return f"any of {', '.join(names).replace('_', '-')}, separated by commas (default: {default})"
 
 

@@ -1,6 +1,6 @@
-"""Private attributes of gymnasium's vector environments that are read and written to resume them.
+"""Reads and writes private attributes of gymnasium's vector environments, so that the environments can be resumed.
 
-If another version of gymnasium lacks an attribute, AttributeError is raised, and the caller does not resume the environments.
+If another version of gymnasium lacks an attribute, the functions raise AttributeError. The caller then does not resume the environments.
 """
 
 from typing import Any, Dict
@@ -14,14 +14,14 @@ _CARTPOLE = {"physics": "state", "steps": "steps", "ended": "prev_done"}
 
 
 def cartpole_state(envs: CartPoleVectorEnv) -> Dict[str, np.ndarray]:
-    """Returns copies of the state of gymnasium's vectorised CartPole.
+    """Returns copies of the state arrays of gymnasium's vectorised CartPole.
 
-    These are ``physics`` (the state of the simulation), ``steps`` and ``ended``.
+    The arrays are ``physics`` (the state of the simulation), ``steps`` and ``ended``.
 
     Raises:
         AttributeError: this version of gymnasium lacks one of the attributes.
     """
-    return {name: _kept(envs, attribute).copy() for name, attribute in _CARTPOLE.items()}
+    return {name: _array(envs, attribute).copy() for name, attribute in _CARTPOLE.items()}
 
 
 def set_cartpole_state(envs: CartPoleVectorEnv, state: Dict[str, np.ndarray]) -> None:
@@ -30,22 +30,23 @@ def set_cartpole_state(envs: CartPoleVectorEnv, state: Dict[str, np.ndarray]) ->
     Raises:
         AttributeError: this version of gymnasium lacks one of the attributes.
     """
-    cartpole_state(envs)
+    cartpole_state(envs)  # raises AttributeError before anything is written
     for name, attribute in _CARTPOLE.items():
         setattr(envs, attribute, state[name].copy())
 
 
 def set_reset_next(envs: SyncVectorEnv, ended: np.ndarray) -> None:
-    """Makes the next step of ``envs`` a reset where ``ended``, ``[N]``, bool, is true.
+    """Makes the next step of each environment a reset if its entry of ``ended``, ``[N]``, bool, is true.
 
     Raises:
         AttributeError: this version of gymnasium lacks the attribute.
     """
-    _kept(envs, "_autoreset_envs")
+    _array(envs, "_autoreset_envs")
     envs._autoreset_envs = ended.copy()
 
 
-def _kept(envs: Any, attribute: str) -> np.ndarray:
+def _array(envs: Any, attribute: str) -> np.ndarray:
+    """Returns an attribute of ``envs``. Raises AttributeError if the attribute is missing or not an array."""
     array = getattr(envs, attribute, None)
     if not isinstance(array, np.ndarray):
         raise AttributeError(f"gymnasium {gymnasium.__version__} has no {attribute!r} in {type(envs).__name__}")

@@ -13,7 +13,7 @@ from a2c_compiled.environments.tensor import TensorEnvironments
 from a2c_compiled.environments.vector import GymnasiumEnvironments, make_vector
 
 IN_TORCH: dict[str, type[TensorEnvironments]] = {"CartPole-v1": CartPole, "Pendulum-v1": Pendulum}
-"""gymnasium's environments that this package also has in torch, by name."""
+"""By the name of a gymnasium environment, the class that implements the environment in torch."""
 
 VECTORIZATIONS = ("auto", "torch", "gymnasium", "sync", "async")
 
@@ -38,8 +38,8 @@ def make_environments(
             * ``"sync"``: one after the other, in this process;
             * ``"async"``: each in a process of its own;
             * ``"auto"``: the first of torch, gymnasium and sync that exists for this environment and ``frame_stack``.
-        frame_stack: number of successive observations in one, the current one last. Values above 1 need ``"auto"``, ``"sync"`` or
-            ``"async"``; Atari games also accept ``"gymnasium"``.
+        frame_stack: number of successive observations that form one observation, the current one last. Values above 1 need ``"auto"``,
+            ``"sync"`` or ``"async"``; Atari games also accept ``"gymnasium"``.
 
     Raises:
         ValueError: the environment or ``vectorization`` is unknown, the environment does not exist with this ``vectorization`` and
@@ -61,10 +61,10 @@ def goal_of(env_id: str, solved_return: Optional[float] = None) -> Optional[floa
 
     Args:
         env_id: name of a gymnasium environment.
-        solved_return: this return; None uses gymnasium's reward threshold.
+        solved_return: the return, if the user has set one. None selects gymnasium's reward threshold of the environment.
 
     Returns:
-        The return; None if ``solved_return`` is infinite or NaN, or if it is None and gymnasium has no threshold.
+        The return. None if ``solved_return`` is infinite or NaN, or if ``solved_return`` is None and gymnasium has no threshold.
     """
     if solved_return is None:
         spec = gymnasium.registry.get(env_id.rpartition(":")[2])

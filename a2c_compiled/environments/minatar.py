@@ -19,17 +19,17 @@ def register() -> None:
         minatar.gym.register_envs()
 
 
-class MinAtarChance(gymnasium.Wrapper):
+class SeededMinAtar(gymnasium.Wrapper):
     """Makes a MinAtar game replayable.
 
-    The game draws from ``np_random`` instead of a generator of its own. Each episode forgets the last action of the previous one, which
-    sticky actions would otherwise repeat.
+    The game draws from ``np_random`` instead of a generator of its own. :meth:`reset` clears the last action of the previous episode.
+    Otherwise, the game's sticky actions could repeat that action in the new episode.
 
     Source: Young and Tian, MinAtar: An Atari-Inspired Testbed for Thorough and Reproducible Reinforcement Learning Experiments, 2019.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Tuple[Any, dict[str, Any]]:
-        """Starts an episode; ``seed`` seeds ``np_random``, None continues with its current state."""
+        """Starts an episode. ``seed`` seeds ``np_random``; None continues ``np_random`` from its current state."""
         env: Any = self.unwrapped
         if seed is not None:
             env.np_random, _ = seeding.np_random(seed)

@@ -13,14 +13,14 @@ class EnvironmentStep(NamedTuple):
     """Result of one step of ``N`` environments.
 
     Attributes:
-        observation: ``[N, ...]``: the observation for the next action. Where the step ended an episode and reset the environment, the
-            first observation of the new episode.
-        reward: ``[N]``, float32 (environments written in torch: their dtype).
+        observation: ``[N, ...]``: the observation for the next action. If the step ended an episode and reset the environment, this is
+            the first observation of the new episode.
+        reward: ``[N]``, float32. Environments written in torch return the dtype of their physics.
         terminated: ``[N]``, bool: the episode terminated.
         truncated: ``[N]``, bool: the episode was truncated.
-        final_observation: shape of ``observation``: the last observation of the episode where it ended, elsewhere ``observation``. None
-            means ``observation`` everywhere: no episode ended, or a reset takes a step of its own.
-        counted: ``[N]``, bool: False where the step was spent on a reset. None means True everywhere.
+        final_observation: the shape of ``observation``: the last observation of the episode if the step ended it, otherwise the entry of
+            ``observation``. None: equal to ``observation``, because no episode ended, or because a reset takes a step of its own.
+        counted: ``[N]``, bool: False if the step was spent on a reset and belongs to no episode. None: True for all environments.
     """
 
     observation: Observation
@@ -36,7 +36,7 @@ class Environments(Protocol):
     """Protocol of ``N`` environments that are stepped together and reset themselves when an episode ends.
 
     Optional methods: ``state_dict()``, which returns a dict of tensors, and ``load_state_dict(state)``, which returns the current
-    observation. Environments that have both continue their episodes when a run is resumed; others begin new episodes.
+    observation. Environments with both methods continue their episodes when a run is resumed; others begin new episodes.
 
     Attributes:
         num_envs: ``N``, the number of environments.
@@ -54,7 +54,7 @@ class Environments(Protocol):
         """Starts a new episode in every environment.
 
         Args:
-            seed: makes the following episodes reproducible; None does not seed.
+            seed: seed that makes the following episodes reproducible; None sets no seed.
 
         Returns:
             The first observations, ``[N, ...]``, any dtype.

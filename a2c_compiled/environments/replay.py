@@ -16,11 +16,11 @@ from a2c_compiled.environments.gymnasium_internals import cartpole_state, set_ca
 
 
 class CannotResume(ValueError):  # noqa: N818 - public name
-    """The environments cannot be restored to the saved state. The environments can begin new episodes."""
+    """The environments cannot be restored to the saved state. The caller can begin new episodes instead."""
 
 
 class Replayable(gymnasium.Wrapper):
-    """Records the start and the actions of the current episode, so that it can be replayed.
+    """Records the start and the actions of the current episode, so that the episode can be replayed.
 
     The environment must depend on nothing but ``np_random`` and the actions. Wrappers with a state of their own, such as stacked frames,
     must be inside this wrapper. The actions are kept until the next reset.
@@ -40,9 +40,9 @@ class Replayable(gymnasium.Wrapper):
         self._actions: List[Any] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Tuple[Any, dict[str, Any]]:
-        """Starts an episode and records how: its seed, or the generator's state, and the options."""
+        """Starts an episode. Records the seed, or without a seed the state of the random generator, and the options."""
         # With a seed, the earlier state of the generator has no effect and is not recorded.
-        self._start = {"chance": self._chance() if seed is None else None, "seed": seed, "options": options}
+        self._start = {"chance": self._generator_state() if seed is None else None, "seed": seed, "options": options}
         self._actions = []
         return self.env.reset(seed=seed, options=options)
 
@@ -60,7 +60,7 @@ class Replayable(gymnasium.Wrapper):
 
         Assigning such a pair replays the episode.
         """
-        return json.dumps({**self._start, "now": self._chance()}, default=str), self._actions
+        return json.dumps({**self._start, "now": self._generator_state()}, default=str), self._actions
 
     @episode.setter
     def episode(self, episode: Tuple[str, Sequence[Any]]) -> None:
@@ -72,7 +72,7 @@ class Replayable(gymnasium.Wrapper):
         for action in actions:
             self.replayed, *_ = self.step(action)
 
-    def _chance(self) -> Any:
+    def _generator_state(self) -> Any:
         return self.unwrapped.np_random.bit_generator.state
 
 
@@ -80,7 +80,9 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
     """Returns the state of ``envs`` as tensors, for :func:`restore_vector`.
 
     Raises:
-        CannotResume: ``envs`` consists of environments other than :class:`Replayable`, and is not gymnasium's vectorised CartPole.
+        CannotResume: ``envs`` is neither gymnasium's vectorised CartPole nor consists of :class:`Replayable` environments; or
+            ``envs`` is an AsyncVectorEnv in which a reset takes a step; or an action is not one array; or this version of gymnasium
+            lacks an attribute of CartPole.
     """
     if isinstance(envs, CartPoleVectorEnv):
         chance = json.dumps(envs.np_random.bit_generator.state)
@@ -95,24 +97,24 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
     envs = _checked(envs)
     texts, actions = zip(*envs.get_attr("episode"), strict=True)
     space = envs.single_action_space
-    none = np.zeros((0, *(space.shape or ())), space.dtype)
+    no_actions = np.zeros((0, *(space.shape or ())), space.dtype)
     return {
         "chance": _bytes(json.dumps(texts)),
-        "actions": torch.from_numpy(np.concatenate([np.stack(taken) if taken else none for taken in actions])),
+        "actions": torch.from_numpy(np.concatenate([np.stack(taken) if taken else no_actions for taken in actions])),
         "lengths": torch.tensor([len(taken) for taken in actions]),
     }
 
 
 def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray) -> Any:
-    """Restores ``envs`` to ``state``, and returns the observations there.
+    """Restores ``envs`` to ``state``, and returns the current observations.
 
     Args:
         envs: environments of the kind and number that were saved.
         state: result of :func:`vector_state`.
-        ended: ``[N]``, bool: the next step is spent on a reset.
+        ended: ``[N]``, bool: True if the next step of the environment is spent on a reset. Only used for a SyncVectorEnv.
 
     Raises:
-        CannotResume: ``state`` belongs to other environments, or the replay does not end in ``state``.
+        CannotResume: ``envs`` cannot be resumed, ``state`` belongs to other environments, or the replay draws other random numbers.
     """
     try:
         if isinstance(envs, CartPoleVectorEnv):
@@ -122,7 +124,7 @@ def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray)
         taken = state["actions"].cpu().numpy()
         actions = np.split(taken, state["lengths"].cumsum(0)[:-1].cpu().numpy())
         envs.set_attr("episode", list(zip(texts, actions, strict=True)))
-        came_back = [text for text, _ in envs.get_attr("episode")] == texts
+        replay_matches = [text for text, _ in envs.get_attr("episode")] == texts
         if isinstance(envs, SyncVectorEnv):
             set_reset_next(envs, ended)
     except (KeyError, ValueError, AttributeError) as error:
@@ -130,20 +132,21 @@ def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray)
             f"env: expected the saved state of {envs.num_envs} environments of this kind, got one with"
             f" {', '.join(sorted(state)) or 'no tensors'} ({error})"
         ) from error
-    if not came_back:
+    if not replay_matches:
         raise CannotResume(
             "env: expected all randomness to come from np_random, got a replay with other random draws; it cannot be resumed exactly"
         )
-    return side_by_side(envs.single_observation_space, envs.get_attr("replayed"))
+    return batched_observations(envs.single_observation_space, envs.get_attr("replayed"))
 
 
-def side_by_side(space: gymnasium.Space, observations: Sequence[Any]) -> Any:
+def batched_observations(space: gymnasium.Space, observations: Sequence[Any]) -> Any:
     """Batches the observations of single environments as a vector environment does."""
-    into: Any = create_empty_array(space, len(observations))
-    return concatenate(space, observations, into)
+    batch: Any = create_empty_array(space, len(observations))
+    return concatenate(space, observations, batch)
 
 
 def _restore_cartpole(envs: Any, state: Dict[str, Tensor]) -> np.ndarray:
+    """Writes ``state`` to gymnasium's vectorised CartPole, and returns the observations, ``[N, 4]``, float32."""
     if state["steps"].size(0) != envs.num_envs:
         raise ValueError(f"num_envs: expected {state['steps'].size(0)} environments, got {envs.num_envs}")
     envs.reset()
@@ -153,13 +156,13 @@ def _restore_cartpole(envs: Any, state: Dict[str, Tensor]) -> np.ndarray:
 
 
 def _checked(envs: VectorEnv) -> SyncVectorEnv | AsyncVectorEnv:
-    """Returns ``envs`` if they can be replayed.
+    """Returns ``envs`` if their episodes can be replayed; otherwise raises CannotResume.
 
     The check precedes ``get_attr("episode")``, which would stop the worker processes of environments without that attribute.
     """
-    resets_in_a_step = envs.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
-    fit = isinstance(envs, SyncVectorEnv) or (isinstance(envs, AsyncVectorEnv) and not resets_in_a_step)
-    if not fit or not envs.metadata.get("replayable") or envs.single_action_space.shape is None:
+    reset_takes_a_step = envs.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
+    is_supported = isinstance(envs, SyncVectorEnv) or (isinstance(envs, AsyncVectorEnv) and not reset_takes_a_step)
+    if not is_supported or not envs.metadata.get("replayable") or envs.single_action_space.shape is None:
         raise CannotResume(
             "env: expected environments that make_vector made with 'sync' or 'async', or a SyncVectorEnv of Replayable environments,"
             f" with actions of one array, got {type(envs).__name__}; they cannot be resumed exactly and begin new episodes"

@@ -30,8 +30,7 @@ class TensorEnvironments:
 
     A subclass defines :meth:`start`, :meth:`advance` and :meth:`observe`, and the class attributes ``noise_size``, ``time_limit``,
     ``observation_space`` and ``action_space``. The three methods are pure functions, so ``torch.compile`` can compile
-    :meth:`transition` and whole rollouts. Before each step, :attr:`noise_size` uniform random numbers are drawn for each environment, so
-    that :meth:`transition` is deterministic.
+    :meth:`transition` and whole rollouts. :meth:`transition` is deterministic: its caller draws the random numbers with :meth:`draw`.
 
     Args:
         num_envs: ``N``, the number of environments.
@@ -44,7 +43,7 @@ class TensorEnvironments:
         observation_space: gymnasium's space of one environment's observations.
         action_space: gymnasium's space of one environment's actions.
         generator: random generator of the noise, on the device.
-        state: state of the environments; None before the first :meth:`reset`.
+        state: current state of the environments; None before the first :meth:`reset`.
 
     Raises:
         ValueError: ``num_envs`` is less than 1.
@@ -65,7 +64,7 @@ class TensorEnvironments:
         self.state: Optional[EnvironmentState] = None
 
     def start(self, noise: Tensor) -> Tensor:
-        """Returns the physics at the start of an episode, ``[N, S]``, dtype of ``noise``.
+        """Returns the physics at the start of an episode: ``[N, S]``, dtype of ``noise``.
 
         Args:
             noise: ``[N, noise_size]``, floating point: uniform in [0, 1).
@@ -80,22 +79,25 @@ class TensorEnvironments:
             action: ``[N, *event]``, dtype as the action space requires.
 
         Returns:
-            The physics after the action, ``[N, S]``, the reward, ``[N]``, both in the dtype of ``physics``, and whether the episode
-            terminated, ``[N]``, bool.
+            Three tensors:
+
+            * ``[N, S]``, dtype of ``physics``: the physics after the action;
+            * ``[N]``, dtype of ``physics``: the reward;
+            * ``[N]``, bool: whether the episode terminated.
         """
         raise NotImplementedError
 
     def observe(self, physics: Tensor) -> Tensor:
-        """Returns the observation, ``[N, ...]``, dtype of ``physics``, for ``physics``, ``[N, S]``, floating point."""
+        """Returns the observations of ``physics``, ``[N, S]``. Result: ``[N, ...]``, dtype of ``physics``."""
         raise NotImplementedError
 
     def transition(self, state: EnvironmentState, action: Tensor, noise: Tensor) -> Tuple[EnvironmentState, EnvironmentStep]:
-        """Takes one step as a pure function. Where an episode ends, the returned state is the start of the next one.
+        """Takes one step as a pure function. If an episode ends, the returned state is the start of the next episode.
 
         Args:
             state: state before the step, shapes and dtypes as in :class:`EnvironmentState`.
             action: ``[N, *event]``, dtype as the action space requires.
-            noise: ``[N, noise_size]``, floating point: uniform in [0, 1), for the starts of episodes.
+            noise: ``[N, noise_size]``, floating point, uniform in [0, 1). Only environments whose episode ends use it.
 
         Returns:
             The state after the step, and the step's result, see :class:`~a2c_compiled.environments.EnvironmentStep`.
@@ -109,7 +111,7 @@ class TensorEnvironments:
         return EnvironmentState(next_physics, steps.masked_fill(done, 0)), step
 
     def draw(self, *shape: int) -> Tensor:
-        """Draws noise, ``[*shape, N, noise_size]``, dtype of the physics, uniform in [0, 1)."""
+        """Draws noise that is uniform in [0, 1). Result: ``[*shape, N, noise_size]``, dtype of the physics."""
         size = (*shape, self.num_envs, self.noise_size)
         return torch.rand(size, generator=self.generator, device=self.device, dtype=self.dtype)
 
@@ -152,7 +154,8 @@ class TensorEnvironments:
         """Returns the state of the environments.
 
         Returns:
-            By name: ``physics``, ``[N, S]``, floating point; ``steps``, ``[N]``, int64; ``generator``, the random generator's state, uint8.
+            By name: ``physics``, ``[N, S]``, floating point; ``steps``, ``[N]``, int64; ``generator``, uint8: the state of the random
+            generator.
 
         Raises:
             RuntimeError: :meth:`reset` has not been called.
@@ -171,7 +174,8 @@ class TensorEnvironments:
             The current observations, ``[N, ...]``, dtype of ``physics``.
 
         Raises:
-            CannotResume: ``state`` lacks one of these tensors, or is of another number of environments.
+            CannotResume: ``state`` lacks one of these tensors, or has another number of environments.
+            RuntimeError: the state of the generator was saved on another type of device.
         """
         if not {"physics", "steps", "generator"} <= state.keys() or state["steps"].shape != (self.num_envs,):
             got = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in state.items())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from a2c_compiled.environments import minatar
 from a2c_compiled.environments.protocol import EnvironmentStep, Observation
-from a2c_compiled.environments.replay import CannotResume, Replayable, restore_vector, side_by_side, vector_state
+from a2c_compiled.environments.replay import CannotResume, Replayable, batched_observations, restore_vector, vector_state
 from a2c_compiled.environments.worker_signals import ignoring_ctrl_c
 
 ATARI, MINATAR = "ALE", "MinAtar"
@@ -28,17 +28,17 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
 
     Args:
         env_id: name of a gymnasium environment. As everywhere in gymnasium, ``"module:Name-v0"`` imports ``module`` and makes
-            ``"Name-v0"``. ``"MinAtar/..."`` and ``"ALE/..."`` (Atari) need no module. Atari games show grey images of 84 x 84 pixels,
+            ``"Name-v0"``. ``"MinAtar/..."`` and ``"ALE/..."`` (Atari) need no module. Atari games return grey images of 84 x 84 pixels,
             and repeat each action for four frames.
         num_envs: number of copies.
         vectorization: ``"gymnasium"``: gymnasium's own vectorised version; ``"sync"``: one after the other, in this process;
             ``"async"``: each in a process of its own; ``"auto"``: gymnasium's own version if there is one, else ``"sync"``.
-        frame_stack: number of successive observations in one, in a new first dimension of each observation; 1 adds no dimension.
-            gymnasium's own vectorised versions accept only 1, except that of Atari, which always has the dimension.
-        options: passed to ``gymnasium.make_vec`` for the environment.
+        frame_stack: number of successive observations that form one observation, in a new first dimension; 1 adds no dimension.
+            gymnasium's own vectorised versions accept only 1, except Atari's, which always has the dimension.
+        options: options of the environment, passed to ``gymnasium.make_vec``.
 
     Raises:
-        ValueError: gymnasium does not know the environment, cannot make it here, or cannot make it with these arguments.
+        ValueError: a number is less than 1, or gymnasium has no such environment or cannot make it here with these arguments.
     """
     for argument, number in (("num_envs", num_envs), ("frame_stack", frame_stack)):
         if number < 1:
@@ -48,18 +48,19 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
         if module:
             importlib.import_module(module)
         _register(name)
-        atari, own = gymnasium.spec(name).namespace == ATARI, gymnasium.spec(name).vector_entry_point is not None
-        stacks = frame_stack == 1 or atari
-        if vectorization == "gymnasium" or (vectorization == "auto" and own and stacks):
-            if not stacks:
+        spec = gymnasium.spec(name)
+        is_atari, has_own_version = spec.namespace == ATARI, spec.vector_entry_point is not None
+        can_stack = frame_stack == 1 or is_atari
+        if vectorization == "gymnasium" or (vectorization == "auto" and has_own_version and can_stack):
+            if not can_stack:
                 raise ValueError(f"frame_stack: expected 1 with vectorization 'gymnasium', got {frame_stack}")
-            if atari:
+            if is_atari:
                 options.setdefault("stack_num", frame_stack)
             return gymnasium.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **options)
-        # SAME_STEP spends no step on the reset, and returns the final observation in info beside the first one of the next episode.
+        # SAME_STEP spends no step on the reset. It returns the first observation of the next episode, and the final observation in info.
         kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
         mode = "async" if vectorization == "async" else "sync"
-        if atari:
+        if is_atari:
             options.setdefault("frameskip", 1)  # AtariPreprocessing skips frames
         wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
         with ignoring_ctrl_c():
@@ -71,6 +72,7 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
 
 
 def _register(name: str) -> None:
+    """Registers the games of MinAtar or Atari with gymnasium if ``name`` begins with their namespace."""
     namespace, slash, _ = name.partition("/")
     if namespace == MINATAR and slash:
         minatar.register()
@@ -84,7 +86,7 @@ def _wrapped(env: gymnasium.Env, frame_stack: int) -> Replayable:
     if namespace == ATARI:
         env = AtariPreprocessing(env)
     elif namespace == MINATAR:
-        env = minatar.MinAtarChance(env)
+        env = minatar.SeededMinAtar(env)
     if frame_stack > 1:
         env = FrameStackObservation(env, frame_stack)
     return Replayable(env)
@@ -100,7 +102,7 @@ def observation_tensor(observation: Any) -> Observation:
 
     Returns:
         A tensor of the same shape: float32 if the array is float64, otherwise the array's dtype. A dict or tuple becomes a tuple of
-        tensors in its order.
+        tensors in the order of the dict or tuple.
     """
     if isinstance(observation, (dict, tuple)):
         parts = observation.values() if isinstance(observation, dict) else observation
@@ -113,7 +115,7 @@ def _array_tensor(array: np.ndarray) -> Tensor:
 
 
 class GymnasiumEnvironments:
-    """Adapts a gymnasium vector environment: observations, rewards and flags are tensors on ``device``.
+    """Adapts a gymnasium vector environment to tensors: observations, rewards and flags are on ``device``.
 
     An observation that is a dict or a tuple becomes a tuple of tensors, in the order of the observation space.
 
@@ -134,7 +136,7 @@ class GymnasiumEnvironments:
         self.device = torch.device(device)
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
-        self._resets_in_a_step = mode == AutoresetMode.NEXT_STEP
+        self._reset_takes_a_step = mode == AutoresetMode.NEXT_STEP
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._observation: Optional[Observation] = None
 
@@ -157,7 +159,7 @@ class GymnasiumEnvironments:
         """
         observation, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
         final = counted = None
-        if self._resets_in_a_step:
+        if self._reset_takes_a_step:
             counted = torch.from_numpy(~self._ended).to(self.device)
             self._ended = terminated | truncated
         elif "final_obs" in info:
@@ -180,9 +182,9 @@ class GymnasiumEnvironments:
         """Returns the state from which :meth:`load_state_dict` restores the current episodes.
 
         Returns:
-            By name: ``observation.<i>``, ``[N, ...]``: part ``i`` of the current observation; ``reset_next``, ``[N]``, bool: the next step
-            is spent on a reset. The other tensors hold the starts and actions of the episodes, or the state of gymnasium's vectorised
-            CartPole.
+            By name: ``observation.<i>``, ``[N, ...]``: part ``i`` of the current observation; ``reset_next``, ``[N]``, bool: True if the
+            next step is spent on a reset. The other tensors hold the starts and actions of the episodes, or the state of gymnasium's
+            vectorised CartPole.
 
         Raises:
             RuntimeError: :meth:`reset` has not been called.
@@ -197,7 +199,7 @@ class GymnasiumEnvironments:
         }
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> Observation:
-        """Restores what :meth:`state_dict` returned, by replaying the episodes.
+        """Restores what :meth:`state_dict` returned: replays the episodes, or writes the state of gymnasium's vectorised CartPole.
 
         Args:
             state: shapes and dtypes as in :meth:`state_dict`.
@@ -206,7 +208,7 @@ class GymnasiumEnvironments:
             The current observations, ``[N, ...]``.
 
         Raises:
-            CannotResume: a ValueError: ``state`` belongs to other environments, or the replay ends with another observation.
+            CannotResume: ``envs`` cannot be resumed, ``state`` belongs to other environments, or the replay does not end in ``state``.
         """
         ended = state.get("reset_next", torch.zeros(0, dtype=torch.bool)).cpu().numpy().copy()
         observation = self._tensor(restore_vector(self.envs, state, ended))
@@ -219,14 +221,14 @@ class GymnasiumEnvironments:
         return observation
 
     def _with_final(self, observation: Any, info: Dict[str, Any]) -> Any:
-        """Returns ``observation``, with the final observation of each episode that ended in place of the first one of its successor."""
-        both = zip(iterate(self.envs.observation_space, observation), info["final_obs"], info["_final_obs"], strict=True)
-        last = [final if ended else new for new, final, ended in both]
-        return side_by_side(self.observation_space, last)
+        """Returns ``observation``. If an episode ended, its final observation replaces the first observation of the next episode."""
+        entries = zip(iterate(self.envs.observation_space, observation), info["final_obs"], info["_final_obs"], strict=True)
+        last = [final if ended else new for new, final, ended in entries]
+        return batched_observations(self.observation_space, last)
 
     def _tensor(self, observation: Any) -> Observation:
-        made = observation_tensor(observation)
-        return made.to(self.device) if isinstance(made, Tensor) else tuple(part.to(self.device) for part in made)
+        copied = observation_tensor(observation)
+        return copied.to(self.device) if isinstance(copied, Tensor) else tuple(part.to(self.device) for part in copied)
 
 
 def _parts(observation: Observation) -> tuple[Tensor, ...]:

@@ -46,15 +46,15 @@ class RunningMoments(CoefficientModule):
 
     @torch.no_grad()
     def update(self, x: Tensor, mask: Optional[Tensor] = None, process_group: Any = None) -> None:
-        """Adds the values ``x`` to the statistics. Values with a NaN or an infinity are ignored.
+        """Adds the values ``x`` to the statistics.
 
-        After one such value, the mean would never be finite again.
+        Values with a NaN or an infinity are ignored, because one of them would make the mean NaN or infinite for ever.
 
         Args:
-            x: ``[*B, *shape]``, any dtype.
-            mask: ``[*B]``, bool: the values to add. None: all.
-            process_group: process group of torch.distributed whose ranks add each other's values. None: the default
-                group. Without an initialised group, only this process's values count.
+            x: ``[*B, *shape]``, any real dtype.
+            mask: ``[*B]``, bool: False leaves a value out. None adds all values.
+            process_group: process group of torch.distributed. Every rank adds the values of all ranks in the group. None selects the
+                default group. Without an initialised group, only this process's values count.
 
         Raises:
             ValueError: the shape of ``x`` or ``mask`` is wrong.
@@ -88,9 +88,9 @@ class ObservationNorm(RunningMoments):
 
     Args:
         shape: shape of one observation.
-        clip: bound of the result's magnitude.
+        clip: largest magnitude of the result.
         epsilon: number added to the variance.
-        part: index of the part that this layer normalises, if an observation is a tuple. None: observations are tensors.
+        part: if observations are tuples, the index of the part that this layer normalises. None: observations are tensors.
     """
 
     def __init__(self, shape: Sequence[int], clip: float = 10.0, epsilon: float = 1e-8, part: Optional[int] = None) -> None:
@@ -100,7 +100,7 @@ class ObservationNorm(RunningMoments):
         self.part = part
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises ``x``, ``[..., *shape]``, floating dtype. The result has the same shape and dtype."""
+        """Normalises ``x``, which has shape ``[..., *shape]`` and a floating dtype. The result has the same shape and dtype."""
         wide = widen(x)
         deviation = (self.var + self.epsilon).sqrt().to(wide.dtype)
         return ((wide - self.mean.to(wide.dtype)) / deviation).clamp(-self.clip, self.clip).to(x.dtype)
@@ -109,12 +109,14 @@ class ObservationNorm(RunningMoments):
 def update_norms(
     network: nn.Module, observation: Observation, mask: Optional[Tensor] = None, process_group: Any = None
 ) -> None:
-    """Adds an observation to the statistics of every :class:`ObservationNorm` in ``network``, once for each module.
+    """Adds an observation to the statistics of every :class:`ObservationNorm` in ``network``.
+
+    A layer that occurs several times in ``network`` adds the observation once.
 
     Args:
         network: module that contains the layers.
         observation: ``[*B, ...]``, or a tuple of such tensors.
-        mask: ``[*B]``, bool: the observations to add. None: all.
+        mask: ``[*B]``, bool: False leaves an observation out. None adds all.
         process_group: see :meth:`RunningMoments.update`.
 
     Raises:
@@ -126,7 +128,7 @@ def update_norms(
 
 
 def _sum_over_ranks(values: Tensor, process_group: Any) -> Tensor:
-    """Sums ``values`` over all ranks in place; returns them unchanged without torch.distributed."""
+    """Sums ``values`` over all ranks, in place. Without an initialised process group, returns ``values`` unchanged."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values, group=process_group)
     return values

@@ -102,7 +102,7 @@ class TrainConfig:
         if not 0 <= self.final_lr <= 1:
             raise ValueError(f"final_lr: expected a number from 0 to 1, got {self.final_lr}")
         if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds: expected a number from 0 up, got {self.checkpoint_seconds}")
+            raise ValueError(f"checkpoint_seconds: expected a number of at least 0, got {self.checkpoint_seconds}")
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast: expected 'bfloat16', 'float16' or none, got {self.autocast!r}")
 

@@ -93,7 +93,7 @@ RULES: Dict[str, OptimizerRule] = {
 def _check_options(options: Mapping[str, Any]) -> None:
     for name in ("momentum", "alpha", "eps", "weight_decay"):
         if name in options and not options[name] >= 0:
-            raise ValueError(f"{name}: expected a number from 0 up, got {options[name]}")
+            raise ValueError(f"{name}: expected a number of at least 0, got {options[name]}")
     betas = options.get("betas", (0.0, 0.0))
     if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
         raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas}")

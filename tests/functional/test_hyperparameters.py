@@ -138,7 +138,7 @@ def test_numpy_numbers_are_accepted(number):
     ("allowed", "right", "wrong", "message"),
     [
         (UNIT, 1.0, 1.5, "scale: expected a number from 0 to 1, got 1.5"),
-        (NOT_NEGATIVE, 0.0, -0.5, "scale: expected a number from 0 up, got -0.5"),
+        (NOT_NEGATIVE, 0.0, -0.5, "scale: expected a number of at least 0, got -0.5"),
         (POSITIVE, 0.5, 0.0, "scale: expected a positive number, got 0.0"),
         (UNIT, 0.5, float("nan"), "scale: expected a number from 0 to 1, got nan"),
     ],

@@ -184,7 +184,7 @@ def test_total_steps_are_not_exceeded():
     [
         ({"env": "Nothing-v0"}, "env: expected an environment that gymnasium can make here, got 'Nothing-v0'"),
         ({"optimizer": "lion"}, "optimizer: expected one of .*, got 'lion'"),
-        ({"lr": -1.0}, "lr: expected a number from 0 up"),
+        ({"lr": -1.0}, "lr: expected a number of at least 0"),
         ({"gamma": 1.5}, "gamma: expected a number from 0 to 1"),
         ({"lmbda": -0.5}, "lmbda: expected a number from 0 to 1"),
         ({"max_grad_norm": 0.0}, "max_grad_norm: expected a positive number"),
