@@ -8,13 +8,13 @@ from a2c_compiled.environments import Observation
 from a2c_compiled.losses import A2CLoss
 
 
-class Acted(NamedTuple):
+class PolicyOutput(NamedTuple):
     """Output of the policy for the observations of ``N`` environments.
 
     Attributes:
         action: ``[N, *event]``, dtype of the distribution's samples: the sampled actions.
-        log_prob: ``[N]``, floating point: log-probability of ``action``; None if the loss does not read it.
-        state_value: ``[N]``, floating point: the critic's value of the observation; None if the loss does not read it.
+        log_prob: ``[N]``, floating point: log-probability of ``action``. None if the loss does not read log-probabilities.
+        state_value: ``[N]``, floating point: the critic's value of the observation. None if the loss does not read state values.
     """
 
     action: Tensor
@@ -22,25 +22,26 @@ class Acted(NamedTuple):
     state_value: Optional[Tensor]
 
 
-def act(loss: A2CLoss, observation: Observation) -> Acted:
+def act(loss: A2CLoss, observation: Observation) -> PolicyOutput:
     """Samples actions for ``observation``, with the log-probabilities and state values that the loss reads.
 
     Args:
-        loss: its actor network, critic network and distribution are called.
+        loss: loss with the actor network, the critic network and the distribution.
         observation: ``[N, ...]``, or a tuple of such tensors.
     """
     value = loss.critic_network(observation) if loss.reads_state_value else None
-    return answer(loss, loss.actor_network(observation), value)
+    return sample_action(loss, loss.actor_network(observation), value)
 
 
-def answer(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> Acted:
+def sample_action(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> PolicyOutput:
     """Samples actions from the distribution with parameters ``params``.
 
     Args:
-        loss: its distribution is sampled.
+        loss: loss with the distribution.
         params: ``[N, num_params]``, floating point: output of the actor network.
-        value: ``[N]`` or ``[N, 1]``, floating point: output of the critic network; None if the loss does not read it.
+        value: ``[N]`` or ``[N, 1]``, floating point: output of the critic network. None if the loss does not read state
+            values.
     """
     action = loss.distribution.sample(params)
     log_prob = loss.distribution.log_prob(params, action) if loss.reads_log_prob else None
-    return Acted(action, log_prob, None if value is None else value.reshape(params.shape[:-1]))
+    return PolicyOutput(action, log_prob, None if value is None else value.reshape(params.shape[:-1]))

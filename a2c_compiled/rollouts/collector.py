@@ -10,7 +10,7 @@ from a2c_compiled._tensor_groups import group_of, prefixed
 from a2c_compiled.environments import Environments, GymnasiumEnvironments, TensorEnvironments
 from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.rollouts.acting import Acted, act, answer
+from a2c_compiled.rollouts.acting import PolicyOutput, act, sample_action
 from a2c_compiled.rollouts.device_rollout import DeviceRollout
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
 from a2c_compiled.rollouts.hidden_state import HiddenStates
@@ -32,14 +32,14 @@ class RolloutCollector:
     Args:
         envs: a gymnasium vector environment with autoreset mode SAME_STEP or NEXT_STEP, or any
             :class:`~a2c_compiled.environments.Environments` on the device of the loss.
-        loss: its actor network and distribution choose the actions.
+        loss: loss whose actor network and distribution sample the actions.
         num_steps: ``T``, the number of steps in a rollout.
-        seed: seed of the first reset; None does not seed it.
-        compile: whether to compile the policy, or, with environments written in torch, the whole rollout. Recurrent policies are
-            not compiled.
+        seed: seed of the first reset; None sets no seed.
+        compile: whether to compile the policy, or, with environments written in torch, the whole rollout. Recurrent policies always run
+            in eager mode.
 
     Attributes:
-        episodes: returns and lengths of the episodes that ended; reading them with ``take()`` removes them.
+        episodes: returns and lengths of the episodes that ended. ``episodes.take()`` returns and removes them.
 
     Raises:
         ValueError: ``envs`` is a gymnasium vector environment with another autoreset mode.
@@ -58,18 +58,18 @@ class RolloutCollector:
         self.loss = loss
         self.num_steps = num_steps
         self.episodes = EpisodeReturns(self.envs.num_envs, device)
-        # Target networks are left out: they read the hidden states that are recorded for actor and critic.
+        # Target networks have no hidden states of their own: they read those that are recorded for actor and critic.
         networks = nn.ModuleList([loss.actor_network, loss.critic_network])
         self._hidden_states = HiddenStates(networks, self.envs.num_envs, device)
-        self._whole: Optional[DeviceRollout] = None
+        self._device_rollout: Optional[DeviceRollout] = None
         if isinstance(self.envs, TensorEnvironments) and self._hidden_states.is_empty():
-            self._whole = DeviceRollout(self.envs, loss, compile)
-        self._act: Callable[[A2CLoss, Any], Acted] = compiled(act) if compile else act
+            self._device_rollout = DeviceRollout(self.envs, loss, compile)
+        self._act: Callable[[A2CLoss, Any], PolicyOutput] = compiled(act) if compile else act
         self._observation: Any = self.envs.reset(seed)
 
     @property
     def returns(self) -> List[float]:
-        """Undiscounted returns of the episodes that ended since the property was last read."""
+        """Undiscounted returns of the episodes that ended since the last read of this property or the last ``episodes.take()``."""
         return self.episodes.take()[0]
 
     @torch.no_grad()
@@ -77,22 +77,22 @@ class RolloutCollector:
         """Steps every environment ``num_steps`` times.
 
         Returns:
-            The rollout, time first: ``[T, N]`` and ``[T, N, ...]``. For dtypes see :class:`~a2c_compiled.Rollout`.
+            The rollout. Its tensors have shapes ``[T, N]`` and ``[T, N, ...]``. Dtypes: see :class:`~a2c_compiled.Rollout`.
         """
-        if self._whole is not None:
-            self._observation, rollout = self._whole(self._observation, self.num_steps)
+        if self._device_rollout is not None:
+            self._observation, rollout = self._device_rollout(self._observation, self.num_steps)
         else:
             rollout = self._step_by_step()
         self.episodes.record(rollout.reward, rollout.done, rollout.mask)
         return rollout
 
     def state_dict(self) -> Optional[Dict[str, Tensor]]:
-        """Returns the state of the environments and the hidden states; None if the environments cannot be resumed.
+        """Returns the state of environments, hidden states and running returns. Returns None if the environments cannot be resumed.
 
         Returns:
-            By name: ``envs.*``, the tensors of the environments' ``state_dict()``; ``memory.hidden``, ``[N, H]``, floating point, and
-            ``memory.start``, ``[N]``, bool, for recurrent networks; ``episodes.running``, ``[2, N]``, float64: return and length so far of
-            the current episodes.
+            By name: ``envs.*``, the tensors of the environments' ``state_dict()``; ``episodes.running``, ``[2, N]``,
+            float64: return and length so far of the current episodes. With recurrent networks also ``memory.hidden``, ``[N, H]``, floating
+            point, and ``memory.start``, ``[N]``, bool: the hidden states, and whether the next step begins an episode.
         """
         if not hasattr(self.envs, "state_dict"):
             return None
@@ -103,7 +103,7 @@ class RolloutCollector:
         return prefixed(envs=envs, memory=self._hidden_states.state_dict(), episodes={"running": self.episodes.running})
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> None:
-        """Restores what :meth:`state_dict` returned. The next rollout continues from there.
+        """Restores what :meth:`state_dict` returned. The next rollout continues the saved episodes.
 
         Args:
             state: shapes and dtypes as in :meth:`state_dict`.
@@ -122,38 +122,40 @@ class RolloutCollector:
         self.episodes.running.zero_()
 
     def _step_by_step(self) -> Rollout:
-        tape = _Tape(self.num_steps)
+        """Collects a rollout with one call of the policy for each step."""
+        buffer = _RolloutBuffer(self.num_steps)
         for t in range(self.num_steps):
             observation = self._observation
-            action, log_prob, state_value = self._act_on(observation)
+            action, log_prob, state_value = self._policy_output(observation)
             step = self.envs.step(action)
             done = step.terminated | step.truncated
             # A step spent on a reset belongs to no episode, so the hidden state is zeroed after it too.
             self._hidden_states.advance(observation, done if step.counted is None else done | ~step.counted)
             self._observation = step.observation
             next_observation = step.observation if step.final_observation is None else step.final_observation
-            tape.write(t, "observation", observation)
-            tape.write(t, "action", action)
-            tape.write(t, "reward", step.reward)
-            tape.write(t, "next_observation", next_observation)
-            tape.write(t, "done", done)
-            tape.write(t, "terminated", step.terminated)
-            tape.write(t, "log_prob", log_prob)
-            tape.write(t, "state_value", state_value)
-            tape.write(t, "mask", step.counted)
-        columns = tape.columns
+            buffer.write(t, "observation", observation)
+            buffer.write(t, "action", action)
+            buffer.write(t, "reward", step.reward)
+            buffer.write(t, "next_observation", next_observation)
+            buffer.write(t, "done", done)
+            buffer.write(t, "terminated", step.terminated)
+            buffer.write(t, "log_prob", log_prob)
+            buffer.write(t, "state_value", state_value)
+            buffer.write(t, "mask", step.counted)
+        columns = buffer.columns
         observations = self._hidden_states.observations(columns.pop("observation"), columns.pop("next_observation"))
         return Rollout(observation=observations[0], next_observation=observations[1], **columns)
 
-    def _act_on(self, observation: Any) -> Acted:
+    def _policy_output(self, observation: Any) -> PolicyOutput:
+        """Calls the policy, with the current hidden states if the networks are recurrent."""
         if self._hidden_states.is_empty():
             return self._act(self.loss, observation)
-        value = self._hidden_states.ask(self.loss.critic_network, observation) if self.loss.reads_state_value else None
-        return answer(self.loss, self._hidden_states.ask(self.loss.actor_network, observation), value)
+        value = self._hidden_states.call(self.loss.critic_network, observation) if self.loss.reads_state_value else None
+        return sample_action(self.loss, self._hidden_states.call(self.loss.actor_network, observation), value)
 
 
-class _Tape:
-    """Named columns ``[T, ...]``, each a tensor or a tuple of tensors, allocated at the first step and written row by row."""
+class _RolloutBuffer:
+    """Named columns with shape ``[T, ...]``. Each column is a tensor or a tuple of tensors, allocated by the first :meth:`write`."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -171,4 +173,5 @@ class _Tape:
 
 
 def _parts(value: Any) -> Any:
+    """Returns the tensors of an observation: ``value`` itself if it is a tuple, else a tuple that contains ``value``."""
     return (value,) if isinstance(value, Tensor) else value

@@ -17,10 +17,10 @@ Carry = List[Any]
 
 Physics is the state of the simulation, steps the number of steps in the episode; see :class:`~a2c_compiled.environments.EnvironmentState`.
 """
-Kept = Dict[str, Tensor]
-"""Fields of :class:`Rollout` by name, for one step (``[N, ...]``) or for all steps (``[T, N, ...]``)."""
+Fields = Dict[str, Tensor]
+"""Fields of :class:`Rollout` by name. Shapes: ``[N, ...]`` for one step, ``[T, N, ...]`` for all steps."""
 
-Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Kept]]
+Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Fields]]
 
 
 class DeviceRollout:
@@ -31,15 +31,15 @@ class DeviceRollout:
     * Compiled on a GPU: ``T`` compiled steps, captured in one CUDA graph.
 
     Args:
-        envs: environments written in torch; ``reset`` has been called.
-        loss: its actor network and distribution choose the actions.
-        compile: whether to compile the rollout; False runs in eager mode.
+        envs: environments written in torch. Call their ``reset`` before the first rollout.
+        loss: loss whose actor network and distribution sample the actions.
+        compile: whether to compile the rollout. False runs it in eager mode.
     """
 
     def __init__(self, envs: TensorEnvironments, loss: A2CLoss, compile: bool) -> None:
         self.envs = envs
         self.loss = loss
-        self._run: Callable[..., Tuple[Carry, Kept]] = _loop
+        self._run: Callable[..., Tuple[Carry, Fields]] = _loop
         self._captured: Optional[_CapturedLoop] = None
         if compile and envs.device.type == "cuda":
             self._run = self._replay
@@ -47,34 +47,35 @@ class DeviceRollout:
             self._run = _compiled_scan()
 
     def __call__(self, observation: Tensor, num_steps: int) -> Tuple[Tensor, Rollout]:
-        """Steps the environments ``num_steps`` times, starting at ``observation``.
+        """Steps the environments ``num_steps`` times, from their current state.
 
         Args:
             observation: ``[N, ...]``: the current observation of the environments.
-            num_steps: ``T``.
+            num_steps: ``T``, the number of steps.
 
         Returns:
             The observation after the last step, ``[N, ...]``, and the rollout, ``[T, N, ...]``.
         """
         state = self.envs.state
         assert state is not None, "expected reset() before the first rollout"
-        carry, kept = self._run(self.loss, self.envs, [*state, observation], self.envs.draw(num_steps))
+        carry, fields = self._run(self.loss, self.envs, [*state, observation], self.envs.draw(num_steps))
         self.envs.state = EnvironmentState(*carry[:2])
-        return carry[2], Rollout(**kept)
+        return carry[2], Rollout(**fields)
 
-    def _replay(self, loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
+    def _replay(self, loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
+        """Replays the CUDA graph. Captures it first if there is none for this number of steps."""
         if self._captured is None or self._captured.noise.shape != noise.shape:
             self._captured = _CapturedLoop(loss, envs, carry, noise)
         return self._captured(carry, noise)
 
 
-def _step(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
-    """Takes one step; returns the state after it and the step's fields of the rollout."""
+def _step(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
+    """Takes one step. Returns the state at the beginning of the next step, and the fields of the rollout for this step."""
     physics, steps, observation = carry
     action, log_prob, state_value = act(loss, observation)
     state, step = envs.transition(EnvironmentState(physics, steps), action, noise)
     done = step.terminated | step.truncated
-    kept = {
+    fields = {
         "observation": observation,
         "action": action,
         "reward": step.reward,
@@ -84,32 +85,33 @@ def _step(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) 
         "log_prob": log_prob,
         "state_value": state_value,
     }
-    return [*state, step.observation], {name: tensor for name, tensor in kept.items() if tensor is not None}
+    return [*state, step.observation], {name: tensor for name, tensor in fields.items() if tensor is not None}
 
 
-def _loop(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor, step: Step = _step) -> Tuple[Carry, Kept]:
-    rows = []
-    for draw in noise.unbind(0):
-        carry, values = step(loss, envs, carry, draw)
-        rows.append(values)
-    return carry, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+def _loop(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor, step: Step = _step) -> Tuple[Carry, Fields]:
+    """Takes one step for each entry of ``noise``, ``[T, N, noise_size]``. Returns the final state, and all fields of the rollout."""
+    steps = []
+    for step_noise in noise.unbind(0):
+        carry, step_fields = step(loss, envs, carry, step_noise)
+        steps.append(step_fields)
+    return carry, {name: torch.stack([fields[name] for fields in steps]) for name in steps[0]}
 
 
-def _compiled_scan() -> Callable[..., Tuple[Carry, Kept]]:
-    """Compiles the loop with torch's scan operator, so that compile time does not grow with the number of steps.
+def _compiled_scan() -> Callable[..., Tuple[Carry, Fields]]:
+    """Compiles the loop with torch's scan operator, so that the compile time does not grow with the number of steps.
 
-    If this version of torch lacks the operator, compiles the Python loop.
+    If this version of torch lacks the operator, compiles the Python loop instead.
     """
     operator = scan_operator()
     if operator is None:
         return compiled(_loop)
     scan, options = operator
 
-    def scanned(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
-        def body(carry: Carry, draw: Tensor) -> Any:
-            after, kept = _step(loss, envs, carry, draw)
+    def scanned(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
+        def body(carry: Carry, step_noise: Tensor) -> Any:
+            next_carry, fields = _step(loss, envs, carry, step_noise)
             # The scan operator rejects tensors that share memory. The compiler fuses these copies away.
-            return [tensor.clone() for tensor in after], {name: tensor.clone() for name, tensor in kept.items()}
+            return [tensor.clone() for tensor in next_carry], {name: tensor.clone() for name, tensor in fields.items()}
 
         return scan(body, [tensor.clone() for tensor in carry], noise)
 
@@ -119,7 +121,7 @@ def _compiled_scan() -> Callable[..., Tuple[Carry, Kept]]:
 class _CapturedLoop:
     """``T`` compiled steps in one CUDA graph.
 
-    The graph reads the networks' parameters from their memory, so a replay uses their current values.
+    The graph reads the parameters from the networks' memory, so each replay uses the current parameters.
     """
 
     def __init__(self, loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> None:
@@ -134,10 +136,12 @@ class _CapturedLoop:
         torch.cuda.current_stream().wait_stream(side_stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._after, self._kept = _loop(loss, envs, self._carry, self.noise, step)
+            self._next_carry, self._fields = _loop(loss, envs, self._carry, self.noise, step)
 
-    def __call__(self, carry: Carry, noise: Tensor) -> Tuple[Carry, Kept]:
-        for place, tensor in zip([*self._carry, self.noise], [*carry, noise], strict=True):
-            place.copy_(tensor)
+    def __call__(self, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
+        """Copies the inputs into the graph's memory, replays the graph, and copies the outputs, which the next replay overwrites."""
+        for graph_input, tensor in zip([*self._carry, self.noise], [*carry, noise], strict=True):
+            graph_input.copy_(tensor)
         self._graph.replay()
-        return [tensor.clone() for tensor in self._after], {name: tensor.clone() for name, tensor in self._kept.items()}
+        next_carry = [tensor.clone() for tensor in self._next_carry]
+        return next_carry, {name: tensor.clone() for name, tensor in self._fields.items()}

@@ -11,10 +11,10 @@ from a2c_compiled.recurrent import hidden_size, next_hidden
 class HiddenStates:
     """Tracks the hidden states of the recurrent cells in ``network`` over the steps of rollouts.
 
-    Without recurrent cells there is nothing to track, and :meth:`ask` calls the network on ``x`` alone.
+    Without recurrent cells, the hidden states are empty, and :meth:`call` passes only ``x`` to the network.
 
     Args:
-        network: contains the cells of actor and critic.
+        network: module that contains the cells of actor and critic.
         num_envs: ``N``, the number of environments.
         device: device of the hidden states.
     """
@@ -31,19 +31,19 @@ class HiddenStates:
         """Returns whether the network has no recurrent cells."""
         return self._hidden.size(-1) == 0
 
-    def ask(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Calls ``network`` on the observation ``x``, ``[N, ...]``, with the current hidden states; returns its output, ``[N, ...]``."""
+    def call(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Calls ``network`` on the observations ``x``, ``[N, ...]``, with the current hidden states. Returns the output, ``[N, ...]``."""
         if self.is_empty():
             return network(x)
         start = torch.ones_like(self._start)  # a rollout of one step begins from the given hidden states
         return network((x.unsqueeze(0), self._hidden.unsqueeze(0), start.unsqueeze(0))).squeeze(0)
 
-    def advance(self, x: Tensor, forget: Tensor) -> None:
+    def advance(self, x: Tensor, is_last: Tensor) -> None:
         """Computes the hidden states after a step.
 
         Args:
             x: ``[N, ...]``: the observation before the step.
-            forget: ``[N]``, bool: the next step begins another episode, so its hidden state is zero.
+            is_last: ``[N]``, bool: True if the next step begins another episode. That step then has the hidden state 0.
         """
         if self.is_empty():
             return
@@ -51,14 +51,17 @@ class HiddenStates:
         self._before.append(self._hidden)
         self._after.append(after)
         self._starts.append(self._start)
-        self._hidden, self._start = after.masked_fill(forget.unsqueeze(-1), 0.0), forget
+        self._hidden, self._start = after.masked_fill(is_last.unsqueeze(-1), 0.0), is_last
 
     def state_dict(self) -> Dict[str, Tensor]:
-        """Returns ``hidden``, ``[N, H]``, floating point, and ``start``, ``[N]``, bool; an empty dict without recurrent cells."""
+        """Returns the hidden states ``hidden``, ``[N, H]``, floating point, and ``start``, ``[N]``, bool: the next step begins an episode.
+
+        Without recurrent cells, returns an empty dict.
+        """
         return {} if self.is_empty() else {"hidden": self._hidden, "start": self._start}
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> None:
-        """Restores what :meth:`state_dict` returned; an empty ``state`` sets the hidden states to zero."""
+        """Restores what :meth:`state_dict` returned. An empty ``state`` begins new episodes: the hidden states are 0."""
         if self.is_empty():
             return
         device = self._hidden.device
@@ -69,12 +72,12 @@ class HiddenStates:
         """Combines observations with the hidden states recorded since the last call.
 
         Args:
-            x: ``[T, N, ...]``: the observations of these ``T`` steps.
-            next_x: ``[T, N, ...]``: the next observations.
+            x: ``[T, N, ...]``: the observations of the ``T`` steps since the last call.
+            next_x: ``[T, N, ...]``: the next observations of the same steps.
 
         Returns:
-            Two tuples ``(x, hidden, start)``, see :mod:`a2c_compiled.recurrent`: for the observations and for the next observations.
-            Without recurrent cells, ``x`` and ``next_x``.
+            Two tuples ``(x, hidden, start)``, see :mod:`a2c_compiled.recurrent`: for ``x`` and for ``next_x``. Without recurrent
+            cells, ``x`` and ``next_x`` themselves.
         """
         if self.is_empty():
             return x, next_x

@@ -15,13 +15,13 @@ class RewardScale(CoefficientModule):
 
     .. math:: \text{clip}(r / \sqrt{v + \epsilon}), \quad R_t = r_t + \gamma (1 - d_{t-1}) R_{t-1}
 
-    :math:`v` is the variance of :math:`R_t` over all steps so far, and :math:`d_t` is true where an episode ends.
+    :math:`v` is the variance of :math:`R_t` over all steps so far. :math:`d_t` is true if an episode ends at step :math:`t`.
 
     Args:
         num_envs: ``N``, the number of environments.
         gamma: discount factor.
         clip: largest absolute value of the scaled rewards.
-        epsilon: added to the variance.
+        epsilon: number added to the variance.
 
     Attributes:
         running: ``[N]``, float64: discounted return so far of the current episodes.
@@ -45,15 +45,16 @@ class RewardScale(CoefficientModule):
 
         Args:
             reward: ``[T, N]``, floating point.
-            done: ``[T, N]``, bool: the episode ended or was truncated.
-            mask: ``[T, N]``, bool: False at steps that the statistics leave out; None uses all steps.
+            done: ``[T, N]``, bool: the episode terminated or was truncated.
+            mask: ``[T, N]``, bool: False leaves a step out of the statistics. None uses all steps.
             process_group: see :meth:`~a2c_compiled.networks.observation_norm.RunningMoments.update`.
 
         Returns:
             The scaled rewards, shape and dtype of ``reward``.
 
         Raises:
-            ValueError: ``reward`` has another shape or no steps, or the shape of ``done`` or ``mask`` differs from that of ``reward``.
+            ValueError: ``reward`` has another number of environments or dimensions or no steps, or ``done`` or ``mask`` does not have the
+                shape of ``reward``.
         """
         if reward.dim() != 2 or reward.size(0) == 0 or reward.size(1) != self.running.numel():
             raise ValueError(

@@ -4,7 +4,7 @@
 * ``checkpoints/<updates>/training.safetensors``: tensors that all processes share.
 * ``checkpoints/<updates>/rank_<r>.safetensors``: tensors of the process with rank ``r``.
 
-``checkpoint.json`` is replaced last, by renaming. If a process is killed before this, the previous checkpoint stays valid.
+Saving replaces ``checkpoint.json`` last, by renaming a file. If a process is killed before, the previous checkpoint stays valid.
 """
 
 import json
@@ -29,8 +29,8 @@ class Checkpoint(NamedTuple):
     Attributes:
         training: tensors that all processes share: the training step's state, and the running moments for the reward scale.
         own: tensors of this process: environments, hidden states, reward scale, random generators. Empty if fewer processes
-            wrote the checkpoint, so that it has none for this rank.
-        facts: counters, recent episode returns and lengths, as JSON values.
+            wrote the checkpoint, so that the checkpoint has no file for this rank.
+        facts: counters, seconds, and recent episode returns and lengths, as JSON values.
     """
 
     training: Tensors
@@ -42,14 +42,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) 
     """Writes a checkpoint, then removes the previous one. All processes must call this function.
 
     Raises:
-        OSError: the checkpoint cannot be written, for example because the disk is full. The previous checkpoint stays valid.
+        OSError: this or another process cannot write its part, for example because the disk is full. The previous checkpoint stays
+            valid.
     """
-    place = folder / "checkpoints" / str(checkpoint.facts["updates"])
+    tensors_folder = folder / "checkpoints" / str(checkpoint.facts["updates"])
     try:
         with processes.together():
-            _write(place / f"rank_{processes.rank}.safetensors", checkpoint.own)
+            _write(tensors_folder / f"rank_{processes.rank}.safetensors", checkpoint.own)
             if processes.is_first:
-                _write(place / "training.safetensors", checkpoint.training)
+                _write(tensors_folder / "training.safetensors", checkpoint.training)
         if processes.is_first:
             facts = {"version": VERSION, "world_size": processes.world_size, **checkpoint.facts}
             with atomic_file(folder / "checkpoint.json") as path:
@@ -78,7 +79,7 @@ def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
         rank: rank of the process whose own tensors are read.
 
     Raises:
-        ValueError: there is no checkpoint, or it is not readable.
+        ValueError: ``folder`` has no checkpoint, or the checkpoint is not readable or of another version.
     """
     if not has_checkpoint(folder):
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'checkpoint.json'}")
@@ -86,9 +87,10 @@ def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
         facts = json.loads((folder / "checkpoint.json").read_text())
         if facts["version"] != VERSION:
             raise ValueError(f"version: expected {VERSION}, got {facts['version']}")
-        place = folder / "checkpoints" / str(facts["updates"])
-        own = safetensors.torch.load_file(place / f"rank_{rank}.safetensors") if rank < facts["world_size"] else {}
-        return Checkpoint(safetensors.torch.load_file(place / "training.safetensors"), own, facts)
+        tensors_folder = folder / "checkpoints" / str(facts["updates"])
+        has_own = rank < facts["world_size"]
+        own = safetensors.torch.load_file(tensors_folder / f"rank_{rank}.safetensors") if has_own else {}
+        return Checkpoint(safetensors.torch.load_file(tensors_folder / "training.safetensors"), own, facts)
     except Exception as error:  # a damaged file may raise any error
         raise ValueError(f"run: the checkpoint in {folder} is not readable ({error})") from error
 
@@ -111,6 +113,7 @@ def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:
 
 
 def _write(path: Path, tensors: Tensors) -> None:
+    """Writes ``tensors`` to a safetensors file, atomically."""
     with atomic_file(path) as temporary:
         # safetensors accepts neither tensors that share memory nor tensors with gaps.
         copies = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
@@ -120,15 +123,16 @@ def _write(path: Path, tensors: Tensors) -> None:
 def _remove_others(folder: Path) -> None:
     """Removes earlier and unfinished checkpoints, and temporary files of killed processes."""
     current = str(json.loads((folder / "checkpoint.json").read_text())["updates"]) if has_checkpoint(folder) else None
-    for place in folder.glob("checkpoints/*"):
-        if place.name != current:
-            shutil.rmtree(place, ignore_errors=True)
-    for left in (left for name in (".checkpoint.*", ".config.*", ".progress.*") for left in folder.glob(name)):
-        left.unlink(missing_ok=True)
+    for tensors_folder in folder.glob("checkpoints/*"):
+        if tensors_folder.name != current:
+            shutil.rmtree(tensors_folder, ignore_errors=True)
+    for pattern in (".checkpoint.*", ".config.*", ".progress.*"):
+        for temporary in folder.glob(pattern):
+            temporary.unlink(missing_ok=True)
 
 
 def random_state(device: torch.device) -> Tensors:
-    """Returns the states of torch's random generators for the CPU and, if ``device`` is a GPU, for ``device``: uint8 tensors."""
+    """Returns the states of torch's random generators as uint8 tensors: for the CPU, and for ``device`` if it is a GPU."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

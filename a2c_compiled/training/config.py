@@ -10,12 +10,12 @@ from typing import Any, Optional, Tuple
 from a2c_compiled._files import atomic_file
 
 COMPILE_FROM_STEPS = 2_000_000
-"""Runs on a CPU compile by default from this number of environment steps; in shorter runs compiling may take longer than the time saved.
+"""On a CPU, runs of at least this number of environment steps compile by default.
 
-Small networks gain least from compiling."""
+In shorter runs, compiling may take longer than it saves: small networks gain least from compiling."""
 
 RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
-"""Options that may change when a run is resumed: its end, its device, and when it logs and saves."""
+"""Options that may change when a run is resumed: when the run ends, logs and saves, and its device."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -112,10 +112,10 @@ def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
 
     Args:
         before: the options of the run.
-        now: the options to resume it with.
+        now: the options with which the run is resumed.
 
     Raises:
-        ValueError: an option differs that is not in ``RESUMABLE``.
+        ValueError: an option that is not in ``RESUMABLE`` differs.
     """
     for name, value in dataclasses.asdict(now).items():
         if name not in RESUMABLE and value != getattr(before, name):
@@ -132,12 +132,12 @@ def load_config(folder: Path) -> TrainConfig:
     """Reads ``config.json`` in ``folder``.
 
     Raises:
-        ValueError: the file is missing, not readable, or has other fields.
+        ValueError: the file is missing or not readable, or has other fields or a value out of range.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'config.json'}")
     try:
         fields = json.loads((folder / "config.json").read_text())
         return TrainConfig(**{**fields, "hidden": tuple(fields["hidden"])})
-    except Exception as error:
+    except Exception as error:  # a damaged file may raise any error
         raise ValueError(f"run: {folder / 'config.json'} is not readable ({error})") from error

@@ -26,7 +26,7 @@ def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
 
     Args:
         config: options of the run.
-        across_processes: whether advantages are standardised over the rollouts of all processes.
+        across_processes: whether ``average_gae`` standardises advantages over the rollouts of all processes, not only this one.
     """
     envs = make_environments(config.env, 1, frame_stack=config.frame_stack)
     actor, critic, distribution = make_networks(envs, config.hidden, config.normalize_observations)
@@ -73,7 +73,7 @@ def device_of(config: TrainConfig) -> torch.device:
     """Returns the device that ``config`` selects.
 
     Raises:
-        ValueError: torch does not know the device, or it is a GPU and torch finds none.
+        ValueError: torch has no device of this name, or the device is a GPU and torch finds no GPU.
     """
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,7 +87,7 @@ def device_of(config: TrainConfig) -> torch.device:
 
 
 def compiles(config: TrainConfig) -> bool:
-    """Returns whether a run with these options compiles policy and training step."""
+    """Returns whether a run with these options compiles the policy, environments written in torch, and the training step."""
     if config.compile is None:
         return device_of(config).type == "cuda" or config.total_steps >= COMPILE_FROM_STEPS
     return config.compile

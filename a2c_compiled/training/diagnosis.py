@@ -15,17 +15,18 @@ class TrainingDivergedError(RuntimeError):
 
 @torch.no_grad()
 def diagnose(loss: A2CLoss, rollout: Rollout) -> str:
-    """Describes the inputs of the gradient that are not finite: parameters and rollout, else network outputs.
+    """Describes which inputs of the gradient are not finite: parameters and rollout entries, or if these are finite, network outputs.
 
-    If all are finite, the gradient itself overflows; the description then has the largest parameter and reward.
+    If all of them are finite, the gradient itself overflows. The description then has the largest magnitudes of parameters and rewards.
     """
-    bad = [f"parameter {name}" for name, x in loss.named_parameters() if _is_bad(x)]
-    bad += [f"{name} in the rollout" for name, x in rollout._asdict().items() if any(map(_is_bad, _tensors(x)))]
-    if not bad:
+    nonfinite = [f"parameter {name}" for name, x in loss.named_parameters() if _is_nonfinite(x)]
+    nonfinite += [f"{name} in the rollout" for name, x in rollout._asdict().items() if any(map(_is_nonfinite, _tensors(x)))]
+    if not nonfinite:
         for name, network in (("actor", loss.actor_network), ("critic", loss.critic_network)):
-            bad += [f"output of the {name} network"] if _is_bad(network(rollout.observation)) else []
-    if bad:
-        return f"not finite: {', '.join(bad)}"
+            if _is_nonfinite(network(rollout.observation)):
+                nonfinite.append(f"output of the {name} network")
+    if nonfinite:
+        return f"not finite: {', '.join(nonfinite)}"
     largest = max((float(x.abs().max()), name) for name, x in loss.named_parameters() if x.numel())
     return (
         "parameters, rollout and network outputs are finite, so the gradient overflows:"
@@ -34,11 +35,13 @@ def diagnose(loss: A2CLoss, rollout: Rollout) -> str:
     )
 
 
-def _is_bad(tensor: Tensor) -> bool:
+def _is_nonfinite(tensor: Tensor) -> bool:
+    """Returns whether a floating-point tensor contains NaN or infinity."""
     return tensor.is_floating_point() and not bool(tensor.isfinite().all())
 
 
 def _tensors(value: object) -> List[Tensor]:
+    """Returns the tensors in ``value``: a tensor, a nested tuple of tensors, or None."""
     if isinstance(value, Tensor):
         return [value]
     return [x for part in value for x in _tensors(part)] if isinstance(value, tuple) else []

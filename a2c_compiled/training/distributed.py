@@ -30,7 +30,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process has rank 0, which writes the shared files and the log."""
+        """Whether this process has rank 0. Only rank 0 writes the shared files and the log."""
         return self.rank == 0
 
     @property
@@ -48,7 +48,7 @@ class Processes:
         return bool(count)
 
     def gathered(self, values: List[float]) -> List[float]:
-        """Returns the values of all processes, interleaved: the first of each rank, then the second.
+        """Returns the values of all processes, interleaved: the first value of each rank, then the second of each rank, and so on.
 
         All processes must call this method.
         """
@@ -60,7 +60,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Raises OSError in all processes if the block raises OSError in one. All processes must enter the block.
+        """Raises OSError in all processes if the block raises OSError in one process. All processes must enter the block.
 
         Raises:
             OSError: the block raised OSError in this or another process.
@@ -78,7 +78,7 @@ class Processes:
 
     @contextmanager
     def reporting_ended_processes(self) -> Iterator[None]:
-        """Replaces communication errors in the block by one that says that another process has ended.
+        """Replaces an error of communication in the block by a RuntimeError with the message that another process has ended.
 
         Raises:
             RuntimeError: communication failed because another process has ended.
@@ -96,7 +96,7 @@ def started_processes(device: torch.device) -> Processes:
 
     Without torchrun, returns a single process.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sets this variable
         return Processes()
     rank, world_size, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     processes = Processes(rank, world_size, local_rank, restarts())
@@ -125,16 +125,18 @@ def _end_gloo() -> None:
 
 
 _JOINED = "a2c_compiled/joined"
+"""Key in the store: how often the processes have been started and have joined."""
 
 
 @functools.cache
 def restarts() -> int:
-    """Returns how often torchrun restarted the processes after they first joined, the same in all processes; 0 without torchrun.
+    """Returns how often torchrun restarted the processes after they first joined; 0 without torchrun.
 
-    Call before ``init_process_group``; the result is cached.
+    The number is the same in all processes if torchrun keeps a store. Otherwise, it is the number of restarts on this machine. Call this
+    function before ``init_process_group``; the result is cached.
     """
     store = _lasting_store()
-    # Each machine has its own TORCHELASTIC_RESTART_COUNT, without restarts caused by other machines or before it joined.
+    # TORCHELASTIC_RESTART_COUNT leaves out restarts that other machines caused, and restarts before this machine joined.
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if store is None else store.add(_JOINED, 0)
 
 

@@ -15,14 +15,16 @@ EVALUATION_SEED = 10_000
 """Default seed of an evaluation, see :func:`play`."""
 
 MAX_STEPS = 27_000
-"""Largest number of steps of an episode in an evaluation, as some never end: half an hour of an Atari game at four frames a step."""
+"""Largest number of steps of an episode in an evaluation, because some episodes never end.
+
+This is half an hour of an Atari game, at four frames a step."""
 
 MAX_ENVIRONMENTS = 100
 """Largest number of environments that are stepped together in an evaluation."""
 
 Policy = Callable[[Any], np.ndarray]
 """Maps a batch of observations of a gymnasium vector environment to a batch of actions. A policy with hidden states also has a method
-``reset()``, which is called when new episodes begin."""
+``reset()``. Evaluations call it when new episodes begin."""
 
 
 class Episodes(NamedTuple):
@@ -38,18 +40,18 @@ class Episodes(NamedTuple):
 
 
 class NetworkPolicy:
-    """The policy of a loss, greedy or sampled, which keeps the hidden states of recurrent networks from one call to the next.
+    """The policy of a loss, greedy or sampled. It keeps the hidden states of recurrent networks from one call to the next.
 
     Args:
-        loss: its actor network and distribution choose the actions.
-        sampled: whether to sample actions with torch's global generator; False takes the mode of the distribution.
+        loss: loss with the actor network and the distribution.
+        sampled: whether to sample actions with torch's global generator. False takes the mode of the distribution.
     """
 
     def __init__(self, loss: A2CLoss, sampled: bool = False) -> None:
         self._actor = loss.actor_network
-        self._choose = loss.distribution.sample if sampled else loss.distribution.mode
+        self._select_action = loss.distribution.sample if sampled else loss.distribution.mode
         self._device = loss.entropy_coef.device
-        # The hidden state has the cells of actor and critic side by side, as in training.
+        # As in training, the hidden state concatenates the states of the cells of actor and critic.
         self._cells = nn.ModuleList([loss.actor_network, loss.critic_network])
         self._hidden: Optional[Tensor] = None
 
@@ -61,15 +63,16 @@ class NetworkPolicy:
     def __call__(self, observation: Any) -> np.ndarray:
         """Returns actions for a batch of observations, ``[N, ...]``.
 
-        Their shape is ``[N, *event]``, with ``*event`` the shape of one action; their dtype is that of the distribution's actions.
+        Result: ``[N, *event]``, with ``*event`` the shape of one action; dtype of the distribution's actions.
         """
         x: Any = observation_tensor(observation)
         x = x.to(self._device) if isinstance(x, Tensor) else tuple(part.to(self._device) for part in x)
         size = hidden_size(self._cells)
         params = self._actor(x) if size == 0 else self._recurrent_params(x, size)
-        return self._choose(params).cpu().numpy()
+        return self._select_action(params).cpu().numpy()
 
     def _recurrent_params(self, x: Tensor, size: int) -> Tensor:
+        """Returns the actor's output for ``x``, and advances the hidden states, which have ``size`` numbers per environment."""
         before = torch.zeros(len(x), size, device=x.device) if self._hidden is None else self._hidden
         self._hidden = next_hidden(self._cells, x, before)
         start = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
@@ -92,15 +95,15 @@ def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATIO
     Each environment counts once, so the result is not biased towards short episodes.
 
     Args:
-        policy: chooses the actions.
+        policy: maps observations to actions.
         env_id: name of a gymnasium environment.
         episodes: number of episodes.
-        seed: seed of the first environment; environment ``i`` has the seed ``seed + i``. gymnasium's own vectorised versions, such as that
-            of CartPole-v1, draw the starts of up to 100 environments from one generator with this seed.
+        seed: seed of the first environment; environment ``i`` has the seed ``seed + i``. gymnasium's own vectorised versions, such as
+            CartPole-v1's, draw the starts of up to 100 environments from one generator, which has the seed of the first of them.
         env_options: options of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and options of the environment.
 
     Raises:
-        ValueError: the environment is unknown, or ``episodes`` is less than 1.
+        ValueError: gymnasium cannot make the environment here, or ``episodes`` is less than 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes: expected at least 1, got {episodes}")
@@ -123,7 +126,7 @@ def summary(episodes: Episodes) -> Dict[str, Dict[str, float]]:
     }
 
 
-def forget(policy: Policy) -> None:
+def reset_policy(policy: Policy) -> None:
     """Calls ``policy.reset()`` if the policy has this method."""
     reset = getattr(policy, "reset", None)
     if reset is not None:
@@ -131,7 +134,8 @@ def forget(policy: Policy) -> None:
 
 
 def _first_episodes(policy: Policy, envs: VectorEnv, seed: int) -> Episodes:
-    forget(policy)
+    """Plays until every environment has finished its first episode, or for ``MAX_STEPS`` steps."""
+    reset_policy(policy)
     observation, _ = envs.reset(seed=seed)
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64)
     running = np.ones(envs.num_envs, dtype=bool)

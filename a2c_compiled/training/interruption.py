@@ -8,10 +8,10 @@ from typing import Any, Dict, Iterator, Optional
 
 
 class StopRequest:
-    """True once a signal has asked training to end.
+    """A request to end training: true as a bool once a signal has arrived.
 
     Attributes:
-        received: name of the signal; None before one arrived.
+        received: name of the last signal; None if no signal has arrived.
     """
 
     received: Optional[str] = None
@@ -24,7 +24,7 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Makes SIGTERM and Ctrl-C within the block set a :class:`StopRequest` instead of ending the process.
 
-    Ctrl-C after either signal raises KeyboardInterrupt. In threads other than the main one, signal handling is unchanged.
+    After the first signal, Ctrl-C raises KeyboardInterrupt. In threads other than the main one, signal handling is unchanged.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

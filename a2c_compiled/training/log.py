@@ -21,8 +21,8 @@ class Column(NamedTuple):
 
     Attributes:
         tag: tag of the scalar in TensorBoard.
-        short: label on the progress bar; None leaves the column out.
-        axis: label of the y axis in plots; None draws no panel.
+        short: label on the progress bar; None: the bar does not show the column.
+        axis: label of the y axis in plots; None: plots have no panel for the column.
         logarithmic: whether the y axis is logarithmic.
     """
 
@@ -49,7 +49,8 @@ COLUMNS: Dict[str, Column] = {
     "seconds": Column("speed/seconds"),
     "steps_per_second": Column("speed/steps_per_second", None, "steps a second"),
 }
-"""Columns with a display of their own, in the order of the panels in plots. Every other column is an output of the loss."""
+"""Columns with a display of their own, in the order of the panels in plots. Every other column except
+``steps`` is an output of the loss."""
 
 
 class RunLog:
@@ -59,16 +60,17 @@ class RunLog:
     ...     log.write({"steps": 1024, "seconds": 0.5, "return": 21.3, "loss_critic": 8.2})
 
     Each row is in the file when :meth:`write` returns. A row may have columns that earlier rows lack. If a row cannot be written, for
-    example because the disk is full, one warning is issued and training continues. The next row then rewrites the file, which removes
-    the incomplete row.
+    example because the disk is full, the log issues a warning, once, and training continues. The next :meth:`write` then rewrites the
+    file, which removes the incomplete row.
 
     Args:
-        folder: folder of the run; an earlier run's logs in it are removed. None writes no files.
+        folder: folder of the run. A new run removes the logs of an earlier run. None writes no files.
         total_steps: number of environment steps at which the bar is full.
-        resume_at: number of environment steps at which the run in ``folder`` is resumed; later rows are removed. None starts a new run.
+        resume_at: number of environment steps at which the run in ``folder`` is resumed; later rows are
+            removed. None starts a new run.
         progress: whether to show the progress bar.
         tensorboard: whether to write scalars for TensorBoard, if it is installed.
-        enabled: False disables all output; use it in all processes but the first.
+        enabled: False disables all output. Pass False in all processes but the first.
 
     Raises:
         OSError: the folder or the file cannot be created.
@@ -110,7 +112,7 @@ class RunLog:
         self.close()
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Logs a row of numbers by column. ``row["steps"]`` is required: the number of environment steps so far."""
+        """Logs ``row``, numbers by column. The column ``steps``, the number of environment steps so far, is required."""
         try:
             if self._table is not None:
                 self._table.append(row)
@@ -140,6 +142,7 @@ class RunLog:
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:
+        """Issues the warning, unless an earlier error has already issued it."""
         if not self._warned:
             self._warned = True
             warnings.warn(f"training goes on, but its log is incomplete: {error}", RuntimeWarning, stacklevel=3)
@@ -160,20 +163,20 @@ class _Table:
 
     def __init__(self, path: Path, resume_at: Optional[int]) -> None:
         self._path = path
-        self._torn = False
+        self._has_incomplete_row = False
         columns, rows = _read(path) if resume_at is not None and path.is_file() else ([], [])
         self._write(columns, [row for row in rows if row.get("steps", math.nan) <= (resume_at or 0)])
 
     def append(self, row: Mapping[str, float]) -> None:
         """Appends a row. Rewrites the whole file if the row has new columns, or if writing the last row failed."""
         columns = [*self._columns, *(name for name in row if name not in self._columns)]
-        if self._torn or len(columns) > len(self._columns):
+        if self._has_incomplete_row or len(columns) > len(self._columns):
             self._write(columns, [*self._rows, row])
             return
-        self._torn = True
+        self._has_incomplete_row = True
         with self._path.open("a", newline="") as file:
             _writer(file, columns).writerow(_cells(row))
-        self._torn = False
+        self._has_incomplete_row = False
         self._rows.append(row)
 
     def _write(self, columns: List[str], rows: List[Mapping[str, float]]) -> None:
@@ -182,7 +185,7 @@ class _Table:
             if columns:
                 writer.writeheader()
             writer.writerows(map(_cells, rows))
-        self._columns, self._rows, self._torn = columns, rows, False
+        self._columns, self._rows, self._has_incomplete_row = columns, rows, False
 
 
 def _writer(file: TextIO, columns: List[str]) -> "csv.DictWriter[str]":
@@ -195,10 +198,12 @@ def _cells(row: Mapping[str, float]) -> Dict[str, float]:
 
 
 def _column(name: str) -> Column:
+    """Returns the display of a column. A column without a display of its own has only a TensorBoard tag."""
     return COLUMNS.get(name, Column(f"loss/{name}"))
 
 
 def _brief(value: float) -> str:
+    """Formats a number for the progress bar: without decimals from 100 on, otherwise with three significant digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -16,14 +16,15 @@ Progress = Mapping[str, Sequence[float]]
 """Logged values of a run by column, as :func:`~a2c_compiled.training.log.load_progress` returns them."""
 
 Line = Tuple[np.ndarray, np.ndarray]
-"""x and y values of a line, ``[rows]`` each, float64."""
+"""x values and y values of a line. Both: ``[rows]``, float64."""
 
 _X_AXES = {"steps": "environment steps", "seconds": "wall time, s"}
 
 _PANELS = {name: column.axis for name, column in COLUMNS.items() if column.axis is not None}
 """Label of the y axis by column. The first column has the widest panel."""
 
-_POINTS = 400
+_MAX_POINTS = 400
+"""Largest number of points of a band. If the runs have more distinct x values, the band has equidistant points."""
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,7 +32,7 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int = 1) -> None:
-    """Plots learning curves of finished or running runs. Runs that differ only in the seed become one band.
+    """Plots learning curves of runs that are finished or still running. Runs that differ only in the seed become one band.
 
     Args:
         folders: folders of the runs.
@@ -43,11 +44,12 @@ def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int
         ValueError: a folder has no run, no run has logged a row yet, or ``x`` or ``smooth`` is not valid.
     """
     groups = group_runs(folders)
-    runs = {
-        name if len(group.folders) == 1 else f"{name} ({len(group.folders)} seeds)": [load_progress(f) for f in group.folders]
-        for name, group in zip(names_of(groups), groups, strict=True)
-    }
-    envs, goals = {group.config.get("env") for group in groups} - {None}, {group.goal for group in groups} - {None}
+    runs: Dict[str, Sequence[Progress]] = {}
+    for name, group in zip(names_of(groups), groups, strict=True):
+        label = name if len(group.folders) == 1 else f"{name} ({len(group.folders)} seeds)"
+        runs[label] = [load_progress(folder) for folder in group.folders]
+    envs = {group.config.get("env") for group in groups} - {None}
+    goals = {group.goal for group in groups} - {None}
     title = f"A2C on {', '.join(sorted(map(str, envs)))}" if envs else "A2C"
     plot_learning_curves(runs, path, title, goals.pop() if len(goals) == 1 else None, x, smooth)
 
@@ -62,14 +64,15 @@ def plot_learning_curves(
 ) -> None:
     """Plots the return, and below it the other logged columns, over environment steps or wall time.
 
-    One run is a line. Several runs under one name are a line, their mean, in a band from their minimum to their maximum, or between the
-    quartiles of five or more runs. Mean and band end with the shortest run; from there each longer run is a thin line.
+    One run is a line. Several runs under one name are a band with a line, their mean. The band goes from their minimum to their maximum;
+    with five or more runs, from the lower to the upper quartile. Band and mean cover the range of x that all runs have. After the end of
+    the shortest run, each longer run is a thin line. Runs without a common range are separate lines.
 
     Args:
         runs: logged columns of one or several runs, by name in the legend.
         path: file of the picture.
-        title: title of the picture.
-        goal: return at which a dashed line is drawn; None draws none.
+        title: text above the plots.
+        goal: return at which the plot has a dashed line; None: no line.
         x: the x axis: ``"steps"`` or ``"seconds"``.
         smooth: number of rows that are averaged for each point.
 
@@ -85,7 +88,8 @@ def plot_learning_curves(
     panels = [column for column in _PANELS if any(lines[column].values())]
     if not panels:
         raise ValueError("run: expected at least one run with a logged row, found none yet")
-    figure = Figure(figsize=(11, 3.2 + 2.4 * -(-(len(panels) - 1) // 3)), layout="constrained")
+    rows_below = -(-(len(panels) - 1) // 3)  # rounded up
+    figure = Figure(figsize=(11, 3.2 + 2.4 * rows_below), layout="constrained")
     figure.suptitle(title if smooth == 1 else f"{title}, means of {smooth} rows")
     legend: Dict[str, Any] = {}
     axes = _axes(figure, len(panels))
@@ -99,6 +103,7 @@ def plot_learning_curves(
         _finish(axis, column, x)
         handles, labels = axis.get_legend_handles_labels()
         legend |= dict(zip(labels, handles, strict=True))
+    # In the legend, about 120 characters fit in a row; an entry takes its label and about eight characters for its line.
     columns = max(1, min(len(legend), 120 // (8 + max(map(len, legend)))))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
     with atomic_file(path) as temporary:
@@ -108,7 +113,8 @@ def plot_learning_curves(
 def plot_returns(folders: Sequence[Path], path: Path) -> None:
     """Plots the return of runs over environment steps, with one panel for each configuration.
 
-    Seeds are drawn as in :func:`plot_runs`. A dashed line is the return at which the environment counts as solved.
+    Runs that differ only in the seed become one band, as in :func:`plot_learning_curves`. A dashed line marks the return at which the
+    environment counts as solved.
 
     Args:
         folders: folders of the runs.
@@ -121,7 +127,7 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
     if not groups:
         raise ValueError("folders: expected at least one run, got none")
     columns = min(3, len(groups))
-    rows = -(-len(groups) // columns)
+    rows = -(-len(groups) // columns)  # rounded up
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
     for i, group in enumerate(groups):
         axis, env, goal = figure.add_subplot(rows, columns, i + 1), str(group.config.get("env", "A2C")), group.goal
@@ -140,46 +146,49 @@ def _lines(group: Sequence[Progress], x: str, column: str, smooth: int) -> List[
     """Returns one line for each run that has finite values in ``column``."""
     lines = []
     for progress in group:
-        at, values = (np.asarray(progress.get(name, ()), dtype=np.float64) for name in (x, column))
-        if len(at) == len(values):
-            known = np.isfinite(at) & np.isfinite(values)
-            if known.any():
-                lines.append((at[known], _smoothed(values[known], smooth)))
+        positions, values = (np.asarray(progress.get(name, ()), dtype=np.float64) for name in (x, column))
+        if len(positions) == len(values):  # the lengths differ if the run lacks one of the columns
+            finite = np.isfinite(positions) & np.isfinite(values)
+            if finite.any():
+                lines.append((positions[finite], _smoothed(values[finite], smooth)))
     return lines
 
 
 def _smoothed(values: np.ndarray, count: int) -> np.ndarray:
-    """Returns the centred moving average over ``count`` values, over fewer at both ends, ``[rows]``, float64."""
+    """Returns the centred moving average over ``count`` values, or over fewer values near both ends: ``[rows]``, float64."""
     window = np.ones(min(count, len(values)))
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
 
 def _draw(axis: Axes, lines: Sequence[Line], name: str, colour: str, dashes: str) -> None:
+    """Draws the runs of one name, as described in :func:`plot_learning_curves`."""
     if not lines:
         return
-    start, end = max(at[0] for at, _ in lines), min(at[-1] for at, _ in lines)
+    start, end = max(xs[0] for xs, _ in lines), min(xs[-1] for xs, _ in lines)
     if len(lines) == 1 or start >= end:
-        for at, values in lines:
-            axis.plot(at, values, dashes, marker="o" if len(at) == 1 else None, color=colour, linewidth=1.3, label=name)
+        for xs, ys in lines:
+            axis.plot(xs, ys, dashes, marker="o" if len(xs) == 1 else None, color=colour, linewidth=1.3, label=name)
         return
-    common = np.unique(np.concatenate([at for at, _ in lines]))
-    common = common[(start <= common) & (common <= end)] if len(common) <= _POINTS else np.linspace(start, end, _POINTS)
+    common = np.unique(np.concatenate([xs for xs, _ in lines]))
+    common = common[(start <= common) & (common <= end)] if len(common) <= _MAX_POINTS else np.linspace(start, end, _MAX_POINTS)
     values = np.stack([np.interp(common, *line) for line in lines])
-    low, high = np.quantile(values, (0.25, 0.75) if len(lines) >= 5 else (0.0, 1.0), axis=0)
+    quantiles = (0.25, 0.75) if len(lines) >= 5 else (0.0, 1.0)
+    low, high = np.quantile(values, quantiles, axis=0)
     axis.fill_between(common, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.plot(common, values.mean(0), dashes, color=colour, linewidth=1.6, label=name)
-    for at, tail in lines:
-        axis.plot(at[at >= end], tail[at >= end], dashes, color=colour, linewidth=0.7, alpha=0.6)
+    for xs, ys in lines:
+        axis.plot(xs[xs >= end], ys[xs >= end], dashes, color=colour, linewidth=0.7, alpha=0.6)
 
 
 def _axes(figure: Figure, panels: int) -> List[Axes]:
     """Creates one panel as wide as the figure, and the others below it, three in a row."""
-    rows = -(-(panels - 1) // 3)
+    rows = -(-(panels - 1) // 3)  # rounded up
     grid = figure.add_gridspec(1 + rows, 3, height_ratios=[1.3] + [1.0] * rows)
     return [figure.add_subplot(grid[0, :])] + [figure.add_subplot(grid[1 + i // 3, i % 3]) for i in range(panels - 1)]
 
 
 def _finish(axis: Axes, column: str, x: str) -> None:
+    """Sets label, limits, scale and ticks of the axes of one panel."""
     axis.set_ylabel(_PANELS[column])
     axis.set_xlim(left=0)
     if x == "steps":
@@ -189,12 +198,13 @@ def _finish(axis: Axes, column: str, x: str) -> None:
     if COLUMNS[column].logarithmic and any(np.max(line.get_ydata(), initial=0.0) > 0 for line in axis.lines):
         axis.set_yscale("log", nonpositive="mask")
         low, high = axis.get_ylim()
+        # Below three decades, powers of ten alone would be few ticks.
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1e3 * low else (1.0,)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
     if column == "explained_variance" and low < -1.0 < high:
-        axis.set_ylim(bottom=-1.0)  # an untrained critic may have any value below
+        axis.set_ylim(bottom=-1.0)  # an untrained critic may have any explained variance below -1
     if column == "steps_per_second":
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylim(bottom=0)

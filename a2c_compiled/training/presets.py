@@ -1,6 +1,6 @@
-"""Options that are tuned for an environment.
+"""Options that are tuned for one environment each.
 
-``python -m a2c_compiled.benchmarks.subjects.bench_presets`` measures the returns that they reach.
+``python -m a2c_compiled.benchmarks.subjects.bench_presets`` measures the returns that training with them reaches.
 """
 
 from typing import Any, Dict

@@ -1,4 +1,4 @@
-"""Reads the folder of a finished or running run: ``config.json``, ``checkpoint.json`` with its tensors, and ``progress.csv``."""
+"""Reads the folder of a run that is finished or still running: ``config.json``, and the current checkpoint."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class Group(NamedTuple):
     """Runs that differ only in the seed.
 
     Attributes:
-        config: fields of ``config.json`` without the seed; empty if the folder has no ``config.json``.
+        config: fields of ``config.json`` without the seed. Empty if the folder has no ``config.json``.
         folders: folders of the runs.
     """
 
@@ -27,7 +27,7 @@ class Group(NamedTuple):
 
     @property
     def goal(self) -> Optional[float]:
-        """Return at which the environment counts as solved, see :func:`~a2c_compiled.environments.goal_of`."""
+        """Return at which the environment counts as solved; None if there is none. See :func:`~a2c_compiled.environments.goal_of`."""
         return goal_of(str(self.config.get("env")), self.config.get("solved_return"))
 
 
@@ -76,7 +76,7 @@ def group_runs(folders: Sequence[Path]) -> List[Group]:
 def names_of(groups: Sequence[Group]) -> List[str]:
     """Returns a distinct name for each group.
 
-    The names are the first of these that are distinct:
+    The names are the first of these that are distinct and not empty:
 
     * the options that differ between the groups, if there are at most three;
     * the name of the deepest folder that contains all runs of the group;
@@ -100,6 +100,7 @@ def names_of(groups: Sequence[Group]) -> List[str]:
 
 
 def _config(folder: Path) -> Dict[str, Any]:
+    """Reads ``config.json`` without checking its fields. Returns an empty dict if the file is missing."""
     file = folder / "config.json"
     if not file.is_file():
         return {}

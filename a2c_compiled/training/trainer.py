@@ -40,17 +40,19 @@ from a2c_compiled.training.log import RunLog
 from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
 
 PATIENCE = 20
-"""Training stops at the first line of the log before which at least this many successive training steps were skipped.
+"""Training stops with an error when a row is logged after at least this many successive skipped training steps.
 
 A training step is skipped if its gradient is not finite."""
 
 NEAR = 0.8
-"""The greedy policy is evaluated once the mean return of training episodes is at least ``goal - NEAR * abs(goal)``."""
+"""The greedy policy is evaluated only if the mean return of training episodes is at least ``goal - NEAR * abs(goal)``.
+
+0.8 is a low bar, because sampled actions may have a far lower return than greedy ones."""
 
 EVALUATION_TRIALS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
-"""Seed and number of episodes of each evaluation that the policy has to pass, in order; see :func:`evaluate`.
+"""Seed and number of episodes of each evaluation that the policy must pass, in order; see :func:`evaluate`.
 
-The first evaluation has few episodes because most policies fail it. The last one guards against 100 lucky starts."""
+The first evaluation has few episodes because most policies fail it. The last evaluation guards against 100 lucky starts."""
 
 
 @dataclass
@@ -83,7 +85,7 @@ class TrainResult:
 def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = None, resume: bool = False) -> TrainResult:
     """Trains until the greedy policy solves the environment, or until ``total_steps`` environment steps.
 
-    The greedy policy is evaluated at a line of the log if the mean return of the last 100 training episodes is near the goal: over 10
+    The greedy policy is evaluated when a row is logged and the mean return of the last 100 training episodes is near the goal: over 10
     episodes, and if their mean return reaches the goal, twice over 100 others. Training ends when all three means reach the goal.
 
     Under torchrun every process calls this function. Each process steps an equal part of the environments.
@@ -91,13 +93,13 @@ def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = N
     Args:
         config: options of the run.
         progress: whether to show a progress bar.
-        folder: folder for ``config.json``, log and checkpoints, which replace those of an earlier run; None writes no files.
+        folder: folder for ``config.json``, log and checkpoints. They replace the files of an earlier run. None writes no files.
         resume: whether to resume from the checkpoint in ``folder``. Without a checkpoint, a new run starts. Processes that torchrun
             restarted always resume.
 
     Raises:
         ValueError: the environment or an option is not valid, or the checkpoint is not readable or has other options.
-        OSError: the last checkpoint cannot be written.
+        OSError: ``config.json``, the log or the last checkpoint cannot be written.
         RuntimeError: another process has ended.
         TrainingDivergedError: the gradients of many successive training steps were not finite.
     """
@@ -138,7 +140,7 @@ class Trainer:
         self.returns: Deque[float] = deque(maxlen=100)
         self.lengths: Deque[float] = deque(maxlen=100)
         self.episodes = 0
-        self._logged = 0, 0.0
+        self._logged = 0, 0.0  # environment steps and seconds at the last logged row
 
     @property
     def steps_per_update(self) -> int:
@@ -152,7 +154,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Wall time in seconds. For a resumed run it includes the time up to its checkpoint."""
+        """Wall time in seconds. For a resumed run, it includes the time before the checkpoint."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def run(self, progress: bool = True, resume: bool = False) -> TrainResult:
@@ -164,7 +166,7 @@ class Trainer:
 
         Raises:
             ValueError: the checkpoint is not readable, has other options, or is not visible to all processes.
-            OSError: the last checkpoint cannot be written.
+            OSError: ``config.json``, the log or the last checkpoint cannot be written.
             RuntimeError: another process has ended.
             TrainingDivergedError: the gradients of many successive training steps were not finite.
         """
@@ -182,10 +184,10 @@ class Trainer:
                 log.say("compiling")
             while not self.is_over():
                 rollout, metrics = self.update()
-                logs = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
-                if not logs and self.processes.world_size > 1:
-                    continue  # the processes exchange stop requests and checkpoint times only at log lines
-                if logs:
+                is_logged = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
+                if not is_logged and self.processes.world_size > 1:
+                    continue  # the processes exchange stop requests and checkpoint times only when a row is logged
+                if is_logged:
                     history.append(self.row(metrics))
                     log.write(history[-1])
                     self.check(rollout)
@@ -202,7 +204,10 @@ class Trainer:
         return TrainResult(self.loss, self.step, history, greedy, steps, self.seconds, first, interrupted)
 
     def _begin(self, resume: bool) -> Optional[int]:
-        """Loads the folder's checkpoint and returns its number of environment steps; for a new run, clears the folder and returns None."""
+        """Prepares the folder. Loads the checkpoint of a resumed run; removes the checkpoints of an earlier run before a new one.
+
+        Returns the number of environment steps of a resumed run, and None for a new run or without a folder.
+        """
         if self.folder is None:
             return None
         resumed = (resume or self.processes.restarts > 0) and has_checkpoint(self.folder)
@@ -219,7 +224,10 @@ class Trainer:
         return self.updates * self.steps_per_update if resumed else None
 
     def update(self) -> Tuple[Rollout, TrainMetrics]:
-        """Collects a rollout and takes a training step. Sets the learning rate, which falls linearly, and updates running statistics."""
+        """Sets the learning rate, which falls linearly, collects a rollout, takes a training step and updates the running statistics.
+
+        Returns the rollout, with scaled rewards, and the metrics of the training step.
+        """
         left = 1.0 - self.updates / self.total_updates
         self.step.lr.fill_(self.config.lr * (self.config.final_lr + (1.0 - self.config.final_lr) * left))
         rollout = self.collector.collect()
@@ -228,12 +236,12 @@ class Trainer:
         metrics = self.step(rollout)
         update_norms(self.loss, rollout.observation, rollout.mask)  # last: rollout and training step use the same statistics
         self.updates += 1
-        if self.updates % EpisodeReturns.KEPT == 0:
-            self._take_episodes()  # the collector drops the episodes of older rollouts
+        if self.updates % EpisodeReturns.MAX_ROLLOUTS == 0:
+            self._take_episodes()  # otherwise the collector would drop the episodes of these rollouts
         return rollout, metrics
 
     def row(self, metrics: TrainMetrics) -> Dict[str, float]:
-        """Returns a row of the log by column."""
+        """Returns the next row of the log, numbers by column, for the ``metrics`` of the last training step."""
         self._take_episodes()
         steps, seconds = self.updates * self.steps_per_update, self.seconds
         reported = {name: value for name, value in metrics._asdict().items() if value is not None}
@@ -260,7 +268,7 @@ class Trainer:
         self.lengths.extend(lengths)
 
     def check(self, rollout: Rollout) -> None:
-        """Checks that training steps are not skipped again and again.
+        """Raises an error if too many successive training steps were skipped.
 
         Args:
             rollout: the last rollout, for the error message.
@@ -277,7 +285,7 @@ class Trainer:
     def is_over(self) -> bool:
         """Returns whether training ends before the next training step.
 
-        The greedy policy is evaluated before the training step, so a resumed run makes the evaluation that was due when it stopped.
+        The greedy policy is evaluated before the training step. If a run stops before this evaluation, the resumed run makes it.
         """
         logged = self.updates % self.config.log_interval == 0
         return self.updates >= self.total_updates or (logged and self.is_solved())
@@ -285,8 +293,7 @@ class Trainer:
     def is_solved(self) -> bool:
         """Returns whether the greedy policy solves the environment. All processes must call this method.
 
-        The policy is evaluated only if the mean return of training episodes is near the goal. ``NEAR`` is wide, because sampled actions
-        may have a far lower return than greedy ones.
+        The policy is evaluated only if the mean return of training episodes is near the goal, see ``NEAR``.
         """
         goal = goal_of(self.config.env, self.config.solved_return)
         if goal is None:
@@ -307,16 +314,16 @@ class Trainer:
             Mean undiscounted return of the episodes.
 
         Raises:
-            ValueError: ``episodes`` is less than 1, or the environment cannot be made.
+            ValueError: ``episodes`` is less than 1, or gymnasium cannot make the environment.
         """
         policy = greedy_policy(self.loss)
         return float(evaluate(policy, self.config.env, episodes, seed, frame_stack=self.config.frame_stack).mean())
 
     def save(self, last: bool = False) -> None:
-        """Writes a checkpoint, if the run has a folder. If it cannot be written, issues a warning.
+        """Writes a checkpoint, if the run has a folder.
 
         Args:
-            last: whether to raise an error instead of the warning.
+            last: whether to raise an error if the checkpoint cannot be written. False issues a warning instead.
 
         Raises:
             OSError: the checkpoint cannot be written, and ``last`` is true.
@@ -371,6 +378,7 @@ class Trainer:
         self._load_own(checkpoint.own)
 
     def _load_own(self, own: Dict[str, Tensor]) -> None:
+        """Restores the state of this process from ``own``, or else issues a warning and begins new episodes."""
         state, num_envs = group_of(own, "collector"), self.collector.envs.num_envs
         try:
             if not state or state["episodes.running"].size(-1) != num_envs:
@@ -380,7 +388,7 @@ class Trainer:
                 self.reward_scale.running.copy_(own["reward_scale.running"])
             set_random_state(group_of(own, "random"), self.device)
         except (CannotResume, RuntimeError) as error:  # RuntimeError: the generator states are those of another device
-            # A new seed, so that the run does not repeat its first episodes and actions.
+            # With the seed of the start, the run would repeat its first episodes and actions.
             seed = self.config.seed + self.config.num_envs * (self.updates + 1) + self.processes.rank * num_envs
             seed_everything(seed)
             self.collector.begin_episodes(seed)
@@ -388,4 +396,5 @@ class Trainer:
 
 
 def _mean(values: Deque[float]) -> float:
+    """Returns the mean, or NaN if there are no values."""
     return float(np.mean(values)) if values else float("nan")

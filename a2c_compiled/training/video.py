@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 
 from a2c_compiled._files import atomic_file
 from a2c_compiled.environments import make_vector
-from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, forget
+from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, reset_policy
 
 MAX_FRAMES = 500
 """Largest number of frames. A longer episode keeps every second frame, or every fourth, and so on, and plays at the same speed."""
 
-SMALLEST, LARGEST = 200, 400
+MIN_SIDE, MAX_SIDE = 200, 400
 """Limits of a frame's longer side, in pixels."""
 
 
@@ -41,14 +41,14 @@ def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION
     """Plays an episode and writes it to ``path``.
 
     Args:
-        policy: chooses the actions.
+        policy: maps observations to actions.
         env_id: name of a gymnasium environment.
-        path: a file that ends in ``.gif``, ``.mp4`` (requires imageio-ffmpeg), or ``.png`` (up to eight frames in one picture).
+        path: file with the ending ``.gif``, ``.mp4`` (requires imageio-ffmpeg), or ``.png`` (up to eight frames in one picture).
         seed: seed of the environment.
         env_options: options of :func:`~a2c_compiled.environments.make_vector`.
 
     Raises:
-        ValueError: the file has another ending, imageio-ffmpeg is not installed, or the environment is unknown or cannot be rendered.
+        ValueError: the file has another ending, imageio-ffmpeg is not installed, or the environment cannot be made or rendered here.
     """
     write = _WRITERS.get(path.suffix)
     if write is None:
@@ -67,7 +67,7 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
     """Plays an episode and returns its frames. Arguments: see :func:`film_episode`.
 
     Raises:
-        ValueError: the environment is unknown or cannot be rendered.
+        ValueError: the environment cannot be made or rendered here.
     """
     envs = make_vector(env_id, 1, "sync", **env_options)
     modes = envs.metadata.get("render_modes") or ["nothing"]
@@ -76,11 +76,11 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
         raise ValueError(
             f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}"
         )
-    _need_no_display()
+    _render_without_display()
     envs = make_vector(env_id, 1, "sync", render_mode="rgb_array", disable_env_checker=True, **env_options)
     frames: List[Image.Image] = []
     stride, total_return = 1, 0.0
-    forget(policy)
+    reset_policy(policy)
     try:
         observation, _ = envs.reset(seed=seed)
         for step in range(MAX_STEPS):
@@ -98,24 +98,27 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
 
 
 def _frame(env_id: str, envs: VectorEnv) -> Image.Image:
-    """Renders the first environment. Scales the frame if its longer side is outside ``SMALLEST`` to ``LARGEST`` pixels."""
+    """Renders the first environment. Scales the frame if its longer side is below ``MIN_SIDE`` or above ``MAX_SIDE`` pixels."""
     try:
         rendered = envs.render()
-    except Exception as error:  # each environment raises errors of its own kind
+    except Exception as error:  # environments raise errors of many types
         raise ValueError(f"env: expected an environment that can be rendered here, got {env_id} ({error})") from error
     pixels = np.asarray(None if rendered is None else rendered[0])
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"env: expected frames of shape [height, width, 3] to film, got {list(pixels.shape)} from {env_id}")
-    image = Image.fromarray((255 * pixels if pixels.dtype.kind == "f" else pixels).astype(np.uint8))
+    if pixels.dtype.kind == "f":
+        pixels = 255 * pixels  # floats are between 0 and 1
+    image = Image.fromarray(pixels.astype(np.uint8))
     side = max(image.size)
-    if side > LARGEST:
-        image.thumbnail((LARGEST, LARGEST))
-    elif side < SMALLEST:
-        image = image.resize([-(-SMALLEST // side) * length for length in image.size], Image.Resampling.NEAREST)
+    if side > MAX_SIDE:
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+    elif side < MIN_SIDE:
+        factor = -(-MIN_SIDE // side)  # rounded up to an integer, so that all pixels become equal squares
+        image = image.resize([factor * length for length in image.size], Image.Resampling.NEAREST)
     return image
 
 
-def _need_no_display() -> None:
+def _render_without_display() -> None:
     """Makes pygame and MuJoCo draw into memory if there is no display."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -123,6 +126,7 @@ def _need_no_display() -> None:
 
 
 def _write_gif(film: Film, path: Path) -> None:
+    """Writes an animation that repeats for ever and shows the last frame for a second."""
     # GIF stores durations in hundredths of a second, and viewers slow down durations below two hundredths.
     milliseconds = max(20, round(film.seconds * 100) * 10)
     # Each frame has its own palette. FASTOCTREE is several times as fast as Pillow's default method.
@@ -147,6 +151,7 @@ def _write_strip(film: Film, path: Path) -> None:
 
 
 def _write_mp4(film: Film, path: Path) -> None:
+    """Writes a video with one frame for each frame of ``film``, at the speed of the environment."""
     import imageio.v3 as imageio
 
     width, height = film.frames[0].size
