@@ -9,7 +9,7 @@ from a2c_compiled._torch_internals import all_reduce_sum
 
 
 def group_name_of(process_group: Optional[object]) -> Optional[str]:
-    """Returns the name of a process group, or None for None. Unlike the group, the name can be copied, pickled and compiled.
+    """Returns the name of a process group; None for None. Unlike the group, its name can be copied, pickled and compiled.
 
     Raises:
         TypeError: ``process_group`` is not a process group.
@@ -23,7 +23,7 @@ def group_name_of(process_group: Optional[object]) -> Optional[str]:
 
 
 def summed_over_processes(tensors: Sequence[Tensor], group_name: str) -> List[Tensor]:
-    """Sums each tensor over the processes of the group, in one all-reduce.
+    """Sums each tensor over the processes of the group, with one all-reduce for all tensors.
 
     Returns:
         New tensors with the shapes and dtypes of ``tensors``.

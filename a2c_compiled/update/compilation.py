@@ -18,7 +18,7 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
     - Large matrix products run in oneDNN. oneDNN uses the full vector width of the processor; MKL may not.
     - ``tanh`` is computed from ``exp``. The error is at most 2 units in the last place.
 
-    Where this version of torch cannot load the pass, a RuntimeWarning is issued and the options do not contain it.
+    If this version of torch cannot load the pass, the function issues a RuntimeWarning and returns the options without the pass.
 
     Args:
         cuda_graph: whether to run the kernels on a CUDA device as one CUDA graph, as ``mode="reduce-overhead"`` does.
@@ -34,7 +34,7 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
 
 @functools.cache
 def _own_pass() -> Dict[str, Any]:
-    """Returns the option that adds the inductor pass, or no option where this version of torch does not support the pass."""
+    """Returns the option that adds the inductor pass, or no option if this version of torch does not support the pass."""
     try:
         # Imported here because inductor takes seconds to import, and only callers that compile need it.
         from a2c_compiled.update.cpu_fusion_pass import Float32OnCpu
@@ -53,8 +53,8 @@ def compiled(
 ) -> Callable[..., Any]:
     """Compiles a copy of ``function`` as one graph (``fullgraph=True``), with :func:`compile_options` and ``options``.
 
-    Torch stores compiled graphs by code object. Each call searches all graphs of its code object, and torch limits their number.
-    The copy therefore has a new code object, so that any number of training steps and policies can be compiled in one process.
+    Torch stores compiled graphs by code object. A call searches all graphs of the called code object, and torch limits their number.
+    The copy has a new code object, so that any number of training steps and policies can be compiled in one process.
     """
     assert isinstance(function, FunctionType)
     copy = FunctionType(

@@ -14,11 +14,12 @@ Match: TypeAlias = Any  # torch._inductor.pattern_matcher.Match
 
 aten = torch.ops.aten
 
-# Measured limits. Below this number of multiplications, oneDNN's longer start costs more than it saves. In a product whose inner
-# dimension is the longest, oneDNN needs at least this many rows and columns to be faster.
+# Measured limits. Below this number of multiplications, the longer start of oneDNN costs more time than its product saves. If the inner
+# dimension of a product is the longest, oneDNN is faster only with at least this many rows and columns.
 _MIN_MULTIPLICATIONS, _MIN_ROWS_AND_COLUMNS = 1 << 21, 8
 
-# For |x| < _NEAR_ZERO: tanh(x) = x + x * x^2 * p(x^2). _POLYNOMIAL holds the coefficients of the polynomial p, highest power first.
+# For |x| < _NEAR_ZERO: tanh(x) = x + x * x^2 * p(x^2). _POLYNOMIAL has the coefficients of the polynomial p, highest power first. Both are
+# those of tanhf in the Cephes library.
 _NEAR_ZERO = 0.625
 _POLYNOMIAL = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 
@@ -28,7 +29,7 @@ _products, _activations = inductor.PatternMatcherPass(), inductor.PatternMatcher
 class Float32OnCpu(_Pass):
     """An inductor pass that replaces float32 matrix products and tanh on a CPU. All instances are equal.
 
-    Torch compares the options of compiled functions. Equal instances let it use one compiled graph for equal options.
+    Torch compares the options of compiled functions. Because all instances are equal, torch reuses one compiled graph for equal options.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -47,6 +48,7 @@ class Float32OnCpu(_Pass):
 
 
 def _is_float32_on_cpu(match: Match) -> bool:
+    """Returns whether the result of the matched operation is a float32 tensor on a CPU."""
     value = match.output_node().meta.get("val")
     return isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype is torch.float32
 
@@ -54,28 +56,31 @@ def _is_float32_on_cpu(match: Match) -> bool:
 # -- Products --
 
 
-# This operator wraps oneDNN's. Inductor uses oneDNN's operator for frozen networks and treats its weights as constants.
-# A module variable holds the library, because the operator is unregistered when the library object is deleted.
+# This operator wraps oneDNN's operator. Inductor would treat the weights of oneDNN's own operator as constants, as in frozen networks.
+# A module variable holds the library, because torch unregisters the operator when the library object is deleted.
 _library = torch.library.Library("a2c_compiled", "FRAGMENT")
 _library.define(
     "product(Tensor left, Tensor right, Tensor? bias, str activation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )
 
 
-def _in_onednn(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
+def _onednn_product(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
+    """Computes ``activation(left @ right + bias)``, with ``left`` of shape ``[rows, inner]`` and ``right`` ``[inner, columns]``."""
     assert onednn_product is not None, "without oneDNN, no product is replaced"
     return onednn_product(left, right.t(), bias, activation, [], "")
 
 
 def _fake_product(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
+    """Returns a tensor with the shape and dtype of the product, for tracing."""
     return left.new_empty(left.size(0), right.size(1))
 
 
-_library.impl("product", _in_onednn, "CPU")
+_library.impl("product", _onednn_product, "CPU")
 torch.library.register_fake("a2c_compiled::product", _fake_product, lib=_library)
 
 
 def _sizes(left: Tensor, right: Tensor) -> Tuple[int, int, int]:
+    """Returns the numbers of rows, of inner entries and of columns, with a hint for a symbolic size."""
     return size_hint(left.size(0)), size_hint(left.size(1)), size_hint(right.size(1))
 
 
@@ -84,17 +89,19 @@ def _pays_off(match: Match) -> bool:
     if not _is_float32_on_cpu(match) or onednn_product is None:
         return False
     rows, inner, columns = _sizes(*(match.kwargs[name].meta["val"] for name in ("left", "right")))
-    long_sums = inner > max(rows, columns)
-    return rows * inner * columns >= _MIN_MULTIPLICATIONS and (
-        not long_sums or ("bias" not in match.kwargs and min(rows, columns) >= _MIN_ROWS_AND_COLUMNS)
-    )
+    if rows * inner * columns < _MIN_MULTIPLICATIONS:
+        return False
+    if inner > max(rows, columns):
+        return "bias" not in match.kwargs and min(rows, columns) >= _MIN_ROWS_AND_COLUMNS
+    return True
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Computes ``left @ right`` in oneDNN.
 
-    Where the inner dimension is the longest, as in the gradient of a weight, oneDNN is faster if the left factor is contiguous along it.
-    The smaller factor becomes the left one, because it is copied. Inductor fuses the copy into the loop that computes the factor.
+    If the inner dimension is the longest, as in the gradient of a weight, oneDNN is faster with a left factor that is contiguous along the
+    inner dimension. The code copies the left factor to make it contiguous. It first swaps the factors if the right one is smaller. Inductor
+    fuses the copy into the loop that computes the factor.
     """
     rows, inner, columns = _sizes(left, right)
     if inner > max(rows, columns):
@@ -150,7 +157,8 @@ def _tanh(x: Tensor) -> Tensor:
 def _replace_tanh(match: Match, x: Any) -> None:
     product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x
     if product.target is torch.ops.a2c_compiled.product.default and len(x.users) == len(product.users) == 1:
-        product.update_arg(3, "tanh")  # oneDNN's tanh is as accurate, and its output is not written and read a second time
+        # Argument 3 is the activation. oneDNN's tanh is as accurate, and saves writing the product to memory and reading it again.
+        product.update_arg(3, "tanh")
         match.output_node().replace_all_uses_with(x)
         match.erase_nodes()
     else:

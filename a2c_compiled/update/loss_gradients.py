@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.losses.a2c import LOSSES
 from a2c_compiled.update.all_reduce import summed_over_processes
-from a2c_compiled.update.minibatches import added, combined, cut, environment_dim, shares
+from a2c_compiled.update.minibatches import combined_losses, environment_dim, split_environments, step_shares, weighted_sum
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
 Derivatives = List[Optional[Tensor]]
-"""One gradient per parameter. None: the losses do not depend on the parameter."""
+"""One gradient per parameter; None for a parameter on which the losses do not depend."""
 
 
 class LossGradients:
     """Computes the losses of a rollout and the gradient of their sum with respect to the parameters.
 
     Args:
-        loss: the loss module. Calls pass the values of its trained parameters; the other parameters and the buffers are read from it.
+        loss: the loss module. Each call passes values of the trained parameters. The module provides the other parameters and the buffers.
         minibatches, autocast: see :class:`~a2c_compiled.TrainStep`.
-        group_name: name of the process group whose processes are combined; None for this process only.
+        group_name: name of the process group over which losses and gradients are combined. None: this process only.
     """
 
     def __init__(self, loss: A2CLoss, minibatches: int, autocast: Optional[torch.dtype], group_name: Optional[str]) -> None:
@@ -34,45 +34,47 @@ class LossGradients:
         """Computes the losses, detached, and one gradient per parameter.
 
         Args:
-            placed: the tensors of ``params`` by every name at which the loss holds them.
+            placed: the tensors of ``params``, by each name under which the loss holds a parameter.
             params: values of the trained parameters, which require grad.
             rollout: the steps to learn from.
-            noise: noise for the sampled entropy, see :meth:`a2c_compiled.A2CLoss.forward`; None draws it.
+            noise: noise for the sampled entropy, see :meth:`a2c_compiled.A2CLoss.forward`. None draws the noise.
 
         Raises:
-            ValueError: ``noise`` is given with several minibatches, or the rollout or the loss does not fit.
+            TypeError, ValueError: see :meth:`a2c_compiled.TrainStep.pure`.
         """
         arguments = as_loss_arguments(rollout._asdict())
         if self.minibatches == 1:
             if noise is not None:
                 arguments["noise"] = noise
-            losses, derivatives = self._of_piece(placed, params, arguments)
+            losses, derivatives = self._losses_and_gradients(placed, params, arguments)
         else:
             if noise is not None:
                 raise ValueError("noise: expected None with several minibatches, since each draws its own noise, got a tensor")
             dim = environment_dim(rollout, self.loss.value_estimator.time_dim, self.minibatches)
-            pieces = cut(self._with_estimates(placed, arguments), dim, self.minibatches)
-            weights = shares(pieces, torch.promote_types(params[0].dtype, torch.float32))
-            parts, part_derivatives = zip(*(self._of_piece(placed, params, piece) for piece in pieces), strict=True)
+            pieces = split_environments(self._with_estimates(placed, arguments), dim, self.minibatches)
+            weights = step_shares(pieces, torch.promote_types(params[0].dtype, torch.float32))
+            results = [self._losses_and_gradients(placed, params, piece) for piece in pieces]
+            piece_losses, piece_derivatives = zip(*results, strict=True)
             gradient_weights = None if self.loss.reduction == "sum" else weights
-            derivatives = [added(terms, gradient_weights) for terms in zip(*part_derivatives, strict=True)]
-            losses = combined(parts, weights, self.loss.reduction)
+            derivatives = [weighted_sum(terms, gradient_weights) for terms in zip(*piece_derivatives, strict=True)]
+            losses = combined_losses(piece_losses, weights, self.loss.reduction)
         if self.group_name is not None:
             return self._over_processes(losses, derivatives, rollout, self.group_name)
         return losses, derivatives
 
     def _with_estimates(self, placed: Dict[str, Tensor], arguments: Dict[str, Any]) -> Dict[str, Any]:
-        """Returns the arguments of the loss, with the advantages and value targets of the whole rollout, shape and dtype of the reward."""
+        """Returns the arguments of the loss, with advantages and value targets that are computed from the whole rollout."""
         placed_in_module = {f"loss.{place}": tensor for place, tensor in placed.items()}
         with self._precision(arguments["reward"].device):
             estimates = torch.func.functional_call(_Estimates(self.loss), placed_in_module, (), arguments, tie_weights=False)
         loss_arguments = {name: arguments[name] for name in ("observation", "action", "sample_log_prob")} | estimates._asdict()
-        del loss_arguments["new_state_value"]
+        del loss_arguments["new_state_value"]  # not an argument of the loss, which calls the critic itself
         return loss_arguments
 
-    def _of_piece(
+    def _losses_and_gradients(
         self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any]
     ) -> Tuple[A2CLosses, Derivatives]:
+        """Calls the loss on ``arguments``. Returns the losses and the gradients of their sum, all detached."""
         with torch.enable_grad():
             with self._precision(params[0].device):
                 losses = torch.func.functional_call(self.loss, placed, (), arguments, tie_weights=False)
@@ -85,7 +87,7 @@ class LossGradients:
         return detached, [None if derivative is None else derivative.detach() for derivative in derivatives]
 
     def _precision(self, device: torch.device) -> ContextManager[Any]:
-        """Returns the autocast context for the networks, or an empty context."""
+        """Returns the autocast context for the networks; without autocast, an empty context."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(device.type, self.autocast, cache_enabled=False)
@@ -95,18 +97,18 @@ class LossGradients:
     ) -> Tuple[A2CLosses, Derivatives]:
         """Combines losses and gradients of all processes.
 
-        Means are averaged with the number of unmasked steps of each process as weight. With ``reduction="sum"``, the losses and gradients
-        are summed.
+        The result is an average, weighted with each process's number of unmasked steps. With ``reduction="sum"``, losses and gradients are
+        summed instead; the other outputs are still averaged.
         """
         grads = [derivative for derivative in derivatives if derivative is not None]
         count = rollout.reward.new_full((), rollout.reward.numel()) if rollout.mask is None else rollout.mask.sum()
         count = count.to(torch.promote_types(grads[0].dtype, torch.float32))
         one = torch.ones_like(count)
-        share = one if self.loss.reduction == "sum" else count
+        weight = one if self.loss.reduction == "sum" else count
         present = [name for name in A2CLosses._fields if getattr(losses, name) is not None]
-        weighted = [getattr(losses, name) * (share if name in LOSSES else count) for name in present]
-        sums = summed_over_processes([*(grad * share for grad in grads), *weighted, count], group_name)
-        total = sums[-1].clamp_min(1)
+        weighted = [getattr(losses, name) * (weight if name in LOSSES else count) for name in present]
+        sums = summed_over_processes([*(grad * weight for grad in grads), *weighted, count], group_name)
+        total = sums[-1].clamp_min(1)  # 0 if every step is masked
         divisor = one if self.loss.reduction == "sum" else total
         named = dict(zip(present, sums[len(grads) : -1], strict=True))
         means = {name: value / (divisor if name in LOSSES else total) for name, value in named.items()}

@@ -1,4 +1,4 @@
-"""Splits a rollout into minibatches of environments, and combines their losses and gradients to those of the whole rollout."""
+"""Splits a rollout into minibatches of environments, and combines the results of the minibatches to results of the whole rollout."""
 
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -10,7 +10,7 @@ from a2c_compiled.losses.a2c import LOSSES
 from a2c_compiled.update.rollout import Rollout
 
 
-def cut(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]:
+def split_environments(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]:
     """Splits tensors, and tuples of tensors, into ``count`` pieces of equal size along ``dim``. None stays None."""
 
     def piece(entry: Any, i: int) -> Any:
@@ -25,7 +25,7 @@ def cut(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]
 
 
 def environment_dim(rollout: Rollout, time_dim: int, count: int) -> int:
-    """Returns the dimension of the environments: the one of the first two that is not ``time_dim``.
+    """Returns the dimension of the environments: 1 if ``time_dim`` is the first dimension of the reward, else 0.
 
     Raises:
         ValueError: the reward has one dimension, or ``count`` does not divide the number of environments.
@@ -41,15 +41,18 @@ def environment_dim(rollout: Rollout, time_dim: int, count: int) -> int:
     return dim
 
 
-def shares(pieces: Sequence[Dict[str, Any]], dtype: torch.dtype) -> List[Tensor]:
-    """Returns for each piece its share of all unmasked steps, as a 0-d tensor of ``dtype``."""
+def step_shares(pieces: Sequence[Dict[str, Any]], dtype: torch.dtype) -> List[Tensor]:
+    """Returns each piece's share of all unmasked steps, as a 0-d tensor of ``dtype``."""
     masks = [torch.ones_like(piece["advantage"]) if piece["mask"] is None else piece["mask"] for piece in pieces]
     counts = torch.stack([mask.sum() for mask in masks]).to(dtype)
     return list((counts / counts.sum().clamp_min(1)).unbind())
 
 
-def added(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]] = None) -> Optional[Tensor]:
-    """Sums the terms that are not None, with ``weights`` if given. Returns None if every term is None."""
+def weighted_sum(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]] = None) -> Optional[Tensor]:
+    """Sums the terms that are not None, each multiplied with its weight. ``weights=None``: all weights are 1.
+
+    Returns None if every term is None.
+    """
     total: Optional[Tensor] = None
     for i, term in enumerate(terms):
         if term is not None:
@@ -58,7 +61,9 @@ def added(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]]
     return total
 
 
-def combined(parts: Sequence[A2CLosses], weights: Sequence[Tensor], reduction: str) -> A2CLosses:
-    """Combines the outputs of the pieces. With ``reduction="sum"`` losses are summed; all other outputs are averages with ``weights``."""
+def combined_losses(parts: Sequence[A2CLosses], weights: Sequence[Tensor], reduction: str) -> A2CLosses:
+    """Combines the outputs of the pieces: averages them with ``weights``. With ``reduction="sum"``, sums the losses instead."""
     entries = zip(A2CLosses._fields, zip(*parts, strict=True), strict=True)
-    return A2CLosses(*(added(terms, None if reduction == "sum" and name in LOSSES else weights) for name, terms in entries))
+    return A2CLosses(
+        *(weighted_sum(terms, None if reduction == "sum" and name in LOSSES else weights) for name, terms in entries)
+    )

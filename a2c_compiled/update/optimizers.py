@@ -13,7 +13,7 @@ from torch.optim.sgd import sgd
 from a2c_compiled._exporting import is_exporting
 
 Slots = Dict[str, List[Tensor]]
-"""Optimizer state by its name in torch.optim (``"square_avg"``, ...): one tensor per parameter, with the parameter's shape and dtype."""
+"""Optimizer state, by the name that torch.optim uses (``"square_avg"``, ...): one tensor per parameter, of its shape and dtype."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class OptimizerRule:
     Attributes:
         function: torch's function, which updates lists of tensors in place.
         defaults: the options of the optimizer with their default values.
-        slots: returns the names of the optimizer state for given options.
-        lists: returns the positional arguments after parameters and gradients, from the optimizer state and the step counts.
-        fixed: keyword arguments that are not options of this library.
+        slots: a function that returns the names of the optimizer state for given options.
+        lists: a function that returns the positional arguments after parameters and gradients, given optimizer state and step counts.
+        fixed: keyword arguments of ``function`` that are not options of this library.
     """
 
     function: Callable[..., None]
@@ -48,18 +48,20 @@ def _adam_rule(function: Callable[..., None], weight_decay: float) -> OptimizerR
         function,
         {"betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": weight_decay},
         lambda options: ("exp_avg", "exp_avg_sq"),
-        lambda slots, steps: [slots["exp_avg"], slots["exp_avg_sq"], [], _exact(steps)],
+        lambda slots, steps: [slots["exp_avg"], slots["exp_avg_sq"], [], _adam_step_counts(steps)],
         {"foreach": False, "fused": False, "amsgrad": False, "maximize": False, "capturable": False},
     )
 
 
-def _exact(steps: List[Tensor]) -> List[Tensor]:
-    """Returns Adam's step counts such that torch computes ``beta ** step`` in float64. In float32, 1 - 0.999 has only four correct digits.
+def _adam_step_counts(steps: List[Tensor]) -> List[Tensor]:
+    """Returns the step counts for torch's Adam, so that it computes ``beta ** step`` in float64 in eager mode and in exported graphs.
 
-    - Under torch.compile the counts are unchanged.
-    - In an exported graph they are float64 tensors.
-    - In eager mode torch reads the counts on the host as Python numbers, unless its flag for compilation is set. Another
-      thread that compiles or exports sets this flag for all threads. Float64 tensors in host memory give the same results in both cases.
+    In float32, 1 - 0.999 has only four correct digits.
+
+    - Under torch.compile, the counts are unchanged.
+    - In an exported graph, they are float64 tensors.
+    - In eager mode, torch reads the counts on the host as Python numbers, unless its flag for compilation is set. Another thread that
+      compiles or exports sets this flag for all threads. Float64 tensors in host memory give the same results in both cases.
     """
     if torch.compiler.is_dynamo_compiling():
         return steps
@@ -91,6 +93,7 @@ RULES: Dict[str, OptimizerRule] = {
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises ValueError if an option is out of range."""
     for name in ("momentum", "alpha", "eps", "weight_decay"):
         if name in options and not options[name] >= 0:
             raise ValueError(f"{name}: expected a number of at least 0, got {options[name]}")
@@ -136,11 +139,11 @@ class FunctionalOptimizer:
 
     @property
     def rule(self) -> OptimizerRule:
-        """The update rule, looked up by name, because the functions of a rule cannot be pickled."""
+        """The update rule. It is looked up by name, because its functions cannot be pickled."""
         return RULES[self.name]
 
     def init(self, params: List[Tensor]) -> Slots:
-        """Returns the optimizer state before the first step: zeros, one tensor per parameter and kind of state."""
+        """Returns the optimizer state before the first step: for each name of the state, one tensor of zeros per parameter."""
         return {slot: [torch.zeros_like(param) for param in params] for slot in self.slots}
 
     def update(
@@ -150,7 +153,7 @@ class FunctionalOptimizer:
 
         Args:
             params: current parameters.
-            grads: one gradient per parameter, of its shape.
+            grads: one gradient per parameter, with the parameter's shape.
             slots: optimizer state.
             step: 0-d, float32: number of steps before this one.
             lr: 0-d, floating point: learning rate.

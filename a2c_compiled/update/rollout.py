@@ -9,23 +9,23 @@ class Rollout(NamedTuple):
     """``T`` steps of ``N`` environments. Every tensor begins with the dimensions ``[T, N]``.
 
     Attributes:
-        observation: ``[T, N, ...]``, the dtype that the networks read: the observation before the action. A tensor or a tuple of tensors.
-        action: ``[T, N]`` or ``[T, N, *event]``, with ``*event`` the shape of one action, the dtype of the distribution's actions.
+        observation: ``[T, N, ...]``, any dtype that the networks accept: the observation before the action, a tensor or a tuple of tensors.
+        action: ``[T, N, *event]``, dtype of the distribution's actions. ``*event`` is the shape of one action and may be empty.
         reward: ``[T, N]``, floating point.
-        next_observation: shape and dtype of ``observation``: the observation after the action. At the end of an episode it is the last
-            observation of that episode, not the first of the next one.
+        next_observation: shape and dtype of ``observation``: the observation after the action. At the end of an episode, it is the last
+            observation of that episode, not the first of the next episode.
         done: ``[T, N]``, bool: the episode terminated or was truncated at this step.
         terminated: ``[T, N]``, bool: the episode terminated at this step.
         log_prob: ``[T, N]``, floating point: log-probability of the action under the policy that took it. V-trace and ``kl_approx`` need
-            it. None: not recorded.
-        state_value: ``[T, N]``, floating point: value of ``observation`` when it was collected. Value clipping needs it.
-            None: not recorded.
+            this entry. None: not recorded.
+        state_value: ``[T, N]``, floating point: the critic's value of ``observation`` when the rollout was collected. Value clipping needs
+            this entry. None: not recorded.
         mask: ``[T, N]``, bool: False leaves the step out of the losses and of standardisation. The step stays in the trace of the value
             estimator. None: all steps count.
-        steps_to_next_obs: ``[T, N]``, integers: number of environment steps from ``observation`` to ``next_observation``. None: 1.
-        group: ``[T, N]``, integers: rewards or advantages are standardised separately within each group. None: one group.
+        steps_to_next_obs: ``[T, N]``, integer dtype: number of environment steps from ``observation`` to ``next_observation``. None: 1.
+        group: ``[T, N]``, integer dtype: index of the group within which rewards or advantages are standardised. None: one group.
 
-    This layout fits the default ``time_dim=-2`` of the value estimator. With another ``time_dim``, the time dimension is elsewhere.
+    This layout fits the default ``time_dim=-2`` of the value estimator. With another ``time_dim``, time is that dimension.
     """
 
     observation: Tensor

@@ -20,8 +20,8 @@ from a2c_compiled.update.rollout import Rollout
 class TrainMetrics(NamedTuple):
     """The metrics of one training step: 0-d float tensors, detached. :meth:`TrainStep.many` returns them as ``[K]``.
 
-    ``grad_norm`` is the 2-norm of the gradient of all parameters, before clipping. The other fields are those of
-    :class:`~a2c_compiled.A2CLosses`; a field is None where the loss does not compute it.
+    ``grad_norm`` is the 2-norm of the gradient of all parameters, before clipping. The other fields are the fields of
+    :class:`~a2c_compiled.A2CLosses`; a field is None if the loss does not compute it.
     """
 
     loss_objective: Optional[Tensor]
@@ -39,7 +39,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         params: the trained parameters, in the order of ``TrainStep.parameter_names``, with the parameters' shapes and dtypes.
-        slots: optimizer state by its name in torch.optim: one tensor per parameter, with the parameter's shape and dtype.
+        slots: optimizer state, by the name that torch.optim uses: one tensor per parameter, with the parameter's shape and dtype.
         step: 0-d, float32: number of optimizer steps so far. A skipped step does not count.
     """
 
@@ -62,12 +62,12 @@ class TrainStep(CoefficientModule):
         g = g * min(1, max_grad_norm / (norm(g) + 1e-6))
         p, s = optimizer(p, g, s, lr)
 
-    A loss that is switched off is left out of the sum. As in torch.optim, a parameter that the losses do not depend on is not changed,
-    also not by weight decay.
+    A loss that is switched off is left out of the sum. As in torch.optim, a parameter on which the losses do not depend is not changed,
+    not even by weight decay.
 
-    If the gradient contains NaN or infinity, the call changes neither parameters nor optimizer state. ``step.skipped`` counts these calls.
-    ``step.skipped_in_a_row`` counts those since the last successful one. Buffers that networks update themselves, such as running
-    statistics, are not protected.
+    If the norm of the gradient is NaN or infinite, the update is skipped: parameters and optimizer state do not change. ``step.skipped``
+    counts the skipped updates, and ``step.skipped_in_a_row`` those since the last successful update. A skipped update may still change
+    buffers that networks update themselves, such as running statistics.
 
     ``state_dict`` contains ``lr``, the counters ``step_count``, ``skipped`` and ``skipped_in_a_row``, the parameters and coefficients of
     the loss (``loss.*``) and the optimizer state (``optimizer_state.<name of the state>.<parameter name>``).
@@ -81,7 +81,7 @@ class TrainStep(CoefficientModule):
         max_grad_norm: upper limit of the 2-norm of the gradient of all parameters together. None: no clipping.
         compile: True: run as one graph (``torch.compile(fullgraph=True)``). False: run in eager mode.
         dynamic: as in ``torch.compile``. None: compile for the first shape; at a second shape, compile once more for all shapes.
-        skip_nonfinite: whether to skip an update whose gradient is not finite, as described above.
+        skip_nonfinite: whether to skip an update whose gradient is not finite, as described above. False writes NaN to the parameters.
         minibatches: number of equal parts into which the environments of the rollout are split. The gradients of the parts add up to the
             gradient of the whole rollout, with the memory of one part. Advantages are computed before the split, for the whole rollout.
             ``explained_variance`` is the average over the parts.
@@ -98,8 +98,8 @@ class TrainStep(CoefficientModule):
     Raises:
         TypeError: ``loss`` is not an :class:`~a2c_compiled.A2CLoss`, ``optimizer`` is not a string, ``lr`` is neither a number nor a
             tensor, ``minibatches`` is not an integer, ``process_group`` is not a process group, or the optimizer has no such option.
-        ValueError: an unknown optimizer, a number out of range, a loss with ``reduction="none"``, a loss without a parameter that requires
-            grad, an ``autocast`` that is not half precision, or ``cuda_graph`` without ``compile`` or without parameters on a CUDA device.
+        ValueError: ``optimizer`` is unknown, a number is out of range, ``loss`` has ``reduction="none"`` or no parameter that requires
+            grad, ``autocast`` is not half precision, or ``cuda_graph`` is True without ``compile`` or without parameters on a CUDA device.
     """
 
     lr: Tensor
@@ -143,8 +143,8 @@ class TrainStep(CoefficientModule):
         for slot, tensors in self.optimizer.init(params).items():
             for name, tensor in zip(self.parameter_names, tensors, strict=True):
                 _add_buffer(self.optimizer_state, f"{slot}.{name}", tensor)
-        # Counters are float32, as in torch.optim. Like coefficients they keep float32 when the module is converted: bfloat16 cannot
-        # count beyond 256.
+        # Counters are float32, as in torch.optim. CoefficientModule keeps their dtype when the module is converted, because bfloat16
+        # cannot count beyond 256.
         for counter in _COUNTERS:
             self.register_buffer(counter, torch.zeros(()))
         for name, buffer in self._buffers.items():
@@ -161,6 +161,7 @@ class TrainStep(CoefficientModule):
         self._make_calls()
 
     def _make_calls(self) -> None:
+        """Sets the functions that :meth:`forward` and :meth:`many` call: compiled, or in eager mode."""
         self._run: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update
         self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
         self._tracing: ContextManager[Any] = nullcontext()
@@ -170,7 +171,7 @@ class TrainStep(CoefficientModule):
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
 
     def __getstate__(self) -> Dict[str, Any]:
-        """Leaves out the compiled functions, which cannot be copied or pickled. The copy compiles again."""
+        """Leaves out the compiled functions, which cannot be copied or pickled. A copy of the step compiles again."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_run", "_run_many", "_tracing")}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
@@ -187,14 +188,15 @@ class TrainStep(CoefficientModule):
     ) -> Tuple[TrainState, TrainMetrics]:
         """Computes one update as a pure function: returns the new state and the metrics, and changes no tensor in place.
 
-        Exceptions: buffers that a network updates in its own ``forward``, and the statistics of ``advantage_norm`` in training mode.
+        Two kinds of buffers still change in place: buffers that a network updates in its own ``forward``, and the statistics of
+        ``advantage_norm`` in training mode.
 
         Args:
-            state: parameters, which must require grad, optimizer state and step count. :meth:`state` returns the present ones.
+            state: parameters, which must require grad, optimizer state and step count. :meth:`state` returns the present state.
             rollout: ``[T, N, ...]``, the steps to learn from. Dtypes: see :class:`~a2c_compiled.Rollout`.
             lr: 0-d, floating point: learning rate.
             noise: ``[samples_mc_entropy, T, N, ...]``, floating point: noise for the sampled entropy, see
-                :meth:`a2c_compiled.A2CLoss.forward`. None draws it.
+                :meth:`a2c_compiled.A2CLoss.forward`. None draws the noise.
 
         Returns:
             The new :class:`TrainState` and the :class:`TrainMetrics`.
@@ -208,7 +210,7 @@ class TrainStep(CoefficientModule):
         placed = {place: named[name] for place, name in self._places}
         gradients = LossGradients(self.loss, self.minibatches, self.autocast, self._group_name)
         losses, derivatives = gradients(placed, state.params, rollout, noise)
-        # As in torch.optim, a parameter without a gradient is not changed, also not by weight decay.
+        # As in torch.optim, a parameter without a gradient is not changed, not even by weight decay.
         used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         grads = [derivative for derivative in derivatives if derivative is not None]
         grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
@@ -219,10 +221,11 @@ class TrainStep(CoefficientModule):
         with torch.no_grad():
             new_state = self._optimized(state, used, grads, lr)
             if self.skip_nonfinite:
-                new_state = _chosen(grad_norm.isfinite(), new_state, state)
+                new_state = _state_where(grad_norm.isfinite(), new_state, state)
         return new_state, TrainMetrics(*losses, grad_norm)
 
     def _optimized(self, state: TrainState, used: List[int], grads: List[Tensor], lr: Tensor) -> TrainState:
+        """Takes an optimizer step for the parameters at the indices ``used``; the other parameters and their state are unchanged."""
         used_slots = {slot: [tensors[i] for i in used] for slot, tensors in state.slots.items()}
         new_params, new_slots, step = self.optimizer.update([state.params[i] for i in used], grads, used_slots, state.step, lr)
         params, slots = list(state.params), {slot: list(tensors) for slot, tensors in state.slots.items()}
@@ -244,7 +247,7 @@ class TrainStep(CoefficientModule):
             rollout: ``[T, N, ...]``. Dtypes: see :class:`~a2c_compiled.Rollout`.
 
         Returns:
-            Metrics: 0-d float tensors, detached.
+            The metrics: 0-d float tensors, detached.
 
         Raises:
             TypeError: ``rollout`` is not a :class:`~a2c_compiled.Rollout`, or a dtype is wrong.
@@ -262,7 +265,7 @@ class TrainStep(CoefficientModule):
             rollouts: ``[K, T, N, ...]``: ``K`` rollouts, stacked, ``K`` at least 1. Dtypes: see :class:`~a2c_compiled.Rollout`.
 
         Returns:
-            Metrics of every update: ``[K]``, float, detached.
+            The metrics of all updates: float tensors ``[K]``, detached.
 
         Raises:
             TypeError, ValueError: see :meth:`forward`.
@@ -272,6 +275,7 @@ class TrainStep(CoefficientModule):
 
     @contextmanager
     def _calling(self, rollout: Rollout) -> Iterator[None]:
+        """Context of a call: checks the type of ``rollout``, and clears the autocast cache afterwards."""
         if not isinstance(rollout, Rollout):
             raise TypeError(f"rollout: expected a Rollout, got {type(rollout).__name__}")
         with self._tracing:
@@ -286,15 +290,15 @@ class TrainStep(CoefficientModule):
         return metrics
 
     def _update_many(self, rollouts: Rollout) -> TrainMetrics:
-        state = held = self.state()
+        state = old_state = self.state()
         metrics: List[TrainMetrics] = []
         for k in range(rollouts.reward.size(0)):
             rollout = Rollout(*(_selected(entry, k) for entry in rollouts))
             if k > 0:
                 state = state._replace(params=[param.detach().requires_grad_() for param in state.params])
-            state, latest = self.pure(state, rollout, self.lr)
-            metrics.append(latest)
-        self._write(held, state, [latest.grad_norm for latest in metrics])
+            state, update_metrics = self.pure(state, rollout, self.lr)
+            metrics.append(update_metrics)
+        self._write(old_state, state, [update_metrics.grad_norm for update_metrics in metrics])
         return TrainMetrics(*map(_stacked, zip(*metrics, strict=True)))
 
     @torch.no_grad()
@@ -321,34 +325,37 @@ _COUNTERS = ("step_count", "skipped", "skipped_in_a_row")
 
 
 def _stacked(parts: Sequence[Any]) -> Any:
+    """Stacks one metric of all updates; None if the loss does not compute it."""
     return None if parts[0] is None else torch.stack(list(parts))
 
 
 def _selected(entry: Any, k: int) -> Any:
+    """Returns entry ``k`` of a tensor, or of each tensor in a tuple; None for None."""
     if isinstance(entry, tuple):
         return tuple(_selected(part, k) for part in entry)
     return None if entry is None else entry[k]
 
 
-def _chosen(condition: Tensor, new_state: TrainState, old_state: TrainState) -> TrainState:
-    """Returns ``new_state`` where ``condition``, a 0-d bool tensor, is true, else ``old_state``, without reading the device on the host."""
+def _state_where(condition: Tensor, new_state: TrainState, old_state: TrainState) -> TrainState:
+    """Returns ``new_state`` if ``condition``, a 0-d bool tensor, is true, else ``old_state``. The host does not read ``condition``."""
 
-    def choose(new: Tensor, old: Tensor) -> Tensor:
+    def select(new: Tensor, old: Tensor) -> Tensor:
         return new if new is old else torch.where(condition, new, old.detach())
 
-    params = [choose(*pair) for pair in zip(new_state.params, old_state.params, strict=True)]
+    params = [select(*pair) for pair in zip(new_state.params, old_state.params, strict=True)]
     slots = {
-        slot: [choose(*pair) for pair in zip(new, old_state.slots[slot], strict=True)] for slot, new in new_state.slots.items()
+        slot: [select(*pair) for pair in zip(new, old_state.slots[slot], strict=True)] for slot, new in new_state.slots.items()
     }
-    return TrainState(params, slots, choose(new_state.step, old_state.step))
+    return TrainState(params, slots, select(new_state.step, old_state.step))
 
 
 def _tensors(state: TrainState) -> List[Tensor]:
+    """Returns all tensors of ``state``, in an order that is the same for every state of one training step."""
     return [*state.params, *(tensor for tensors in state.slots.values() for tensor in tensors), state.step]
 
 
 def _add_buffer(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Registers a buffer under a dotted name. The ``state_dict`` then names optimizer state after its parameters."""
+    """Registers a buffer under a dotted name, so that ``state_dict`` names optimizer state after the parameters."""
     *path, last = name.split(".")
     for head in path:
         if head not in module._modules:
