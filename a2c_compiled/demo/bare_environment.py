@@ -1,4 +1,4 @@
-"""A Python environment without torch, in which the demo shows that exported files do not need it."""
+"""A Python environment without torch, in which the demo shows that exported files do not need torch."""
 
 import os
 import sysconfig

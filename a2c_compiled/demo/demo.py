@@ -25,11 +25,14 @@ from a2c_compiled.training.trainer import train
 from a2c_compiled.update import Rollout, TrainStep
 
 EPISODES = 100
+"""Number of episodes that each exported policy plays."""
+
 GOAL = goal_of(TrainConfig.env) or 0.0
+"""Mean episode return at which the environment counts as solved."""
 
 
 class DemoError(Exception):
-    """A result of the demo is not the expected one: a seed is not solved, an exported file differs from torch, or a script failed."""
+    """The demo has an unexpected result: a seed did not solve the environment, an exported file differs from torch, or a script failed."""
 
 
 class Findings(NamedTuple):
@@ -74,8 +77,8 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
         Path of the report.
 
     Raises:
-        DemoError: a seed did not solve the environment, a file differs from eager mode, the exported policy has another return than the
-            policy in torch, or a script failed.
+        DemoError: a seed did not solve the environment with or without torch, a file differs from eager mode, an exported policy has
+            another return than the policy in torch, or a script failed.
     """
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -164,7 +167,7 @@ def play_exported(python: Path, policy: Path) -> float:
 
 
 def learn_exported(python: Path, folder: Path, seed: int) -> Dict[str, Any]:
-    """Trains new networks with the interpreter ``python`` and a training step exported to ``folder``.
+    """Exports a training step with new networks to ``folder``, and trains the networks with the interpreter ``python``.
 
     Returns:
         The last JSON line that ``learn_policy.py`` printed: ``return``, ``steps``, ``seconds``, ``solved``.
@@ -178,7 +181,11 @@ def learn_exported(python: Path, folder: Path, seed: int) -> Dict[str, Any]:
 
 
 def _run(python: Path, script: Path, *arguments: Any) -> Any:
-    """Runs a script and returns the JSON in the last line that it prints."""
+    """Runs a script and returns the JSON value in the last line that the script prints.
+
+    Raises:
+        DemoError: the exit status of the script is not 0.
+    """
     process = subprocess.run([python, script, *arguments], capture_output=True, text=True)
     if process.returncode:
         error_lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
@@ -195,7 +202,11 @@ def time_steps(shapes: Sequence[Tuple[int, int]]) -> List[StepTiming]:
 
 
 def time_step(start: TrainStep, exported: Path, num_steps: int, num_envs: int) -> StepTiming:
-    """Measures one training step of each mode, after comparing the metrics of the mode with those of eager mode."""
+    """Measures one training step in each mode, after comparing the metrics of each mode with the metrics of eager mode.
+
+    Raises:
+        AssertionError: the metrics differ.
+    """
     rollout = random_rollout(num_steps, num_envs)
     eager, compiled = (TrainStep(make_loss(TrainConfig(device="cpu")), compile=mode, dynamic=False) for mode in (False, True))
     for step in (eager, compiled):
@@ -244,7 +255,7 @@ def timing_table(timings: Sequence[StepTiming]) -> List[str]:
 
 
 def failed_checks(findings: Findings) -> List[str]:
-    """Returns one line for each result that is not the expected one."""
+    """Returns one line for each unexpected result."""
     results, deployed = findings.results, findings.deployed
     failures = [
         f"seed {seed}: expected a mean episode return of at least {GOAL:g}, got {result.greedy_return:.1f}"

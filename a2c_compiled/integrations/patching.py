@@ -4,14 +4,15 @@ from types import TracebackType
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
 Place = Tuple[Any, str]
+"""A class or module, and the name of its attribute."""
 
 
 class Acceleration:
-    """An active acceleration and its counters. As a context manager, it ends at the end of the ``with`` block.
+    """An acceleration and its counters. As a context manager, the acceleration ends at the end of the ``with`` block.
 
     Attributes:
         calls: number of calls that this library computed.
-        fallbacks: by reason, number of calls that the replaced function computed instead.
+        fallbacks: by reason, number of calls that the original function computed instead.
     """
 
     def __init__(self, replacement: "Replacement") -> None:
@@ -44,7 +45,7 @@ class Replacement:
         self._active: List[Acceleration] = []
 
     def begin(self) -> Acceleration:
-        """Starts an acceleration. The first one replaces the attributes."""
+        """Starts an acceleration. The first acceleration replaces the attributes."""
         if not self._active:
             self._originals = {(owner, name): getattr(owner, name) for owner, name in self._functions}
             for (owner, name), make in self._functions.items():
@@ -53,26 +54,27 @@ class Replacement:
         return self._active[-1]
 
     def end(self, acceleration: Acceleration) -> None:
-        """Ends one acceleration. The last one restores the attributes. An acceleration that has ended is ignored."""
+        """Ends one acceleration. The end of the last one restores the attributes. Does nothing if the acceleration has already ended."""
         if acceleration in self._active:
             self._active.remove(acceleration)
             if not self._active:
-                self._put_back()
+                self._restore_attributes()
 
     def end_all(self) -> None:
         """Ends every acceleration and restores the attributes."""
         if self._active:
             self._active.clear()
-            self._put_back()
+            self._restore_attributes()
 
     def count(self, reason: Optional[str]) -> None:
-        """Counts a call in every active acceleration: as a fallback for ``reason``, or, if that is None, as a call of this library."""
+        """Counts a call in every active acceleration: as a fallback for ``reason``, or if ``reason`` is None, as a call of this library."""
         for acceleration in self._active:
             if reason is None:
                 acceleration.calls += 1
             else:
                 acceleration.fallbacks[reason] = acceleration.fallbacks.get(reason, 0) + 1
 
-    def _put_back(self) -> None:
+    def _restore_attributes(self) -> None:
+        """Sets every replaced attribute to its original value."""
         for (owner, name), original in self._originals.items():
             setattr(owner, name, original)

@@ -11,7 +11,7 @@ from torch import nn
 
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Distribution, Normal
 from a2c_compiled.estimators import GAE
-from a2c_compiled.integrations.stable_baselines3.observations import preprocessing, raw
+from a2c_compiled.integrations.stable_baselines3.observations import environment_to_model, preprocessing
 from a2c_compiled.integrations.stable_baselines3.policy_networks import Clipped, Floating, Network, PredictPolicy
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import discrete_distribution_for
@@ -26,7 +26,7 @@ _COMPUTATIONS = (
     "_get_action_dist_from_latent",
     "_predict",
 )
-_SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect; SB3 has no lower bound of the scale
+_MIN_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect, because SB3 has no lower bound of the scale
 
 
 class FromSB3(NamedTuple):
@@ -50,10 +50,11 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
     - Actions of a Box are clipped to its bounds.
     - Other wrappers, such as ``VecFrameStack``, are not part of the policy.
 
-    The **loss** takes the data that the model's networks see: observations after normalisation and with the channels first, rewards after
-    ``VecNormalize``, and actions before clipping. Actions are ``[T, N]``, those of a Box ``[T, N, dim]``. Its coefficients are the model's
-    ``gamma``, ``gae_lambda``, ``ent_coef`` and ``vf_coef``; for a policy without its algorithm they are SB3's defaults of A2C. With a
-    given ``advantage``, losses and gradients equal those of SB3's A2C. If the loss computes the advantage, there are two differences:
+    The **loss** takes the data on which the model trains: observations after normalisation and with the channels first, rewards after
+    ``VecNormalize``, and actions before clipping. Discrete actions have shape ``[T, N]``, all others ``[T, N, dim]``. The coefficients of
+    the loss are the model's ``gamma``, ``gae_lambda``, ``ent_coef`` and ``vf_coef``; for a policy without its algorithm, they are SB3's
+    defaults of A2C. With a given ``advantage``, losses and gradients equal those of SB3's A2C. If the loss computes the advantage, there
+    are two differences:
 
     - The estimator bootstraps truncated steps. Do not add the terminal value to their rewards, as SB3's rollout collection does.
     - ``normalize_advantage`` becomes ``average_gae``: advantages are standardised over the whole rollout, not over a minibatch, and the
@@ -73,24 +74,27 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
         :class:`FromSB3`: ``policy`` and ``loss``.
 
     Raises:
-        TypeError: the model is not an A2C, a PPO or the policy of one, or its policy overrides the computation (recurrent, masked or
-            custom policies).
+        TypeError: ``model`` is not an A2C, a PPO or the policy of one of them, or the policy overrides the computation (recurrent, masked
+            or custom policies).
         ValueError: the observation or action space is not supported, or ``use_sde`` is True.
     """
     policy = _checked_policy(model)
     space = policy.observation_space
     preprocess = preprocessing(space, policy.normalize_images)
     distribution = _distribution(policy)
-    hidden, shape = policy.mlp_extractor, list(space.shape or ())
-    actor = Network(shape, preprocess, policy.pi_features_extractor, hidden.policy_net, _actor_head(policy))
-    critic = Network(shape, preprocess, policy.vf_features_extractor, hidden.value_net, policy.value_net)
+    extractor, shape = policy.mlp_extractor, list(space.shape or ())
+    actor = Network(shape, preprocess, policy.pi_features_extractor, extractor.policy_net, _actor_head(policy))
+    critic = Network(shape, preprocess, policy.vf_features_extractor, extractor.value_net, policy.value_net)
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
     env = None if algorithm is None else algorithm.get_vec_normalize_env()
-    greedy = PredictPolicy(raw(space, env), actor, distribution, _bounds(policy.action_space)).to(policy.device)
+    greedy = PredictPolicy(environment_to_model(space, env), actor, distribution, _bounds(policy.action_space)).to(
+        policy.device
+    )
     return FromSB3(greedy, _loss(algorithm, actor, critic, distribution))
 
 
 def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPolicy:
+    """Returns the policy of ``model``. Raises the errors of :func:`from_sb3` if the policy is not supported."""
     if not isinstance(model, (A2C, PPO, ActorCriticPolicy)):
         raise TypeError(f"model: expected an A2C, a PPO or an ActorCriticPolicy, got {type(model).__name__}")
     policy = model if isinstance(model, ActorCriticPolicy) else model.policy
@@ -110,16 +114,18 @@ def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPol
 
 
 def _distribution(policy: ActorCriticPolicy) -> Distribution:
+    """Returns this library's distribution for the action space of ``policy``."""
     space = policy.action_space
     if isinstance(space, spaces.Box):
-        return Normal(policy.log_std.numel(), scale_mapping="exp", scale_lb=_SMALLEST_SCALE)
-    choices = discrete_distribution_for(space)
-    if choices is None:
+        return Normal(policy.log_std.numel(), scale_mapping="exp", scale_lb=_MIN_SCALE)
+    distribution = discrete_distribution_for(space)
+    if distribution is None:
         raise ValueError(f"model: expected a Box, Discrete, MultiDiscrete or MultiBinary action space, got {space}")
-    return choices
+    return distribution
 
 
 def _actor_head(policy: ActorCriticPolicy) -> nn.Module:
+    """Returns the last layer of the actor. For a Box, a second layer appends the parameter ``log_std`` to the output."""
     if not isinstance(policy.action_space, spaces.Box):
         return policy.action_net
     scale = AddStateIndependentNormalScale(policy.log_std.numel())
@@ -128,12 +134,14 @@ def _actor_head(policy: ActorCriticPolicy) -> nn.Module:
 
 
 def _bounds(space: spaces.Space) -> nn.Module:
+    """Returns the module that maps actions of the distribution to actions that ``model.predict`` returns."""
     if isinstance(space, spaces.Box):
         return Clipped(space)
     return Floating() if isinstance(space, spaces.MultiBinary) else nn.Identity()
 
 
 def _loss(algorithm: Optional[Union[A2C, PPO]], actor: nn.Module, critic: nn.Module, distribution: Distribution) -> A2CLoss:
+    """Returns the loss with the coefficients of ``algorithm``; None: with SB3's defaults of A2C."""
     if algorithm is None:
         return A2CLoss(actor, critic, distribution, GAE(0.99, 1.0), 0.0, 0.5, "l2")
     estimator = GAE(algorithm.gamma, algorithm.gae_lambda, average_gae=algorithm.normalize_advantage)

@@ -55,16 +55,20 @@ class ChannelsFirst(nn.Module):
         self.shape = list(shape)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Returns ``observation`` or a view of it. The shape is not checked here; the networks check it."""
+        """Returns ``observation`` or a view of ``observation``. The networks check the shape of the result."""
         if list(observation.shape[-3:]) == self.shape:
             return observation
         return observation.movedim(-1, -3)
 
 
-def raw(space: spaces.Space, env: Optional[VecNormalize]) -> nn.Sequential:
+def environment_to_model(space: spaces.Space, env: Optional[VecNormalize]) -> nn.Sequential:
     """Returns a module that maps an observation of the environment to an observation in the model's ``space``."""
-    steps: List[nn.Module] = [ChannelsFirst(space.shape)] if is_image_space(space) and space.shape else []
-    return nn.Sequential(*steps, *([Normalized(env)] if env is not None and env.norm_obs else []))
+    steps: List[nn.Module] = []
+    if is_image_space(space) and space.shape:
+        steps.append(ChannelsFirst(space.shape))
+    if env is not None and env.norm_obs:
+        steps.append(Normalized(env))
+    return nn.Sequential(*steps)
 
 
 def preprocessing(space: spaces.Space, normalize_images: bool) -> nn.Module:

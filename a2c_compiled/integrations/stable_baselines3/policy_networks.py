@@ -44,7 +44,7 @@ class Network(nn.Module):
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """Returns a module with the same parameters that TorchScript can compile. SB3 stores sizes as numpy integers; here they are ints."""
+    """Returns a module that TorchScript can compile, with the same parameters: SB3 stores sizes as numpy integers, the result as ints."""
     if type(module) is FlattenExtractor:
         return nn.Flatten()
     if type(module) is nn.Sequential:

@@ -16,7 +16,7 @@ Compute = Callable[[RolloutBuffer, Tensor, np.ndarray], None]
 
 
 def accelerate() -> Acceleration:
-    """Replaces ``RolloutBuffer.compute_returns_and_advantage`` with one kernel: for A2C, PPO, and every buffer that inherits the method.
+    """Replaces ``RolloutBuffer.compute_returns_and_advantage`` with one kernel, for A2C, PPO, and every buffer that inherits the method.
 
     >>> with accelerate() as acceleration:
     ...     model.learn(100_000)
@@ -25,8 +25,8 @@ def accelerate() -> Acceleration:
     Advantages and returns equal those of Stable-Baselines3 within float32 rounding, with one exception: a NaN in one episode does not
     spread to the episode before it. Every nonzero number in ``episode_starts`` marks the start of an episode.
 
-    If the dtypes or shapes of a buffer are not those of Stable-Baselines3, the original method computes the advantages, and the call is
-    counted in ``fallbacks``.
+    If the dtypes or shapes of a buffer are not those of Stable-Baselines3, if gamma or lambda is not a number, or if the C++ kernels were
+    not built, the original method computes the advantages, and the call counts in ``fallbacks``.
 
     Returns:
         :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from now on. Calls may be nested and repeated. The
@@ -41,6 +41,8 @@ def restore() -> None:
 
 
 def _replaced(original: Compute) -> Compute:
+    """Returns a method that calls the kernel if it supports the buffer, and ``original`` otherwise."""
+
     @wraps(original)
     def compute_returns_and_advantage(self: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> None:
         reason = _fallback_reason(self, last_values, dones)
@@ -73,17 +75,19 @@ def _fallback_reason(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarr
 
 
 def _is_plain(array: Any, shape: tuple[int, int]) -> bool:
+    """Returns whether ``array`` is a contiguous, writable float32 array of ``shape``."""
     return type(array) is np.ndarray and array.dtype == np.float32 and array.shape == shape and array.flags.carray
 
 
 def _compute(buffer: RolloutBuffer, last_values: Tensor, dones: np.ndarray) -> None:
+    """Writes advantages and returns to ``buffer``."""
     next_values = np.empty_like(buffer.values)
     next_values[:-1], next_values[-1] = buffer.values[1:], last_values.cpu().numpy().reshape(-1)
     ends = np.empty(buffer.values.shape, np.bool_)
     np.not_equal(buffer.episode_starts[1:], 0.0, out=ends[:-1])
     ends[-1] = dones
     rewards, done = torch.from_numpy(buffer.rewards), torch.from_numpy(ends)
-    # Calls the kernel directly: at 8 environments and 5 steps, the checks and the dispatch of the public function take as long as it does.
+    # Calls the kernel directly: with 8 environments and 5 steps, checks and dispatch of the public function take as long as the kernel.
     cpu_scan.run(
         scan_forms.GAE,
         (operand("gamma", buffer.gamma, rewards), operand("lmbda", buffer.gae_lambda, rewards)),

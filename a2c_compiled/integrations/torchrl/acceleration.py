@@ -25,7 +25,7 @@ def accelerate() -> Acceleration:
     >>> acceleration.calls, acceleration.fallbacks
 
     - Functions of ``torchrl.objectives.value.functional``: one kernel for the forward pass and one for the backward pass, instead of a
-      Python loop or a convolution. Names that other modules have imported before this call are replaced too.
+      Python loop or a convolution. The functions are also replaced in modules that imported them by name before this call.
     - Value network of every estimator: one call for observations and next observations, instead of ``vmap`` over TensorDicts. One
       call requires a network of layers that accept any number of leading dimensions.
     - ``A2CLoss``: networks that already hold the loss's parameters are called without swapping the parameters first.
@@ -33,8 +33,8 @@ def accelerate() -> Acceleration:
     Results and gradients equal TorchRL's within rounding. Results differ where TorchRL's are wrong: gradients with respect to gamma in the
     vectorised functions, gamma = 0, NaN after the end of an episode, and sums in half precision.
 
-    Calls that this library does not support run TorchRL's function, and are counted in ``fallbacks``. Code that torch.compile traces is
-    not counted, and keeps TorchRL's vectorised functions.
+    For calls that this library does not support, TorchRL's function runs, and the call counts in ``fallbacks``. Calls that torch.compile
+    traces are not counted; in them, TorchRL's vectorised functions and network calls are not replaced.
 
     Returns:
         :class:`~a2c_compiled.integrations.patching.Acceleration`, which counts from now on. Calls may be nested and repeated. TorchRL's
@@ -48,22 +48,22 @@ def restore() -> None:
     _replacement.end_all()
 
 
-class _Everywhere(Replacement):
+class _ReplacementInAllModules(Replacement):
     """A replacement that also replaces functions in every module that has imported them by name."""
 
     def begin(self) -> Acceleration:
         if not self._active:
             self._functions = dict(_METHODS)
-            self._functions.update({(module, name): _FUNCTIONS.__getitem__ for module, name, _ in _holders(_FUNCTIONS)})
+            self._functions.update({(module, name): _FUNCTIONS.__getitem__ for module, name, _ in _references(_FUNCTIONS)})
         return super().begin()
 
-    def _put_back(self) -> None:
-        super()._put_back()
-        for module, name, function in _holders(_ORIGINALS):  # modules that imported a replacement while it was active
+    def _restore_attributes(self) -> None:
+        super()._restore_attributes()
+        for module, name, function in _references(_ORIGINALS):  # modules that imported a replacement while it was active
             setattr(module, name, _ORIGINALS[function])
 
 
-def _holders(functions: Dict[Function, Function]) -> Iterator[Tuple[ModuleType, str, Function]]:
+def _references(functions: Dict[Function, Function]) -> Iterator[Tuple[ModuleType, str, Function]]:
     """Yields the module, the name and the function for each name in an imported module that refers to one of ``functions``."""
     by_id = {id(function): function for function in functions}
     for module in list(sys.modules.values()):
@@ -74,6 +74,7 @@ def _holders(functions: Dict[Function, Function]) -> Iterator[Tuple[ModuleType, 
 
 
 def _function(name: str, compute: Callable[..., ResultOrReason]) -> Function:
+    """Returns the replacement for TorchRL's function ``name``: calls ``compute``, or TorchRL's function if ``compute`` returns a reason."""
     original = getattr(functional, name)
     vectorized = name.startswith("vec_")
 
@@ -93,10 +94,11 @@ def _function(name: str, compute: Callable[..., ResultOrReason]) -> Function:
 
 
 def _count(reason: Optional[str]) -> None:
+    """Counts a call, see :meth:`~a2c_compiled.integrations.patching.Replacement.count`."""
     _replacement.count(reason)
 
 
-_replacement = _Everywhere({})
+_replacement = _ReplacementInAllModules({})
 _FUNCTIONS: Dict[Function, Function] = {getattr(functional, name): _function(name, compute) for name, compute in SERVED.items()}
 _ORIGINALS = {replacement: original for original, replacement in _FUNCTIONS.items()}
 _METHODS: Dict[Place, Callable[[Any], Any]] = {

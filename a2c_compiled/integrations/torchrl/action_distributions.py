@@ -11,9 +11,8 @@ from torchrl.modules import distributions as theirs
 from a2c_compiled import distributions as ours
 from a2c_compiled.integrations.torchrl.module_chains import Chain
 
-_SMALLEST_SCALE = torch.finfo(
-    torch.float32
-).tiny  # so small that it has no effect; TorchRL does not bound scales that it is given
+# So small that it has no effect, because TorchRL has no lower bound for the entry ``scale``.
+_MIN_SCALE = torch.finfo(torch.float32).tiny
 
 # By TorchRL's class: this library's class and the names of TorchRL's parameters.
 _CHOICES: Dict[Any, Tuple[Callable[[int], ours.Distribution], Tuple[str, ...]]] = {
@@ -31,7 +30,7 @@ _VECTORS: Dict[Any, Tuple[Callable[..., ours.Distribution], Tuple[str, ...]]] = 
     theirs.TanhNormal: (ours.TanhNormal, ("tanh_loc", "upscale", "low", "high")),
     theirs.TruncatedNormal: (ours.TruncatedNormal, ("tanh_loc", "upscale", "low", "high")),
 }
-# Values of TorchRL's options that have no effect here: they describe a vector of actions, or how TorchRL avoids overflow or samples.
+# Values of TorchRL's options that have no effect here. The options describe a vector of actions, or how TorchRL samples or avoids overflow.
 _WITHOUT_EFFECT: Dict[str, Tuple[Any, ...]] = {
     "event_dim": (1,),
     "event_dims": (1, None),
@@ -45,22 +44,23 @@ _WITHOUT_EFFECT: Dict[str, Tuple[Any, ...]] = {
 _ANY_VALUE = ("grad_method", "tanh_loc", "upscale")
 
 
-def converted(
+def converted_distribution(
     module: ProbabilisticTensorDictModule, chain: Chain, num_params: Optional[int]
 ) -> Tuple[ours.Distribution, fx.Node]:
     """Converts the distribution of ``module``.
 
     Args:
         module: TorchRL's distribution module.
-        chain: the modules before it, with the entries that they write.
-        num_params: number of actions or dimension of the action; None to read it from the actor's last layer.
+        chain: the modules before ``module``, with the entries that these modules write.
+        num_params: number of actions or dimension of the action. None reads the number from the actor's last layer.
 
     Returns:
         The distribution, and the node of ``chain`` that computes its parameters.
 
     Raises:
         TypeError: this library has no such distribution.
-        ValueError: the distribution has another parameter or option, or the actor's last layer does not tell ``num_params``.
+        ValueError: a parameter or option of the distribution is not supported, or ``num_params`` is None and cannot be read from the
+            actor's last layer.
     """
     kind, options = module.distribution_class, dict(module.distribution_kwargs)
     keys = {name: unravel_key(key) for name, key in zip(module.dist_keys, module.in_keys, strict=True)}
@@ -69,7 +69,7 @@ def converted(
         _check_supported(kind, keys, names, options, ())
         nodes = [chain.node(keys[name]) for name in names]
         n = chain.width(keys[names[0]]) if num_params is None else num_params
-        return make_choice(_known(n)), chain.concatenated(nodes)
+        return make_choice(_required(n)), chain.concatenated(nodes)
     if kind not in _VECTORS:
         supported = ", ".join(sorted({supported_kind.__name__ for supported_kind in (*_CHOICES, *_VECTORS)}))
         raise TypeError(f"distribution_class: expected one of {supported}, got {getattr(kind, '__name__', kind)}")
@@ -79,24 +79,22 @@ def converted(
     raw = chain.raw_scales.get((keys["loc"], keys["scale"]))
     if raw is not None:
         dim = raw.dim if num_params is None else num_params
-        return make(_known(dim), scale_mapping=raw.scale_mapping, scale_lb=raw.scale_lb, **shared_options), raw.node
+        return make(_required(dim), scale_mapping=raw.scale_mapping, scale_lb=raw.scale_lb, **shared_options), raw.node
     dim = num_params if num_params is not None else chain.width(keys["loc"])
     params = chain.concatenated([chain.node(keys["loc"]), chain.node(keys["scale"])])
-    return make(_known(dim), scale_mapping="identity", scale_lb=_SMALLEST_SCALE, **shared_options), params
+    return make(_required(dim), scale_mapping="identity", scale_lb=_MIN_SCALE, **shared_options), params
 
 
 def _check_supported(
     kind: Any, keys: Dict[str, Any], names: Tuple[str, ...], options: Dict[str, Any], allowed: Tuple[str, ...]
 ) -> None:
+    """Raises ValueError unless the parameters are ``names`` and each option is ``allowed`` or has no effect."""
     if set(keys) != set(names):
         raise ValueError(f"in_keys: expected {list(names)} for {kind.__name__}, got {list(keys)}")
     refused: List[str] = []
     for name, value in options.items():
-        if (
-            name not in allowed
-            and name not in _ANY_VALUE
-            and (name not in _WITHOUT_EFFECT or value not in _WITHOUT_EFFECT[name])
-        ):
+        has_no_effect = name in _ANY_VALUE or value in _WITHOUT_EFFECT.get(name, ())
+        if name not in allowed and not has_no_effect:
             refused.append(f"{name}={value!r}")
     if refused:
         raise ValueError(
@@ -104,13 +102,15 @@ def _check_supported(
         )
 
 
-def _known(size: Optional[int]) -> int:
+def _required(size: Optional[int]) -> int:
+    """Returns ``size``, or raises ValueError if it is None."""
     if size is None:
         raise ValueError(
-            "size: expected the number of actions or their dimension, since the actor's last layer does not tell it, got None"
+            "size: expected the number of actions or their dimension, since the actor's last layer has no such size, got None"
         )
     return size
 
 
 def _plain(value: Any) -> Any:
+    """Converts a tensor to a number or a list."""
     return value.tolist() if isinstance(value, Tensor) else value

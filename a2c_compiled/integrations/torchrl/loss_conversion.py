@@ -11,9 +11,9 @@ from torchrl.modules.value_norm import PercentileValueNorm, ValueNorm
 from torchrl.objectives import value as theirs
 
 from a2c_compiled import estimators as ours
-from a2c_compiled.integrations.torchrl.action_distributions import converted
+from a2c_compiled.integrations.torchrl.action_distributions import converted_distribution
 from a2c_compiled.integrations.torchrl.module_chains import Chain, Key, leaves
-from a2c_compiled.integrations.torchrl.shared_networks import are_own
+from a2c_compiled.integrations.torchrl.shared_networks import holds_same_tensors
 from a2c_compiled.losses import A2CLoss, PercentileNorm
 
 # Methods that a subclass must not override, because the converted loss computes what the original methods compute.
@@ -28,9 +28,10 @@ def from_torchrl(
     >>> loss = from_torchrl(torchrl_loss)
     >>> losses = loss(observation, action, reward=reward, next_observation=next_observation, done=done, terminated=terminated)
 
-    The loss takes the tensors of the TensorDict: ``[N, T, ...]``, rewards and flags ``[N, T, 1]``. Losses and gradients equal TorchRL's.
-    The loss compiles as one graph, trains in :class:`~a2c_compiled.TrainStep`, and exports. Coefficients are copied: later changes in
-    TorchRL's loss have no effect. If the value estimator has a ``group_key``, pass that entry as ``group``.
+    The loss takes the tensors of the TensorDict: observations and actions ``[N, T, ...]``, rewards and flags ``[N, T, 1]``. Losses and
+    gradients equal TorchRL's. The loss compiles as one graph, trains in :class:`~a2c_compiled.TrainStep`, and can be exported. The
+    coefficients are copies: later changes in TorchRL's loss have no effect. If the value estimator has a ``group_key``, pass the entry of
+    this key as ``group``.
 
     Args:
         loss: TorchRL's loss. Its networks are TensorDictModules or sequences of them. The actor ends in one of these distributions:
@@ -38,7 +39,7 @@ def from_torchrl(
             TanhNormal, TruncatedNormal.
         observation_keys: if the networks read several entries, the keys of these entries. The observation is then a tuple of tensors in
             this order. None: the networks read one entry.
-        size: number of actions or dimension of the action. None: read it from the actor's last layer (``out_features``).
+        size: number of actions or dimension of the action. None reads the number from the actor's last layer (``out_features``).
 
     Returns:
         The loss, in the training mode of ``loss``.
@@ -56,19 +57,19 @@ def from_torchrl(
         )
     actor, critic, separate = _networks(loss)
     keys = _observation_keys((actor, critic), observation_keys)
-    chain = Chain(keys)
+    actor_chain = Chain(keys)
     *modules, last = leaves(actor)
     for module in modules:
-        chain.run(module)
+        actor_chain.run(module)
     if not isinstance(last, ProbabilisticTensorDictModule):
         raise TypeError(f"actor_network: expected a ProbabilisticTensorDictModule at its end, got {type(last).__name__}")
-    distribution, params = converted(last, chain, size)
-    values = Chain(keys)
+    distribution, params = converted_distribution(last, actor_chain, size)
+    critic_chain = Chain(keys)
     for module in leaves(critic):
-        values.run(module)
+        critic_chain.run(module)
     converted_loss = A2CLoss(
-        chain.module(params),
-        values.module(values.node(loss.tensor_keys.value)),
+        actor_chain.module(params),
+        critic_chain.module(critic_chain.node(loss.tensor_keys.value)),
         distribution,
         _estimator(loss),
         float(loss.entropy_coeff),
@@ -95,21 +96,26 @@ def _networks(loss: objectives.A2CLoss) -> Tuple[nn.Module, nn.Module, bool]:
         isinstance(tensor, nn.Parameter) and not isinstance(critic_params.get(tuple(name.split("."))), nn.Parameter)
         for name, tensor in critic.named_parameters(remove_duplicate=False)
     )
-    if not are_own(actor, loss.actor_network_params):
+    if not holds_same_tensors(actor, loss.actor_network_params):
         actor = _with_parameters(actor, loss.actor_network_params)
-    if not separate and not are_own(critic, critic_params):
+    if not separate and not holds_same_tensors(critic, critic_params):
         critic = _with_parameters(critic, critic_params)
     return actor, critic, separate
 
 
 def _with_parameters(module: nn.Module, params: Any) -> nn.Module:
+    """Returns a copy of ``module`` that holds the tensors of ``params``."""
     module = copy.deepcopy(module)
     params.to_module(module, preserve_module_state=False)
     return module
 
 
 def _observation_keys(networks: Sequence[nn.Module], observation_keys: Optional[Sequence[Key]]) -> List[Key]:
-    """Returns the entries that ``networks`` read and do not write, in the order of ``observation_keys``."""
+    """Returns the keys of the entries that ``networks`` read and do not write, in the order of ``observation_keys``.
+
+    Raises:
+        ValueError: ``observation_keys`` has other keys, or is None and ``networks`` read several entries.
+    """
     read: List[Key] = []
     for network in networks:
         written: List[Key] = []
@@ -132,25 +138,27 @@ def _keys(module: Any, name: str) -> List[Key]:
 _Options = Callable[[Any], Dict[str, Any]]
 
 
-def _of_td(estimator: Any) -> Dict[str, Any]:
+def _td_options(estimator: Any) -> Dict[str, Any]:
+    """Returns the options that all TD estimators have."""
     return {"average_rewards": estimator.average_rewards}
 
 
-def _of_gae(estimator: Any) -> Dict[str, Any]:
+def _gae_options(estimator: Any) -> Dict[str, Any]:
+    """Returns the options that GAE and MultiAgentGAE have."""
     return {"lmbda": estimator.lmbda, "average_gae": estimator.average_gae, "auto_reset_env": estimator.auto_reset_env}
 
 
 _ESTIMATORS: Dict[Any, Tuple[Callable[..., ours.ValueEstimator], _Options]] = {
-    theirs.TD0Estimator: (ours.TD0Estimator, _of_td),
-    theirs.TD1Estimator: (ours.TD1Estimator, _of_td),
+    theirs.TD0Estimator: (ours.TD0Estimator, _td_options),
+    theirs.TD1Estimator: (ours.TD1Estimator, _td_options),
     theirs.TDLambdaEstimator: (
         ours.TDLambdaEstimator,
-        lambda estimator: {**_of_td(estimator), "lmbda": estimator.lmbda},
+        lambda estimator: {**_td_options(estimator), "lmbda": estimator.lmbda},
     ),
-    theirs.GAE: (ours.GAE, _of_gae),
+    theirs.GAE: (ours.GAE, _gae_options),
     theirs.MultiAgentGAE: (
         ours.MultiAgentGAE,
-        lambda estimator: {**_of_gae(estimator), "agent_dim": estimator.agent_dim},
+        lambda estimator: {**_gae_options(estimator), "agent_dim": estimator.agent_dim},
     ),
     theirs.VTrace: (
         ours.VTrace,
@@ -164,6 +172,7 @@ _ESTIMATORS: Dict[Any, Tuple[Callable[..., ours.ValueEstimator], _Options]] = {
 
 
 def _estimator(loss: objectives.A2CLoss) -> ours.ValueEstimator:
+    """Converts the value estimator of ``loss``."""
     estimator = loss.value_estimator
     if type(estimator) not in _ESTIMATORS:
         raise TypeError(f"value_estimator: expected an estimator of torchrl.objectives.value, got {type(estimator).__name__}")
@@ -191,7 +200,7 @@ def _dimensions_of_a_step(estimator: Any) -> int:
 
 
 def _advantage_norm(norm: Optional[ValueNorm]) -> Optional[PercentileNorm]:
-    """Converts the norm and copies its present percentiles. After that, each norm follows the value targets of its own loss."""
+    """Converts the norm and copies its present percentiles. Afterwards, each of the two norms follows the value targets of its own loss."""
     if norm is None:
         return None
     if type(norm) is not PercentileValueNorm or norm.low.numel() != 1:
@@ -203,6 +212,7 @@ def _advantage_norm(norm: Optional[ValueNorm]) -> Optional[PercentileNorm]:
 
 
 def _critic_calls(loss: objectives.A2CLoss) -> Dict[str, Any]:
+    """Returns the options that select how the critic is called: in one pass, in chunks, or both."""
     estimator = loss.value_estimator
     chunked = estimator.value_chunk_size is not None or estimator.num_chunks is not None
     if chunked and estimator.value_chunk_dim != 0:

@@ -1,4 +1,7 @@
-"""Converts sequences of TensorDictModules to one module of tensors, which compiles, scripts and exports if the modules inside do."""
+"""Converts sequences of TensorDictModules to one module that takes and returns tensors.
+
+The module can be compiled, scripted and exported if the modules inside it can.
+"""
 
 import operator
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -23,7 +26,7 @@ class RawScale(NamedTuple):
         node: computes locations and raw scales, concatenated in the last dimension.
         scale_mapping: name of the function that maps raw scales to scales.
         scale_lb: lower bound of the scales.
-        dim: dimension of the action; None if unknown.
+        dim: dimension of the action; None if it cannot be read from the modules.
     """
 
     node: fx.Node
@@ -70,7 +73,7 @@ class Chain:
         """Returns the node that computes the entry ``key``.
 
         Raises:
-            ValueError: no module before has written the entry.
+            ValueError: no earlier module writes the entry.
         """
         key = unravel_key(key)
         if key not in self.nodes:
@@ -78,15 +81,15 @@ class Chain:
         return self.nodes[key]
 
     def width(self, key: Any) -> Optional[int]:
-        """Returns the size of the last dimension of the entry ``key``, or None if its module does not tell."""
+        """Returns the size of the last dimension of the entry ``key``, or None if the module that writes the entry has no such size."""
         return self.widths.get(unravel_key(key))
 
     def run(self, module: nn.Module) -> None:
-        """Adds a module to the graph: it reads its ``in_keys`` and writes its ``out_keys``.
+        """Adds to the graph a module that reads its ``in_keys`` and writes its ``out_keys``.
 
         Raises:
             TypeError: the module is not a plain TensorDictModule, or has hooks.
-            ValueError: an entry that it reads is missing, or the mapping of its scale is not supported.
+            ValueError: an entry that the module reads is missing, or its mapping or shape of the scale is not supported.
         """
         if not isinstance(module, TensorDictModule) or type(module).forward is not TensorDictModule.forward:
             raise TypeError(f"actor_network, critic_network: expected TensorDictModules, got {type(module).__name__}")
@@ -98,20 +101,19 @@ class Chain:
             raise TypeError(f"actor_network, critic_network: expected no options but in_keys and out_keys, got {module}")
         arguments = [self.node(key) for key in module.in_keys]
         out_keys = [unravel_key(key) for key in module.out_keys]
-        if (
-            len(arguments) != 1
-            or len(out_keys) != 2
-            or not self._run_raw(module.module, arguments[0], module.in_keys[0], out_keys)
-        ):
-            self._run(module.module, arguments, out_keys)
+        may_map_scales = len(arguments) == 1 and len(out_keys) == 2
+        if may_map_scales and self._run_without_mapping(module.module, arguments[0], module.in_keys[0], out_keys):
+            return
+        self._run(module.module, arguments, out_keys)
 
     def _run(self, module: nn.Module, arguments: List[fx.Node], out_keys: List[Key]) -> None:
+        """Adds a call of ``module``, and the entries that it writes."""
         result = self._call(module, arguments)
         for i, key in enumerate(out_keys):
             self.nodes[key] = result if len(out_keys) == 1 else self.graph.call_function(operator.getitem, (result, i))
             self.widths[key] = _width(module) if len(out_keys) == 1 else None
 
-    def _run_raw(self, module: nn.Module, argument: fx.Node, in_key: Key, out_keys: List[Key]) -> bool:
+    def _run_without_mapping(self, module: nn.Module, argument: fx.Node, in_key: Key, out_keys: List[Key]) -> bool:
         """Adds a module that ends in a mapping of scales, without the mapping: this library's distributions map the scales themselves.
 
         Returns False if the module does not end in such a mapping.
@@ -137,13 +139,14 @@ class Chain:
         return True
 
     def _call(self, module: nn.Module, arguments: List[fx.Node]) -> fx.Node:
+        """Adds a node that calls ``module``."""
         name = f"module_{len(self.modules)}"
         # TorchScript cannot compile the ``*inputs`` of an MLP. With one input, an MLP runs its layers in order.
         self.modules[name] = nn.Sequential(*module.children()) if type(module) is MLP and len(arguments) == 1 else module
         return self.graph.call_module(name, tuple(arguments))
 
     def concatenated(self, nodes: Sequence[fx.Node]) -> fx.Node:
-        """Returns a node that concatenates entries in the last dimension, in the dtype of the first."""
+        """Returns a node that concatenates entries in the last dimension, in the dtype of the first entry."""
         if len(nodes) == 1:
             return nodes[0]
         converted = [nodes[0], *(self.graph.call_method("type_as", (node, nodes[0])) for node in nodes[1:])]
@@ -161,7 +164,7 @@ class Chain:
 
 
 def _width(module: nn.Module) -> Optional[int]:
-    """Returns ``out_features`` of the module or of its last layer that has it; None if there is none."""
+    """Returns ``out_features`` of the module, or of the last layer that has this attribute; None if no layer has it."""
     out_features: Any = getattr(module, "out_features", None)
     if isinstance(out_features, int):
         return out_features
@@ -177,6 +180,7 @@ def _mapping_name(mapping: Any) -> str:
         ValueError: this library has no such mapping.
     """
     mapping = mappings(mapping) if isinstance(mapping, str) else mapping
+    # This library's biased softplus has tensordict's default min_val, 0.01.
     if isinstance(mapping, biased_softplus) and mapping.min_val == 0.01:
         bias = float(nn.functional.softplus(torch.tensor(mapping.bias, dtype=torch.float64))) + mapping.min_val
         return f"biased_softplus_{round(bias, 5)}"  # tensordict rounds the shift to float32

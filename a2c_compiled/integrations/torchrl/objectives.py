@@ -8,7 +8,7 @@ from tensordict.nn import skip_existing
 from torch import Tensor
 
 from a2c_compiled._torch_internals import dispatch_is_plain
-from a2c_compiled.integrations.torchrl.shared_networks import are_own, are_views, plain_network
+from a2c_compiled.integrations.torchrl.shared_networks import are_views, holds_same_tensors, plain_network
 
 Count = Callable[[Optional[str]], None]
 
@@ -50,7 +50,9 @@ def call_value_nets(original: Callable[..., Any], count: Count) -> Callable[...,
         value, next_value = values.unbind(0)
         data.set(value_key, value)
         data.set(("next", value_key), next_value)
-        return value, next_value.detach() if detach_next else next_value, None
+        if detach_next:
+            next_value = next_value.detach()
+        return value, next_value, None  # the third result is a mask of valid values; None: all are valid
 
     return replacement
 
@@ -58,9 +60,9 @@ def call_value_nets(original: Callable[..., Any], count: Count) -> Callable[...,
 def _values(
     estimator: Any, data: Any, params: Any, next_params: Any, value_key: Any, value_net: Any
 ) -> Union[Tuple[Any, Tensor], str]:
-    """Returns the data and the values ``[2, ...]`` of observations and next observations, or the reason why TorchRL must compute them.
+    """Returns the data, and the values ``[2, ...]`` of observations and next observations.
 
-    In the returned data, NaN in next observations is replaced as TorchRL replaces it.
+    In the returned data, NaN in next observations is replaced as in TorchRL. If TorchRL must compute the values, returns the reason.
     """
     plain = plain_network(value_net)
     if plain is None or value_net.out_keys[0] != value_key or skip_existing():
@@ -75,9 +77,8 @@ def _values(
     observation, next_observation = data.get(key, None), next_data.get(key, None)
     if type(observation) is not Tensor or type(next_observation) is not Tensor:
         return "not a TensorDict of plain tensors, or a mode or transform is active"
-    if _kind(observation) != _kind(next_observation) or (data.get(value_key, None) is None) != (
-        next_data.get(value_key, None) is None
-    ):
+    has_value, has_next_value = (entries.get(value_key, None) is not None for entries in (data, next_data))
+    if _kind(observation) != _kind(next_observation) or has_value != has_next_value:
         return "next observations of another shape, dtype or device, or a value for only one of both"
     if params is None and next_params is None:
         values = network(torch.stack([observation, next_observation]))
@@ -107,7 +108,7 @@ def without_parameter_swap(original: Callable[..., Any], network: str) -> Callab
         if (
             torch.compiler.is_dynamo_compiling()
             or not self._functional
-            or not are_own(getattr(self, network), getattr(self, f"{network}_params"))
+            or not holds_same_tensors(getattr(self, network), getattr(self, f"{network}_params"))
         ):
             return original(self, *arguments, **named)
         self.__dict__["_functional"] = False

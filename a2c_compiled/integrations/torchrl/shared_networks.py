@@ -52,6 +52,7 @@ def plain_network(module: Any) -> Optional[Tuple[nn.Module, Any]]:
 
 
 def _takes_any_batch(module: Any) -> bool:
+    """Returns whether all layers are in ``_LAYERS`` and have no hooks."""
     kind = type(module)
     if kind in _LAYERS:
         return not has_hooks(module)
@@ -63,8 +64,8 @@ def has_hooks(module: nn.Module) -> bool:
     return "forward" in module.__dict__ or module_has_hooks(module)
 
 
-def are_own(module: nn.Module, params: Any) -> bool:
-    """Returns whether ``params`` holds the same tensor objects as ``module``. Swapping them in would then change nothing."""
+def holds_same_tensors(module: nn.Module, params: Any) -> bool:
+    """Returns whether ``params`` holds the same tensor objects as ``module``, so that swapping them into ``module`` changes nothing."""
     if type(params) is not TensorDictParams:
         return False
     tensors = {**params._parameters, **params._buffers}
@@ -87,7 +88,7 @@ def are_views(params: Optional[TensorDictBase], module: nn.Module) -> bool:
     if params is None:
         return False
     own = {name: tensor for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None}
-    children = {name: child for name, child in module._modules.items() if child is not None and not _holds_none(child)}
+    children = {name: child for name, child in module._modules.items() if child is not None and not _is_empty(child)}
     # A name in params that is no parameter, buffer or submodule was added in place of a parameter.
     return (
         all(name in own or name in module._modules for name in params.keys())  # noqa: SIM118 - no dict
@@ -96,11 +97,13 @@ def are_views(params: Optional[TensorDictBase], module: nn.Module) -> bool:
     )
 
 
-def _holds_none(module: nn.Module) -> bool:
+def _is_empty(module: nn.Module) -> bool:
+    """Returns whether ``module`` has no parameters, buffers or submodules."""
     return not module._parameters and not module._buffers and not module._modules
 
 
 def _is_view(tensor: Any, parameter: Tensor) -> bool:
+    """Returns whether ``tensor`` is ``parameter`` in the same memory, without requiring grad."""
     return (
         isinstance(tensor, Tensor)
         and tensor.data_ptr() == parameter.data_ptr()

@@ -1,4 +1,4 @@
-"""TorchRL's value functions, computed by this library where it supports the call, or the reason why it does not."""
+"""TorchRL's value functions, computed by this library. For a call that is not supported, the functions return the reason."""
 
 from typing import Any, Callable, Dict, Optional, Sequence, Union
 
@@ -11,7 +11,7 @@ from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct
 
 ResultOrReason = Union[Any, str]
-"""The result, or, as a string, the reason why TorchRL's function must compute it."""
+"""The result, or a string: the reason why TorchRL's function must compute the result."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -19,14 +19,14 @@ _HALF = (torch.float16, torch.bfloat16)
 def fallback_reason(
     values: Sequence[Any], flags: Sequence[Any], coefficients: Sequence[Any], time_dim: Any = -2, half: bool = True
 ) -> Optional[str]:
-    """Returns the reason why this library cannot compute a call, or None if it can. Reads no tensor data.
+    """Returns the reason why this library cannot compute a call; None if it can. Reads no tensor data.
 
     Args:
         values: values and rewards, which must have equal shapes and dtypes.
         flags: ``done`` and ``terminated``, which must be bool and have the shape of ``values``.
         coefficients: numbers, or tensors with one element or with the shape of ``values``.
         time_dim: time dimension.
-        half: whether half precision is supported.
+        half: whether this library computes half precision. False if TorchRL's function would return float32 for it.
     """
     if in_forward_mode():
         return "forward-mode differentiation"
@@ -49,6 +49,7 @@ def fallback_reason(
 
 
 def _is_supported_coefficient(value: Any, like: Tensor) -> bool:
+    """Returns whether ``value`` is a number, or a tensor in the dtype of ``like`` with one element or the shape of ``like``."""
     if not isinstance(value, Tensor):
         return isinstance(value, (float, int)) and not isinstance(value, bool)
     if type(value) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer) or value.dtype != like.dtype:
@@ -57,6 +58,8 @@ def _is_supported_coefficient(value: Any, like: Tensor) -> bool:
 
 
 def _gae(half: bool) -> Callable[..., ResultOrReason]:
+    """Returns the function for GAE. ``half``: see :func:`fallback_reason`."""
+
     def compute(
         gamma: Any,
         lmbda: Any,
@@ -83,6 +86,8 @@ def _gae(half: bool) -> Callable[..., ResultOrReason]:
 
 
 def _td_lambda_return(half: bool) -> Callable[..., ResultOrReason]:
+    """Returns the function for the TD(lambda) return. ``half``: see :func:`fallback_reason`."""
+
     def compute(
         gamma: Any,
         lmbda: Any,
@@ -110,6 +115,7 @@ def _td_lambda_return(half: bool) -> Callable[..., ResultOrReason]:
 
 
 def _td1_return(half: bool) -> Callable[..., ResultOrReason]:
+    """Returns the function for the TD(1) return. ``half``: see :func:`fallback_reason`; True stands for TorchRL's loop."""
     td_lambda = _td_lambda_return(half)
 
     def compute(
@@ -130,11 +136,12 @@ def _td1_return(half: bool) -> Callable[..., ResultOrReason]:
 
 
 def _is_flag(tensor: Any) -> bool:
+    """Returns whether ``tensor`` is a bool tensor."""
     return isinstance(tensor, Tensor) and tensor.dtype == torch.bool
 
 
 def _advantage(returns: Callable[..., ResultOrReason], num_coefficients: int) -> Callable[..., ResultOrReason]:
-    """Returns a function that computes ``advantage = return - state_value``. ``state_value`` is the argument after the coefficients."""
+    """Returns a function that computes ``advantage = return - state_value``. ``state_value`` is its argument after the coefficients."""
 
     def compute(*arguments: Any, **named: Any) -> ResultOrReason:
         if "state_value" in named:
@@ -157,7 +164,7 @@ def _advantage(returns: Callable[..., ResultOrReason], num_coefficients: int) ->
 def _td0_return(gamma: Any, next_state_value: Any, reward: Any, terminated: Any = None, *, done: Any = None) -> ResultOrReason:
     if terminated is None:
         return "terminated is missing"
-    reason = fallback_reason((next_state_value, reward), (terminated,), (gamma,), -1)
+    reason = fallback_reason((next_state_value, reward), (terminated,), (gamma,), -1)  # TD(0) does not use time_dim
     return F.td0_return_estimate(gamma, next_state_value, reward, terminated) if reason is None else reason
 
 
@@ -223,7 +230,7 @@ SERVED: Dict[str, Callable[..., ResultOrReason]] = {
     "vtrace_advantage_estimate": _vtrace,
     "reward2go": _reward2go,
 }
-"""By TorchRL's name, this library's function with TorchRL's arguments.
+"""This library's functions with TorchRL's arguments, by the name of TorchRL's function.
 
-In half precision, TorchRL's vectorised functions return float32; its loops return half precision.
+In half precision, TorchRL's vectorised functions and ``reward2go`` return float32; TorchRL's loops return half precision.
 """
