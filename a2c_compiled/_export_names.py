@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-GRAPHS = POLICY, POLICY_SAMPLED, LOSS, ESTIMATOR, TRAIN_STEP = "policy", "policy_sampled", "loss", "estimator", "train_step"
+POLICY, POLICY_SAMPLED, LOSS, ESTIMATOR, TRAIN_STEP = "policy", "policy_sampled", "loss", "estimator", "train_step"
+GRAPHS = (POLICY, POLICY_SAMPLED, LOSS, ESTIMATOR, TRAIN_STEP)
 """The graphs that a training run exports. Their files have these names."""
 
 FORMATS = ("onnx", "torchscript", "pt2", "aot")

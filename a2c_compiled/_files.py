@@ -32,7 +32,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_files(folder: Path) -> Iterator[Path]:
     """Context that yields a temporary folder. When the block ends, the files in the temporary folder are moved to ``folder``.
 
-    Each file is moved atomically, one after the other. If the block raises, the files are removed and ``folder`` is unchanged.
+    Each file is moved atomically, one after the other. If the block raises, the files are removed instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:

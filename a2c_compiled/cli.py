@@ -197,22 +197,22 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=PRESETS, help="tuned options for an environment; options on the command line override them"
     )
-    kinds = typing.get_type_hints(TrainConfig)
+    types = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
-        kind = kinds[field.name]
+        field_type = types[field.name]
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         options: Dict[str, Any] = {
             "default": argparse.SUPPRESS,
             "help": f"{field.metadata['help']} (default: {'none' if default is None else default})",
         }
-        if kind in (bool, Optional[bool]):
+        if field_type in (bool, Optional[bool]):
             options["action"] = argparse.BooleanOptionalAction
-        elif kind == typing.Tuple[int, ...]:
+        elif field_type == typing.Tuple[int, ...]:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
         else:
-            plain = {Optional[float]: float, Optional[str]: str}.get(kind, kind)
-            read = plain if plain is kind else _or_none(plain)
-            options |= {"type": read, "metavar": {int: "N", float: "X", str: "NAME"}[plain]}
+            value_type = {Optional[float]: float, Optional[str]: str}.get(field_type, field_type)
+            parse = value_type if value_type is field_type else _or_none(value_type)
+            options |= {"type": parse, "metavar": {int: "N", float: "X", str: "NAME"}[value_type]}
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 

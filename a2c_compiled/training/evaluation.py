@@ -99,7 +99,7 @@ def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATIO
         env_id: name of a gymnasium environment.
         episodes: number of episodes.
         seed: seed of the first environment; environment ``i`` has the seed ``seed + i``. gymnasium's own vectorised versions, such as
-            CartPole-v1's, draw the starts of up to 100 environments from one generator, which has the seed of the first of them.
+            CartPole-v1's, draw the starts of up to 100 environments from one generator, which has the seed of the first of these.
         env_options: options of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and options of the environment.
 
     Raises:
