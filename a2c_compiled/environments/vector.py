@@ -209,6 +209,7 @@ class GymnasiumEnvironments:
 
         Raises:
             CannotResume: ``envs`` cannot be resumed, ``state`` belongs to other environments, or the replay does not end in ``state``.
+                CannotResume is a ValueError.
         """
         ended = state.get("reset_next", torch.zeros(0, dtype=torch.bool)).cpu().numpy().copy()
         observation = self._tensor(restore_vector(self.envs, state, ended))
