@@ -12,7 +12,7 @@ from a2c_compiled._files import atomic_file
 COMPILE_FROM_STEPS = 2_000_000
 """On a CPU, runs of at least this number of environment steps compile by default.
 
-In shorter runs, compiling may take longer than it saves: small networks gain least from compiling."""
+In shorter runs, compiling may take more time than it saves. Small networks gain least from compiling."""
 
 RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
 """Options that may change when a run is resumed: when the run ends, logs and saves, and its device."""

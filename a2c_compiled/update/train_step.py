@@ -81,7 +81,8 @@ class TrainStep(CoefficientModule):
         max_grad_norm: upper limit of the 2-norm of the gradient of all parameters together. None: no clipping.
         compile: True: run as one graph (``torch.compile(fullgraph=True)``). False: run in eager mode.
         dynamic: as in ``torch.compile``. None: compile for the first shape; at a second shape, compile once more for all shapes.
-        skip_nonfinite: whether to skip an update whose gradient is not finite, as described above. False writes NaN to the parameters.
+        skip_nonfinite: whether to skip an update whose gradient is not finite, as described above. False takes the
+            step, which may make parameters NaN.
         minibatches: number of equal parts into which the environments of the rollout are split. The gradients of the parts add up to the
             gradient of the whole rollout, with the memory of one part. Advantages are computed before the split, for the whole rollout.
             ``explained_variance`` is the average over the parts.
@@ -275,7 +276,7 @@ class TrainStep(CoefficientModule):
 
     @contextmanager
     def _calling(self, rollout: Rollout) -> Iterator[None]:
-        """Context of a call: checks the type of ``rollout``, and clears the autocast cache afterwards."""
+        """Context of a call: checks the type of ``rollout`` and traces autograd. Afterwards, clears the autocast cache."""
         if not isinstance(rollout, Rollout):
             raise TypeError(f"rollout: expected a Rollout, got {type(rollout).__name__}")
         with self._tracing:
