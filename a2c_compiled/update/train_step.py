@@ -276,7 +276,7 @@ class TrainStep(CoefficientModule):
 
     @contextmanager
     def _calling(self, rollout: Rollout) -> Iterator[None]:
-        """Context of a call: checks the type of ``rollout`` and traces autograd. Afterwards, clears the autocast cache."""
+        """Context of a call: checks the type of ``rollout`` and lets torch.compile trace autograd. Then clears the autocast cache."""
         if not isinstance(rollout, Rollout):
             raise TypeError(f"rollout: expected a Rollout, got {type(rollout).__name__}")
         with self._tracing:
