@@ -23,8 +23,8 @@ class Exported(NamedTuple):
 
     Attributes:
         report: the result of :func:`~a2c_compiled.export.verify` for this file.
-        seconds: time that writing the file took. Two files of one job each get half of the job's time.
-        ends_job: True for the last file of a job.
+        seconds: time that writing the file took. If a job writes two files, half of the job's time for each.
+        ends_job: True for the last file of a job; the command line then advances its progress bar.
     """
 
     report: Report
@@ -57,7 +57,7 @@ def jobs(graphs: Sequence[str] = GRAPHS, formats: Sequence[str] = tuple(FORMATS)
         formats: names of formats.
 
     Raises:
-        ValueError: no pair is left.
+        ValueError: no pair is left, because the only graph is the training step and no format has gradients.
     """
     with_gradients = [name for name, format in FORMATS.items() if format.has_gradients]
     pairs = [Job(graph, format) for graph in graphs for format in formats if graph != TRAIN_STEP or format in with_gradients]

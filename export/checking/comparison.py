@@ -7,26 +7,25 @@ import numpy as np
 from a2c_compiled.export.checking.reference_cases import Case
 from a2c_compiled.export.tracing.call import NEW
 
-# Largest error, divided by the larger of 1 and the largest magnitude in the output. Integers must be equal.
+# Tolerance of the relative error in OutputError, by dtype. In other dtypes, such as integers, outputs must be equal.
 # The tolerance is far above the rounding error of one operation: an advantage sums, over an episode, the rounding errors of values
 # that are much larger than the advantage.
 TOLERANCE = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 3e-4, np.dtype(np.float16): 5e-3}
-# For the new state of a training step: norm of the error, divided by the norm of the change that the training step makes.
-# An optimizer amplifies small gradients, and their rounding errors with them.
-# The change counts as at least SMALLEST_CHANGE times the norm of the state, because the state itself is rounded.
+# The same for the new state of a training step. It is larger, because an optimizer amplifies small gradients and their rounding errors.
+# The norm of the change counts as at least SMALLEST_CHANGE times the norm of the state, because the state itself is rounded.
 TOLERANCE_OF_CHANGE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 2e-3}
 SMALLEST_CHANGE = 1e-4
 PASSED = "passed"
 
 
 class OutputError(NamedTuple):
-    """Largest error of one output over all cases.
+    """Largest error of one output over all cases. Both numbers are infinite if the shape or dtype is wrong.
 
     Attributes:
         absolute: largest absolute error.
         relative: largest absolute error, divided by the larger of 1 and the largest magnitude in the output. For the new state of a
             training step (``new.<name>``): norm of the error, divided by the norm of the change that the training step makes.
-        passed: True if the output is within tolerance in every case.
+        passed: True if shape, dtype and values are right, within the tolerance, in every case.
     """
 
     absolute: float
@@ -38,12 +37,11 @@ class OutputError(NamedTuple):
         return {name: None if value == float("inf") else value for name, value in self._asdict().items()}
 
 
-_DIFFERENT_KIND = OutputError(float("inf"), float("inf"), False)
-"""The error of an output whose shape or dtype is wrong."""
+_WRONG_SHAPE_OR_DTYPE = OutputError(float("inf"), float("inf"), False)
 
 
 def compared(cases: Mapping[str, Case], answers: Mapping[str, Mapping[str, np.ndarray]]) -> Dict[str, OutputError]:
-    """Returns the error of each output, by name, over all cases.
+    """Returns the error of each output, by name, over all cases. A random output is listed only if its shape or dtype is wrong.
 
     Args:
         cases: reference cases by label.
@@ -56,14 +54,14 @@ def compared(cases: Mapping[str, Case], answers: Mapping[str, Mapping[str, np.nd
             errors[name] = _worst(errors.get(name), _error(answer[name], expected, before))
         for name, drawn in cases[label].random.items():
             if answer[name].shape != drawn.shape or answer[name].dtype != drawn.dtype:
-                errors[name] = _DIFFERENT_KIND
+                errors[name] = _WRONG_SHAPE_OR_DTYPE
     return errors
 
 
 def _error(actual: np.ndarray, expected: np.ndarray, before: Optional[np.ndarray]) -> OutputError:
     """Returns the error of one output. ``before`` is the old state if the output is new state, else None."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return _DIFFERENT_KIND
+        return _WRONG_SHAPE_OR_DTYPE
     if not expected.size:
         return OutputError(0.0, 0.0, True)
     absolute = _largest_difference(actual, expected)
@@ -71,8 +69,10 @@ def _error(actual: np.ndarray, expected: np.ndarray, before: Optional[np.ndarray
     if before is None:
         relative = absolute / magnitude
         return OutputError(absolute, relative, relative <= TOLERANCE.get(expected.dtype, 0.0))
-    moved = max(_distance(expected, before), SMALLEST_CHANGE * _distance(expected, np.zeros_like(expected)))
-    relative = _distance(actual, expected) / moved if moved else absolute
+    change = max(_distance(expected, before), SMALLEST_CHANGE * _distance(expected, np.zeros_like(expected)))
+    relative = (
+        _distance(actual, expected) / change if change else absolute
+    )  # the change is 0 only if the state is 0 and stays 0
     return OutputError(absolute, relative, relative <= TOLERANCE_OF_CHANGE.get(expected.dtype, 0.0))
 
 
@@ -92,6 +92,7 @@ def _largest_difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _worst(one: Optional[OutputError], other: OutputError) -> OutputError:
+    """Returns the larger errors of two cases. Passed if both cases passed. ``one`` is None if there is only one case yet."""
     if one is None:
         return other
     return OutputError(max(one.absolute, other.absolute), max(one.relative, other.relative), one.passed and other.passed)

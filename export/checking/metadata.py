@@ -12,7 +12,7 @@ from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.tracing.call import Call
 
 PREFIX = "a2c_compiled."
-"""Every key of the metadata begins with this."""
+"""Prefix of every key of the metadata."""
 METADATA = "a2c_compiled.json"
 """Name of the extra file that holds the metadata in ``.pt`` and ``.pt2`` files."""
 
@@ -28,7 +28,7 @@ def describe(call: Call) -> Dict[str, str]:
     - ``hyperparameters``: for each :class:`~a2c_compiled._hyperparameters.CoefficientModule` in the module, by path: its class, the
       coefficients that are not inputs, and its options.
     - ``distribution``: the entry of ``hyperparameters`` for the action distribution, repeated. Absent without a distribution.
-    - ``noise``: ``{"noise": kind}``, with the distribution's kind of noise. Absent if the module has no input ``noise``.
+    - ``noise``: ``{"noise": kind}``, with the distribution's ``noise_kind``. Absent without an input ``noise`` or a ``noise_kind``.
     """
     source = call.source
     parts = {path: part for path, part in source.named_modules() if isinstance(part, CoefficientModule)}
@@ -48,6 +48,7 @@ def describe(call: Call) -> Dict[str, str]:
 
 
 def _named_shape(tensor: Tensor, axes: List[Optional[str]]) -> List[Union[str, int]]:
+    """Returns the shape of ``tensor``, with the name of each dimension that may vary instead of its size."""
     named = [*axes, *[None] * (tensor.dim() - len(axes))]
     return [size if axis is None else axis for size, axis in zip(tensor.shape, named, strict=True)]
 

@@ -13,7 +13,7 @@ from a2c_compiled.export.checking.comparison import PASSED, compared, summary
 from a2c_compiled.export.checking.reference_cases import Case
 
 # Largest number of input values in the second case. The reference evaluator needs more than a second to convolve this many.
-_MANY_NUMBERS = 2**18
+_MAX_INPUT_VALUES = 2**18
 
 
 def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
@@ -24,7 +24,7 @@ def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path, load_external_data=False)
     onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
-    session = started(path)
+    session = cpu_session(path)
     names = [output.name for output in session.get_outputs()]
 
     def run(**inputs: Tensor) -> Dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
     return run
 
 
-def started(path: Path) -> onnxruntime.InferenceSession:
+def cpu_session(path: Path) -> onnxruntime.InferenceSession:
     """Returns an onnxruntime session on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # log fatal errors only: other errors are raised
@@ -44,20 +44,20 @@ def started(path: Path) -> onnxruntime.InferenceSession:
 
 
 def checks(path: Path, cases: Mapping[str, Case]) -> Dict[str, str]:
-    """Returns the outcomes of the checks that :func:`load` made, which passed, and of the comparison with onnx's reference evaluator."""
+    """Returns the outcome of each check by name: the checks of :func:`load`, which have passed, and onnx's reference evaluator."""
     passed = dict.fromkeys(("onnx.checker", "strict shape inference"), PASSED)
     return {**passed, "reference evaluator": _reference_evaluator_outcome(path, cases)}
 
 
 def _reference_evaluator_outcome(path: Path, cases: Mapping[str, Case]) -> str:
-    """Compares onnx's reference evaluator with the reference outputs, in the smallest case and in the next one unless it is large.
+    """Compares onnx's reference evaluator with the reference outputs. Returns ``"passed"``, what differs, or why it did not run.
 
-    The reference evaluator runs in Python and is slow.
+    Runs the smallest case, and the second smallest if it is not large: the reference evaluator runs in Python and is slow.
     """
-    numbers = {label: sum(array.size for array in case.inputs.values()) for label, case in cases.items()}
-    first, *others = sorted(cases, key=numbers.__getitem__)
-    chosen = [first, *(label for label in others[:1] if numbers[label] <= _MANY_NUMBERS)]
-    smallest = {label: cases[label] for label in chosen if not cases[label].random}
+    sizes = {label: sum(array.size for array in case.inputs.values()) for label, case in cases.items()}
+    first, *others = sorted(cases, key=sizes.__getitem__)
+    labels = [first, *(label for label in others[:1] if sizes[label] <= _MAX_INPUT_VALUES)]
+    smallest = {label: cases[label] for label in labels if not cases[label].random}
     if not smallest:
         return "not run: outputs are random"
     try:

@@ -7,7 +7,7 @@
 - ``<case>/random/<name>``: an output that differs between calls, because the module draws random numbers.
 - ``every case/inputs/<name>``: an input that is the same in all cases.
 
-The name of a case consists of its sizes and of what is extreme about its data.
+The name of a case states its sizes and what is extreme about its data.
 """
 
 from pathlib import Path
@@ -23,14 +23,17 @@ from a2c_compiled.export.tracing.errors import ExportError
 
 # Sizes of the first two dimensions that may vary. The sizes of the example are unlikely to be among them.
 _SIZES: Sequence[Tuple[int, int]] = ((1, 1), (67, 5), (1, 7), (11, 1), (3, 2), (128, 19))
-_EXTREME_SIZES = (9, 4)
+_SIZES_WITH_EXTREME_DATA = (9, 4)
+# Size of every further dimension that may vary.
 _FURTHER_SIZE = 3
 # Inputs that are multiplied by _SCALE in the case of large numbers. The factor drives logits, values and advantages to extremes.
 _SCALED = ("observation", "next_observation", "reward", "state_value", "next_state_value")
 _SCALE = 100.0
 _EVERY_CASE = "every case"
-# No case is added once two cases take more bytes than this: the training step of a large network returns all parameters.
-_LARGE = 2**25
+# Case number _MIN_CASES + 1 and later ones are left out once the arrays take more bytes than _MAX_BYTES: the training step of a large
+# network returns all parameters.
+_MIN_CASES = 2
+_MAX_BYTES = 2**25
 
 
 class Case(NamedTuple):
@@ -60,8 +63,8 @@ def record_cases(
     Args:
         call: module and example inputs.
         path: path of the exported file.
-        input_names: names of the inputs that the file has; None for all.
-        output_names: names of the file's outputs; None for those that the module returns.
+        input_names: names of the inputs that the file has. None: all inputs of ``call``.
+        output_names: names of the file's outputs. None: the names that the module returns.
 
     Raises:
         ValueError: the module does not run at these shapes.
@@ -73,7 +76,7 @@ def record_cases(
         same = {name: tensor for name, tensor in call.module.varied(call.inputs, generator).items() if name in same}
     arrays = {f"{_EVERY_CASE}/inputs/{name}": tensor.cpu().numpy() for name, tensor in same.items()}
     for i, (label, inputs) in enumerate(_varied(call, same, generator)):
-        if i >= 2 and sum(array.nbytes for array in arrays.values()) > _LARGE:
+        if i >= _MIN_CASES and sum(array.nbytes for array in arrays.values()) > _MAX_BYTES:
             break
         others = {name: tensor for name, tensor in inputs.items() if tensor is not same.get(name)}
         arrays |= {f"{label}/inputs/{name}": tensor.cpu().numpy() for name, tensor in others.items()}
@@ -93,12 +96,14 @@ def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> 
     """
 
     def resized(first: Tuple[int, int]) -> Tuple[str, Dict[str, Tensor]]:
+        """Returns the name and the inputs of a case. ``first``: sizes of the first two dimensions that may vary."""
         sizes = dict(zip(call.axis_names, [*first, *[_FURTHER_SIZE] * len(call.axis_names)], strict=False))
         label = " ".join(f"{axis}={size}" for axis, size in sizes.items()) or "fixed sizes"
         return label, {**call.resized(sizes, generator), **same}
 
+    # The dict drops repeated names: with fewer than two dimensions that may vary, several entries of _SIZES give the same sizes.
     yield from dict(resized(first) for first in _SIZES).items()
-    label, inputs = resized(_EXTREME_SIZES)
+    label, inputs = resized(_SIZES_WITH_EXTREME_DATA)
     if any(tensor is not call.inputs[name] for name, tensor in same.items()):
         yield f"{label}, as exported", {**inputs, **{name: call.inputs[name] for name in same}}
     for what, flags in _flags(inputs, generator):
@@ -109,9 +114,10 @@ def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> 
 
 
 def _flags(inputs: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
-    """Yields pairs of a name and flags: other ends of episodes and another mask."""
+    """Yields pairs of a name and flags: other ends of episodes, and another mask."""
 
     def some(name: str) -> Tensor:
+        """Returns random flags in the shape of an input. Each is True with probability 0.4."""
         return torch.rand(inputs[name].shape, generator=generator).to(inputs[name].device) < 0.4
 
     if "done" in inputs:
@@ -143,6 +149,7 @@ def _eager_outputs(call: Call, label: str, inputs: Dict[str, Tensor]) -> Tuple[D
 
 
 def _seeded(call: Call, inputs: Dict[str, Tensor], seed: int) -> Dict[str, Tensor]:
+    """Returns the outputs of eager mode under a random seed. The caller's random state is unchanged."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return call.eager(inputs)
@@ -152,7 +159,7 @@ def load_cases(path: Path) -> Dict[str, Case]:
     """Returns the reference cases of an exported file, by name.
 
     Raises:
-        ValueError: there are none, or their file cannot be read.
+        ValueError: the file has no reference cases, or they cannot be read.
     """
     cases: Dict[str, Case] = {}
     try:
@@ -172,4 +179,5 @@ def load_cases(path: Path) -> Dict[str, Case]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
+    """Returns whether two tensors are equal. NaN equals NaN."""
     return np.array_equal(one.cpu().numpy(), other.cpu().numpy(), equal_nan=True)

@@ -18,7 +18,7 @@ class Report(NamedTuple):
     Attributes:
         path: path of the file.
         size: size in bytes of the file and of the files with its weights.
-        cases: names of the cases that ran: their sizes, and what is extreme about their data.
+        cases: names of the cases that ran. A name states the sizes of the case and what is extreme about its data.
         outputs: error of each output, by name.
         random: names of outputs that differ between calls, such as an entropy that the loss estimates from samples. Only their shapes and
             dtypes are compared.
@@ -40,7 +40,7 @@ class Report(NamedTuple):
 
     @property
     def worst(self) -> float:
-        """The largest relative error of all outputs."""
+        """The largest relative error of all outputs; 0 if every output is random."""
         return max((error.relative for error in self.outputs.values()), default=0.0)
 
     def __str__(self) -> str:
@@ -65,14 +65,14 @@ def verify(path: Union[str, Path]) -> Report:
 
     The cases cover:
 
-    - other shapes than the example's, with sizes of 1;
+    - shapes other than the example's, among them sizes of 1;
     - episodes that terminate or are truncated at some steps, at every step or at none, and a mask that leaves steps out;
-    - inputs a hundred times as large as the example's;
+    - observations, rewards and values a hundred times as large as the example's;
     - for a training step, the state at export and another state, as after some training.
 
-    ONNX files run in onnxruntime on the CPU. They must also pass the full checks of ``onnx.checker`` and strict shape inference, and their
-    smallest cases run in onnx's reference evaluator. TorchScript files (``.pt``), programs (``.pt2``) and packages (``.aot.pt2``) run in
-    torch.
+    ONNX files run in onnxruntime on the CPU. They must also pass the full checks of ``onnx.checker`` and strict shape inference. Their one
+    or two smallest cases also run in onnx's reference evaluator. TorchScript files (``.pt``), programs (``.pt2``) and packages
+    (``.aot.pt2``) run in torch.
 
     Args:
         path: path of the file, with its ``.cases.npz`` beside it.
@@ -105,9 +105,11 @@ def verify(path: Union[str, Path]) -> Report:
 
 @torch.no_grad()
 def _answer(run: Callable[..., Any], case: Case) -> Dict[str, np.ndarray]:
+    """Returns the outputs of a loaded file by name, for the inputs of ``case``."""
     outputs = named_outputs(run(**{name: torch.from_numpy(array) for name, array in case.inputs.items()}))
     return {name: np.asarray(output) for name, output in outputs.items()}
 
 
 def _size(path: Path) -> int:
+    """Returns the bytes of a file and of the files with its weights."""
     return sum(file.stat().st_size for file in (path, *path.parent.glob(f"{path.name}.*.data")))

@@ -14,9 +14,9 @@ ENDINGS = tuple(format.ending for format in FORMATS.values())
 
 
 def format_of(path: Path) -> Optional[Format]:
-    """Returns the format of a file by the ending of its name, or None.
+    """Returns the format of a file by the ending of its name; None if no format has that ending.
 
-    The longest ending that fits counts: ``.aot.pt2`` before ``.pt2``.
+    If several endings fit, the longest counts: ``.aot.pt2`` before ``.pt2``.
     """
     fitting = [format for format in FORMATS.values() if path.name.endswith(format.ending)]
     return max(fitting, key=lambda format: len(format.ending), default=None)

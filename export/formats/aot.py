@@ -32,7 +32,7 @@ def export_aot(
 
     Args:
         module: module to export, as in :func:`~a2c_compiled.export.export_onnx`.
-        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
+        example_inputs: tensors in the shapes and dtypes that ``forward`` accepts, by argument name or in the order of the arguments.
         path: path of the package, ending in ``.aot.pt2``.
         dynamic_axes: names of the dimensions that may vary in size, as in :func:`~a2c_compiled.export.export_onnx`.
 
@@ -45,11 +45,12 @@ def export_aot(
     """
 
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
-        ahead_of_time()[0](
+        compile_package, _ = ahead_of_time()
+        compile_package(
             program,
             package_path=str(temporary),
-            # AOTInductor would record a lower bound of 2, whichever sizes the program accepts, and with AOTI_RUNTIME_CHECK_INPUTS=1 refuse
-            # smaller ones.
+            # check_lowerbound: AOTInductor records a lower bound of 2 for every size that may vary, although the program accepts 1.
+            # With AOTI_RUNTIME_CHECK_INPUTS=1 the package would refuse smaller sizes.
             inductor_configs={"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False},
         )
 
@@ -59,7 +60,8 @@ def export_aot(
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """Loads the package of :func:`export_aot` as a function that takes tensors by input name."""
     with exporting_without_logs():
-        return by_name(ahead_of_time()[1](str(path)))
+        _, load_package = ahead_of_time()
+        return by_name(load_package(str(path)))
 
 
 FORMAT = Format("aot", COMPILED_ENDING, export_aot, load_aot)

@@ -38,18 +38,18 @@ def export_onnx(
     >>> export_onnx(loss, {"observation": ..., "action": ..., ...}, "loss.onnx")
     >>> verify("loss.onnx")
 
-    - The graph's inputs have the names of ``forward``'s arguments, its outputs the field names of the result, and its parameters their
-      names in ``module.state_dict()``. An argument that the module does not read is not an input of the graph.
+    - The graph's inputs have the names of ``forward``'s arguments. The outputs have the field names of the result. The parameters have
+      their names in ``module.state_dict()``. An argument that the module does not read is not an input of the graph.
     - The module is exported in evaluation mode.
     - Metadata in the file describes the module, see :mod:`a2c_compiled.export.checking.metadata`.
     - Before the file replaces an older one, it must pass the full checks of ``onnx.checker``, and onnxruntime must not report an operator
       without a kernel.
-    - Weights of 2 GB or more do not fit in an ONNX file. They are written to ``<path>.<digest>.data`` beside it.
+    - Weights of about 2 GB or more do not fit in an ONNX file. They are written to ``<path>.<digest>.data``.
 
     Args:
         module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or another module from tensors to tensors around them.
-        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
-            Arguments without an example stay None.
+        example_inputs: tensors in the shapes and dtypes that ``forward`` accepts, by argument name or in the order of the arguments.
+            Arguments without an example keep their defaults.
         path: path of the file.
         dynamic_axes: names of the dimensions that may vary in size. A sequence names the leading dimensions of every input. A mapping has,
             for each input, the names of its dimensions, with None for a fixed one. Dimensions of the same name have the same size.
@@ -82,7 +82,7 @@ def export_onnx(
                 optimize=False,
             )
         assert program is not None
-        # If the conversion to a newer version fails, the exporter keeps the older one and only logs it.
+        # If the conversion to a newer version fails, the exporter keeps the older version and only logs the failure.
         written = program.model.opset_imports[""]
         if written != opset:
             raise ExportError(f"opset: expected {written}, which torch writes for this module, got {opset}")
@@ -96,6 +96,11 @@ def export_onnx(
 
 
 def _output_names(call: Call, requested: Optional[Sequence[str]]) -> List[str]:
+    """Returns the names of the file's outputs: ``requested``, or the field names of the result.
+
+    Raises:
+        ValueError: the number of names is wrong, or two names are equal, or a name is also the name of an input.
+    """
     fields = list(call.eager(call.inputs))
     names = list(requested or fields)
     if len(names) != len(fields):
@@ -106,9 +111,9 @@ def _output_names(call: Call, requested: Optional[Sequence[str]]) -> List[str]:
 
 
 def _check_kernels(path: Path) -> None:
-    """Raises ExportError if onnxruntime supports an operator but has no kernel for its dtype."""
+    """Raises ExportError if onnxruntime supports an operator, but has no kernel for the dtype in the file."""
     try:
-        onnx_file.started(path)
+        onnx_file.cpu_session(path)
     except NoKernel as error:
         operator = re.search(r"implementation for (\w+)", str(error))
         name = operator[1] if operator else str(error)
@@ -117,7 +122,7 @@ def _check_kernels(path: Path) -> None:
             " export it in float32",
             name,
         ) from error
-    except Exception as error:  # for example an opset that only a newer onnxruntime knows
+    except Exception as error:  # for example an opset that only a newer onnxruntime supports
         logging.getLogger(__name__).debug("onnxruntime does not load %s: %s", path, error)
 
 

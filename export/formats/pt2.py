@@ -35,7 +35,7 @@ def export_pt2(
 
     Args:
         module: module to export, as in :func:`~a2c_compiled.export.export_onnx`.
-        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
+        example_inputs: tensors in the shapes and dtypes that ``forward`` accepts, by argument name or in the order of the arguments.
         path: path of the file, ending in ``.pt2``.
         dynamic_axes: names of the dimensions that may vary in size, as in :func:`~a2c_compiled.export.export_onnx`.
 
@@ -60,7 +60,7 @@ def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
 
 
 def by_name(program: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:
-    """Wraps ``program`` so that its keywords are the input names themselves, dots included."""
+    """Wraps ``program`` so that its keywords are the input names, dots included."""
     return lambda **inputs: program(**{argument_name(name): tensor for name, tensor in inputs.items()})
 
 
@@ -77,7 +77,9 @@ def write_program(
     Raises:
         ValueError: ``path`` does not end in ``ending``.
     """
-    if next((known for known in (COMPILED_ENDING, ENDING) if str(path).endswith(known)), None) != ending:
+    # The longer ending first, because it ends in the shorter one.
+    actual_ending = next((known for known in (COMPILED_ENDING, ENDING) if str(path).endswith(known)), None)
+    if actual_ending != ending:
         raise ValueError(f"path: expected a name ending in {ending}, got {path}")
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)

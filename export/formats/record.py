@@ -19,7 +19,7 @@ class Format(NamedTuple):
         checks: function that runs further checks on a file, and returns their outcomes as in :class:`~a2c_compiled.export.Report`.
         options: names of further arguments of ``export`` that are also options of the command line.
         has_gradients: True if a file can hold a training step, whose graph computes gradients.
-        has_runtime: True if the files of :mod:`a2c_compiled.export.on_device` can run a file. These files are then copied beside it.
+        has_runtime: True if the files of :mod:`a2c_compiled.export.on_device` can run a file. ``export_run`` then copies them beside it.
     """
 
     name: str

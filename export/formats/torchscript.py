@@ -18,13 +18,14 @@ from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.export.tracing.program import exporting_without_logs
 
+# Parts of the messages of TorchScript's compiler: an attribute that it cannot read, and a line of code of the failing module.
 _ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
 _LINE_OF_CODE = re.compile(r'File "([^"]+)", line (\d+)\n(?:.*\n)*?(.*)\n *~+(?: <--- HERE)?$', re.MULTILINE)
 
 
 @contextmanager
-def deprecated() -> Iterator[None]:
-    """Silences torch's deprecation warnings in the block: TorchScript is deprecated as a whole, and each of its functions warns.
+def without_deprecation_warnings() -> Iterator[None]:
+    """Silences torch's warnings in the block: TorchScript is deprecated, and each of its functions warns.
 
     Raises:
         RuntimeError: torch has no TorchScript for this version of Python.
@@ -37,13 +38,13 @@ def deprecated() -> Iterator[None]:
 
 def script(module: nn.Module) -> torch.jit.ScriptModule:
     """Calls ``torch.jit.script`` without deprecation warnings."""
-    with deprecated():
+    with without_deprecation_warnings():
         return torch.jit.script(module)
 
 
 def load(path: Path) -> torch.jit.ScriptModule:
     """Calls ``torch.jit.load``, to the CPU, without deprecation warnings."""
-    with deprecated():
+    with without_deprecation_warnings():
         return torch.jit.load(str(path), map_location="cpu")
 
 
@@ -58,7 +59,7 @@ def export_torchscript(
     Args:
         module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or another module around them that
             TorchScript compiles.
-        example_inputs: tensors by the names of ``forward``'s arguments, or in their order, in the shapes and dtypes that it accepts.
+        example_inputs: tensors in the shapes and dtypes that ``forward`` accepts, by argument name or in the order of the arguments.
         path: path of the file.
         dynamic_axes: names of the dimensions whose size the reference outputs vary, as in :func:`~a2c_compiled.export.export_onnx`.
 
@@ -72,13 +73,14 @@ def export_torchscript(
     """
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with atomic_file(path) as temporary, deprecated():
+    with atomic_file(path) as temporary, without_deprecation_warnings():
         torch.jit.save(_scripted(call.module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
         record_cases(call, path)
     return path
 
 
 def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
+    """Compiles ``module`` with TorchScript. Turns an error of the compiler into an ExportError."""
     try:
         return script(module)
     except TypeError:
@@ -91,20 +93,20 @@ def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
 
 
 def _reason(text: str) -> str:
-    """Returns the message of TorchScript's compiler in one line, with the line of code."""
+    """Returns the message of TorchScript's compiler in one line, with the line of code if the message has one."""
     attribute = _ATTRIBUTE.match(text)
     if attribute:
         kind = {"function": "a function", "attribute": "an attribute"}[attribute[3]]
-        what = f"{attribute[1]}.{attribute[2]} is {kind} that it cannot read"
+        reason = f"{attribute[1]}.{attribute[2]} is {kind} that it cannot read"
     elif "Can't redefine method" in text:
-        what = "an earlier export of this class failed in this process; its message has the reason"
+        reason = "an earlier export of this class failed in this process; its message has the reason"
     else:
-        what = text.partition("\n")[0].rstrip(":.")
+        reason = text.partition("\n")[0].rstrip(":.")
     places = [place for place in _LINE_OF_CODE.findall(text) if "/torch/" not in place[0]]
     if places:
         file, number, code = places[0]  # the innermost frame comes first
-        what += f' ("{code.strip()}", {file.rpartition("/")[2]}:{number})'
-    return what
+        reason += f' ("{code.strip()}", {file.rpartition("/")[2]}:{number})'
+    return reason
 
 
 FORMAT = Format("torchscript", ".pt", export_torchscript, load, has_gradients=False)

@@ -32,13 +32,13 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
 
     - ``policy``: a :class:`~a2c_compiled.export.GreedyPolicy`, from ``observation``.
     - ``policy_sampled``: a :class:`~a2c_compiled.export.SampledPolicy`, from ``observation`` and ``noise``.
-    - ``loss``: ``loss`` itself, from the rollout entries that it reads.
+    - ``loss``: ``loss`` itself, from the rollout entries that the loss reads.
     - ``estimator``: the value estimator of ``loss``, from the critic's values and the rollout.
 
     Args:
         loss: loss whose networks, distribution and value estimator are exported.
-        rollout: ``[T, N, ...]``, or ``[N, T, ...]`` if the ``time_dim`` of the value estimator says so: example data. Dtypes: see
-            :class:`~a2c_compiled.update.Rollout`.
+        rollout: example data, ``[T, N, ...]``, or ``[N, T, ...]`` if the ``time_dim`` of the value estimator is the second dimension.
+            Dtypes: see :class:`~a2c_compiled.update.Rollout`.
 
     Raises:
         ValueError: the value estimator needs ``log_prob``, and the rollout has none.

@@ -59,7 +59,7 @@ class GreedyPolicy(nn.Module):
             observation: ``[N, ...]``, in the dtype that the actor network accepts.
 
         Returns:
-            ``action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions.
+            ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions.
         """
         return GreedyAction(self.distribution.mode(self.actor_network(observation)))
 
@@ -75,9 +75,9 @@ class _ActorCritic(nn.Module):
 
 
 class SampledPolicy(_ActorCritic):
-    """Samples an action for each observation; also returns its log-probability and the value of the observation.
+    """Samples an action for each observation. Also returns the log-probability of the action and the value of the observation.
 
-    The random noise is an input, so the graph returns the same action for the same inputs wherever it runs. Draw it with
+    The random noise is an input, so the graph returns the same action for the same inputs on every machine. Draw the noise with
     ``distribution.noise``; ``distribution.noise_kind`` names the kind of noise.
 
     Args:
@@ -87,15 +87,15 @@ class SampledPolicy(_ActorCritic):
     """
 
     def forward(self, observation: Tensor, noise: Tensor) -> SampledAction:
-        """Computes the action that ``noise`` selects, its log-probability and the value of the observation.
+        """Computes the action that ``noise`` selects, the log-probability of the action and the value of the observation.
 
         Args:
             observation: ``[N, ...]``, in the dtype that the networks accept.
             noise: ``[N, ...]``, floating point: one row of noise for each observation.
 
         Returns:
-            ``action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions; ``log_prob`` and ``state_value``, ``[N]``,
-            floating point.
+            ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``log_prob``, ``state_value``: ``[N]``, floating
+            point.
         """
         action, log_prob = self.distribution.sample_and_log_prob(self.actor_network(observation), noise)
         return SampledAction(action, log_prob, self.critic_network(observation).reshape(log_prob.shape))
@@ -124,14 +124,17 @@ class RecurrentPolicy(nn.Module):
             hidden: ``[N, H]``, floating point: hidden state, with ``H = recurrent.hidden_size(actor_network)``.
 
         Returns:
-            ``action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions; ``next_hidden``, ``[N, H]``, floating point.
+            ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``next_hidden``: ``[N, H]``, floating point.
         """
+        # One step that starts from ``hidden``, as a sequence of length 1.
         start = torch.ones([1, observation.size(0)], dtype=torch.bool, device=observation.device)
         params = self.actor_network((observation.unsqueeze(0), hidden.unsqueeze(0), start)).squeeze(0)
         return RecurrentAction(self.distribution.mode(params), next_hidden(self.actor_network, observation, hidden))
 
 
 class _Acting(_ActorCritic):
+    """Computes :class:`ActingOutputs`. The module that :class:`ActingPolicy` runs with its inputs as parameters."""
+
     def forward(self, observation: Tensor, noise: Tensor) -> ActingOutputs:
         params = self.actor_network(observation)
         greedy_action = self.distribution.mode(params)
@@ -142,9 +145,9 @@ class _Acting(_ActorCritic):
 
 
 class ActingPolicy(InputsByName):
-    """The policy of a loss with its parameters as inputs; returns a sampled action and the greedy action for each observation.
+    """The policy of a loss, with parameters as inputs. Returns a sampled action and the greedy action for each observation.
 
-    This policy belongs to an exported training step: the parameters that training changes are its inputs.
+    This policy belongs to an exported training step. Its inputs include the parameters that the training step changes.
 
     Args:
         loss: loss whose networks and distribution form the policy.
@@ -175,20 +178,21 @@ class ActingPolicy(InputsByName):
         super().__init__(policy, [*params, "observation", "noise"])
         self.example_inputs = {**params, "observation": observation, "noise": noise}
         self.dynamic_axes = {"observation": ("N",), "noise": ("N",)}
-        self._places = {place: name for place, name in parameter_names_by_location(policy).items() if name in params}
+        locations = parameter_names_by_location(policy)
+        self._names_by_location = {location: name for location, name in locations.items() if name in params}
 
     def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
         """Computes the fields of :class:`ActingOutputs`.
 
         Args:
-            inputs: by name: the parameters in the shapes and dtypes of ``example_inputs``; ``observation``, ``[N, ...]``; ``noise``,
+            inputs: tensors by name. Parameters: shapes and dtypes of ``example_inputs``. ``observation``: ``[N, ...]``. ``noise``:
                 ``[N, ...]``, floating point.
 
         Returns:
-            By name: ``action`` and ``greedy_action``, ``[N]`` or ``[N, *event]``, in the dtype of the distribution's actions; ``log_prob``,
-            ``greedy_log_prob`` and ``state_value``, ``[N]``, floating point.
+            Tensors by name. ``action``, ``greedy_action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions.
+            ``log_prob``, ``greedy_log_prob``, ``state_value``: ``[N]``, floating point.
         """
-        placed = {place: inputs[name] for place, name in self._places.items()}
+        params = {location: inputs[name] for location, name in self._names_by_location.items()}
         arguments = inputs["observation"], inputs["noise"]
-        outputs = torch.func.functional_call(self.source, placed, arguments, tie_weights=False)
+        outputs = torch.func.functional_call(self.source, params, arguments, tie_weights=False)
         return outputs._asdict()

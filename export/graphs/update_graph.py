@@ -27,8 +27,8 @@ class TrainStepGraph(InputsByName):
 
     Args:
         step: training step; its method ``pure`` becomes the graph.
-        example: example rollout, ``[T, N, ...]``, in the dtypes that the loss reads. The training step runs on it once; ``step`` is not
-            changed.
+        example: example rollout, in the layout that the value estimator expects and the dtypes that the loss reads. The constructor runs
+            the training step once on this rollout, without changing ``step``.
 
     Attributes:
         example_inputs: tensors by input name. The state is that of ``step``.
@@ -44,7 +44,7 @@ class TrainStepGraph(InputsByName):
     source: TrainStep
 
     def __init__(self, step: TrainStep, example: Rollout) -> None:
-        state = _named(step, step.state())
+        state = _state_by_name(step, step.state())
         for name in step.parameter_names:
             if state[name].dtype not in (torch.float32, torch.float64):
                 raise ValueError(f"step: expected parameters of float32 or float64, got {state[name].dtype} for {name}")
@@ -52,7 +52,7 @@ class TrainStepGraph(InputsByName):
         entries, axes = read_entries(step.loss, example), leading_axes(step.loss, example)
         inputs = {name: tensor.detach().clone() for name, tensor in {**state, "lr": lr, **entries}.items()}
         super().__init__(step, list(inputs))
-        with _buffers_left_alone(step.loss):
+        with _buffers_restored(step.loss):
             noise = step.loss.entropy_noise(example.observation)
             if noise is not None:
                 if step.minibatches > 1:
@@ -72,8 +72,8 @@ class TrainStepGraph(InputsByName):
     def varied(self, inputs: Dict[str, Tensor], generator: torch.Generator) -> Dict[str, Tensor]:
         """Returns ``inputs`` with another state, as after some training, and with a learning rate of 0.01.
 
-        Reference outputs are also computed for this state. At the start of training, the running averages of an optimizer are zero, so the
-        training step amplifies the rounding errors of small gradients.
+        Most reference outputs are computed for this state. At the start of training, the running averages of an optimizer are zero, so
+        the training step amplifies the rounding errors of small gradients.
 
         Args:
             inputs: tensors by input name, in the shapes and dtypes of ``example_inputs``.
@@ -107,20 +107,20 @@ class TrainStepGraph(InputsByName):
             By name: ``new.<name>`` for each changed tensor of the state, in its shape and dtype, and the metrics, which are scalars.
         """
         step = self.source
-        tensors_by_name = {**_named(step, step.state()), **inputs}
+        tensors_by_name = {**_state_by_name(step, step.state()), **inputs}
         names = step.parameter_names
         params = [tensors_by_name[name].detach().requires_grad_() for name in names]
         slots = {slot: [tensors_by_name[f"{slot}.{name}"] for name in names] for slot in step.optimizer.slots}
         state = TrainState(params, slots, tensors_by_name["step_count"])
         rollout = Rollout(**{entry: inputs[entry] for entry in Rollout._fields if entry in inputs})
         new_state, metrics = step.pure(state, rollout, inputs["lr"], inputs.get("noise"))
-        old, new = _named(step, state), _named(step, new_state)
+        old, new = _state_by_name(step, state), _state_by_name(step, new_state)
         changed = {f"{NEW}{name}": new[name].detach() for name in new if new[name] is not old[name]}
         return {**changed, **{name: value for name, value in metrics._asdict().items() if value is not None}}
 
 
-def _named(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:
-    """Returns the tensors of a state by name."""
+def _state_by_name(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:
+    """Returns the tensors of a state under the names that :class:`TrainStepGraph` lists."""
     named = dict(zip(step.parameter_names, state.params, strict=True))
     for slot, tensors in state.slots.items():
         named |= {f"{slot}.{name}": tensor for name, tensor in zip(step.parameter_names, tensors, strict=True)}
@@ -128,7 +128,7 @@ def _named(step: TrainStep, state: TrainState) -> Dict[str, Tensor]:
 
 
 @contextmanager
-def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
+def _buffers_restored(module: nn.Module) -> Iterator[None]:
     """Restores the buffers of ``module`` after the block, and raises ExportError if the block wrote to any of them."""
     kept = [
         (f"{path}.{name}".lstrip("."), owner, name, buffer, buffer.clone())

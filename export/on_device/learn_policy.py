@@ -29,13 +29,17 @@ FINAL_LR = 0.1
 EVALUATION_INTERVAL = 10
 """Number of training steps between two evaluations of the greedy policy."""
 NEAR = 0.8
-"""An evaluation needs recent sampled episodes with a mean return of at least ``solved_return - NEAR * abs(solved_return)``."""
+"""The greedy policy is evaluated once the mean return of training episodes is at least ``solved_return - NEAR * abs(solved_return)``."""
 EVALUATION_TRIALS = ((EVALUATION_SEED + 200, 10), (EVALUATION_SEED, 100), (EVALUATION_SEED + 100, 100))
 """First seed and number of episodes of each part of an evaluation.
 
-The first part has few episodes, so a policy that fails it costs little. The other two have different seeds, because a policy may reach
-the required return on one set of 100 episodes by chance.
+The first part has few episodes, so a policy that fails the first part costs little time. The other two parts have different seeds,
+because a policy may reach the required return on one set of 100 episodes by chance.
 """
+PROGRESS_INTERVAL = 50
+"""Number of training steps between two lines of output."""
+RECENT_EPISODES = 100
+"""Number of training episodes in the mean return that is printed and compared with ``NEAR``."""
 
 
 def learn(
@@ -43,7 +47,7 @@ def learn(
 ) -> Dict[str, Any]:
     """Trains ``learner`` until its greedy policy reaches ``solved_return`` or ``total_steps`` are used.
 
-    The learning rate falls linearly from its first value to ``FINAL_LR`` times that value over ``total_steps``.
+    The learning rate falls linearly over ``total_steps``, from its first value to ``FINAL_LR`` times its first value.
 
     Args:
         learner: learner to train, changed in place.
@@ -55,8 +59,8 @@ def learn(
         seed: seed of the environments.
 
     Returns:
-        ``return``: mean return of the trained greedy policy over 100 episodes. ``steps``: number of environment steps. ``seconds``:
-        duration. ``solved``: whether the greedy policy reached ``solved_return`` in both sets of 100 episodes.
+        ``return``: mean return of the trained greedy policy over the first set of 100 episodes. ``steps``: number of environment steps.
+        ``seconds``: duration. ``solved``: whether the greedy policy reached ``solved_return`` in both sets of 100 episodes.
     """
     started, first_lr = time.perf_counter(), learner.lr
     updates = max(1, total_steps // (num_envs * num_steps))
@@ -64,9 +68,9 @@ def learn(
     for update, (rollout, ended) in enumerate(rollouts(learner, env_id, num_envs, num_steps, seed), 1):
         learner.lr = first_lr * (FINAL_LR + (1.0 - FINAL_LR) * (1.0 - (update - 1) / updates))
         learner.step(rollout)
-        returns = (returns + ended)[-100:]
+        returns = (returns + ended)[-RECENT_EPISODES:]
         mean_return = np.mean(returns) if returns else -np.inf
-        if update % 50 == 0:
+        if update % PROGRESS_INTERVAL == 0:
             print(f"{update * num_envs * num_steps:>9,} steps, {time.perf_counter() - started:.1f} s, return {mean_return:.1f}")
         is_near = update % EVALUATION_INTERVAL == 0 and mean_return >= solved_return - NEAR * abs(solved_return)
         is_solved = is_near and all(greedy_return(learner, env_id, *trial) >= solved_return for trial in EVALUATION_TRIALS)
@@ -117,9 +121,9 @@ def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed:
 
 
 def with_final_observations(observation: np.ndarray, info: Dict[str, Any]) -> np.ndarray:
-    """Returns the next observations, with the last observation of each episode that ended.
+    """Returns the last observation of each episode that ended, and ``observation`` for all other environments.
 
-    ``observation`` has the first observation of the following episode there.
+    If an episode ended, ``observation`` holds the first observation of the following episode.
     """
     if "final_obs" not in info:
         return observation

@@ -34,8 +34,8 @@ __all__ = ["Learner", "Policy", "PolicyOutput"]
 POLICY_ENDING, STATE_ENDING = ".policy.onnx", ".state.npz"
 """Endings of the files beside a training step: its policy and its state."""
 
-# Names that the exporter uses in metadata and graphs, and classes of exported modules. They are repeated here, because this file
-# cannot import the package.
+# Names that the exporter uses in metadata and graphs, and classes of exported modules. This file repeats them, because it cannot import
+# the package.
 _PREFIX, _NEW = "a2c_compiled.", "new."
 _GREEDY = ("GreedyPolicy", "PredictPolicy")
 _POLICIES = ("GreedyPolicy", "SampledPolicy", "PredictPolicy")
@@ -81,10 +81,10 @@ class Policy:
             path: path of the ``.onnx`` file.
             provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if onnxruntime can start it, else the CPU.
             threads: number of threads that onnxruntime may use, 1 or more.
-            parameters: arrays by parameter name that replace those in the file, such as :attr:`Learner.parameters`, in the same shapes and
-                in dtypes that numpy casts to those of the file (``casting="same_kind"``). Parameters without a name here keep the values in
-                the file. A greedy policy ignores the parameters of the critic and of the distribution.
-            seed: seed of the noise that a sampled policy draws; None draws different noise each time.
+            parameters: arrays by parameter name, such as :attr:`Learner.parameters`, which replace the parameters in the file. Shapes as
+                in the file. Dtypes as in the file, or dtypes that numpy casts to them (``casting="same_kind"``). Parameters that are not in
+                the mapping keep their values. A greedy policy ignores the parameters of the critic and of the distribution.
+            seed: seed of the noise that a sampled policy draws. None: the noise differs from run to run.
 
         Raises:
             FileNotFoundError: there is no file at ``path``.
@@ -100,15 +100,14 @@ class Policy:
         """Returns actions for observations.
 
         Args:
-            observation: ``[N, ...]``, or one observation without ``N``, in the exported dtype or in one that numpy casts to it
+            observation: ``[N, ...]``, or one observation without ``N``. Dtype: as exported, or a dtype that numpy casts to it
                 (``casting="same_kind"``).
-            noise: ``[N, ...]``, floating point: random numbers from which a sampled policy makes its actions, one row for each observation;
-                without ``N`` for one observation.
-                The action distribution determines the kind, such as standard Gumbel noise for discrete actions and standard normal noise
-                for vectors. None draws them. A greedy policy accepts only None.
+            noise: ``[N, ...]``, or without ``N`` for one observation, floating point: random numbers from which a sampled policy makes its
+                actions. The action distribution determines their kind, such as standard Gumbel noise for discrete actions and standard
+                normal noise for vectors. None: the policy draws the noise. A greedy policy accepts only None.
 
         Returns:
-            The actions of a greedy policy, or the :class:`PolicyOutput` of a sampled one.
+            A greedy policy returns only the actions, an array. A sampled policy returns a :class:`PolicyOutput`.
 
         Raises:
             ValueError, TypeError: an argument is invalid; the message names it.
@@ -132,19 +131,21 @@ class Learner:
     def __init__(self, update: _Graph, policy: _Graph, initial: Mapping[str, np.ndarray], random: _Random) -> None:
         self._graph, self._random = update, random
         self._digest = hashlib.sha256(update.path.read_bytes()).hexdigest()
-        self._layout = {name: tensor for name, tensor in update.inputs.items() if f"{_NEW}{name}" in update.outputs}
-        self._entries = {name: tensor for name, tensor in update.inputs.items() if name not in {*self._layout, "lr", "noise"}}
+        self._state_tensors = {name: tensor for name, tensor in update.inputs.items() if f"{_NEW}{name}" in update.outputs}
+        self._entries = {
+            name: tensor for name, tensor in update.inputs.items() if name not in {*self._state_tensors, "lr", "noise"}
+        }
         self.rollout_entries = tuple(self._entries)
-        self._parameter_names = self._read_by(policy)
+        self._parameter_names = self._parameters_of(policy)
         self._choices = _choices(policy)
         state, self.lr = self._checked_state(initial)
         metrics = {name: tensor for name, tensor in update.outputs.items() if not name.startswith(_NEW)}
         self._metrics = {name: np.empty(tensor.shape, tensor.dtype) for name, tensor in metrics.items()}
-        one, other = (
+        first, second = (
             {name: OrtValue.ortvalue_from_numpy(array.copy(), update.device, 0) for name, array in state.items()}
             for _ in range(2)
         )
-        self._now, self._next = self._side(policy, one, other), self._side(policy, other, one)
+        self._current, self._next = self._bind(policy, first, second), self._bind(policy, second, first)
 
     @classmethod
     def load(cls, path: Union[str, Path], provider: str = "auto", threads: int = 1, seed: Optional[int] = None) -> Learner:
@@ -153,8 +154,8 @@ class Learner:
         Args:
             path: path of ``train_step.onnx``.
             provider, threads: as in :meth:`Policy.load`.
-            seed: seed of the noise for acting, and for training steps that estimate an entropy from samples. None draws different noise
-                each time.
+            seed: seed of the noise for acting, and for training steps that estimate an entropy from samples. None: the noise differs from
+                run to run.
 
         Raises:
             FileNotFoundError: one of the files is missing.
@@ -170,7 +171,7 @@ class Learner:
 
         Args:
             observation, noise: shapes and dtypes as in :meth:`Policy.act`.
-            greedy: whether to take the greedy action and draw no noise.
+            greedy: True takes the greedy action, which needs no noise. False takes an action that the noise selects.
 
         Returns:
             A :class:`PolicyOutput`.
@@ -180,7 +181,7 @@ class Learner:
         """
         if greedy and noise is not None:
             raise ValueError("noise: expected None for the greedy action, got an array")
-        action, log_prob, state_value, greedy_action, greedy_log_prob = self._now.actor.act(
+        action, log_prob, state_value, greedy_action, greedy_log_prob = self._current.actor.act(
             observation, noise, noiseless=greedy
         )
         if greedy:
@@ -191,10 +192,10 @@ class Learner:
         """Runs one training step on ``T`` steps of ``N`` parallel environments, and updates the state.
 
         Args:
-            rollout: arrays by name, one for each of ``rollout_entries``. Each is ``[T, N, ...]``, or ``[N, T, ...]`` if it was exported so,
-                in the exported dtype or in one that numpy casts to it (``casting="same_kind"``). ``done``, ``terminated`` and ``mask`` are
-                bool. T and N may differ from call to call. If the loss estimates the entropy from samples, the noise of these samples may
-                be given too, as ``noise``, ``[samples, T, N, ...]``; otherwise it is drawn.
+            rollout: arrays by name, one for each of ``rollout_entries``: ``[T, N, ...]``, or ``[N, T, ...]`` if the training step was
+                exported with this layout. Dtypes: as exported, or dtypes that numpy casts to them (``casting="same_kind"``). ``done``,
+                ``terminated`` and ``mask`` are bool. T and N may differ from call to call. If the loss estimates the entropy from samples,
+                ``noise``, ``[samples, T, N, ...]``, may be passed too. Without ``noise``, the learner draws it.
 
         Returns:
             The losses and ``grad_norm``, the norm of the gradient before clipping, by name.
@@ -206,19 +207,19 @@ class Learner:
         arrays = self._checked_rollout(rollout)
         arrays["lr"] = np.array(self._lr, self._graph.inputs["lr"].dtype)
         for name, array in arrays.items():
-            self._now.update.bind_cpu_input(name, array)
-        self._graph.run(self._now.update)
+            self._current.update.bind_cpu_input(name, array)
+        self._graph.run(self._current.update)
         metrics = {name: array.item() for name, array in self._metrics.items()}
         if not math.isfinite(metrics["grad_norm"]):
             raise FloatingPointError(
                 f"rollout: expected a finite gradient, got one of norm {metrics['grad_norm']}; the state is unchanged"
             )
-        self._now, self._next = self._next, self._now
+        self._current, self._next = self._next, self._current
         return metrics
 
     @property
     def lr(self) -> float:
-        """The learning rate, 0 or more. It can be assigned at any time."""
+        """The learning rate, at least 0. It can be assigned at any time; the next training step uses it."""
         return self._lr
 
     @lr.setter
@@ -232,7 +233,7 @@ class Learner:
     @property
     def parameters(self) -> Dict[str, np.ndarray]:
         """Copies of the parameters of the networks by name, in their shapes and dtypes. :meth:`Policy.load` accepts them."""
-        return {name: self._now.values[name].numpy().copy() for name in self._parameter_names}
+        return {name: self._current.values[name].numpy().copy() for name in self._parameter_names}
 
     def save_state(self, path: Union[str, Path]) -> None:
         """Writes everything that :meth:`load_state` needs to continue as if training had never stopped.
@@ -241,10 +242,11 @@ class Learner:
 
         Raises:
             TypeError: ``path`` is not a path.
-            OSError: the file cannot be written; an older file is unchanged. FileNotFoundError if there is no such folder.
+            OSError: the file cannot be written; an older file is unchanged. The error is a FileNotFoundError if the folder of ``path`` does
+                not exist, or if ``path`` is a folder.
         """
         extra = {"lr": self._lr, "graph": self._digest, "random": json.dumps(self._random.bits.state)}
-        arrays = {name: value.numpy() for name, value in self._now.values.items()}
+        arrays = {name: value.numpy() for name, value in self._current.values.items()}
         _write_arrays(_path(path), {**arrays, **{name: np.array(value) for name, value in extra.items()}})
 
     def load_state(self, path: Union[str, Path]) -> None:
@@ -263,23 +265,23 @@ class Learner:
         self.lr = lr
         for name, array in state.items():
             self._next.values[name].update_inplace(array)
-        self._now, self._next = self._next, self._now
+        self._current, self._next = self._next, self._current
         self._random.bits.state = random
 
-    def _side(self, policy: _Graph, values: Dict[str, OrtValue], others: Dict[str, OrtValue]) -> _Side:
-        """Binds the training step that reads the state in ``values`` and writes ``others``, and the policy that acts with ``values``."""
+    def _bind(self, policy: _Graph, values: Dict[str, OrtValue], others: Dict[str, OrtValue]) -> _BoundState:
+        """Binds the training step to read the state in ``values`` and to write ``others``, and the policy to act with ``values``."""
         update = self._graph.session.io_binding()
-        for name in self._layout:
+        for name in self._state_tensors:
             update.bind_ortvalue_input(name, values[name])
             update.bind_ortvalue_output(f"{_NEW}{name}", others[name])
         for name, array in self._metrics.items():
             update.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
-        return _Side(values, update, _Actor(policy, {name: values[name] for name in self._parameter_names}, self._random))
+        return _BoundState(values, update, _Actor(policy, {name: values[name] for name in self._parameter_names}, self._random))
 
-    def _read_by(self, policy: _Graph) -> List[str]:
+    def _parameters_of(self, policy: _Graph) -> List[str]:
         """Returns the names of the parameters that ``policy`` reads."""
         names = [name for name in policy.inputs if name not in ("observation", "noise")]
-        others = [name for name in names if policy.inputs[name] != self._layout.get(name)]
+        others = [name for name in names if policy.inputs[name] != self._state_tensors.get(name)]
         if others:
             raise ValueError(
                 f"path: expected {policy.path.name} to have the networks of {self._graph.path}, got others: {', '.join(others)}"
@@ -288,7 +290,7 @@ class Learner:
 
     def _checked_state(self, arrays: Mapping[str, np.ndarray]) -> Tuple[Dict[str, np.ndarray], float]:
         """Returns the state in ``arrays``, and the learning rate."""
-        for name, tensor in self._layout.items():
+        for name, tensor in self._state_tensors.items():
             if name not in arrays:
                 raise ValueError(f"path: expected a state of {self._graph.path.name}, got one without {name}")
             actual = _Tensor(arrays[name].dtype, arrays[name].shape)
@@ -297,7 +299,7 @@ class Learner:
         lr = arrays.get("lr")
         if lr is None or lr.shape or lr.dtype.kind != "f":
             raise ValueError(f"path: expected a learning rate in the state, got {lr}")
-        return {name: arrays[name] for name in self._layout}, lr.item()
+        return {name: arrays[name] for name in self._state_tensors}, lr.item()
 
     def _checked_rollout(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, np.ndarray]:
         """Returns the inputs of the training step from a rollout, with the noise."""
@@ -312,11 +314,11 @@ class Learner:
         size: Tuple[int, ...] = ()
         for name, tensor in self._entries.items():
             # The first entry determines T and N.
-            tensor = tensor.sized(0, *size)
+            tensor = tensor.with_sizes(0, *size)
             arrays[name] = tensor.checked(f"rollout[{name!r}]", rollout[name])
             size = arrays[name].shape[:2]
         if noise:
-            noise, given = noise.sized(1, *size), rollout.get("noise")
+            noise, given = noise.with_sizes(1, *size), rollout.get("noise")
             given = self._random.draw(self._graph, noise.shape) if given is None else given
             arrays["noise"] = noise.checked("rollout['noise']", given)
         action = arrays["action"]
@@ -327,7 +329,7 @@ class Learner:
         return arrays
 
 
-class _Side(NamedTuple):
+class _BoundState(NamedTuple):
     """One of the two copies of a learner's state, with the training step and the policy that read it."""
 
     values: Dict[str, OrtValue]
@@ -336,7 +338,7 @@ class _Side(NamedTuple):
 
 
 class _Actor:
-    """Runs the graph of a policy on arrays. Its own input and output arrays stay bound to the session while ``N`` stays the same.
+    """Runs the graph of a policy on arrays. The bound input and output arrays are reused while ``N`` stays the same.
 
     Args:
         graph: graph of the policy.
@@ -353,7 +355,10 @@ class _Actor:
         self._resize(1)
 
     def act(self, observation: ArrayLike, noise: Optional[ArrayLike], noiseless: bool = False) -> List[np.ndarray]:
-        """Returns the outputs of the graph in order, without ``N`` if ``observation`` has none. ``noiseless`` sets the noise to 0."""
+        """Returns the outputs of the graph in order, without ``N`` if ``observation`` is one observation without ``N``.
+
+        ``noiseless``: the noise is 0, and the random generator is unchanged.
+        """
         array = self._observation.converted("observation", observation)
         is_single = array.ndim < len(self._observation.shape)
         if is_single:
@@ -369,17 +374,20 @@ class _Actor:
         return [(output[0] if is_single else output).copy() for output in self._outputs]
 
     def _checked_noise(self, tensor: _Tensor, noise: Optional[ArrayLike], is_single: bool) -> np.ndarray:
+        """Returns the noise in the shape of the input ``tensor``. Draws it if ``noise`` is None."""
         if noise is None:
             return self._random.draw(self._graph, self._inputs["noise"].shape)
-        # One row for each observation is required: a graph would use one row for all of them.
-        return tensor.sized(0, len(self._inputs["noise"])).checked("noise", [noise] if is_single else noise)
+        # The noise must have one row for each observation: a graph would use a single row for all observations.
+        return tensor.with_sizes(0, len(self._inputs["noise"])).checked("noise", [noise] if is_single else noise)
 
     def _put(self, name: str, value: Union[float, np.ndarray]) -> None:
+        """Writes ``value`` into a bound input."""
         self._inputs[name][...] = value
         if self._graph.device == "cuda":  # the session has its own copy of the array
             self._binding.bind_cpu_input(name, self._inputs[name])
 
     def _resize(self, size: int) -> None:
+        """Allocates and binds input and output arrays for ``N = size``."""
         inputs = {name: tensor.empty(size) for name, tensor in self._graph.inputs.items() if name in ("observation", "noise")}
         outputs = {name: tensor.empty(size) for name, tensor in self._graph.outputs.items()}
         for name, array in inputs.items():
@@ -398,19 +406,20 @@ class _Tensor(NamedTuple):
     @classmethod
     def of(cls, node: onnxruntime.NodeArg) -> _Tensor:
         """Reads dtype and shape of an input or output of a session."""
+        # node.type is, for example, "tensor(float)".
         kind = node.type[len("tensor(") : -1]
         return cls(np.dtype({"float": "float32", "double": "float64"}.get(kind, kind)), tuple(node.shape))
 
     def __str__(self) -> str:
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
 
-    def sized(self, dim: int, *sizes: int) -> _Tensor:
-        """Replaces the sizes of the dimensions from ``dim`` on."""
+    def with_sizes(self, dim: int, *sizes: int) -> _Tensor:
+        """Replaces the sizes of the dimensions ``dim``, ``dim + 1``, ... by ``sizes``."""
         return self._replace(shape=(*self.shape[:dim], *sizes, *self.shape[dim + len(sizes) :]))
 
     def empty(self, size: int) -> np.ndarray:
         """Returns an array of this dtype and shape, with ``size`` as its first dimension."""
-        return np.empty(self.sized(0, size).shape, self.dtype)
+        return np.empty(self.with_sizes(0, size).shape, self.dtype)
 
     def checked(self, name: str, value: Any) -> np.ndarray:
         """Returns ``value`` as an array of this dtype and shape. Errors call it ``name``."""
@@ -424,7 +433,7 @@ class _Tensor(NamedTuple):
             raise ValueError(f"{name}: expected an array, got {type(value).__name__} ({error})") from error
         if array.dtype != self.dtype and not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise TypeError(f"{name}: expected {self.dtype} or a dtype that converts to it, got {array.dtype}")
-        with np.errstate(over="ignore"):  # numbers that are too large for float32 become infinite
+        with np.errstate(over="ignore"):  # numbers that are too large for the dtype become infinite
             converted = np.asarray(array, self.dtype, order="C")
         if array.dtype.kind in "iu" and self.dtype.kind in "iu" and not np.array_equal(converted, array):
             raise ValueError(f"{name}: expected numbers that {self.dtype} holds, got {array.min()} to {array.max()}")
@@ -447,9 +456,9 @@ class _Graph:
 
     Args:
         path: path of the file.
-        modules: names of classes, one of which must be the exported one.
+        modules: names of the classes of modules that are accepted.
         provider, threads: as in :meth:`Policy.load`.
-        model: content to use instead of that of the file.
+        model: bytes of an ONNX model to run instead of the file's content.
     """
 
     def __init__(self, path: Path, modules: Sequence[str], provider: str, threads: int, model: Optional[bytes] = None) -> None:
@@ -477,6 +486,7 @@ class _Graph:
 
 
 def _described(module: str) -> str:
+    """Returns the end of an error message: which file this is, and which function loads it."""
     if not module:
         return "which a2c_compiled did not export"
     use = {
@@ -488,24 +498,27 @@ def _described(module: str) -> str:
 
 
 def _choices(policy: _Graph) -> Optional[List[int]]:
-    """Returns the number of choices for each entry of an action, or None if the actions are not all choices."""
+    """Returns the number of choices for each entry of an action, or None if an entry is not a choice."""
     noise, event = policy.inputs.get("noise"), policy.outputs["action"].shape[1:]
-    sized = [size for _, size in policy.noise if size]
-    if noise is None or {kind for kind, _ in policy.noise} != {"gumbel"} or event != ((len(sized),) if sized else ()):
+    # The metadata has a size for each entry of an action. An action that is a single choice has one kind of noise without a size.
+    counts = [size for _, size in policy.noise if size]
+    expected_event = (len(counts),) if counts else ()
+    if noise is None or {kind for kind, _ in policy.noise} != {"gumbel"} or event != expected_event:
         return None
-    return sized or [int(noise.shape[-1])]
+    return counts or [int(noise.shape[-1])]
 
 
 def _kinds(noise: str) -> List[Tuple[str, int]]:
     """Parses the kind of noise in the metadata: ``"normal"``, or ``"gumbel:4,normal:2"`` for several kinds side by side.
 
-    Returns pairs of kind and size. A size of 0 means the whole row.
+    Returns pairs of kind and size. A size of 0: this kind fills the whole last dimension of the noise.
     """
     parts = [part.partition(":") for part in noise.split(",") if part]
     return [(kind, int(size or 0)) for kind, _, size in parts]
 
 
 def _session(path: Path, model: Optional[bytes], provider: str, threads: int) -> InferenceSession:
+    """Returns a session that runs ``model``, or the file at ``path`` if ``model`` is None."""
     if provider not in ("auto", "cpu", "cuda"):
         raise ValueError(f"provider: expected 'auto', 'cpu' or 'cuda', got {provider!r}")
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
@@ -591,7 +604,7 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
     weights = _weights(model)
     for name, value in parameters.items():
         if is_greedy and str(name).startswith(("critic_network.", "distribution.")):
-            continue  # not used by a greedy policy, such as a scale that does not depend on the observation
+            continue  # a greedy policy does not use these, for example a scale that does not depend on the observation
         if name not in weights:
             raise ValueError(f"parameters: expected names among {sorted(weights)}, which {graph.path.name} has, got {name!r}")
         tensor, place = weights[name]
@@ -601,9 +614,10 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
 
 
 def _weights(model: bytearray) -> Dict[str, Tuple[_Tensor, slice]]:
-    """Returns the weights in an ONNX file by name, with the place of their numbers.
+    """Returns the weights in an ONNX file by name: dtype and shape, and the bytes that hold the numbers.
 
-    The weights are the initializers (field 5) of the graph (field 7 of ModelProto).
+    The weights are the initializers (field 5) of the graph (field 7 of ModelProto). The fields of an initializer (TensorProto) are dims
+    (1), data_type (2), name (8) and raw_data (9). A weight without raw_data or with another data_type is left out.
     """
     dtypes = {1: "float32", 10: "float16", 11: "float64"}
     weights: Dict[str, Tuple[_Tensor, slice]] = {}
@@ -617,40 +631,44 @@ def _weights(model: bytearray) -> Dict[str, Tuple[_Tensor, slice]]:
 
 def _fields(message: bytearray, place: slice) -> DefaultDict[int, List[Any]]:
     """Returns the values of a protobuf message by field number: integers, or for longer values the slice of their bytes."""
-    at, fields = place.start, DefaultDict[int, List[Any]](list)
+    position, fields = place.start, DefaultDict[int, List[Any]](list)
 
     def integer() -> int:
-        nonlocal at
+        nonlocal position
         value, shift, byte = 0, 0, 128
         while byte >= 128:  # 7 bits in each byte, lowest bits first; the 8th bit means that more bytes follow
-            byte = message[at]
-            value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+            byte = message[position]
+            value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
         return value
 
-    while at < place.stop:
-        field, kind = divmod(integer(), 8)
-        if kind == 0:
+    # Wire types of protobuf. 0: an integer. 2: a length, then as many bytes. 1 and 5: 8 and 4 bytes.
+    while position < place.stop:
+        field, wire_type = divmod(integer(), 8)
+        if wire_type == 0:
             fields[field].append(integer())
         else:
-            length = integer() if kind == 2 else {1: 8, 5: 4}[kind]
-            fields[field].append(slice(at, at + length))
-            at += length
+            length = integer() if wire_type == 2 else {1: 8, 5: 4}[wire_type]
+            fields[field].append(slice(position, position + length))
+            position += length
     return fields
 
 
 def _path(path: Union[str, Path]) -> Path:
+    """Returns ``path`` as a Path. Raises TypeError if it is not a path."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: expected a path, got {type(path).__name__}")
     return Path(path)
 
 
 def _existing(path: Union[str, Path]) -> Path:
+    """Returns ``path`` as a Path. Raises FileNotFoundError if no file is there."""
     if not _path(path).is_file():
         raise FileNotFoundError(f"path: expected a file, found none at {path}")
     return Path(path)
 
 
 def _beside(path: Path, suffix: str) -> Path:
+    """Returns the path with another suffix. Raises FileNotFoundError if no file has this path."""
     file = path.with_suffix(suffix)
     if not file.is_file():
         raise FileNotFoundError(f"path: expected {file.name} beside {path}, as export_train_step writes it, found none")
@@ -658,6 +676,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _read_arrays(path: Path) -> Dict[str, np.ndarray]:
+    """Reads an ``.npz`` file. Raises ValueError if the file is not one."""
     try:
         # Opened here, because np.load does not close a file that it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

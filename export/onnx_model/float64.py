@@ -15,6 +15,7 @@ op: Any = opset18  # Any, because the stubs of onnxscript expect protobuf's type
 
 
 def _constant(number: Any, dtype: ir.DataType) -> Any:
+    """Returns a Python number as a constant of the graph, in ``dtype`` and without a detour through float32."""
     return op.Constant(value=ir.tensor(np.asarray(number, dtype=dtype.numpy())))
 
 
@@ -22,7 +23,7 @@ def _scalar_tensor(
     s: Any, dtype: int = int(ir.DataType.FLOAT), layout: str = "", device: str = "", pin_memory: bool = False
 ) -> Any:
     """Translates ``aten::scalar_tensor``, which torch inserts for every Python number in arithmetic."""
-    dtype = int(ir.DataType.FLOAT) if dtype == -1 else dtype
+    dtype = int(ir.DataType.FLOAT) if dtype == -1 else dtype  # -1 means that the caller gave no dtype
     return op.Cast(s, to=dtype) if isinstance(s, ir.Value) else _constant(s, ir.DataType(dtype))
 
 
@@ -70,14 +71,14 @@ def _addcdiv(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
 
 
 def _pow_of_number(self: float, exponent: Any) -> Any:
-    """Translates ``aten::pow.Scalar``."""
-    real = exponent.dtype.is_floating_point() or isinstance(self, int)
-    dtype = exponent.dtype if real else ir.DataType.FLOAT
+    """Translates ``aten::pow.Scalar``. The power of a float with integer exponents is float32."""
+    keeps_dtype = exponent.dtype.is_floating_point() or isinstance(self, int)
+    dtype = exponent.dtype if keeps_dtype else ir.DataType.FLOAT
     return op.Pow(_constant(self, dtype), op.Cast(exponent, to=dtype))
 
 
 def _atanh(self: Any) -> Any:
-    """Translates ``aten::atanh``. In float64 as ``0.5 * log((1 + x) / (1 - x))``, since onnxruntime has no float64 kernel for it."""
+    """Translates ``aten::atanh``. In float64: ``0.5 * log((1 + x) / (1 - x))``, since onnxruntime has no float64 kernel of ``Atanh``."""
     if self.dtype != ir.DataType.DOUBLE:
         return op.Atanh(self)
     one = _constant(1.0, self.dtype)

@@ -15,8 +15,9 @@ from a2c_compiled.export.checking.metadata import PREFIX, describe
 from a2c_compiled.export.onnx_model.onnxscript_internals import optimize
 from a2c_compiled.export.tracing.call import Call
 
-# Bytes of weights that fit in one file: protobuf's limit of 2 GiB, less room for the graph.
-LARGEST_FILE = 2**31 - 2**26
+# Weights of this many bytes or more go into a second file: protobuf's limit for a file is 2 GiB, and the graph needs room too.
+MAX_WEIGHT_BYTES = 2**31 - 2**26
+# Prefix of the parameter names in an exported program, whose module is an attribute ``module`` of a wrapper.
 _WRAPPER = "module."
 
 
@@ -24,7 +25,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
     """Returns the model of ``program``, simplified and with readable names.
 
     - Removes repeated and unused operations, and inputs that nothing reads.
-    - Gives parameters, inputs and dimensions the names that the caller knows.
+    - Gives parameters, inputs and dimensions their names in ``call``.
     - Adds the metadata of :func:`~a2c_compiled.export.checking.metadata.describe`.
     """
     _fold_constants(program, call)
@@ -48,10 +49,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
 
 
 def _fold_constants(program: torch.onnx.ONNXProgram, call: Call) -> None:
-    """Folds constants, but keeps every parameter as an initializer, so that it can be found and replaced in the file.
-
-    A parameter that is all zeros is kept too.
-    """
+    """Folds constants, but keeps every parameter as an initializer, even one that is all zeros: programs replace parameters in the file."""
     parameters = dict(call.module.named_parameters())
     values: Dict[str, Optional[ir.TensorProtocol]] = {}
     graph = program.model.graph
@@ -59,7 +57,7 @@ def _fold_constants(program: torch.onnx.ONNXProgram, call: Call) -> None:
         name = wrapped.removeprefix(_WRAPPER)
         value = graph.initializers.pop(wrapped)
         value.name = name
-        if name in parameters:  # an input during folding, so that it is not folded
+        if name in parameters:  # becomes an input until the end of this function, because inputs are not folded
             values[name], value.const_value = value.const_value, None
             graph.inputs.append(value)
         else:
@@ -74,7 +72,7 @@ def _fold_constants(program: torch.onnx.ONNXProgram, call: Call) -> None:
 
 
 def _name_dimensions(graph: ir.Graph, call: Call) -> None:
-    """Replaces the symbols that torch.export made up by the names of the axes."""
+    """Replaces the symbols that torch.export chose for sizes by the names of the dimensions."""
     names: Dict[str, str] = {}
     for value, axes in zip(graph.inputs, call.axes.values(), strict=True):
         for dim, axis in zip(value.shape or (), axes, strict=False):
@@ -87,13 +85,14 @@ def _name_dimensions(graph: ir.Graph, call: Call) -> None:
 
 
 def _make_axis_positive(node: ir.Node) -> None:
-    """Replaces a negative ``axis`` by the positive one, because not every runtime supports negative axes for every operator."""
+    """Replaces a negative ``axis`` by the same axis counted from 0, because some runtimes do not support negative axes."""
     axis, data = node.attributes.get("axis"), node.inputs[0] if node.inputs else None
     if axis is not None and axis.as_int() < 0 and data is not None and data.shape is not None:
         node.attributes["axis"] = ir.AttrInt64("axis", axis.as_int() + len(data.shape))
 
 
 def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union[int, str, None]:
+    """Returns a size with its symbols replaced by ``names``; None if the size has no name. A size may be an expression of symbols."""
     if not isinstance(dim, ir.SymbolicDim):
         return dim
     return None if dim.value is None else re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(dim.value))
@@ -102,9 +101,9 @@ def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union
 def save(model: ir.Model, temporary: Path, path: Path) -> None:
     """Writes ``model`` to ``temporary``, which later replaces ``path``. Weights that are too large go into a second file.
 
-    A hash of its content is part of the second file's name, so an older model keeps its own weights until it is replaced.
+    The second file has a hash of the weights in its name, so it does not overwrite the weights of an older model at ``path``.
     """
-    if sum(tensor.nbytes for tensor in _weights(model)) < LARGEST_FILE:
+    if sum(tensor.nbytes for tensor in _weights(model)) < MAX_WEIGHT_BYTES:
         ir.save(model, temporary)
         return
     digest = hashlib.sha256()
@@ -115,7 +114,7 @@ def save(model: ir.Model, temporary: Path, path: Path) -> None:
 
 @contextmanager
 def unused_weights_removed(path: Path) -> Iterator[None]:
-    """Calls :func:`remove_unused_weights` when the block ends, also if it fails."""
+    """Calls :func:`remove_unused_weights` when the block ends, even if the block raises."""
     try:
         yield
     finally:
@@ -131,5 +130,6 @@ def remove_unused_weights(path: Path) -> None:
 
 
 def _weights(model: ir.Model) -> List[ir.TensorProtocol]:
+    """Returns the values of all initializers that have one."""
     values = model.graph.initializers.values()
     return [value.const_value for value in values if value.const_value is not None]

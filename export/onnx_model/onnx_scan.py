@@ -3,8 +3,8 @@
 - ``linear_scan``: ``y[t] = x[t] + decay[t] * y[t + 1]``.
 - ``linear_scan_transposed``: ``y[t] = x[t] + decay[t - 1] * y[t - 1]``.
 
-onnxscript translates the source of a function, annotations included, so direction and dtype cannot be arguments of it. Each pair of
-a direction and a dtype has its own function, and each direction has a factory of such functions.
+onnxscript translates the source of a function, annotations included, so the function cannot have direction and dtype as arguments. Each
+pair of a direction and a dtype has its own function, and each direction has a factory of such functions.
 """
 
 # mypy: disable-error-code="type-var, arg-type, no-untyped-def"
@@ -21,7 +21,7 @@ import a2c_compiled.ops  # noqa: F401 - registers the operators
 
 
 def _make_reverse_scan(real: Any) -> OnnxFunction:
-    """Makes ``linear_scan`` for data that is reversed in time, for which it is ``y[t] = x[t] + decay[t] * y[t - 1]``."""
+    """Makes ``linear_scan`` for data that is reversed in time. The recurrence is then ``y[t] = x[t] + decay[t] * y[t - 1]``."""
 
     @script(default_opset=op)
     def linear_scan_turned_round(x: real[...], decay: real[...]) -> real[...]:
@@ -69,9 +69,9 @@ _SCANS = {
 def linear_scan(x: Any, decay: Any, dim: int, reverse: bool = True) -> Any:
     """Translates ``a2c_compiled::linear_scan``. ``x`` and ``decay`` are values of the graph that is being built."""
     rank = len(x.shape)
-    half = x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    dtype = ir.DataType.FLOAT if half else x.dtype
-    x_, decay_ = (op.Cast(x, to=dtype), op.Cast(decay, to=dtype)) if half else (x, decay)
+    is_half = x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    dtype = ir.DataType.FLOAT if is_half else x.dtype
+    x_, decay_ = (op.Cast(x, to=dtype), op.Cast(decay, to=dtype)) if is_half else (x, decay)
     # Scan runs along the first dimension. Along another one of length 0, onnxruntime 1.31 crashes the process.
     axis = dim % rank
     time_first = [axis, *(i for i in range(rank) if i != axis)]
@@ -84,7 +84,7 @@ def linear_scan(x: Any, decay: Any, dim: int, reverse: bool = True) -> Any:
         y = _reversed(y)
     if axis != 0:
         y = op.Transpose(y, perm=[time_first.index(i) for i in range(rank)])
-    return op.CastLike(y, x) if half else y
+    return op.CastLike(y, x) if is_half else y
 
 
 def _reversed(x: Any) -> Any:
@@ -92,8 +92,9 @@ def _reversed(x: Any) -> Any:
 
     Used before and after Scan, because few runtimes support the direction attributes of Scan itself.
     """
-    first, before_all, time, back = ([-1], [-(2**63)], [0], [-1])
-    return op.Slice(x, *(op.Constant(value_ints=numbers) for numbers in (first, before_all, time, back)))
+    # From the last entry to the first: Slice stops before its end, and an end of -(2**63) lies before the first entry.
+    starts, ends, axes, steps = ([-1], [-(2**63)], [0], [-1])
+    return op.Slice(x, *(op.Constant(value_ints=numbers) for numbers in (starts, ends, axes, steps)))
 
 
 def linear_scan_transposed(x: Any, decay: Any, dim: int) -> Any:

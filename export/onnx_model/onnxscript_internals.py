@@ -1,4 +1,4 @@
-"""onnxscript's optimizer without numeric tolerance: the private names of onnxscript that this needs, and the fallback without them."""
+"""Runs onnxscript's optimizer without numeric tolerance. All private names of onnxscript that this package uses are in this file."""
 
 import copy
 import functools
@@ -19,7 +19,7 @@ def optimize(model: ir.Model) -> None:
     """Folds constants in ``model`` and simplifies it, without changing a number.
 
     onnxscript's own ``optimize`` compares numbers with a tolerance. It treats ``+ 1e-8`` as ``+ 0`` and ``* 0.99999`` as ``* 1``, and drops
-    them. If the tolerance of its rules is not accessible, no rules are applied.
+    both operations. If the tolerance of onnxscript's rules is not accessible, no rules are applied.
     """
     rules = _exact_rules()
     with tracing_lock():  # rules store their matches in themselves, so two threads cannot share them

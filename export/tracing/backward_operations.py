@@ -39,7 +39,7 @@ def _convolution_backward(
     grad_input = grad_weight = grad_bias = None
     axes = range(len(stride))
     if output_mask[0]:
-        # Input entries after the last position of the kernel do not take part in the convolution.
+        # The forward convolution reads no input entries after the last position of the kernel. Their gradient is 0.
         reached = [
             (grad_output.size(2 + i) - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.size(2 + i) - 1) + 1
             for i in axes
@@ -47,9 +47,10 @@ def _convolution_backward(
         left_over = [input.size(2 + i) - reached[i] for i in axes]
         grad_input = convolution(grad_output, weight, None, stride, padding, dilation, True, left_over, 1)
     if output_mask[1]:
+        # Batch and channels change places, because grad_weight sums over the batch.
         swapped = input.transpose(0, 1), grad_output.transpose(0, 1)
         grad_weight = convolution(*swapped, None, dilation, padding, stride, False, [0 for _ in axes], 1)
-        for i in axes:
+        for i in axes:  # with a stride, this convolution can have more positions than the weight has entries
             grad_weight = grad_weight.narrow(2 + i, 0, weight.size(2 + i))
         grad_weight = grad_weight.transpose(0, 1)
     if output_mask[2]:
@@ -58,15 +59,15 @@ def _convolution_backward(
 
 
 def _slice_backward(grad_output: Tensor, input_sizes: List[Any], dim: int, start: int, end: int, step: int) -> Tensor:
-    """Concatenates zeros, ``grad_output`` and zeros.
+    """Concatenates zeros, ``grad_output`` and zeros. For steps other than 1, uses torch's own decomposition.
 
-    Exporters translate the concatenation to one node. torch's own decomposition writes into zeros, which they translate to many nodes.
+    Exporters translate the concatenation to one node. torch's own decomposition writes into zeros: many nodes after translation.
     """
     if step != 1:
-        return _ALL[torch.ops.aten.slice_backward.default](grad_output, input_sizes, dim, start, end, step)
+        return _TORCH_DECOMPOSITIONS[torch.ops.aten.slice_backward.default](grad_output, input_sizes, dim, start, end, step)
     pieces = []
     for length in (start, input_sizes[dim] - start - grad_output.size(dim)):
-        if isinstance(length, SymInt) or length > 0:
+        if isinstance(length, SymInt) or length > 0:  # a symbolic length may be 0, which gives an empty piece
             sizes = list(grad_output.shape)
             sizes[dim] = length
             pieces.append(grad_output.new_zeros(sizes))
@@ -74,10 +75,10 @@ def _slice_backward(grad_output: Tensor, input_sizes: List[Any], dim: int, start
     return torch.cat([*before, grad_output, *pieces[len(before) :]], dim)
 
 
-_ALL = decompositions()
-# Every backward operation that torch can decompose into other operations.
+_TORCH_DECOMPOSITIONS = decompositions()
+# Decompositions of backward operations: torch's own, and the functions of this file in place of two of them.
 BACKWARD: Dict[Any, Callable[..., Any]] = {
-    **{operation: decomposition for operation, decomposition in _ALL.items() if "backward" in str(operation)},
+    **{operation: decomposition for operation, decomposition in _TORCH_DECOMPOSITIONS.items() if "backward" in str(operation)},
     torch.ops.aten.convolution_backward.default: _convolution_backward,
     torch.ops.aten.slice_backward.default: _slice_backward,
 }

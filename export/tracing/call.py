@@ -39,7 +39,7 @@ class InputsByName(nn.Module):
     def varied(self, inputs: Dict[str, Tensor], generator: torch.Generator) -> Dict[str, Tensor]:
         """Returns ``inputs`` with other values for the inputs without dimensions that may vary in size.
 
-        Reference outputs are computed from them. By default, ``inputs`` are returned unchanged.
+        Most reference cases use these values. This base class returns ``inputs`` unchanged.
         """
         return inputs
 
@@ -51,14 +51,20 @@ class Call:
 
     Args:
         module: module whose ``forward`` returns a tensor, a dict of tensors, or a tuple or NamedTuple of tensors and Nones.
-        example_inputs: tensors by the names of ``forward``'s arguments, or in their order.
+        example_inputs: tensors by the names of ``forward``'s arguments, or in the order of the arguments.
         dynamic_axes: names of the dimensions that may vary in size. A sequence names the leading dimensions of every input. A mapping has
             the names for each input, with None for a fixed dimension. Dimensions of the same name have the same size.
 
+    Attributes:
+        module: the copy.
+        inputs: copies of the example inputs by name, in the order of ``forward``'s arguments.
+        axes: for each input, the names of its leading dimensions, with None for a fixed dimension.
+        sizes: size in the example of each dimension that may vary, by the name of the dimension.
+
     Raises:
-        TypeError: an input is not a tensor, or is bfloat16, which numpy does not support.
-        ValueError: an argument is unknown; or dynamic axes are given for an argument without an example; or a dimension that may vary is
-            smaller than 2 in the example, which torch would treat as fixed, or has two sizes.
+        TypeError: an input is not a tensor, or is bfloat16, which numpy does not support; or ``example_inputs`` is a tensor itself.
+        ValueError: an example is for no argument; or dynamic axes are given for an argument without an example; or a dimension that may
+            vary is smaller than 2 in the example, which torch would treat as fixed, or has different sizes in two inputs.
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
@@ -80,7 +86,7 @@ class Call:
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
         self.module = copy.deepcopy(module).eval()
-        # Copied, because torch exports one tensor in two places as one input. Contiguous, because an AOTInductor package accepts no
+        # Copied, because torch exports a tensor that is given twice as one input. Contiguous, because an AOTInductor package accepts no
         # other strides later.
         self.inputs = {
             name: example_inputs[name].detach().clone(memory_format=torch.contiguous_format)
@@ -140,9 +146,9 @@ class Call:
 
 
 def named_outputs(result: Any) -> Dict[str, Tensor]:
-    """Returns the tensors of a result by name, without Nones.
+    """Returns the tensors of a result by name. A dict is returned unchanged; Nones in a tuple are dropped.
 
-    The names are the fields of a NamedTuple, the keys of a dict, or else ``output``, ``output_1``, ...
+    The names are the fields of a NamedTuple, or else ``output``, ``output_1``, ...
     """
     if isinstance(result, Tensor):
         return {"output": result}

@@ -7,7 +7,7 @@ class ExportError(RuntimeError):
     """A module cannot be exported. The message names the operation, its place in the module and a remedy.
 
     Attributes:
-        operation: the operation that cannot be exported, as torch names it (``aten.cumsum``); None if it is not known.
+        operation: torch's name of the operation that cannot be exported, such as ``aten.cumsum``; None if the operation is unknown.
     """
 
     def __init__(self, message: str, operation: Optional[str] = None) -> None:

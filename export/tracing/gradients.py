@@ -13,9 +13,9 @@ from a2c_compiled.export.tracing.backward_operations import BACKWARD
 from a2c_compiled.export.tracing.call import Call
 from a2c_compiled.export.tracing.errors import ExportError
 
-# While a graph is traced, the dimensions that may vary have these sizes, one each.
-# The sizes differ, because torch treats equal sizes as one symbol.
-# A module whose code reads sizes is traced with _OTHER_SIZES too: the operations must be the same for all sizes.
+# While a graph is traced, the dimensions that may vary have these sizes, one each. The sizes differ, because torch treats equal sizes as
+# one symbol.
+# If the module's code compares sizes, the module is also traced with _OTHER_SIZES, smaller and much larger: the operations must be equal.
 _SIZES = (5, 7, 11, 13)
 _OTHER_SIZES = ((2, 3, 4, 6), (100_003, 100_019, 100_043, 100_049))
 
@@ -43,7 +43,7 @@ class _Traced(NamedTuple):
     Attributes:
         graph: the operations; takes the inputs in order and returns a list of outputs.
         outputs: names of the outputs, in order.
-        guards: conditions on the sizes that the module's code tested. The operations may differ where a condition does not hold.
+        guards: conditions on the sizes that the module's code tested. For sizes that violate a condition, the operations may differ.
     """
 
     graph: fx.GraphModule
@@ -52,6 +52,7 @@ class _Traced(NamedTuple):
 
 
 def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
+    """Records the operations of ``call``, with ``sizes`` for the dimensions that may vary. Backward operations are decomposed."""
     tracing = symbolic_tracing()
     shape_env = tracing.ShapeEnv()
     mode = tracing.FakeTensorMode(shape_env=shape_env, allow_non_fake_inputs=True)
@@ -64,7 +65,7 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
         outputs[:] = named
         return list(named.values())
 
-    axis_of = {
+    axis_of = {  # the name of the dimension for each of torch's symbols
         str(size): axis
         for name, fake in zip(call.inputs, fakes, strict=True)
         for size, axis in zip(fake.shape, call.axes[name], strict=False)
@@ -80,6 +81,7 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
 
 
 def _operations(graph: fx.GraphModule) -> List[str]:
+    """Returns the names of the operations, in order."""
     return [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
 
 
@@ -109,9 +111,9 @@ def _fake(mode: Any, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Map
 
 
 class _NumbersStayTensors(TorchFunctionMode):
-    """Keeps step sizes that are tensors.
+    """Keeps step sizes of optimizers as tensors.
 
-    torch.optim passes them as the numbers ``alpha`` and ``value``, so tracing would have to read their values.
+    torch.optim passes a step size as the number ``alpha`` or ``value``, so tracing would read the value of the tensor.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Any = None) -> Any:
@@ -133,7 +135,8 @@ def _cast_like(tensor: Tensor, operand: Tensor) -> Tensor:
 def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
     """Raises ExportError if the graph draws random numbers or writes to a buffer or parameter of the module."""
     buffers = {id(buffer): name for name, buffer in source.named_buffers()}
-    kept = {node: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    # Nodes whose value is a stored tensor of the module, or a view of one.
+    stored = {node: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for node in graph.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, OPERATOR):
             continue
@@ -145,12 +148,12 @@ def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
                 operation,
             )
         for value, writes in _shared(node):
-            if value not in kept:
+            if value not in stored:
                 continue
             if not writes:
-                kept[node] = kept[value]  # a view
+                stored[node] = stored[value]  # a view
                 continue
-            name = buffers.get(id(kept[value]))
+            name = buffers.get(id(stored[value]))
             target = "a buffer or parameter" if name is None else f"the buffer {name}"
             raise ExportError(
                 f"{operation}: writes to {target}, which a graph cannot update. Call .eval() on the module that does this, if that"
@@ -160,7 +163,7 @@ def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
 
 
 def _shared(node: fx.Node) -> Iterator[Tuple[fx.Node, bool]]:
-    """Yields each node whose memory the result of ``node`` shares, with True if ``node`` writes to it."""
+    """Yields each argument whose memory the result of ``node`` shares, with True if ``node`` writes to that memory."""
     for i, (name, writes) in enumerate(argument_writes(node.target)):
         value = node.args[i] if i < len(node.args) else node.kwargs.get(name)
         if writes is not None and isinstance(value, fx.Node):

@@ -16,7 +16,7 @@ from a2c_compiled._torch_internals import check_sizes
 from a2c_compiled.export.tracing.call import Call, InputsByName, named_outputs
 from a2c_compiled.export.tracing.gradients import with_gradients_written_out
 
-_REMARKS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")
+_SILENCED_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")
 """Prefixes of the loggers whose messages do not concern the user of an export."""
 
 
@@ -72,9 +72,9 @@ def _unshared(module: nn.Module) -> nn.Module:
 
 
 def _equate(inputs: Dict[str, Tensor], call: Call) -> None:
-    """Tells torch that dimensions of the same name have the same size.
+    """Asserts to torch that dimensions of the same name have the same size.
 
-    Called before the module runs. Otherwise torch.export learns it last, and rejects sizes because of earlier guards (conditions).
+    Call this before the module runs. Otherwise torch.export derives guards (conditions) without this fact, and rejects sizes.
     """
     sizes: Dict[str, int] = {}
     for name, axes in call.axes.items():
@@ -95,8 +95,9 @@ class _AnyWarning(Warning, metaclass=_WhileExporting):
     """The category of a warning filter: matches every warning of the exporting thread, and none of other threads."""
 
 
-def _is_heard(record: logging.LogRecord) -> bool:
-    return not (record.name.startswith(_REMARKS) and in_exporting_thread())
+def _is_shown(record: logging.LogRecord) -> bool:
+    """The log filter: False for records of ``_SILENCED_LOGGERS`` from an exporting thread, which are then not shown."""
+    return not (record.name.startswith(_SILENCED_LOGGERS) and in_exporting_thread())
 
 
 @contextmanager
@@ -107,12 +108,12 @@ def exporting_without_logs() -> Iterator[None]:
     also raised. Messages of other threads are not silenced.
     """
     with exporting():
-        # Warning filters belong to the process. They are added for good, since they only apply to an exporting thread. To restore the
+        # Warning filters belong to the process. These filters only apply to an exporting thread, so they are never removed. Restoring the
         # earlier filters would race with other threads that set and restore filters.
         warnings.simplefilter("ignore", _AnyWarning)
-        for logger in map(logging.getLogger, _REMARKS):
+        for logger in map(logging.getLogger, _SILENCED_LOGGERS):
             for handler in _handlers(logger):
-                handler.addFilter(_is_heard)
+                handler.addFilter(_is_shown)
         yield
 
 

@@ -1,7 +1,7 @@
 """The linear scan in plain tensor operations, for any length.
 
-Programs use it where the operators of this library are not registered. The method is recursive doubling. Each round, with distance
-``d = 1, 2, 4, ...``, computes for ``y[t] = x[t] + decay[t] * y[t + 1]``::
+Exported programs use these functions, so that they run without the operators of this library. The method is recursive doubling. Each
+round, with distance ``d = 1, 2, 4, ...``, computes for ``y[t] = x[t] + decay[t] * y[t + 1]``::
 
     y[t] = y[t] + decay[t] * y[t + d]
     decay[t] = decay[t] * decay[t + d]
@@ -18,8 +18,8 @@ import a2c_compiled.ops  # noqa: F401 - registers the operators
 from a2c_compiled._precision import widen
 from a2c_compiled._torch_internals import while_loop
 
-_MOST_ROUNDS = 24
-"""Rounds if torch has no loop operator: enough for ``2^24`` (about sixteen million) steps."""
+_MAX_ROUNDS = 24
+"""Number of rounds if torch has no loop operator: enough for ``2^24`` (about sixteen million) steps."""
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int) -> Tensor:
@@ -41,6 +41,8 @@ def linear_scan_transposed(x: Tensor, decay: Tensor, dim: int) -> Tensor:
 
 
 def _doubling(x: Tensor, decay: Tensor, dim: int, direction: int) -> Tensor:
+    """Computes ``y[t] = x[t] + decay[t] * y[t + direction]``. ``direction`` is 1 or -1."""
+
     # The loop reads no size: torch.export may take a size from a stride, which is another number if there are no steps.
     def unfinished(distance: Tensor, decay: Tensor, y: Tensor, steps: Tensor, last: Tensor) -> Tensor:
         # At least one round, also for one step: a loop without rounds in AOTInductor returns uninitialised memory.
@@ -57,7 +59,7 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, direction: int) -> Tensor:
     carried: Any = (torch.ones((), dtype=torch.int64, device=x.device), decay.clone(), x.clone())
     steps = _steps(x, dim)
     if while_loop is None:
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             carried = double(*(*carried, *steps))
         return carried[2]
     # Calls the operator, not the function around it. That function traces the loop with Dynamo, which turns Python numbers that differ

@@ -88,7 +88,7 @@ def exports(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 if case.shape == ATARI:  # reference outputs for as many frames as other cases have steps would be slow
                     patch.setattr(reference_cases, "_SIZES", ((1, 1), (2, 3)))
-                    patch.setattr(reference_cases, "_LARGE", 0)
+                    patch.setattr(reference_cases, "_MAX_BYTES", 0)
                 exported[str(case)] = export_case(case, tmp_path_factory.mktemp("exported"))
         return exported[str(case)]
 

@@ -65,7 +65,7 @@ def test_an_update_that_cannot_be_exported_leaves_the_older_files(tmp_path):
 @pytest.fixture
 def small_files(monkeypatch):
     """Lowers the limit on the size of a file, so that weights are written beside it."""
-    monkeypatch.setattr(model_file, "LARGEST_FILE", 64)
+    monkeypatch.setattr(model_file, "MAX_WEIGHT_BYTES", 64)
 
 
 def of_policy(test):
@@ -86,7 +86,7 @@ def export_policy(policy, path):
 def exported_policy(tmp_path_factory):
     path = tmp_path_factory.mktemp("policy") / "policy.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_file, "LARGEST_FILE", 64)
+        patch.setattr(model_file, "MAX_WEIGHT_BYTES", 64)
         return export_policy(make_policy(), path)
 
 

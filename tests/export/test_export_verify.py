@@ -140,7 +140,7 @@ def test_inputs_that_all_cases_share_are_stored_once(tmp_path):
 
 
 def test_large_modules_have_only_two_cases(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference_cases, "_LARGE", 0)
+    monkeypatch.setattr(reference_cases, "_MAX_BYTES", 0)
     path = export.export_torchscript(estimators.GAE(), gae_inputs(), tmp_path / "gae.pt")
     assert export.verify(path).cases == SIZES[:2]
 
