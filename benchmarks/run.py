@@ -53,7 +53,7 @@ def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), thread
         All results.
     """
     started = time.perf_counter()
-    keep_freed_memory()  # process-wide: set before the first contender (implementation), so that it applies to all of them
+    keep_freed_memory()  # process-wide, and called before the first contender (implementation), so that all contenders have it
     with _threads(threads), _quiet():
         measured = results.begin(plan)
         cases = {subject: SUBJECTS[subject](plan) for subject in subjects}
@@ -76,12 +76,14 @@ def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), thread
 
 
 def _announcer(bar: "tqdm[None]", case: Case) -> Callable[[str], object]:
+    """Returns a function that shows the case and the name of a contender before the progress bar, in at most 70 characters."""
     shape = f"{case.shape[0]}x{case.shape[1]}"
     return lambda contender: bar.set_description(f"{case.subject} {case.direction} {shape}: {contender}"[:70])
 
 
 @contextmanager
 def _threads(threads: int) -> Iterator[None]:
+    """Sets the number of torch CPU threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -92,7 +94,7 @@ def _threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences warnings and the logs of torch.compile, and lets torch.compile keep 64 graphs per function: each case may compile one."""
+    """Silences warnings and the logs of torch.compile. Allows it 64 graphs per function, since each case may compile one."""
     loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch._inductor", "torch.fx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

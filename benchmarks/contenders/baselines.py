@@ -19,15 +19,15 @@ def numba_gae(steps: Dict[str, Tensor], time_last: bool) -> Contender:
 
     Args:
         steps: ``[T, N]`` each: ``state_value``, ``next_state_value`` and ``reward``, float32; ``done`` and ``terminated``, bool.
-        time_last: whether the data is ``[N, T]`` instead of ``[T, N]``.
+        time_last: True: the loop runs over ``[N, T]`` copies of the data, made before timing. False: over ``[T, N]``.
     """
     arrays = [tensor.numpy() for tensor in _in_layout(steps, time_last)]
-    loop = numba_loops()[time_last]
+    loop = numba_loops()[time_last]  # the second loop if time_last is True
     return Contender(lambda: loop(*arrays), lambda result: [torch.from_numpy(array) for array in result])
 
 
 def numba_gae_of_tensors(steps: Dict[str, Tensor], time_last: bool) -> Contender:
-    """Creates a contender as :func:`numba_gae` does, but it takes and returns tensors.
+    """Creates a contender as :func:`numba_gae` does, with tensors as inputs and outputs.
 
     The time of the contender includes the conversion from and to numpy.
     """
@@ -37,6 +37,7 @@ def numba_gae_of_tensors(steps: Dict[str, Tensor], time_last: bool) -> Contender
 
 
 def _in_layout(steps: Dict[str, Tensor], time_last: bool) -> List[Tensor]:
+    """Returns the inputs of GAE in the order of the loops' arguments, each ``[T, N]``, or a contiguous ``[N, T]`` if ``time_last``."""
     names = ("state_value", "next_state_value", "reward", "done", "terminated")
     return [steps[name].t().contiguous() if time_last else steps[name] for name in names]
 
@@ -63,7 +64,7 @@ def numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
         return advantage, value_target
 
     @numba.njit
-    def in_rows(value: Any, next_value: Any, reward: Any, done: Any, terminated: Any) -> Any:
+    def batch_major(value: Any, next_value: Any, reward: Any, done: Any, terminated: Any) -> Any:
         advantage, value_target = np.empty_like(value), np.empty_like(value)
         for n in range(value.shape[0]):
             running = 0.0
@@ -73,7 +74,7 @@ def numba_loops() -> Tuple[Callable[..., Any], Callable[..., Any]]:
                 advantage[n, t], value_target[n, t] = running, running + value[n, t]
         return advantage, value_target
 
-    return time_major, in_rows
+    return time_major, batch_major
 
 
 def compiled_scan_gae(steps: Dict[str, Tensor]) -> Contender:
@@ -90,17 +91,19 @@ def compiled_scan_gae(steps: Dict[str, Tensor]) -> Contender:
 
 @cache
 def _compiled_gae() -> Callable[..., Tuple[Tensor, Tensor]]:
+    """Returns the compiled function from the inputs of :func:`compiled_scan_gae` to advantage and value target."""
     scan = associative_scan()
     assert scan is not None, "this version of torch has no associative scan"
 
     def combine(later: Tuple[Tensor, Tensor], earlier: Tuple[Tensor, Tensor]) -> Tuple[Tensor, Tensor]:
+        # A pair covers consecutive steps: the advantage of the first step is sum + decay * (advantage after the last step).
         (later_decay, later_sum), (earlier_decay, earlier_sum) = later, earlier
         return later_decay * earlier_decay, earlier_sum + earlier_decay * later_sum
 
     def gae(value: Tensor, next_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor) -> Tuple[Tensor, Tensor]:
         delta = reward + GAMMA * next_value.masked_fill(terminated, 0.0) - value
         decay = torch.full_like(value, GAMMA * LMBDA).masked_fill(done, 0.0)
-        mode = "pointwise" if value.is_cuda else "generic"
+        mode = "pointwise" if value.is_cuda else "generic"  # torch has the faster mode "pointwise" only for GPUs
         advantage = scan(combine, (decay, delta), dim=0, reverse=True, combine_mode=mode)[1]
         return advantage, advantage + value
 

@@ -1,4 +1,4 @@
-"""Value estimators of peer libraries, called as their users call them.
+"""Value estimators of peer libraries, called as applications call them.
 
 A peer is another library, or a hand-written baseline, that computes the estimators of this one. Each becomes a contender, see
 :mod:`a2c_compiled.benchmarks.measure.harness`. A peer that is not installed is left out.
@@ -10,8 +10,8 @@ The input data is prepared before timing, in the format of each peer:
   episode's last observation.
 - numba: a hand-written loop over numpy arrays in the layout of the case; and the same loop with tensors as inputs and outputs.
 - rl-triton: tensors ``[N, T]`` on the GPU, float flags, and bootstrap values where an episode was truncated.
-- PufferLib: rewards and flags shifted one step later, with the same reward as for Stable-Baselines3. Its result has one step less than
-  the others, so it is compared with GAE over one step less.
+- PufferLib: rewards and flags shifted one step later, with the same reward as for Stable-Baselines3. PufferLib returns one step less than
+  the other peers, so the check compares its result with GAE over one step less.
 """
 
 import importlib
@@ -30,7 +30,9 @@ from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 
 Steps = Dict[str, Tensor]
 
-_COMPILES = ("GAE", "TD(lambda)")
+# Estimators whose vectorised torchrl function is also timed with torch.compile.
+_COMPILED = ("GAE", "TD(lambda)")
+# Inputs of GAE in the order of torchrl's arguments.
 _STEP = ("state_value", "next_state_value", "reward", "done", "terminated")
 
 
@@ -39,7 +41,7 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-class Question(NamedTuple):
+class Computation(NamedTuple):
     """The computation that the peers run.
 
     Attributes:
@@ -47,14 +49,15 @@ class Question(NamedTuple):
         sources: names of the inputs whose gradients are computed, if ``cotangents`` is not None.
         steps: inputs by name, ``[T, N]``.
         cotangents: gradients of the outputs, ``[T, N]``; None for a forward pass only.
-        rows: whether results are ``[N, T]`` instead of ``[T, N]``. Slow peers whose speed does not depend on it run only with ``[T, N]``.
+        time_last: whether results are ``[N, T]`` instead of ``[T, N]``. Slow peers whose speed does not depend on the layout run only with
+            ``[T, N]``.
     """
 
     name: str
     sources: Sequence[str]
     steps: Steps
     cotangents: Optional[List[Tensor]]
-    rows: bool
+    time_last: bool
 
     @property
     def shape(self) -> Shape:
@@ -63,33 +66,39 @@ class Question(NamedTuple):
         return num_envs, num_steps
 
     def laid_out(self, result: List[Tensor]) -> Result:
-        """Transposes results from ``[N, T]`` to ``[T, N]`` unless ``rows`` is set."""
-        return result if self.rows else [tensor.t() for tensor in result]
+        """Converts results ``[N, T]`` to the layout of this computation."""
+        return result if self.time_last else [tensor.t() for tensor in result]
 
 
-def estimator_peers(asked: Question, plan: Plan) -> Dict[str, Make]:
+def estimator_peers(computation: Computation, plan: Plan) -> Dict[str, Make]:
     """Returns functions that create the contenders of the installed peers, by contender name.
 
     Args:
-        asked: the computation.
+        computation: the computation.
         plan: device, and the limits for slow and for compiled peers.
     """
-    peers = _torchrl_peers(asked, plan) if installed("torchrl") else {}
-    if asked.name == "GAE" and asked.cotangents is None:
-        peers |= _gpu_peers(asked, plan) if plan.device.type == "cuda" else _numpy_peers(asked)
+    peers = _torchrl_peers(computation, plan) if installed("torchrl") else {}
+    if computation.name == "GAE" and computation.cotangents is None:
+        peers |= _gpu_peers(computation, plan) if plan.device.type == "cuda" else _numpy_peers(computation)
     return peers
 
 
-def _torchrl_peers(asked: Question, plan: Plan) -> Dict[str, Make]:
+def _torchrl_peers(computation: Computation, plan: Plan) -> Dict[str, Make]:
+    """Returns torchrl's loop and its vectorised function, eager and compiled, as far as the estimator has them and ``plan`` allows."""
     looped, vectorised = _torchrl_functions()
     peers: Dict[str, Make] = {}
-    longest = plan.longest_loop if asked.cotangents is None else plan.longest_loop // 10
-    if asked.name in looped and not asked.rows and asked.shape[1] <= longest:
-        peers["torchrl loop"] = lambda: _torchrl(looped[asked.name], asked)
-    if asked.name in vectorised:
-        peers["torchrl vectorised"] = lambda: _torchrl(vectorised[asked.name], asked)
-        if plan.compiling and asked.name in _COMPILES and not asked.rows and asked.shape in plan.compiled_peers:
-            peers["torchrl vec. compiled"] = lambda: _torchrl(torch.compile(vectorised[asked.name]), asked)
+    longest = plan.longest_loop if computation.cotangents is None else plan.longest_loop // 10
+    if computation.name in looped and not computation.time_last and computation.shape[1] <= longest:
+        peers["torchrl loop"] = lambda: _torchrl(looped[computation.name], computation)
+    if computation.name in vectorised:
+        peers["torchrl vectorised"] = lambda: _torchrl(vectorised[computation.name], computation)
+        if (
+            plan.compiling
+            and computation.name in _COMPILED
+            and not computation.time_last
+            and computation.shape in plan.compiled_peers
+        ):
+            peers["torchrl vec. compiled"] = lambda: _torchrl(torch.compile(vectorised[computation.name]), computation)
     return peers
 
 
@@ -112,16 +121,17 @@ def _torchrl_functions() -> Tuple[Dict[str, Callable[[Steps], Any]], Dict[str, C
     }
 
 
-def _torchrl(function: Callable[[Steps], Any], asked: Question) -> Contender:
-    batch = {name: _batch_first(step) for name, step in asked.steps.items()}
+def _torchrl(function: Callable[[Steps], Any], computation: Computation) -> Contender:
+    """Creates a contender that calls ``function`` with inputs ``[N, T, 1]``, and computes gradients if ``computation`` has cotangents."""
+    batch = {name: _batch_first(step) for name, step in computation.steps.items()}
 
     def to_result(result: Any) -> Result:
-        return asked.laid_out([tensor.squeeze(-1) for tensor in as_tensors(result)])
+        return computation.laid_out([tensor.squeeze(-1) for tensor in as_tensors(result)])
 
-    if asked.cotangents is None:
+    if computation.cotangents is None:
         return Contender(lambda: function(batch), to_result)
-    sources = [batch[name].requires_grad_() for name in asked.sources]
-    cotangents = [_batch_first(cotangent) for cotangent in asked.cotangents]
+    sources = [batch[name].requires_grad_() for name in computation.sources]
+    cotangents = [_batch_first(cotangent) for cotangent in computation.cotangents]
     return Contender(lambda: torch.autograd.grad(as_tensors(function(batch)), sources, cotangents), to_result)
 
 
@@ -130,24 +140,26 @@ def _batch_first(step: Tensor) -> Tensor:
     return step.detach().t().contiguous().unsqueeze(-1)
 
 
-def _numpy_peers(asked: Question) -> Dict[str, Make]:
+def _numpy_peers(computation: Computation) -> Dict[str, Make]:
+    """Returns the peers that compute forward GAE on the CPU."""
     peers: Dict[str, Make] = {}
     if installed("numba"):
-        peers["numba, arrays"] = lambda: baselines.numba_gae(asked.steps, asked.rows)
-        peers["numba, tensors"] = lambda: baselines.numba_gae_of_tensors(asked.steps, asked.rows)
-    if installed("stable_baselines3") and not asked.rows:
-        peers["SB3 RolloutBuffer"] = lambda: sb3(asked.steps)
+        peers["numba, arrays"] = lambda: baselines.numba_gae(computation.steps, computation.time_last)
+        peers["numba, tensors"] = lambda: baselines.numba_gae_of_tensors(computation.steps, computation.time_last)
+    if installed("stable_baselines3") and not computation.time_last:
+        peers["SB3 RolloutBuffer"] = lambda: sb3(computation.steps)
     return peers
 
 
-def _gpu_peers(asked: Question, plan: Plan) -> Dict[str, Make]:
+def _gpu_peers(computation: Computation, plan: Plan) -> Dict[str, Make]:
+    """Returns the peers that compute forward GAE on a GPU."""
     peers: Dict[str, Make] = {}
-    if plan.compiling and not asked.rows and asked.shape in plan.compiled_peers:
-        peers["associative_scan compiled"] = lambda: baselines.compiled_scan_gae(asked.steps)
+    if plan.compiling and not computation.time_last and computation.shape in plan.compiled_peers:
+        peers["associative_scan compiled"] = lambda: baselines.compiled_scan_gae(computation.steps)
     if installed("rl_triton"):
-        peers["rl-triton"] = lambda: _rl_triton(asked)
+        peers["rl-triton"] = lambda: _rl_triton(computation)
     if installed("pufferlib"):
-        peers["PufferLib"] = lambda: _pufferlib(asked)
+        peers["PufferLib"] = lambda: _pufferlib(computation)
     return peers
 
 
@@ -161,7 +173,7 @@ def folded_reward(steps: Steps) -> Tensor:
 
 
 def sb3_buffer(steps: Steps) -> Tuple[Any, Tensor, Any]:
-    """Returns a filled RolloutBuffer, and the arguments of its ``compute_returns_and_advantage``: last values and last dones, ``[N]``."""
+    """Returns a filled RolloutBuffer, and the arguments of its method ``compute_returns_and_advantage``: last values and dones, ``[N]``."""
     import numpy as np
     from gymnasium import spaces
     from stable_baselines3.common.buffers import RolloutBuffer
@@ -184,11 +196,12 @@ def sb3(steps: Steps) -> Contender:
     )
 
 
-def _rl_triton(asked: Question) -> Contender:
+def _rl_triton(computation: Computation) -> Contender:
     from rl_triton.ops.gae import compute_gae
 
-    batch = {name: step.t().contiguous() for name, step in asked.steps.items()}
+    batch = {name: step.t().contiguous() for name, step in computation.steps.items()}
     truncated = batch["done"] & ~batch["terminated"]
+    # rl-triton reads the next value where an episode was truncated, and at the last step unless the episode terminated there.
     bootstrapped = truncated.clone()
     bootstrapped[:, -1] = ~batch["terminated"][:, -1]
     bootstrap = batch["next_state_value"].masked_fill(~bootstrapped, 0.0)
@@ -198,15 +211,16 @@ def _rl_triton(asked: Question) -> Contender:
             batch["reward"], batch["state_value"], *flags, gamma=GAMMA, lambda_=LMBDA, bootstrap_values=bootstrap
         ),
         # rl-triton returns no value target.
-        lambda advantage: asked.laid_out([advantage, advantage + batch["state_value"]]),
+        lambda advantage: computation.laid_out([advantage, advantage + batch["state_value"]]),
     )
 
 
-def _pufferlib(asked: Question) -> Contender:
-    steps = asked.steps
+def _pufferlib(computation: Computation) -> Contender:
+    steps = computation.steps
     importlib.import_module("pufferlib._C")  # registers the operator
 
     value = steps["state_value"].t().contiguous()
+    # At index t, PufferLib's arrays hold the reward and the flag of step t - 1.
     late_reward, late_done = torch.zeros_like(value), torch.zeros_like(value)
     late_reward[:, 1:], late_done[:, 1:] = folded_reward(steps)[:-1].t(), steps["done"][:-1].t().float()
     importance, advantage = torch.ones_like(value), torch.zeros_like(value)

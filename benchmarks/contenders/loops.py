@@ -19,7 +19,9 @@ def loop_contender(losses: Callable[[], List[Tensor]], parameters: List[Any]) ->
         losses: computes the losses, whose sum is minimised.
         parameters: the trained parameters.
     """
-    optimizer = torch.optim.RMSprop(parameters, lr=LEARNING_RATE, alpha=0.99, eps=1e-5, foreach=True)  # faster on a CPU too
+    optimizer = torch.optim.RMSprop(
+        parameters, lr=LEARNING_RATE, alpha=0.99, eps=1e-5, foreach=True
+    )  # foreach is faster on a CPU too
 
     def update() -> None:
         parts = losses()

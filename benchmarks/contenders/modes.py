@@ -58,7 +58,7 @@ class Modes:
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = 3  # log errors, but not warnings
         providers = ["CPUExecutionProvider"]
         if self._on_gpu():
             providers.insert(0, "CUDAExecutionProvider")
@@ -71,7 +71,10 @@ class Modes:
         return session
 
     def oracle(self) -> nn.Module:
-        """Returns a float64 copy of the module. Run eagerly, it computes the expected results; the tests compare it with plain loops."""
+        """Returns a float64 copy of the module, which computes the expected results in eager mode.
+
+        The tests compare the module with plain loops.
+        """
         return copy.deepcopy(self.module).double()
 
     def contenders(
@@ -83,7 +86,7 @@ class Modes:
             inputs: the inputs by name, in the order of the module's arguments.
             plan: device, and which modes to run.
             finish: computes gradients from the module's result; onnxruntime, which has no gradients, is then left out. None: forward only.
-            loop_steps: number of steps over which the exported graphs loop; too many leave TorchScript and onnxruntime out.
+            loop_steps: number of steps over which the exported graphs loop. Above the plan's limit, these graphs are left out.
         """
         values = list(inputs.values())
 
@@ -110,6 +113,7 @@ class Modes:
         return made
 
     def _on_gpu(self) -> bool:
+        """Returns whether onnxruntime runs on the GPU: the example inputs are on a GPU, and onnxruntime supports CUDA."""
         on_gpu = next(iter(self._example.values())).is_cuda
         return on_gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 

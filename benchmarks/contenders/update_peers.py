@@ -69,7 +69,7 @@ def _hand_written(rollout: Rollout, compiled: bool) -> Contender:
     """Creates a contender without an RL library: advantages from a numba loop, losses in torch."""
     networks = data.loss(rollout.reward.device)
     actor, critic = networks.actor_network, networks.critic_network
-    gae = numba_loops()[0]
+    gae, _ = numba_loops()
     both = torch.cat([rollout.observation, rollout.next_observation])
     constants = [tensor.numpy() for tensor in (rollout.reward, rollout.done, rollout.terminated)]
 
@@ -96,6 +96,7 @@ def _hand_written(rollout: Rollout, compiled: bool) -> Contender:
 
 
 def _eager_and_compiled(make: Callable[[bool], Contender], rollout: Rollout, plan: Plan) -> Dict[str, Make]:
+    """Returns torchrl's contenders: ``make(False)``, and ``make(True)``, compiled, at the shapes of ``plan.compiled_peers``."""
     if not installed("torchrl"):
         return {}
     contenders: Dict[str, Make] = {"torchrl A2CLoss": lambda: make(False)}
@@ -120,11 +121,12 @@ def _torchrl(networks: Any, rollout: Rollout, compiled: bool) -> Callable[[], Li
         loss_critic_type="l2",
     )
     loss.make_value_estimator(ValueEstimators.GAE, gamma=data.GAMMA, lmbda=data.LMBDA)
-    rows = Rollout(*(part.transpose(0, 1).contiguous() for part in rollout[:6] if part is not None))
-    following = {"observation": rows.next_observation, "reward": rows.reward.unsqueeze(-1)}
-    ends = {"done": rows.done.unsqueeze(-1), "terminated": rows.terminated.unsqueeze(-1)}
+    batch_first = Rollout(*(part.transpose(0, 1).contiguous() for part in rollout[:6] if part is not None))
+    following = {"observation": batch_first.next_observation, "reward": batch_first.reward.unsqueeze(-1)}
+    ends = {"done": batch_first.done.unsqueeze(-1), "terminated": batch_first.terminated.unsqueeze(-1)}
     batch = TensorDict(
-        {"observation": rows.observation, "action": rows.action, "next": {**following, **ends}}, batch_size=rows.reward.shape
+        {"observation": batch_first.observation, "action": batch_first.action, "next": {**following, **ends}},
+        batch_size=batch_first.reward.shape,
     )
     call = torch.compile(loss) if compiled else loss
 
@@ -176,6 +178,7 @@ def sb3_model(shape: Shape, device: torch.device) -> Any:
 
 
 def _sb3_update(rollout: Rollout, shape: Shape, plan: Plan) -> Contender:
+    """Creates a contender that estimates advantages in a filled RolloutBuffer and calls ``A2C.train``."""
     model = sb3_model(shape, plan.device)
     buffer, policy = model.rollout_buffer, model.policy
     critic = data.loss(plan.device).critic_network
@@ -197,6 +200,7 @@ def _sb3_update(rollout: Rollout, shape: Shape, plan: Plan) -> Contender:
         model.train()
 
     def ordered() -> List[Any]:
+        """Returns the parameters in the order of this package's loss: first the actor, then the critic."""
         extractor = policy.mlp_extractor
         parts = (extractor.policy_net, policy.action_net, extractor.value_net, policy.value_net)
         return [parameter for part in parts for parameter in part.parameters()]

@@ -103,7 +103,7 @@ def compiled(
     """
 
     def empty(dtype: torch.dtype) -> torch.Tensor:
-        """An operand. Only its shape, strides and dtype matter; its memory is never read."""
+        """Returns an operand. Only its shape, strides and dtype matter; no kernel runs, so its memory is never read."""
         return torch.empty(shape, dtype=dtype)
 
     wide = working_dtype(torch.empty(0, dtype=dtype))
@@ -126,7 +126,7 @@ def registers_and_spills(kernel: Any) -> Tuple[int, int]:
     """Returns the registers per thread, and the spills: bytes of stack on NVIDIA GPUs, number of spilled registers on AMD GPUs.
 
     Raises:
-        RuntimeError: the compiler's report does not state them.
+        RuntimeError: the compiler's report does not state both numbers.
     """
     if "cubin" in kernel.asm:
         usage = nvidia_tool("cuobjdump", "--dump-resource-usage", kernel)
@@ -134,10 +134,10 @@ def registers_and_spills(kernel: Any) -> Tuple[int, int]:
     else:
         usage = kernel.asm["amdgcn"]
         patterns = (r"\.vgpr_count:\s+(\d+)", r"\.vgpr_spill_count:\s+(\d+)")
-    registers, spills = (int(found[1]) if (found := re.search(pattern, usage)) else -1 for pattern in patterns)
-    if min(registers, spills) < 0:
+    registers, spills = (re.search(pattern, usage) for pattern in patterns)
+    if registers is None or spills is None:
         raise RuntimeError(f"compiler report: expected {patterns[0]} and {patterns[1]}, got {usage[-300:]}")
-    return registers, spills
+    return int(registers[1]), int(spills[1])
 
 
 def nvidia_tool(*command: Any) -> str:

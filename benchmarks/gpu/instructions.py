@@ -68,6 +68,7 @@ def report_lines(form: Form, shape: Tuple[int, int], dim: int) -> Iterator[str]:
     """
     rows, steps = (shape[-1], shape[-2]) if dim == -2 else shape
     blocks = blocks_for(TARGET, form, shape, dim)
+    # Tiles along time, rounded up, divided among the programs that split time, rounded down.
     tiles = max(1, -(-steps // (blocks.steps * blocks.chunks)) // blocks.splits)
     elements = blocks.rows * blocks.steps * blocks.chunks / (TARGET.warp_size * blocks.num_warps)
     for launch, kernel in enumerate(compiled(form, shape, dim, torch.float32, blocks)):
@@ -92,13 +93,15 @@ def _instructions(kernel: Any) -> Tuple[List[str], List[str]]:
         if label:
             labels[label[1]] = len(names)
             continue
+        # A line is: /*address*/ @!P0 NAME.MODIFIERS operands. The predicate @!P0 is optional.
         instruction = re.search(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)(.*)", line)
         if instruction and instruction[1] != "NOP":
             target = re.search(r"`\((\.L_x_\d+)\)", instruction[2])
             if instruction[1].startswith("BRA") and target:
                 branches.append((len(names), target[1]))
             names.append(instruction[1])
-    loops = [names[labels[name] : at + 1] for at, name in branches if labels.get(name, at) < at]
+    # A loop goes from a label to a later branch back to it.
+    loops = [names[labels[label] : i + 1] for i, label in branches if labels.get(label, i) < i]
     return names, max(loops, key=len, default=[])
 
 

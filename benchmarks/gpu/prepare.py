@@ -18,6 +18,7 @@ SOURCES = ("a2c_compiled", "export", "benchmarks", "pyproject.toml", "README.md"
 # Packages that the benchmarks need and that README.md does not expect on the machine.
 PACKAGES = ("gymnasium", "cloudpickle", "farama-notifications", "typing-extensions")
 PYTHON = "3.12"
+# Versions of glibc in the platform names of wheels. pip accepts only the platforms that are listed.
 _GLIBC = ("2_39", "2_35", "2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
 
 
@@ -55,7 +56,7 @@ def prepare(out: Path, packages: Sequence[str] = PACKAGES, rl_triton: Optional[P
 def build_wheel(folder: Path) -> Path:
     """Builds the project's wheel in ``folder`` and returns its path.
 
-    The build uses a copy of the sources, so the output of earlier builds does not get into the wheel.
+    The build uses a copy of the sources, so the wheel does not contain the output of earlier builds.
     """
     with tempfile.TemporaryDirectory() as copied:
         copy = copy_sources(Path(copied) / "sources")
@@ -77,6 +78,7 @@ def copy_sources(folder: Path) -> Path:
 
 
 def _pip(*arguments: str) -> None:
+    """Runs pip. Raises RuntimeError with the end of its output if pip fails."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], capture_output=True, text=True, check=False
     )

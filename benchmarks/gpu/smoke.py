@@ -1,4 +1,4 @@
-"""Checks every estimator against float64 on the CPU, forward and backward, then compares its time with a copy of the same bytes.
+"""Checks every estimator against float64 on the CPU, forward and backward. Then times it, and a copy of the same number of bytes.
 
 The shortest test of correctness and speed is ``python -m a2c_compiled.benchmarks.gpu.smoke [--device cpu|cuda]``. The exit status is
 1 if a result is wrong. If rl-triton is installed, its GAE is timed too.
@@ -59,7 +59,7 @@ CHECKS = (
 
 
 def error_of(estimator: Estimator, check: Check, device: torch.device) -> float:
-    """Returns the largest relative error of the results and, with ``check.backward``, of the gradients of all inputs.
+    """Returns the largest relative error of the results and, if ``check.backward``, of the gradients of all floating-point inputs.
 
     Args:
         estimator: the estimator.
@@ -87,7 +87,11 @@ def error_of(estimator: Estimator, check: Check, device: torch.device) -> float:
 
 
 def check_all(device: torch.device) -> List[Dict[str, Any]]:
-    """Runs every check for every estimator. A check that raises counts as wrong, and the others still run."""
+    """Runs every check for every estimator. A check that raises counts as wrong, and the other checks still run.
+
+    Returns:
+        One dict per estimator and check: "estimator", the fields of :class:`Check`, "error", a number or a message, and "right".
+    """
     checks = []
     for estimator in ESTIMATORS:
         for check in CHECKS:
@@ -149,17 +153,17 @@ def _calls(
 ) -> Dict[str, Callable[[], Callable[[], Any]]]:
     """Returns, by contender name, functions that prepare the data and return the call to time."""
     steps = data.steps(shape, device)
-    rows = layout == "[N, T]"
+    time_last = layout == "[N, T]"
 
     def ours() -> Callable[[], Any]:
         module = estimator.module(time_dim)
-        inputs = estimator.inputs({name: step.t().contiguous() if rows else step for name, step in steps.items()})
+        inputs = estimator.inputs({name: step.t().contiguous() if time_last else step for name, step in steps.items()})
         return lambda: module(**inputs)
 
     calls: Dict[str, Callable[[], Callable[[], Any]]] = {estimator.name: ours}
-    if rows:
-        asked = estimator_peers.Question(estimator.name, estimator.sources, steps, None, rows)
-        peer = estimator_peers.estimator_peers(asked, shapes.full(device)).get("rl-triton")
+    if time_last:
+        computation = estimator_peers.Computation(estimator.name, estimator.sources, steps, None, time_last)
+        peer = estimator_peers.estimator_peers(computation, shapes.full(device)).get("rl-triton")
         if peer is not None:
             calls["rl-triton"] = lambda: peer().call
     return calls

@@ -1,4 +1,4 @@
-"""CUDA graph capture, the GPU time of a call, and the time until it returns."""
+"""CUDA graph capture, the GPU time of a call, and the time until a call returns."""
 
 import statistics
 import time
@@ -6,8 +6,8 @@ from typing import Any, Callable, Optional
 
 import torch
 
-# Calls that take more seconds than this are not profiled: the profiler adds too much work, and the elapsed time says as much.
-_LONGEST_PROFILED = 0.1
+# Calls that take more seconds than this are not profiled: the profiler adds too much work, and the elapsed time is precise enough.
+_MAX_PROFILED_SECONDS = 0.1
 
 
 def captured(call: Callable[[], Any], restore: Callable[[], object] = lambda: None) -> Callable[[], Any]:
@@ -47,9 +47,9 @@ def device_seconds(call: Callable[[], Any], seconds: float) -> Optional[float]:
         seconds: elapsed seconds per call until the GPU has finished.
 
     Returns:
-        Seconds; None if ``seconds`` is above 0.1, or if the call does not use the GPU.
+        Seconds. None if ``seconds`` is above 0.1, or if the call does not use the GPU.
     """
-    if seconds > _LONGEST_PROFILED:
+    if seconds > _MAX_PROFILED_SECONDS:
         return None
     calls = max(1, min(20, int(0.01 / seconds)))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

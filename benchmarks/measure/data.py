@@ -1,4 +1,4 @@
-"""Random inputs, networks and rollouts. Fixed seeds make them the same for every contender."""
+"""Random inputs, networks and rollouts. Because the seeds are fixed, every contender has the same data."""
 
 from typing import Any, Dict, List
 
@@ -9,6 +9,7 @@ from a2c_compiled import A2CLoss, Rollout
 from a2c_compiled.benchmarks.measure.shapes import Shape
 from a2c_compiled.distributions import Categorical
 
+# Entries of an observation, number of actions, units of a hidden layer.
 OBSERVATION, ACTIONS, HIDDEN = 8, 4, 64
 GAMMA, LMBDA = 0.99, 0.95
 LEARNING_RATE, MAX_GRAD_NORM, ENTROPY_COEF, CRITIC_COEF = 7e-4, 0.5, 0.01, 0.5

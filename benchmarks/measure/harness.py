@@ -20,7 +20,7 @@ COPY = "copy"
 """Name of the contender that only copies memory, see :func:`copy_contender`."""
 
 # Cases that move more bytes than this end with a garbage collection, which frees their tensors before the next case.
-_LARGE = 2**27
+_LARGE_TRAFFIC = 2**27
 
 Result = Sequence[Tensor]
 
@@ -36,7 +36,7 @@ class Contender(NamedTuple):
     Attributes:
         call: the timed function.
         to_result: converts what ``call`` returns to the tensors that are compared with the expected result; not timed.
-        expected: expected result of this contender, if it differs from :attr:`Field.expected`; else None.
+        expected: expected result of this contender, if it differs from :attr:`PreparedCase.expected`; else None.
     """
 
     call: Callable[[], Any]
@@ -47,7 +47,7 @@ class Contender(NamedTuple):
 Make = Callable[[], Contender]
 
 
-class Field(NamedTuple):
+class PreparedCase(NamedTuple):
     """The contenders of a case.
 
     Attributes:
@@ -67,7 +67,7 @@ class Case(NamedTuple):
         direction: "forward" (without gradients), "forward+backward", or "whole" (an update: advantages, loss, gradients, optimizer step).
         layout: dimensions of the data, such as "[T, N]".
         shape: (environments, steps); :class:`~a2c_compiled.benchmarks.measure.shapes.Plan` lists the exceptions.
-        enter: creates the input data, the expected result and the contenders.
+        prepare: creates the input data, the expected result and the contenders.
         traffic: bytes that any implementation must move: every input is read once and every output written once. None: unknown.
         tolerance: largest allowed error, see :func:`relative_error`.
     """
@@ -76,7 +76,7 @@ class Case(NamedTuple):
     direction: str
     layout: str
     shape: Shape
-    enter: Callable[[], Field]
+    prepare: Callable[[], PreparedCase]
     traffic: Optional[int] = None
     tolerance: float = 1e-4
 
@@ -87,14 +87,14 @@ class Row(NamedTuple):
     Attributes:
         subject, direction, layout, shape, traffic: as in :class:`Case`.
         contender: name of the contender.
-        first_call: seconds to create the contender and run its first call, including scripting, exporting and compiling.
+        first_call: seconds to create the contender and run its first call, including scripting, exporting and compiling; None if one of
+            the two raised.
         timing: elapsed seconds per call until the GPU has finished; None if the contender failed or its result was wrong.
         error: error of the result, see :func:`relative_error`; None if the contender failed or its result was wrong.
         device_seconds: GPU time of one call; None if not measured.
         host_seconds: elapsed seconds until the call returned; the GPU may still have been working. None if not measured.
         failure: why there is no timing; None if ``timing`` is set.
-        times_copy: median of ``timing`` divided by that of a copy of ``traffic`` bytes; None without ``timing``, or without the timing of
-            a copy.
+        times_copy: median of ``timing``, divided by the median time of a copy of ``traffic`` bytes; None if one of the two is not measured.
     """
 
     subject: str
@@ -118,7 +118,10 @@ class Row(NamedTuple):
 
     @property
     def bandwidth(self) -> Optional[float]:
-        """``traffic`` divided by ``device_seconds``, or by ``seconds`` if that is None; None if ``traffic`` or ``timing`` is None."""
+        """Bytes per second: ``traffic`` divided by ``device_seconds``, or by ``seconds`` if ``device_seconds`` is None.
+
+        None if ``traffic`` or ``timing`` is None.
+        """
         return self.traffic / (self.device_seconds or self.seconds) if self.traffic and self.timing else None
 
 
@@ -130,14 +133,14 @@ def compare(case: Case, plan: Plan, announce: Callable[[str], object] = lambda n
     Args:
         case: the computation and its contenders.
         plan: device, and number and length of samples.
-        announce: called with a text that says what is being done, such as the name of the contender.
+        announce: called with a description of each next activity, such as the name of the contender.
 
     Returns:
         One row per contender, in the order of the case.
     """
     with torch.set_grad_enabled(case.direction != "forward"):
         rows = _measure(case, plan, announce)
-    if (case.traffic or 0) > _LARGE:
+    if (case.traffic or 0) > _LARGE_TRAFFIC:
         gc.collect()
     copy_seconds = rows[COPY].seconds if COPY in rows else None
     return [
@@ -147,12 +150,12 @@ def compare(case: Case, plan: Plan, announce: Callable[[str], object] = lambda n
 
 def _measure(case: Case, plan: Plan, announce: Callable[[str], object]) -> Dict[str, Row]:
     """Returns the rows of all contenders by name, without ``times_copy``."""
-    field = case.enter()
+    prepared = case.prepare()
     rows: Dict[str, Row] = {}
     ready: Dict[str, Callable[[], Any]] = {}
-    for name, make in field.contenders.items():
+    for name, make in prepared.contenders.items():
         announce(name)
-        rows[name], call = _checked(case, name, make, field.expected)
+        rows[name], call = _checked(case, name, make, prepared.expected)
         if call is not None:
             ready[name] = call
     timings = time_interleaved(ready, plan.samples, plan.sample_seconds, plan.budget_seconds, announce)
@@ -188,17 +191,18 @@ def _checked(case: Case, name: str, make: Make, expected: Result) -> Tuple[Row, 
 def relative_error(result: Result, expected: Result) -> float:
     """Returns the largest error of any tensor, relative to the largest magnitude in its expected tensor.
 
-    Per tensor: ``max |actual - expected| / max(max |expected|, 1e-30)``. Infinite for NaN, and if the number of tensors or a shape
-    differs.
+    The error of a tensor is ``max |actual - expected| / max(max |expected|, 1e-30)``. The result is infinite if a tensor holds NaN, or if
+    the number of tensors or a shape differs.
     """
     if len(result) != len(expected):
         return float("inf")
     worst = 0.0
-    for actual, right in zip(result, expected, strict=True):
-        if actual.shape != right.shape:
+    for actual, reference in zip(result, expected, strict=True):
+        if actual.shape != reference.shape:
             return float("inf")
-        largest = right.detach().abs().max().double().clamp_min(1e-30)
-        error = float((actual.detach().to(right.device).double() - right.detach().double()).abs().max() / largest)
+        largest = reference.detach().abs().max().double().clamp_min(1e-30)
+        difference = actual.detach().to(reference.device).double() - reference.detach().double()
+        error = float(difference.abs().max() / largest)
         worst = max(worst, error) if error == error else float("inf")  # error == error is False for NaN
     return worst
 
@@ -206,11 +210,11 @@ def relative_error(result: Result, expected: Result) -> float:
 def copy_contender(traffic: int, device: torch.device) -> Make:
     """Returns a function that creates the contender that copies ``traffic / 2`` bytes to memory allocated beforehand.
 
-    It moves ``traffic`` bytes: half of them are read, half are written.
+    The copy moves ``traffic`` bytes: it reads one half and writes the other half.
     """
 
     def make() -> Contender:
-        source, target = torch.empty(2, max(1, traffic // 8), device=device).fill_(1.0)
+        source, target = torch.empty(2, max(1, traffic // 8), device=device).fill_(1.0)  # float32, 4 bytes each
         return Contender(lambda: target.copy_(source), lambda _: [target], [source])
 
     return make

@@ -25,7 +25,7 @@ def machine(device: torch.device) -> Dict[str, Any]:
 
 
 def versions(packages: Sequence[str]) -> Dict[str, str]:
-    """Returns the versions of Python and of the installed ones among ``packages``."""
+    """Returns the versions of Python and of those ``packages`` that are installed, by name."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -44,6 +44,7 @@ def in_words(found: Mapping[str, Any], packages: Mapping[str, str]) -> str:
 
 
 def _processor() -> str:
+    """Returns the model name of the processor, or its architecture if Linux does not report a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -52,6 +53,7 @@ def _processor() -> str:
 
 
 def _driver() -> str:
+    """Returns the version of the NVIDIA driver, or "unknown"."""
     if shutil.which("nvidia-smi") is None:
         return "unknown"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -16,7 +16,8 @@ PACKAGES = (
     *("a2c-compiled", "torch", "triton", "numpy", "onnxruntime", "torchrl", "stable-baselines3", "numba"),
     *("onnxruntime-gpu", "rl-triton", "pufferlib"),
 )
-_LARGE = {"cpu": 2**28, "cuda": 2**31}  # bytes of source and target together; far more than any cache holds
+_COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}  # bytes of source and target together; far more than any cache holds
+# Properties of a Row that are saved for readers of the file.
 _DERIVED = ("bandwidth",)
 
 
@@ -27,9 +28,9 @@ class Results(NamedTuple):
         machine: processor, cores, torch threads and system; also GPU, driver and CUDA version if a GPU was used.
         versions: versions of Python and of the benchmarked packages, by name.
         copy_bandwidth: see :func:`copy_bandwidth`.
-        plan: the fields of :class:`~a2c_compiled.benchmarks.measure.shapes.Plan` by name; the device as its type.
+        plan: the fields of :class:`~a2c_compiled.benchmarks.measure.shapes.Plan` by name; ``device`` is only the type of the device.
         seconds: duration of the run so far.
-        rows: one for each contender in each case.
+        rows: one row for each contender in each case.
     """
 
     machine: Dict[str, Any]
@@ -70,6 +71,7 @@ def load(path: Path) -> Results:
 
 
 def _row(contents: Dict[str, Any]) -> Row:
+    """Converts a row of the file to a Row."""
     fields = {name: value for name, value in contents.items() if name not in _DERIVED}
     timing = None if fields["timing"] is None else Timing(**fields["timing"])
     return Row(**{**fields, "timing": timing, "shape": tuple(fields["shape"])})
@@ -77,5 +79,5 @@ def _row(contents: Dict[str, Any]) -> Row:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Returns the bandwidth of torch's copy of a large buffer, in bytes per second. Bytes read and bytes written both count."""
-    source, target = torch.ones(2, _LARGE[device.type] // 8, device=device)
+    source, target = torch.ones(2, _COPIED_BYTES[device.type] // 8, device=device)
     return 2 * source.nbytes / time_call(lambda: target.copy_(source), samples=5).median

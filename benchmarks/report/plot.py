@@ -66,27 +66,28 @@ def _machine_name(results: Results) -> str:
     return machine.get("gpu") or f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}"
 
 
-def _scaling(rows: Sequence[Row], sweeps: Dict[str, List[Shape]], place: str) -> Figure:
+def _scaling(rows: Sequence[Row], sweeps: Dict[str, List[Shape]], machine_name: str) -> Figure:
     """Draws time per call against steps (left) and environments (right) on logarithmic axes. Bands: 20th to 80th percentile."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    figure.suptitle(f"GAE, forward, [T, N] float32 — {place}", fontsize=10.5)
+    figure.suptitle(f"GAE, forward, [T, N] float32 — {machine_name}", fontsize=10.5)
     left, right = figure.subplots(1, 2, sharey=True)
     for axis, (name, shapes) in zip((left, right), sweeps.items(), strict=True):
         over_steps = name == "over_steps"
-        fixed = shapes[0][0] if over_steps else shapes[0][1]
-        chosen = [row for row in rows if row.shape[0 if over_steps else 1] == fixed]
+        fixed_dim, varied_dim = (0, 1) if over_steps else (1, 0)  # indices in (environments, steps)
+        fixed = shapes[0][fixed_dim]
+        chosen = [row for row in rows if row.shape[fixed_dim] == fixed]
         for contender in _ordered(chosen):
             line = sorted((row for row in chosen if row.contender == contender), key=lambda row: row.shape)
             if len(line) < 2:
                 continue
-            x = [row.shape[1 if over_steps else 0] for row in line]
+            x = [row.shape[varied_dim] for row in line]
             axis.plot(x, [row.seconds for row in line], **_style(contender))
             low, high = ([getattr(row.timing, end) for row in line] for end in ("low", "high"))
             axis.fill_between(x, low, high, color=_COLOURS[contender], alpha=0.15, linewidth=0)
         axis.set_xlabel("number of steps T" if over_steps else "number of environments N")
         axis.set_title(f"{fixed:,} environments" if over_steps else f"{fixed:,} steps", loc="left")
         _log_log(axis)
-        _tick(axis, [shape[1 if over_steps else 0] for shape in shapes])
+        _tick(axis, [shape[varied_dim] for shape in shapes])
     left.set_ylabel("median time of one call")
     left.yaxis.set_major_formatter(_seconds)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
@@ -96,7 +97,8 @@ def _scaling(rows: Sequence[Row], sweeps: Dict[str, List[Shape]], place: str) ->
 def _bandwidth(rows: Sequence[Row], results: Results) -> Figure:
     """Draws the achieved bandwidth, the bytes that must be moved divided by the time, against these bytes.
 
-    With a sweep over environments, only its shapes are drawn: at a fixed number of steps, the bytes determine the shape.
+    If the results have a sweep over environments, the figure has only the shapes of the sweep: at a fixed number of steps, the bytes
+    determine the shape.
     """
     swept = [tuple(shape) for shape in results.plan["over_envs"]]
     rows = [row for row in rows if row.shape in swept] or rows
@@ -105,8 +107,8 @@ def _bandwidth(rows: Sequence[Row], results: Results) -> Figure:
     time_source = "from GPU time" if any(row.device_seconds for row in rows) else "from the time of one call"
     steps = f", {swept[0][1]:,} steps" if swept else ""
     axis.set_title(f"GAE, forward, [T, N] float32{steps}; {time_source}\n{_machine_name(results)}", loc="left")
-    large = results.copy_bandwidth / 1e9
-    axis.axhline(large, color="black", linewidth=1, linestyle=":", label=f"copy of a large buffer, {large:,.0f} GB/s")
+    copy = results.copy_bandwidth / 1e9
+    axis.axhline(copy, color="black", linewidth=1, linestyle=":", label=f"copy of a large buffer, {copy:,.0f} GB/s")
     for contender in _ordered(rows):
         chosen = sorted((row for row in rows if row.contender == contender), key=lambda row: row.traffic or 0)
         if len(chosen) > 1:
@@ -128,7 +130,7 @@ def _ordered(rows: Sequence[Row]) -> List[str]:
 
 
 def _style(contender: str) -> Dict[str, Any]:
-    """Line and marker style: filled and solid for the contenders of this package, open and dashed for the others."""
+    """Returns the style of a line: solid with filled markers for this package, dashed with open markers for the other contenders."""
     ours = contender.startswith(OURS)
     return {
         "label": "copy of the same number of bytes" if contender == COPY else contender,
@@ -155,6 +157,7 @@ def _tick(axis: Axes, sizes: Sequence[int]) -> None:
 
 
 def _seconds(value: float, _: object) -> str:
+    """Formats a tick of an axis in seconds. A value just below a unit, through rounding, is still printed in this unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= size * 0.999:
             return f"{value / size:g} {unit}"
@@ -162,6 +165,7 @@ def _seconds(value: float, _: object) -> str:
 
 
 def _bytes(value: float, _: object) -> str:
+    """Formats a tick of an axis in bytes. Rounding: as in :func:`_seconds`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size * 0.999:
             return f"{value / size:g} {unit}"
@@ -169,6 +173,7 @@ def _bytes(value: float, _: object) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    """Writes a figure as SVG and as PNG."""
     for suffix in (".svg", ".png"):
         with atomic_file(path.with_suffix(suffix)) as temporary:
             figure.savefig(temporary, dpi=160)

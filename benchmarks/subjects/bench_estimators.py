@@ -15,7 +15,7 @@ from a2c_compiled.benchmarks.contenders import estimator_peers
 from a2c_compiled.benchmarks.contenders.modes import Modes, widened
 from a2c_compiled.benchmarks.measure import data
 from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
-from a2c_compiled.benchmarks.measure.harness import COPY, Case, Field, as_tensors, copy_contender
+from a2c_compiled.benchmarks.measure.harness import COPY, Case, PreparedCase, as_tensors, copy_contender
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.kernels.scan_forms import Form
@@ -117,14 +117,14 @@ ESTIMATORS = (
 
 
 def cases(plan: Plan) -> List[Case]:
-    """Returns the cases of every estimator, layout and direction. Forward GAE over ``[T, N]`` gets all shapes, the rest a few."""
+    """Returns the cases of every estimator, layout and direction. Forward GAE over ``[T, N]`` has all shapes, the others few."""
     listed: List[Case] = []
     for estimator in ESTIMATORS:
         for layout in plan.layouts:
             modes = modes_of(estimator, TIME_DIM[layout], plan)
             for direction in ("forward", "forward+backward"):
-                most = estimator is GAE and layout == "[T, N]" and direction == "forward"
-                shapes = plan.estimators if most else plan.others
+                has_all_shapes = estimator is GAE and layout == "[T, N]" and direction == "forward"
+                shapes = plan.estimators if has_all_shapes else plan.others
                 listed += [_case(estimator, modes, layout, direction, shape, plan) for shape in shapes]
     return listed
 
@@ -151,14 +151,14 @@ def modes_of(estimator: Estimator, time_dim: int, plan: Plan) -> Modes:
 def _case(estimator: Estimator, modes: Modes, layout: str, direction: str, shape: Shape, plan: Plan) -> Case:
     traffic = estimator.traffic(shape[0] * shape[1], direction)
 
-    def enter() -> Field:
+    def prepare() -> PreparedCase:
         steps = data.steps(shape, plan.device)
         cotangents = None if direction == "forward" else data.cotangents(steps["reward"], len(estimator.forward.outputs))
-        rows = layout == "[N, T]"
+        time_last = layout == "[N, T]"
         peers = estimator_peers.estimator_peers(
-            estimator_peers.Question(estimator.name, estimator.sources, steps, cotangents, rows), plan
+            estimator_peers.Computation(estimator.name, estimator.sources, steps, cotangents, time_last), plan
         )
-        if rows:
+        if time_last:
             steps = {name: step.t().contiguous() for name, step in steps.items()}
             cotangents = cotangents and [cotangent.t().contiguous() for cotangent in cotangents]
         inputs, finish = estimator.inputs(steps), None
@@ -169,12 +169,13 @@ def _case(estimator: Estimator, modes: Modes, layout: str, direction: str, shape
         else:
             expected = as_tensors(modes.oracle()(**wide))
         ours = modes.contenders(inputs, plan, finish, loop_steps=shape[1])
-        return Field(expected, {COPY: copy_contender(traffic, plan.device), **ours, **peers})
+        return PreparedCase(expected, {COPY: copy_contender(traffic, plan.device), **ours, **peers})
 
-    return Case(estimator.name, direction, layout, shape, enter, traffic)
+    return Case(estimator.name, direction, layout, shape, prepare, traffic)
 
 
 def _sources(estimator: Estimator, inputs: Dict[str, Tensor]) -> List[Tensor]:
+    """Returns the inputs whose gradients are computed, after marking them with ``requires_grad_``."""
     return [inputs[name].requires_grad_() for name in estimator.sources]
 
 

@@ -11,7 +11,7 @@ from a2c_compiled.benchmarks.contenders import estimator_peers, update_peers
 from a2c_compiled.benchmarks.contenders.modes import widened
 from a2c_compiled.benchmarks.measure import data
 from a2c_compiled.benchmarks.measure.data import GAMMA, LMBDA
-from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Case, Contender, Field, Make, copy_contender
+from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Case, Contender, Make, PreparedCase, copy_contender
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.subjects import bench_update
 from a2c_compiled.benchmarks.subjects.bench_estimators import GAE
@@ -34,20 +34,20 @@ def cases(plan: Plan) -> List[Case]:
 def _case(
     subject: str,
     shape: Shape,
-    bytes_a_step: int,
+    bytes_per_step: int,
     contenders: Callable[[Dict[str, Tensor]], Dict[str, Make]],
     layout: str = "[T, N]",
 ) -> Case:
     """Returns a case of a library function that computes GAE."""
-    traffic = bytes_a_step * shape[0] * shape[1]
+    traffic = bytes_per_step * shape[0] * shape[1]
 
-    def enter() -> Field:
+    def prepare() -> PreparedCase:
         steps = data.steps(shape, torch.device("cpu"))
         operands: Any = widened(GAE.inputs(steps)).values()
         expected: Any = F.generalized_advantage_estimate(GAMMA, LMBDA, *operands)
-        return Field(expected, {COPY: copy_contender(traffic, torch.device("cpu")), **contenders(steps)})
+        return PreparedCase(expected, {COPY: copy_contender(traffic, torch.device("cpu")), **contenders(steps)})
 
-    return Case(subject, "forward", layout, shape, enter, traffic)
+    return Case(subject, "forward", layout, shape, prepare, traffic)
 
 
 def _sb3_case(shape: Shape) -> Case:
@@ -61,6 +61,7 @@ def _sb3_case(shape: Shape) -> Case:
 
 
 def _sb3_accelerated(steps: Dict[str, Tensor]) -> Contender:
+    """Creates the contender of :func:`_sb3_case` that holds the function of ``accelerate()``."""
     from a2c_compiled.integrations.stable_baselines3 import accelerate
 
     with accelerate() as acceleration:
@@ -86,6 +87,7 @@ def _torchrl_case(name: str, shape: Shape, plan: Plan) -> Case:
 
 
 def _torchrl(name: str, steps: Dict[str, Tensor], accelerated: bool) -> Contender:
+    """Creates a contender of :func:`_torchrl_case` that holds torchrl's function, or the function of ``accelerate()``."""
     from torchrl.objectives.value import functional
 
     from a2c_compiled.integrations.torchrl import accelerate
@@ -103,15 +105,15 @@ def _torchrl(name: str, steps: Dict[str, Tensor], accelerated: bool) -> Contende
 def _torchrl_update_case(shape: Shape, plan: Plan) -> Case:
     """Returns the case of a whole update with torchrl's ``A2CLoss``, the same update as in ``bench_update``."""
 
-    def enter() -> Field:
+    def prepare() -> PreparedCase:
         rollout = data.rollout(shape, plan.device)
         contenders: Dict[str, Make] = {
             "torchrl A2CLoss": lambda: update_peers.torchrl_update(rollout, plan),
             ACCELERATED: lambda: _accelerated_update(rollout, plan),
         }
-        return Field(bench_update.expected(rollout, plan), contenders)
+        return PreparedCase(bench_update.expected(rollout, plan), contenders)
 
-    return Case("torchrl A2C update", "whole", "[N, T]", shape, enter, tolerance=1e-3)
+    return Case("torchrl A2C update", "whole", "[N, T]", shape, prepare, tolerance=1e-3)
 
 
 def _accelerated_update(rollout: Rollout, plan: Plan) -> Contender:
@@ -121,29 +123,31 @@ def _accelerated_update(rollout: Rollout, plan: Plan) -> Contender:
 
     from a2c_compiled.integrations.torchrl import accelerate
 
-    places = (
+    # The attributes of torchrl that accelerate() replaces and that the update calls.
+    patched = (
         (advantages, "generalized_advantage_estimate"),
         (advantages.ValueEstimatorBase, "_call_value_nets"),
         (A2CLoss, "_log_probs"),
         (A2CLoss, "loss_critic"),
     )
-    originals = [(*place, getattr(*place)) for place in places]
+    originals = [(*attribute, getattr(*attribute)) for attribute in patched]
     with accelerate() as acceleration:
-        replaced = [(*place, getattr(*place)) for place in places]
+        replacements = [(*attribute, getattr(*attribute)) for attribute in patched]
         update_peers.torchrl_update(rollout, plan).call()
     _check_no_fallback(acceleration)
     contender = update_peers.torchrl_update(rollout, plan)
 
     def update() -> None:
-        for place in replaced:
-            setattr(*place)
+        for replacement in replacements:
+            setattr(*replacement)
         contender.call()
-        for place in originals:
-            setattr(*place)
+        for original in originals:
+            setattr(*original)
 
     return contender._replace(call=update)
 
 
 def _check_no_fallback(acceleration: Acceleration) -> None:
+    """Raises RuntimeError if a call fell back to the library's own function: its time would be reported as ours."""
     if acceleration.fallbacks:
         raise RuntimeError(f"accelerate: expected no fallback to the library's own functions, got {acceleration.fallbacks}")

@@ -9,14 +9,15 @@ from a2c_compiled.benchmarks.contenders import update_peers
 from a2c_compiled.benchmarks.contenders.loops import gradients
 from a2c_compiled.benchmarks.contenders.modes import Modes, widened
 from a2c_compiled.benchmarks.measure import data
-from a2c_compiled.benchmarks.measure.harness import Case, Field
+from a2c_compiled.benchmarks.measure.harness import Case, PreparedCase
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 
 
 def cases(plan: Plan) -> List[Case]:
     """Returns the forward and the forward+backward case of each shape."""
     modes = Modes(_LossParts(data.loss(plan.device)), _inputs((3, 5), plan), ("T", "N"), dynamic=False)
-    return [_case(modes, d, shape, plan) for shape in plan.updates for d in ("forward", "forward+backward")]
+    directions = ("forward", "forward+backward")
+    return [_case(modes, direction, shape, plan) for shape in plan.updates for direction in directions]
 
 
 class _LossParts(nn.Module):
@@ -39,11 +40,12 @@ class _LossParts(nn.Module):
 
 
 def _inputs(shape: Shape, plan: Plan) -> Dict[str, Tensor]:
+    """Returns the rollout entries that the loss reads, by name: the first six fields."""
     return dict(list(data.rollout(shape, plan.device)._asdict().items())[:6])
 
 
 def _case(modes: Modes, direction: str, shape: Shape, plan: Plan) -> Case:
-    def enter() -> Field:
+    def prepare() -> PreparedCase:
         inputs = _inputs(shape, plan)
         oracle = modes.oracle()
         expected, finish = oracle(**widened(inputs)), None
@@ -51,6 +53,8 @@ def _case(modes: Modes, direction: str, shape: Shape, plan: Plan) -> Case:
             expected = gradients(expected, list(oracle.parameters()))
             finish = partial(gradients, parameters=list(modes.module.parameters()))
         ours = modes.contenders(inputs, plan, finish, loop_steps=shape[1])
-        return Field(expected, {**ours, **update_peers.torchrl_losses(data.rollout(shape, plan.device), plan, direction)})
+        return PreparedCase(
+            expected, {**ours, **update_peers.torchrl_losses(data.rollout(shape, plan.device), plan, direction)}
+        )
 
-    return Case("A2C loss", direction, "[T, N]", shape, enter, tolerance=1e-3)
+    return Case("A2C loss", direction, "[T, N]", shape, prepare, tolerance=1e-3)

@@ -10,7 +10,7 @@ from a2c_compiled.benchmarks.contenders.estimator_peers import installed
 from a2c_compiled.benchmarks.contenders.modes import RUNTIME, Modes, widened
 from a2c_compiled.benchmarks.contenders.update_peers import sb3_model
 from a2c_compiled.benchmarks.measure import data
-from a2c_compiled.benchmarks.measure.harness import Case, Contender, Field, as_tensors
+from a2c_compiled.benchmarks.measure.harness import Case, Contender, PreparedCase, as_tensors
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.export import GreedyPolicy, export_onnx
 from a2c_compiled.export.on_device.runtime import Policy
@@ -29,20 +29,20 @@ def _observations(count: int, device: torch.device) -> torch.Tensor:
 
 
 def _case(modes: Modes, shape: Shape, plan: Plan) -> Case:
-    def enter() -> Field:
+    def prepare() -> PreparedCase:
         inputs = {"observation": _observations(shape[0], plan.device)}
         contenders = modes.contenders(inputs, plan)
         if plan.device.type == "cpu":
             contenders[RUNTIME] = lambda: _runtime(modes, inputs["observation"].numpy())
         if installed("stable_baselines3"):
             contenders["SB3 predict"] = lambda: _sb3(shape, plan, inputs["observation"].cpu().numpy())
-        return Field(as_tensors(modes.oracle()(**widened(inputs))), contenders)
+        return PreparedCase(as_tensors(modes.oracle()(**widened(inputs))), contenders)
 
-    return Case("greedy policy", "forward", "[N, ...]", shape, enter)
+    return Case("greedy policy", "forward", "[N, ...]", shape, prepare)
 
 
 def _runtime(modes: Modes, observation: Any) -> Contender:
-    """Creates the exported policy in ``runtime.py``: numpy in and out, with all input checks, as on a device without torch."""
+    """Creates the contender that runs the exported policy in ``runtime.py``: numpy in and out, with all checks of the inputs."""
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(
             modes.module, {"observation": _observations(5, torch.device("cpu"))}, Path(folder) / "policy.onnx", ("N",)
@@ -52,8 +52,8 @@ def _runtime(modes: Modes, observation: Any) -> Contender:
 
 
 def _sb3(shape: Shape, plan: Plan, observation: Any) -> Contender:
-    """Creates Stable-Baselines3's ``policy.predict``: numpy in and out."""
-    policy = sb3_model((1, 5), plan.device).policy
+    """Creates the contender that calls Stable-Baselines3's ``policy.predict``: numpy in and out."""
+    policy = sb3_model((1, 5), plan.device).policy  # only the policy is used, so the shape of the rollout does not matter
     return Contender(
         lambda: policy.predict(observation, deterministic=True),
         lambda result: [torch.from_numpy(result[0])],

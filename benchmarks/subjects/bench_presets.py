@@ -168,6 +168,7 @@ def markdown(document: Mapping[str, Any], presets: Table) -> str:
 
 @contextmanager
 def _empty_compile_cache() -> Iterator[None]:
+    """Gives torch.compile an empty cache on disk in the block, and clears its cache in memory before the block."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)
     torch.compiler.reset()

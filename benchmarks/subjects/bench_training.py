@@ -1,10 +1,11 @@
-"""Measures training on CartPole-v1, against Stable-Baselines3's A2C: environment steps per second, and the time until it is solved.
+"""Measures training on CartPole-v1, also with Stable-Baselines3's A2C: environment steps per second, and the time until it is solved.
 
 ``python -m a2c_compiled.benchmarks.subjects.bench_training`` writes ``training.md`` and ``training.json``.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ PACKAGES = ("a2c-compiled", "torch", "numpy", "gymnasium", "stable-baselines3")
 ENV = TrainConfig.env
 GOAL = 475.0
 STEPS = 16
-SB3_CHECK = 5000  # environment steps between two evaluations of SB3's greedy policy
+SB3_EVALUATION_INTERVAL = 5000  # environment steps between two evaluations of SB3's greedy policy
 
 
 class Speed(NamedTuple):
@@ -51,11 +52,11 @@ class Speed(NamedTuple):
 
 
 def speeds(num_envs: int, device: str, samples: int, compiling: bool = True) -> List[Speed]:
-    """Checks and times every implementation. :func:`check_rollout` checks the first rollout of each one, except Stable-Baselines3's.
+    """Times every implementation, after :func:`check_rollout` has checked its first rollout, except for Stable-Baselines3.
 
     Args:
         num_envs: number of environments.
-        device: "cpu" or "cuda". Stable-Baselines3 runs only on the CPU and with at most 64 environments.
+        device: "cpu" or "cuda". Stable-Baselines3 is timed only on the CPU and with at most 64 environments.
         samples: largest number of samples per implementation.
         compiling: whether compiled training is timed too.
     """
@@ -74,11 +75,11 @@ def speeds(num_envs: int, device: str, samples: int, compiling: bool = True) -> 
     if device == "cpu" and num_envs <= 64:
         learner = _sb3(num_envs, STEPS)
         functions["Stable-Baselines3: whole"] = lambda: learner.learn(num_envs * STEPS, reset_num_timesteps=False)
-    timed = time_interleaved(functions, samples, 0.05, 6.0)
+    timed = time_interleaved(functions, samples, sample_seconds=0.05, budget_seconds=6.0)
     names = dict.fromkeys(name.rpartition(": ")[0] for name in functions)
-    nothing = Timing(float("nan"), float("nan"), float("nan"))
+    not_measured = Timing(float("nan"), float("nan"), float("nan"))
     return [
-        Speed(name, num_envs, timed[f"{name}: whole"], timed.get(f"{name}: rollout", nothing), num_envs * STEPS)
+        Speed(name, num_envs, timed[f"{name}: whole"], timed.get(f"{name}: rollout", not_measured), num_envs * STEPS)
         for name in names
     ]
 
@@ -122,12 +123,13 @@ def solve_sb3(seed: int) -> Dict[str, float]:
         seed: seed of the run.
 
     Returns:
-        As :func:`solve`, but "seconds" counts learning only, without evaluations.
+        The same entries as :func:`solve`, but "seconds" counts only learning, without evaluations.
     """
     return _in_new_process(["--solve-sb3", str(seed)], dict(os.environ))
 
 
 def _in_new_process(options: List[str], environment: Dict[str, str]) -> Dict[str, float]:
+    """Runs this file's command line with ``options`` in a new process, and returns the JSON of its last line of output."""
     command = [
         sys.executable,
         "-m",
@@ -142,17 +144,19 @@ def _in_new_process(options: List[str], environment: Dict[str, str]) -> Dict[str
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _solved(seed: int, compile: Optional[bool]) -> Dict[str, float]:
+def _trained_run(seed: int, compile: Optional[bool]) -> Dict[str, float]:
+    """Trains the default preset in this process; returns the entries of :func:`solve`."""
     result = Trainer(TrainConfig(seed=seed, compile=compile)).run(progress=False)
     return {"seed": seed, "return": result.greedy_return, "steps": result.steps, "seconds": result.seconds}
 
 
-def _solved_by_sb3(seed: int) -> Dict[str, float]:
+def _trained_sb3_run(seed: int) -> Dict[str, float]:
+    """Trains Stable-Baselines3's A2C in this process; returns the entries of :func:`solve_sb3`."""
     learner = _sb3(8, 5, seed)
     seconds, greedy = 0.0, 0.0
     while greedy < GOAL and learner.num_timesteps < 1_000_000:
         started = time.perf_counter()
-        learner.learn(SB3_CHECK, reset_num_timesteps=False)
+        learner.learn(SB3_EVALUATION_INTERVAL, reset_num_timesteps=False)
         seconds += time.perf_counter() - started
         greedy = float(evaluate(lambda observation: learner.predict(observation, deterministic=True)[0], ENV).mean())
     return {"seed": seed, "return": greedy, "steps": learner.num_timesteps, "seconds": seconds}
@@ -195,7 +199,7 @@ def speed_table(measured: Sequence[Speed]) -> Table:
             speed.name,
             f"{speed.steps / speed.whole.median:,.0f}",
             f"{speed.whole.median * 1e3:.2f} ({speed.whole.low * 1e3:.2f}-{speed.whole.high * 1e3:.2f})",
-            "" if speed.rollout.median != speed.rollout.median else f"{speed.rollout.median * 1e3:.2f}",
+            "" if math.isnan(speed.rollout.median) else f"{speed.rollout.median * 1e3:.2f}",
         ]
         for speed in measured
     ]
@@ -243,7 +247,7 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
         out: the output folder.
         num_envs: numbers of environments for the speed.
         seeds: number of training runs per implementation; 0 skips them.
-        device: "cpu" or "cuda"; for the speed. Stable-Baselines3 runs only on the CPU.
+        device: "cpu" or "cuda", for the speed. Stable-Baselines3 is measured only if the device is "cpu".
         samples: largest number of samples per implementation, for the speed.
         compiling: whether the speed of compiled training is measured too.
     """
@@ -270,7 +274,8 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
         "Speed: this library's rollouts were compared with CartPole's equations in float64 before timing. Times are medians.",
         "Training time: the default preset's seconds include compiling, rollouts, updates and evaluations of the greedy policy, but not"
         f' imports; a run is solved when two sets of 100 episodes reach the goal. On a CPU, only the rows marked "compiled" compile.'
-        f" Stable-Baselines3's seconds exclude evaluations, every {SB3_CHECK:,} environment steps; one set of 100 episodes suffices.",
+        f" Stable-Baselines3's seconds exclude evaluations, every {SB3_EVALUATION_INTERVAL:,} environment steps; one set of 100 episodes"
+        " suffices.",
         "",
         speed_table(measured).markdown(),
         *([solve_table(runs).markdown()] if runs else []),
@@ -309,7 +314,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     torch.set_num_threads(arguments.threads)
     if arguments.solve is not None or arguments.solve_sb3 is not None:
         run = (
-            _solved(arguments.solve, arguments.compile) if arguments.solve is not None else _solved_by_sb3(arguments.solve_sb3)
+            _trained_run(arguments.solve, arguments.compile)
+            if arguments.solve is not None
+            else _trained_sb3_run(arguments.solve_sb3)
         )
         print(json.dumps(run))
         return 0

@@ -19,7 +19,7 @@ from a2c_compiled.benchmarks.contenders.loops import flat, loop_contender
 from a2c_compiled.benchmarks.contenders.modes import AOT, COMPILED, EAGER, GRAPH, RUNTIME
 from a2c_compiled.benchmarks.measure import cuda, data
 from a2c_compiled.benchmarks.measure.data import LEARNING_RATE, MAX_GRAD_NORM
-from a2c_compiled.benchmarks.measure.harness import OURS, Case, Contender, Field, Make, Result
+from a2c_compiled.benchmarks.measure.harness import OURS, Case, Contender, Make, PreparedCase, Result
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.export import TrainStepGraph, export_aot, export_train_step
 from a2c_compiled.export.formats.aot import load_aot
@@ -33,7 +33,7 @@ def cases(plan: Plan) -> List[Case]:
 
 
 def _case(shape: Shape, plan: Plan) -> Case:
-    def enter() -> Field:
+    def prepare() -> PreparedCase:
         rollout = data.rollout(shape, plan.device)
         contenders: Dict[str, Make] = {EAGER: lambda: _timed(_step(data.loss(plan.device), False), rollout)}
         if plan.compiling:
@@ -46,9 +46,9 @@ def _case(shape: Shape, plan: Plan) -> Case:
             contenders[RUNTIME] = lambda: _runtime(_step(data.loss(plan.device), False), rollout)
             if plan.compiling:
                 contenders[AOT] = lambda: _aot(_step(data.loss(plan.device), False), rollout)
-        return Field(expected(rollout, plan), {**contenders, **update_peers.updates(rollout, shape, plan)})
+        return PreparedCase(expected(rollout, plan), {**contenders, **update_peers.updates(rollout, shape, plan)})
 
-    return Case("A2C update", "whole", "[T, N]", shape, enter, tolerance=1e-3)
+    return Case("A2C update", "whole", "[T, N]", shape, prepare, tolerance=1e-3)
 
 
 def expected(rollout: Rollout, plan: Plan) -> Result:
@@ -73,7 +73,7 @@ def _timed(step: TrainStep, rollout: Rollout) -> Contender:
 
 
 def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
-    """Creates the exported training step in ``runtime.py`` on onnxruntime: numpy in and out, as on a device without torch."""
+    """Creates the contender that runs the exported training step in ``runtime.py`` on onnxruntime: numpy in and out."""
     with tempfile.TemporaryDirectory() as folder:
         path = export_train_step(step, data.rollout((3, 4), torch.device("cpu")), Path(folder) / "train_step.onnx")
         learner = Learner.load(path, provider="cpu", threads=torch.get_num_threads())
@@ -89,7 +89,7 @@ def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
 
 
 def _aot(step: TrainStep, rollout: Rollout) -> Contender:
-    """Creates the training step compiled ahead of time by AOTInductor. Each call takes the state that the previous call returned."""
+    """Creates the contender that AOTInductor compiled ahead of time. Each call takes the state that the previous call returned."""
     example = TrainStepGraph(step, data.rollout((3, 4), torch.device("cpu")))
     with tempfile.TemporaryDirectory() as folder:
         path = export_aot(example, example.example_inputs, Path(folder) / "train_step.aot.pt2", example.dynamic_axes)
@@ -105,22 +105,25 @@ def _aot(step: TrainStep, rollout: Rollout) -> Contender:
 
 
 def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Result:
+    """Returns the result of :func:`_state` from tensors by name."""
     names = step.parameter_names
     return flat([tensors[name] for name in names], [tensors[f"square_avg.{name}"] for name in names])
 
 
 def _graph(step: TrainStep, rollout: Rollout) -> Contender:
+    """Creates the contender that replays a CUDA graph of ``step``. The state is reset after the warm-up of the capture."""
     start = copy.deepcopy(step.state_dict())
     return Contender(cuda.captured(lambda: step(rollout), lambda: step.load_state_dict(start)), lambda _: _state(step))
 
 
 def _state(step: TrainStep) -> Result:
+    """Returns the parameters and the roots of RMSprop's averages."""
     state = step.state()
     return flat(state.params, state.slots["square_avg"])
 
 
 def _own_loop(rollout: Rollout, plan: Plan, options: Dict[str, Any]) -> Contender:
-    """Creates a plain training loop around the compiled loss."""
+    """Creates a plain training loop around the compiled loss. ``options``: the options of ``torch.compile``."""
     loss = data.loss(plan.device)
     compiled = torch.compile(loss, fullgraph=True, dynamic=False, options=options)
 

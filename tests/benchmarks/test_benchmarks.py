@@ -12,7 +12,7 @@ from a2c_compiled.benchmarks.measure.harness import (
     OURS,
     Case,
     Contender,
-    Field,
+    PreparedCase,
     Row,
     compare,
     copy_contender,
@@ -58,7 +58,7 @@ def tiny_run(tmp_path_factory):
 
 
 def case(contenders, tolerance=1e-4):
-    return Case("sum", "forward", "[T, N]", SHAPE, lambda: Field([torch.ones(2)], contenders), 800, tolerance)
+    return Case("sum", "forward", "[T, N]", SHAPE, lambda: PreparedCase([torch.ones(2)], contenders), 800, tolerance)
 
 
 def answering(*values, expected=None):
@@ -341,7 +341,7 @@ def test_the_command_runs_the_chosen_subject(tmp_path, monkeypatch, capsys):
 
 
 def test_a_wrong_result_of_this_package_is_exit_status_1(tmp_path, monkeypatch, capsys):
-    wrong = Case("sum", "forward", "[T, N]", SHAPE, lambda: Field([torch.ones(1)], {f"{OURS} eager": answering(2.0)}))
+    wrong = Case("sum", "forward", "[T, N]", SHAPE, lambda: PreparedCase([torch.ones(1)], {f"{OURS} eager": answering(2.0)}))
     monkeypatch.setitem(SUBJECTS, "policy", lambda plan: [wrong])
     assert bench("--quick", "--device", "cpu", "--subject", "policy", "--out", tmp_path) == 1
     message = (
