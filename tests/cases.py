@@ -1,4 +1,4 @@
-"""The data of the tests (layouts, episode ends, coefficients), and how functions are called, differentiated and compared."""
+"""Shared by all tests: data (layouts, episode ends, coefficients), and helpers that call, differentiate and compare functions."""
 
 import functools
 import inspect
@@ -30,7 +30,7 @@ FUNCTIONS = (
     "retrace_return_estimate",
 )
 
-# Shape and time_dim. 32 steps is where the plain torch backend changes its algorithm.
+# Shape and time_dim. Above 32 steps, the plain torch backend uses another algorithm.
 LAYOUTS = tuple(
     pytest.param(shape, time_dim, id=f"{name}-{time_dim}")
     for name, shape, time_dim in (
@@ -70,7 +70,7 @@ EMPTY_LAYOUTS = tuple(
     )
 )
 
-# How often an episode ends; "rare" is for long data.
+# Probability that a step is done. "rare" is for long data.
 END_RATES = {"some": 0.25, "none": 0.0, "all_done": 1.0, "all_terminated": 1.0, "rare": 5e-4}
 ENDS = ("some", "none", "all_done", "all_terminated")
 
@@ -95,7 +95,7 @@ def transposed(tensor):
 
 
 def padded(tensor):
-    """A view like the values of T + 1 observations without the last value."""
+    """Returns a view with a gap after each row, like the values of T + 1 observations without the last value."""
     return torch.cat([tensor, filler(tensor)[..., :1]], -1)[..., :-1]
 
 
@@ -107,7 +107,7 @@ def filler(tensor):
     return torch.full_like(tensor, True if tensor.dtype == torch.bool else torch.nan)
 
 
-# Gamma and lmbda for data of a shape.
+# Functions from the shape of the data to gamma and lmbda.
 COEFFICIENTS = {
     "float": lambda shape: (0.9, 0.8),
     "int": lambda shape: (1, 1),
@@ -127,7 +127,7 @@ COEFFICIENTS = {
 
 # The value estimators as modules, except MultiAgentGAE, whose values have another shape.
 CLASSES = (GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, VTrace, NStepEstimator, UPGO)
-# The option that standardises, and the smallest standard deviation it divides by.
+# The option that standardises, and the smallest standard deviation that the standardisation divides by.
 STANDARDISING = {
     GAE: ("average_gae", 1e-4),
     TD0Estimator: ("average_rewards", 1e-5),
@@ -145,7 +145,7 @@ VARIANT_IDS = tuple("-".join((kind.__name__, *options)) for kind, options in VAR
 
 
 class Steps(NamedTuple):
-    """The tensors that functions take, each of the same shape. Field names are argument names."""
+    """The tensor arguments of the functions, all of the same shape. Field names are argument names."""
 
     state_value: torch.Tensor
     next_state_value: torch.Tensor
@@ -158,7 +158,7 @@ class Steps(NamedTuple):
 
 
 def make_steps(shape, dtype=torch.float64, seed=0, ends="some"):
-    """Random steps. About half of the done steps are terminated, or all of them if ``ends`` is "all_terminated"."""
+    """Returns random steps. About half of the done steps are terminated, or all of them if ``ends`` is "all_terminated"."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale=1.0):
@@ -171,21 +171,21 @@ def make_steps(shape, dtype=torch.float64, seed=0, ends="some"):
 
 
 def per_step(shape, low=0.5, high=1.0, dtype=torch.float64, seed=1):
-    """A random coefficient between ``low`` and ``high``, with one entry per step."""
+    """Returns a random coefficient between ``low`` and ``high``, with one entry per step."""
     generator = torch.Generator().manual_seed(seed)
     return (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
 
 
 def call_arguments(name, steps, time_dim=-2, gamma=0.97, lmbda=0.9, n=3, **options):
-    """The arguments of ``functional.<name>`` by name, chosen from ``steps``, coefficients and ``options``."""
+    """Returns the arguments of ``functional.<name>`` by name, chosen from ``steps``, coefficients and ``options``."""
     available = {**steps._asdict(), "gamma": gamma, "lmbda": lmbda, "n": n, "time_dim": time_dim, **options}
     if name.startswith("vtrace"):
-        del available["lmbda"]  # TorchRL's V-trace has no lmbda; other tests pass it
+        del available["lmbda"]  # TorchRL's V-trace has no lmbda; other tests pass lmbda
     return {argument: available[argument] for argument in argument_names(name) if argument in available}
 
 
 def on(device, data):
-    """``data`` with each tensor in it on ``device``."""
+    """Returns ``data`` with all its tensors on ``device``."""
     return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), data)
 
 
@@ -194,12 +194,12 @@ def in_double(arguments):
 
 
 def poisoned(arguments, where, names):
-    """``arguments`` with NaN at ``where`` in each of ``names``."""
+    """Returns ``arguments`` with NaN in each of ``names``, at the entries for which ``where`` is True."""
     return {k: v.masked_fill(where, torch.nan) if k in names else v for k, v in arguments.items()}
 
 
 def inputs(kind, steps):
-    """The arguments of the estimator class ``kind`` by name, chosen from ``steps``."""
+    """Returns the arguments of the estimator class ``kind`` by name, chosen from ``steps``."""
     taken = inspect.signature(kind.forward).parameters
     return {
         name: value
@@ -215,7 +215,7 @@ def argument_names(name):
 
 @functools.cache
 def function_in_mode(name, mode):
-    """``functional.<name>`` in a mode: "eager", "scripted", "compiled" by inductor, or "traced" by Dynamo and autograd alone."""
+    """Returns ``functional.<name>`` in a mode: "eager", "scripted", "compiled" by inductor, or "traced" by Dynamo and autograd alone."""
     function = getattr(functional, name)
     if mode == "eager":
         return function
@@ -225,7 +225,10 @@ def function_in_mode(name, mode):
 
 
 def evaluate(function, arguments):
-    """Results of ``function(**arguments)``, and the gradients of a weighted sum of them to every floating argument, by name."""
+    """Returns the results of ``function(**arguments)``, and the gradients of a weighted sum of the results by name.
+
+    The gradients are those with respect to every floating-point argument.
+    """
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in arguments.items()
@@ -240,10 +243,10 @@ def evaluate(function, arguments):
 def assert_equals(function, reference, arguments, gradient_roundings=None):
     """Asserts that results and gradients of ``function`` equal those of ``reference`` for the same numbers on the CPU in float64.
 
-    Results must have dtype and device of the data (``reward`` or ``x``), and gradients those of their argument.
+    A result must have dtype and device of the data (``reward`` or ``x``). A gradient must have dtype and device of its argument.
 
     Args:
-        gradient_roundings: by argument, how often its gradient is rounded in half precision.
+        gradient_roundings: for each argument, how often its gradient is rounded in half precision. Default: once.
     """
     results, gradients = evaluate(function, arguments)
     expected, expected_gradients = evaluate(reference, in_double(on("cpu", arguments)))
@@ -264,13 +267,13 @@ def assert_equals_oracle(name, arguments, mode="eager"):
 
 
 def weights(result):
-    """Weights for a weighted sum of ``result``: exact in every floating dtype, and nowhere zero."""
+    """Returns weights for a weighted sum of ``result``: exact in every floating dtype, and nowhere zero."""
     generator = torch.Generator().manual_seed(result.numel())
     return (torch.randint(1, 9, result.shape, generator=generator) / 4).to(result)
 
 
 def operands(form, shape, dtype=torch.float64, coefficients="numbers", seed=0):
-    """Random coefficients, values and flags of ``form``, by name. ``coefficients`` is "numbers" or "per step"."""
+    """Returns random coefficients, values and flags of ``form``, by name. ``coefficients`` is "numbers" or "per step"."""
     generator = torch.Generator().manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {}

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton reads it once, when it is imported; nothing here has done so yet.
+    # Triton reads this variable once, when it is imported. Nothing has imported Triton yet.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-# Tests of what is built on the extras, which a machine that is there for its GPU may lack.
+# The tests that need a package of the extras, by package. A bare machine with a GPU may lack these packages.
 _ABOUT_EXPORT = ("benchmarks", "export", "project/test_earlier_files.py", "training/test_cli.py")
 _ABOUT_EXTRAS = {
     "gymnasium": (
@@ -34,10 +34,10 @@ collect_ignore = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With several workers, slow tests start first, so that short ones fill the gaps at the end.
+    """Sorts slow tests to the front, so that short tests fill the gaps at the end if there are several workers.
 
-    Slow tests that share a compiled or exported graph name it in ``pytest.mark.xdist_group``: one worker builds it and runs them all. The
-    other tests of a file stay together.
+    Slow tests that share a compiled or exported graph have the same mark ``xdist_group``: one worker builds the graph and runs all of
+    these tests. The tests of a file that are not slow stay together.
     """
     for item in items:
         if item.get_closest_marker("slow") is None and item.get_closest_marker("xdist_group") is None:
@@ -58,7 +58,7 @@ def _one_thread():
 
 @pytest.fixture
 def taken_action_vtrace(monkeypatch):
-    """TorchRL's V-trace scores an action that it samples anew; here it scores the one that was taken."""
+    """Makes TorchRL's V-trace read the log-probability of the action taken, instead of a newly sampled action."""
     advantages = pytest.importorskip("torchrl.objectives.value.advantages")
 
     def log_prob(actor_net, data, params, log_prob_key):

@@ -1,4 +1,4 @@
-"""What the tests of all distributions draw from: each with what it is to equal, values with their gradients."""
+"""Shared by the tests of distributions: distributions with the references that they must equal, and helpers for values and gradients."""
 
 import math
 from typing import Any, Callable, List, NamedTuple, Sequence, Tuple
@@ -25,15 +25,20 @@ TORCH_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 INF = float("inf")
 NAN = float("nan")
 HALF = (torch.bfloat16, torch.float16)
-# A correct sampler leaves this many standard errors once in two million comparisons; seeds are fixed besides.
+# A correct sampler is off by more standard errors in one of two million comparisons. Seeds are fixed, so results do not vary.
 STANDARD_ERRORS = 5.0
 
 
 class Case(NamedTuple):
-    """A distribution and what it is to equal.
+    """A distribution and the reference that it must equal.
 
-    ``gradient_in_action`` says whether the log-probability is differentiable there, and ``gradient_from_noise`` whether
-    ``sample_from`` is in params. ``prepare`` makes params of normal numbers; ``tolerance`` is that of float64.
+    Attributes:
+        distribution: the distribution.
+        reference: function from params to another library's distribution.
+        gradient_in_action: whether the log-probability is differentiable with respect to the action.
+        prepare: function from normally distributed numbers to params.
+        gradient_from_noise: whether ``sample_from`` is differentiable with respect to params.
+        tolerance: tolerance in float64.
     """
 
     distribution: Distribution
@@ -57,7 +62,7 @@ class Case(NamedTuple):
 
 
 class SideBySide:
-    """Several of torch's distributions over one action."""
+    """Several of torch's distributions, each over one entry of an action."""
 
     def __init__(self, parts: List[td.Distribution]) -> None:
         self.parts = parts
@@ -74,7 +79,7 @@ class SideBySide:
 
 
 class FloatBernoulli(td.Bernoulli):
-    """Takes integers too."""
+    """A Bernoulli distribution whose ``log_prob`` also accepts integers."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value.to(self.logits.dtype))
@@ -90,13 +95,13 @@ def torchrl(name: str) -> Any:
 def masked(params: Tensor) -> Any:
     logits, mask = params.chunk(2, -1)
     theirs = torchrl("MaskedOneHotCategorical")(logits=logits, mask=mask != 0)
-    # Its own entropy has a gradient of NaN.
+    # The gradient of TorchRL's own entropy is NaN.
     theirs.entropy = td.Categorical(logits=logits.masked_fill(mask == 0, -1e9)).entropy
     return theirs
 
 
 def allowed(params: Tensor) -> Tensor:
-    """Logits, and a mask that allows the action of the largest."""
+    """Returns logits and a mask of 0 and 1. In each row, the mask allows at least one action: the one with the largest random number."""
     logits, mask = params.chunk(2, -1)
     return torch.cat([logits, ((mask > -0.3) | (mask == mask.max(-1, keepdim=True).values)).to(params.dtype)], -1)
 
@@ -112,7 +117,7 @@ def truncated(params: Tensor) -> Any:
 
 def masked_choice(params: Tensor) -> td.Distribution:
     logits, mask = params.chunk(2, -1)
-    # Not -inf: torch's entropy has a gradient of NaN there.
+    # -1e9 instead of -inf, for which the gradient of torch's entropy is NaN.
     return td.Categorical(logits=logits.masked_fill(mask == 0, -1e9))
 
 
@@ -122,7 +127,7 @@ def normal(params: Tensor) -> td.Distribution:
 
 
 class SquashedNormal(td.TransformedDistribution):
-    """With the mode that transformed distributions lack: the squashed location."""
+    """A normal distribution, transformed by tanh into a box, with the mode that torch's class lacks: the transformed location."""
 
     def __init__(self, params: Tensor) -> None:
         low, high = params.new_tensor(LOW), params.new_tensor(HIGH)
@@ -139,7 +144,7 @@ class SquashedNormal(td.TransformedDistribution):
 
 
 class StretchedBeta(td.Independent):
-    """With the entropy and the mode that transformed distributions lack."""
+    """A beta distribution, transformed into a box, with the entropy and the mode that torch's transformed distributions lack."""
 
     def __init__(self, params: Tensor) -> None:
         self.low, self.width = params.new_tensor(LOW), params.new_tensor(HIGH) - params.new_tensor(LOW)
@@ -157,7 +162,7 @@ class StretchedBeta(td.Independent):
 
 
 class TorchRLComposite:
-    """Over the parts of one tensor: a choice, a vector of two numbers, two of yes and no."""
+    """TorchRL's composite distribution over the parts of one tensor: a choice, a vector of two numbers, and two flags."""
 
     def __init__(self, params: Tensor) -> None:
         tensordict = pytest.importorskip("tensordict")
@@ -203,11 +208,11 @@ CASES = [
     Case(distributions.Ordinal(4), lambda params: torchrl("Ordinal")(params)),
     Case(distributions.OneHotOrdinal(4), lambda params: torchrl("OneHotOrdinal")(params)),
     Case(distributions.Normal(3, "softplus"), normal, True),
-    # Not near the bounds, where arctanh loses digits.
+    # Small params keep actions away from the bounds, where arctanh loses digits.
     Case(distributions.TanhNormal(3, LOW, HIGH, "softplus"), SquashedNormal, True, lambda params: 0.3 * params),
-    # Not too narrow, since TorchRL gives up in the tails.
+    # Wide distributions: in the tails of narrow ones TorchRL limits cumulative probabilities, which changes its results.
     Case(distributions.TruncatedNormal(3, LOW, HIGH, "softplus"), truncated, True, lambda params: 0.5 * params + 0.75),
-    # torch's trigamma function, in the gradient, is good to 1e-10.
+    # The gradient contains torch's trigamma function, which is accurate to 1e-10.
     Case(distributions.Beta(3, LOW, HIGH), StretchedBeta, True, gradient_from_noise=False, tolerance=1e-9),
     Case(
         distributions.Composite(distributions.Categorical(3), distributions.Normal(2, "softplus"), distributions.Bernoulli(2)),
@@ -218,7 +223,7 @@ CASES = [
 
 
 def value_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
-    """The value, and the gradients of a weighted sum of it in those inputs that are floating."""
+    """Returns the value of ``function``, and the gradients of a weighted sum of its entries with respect to the floating-point inputs."""
     inputs = tuple(x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs)
     value = function(*inputs)
     weight = torch.linspace(0.5, 1.5, value.numel(), dtype=torch.float64).reshape(value.shape).to(value.dtype)
@@ -232,7 +237,7 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance
         torch.testing.assert_close(a, e, atol=tolerance, rtol=tolerance)
 
 
-# Distributions in several choices of their options, and torch.distributions that they equal.
+# Distributions with several choices of options, and the torch.distributions that they must equal.
 
 
 def scale_from(raw: Tensor, scale_mapping: str, scale_lb: float) -> Tensor:
@@ -277,7 +282,7 @@ def torch_normal(params: Tensor) -> td.Distribution:
 
 
 class TorchCase(NamedTuple):
-    """A distribution in one choice of its options, torch's equal of it, and the bounds of its actions."""
+    """A distribution with one choice of options, the torch distribution that it must equal, and the bounds of its actions."""
 
     name: str
     distribution: Distribution
@@ -290,12 +295,12 @@ class TorchCase(NamedTuple):
         params = torch.randn([*batch, self.distribution.num_params], generator=generator, dtype=torch.float64)
         if isinstance(self.distribution, MaskedCategorical):
             logits, mask = params.chunk(2, -1)
-            # The largest of each row is always allowed, so that none is empty.
+            # The action with the largest random number is always allowed, so that each row allows an action.
             params = torch.cat([logits, ((mask > -0.3) | (mask == mask.max(-1, keepdim=True).values)).double()], -1)
         return params.to(dtype)
 
     def action(self, params: Tensor, seed: int = 1) -> Tensor:
-        """A possible one; inside the bounds, where arctanh is well-conditioned."""
+        """Returns a possible action. With bounds, the action lies well inside them, so that arctanh is well-conditioned."""
         if self.low:
             inside = torch.rand([*params.shape[:-1], len(self.low)], generator=torch.Generator().manual_seed(seed))
             low, high = torch.tensor(self.low), torch.tensor(self.high)
@@ -361,7 +366,7 @@ def assert_finite(tensors: Sequence[Tensor]) -> None:
 
 
 def fix_standard_normal(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:
-    """Make torch.distributions.Normal.rsample return ``loc + scale * noise``."""
+    """Makes torch.distributions.Normal.rsample return ``loc + scale * noise``."""
     monkeypatch.setattr(td.normal, "_standard_normal", lambda shape, dtype, device: noise.to(dtype).expand(shape))
 
 

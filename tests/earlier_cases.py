@@ -143,7 +143,7 @@ def scale_loss() -> A2CLoss:
 
 
 class LossCase(NamedTuple):
-    """Functions that make a loss and a batch for it."""
+    """Functions that make a loss and a batch for the loss."""
 
     make: Callable[[], A2CLoss]
     batch: Callable[[], Batch] = choice_batch
@@ -259,7 +259,7 @@ def graph_names(path: Path) -> Dict[str, Any]:
 
 
 def _described(value: onnx.ValueInfoProto) -> str:
-    """Returns the dtype and the sizes, with names for sizes that may vary."""
+    """Returns dtype and shape, such as ``float[N, 4]``, with names for sizes that may vary."""
     kind = value.type.tensor_type
     sizes = [size.dim_param or str(size.dim_value) for size in kind.shape.dim]
     return f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()}[{', '.join(sizes)}]"

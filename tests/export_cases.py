@@ -1,4 +1,4 @@
-"""Shared by the tests of export: the modules that are exported, their example inputs, and how a file of each format is run."""
+"""Shared by the tests of export: the modules that are exported, their example inputs, and functions that run a file of each format."""
 
 import copy
 import functools
@@ -53,7 +53,7 @@ def gae_inputs(shape=(STEPS, ENVS), ends="some", dtype=torch.float32, seed=0):
 
 
 def scan_arguments(shape, dtype=torch.float64, seed=0):
-    """Values, and decays in [-1, 1], a quarter of them zero."""
+    """Returns values, and decays in [-1, 1], of which about a quarter are zero."""
     decay = per_step(shape, -1.0, 1.0, dtype, seed + 1).masked_fill(make_steps(shape, seed=seed + 2).done, 0.0)
     return make_steps(shape, dtype, seed).reward, decay
 
@@ -62,8 +62,7 @@ def loss_inputs(steps=STEPS, envs=ENVS, distribution="Categorical", inputs=PLAIN
     return of(make_loss_steps((steps, envs), distribution, dtype, seed, column=False), *inputs)
 
 
-# Each loader uses only the framework of the format. It returns a function from inputs by name to outputs by name, without those that are
-# None.
+# Each loader uses only the framework of the format. A loader returns a function from inputs by name to outputs by name, without Nones.
 
 
 def load_onnx(path):
@@ -102,14 +101,14 @@ LOADERS = {".onnx": load_onnx, ".pt": load_torchscript, ".pt2": load_pt2, ".aot.
 
 
 def named(outputs):
-    """Returns a module's outputs by name, without those that are None."""
+    """Returns a module's outputs by name, without Nones."""
     outputs = {"output": outputs} if isinstance(outputs, torch.Tensor) else outputs
     outputs = outputs if isinstance(outputs, dict) else outputs._asdict()
     return {name: value for name, value in outputs.items() if value is not None}
 
 
 def assert_same_outputs(outputs, expected, what, **tolerance):
-    """The names and their order, the dtypes and the values are equal; the tolerance is that of the module's dtype."""
+    """Asserts that names, their order, dtypes and values are equal, within the tolerance of the module's dtype."""
     assert list(outputs) == list(expected), what
     real = next((value.dtype for value in expected.values() if value.is_floating_point()), torch.float32)
     for name, value in expected.items():
@@ -118,7 +117,7 @@ def assert_same_outputs(outputs, expected, what, **tolerance):
 
 
 def assert_passes_verification(files, output_names):
-    """``verify`` passes each file; for an ONNX file all three further checks ran, the reference evaluator among them."""
+    """Asserts that ``verify`` passes each file, and that an ONNX file passed all three further checks."""
     for ending, path in files.items():
         report = export.verify(path)
         assert report.passed, str(report)
@@ -145,14 +144,14 @@ class Exported:
         return {ending: run(inputs) for ending, run in self.runners.items()}
 
     def assert_equals_eager(self, inputs, **tolerance):
-        """Every file has the outputs of the module in eager mode."""
+        """Asserts that every file has the outputs of the module in eager mode."""
         with torch.no_grad():
             expected = named(self.module(**inputs))
         for ending, outputs in self.outputs(inputs).items():
             assert_same_outputs(outputs, expected, ending, **tolerance)
 
     def assert_ignores_nan_after_an_end(self, **tolerance):
-        """Every file has finite outputs up to a terminated step, whatever follows it: NaN in all values, rewards and log-probabilities."""
+        """Asserts that NaN after a terminated step, in all values, rewards and log-probabilities, does not change earlier outputs."""
         steps, last = 12, 5
         clean = self.make_inputs(steps, 3, "none")
         time = clean["reward"].shape.index(steps)
@@ -169,7 +168,7 @@ class Exported:
                 assert_close(outputs[name].narrow(time, 0, last + 1), value.narrow(time, 0, last + 1), what=name, **tolerance)
 
     def reads(self, name):
-        """Whether the module reads that input: TD(0) does not read ``done`` if ``terminated`` is given."""
+        """Returns whether the module reads the input ``name``. TD(0) does not read ``done`` if ``terminated`` is given."""
         estimator = getattr(self.module, "value_estimator", self.module)
         return not (isinstance(estimator, estimators.TD0Estimator) and name == "done")
 
@@ -182,11 +181,13 @@ def export_as(endings, folder, module, make_inputs, axes) -> Exported:
 
 
 def grouped(prefix, cases):
-    """Parameters of a module-scoped fixture. The tests of one case run in one process, which exports the case once."""
+    """Returns parameters of a module-scoped fixture. The tests of one case run in one process, which exports the case once."""
     return [pytest.param(case, id=str(case), marks=pytest.mark.xdist_group(f"{prefix}-{case}")) for case in cases]
 
 
 class EstimatorCase(NamedTuple):
+    """A value estimator to export. ``options``: arguments of its constructor. ``layout``: a key of ``AXES``."""
+
     kind: type
     dtype: torch.dtype
     layout: str
@@ -213,7 +214,7 @@ class EstimatorCase(NamedTuple):
         return made | team | self.extra(shape, steps)
 
     def extra(self, shape, seed):
-        """Those of ``group`` and ``mask`` that the case takes."""
+        """Returns ``group`` and ``mask``, or only the one of them that the case takes."""
         generator = torch.Generator().manual_seed(seed)
         group = torch.randint(-2, 3, shape[:1], generator=generator)
         made = {"group": group, "mask": torch.rand(shape, generator=generator) < 0.8}
@@ -240,6 +241,8 @@ STANDARDIZING_CASES = (
 
 
 class LossCase(NamedTuple):
+    """A loss to export. ``inputs``: names of its inputs besides observation and action. ``column``: as in ``make_loss_steps``."""
+
     name: str
     distribution: str
     estimator: str
@@ -344,7 +347,7 @@ class Shifted(nn.Module):
 
 
 class Masking(Shifted):
-    """The same, with a mask that forbids impossible actions and the last action."""
+    """An actor like ``Shifted``, with a mask that forbids impossible actions and the last action."""
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         allowed = torch.ones_like(observation).masked_fill(observation == -float("inf"), 0.0)

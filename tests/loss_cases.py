@@ -1,4 +1,4 @@
-"""What the tests of the loss and of the training step draw from: networks, steps with observations and actions, gradients."""
+"""Shared by the tests of the loss and of the training step: networks, steps with observations and actions, gradients."""
 
 import contextlib
 import copy
@@ -24,11 +24,11 @@ DISTRIBUTIONS = {
     "TanhNormal": (distributions.TanhNormal, DIM),
 }
 ESTIMATORS = ("TD0", "TD1", "TDLambda", "GAE", "VTrace")
-# What the loss takes to compute the advantage, and what it takes where the advantage is given.
+# Arguments with which the loss computes the advantage, and arguments that include the advantage.
 INSIDE = ("reward", "next_observation", "done", "terminated", "sample_log_prob")
 GIVEN = ("advantage", "value_target", "state_value")
 MASKED = (*INSIDE, "state_value", "mask")
-# Distribution, options, whether the trunk is shared, and what is given. Among them: every distribution, every estimator.
+# Distribution, options, whether the trunk is shared, and further arguments. Every distribution and every estimator occurs.
 MODES = {
     "gae_clipped": ("Categorical", {"value_estimator": "gae", "clip_value": 0.2}, False, INSIDE),
     "vtrace_separate": ("Normal", {"value_estimator": "vtrace", "separate_losses": True}, True, INSIDE),
@@ -41,7 +41,7 @@ MODES = {
 
 
 class LossSteps(NamedTuple):
-    """One entry per step of everything that the loss may be given; field names are argument names."""
+    """All arguments of a loss, with one entry per step. Field names are argument names."""
 
     observation: Tensor
     action: Tensor
@@ -57,7 +57,10 @@ class LossSteps(NamedTuple):
 
 
 def make_loss_steps(shape=(4, 5), distribution="Categorical", dtype=torch.float32, seed=0, column=True):
-    """Random steps of ``shape``; ``column`` gives what has one entry per step a last dimension of 1, as TorchRL's data has."""
+    """Returns random steps of ``shape``.
+
+    If ``column``, all fields except observations and actions have a last dimension of 1, as in TorchRL's data.
+    """
     steps = make_steps((*shape, 1) if column else shape, dtype, seed)
     generator = torch.Generator().manual_seed(seed + 100)
     observation, next_observation = torch.randn((2, *shape, FEATURES), generator=generator, dtype=torch.float64).to(dtype)
@@ -81,14 +84,14 @@ def make_loss_steps(shape=(4, 5), distribution="Categorical", dtype=torch.float3
         steps.log_pi,
         steps.log_mu,
         steps.state_value,
-        # Not too far from a policy that is near its initialisation.
+        # Close to the log-probabilities of a policy with its initial weights.
         steps.log_mu - 1.5,
         mask,
     )
 
 
 def make_rollout(shape=(5, 6), distribution="Categorical", seed=0, dtype=torch.float32, options=()):
-    """Random steps, time first; ``options`` names the optional entries that it has."""
+    """Returns a random rollout, time first. ``options``: names of the optional entries to include."""
     steps = make_loss_steps(shape, distribution, dtype, seed, column=False)
     optional = {"log_prob": steps.sample_log_prob, "state_value": steps.state_value, "mask": steps.mask}
     return Rollout(
@@ -103,22 +106,22 @@ def make_rollout(shape=(5, 6), distribution="Categorical", seed=0, dtype=torch.f
 
 
 def of(steps, *names):
-    """Those of ``steps`` as keyword arguments, the observation and the action always."""
+    """Returns observation, action and the fields ``names`` of ``steps`` as keyword arguments."""
     return {name: getattr(steps, name) for name in ("observation", "action", *names)}
 
 
 def swapped(steps, first=0, second=1):
-    """The same steps with the two batch dimensions exchanged."""
+    """Returns the same steps with the two batch dimensions exchanged."""
     return LossSteps(*(tensor.transpose(first, second) for tensor in steps))
 
 
 def allowed(observation):
-    """Which choices an observation allows: the first always, one more for each positive feature."""
+    """Returns a mask of the choices that an observation allows: always the first, and choice ``i + 1`` if feature ``i`` is positive."""
     return torch.cat([torch.ones_like(observation[..., :1]), observation], -1) > 0
 
 
 class MaskingActor(nn.Module):
-    """Logits and the mask that is part of the observation, side by side."""
+    """Concatenates logits and the mask of the choices that the observation allows."""
 
     def __init__(self, logits):
         super().__init__()
@@ -129,7 +132,7 @@ class MaskingActor(nn.Module):
 
 
 def make_networks(distribution="Categorical", shared=False, dtype=torch.float32, seed=0):
-    """Actor and critic, the first layer of both the same one where ``shared``."""
+    """Returns actor and critic. If ``shared``, both have the same first layer."""
     kind, size = DISTRIBUTIONS[distribution]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -143,25 +146,25 @@ def make_networks(distribution="Categorical", shared=False, dtype=torch.float32,
 
 
 def make_loss(distribution="Categorical", shared=False, networks=None, dtype=torch.float32, **options):
-    """A loss over small networks; ``networks`` are used as they are."""
+    """Returns a loss over ``networks``. Default: new small networks."""
     actor, critic = make_networks(distribution, shared, dtype) if networks is None else networks
     kind, size = DISTRIBUTIONS[distribution]
     return A2CLoss(actor, critic, kind(size), **options)
 
 
 def present(outputs):
-    """The outputs that are not None, by name."""
+    """Returns the outputs that are not None, by name."""
     return {name: value for name, value in outputs._asdict().items() if value is not None}
 
 
 def losses_of(outputs):
-    """The outputs that are to be minimised, by name."""
+    """Returns the outputs that training minimises, by name."""
     named = outputs._asdict() if hasattr(outputs, "_asdict") else dict(outputs.items())
     return {name: value for name, value in named.items() if name.startswith("loss_") and value is not None}
 
 
 def gradients(outputs, module):
-    """Of a fixed weighting of all losses, to each parameter of ``module`` by name."""
+    """Returns the gradients of a weighted sum of all losses with respect to each parameter of ``module``, by name."""
     losses = list(losses_of(outputs).values())
     names, parameters = zip(*module.named_parameters(), strict=True)
     grads = torch.autograd.grad(
@@ -171,7 +174,10 @@ def gradients(outputs, module):
 
 
 def assert_same(actual, expected, tolerance=1e-5):
-    """Equal names, shapes and, to ``tolerance``, entries of two sets of outputs or gradients; None equals None."""
+    """Asserts that two sets of outputs or gradients have equal names and shapes, and equal entries within ``tolerance``.
+
+    None equals None.
+    """
     actual, expected = (x._asdict() if hasattr(x, "_asdict") else x for x in (actual, expected))
     assert set(actual) == set(expected)
     for name, value in expected.items():
@@ -184,7 +190,7 @@ def assert_same(actual, expected, tolerance=1e-5):
 
 
 def assert_losses_same(loss, expected_loss, arguments, expected_arguments=None, tolerance=1e-5):
-    """Two losses agree on outputs and on the gradients to all their parameters."""
+    """Asserts that two losses have the same outputs and the same gradients of all parameters."""
     outputs = loss(**arguments)
     expected = expected_loss(**(arguments if expected_arguments is None else expected_arguments))
     assert_same(outputs, expected, tolerance)
@@ -192,10 +198,10 @@ def assert_losses_same(loss, expected_loss, arguments, expected_arguments=None, 
 
 
 def traced(module, backend="eager", dynamic=True):
-    """``module`` traced whole by Dynamo, for any shape unless ``dynamic`` is False.
+    """Returns ``module`` traced by Dynamo as one graph, for any shape unless ``dynamic`` is False.
 
-    With the backend "eager" torch runs the traced graph as it is. "aot_eager" also traces the backward pass and removes mutation, and
-    takes four times as long; "inductor" also generates code.
+    With the backend "eager", torch runs the traced graph without changes. "aot_eager" also traces the backward pass and removes
+    mutation, and takes four times as long. "inductor" also generates code.
     """
     torch._dynamo.reset()
     return torch.compile(module, fullgraph=True, dynamic=dynamic, backend=backend)
@@ -203,7 +209,7 @@ def traced(module, backend="eager", dynamic=True):
 
 @contextlib.contextmanager
 def compile_backend(backend="eager"):
-    """Inside, every ``torch.compile`` uses ``backend``; see :func:`traced`."""
+    """In the block, every ``torch.compile`` uses ``backend``, see :func:`traced`, and ignores its argument ``options``."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compile_with_options = torch.compile
@@ -216,7 +222,7 @@ def compile_backend(backend="eager"):
 
 
 def graphs_compiled():
-    """The number of graphs compiled since the counters were last cleared, as :func:`compile_backend` does."""
+    """Returns the number of graphs compiled since the counters were cleared. :func:`compile_backend` clears them."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 

@@ -1,7 +1,7 @@
-"""Do the tests notice? Plants small faults one at a time in a copy of the tree and runs the tests of the fault's layer.
+"""Checks that the tests notice faults: plants small faults one at a time in a copy of the tree and runs the tests of the fault's layer.
 
-``make mutants`` runs all of ``FAULTS``; ``python tests/mutants.py NAME ...`` runs those whose names contain a NAME. For each fault the
-report names the test that failed. The script fails if a fault goes unnoticed.
+``make mutants`` runs all of ``FAULTS``; ``python tests/mutants.py NAME ...`` runs the faults whose names contain a NAME. For each fault
+the report names the test that failed. The exit status is 1 unless a test failed for every fault.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-COPIES = 2  # faults that are tested at the same time, each in a copy of the tree of its own
+COPIES = 2  # number of faults that are tested at the same time, each in its own copy of the tree
 PASSED, FAILED, NO_TESTS = 0, 1, 5  # pytest's exit codes
 
 
 class Fault(NamedTuple):
-    """Source text that is replaced, and the tests that have to fail then."""
+    """A replacement in a source file, and the tests of which one must then fail."""
 
     name: str
     file: str
@@ -177,7 +177,7 @@ FAULTS = (
 
 
 class Outcome(NamedTuple):
-    """What the tests said of a fault."""
+    """The result of the tests for one fault."""
 
     fault: Fault
     noticed_by: str  # the test that failed; empty if all passed
@@ -186,7 +186,7 @@ class Outcome(NamedTuple):
 
 
 def copy_of_the_tree(folder: Path) -> Path:
-    """Every file that git tracks or would track, and the built kernels."""
+    """Copies every file that git tracks or would track, and the built kernels, to ``folder``; returns ``folder``."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
     )
@@ -199,20 +199,20 @@ def copy_of_the_tree(folder: Path) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in ``folder``, which imports the package there, and keeps nothing that it compiles from other runs."""
+    """Runs Python in ``folder`` with the package and the compile caches of this folder."""
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / ".inductor"), "TRITON_CACHE_DIR": str(folder / ".triton")}
     environment = {**os.environ, **caches, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def build_kernels(folder: Path) -> str:
-    """Compile the C++ kernels of ``folder`` in place; returns the compiler's message if that fails."""
+    """Compiles the C++ kernels of ``folder`` in place. Returns the compiler's message if it fails, else an empty string."""
     built = run(folder, "-c", "from setuptools import setup; setup()", "build_ext", "--inplace")
     return built.stderr if built.returncode else ""
 
 
 def tested(fault: Fault, folder: Path) -> Outcome:
-    """Plant ``fault`` in ``folder``, run its tests until one fails, and take it out again."""
+    """Plants ``fault`` in ``folder``, runs its tests until one fails, and restores the file."""
     place, start = folder / fault.file, time.monotonic()
     source = place.read_text()
     if source.count(fault.before) != 1:
@@ -222,7 +222,7 @@ def tested(fault: Fault, folder: Path) -> Outcome:
     try:
         if place.suffix == ".h" and (message := build_kernels(folder)):
             return Outcome(fault, "", time.monotonic() - start, f"does not compile: {message}")
-        # The quick tests first: most faults need no others.
+        # The quick tests run first, because one of them fails for most faults.
         for mark in ("not slow", "slow"):
             pytest = run(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", mark, *fault.tests)
             if pytest.returncode not in (PASSED, NO_TESTS):
@@ -242,7 +242,7 @@ def tested(fault: Fault, folder: Path) -> Outcome:
 
 
 def main() -> int:
-    """Test the chosen faults, print a line for each, and return 1 unless all were noticed."""
+    """Tests the chosen faults, prints a line for each, and returns 1 unless the tests noticed all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of a fault's name; all faults by default")
     names = parser.parse_args().names

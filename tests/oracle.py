@@ -7,7 +7,7 @@ import torch
 
 
 def linear_scan(x, decay, dim, reverse=True):
-    """``decay[t]`` is the weight between the steps ``t`` and ``t + 1``, in both directions."""
+    """Computes the linear recurrence. ``decay[t]`` is the weight between the steps ``t`` and ``t + 1``, in both directions."""
     x, decay = time_first(dim, *torch.broadcast_tensors(wide(x), wide(decay)))
     y = list(x)
     for t in list(in_order(len(x), reverse))[1:]:
@@ -237,9 +237,8 @@ def time_first(dim, *tensors):
 def steps(dim, *arguments):
     """Returns ``arguments`` in float64, expanded to the shape of the data, with time as the first dimension."""
     arguments = [wide(argument) for argument in arguments]
-    shape = next(
-        argument.shape for argument in reversed(arguments) if argument.dtype == torch.bool
-    )  # a flag has the data's shape
+    # A flag has the shape of the data.
+    shape = next(argument.shape for argument in reversed(arguments) if argument.dtype == torch.bool)
     arguments = [argument if argument.shape == shape else squeeze(argument).expand(shape) for argument in arguments]
     return time_first(dim, *arguments)
 

@@ -5,7 +5,7 @@ import torch
 RELATIVE = {
     torch.float64: 1e-10,
     torch.float32: 1e-5,
-    # Half a unit in the last place, which rounds the result, and 10 %: half precision is accumulated in float32.
+    # The rounding of the result, half a unit in the last place, and 10 % more. Sums of half precision are computed in float32.
     torch.float16: 2**-11 * 1.1,
     torch.bfloat16: 2**-8 * 1.1,
 }
@@ -15,7 +15,7 @@ def assert_close(actual, expected, dtype=None, what="result", roundings=1):
     """Asserts that ``actual`` has the shape of ``expected`` and differs by no more than the tolerance. NaN fails.
 
     Args:
-        dtype: the dtype whose tolerance holds; that of ``actual`` by default.
+        dtype: the dtype whose tolerance holds. Default: the dtype of ``actual``.
         roundings: how often a half-precision result is rounded during the computation.
     """
     tolerance = RELATIVE[dtype or actual.dtype]

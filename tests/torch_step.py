@@ -7,7 +7,7 @@ from a2c_compiled.update import TrainMetrics
 from a2c_compiled.update.optimizers import RULES
 
 LR = 0.05
-# Options by optimizer. TrainStep and torch.optim have the same names for them.
+# Options by optimizer, under the names that TrainStep and torch.optim share.
 OPTIMIZERS = {
     "sgd": {},
     "sgd-momentum": {"momentum": 0.9},
@@ -35,7 +35,7 @@ class TorchStep:
     def __init__(self, loss, name="rmsprop", max_grad_norm=0.5, lr=LR, **options):
         self.loss, self.max_grad_norm = loss, max_grad_norm
         kind = name.partition("-")[0]
-        # torch.optim's own defaults are not all those of A2C.
+        # Some defaults of torch.optim differ from the defaults of TrainStep.
         defaults = dict(RULES[kind].defaults)
         self.optimizer = TORCH_OPTIMIZERS[kind](
             [parameter for parameter in loss.parameters() if parameter.requires_grad],
@@ -62,7 +62,7 @@ class TorchStep:
         return TrainMetrics(*(None if value is None else value.detach() for value in losses), grad_norm)
 
     def state(self):
-        """The parameters that learn and their optimizer state, under the names of an exported step."""
+        """Returns the parameters with a gradient and their optimizer state, under the names of an exported training step."""
         state = {}
         for name, parameter in self.loss.named_parameters():
             if parameter.grad is not None:

@@ -1,6 +1,6 @@
 """TorchRL's loss and data over the same networks and steps as this library's, and the comparison of the two.
 
-TorchRL's batch is ``[B, T]`` with rewards ``[B, T, 1]``; here the same tensors are used as they are, with time_dim -2.
+TorchRL's batch is ``[B, T]`` with rewards ``[B, T, 1]``. This library's loss reads the same tensors, with its default ``time_dim=-2``.
 """
 
 import pytest
@@ -34,13 +34,15 @@ TORCHRL_CLASSES = {
 
 
 class LogitsAndMask(nn.Module):
+    """Splits the actor's output into logits and a bool mask, the arguments of TorchRL's MaskedCategorical."""
+
     def forward(self, params):
         logits, mask = params.split(CHOICES, -1)
         return logits, mask > 0
 
 
 def torchrl_loss(networks, distribution="Categorical", estimator=None, **options):
-    """TorchRL's loss over the same networks."""
+    """Returns TorchRL's loss over ``networks``, actor and critic."""
     actor, critic = networks
     kind, keys = TORCHRL_CLASSES[distribution]
     if keys == ["loc", "scale"]:
@@ -59,7 +61,7 @@ def torchrl_loss(networks, distribution="Categorical", estimator=None, **options
 
 
 def torchrl_data(steps, *names):
-    """``steps`` as TorchRL's TensorDict, with those ``names`` that it is to have beside observation and action."""
+    """Returns TorchRL's TensorDict with observation, action and the fields ``names`` of ``steps``."""
     keys = {
         "next_observation": ("next", "observation"),
         "reward": ("next", "reward"),
@@ -76,11 +78,11 @@ def torchrl_data(steps, *names):
 
 
 def assert_equals_torchrl(steps, names, distribution="Categorical", estimator=None, shared=False, ours=None, **options):
-    """The same losses, entropy and clip fraction, and the same gradients to every parameter of both networks."""
+    """Asserts that both losses have the same outputs, and the same gradients of every parameter of both networks."""
     mine, theirs = copies(make_networks(distribution, shared))
     loss = make_loss(distribution, networks=mine, value_estimator=estimator, **options)
     expected_loss = torchrl_loss(theirs, distribution, estimator, **options)
-    # Both draw the Monte-Carlo entropy's noise from torch's generator, once and in the same order.
+    # Both losses draw the noise of the sampled entropy from torch's generator, once and in the same order.
     torch.manual_seed(0)
     outputs = loss(**of(steps, *names))
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
-"""Training steps to export: networks, a table of cases, and what runs an exported training step.
+"""Training steps to export: networks, a table of cases, and classes that run an exported training step.
 
-``EXPORTED`` is exported to ONNX. ``TRACED`` is cheaper: its gradients are written out as operations, and torch runs that graph. Export
-does this first, so the networks, distributions and optimizers combine there; the translation to ONNX concerns single operations.
+The cases of ``EXPORTED`` are exported to ONNX. The cases of ``TRACED`` are cheaper: only their gradients are written out as operations,
+and torch runs that graph. This is the first step of an export, and the step in which networks, distributions and optimizers combine. The
+translation to ONNX concerns single operations.
 """
 
 from typing import Any, Dict, NamedTuple
@@ -72,7 +73,7 @@ class Pixels(nn.Module):
 
 
 class Convolutional(nn.Module):
-    """At Atari's size the strides reach every row and column; in smaller, padded images they leave some out."""
+    """Two convolutions. At Atari's size they read every row and column; in smaller, padded images the strides leave some out."""
 
     def __init__(self, shape, outputs, activation=nn.Tanh):
         super().__init__()
@@ -146,7 +147,7 @@ class Case(NamedTuple):
     entries: tuple = ()
     out_keys: tuple = ()
     frozen: str = ""
-    """Parameters with this text in their name do not learn."""
+    """Parameters with this text in their name are not trained."""
     shape: tuple = FLAT
     layout: str = "TN"
     dtype: torch.dtype = torch.float32
@@ -154,7 +155,7 @@ class Case(NamedTuple):
     updates_before: int = 0
     """Number of eager updates before the step is exported."""
     with_policy: bool = False
-    """Exported by ``export_train_step``, with the policy, the state and the runtime."""
+    """True: ``export_train_step`` exports the case, with the policy, the state and the runtime."""
 
     def __str__(self):
         marks = {
@@ -170,7 +171,7 @@ class Case(NamedTuple):
 
     @property
     def networks(self):
-        """The kinds of network that it has."""
+        """The kinds of the actor and the critic."""
         return {KINDS.get(name, name) for name in (self.actor, self.critic)}
 
     def lr(self, update):
@@ -198,7 +199,7 @@ class Case(NamedTuple):
         return loss
 
     def make_step(self, **options):
-        """The training step to export."""
+        """Returns the training step to export."""
         arguments = {"lr": self.lr(0), "compile": False, **OPTIMIZERS[self.optimizer], **self.options, **options}
         step = TrainStep(self.make_loss(), self.rule, **arguments)
         for update in range(self.updates_before):
@@ -206,7 +207,7 @@ class Case(NamedTuple):
         return step
 
     def make_torch_step(self, loss=None):
-        """The same training step with torch.optim."""
+        """Returns the same training step with torch.optim."""
         options = {name: value for name, value in self.options.items() if name != "compile"}
         step = TorchStep(self.make_loss() if loss is None else loss, self.optimizer, **{"lr": self.lr(0), **options})
         for update in range(self.updates_before):
@@ -214,7 +215,7 @@ class Case(NamedTuple):
         return step
 
     def rollout(self, update, before=False):
-        """The rollout of an update; ``before``: of one before the export."""
+        """Returns the rollout of an update, or if ``before`` of an update before the export."""
         return self.make_rollout(SIZES[update % len(SIZES)], 10_000 + update if before else update)
 
     def example(self):
@@ -242,7 +243,7 @@ class Case(NamedTuple):
         )
 
     def noise(self, update, rollout):
-        """The noise of an update if the loss estimates the entropy from samples, else None."""
+        """Returns the noise of an update if the loss estimates the entropy from samples, else None."""
         kind, size = DISTRIBUTIONS[self.distribution]
         if kind(size).has_entropy or not self.loss.get("entropy_coef", 1.0):
             return None
@@ -251,7 +252,7 @@ class Case(NamedTuple):
 
 
 def train(step, case, rollout, update):
-    """One update with its learning rate and its noise."""
+    """Runs one update of ``case``, with the learning rate and the noise of this update; returns its metrics."""
     noise = case.noise(update, rollout)
     if noise is not None:
         step.loss.distribution.noise = lambda params: noise.to(params.dtype)
@@ -266,7 +267,7 @@ def train(step, case, rollout, update):
 
 
 def case(names, **fields):
-    """A case from the names of its distribution, actor, critic and optimizer."""
+    """Returns a case from the names of its distribution, actor, critic and optimizer, separated by spaces."""
     return Case(*names.split(), **fields)
 
 
@@ -288,7 +289,7 @@ EXPORTED = (
     case("TanhNormal linear linear rmsprop-all", loss=LAMBDA_L1, frozen="bias", layout="NT1"),
 )
 TD0 = {"value_estimator": "td0", "critic_coef": None}
-# With those above: each kind of network with each distribution and each optimizer, and each distribution with each optimizer.
+# Together with EXPORTED: each kind of network with each distribution and each optimizer, and each distribution with each optimizer.
 TRACED = tuple(
     traced._replace(updates=50)
     for traced in (
@@ -314,13 +315,13 @@ def export_update(step, rollout, path, **options):
 
 
 def state_of(step):
-    """Parameters and optimizer state of a :class:`TrainStep` under the names of an exported one."""
+    """Returns parameters and optimizer state of a :class:`TrainStep`, under the names of an exported training step."""
     named = {**dict(step.loss.named_parameters()), **dict(step.optimizer_state.named_buffers()), "step_count": step.step_count}
     return {name: tensor.detach() for name, tensor in named.items()}
 
 
 def with_layer(layer, dtype=torch.float32, distribution=None):
-    """A training step whose actor contains ``layer``, of eight features, and an example rollout."""
+    """Returns a training step whose actor contains ``layer``, which maps eight features to eight, and an example rollout."""
     actor = nn.Sequential(nn.Linear(FLAT[0], 8), layer, nn.Linear(8, 4)).to(dtype)
     critic = nn.Linear(FLAT[0], 1).to(dtype)
     loss = A2CLoss(actor, critic, distribution or distributions.Categorical(4), "td0", entropy_coef=0.0, critic_coef=None)
