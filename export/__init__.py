@@ -1,6 +1,6 @@
 """Exports policies, losses, value estimators and the training step to files that run without this package.
 
-Each export stores reference outputs, computed in eager mode, beside the file. :func:`verify` compares the file with them.
+Each export stores reference outputs, computed in eager mode, beside the file. :func:`verify` compares the file with these outputs.
 Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 

@@ -225,9 +225,9 @@ def function_in_mode(name, mode):
 
 
 def evaluate(function, arguments):
-    """Returns the results of ``function(**arguments)``, and the gradients of a weighted sum of the results by name.
+    """Returns the results of ``function(**arguments)``, and by name the gradients to every floating-point argument.
 
-    The gradients are those with respect to every floating-point argument.
+    They are gradients of a weighted sum of the results.
     """
     leaves = {
         name: value.detach().requires_grad_()
@@ -241,7 +241,7 @@ def evaluate(function, arguments):
 
 
 def assert_equals(function, reference, arguments, gradient_roundings=None):
-    """Asserts that results and gradients of ``function`` equal those of ``reference`` for the same numbers on the CPU in float64.
+    """Asserts that ``function`` has the results and gradients of ``reference``, which computes with the same numbers in float64 on the CPU.
 
     A result must have dtype and device of the data (``reward`` or ``x``). A gradient must have dtype and device of its argument.
 

@@ -75,7 +75,7 @@ def batch_with(**drawn: float) -> Callable[[], Batch]:
 
 
 def agents_batch() -> Batch:
-    """A batch of choices of several agents. Rewards and flags are those of their team. Shape: ``[T, N, 1]``."""
+    """A batch of choices of several agents. Rewards and flags, ``[T, N, 1]``, belong to the team."""
     lead = (STEPS, ENVS, AGENTS)
     batch = make_batch(lambda generator: torch.randint(CHOICES, lead, generator=generator), lead)
     return {**batch, **{name: batch[name][:, :, :1] for name in ("reward", "done", "terminated")}}

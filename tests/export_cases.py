@@ -128,7 +128,7 @@ def assert_passes_verification(files, output_names):
 class Exported:
     """A module and its exported files, by file ending.
 
-    ``make_inputs(steps, envs, ends)`` makes inputs of a size; ``ends`` says how episodes end, see ``cases.END_RATES``.
+    ``make_inputs(steps, envs, ends)`` makes inputs of a size. ``ends``: how episodes end, such as "some" or "none".
     """
 
     def __init__(self, module: nn.Module, files: Dict[str, Path], make_inputs: Callable[..., Dict[str, torch.Tensor]]) -> None:

@@ -133,7 +133,7 @@ def vtrace_advantage_estimate(
     excess, value_target, advantage = [None] * length, [None] * length, [None] * length  # excess: v - V(s)
     for t in in_order(length, True):
         ratio = torch.exp(log_pi[t] - log_mu[t])
-        # At the threshold itself (on-policy data), the gradient is that of the ratio.
+        # At the threshold itself (on-policy data), the gradient is the ratio's.
         rho = torch.where(ratio <= rho_thresh[t], ratio, rho_thresh[t])
         c = lmbda[t] * torch.where(ratio <= c_thresh[t], ratio, c_thresh[t])
         pg_rho = torch.where(ratio <= pg_rho_thresh[t], ratio, pg_rho_thresh[t])

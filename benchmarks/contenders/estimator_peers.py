@@ -1,6 +1,6 @@
 """Value estimators of peer libraries, called as applications call them.
 
-A peer is another library, or a hand-written baseline, that computes the estimators of this one. Each becomes a contender, see
+A peer is another library, or a hand-written baseline, that computes the estimators of this library. Each becomes a contender, see
 :mod:`a2c_compiled.benchmarks.measure.harness`. A peer that is not installed is left out.
 
 The input data is prepared before timing, in the format of each peer:

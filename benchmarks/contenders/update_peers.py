@@ -1,7 +1,7 @@
 """The A2C loss and update of torchrl and Stable-Baselines3, with the same networks and the same rollout.
 
 The work inside an update differs. torchrl's loss computes values and advantages from a TensorDict ``[N, T]``. Stable-Baselines3's update
-reads the values of the rollout from its buffer, because its collector computes them. This package computes them in the update.
+reads the values of the rollout from a buffer, in which the collector stored them. This package computes the values in the update.
 
 Peers are other libraries and a hand-written update. Each becomes a contender, see :mod:`a2c_compiled.benchmarks.measure.harness`.
 """
@@ -131,7 +131,7 @@ def _torchrl(networks: Any, rollout: Rollout, compiled: bool) -> Callable[[], Li
     call = torch.compile(loss) if compiled else loss
 
     def losses() -> List[Tensor]:
-        result = call(batch.clone(False))  # the loss writes the advantage into its input, and would reuse it in the next call
+        result = call(batch.clone(False))  # the loss writes the advantage into its input, and the next call would reuse it
         return [result[name] for name in _TORCHRL_LOSSES]
 
     return losses

@@ -100,7 +100,7 @@ def _instructions(kernel: Any) -> Tuple[List[str], List[str]]:
             if instruction[1].startswith("BRA") and target:
                 branches.append((len(names), target[1]))
             names.append(instruction[1])
-    # A loop goes from a label to a later branch back to it.
+    # A loop goes from a label to a later branch that jumps back to the label.
     loops = [names[labels[label] : i + 1] for i, label in branches if labels.get(label, i) < i]
     return names, max(loops, key=len, default=[])
 

@@ -28,7 +28,7 @@ def prepare(out: Path, packages: Sequence[str] = PACKAGES, rl_triton: Optional[P
     Args:
         out: the folder.
         packages: packages to download for the machine's Python version.
-        rl_triton: a checkout of github.com/simonsays1980/rl-triton, to benchmark it too; None leaves it out.
+        rl_triton: a checkout of github.com/simonsays1980/rl-triton. None: the benchmarks leave rl-triton out.
 
     Raises:
         ValueError: this is not a checkout of the project, or ``rl_triton`` is not a checkout of rl-triton.

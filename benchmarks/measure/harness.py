@@ -15,7 +15,7 @@ from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.measure.timing import Timing, synchronize, time_interleaved
 
 OURS = "a2c_compiled"
-"""The names of this library's contenders begin with this."""
+"""Prefix of the names of this library's contenders."""
 COPY = "copy"
 """Name of the contender that only copies memory, see :func:`copy_contender`."""
 
@@ -128,7 +128,7 @@ class Row(NamedTuple):
 def compare(case: Case, plan: Plan, announce: Callable[[str], object] = lambda name: None) -> List[Row]:
     """Checks the result of every contender, then times the contenders whose result is correct.
 
-    A contender that raises or returns a wrong result gets a row with a ``failure`` and no timing.
+    The row of a contender that raises or returns a wrong result has a ``failure`` and no timing.
 
     Args:
         case: the computation and its contenders.

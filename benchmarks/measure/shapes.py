@@ -54,7 +54,7 @@ class Plan(NamedTuple):
         compiling: whether contenders that use ``torch.compile`` or AOTInductor are measured.
         compiled_peers: shapes at which peers (other libraries) are also compiled. Few, because compiling the peers takes long.
         layouts: layouts of the estimators' data.
-        longest_loop: largest number of steps for contenders that loop over the steps. With gradients the limit is a tenth of it.
+        longest_loop: largest number of steps for contenders that loop over the steps. With gradients, a tenth of this.
     """
 
     device: torch.device

@@ -1,6 +1,6 @@
 """Measures the value estimators: forward without gradients, as in training, and forward plus backward.
 
-All contenders (implementations of an estimator, see :mod:`a2c_compiled.benchmarks.measure.harness`) get the same data. The data is
+All contenders (implementations of an estimator, see :mod:`a2c_compiled.benchmarks.measure.harness`) have the same data. The data is
 prepared in the format of each contender before timing.
 """
 

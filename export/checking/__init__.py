@@ -1,1 +1,1 @@
-"""Reference outputs of eager mode, stored beside every exported file, and the comparison of the file with them."""
+"""Reference outputs of eager mode, stored beside every exported file, and the comparison of the file with these outputs."""

@@ -61,7 +61,7 @@ class Report(NamedTuple):
 
 
 def verify(path: Union[str, Path]) -> Report:
-    """Runs an exported file on its reference cases, and compares its outputs with those that eager mode returned at export.
+    """Runs an exported file on its reference cases, and compares the outputs with the outputs of eager mode, stored at export.
 
     The cases cover:
 

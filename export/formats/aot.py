@@ -22,7 +22,7 @@ def export_aot(
     >>> torch._inductor.aoti_load_package("policy.aot.pt2")(observation=observation)["action"]
 
     The package holds machine code for the processor or GPU on which it was made. It needs only torch or libtorch of the same version, and
-    nothing is compiled when it runs. Call it like the program of :func:`~a2c_compiled.export.export_pt2`.
+    nothing is compiled when it runs. Call the package like the program of :func:`~a2c_compiled.export.export_pt2`.
 
     - Compiling needs a C++ compiler and takes about 10 s.
     - Inputs must be contiguous and have the dtypes of the example inputs. Other inputs give wrong results without an error, unless the

@@ -65,7 +65,9 @@ def export_onnx(
     """
     newest_opset = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest_opset:
-        raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that onnx knows here, got {opset}")
+        raise ValueError(
+            f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that the installed onnx supports, got {opset}"
+        )
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     with unused_weights_removed(path), atomic_file(path) as temporary:

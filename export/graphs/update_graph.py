@@ -31,7 +31,7 @@ class TrainStepGraph(InputsByName):
             the training step once on this rollout, without changing ``step``.
 
     Attributes:
-        example_inputs: tensors by input name. The state is that of ``step``.
+        example_inputs: tensors by input name, among them copies of the state of ``step``.
         dynamic_axes: names of the dimensions that may vary in size, by input name.
         state_names: names of the inputs for which there is an output ``new.<name>``.
 
@@ -57,7 +57,7 @@ class TrainStepGraph(InputsByName):
             if noise is not None:
                 if step.minibatches > 1:
                     raise ValueError(
-                        f"step: expected minibatches=1 where an entropy is estimated from samples, got {step.minibatches}"
+                        f"step: expected minibatches=1 if the loss estimates an entropy from samples, got {step.minibatches}"
                     )
                 inputs["noise"] = noise
             outputs = self(**inputs)

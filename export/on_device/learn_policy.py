@@ -86,7 +86,7 @@ def learn(
 
 
 def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed: int) -> Iterator[Tuple[Rollout, List[float]]]:
-    """Yields rollouts without end, each with the returns of the episodes that ended in it.
+    """Yields rollouts without end, each with the returns of the episodes that ended in this rollout.
 
     A rollout has, for each name in ``learner.rollout_entries``, an array ``[num_steps, num_envs, ...]``.
     """

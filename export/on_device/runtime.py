@@ -227,7 +227,7 @@ class Learner:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"lr: expected a number, got {type(value).__name__}")
         if not 0 <= value <= float(np.finfo(self._graph.inputs["lr"].dtype).max):
-            raise ValueError(f"lr: expected a finite number from 0 up, got {value}")
+            raise ValueError(f"lr: expected a finite number of at least 0, got {value}")
         self._lr = float(value)
 
     @property
@@ -522,7 +522,7 @@ def _session(path: Path, model: Optional[bytes], provider: str, threads: int) ->
     if provider not in ("auto", "cpu", "cuda"):
         raise ValueError(f"provider: expected 'auto', 'cpu' or 'cuda', got {provider!r}")
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads: expected an integer from 1 up, got {threads!r}")
+        raise ValueError(f"threads: expected an integer of at least 1, got {threads!r}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # log fatal errors only: other errors are raised
@@ -564,7 +564,7 @@ class _Random:
 
     def __init__(self, seed: Optional[int]) -> None:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0):
-            raise ValueError(f"seed: expected an integer from 0 up or None, got {seed!r}")
+            raise ValueError(f"seed: expected an integer of at least 0 or None, got {seed!r}")
         self.bits: np.random.BitGenerator = np.random.PCG64(seed)
         self._generator = np.random.Generator(self.bits)
 
@@ -592,7 +592,7 @@ class _Random:
 
 
 def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> bytes:
-    """Returns the content of a policy's file with other parameters in it.
+    """Returns the content of a policy's file, with ``parameters`` in place of the parameters in the file.
 
     The parameters are written into the bytes of the file. ``SessionOptions.add_initializer``, which exists for this purpose, checks neither
     names nor shapes. It is also too late for weights that onnxruntime rearranges while it loads, such as convolution weights.

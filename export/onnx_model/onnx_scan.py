@@ -67,7 +67,7 @@ _SCANS = {
 
 
 def linear_scan(x: Any, decay: Any, dim: int, reverse: bool = True) -> Any:
-    """Translates ``a2c_compiled::linear_scan``. ``x`` and ``decay`` are values of the graph that is being built."""
+    """Translates ``a2c_compiled::linear_scan``. ``x`` and ``decay`` are values of the graph that onnxscript builds."""
     rank = len(x.shape)
     is_half = x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     dtype = ir.DataType.FLOAT if is_half else x.dtype

@@ -43,7 +43,7 @@ def explained(call: Call, target: str) -> Iterator[None]:
 
 
 def _explanation(error: Exception, call: Call, tracker: "_CallTracker") -> Tuple[Optional[str], str]:
-    """Returns the operation that caused the error, or None if it is unknown, and the explanation."""
+    """Returns the operation that caused the error, None if the operation is unknown, and the explanation."""
     if isinstance(error, ExportError):
         operation = error.operation
         return operation, str(error) if operation is None else _with_callers(
@@ -81,7 +81,9 @@ def _explanation(error: Exception, call: Call, tracker: "_CallTracker") -> Tuple
             f"its code only works for some sizes of {axis}{_in(tracker.fixed_in)}, namely where {guard.replace(size, axis)}",
         )
     summary = (str(chain[-1]).strip() or type(chain[-1]).__name__).splitlines()[0]
-    remedy = f". If it has to work for any number of steps, {_RECURRENT}" if isinstance(tracker.module, nn.RNNBase) else ""
+    remedy = (
+        f". If the module must work for any number of steps, {_RECURRENT}" if isinstance(tracker.module, nn.RNNBase) else ""
+    )
     return None, f"{summary}{_in(tracker.place, _line(chain, text))}{remedy}"
 
 

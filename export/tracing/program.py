@@ -23,7 +23,7 @@ _SILENCED_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.f
 def exported_program(call: Call) -> ExportedProgram:
     """Returns the exported program of ``call``, which runs for any size of the dimensions that may vary.
 
-    The program returns a dict of outputs by name. :func:`argument_name` makes the names of its arguments from those of the inputs.
+    The program returns a dict of outputs by name. :func:`argument_name` makes the names of the arguments from the input names.
     """
     dims = {axis: Dim(axis) for axis in call.axis_names}
     shapes: Dict[str, Any] = {

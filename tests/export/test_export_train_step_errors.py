@@ -203,8 +203,8 @@ HALF = SMALL._replace(dtype=torch.bfloat16)
             ValueError,
             "rollout: expected a log_prob, which the value estimator needs, got None",
         ),
-        ({"opset": 17}, ValueError, r"opset: expected 18 to \d+, the newest that onnx knows here, got 17"),
-        ({"opset": 1000}, ValueError, r"opset: expected 18 to \d+, the newest that onnx knows here, got 1000"),
+        ({"opset": 17}, ValueError, r"opset: expected 18 to \d+, the newest that the installed onnx supports, got 17"),
+        ({"opset": 1000}, ValueError, r"opset: expected 18 to \d+, the newest that the installed onnx supports, got 1000"),
         (
             {"example_rollout": SMALL.example()._replace(done=SMALL.example().done.float())},
             TypeError,

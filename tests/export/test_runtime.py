@@ -427,7 +427,7 @@ WRONG_STATES = {
     "another shape": (altered(**{BIAS: np.zeros(3, np.float32)}), ValueError, rf"{BIAS} .* float32 \[8\], got float32 \[3\]"),
     "another dtype": (altered(**{BIAS: np.zeros(8)}), ValueError, rf"{BIAS} .* float32 \[8\], got float64 \[8\]"),
     "no learning rate": (altered(lr=None), ValueError, "path: expected a learning rate"),
-    "a learning rate below 0": (altered(lr=np.array(-1.0)), ValueError, "lr: expected a finite number from 0 up"),
+    "a learning rate below 0": (altered(lr=np.array(-1.0)), ValueError, "lr: expected a finite number of at least 0"),
     "no random numbers": (altered(random=None), ValueError, "path: expected the state of a random generator"),
     "other random numbers": (altered(random=np.array('{"bit_generator": "X"}')), ValueError, "random generator"),
 }
@@ -724,10 +724,10 @@ def test_a_learner_needs_the_files_beside_its_graph(choices, vectors, tmp_path, 
     ("options", "message"),
     [
         ({"provider": "tpu"}, "provider: expected 'auto', 'cpu' or 'cuda', got 'tpu'"),
-        ({"threads": 0}, "threads: expected an integer from 1 up, got 0"),
-        ({"threads": 1.5}, "threads: expected an integer from 1 up, got 1.5"),
-        ({"seed": -1}, "seed: expected an integer from 0 up or None, got -1"),
-        ({"seed": "x"}, "seed: expected an integer from 0 up or None, got 'x'"),
+        ({"threads": 0}, "threads: expected an integer of at least 1, got 0"),
+        ({"threads": 1.5}, "threads: expected an integer of at least 1, got 1.5"),
+        ({"seed": -1}, "seed: expected an integer of at least 0 or None, got -1"),
+        ({"seed": "x"}, "seed: expected an integer of at least 0 or None, got 'x'"),
     ],
 )
 def test_an_invalid_option_is_an_error(choices, options, message):
