@@ -37,9 +37,8 @@ def _case(shape: Shape, direction: str, plan: Plan) -> Case:
         inputs = GAE.inputs(steps)
         flat, wide = list(inputs.values()), list(widened(inputs).values())
         padded_inputs = [_padded(tensor, lengths) for tensor in flat]
-        exists = torch.arange(padded_inputs[0].size(1), device=plan.device) < torch.tensor(
-            lengths, device=plan.device
-        ).unsqueeze(1)
+        lengths_column = torch.tensor(lengths, device=plan.device).unsqueeze(1)
+        exists = torch.arange(padded_inputs[0].size(1), device=plan.device) < lengths_column  # False for padding
         cu_seqlens = torch.tensor([0, *lengths], device=plan.device).cumsum(0)
         packed_cotangents = data.cotangents(flat[0], 2)
 
@@ -54,7 +53,6 @@ def _case(shape: Shape, direction: str, plan: Plan) -> Case:
             pieces = zip(*(tensor.split(lengths) for tensor in tensors), strict=True)
             return [torch.cat(parts) for parts in zip(*(_gae(list(piece)) for piece in pieces), strict=True)]
 
-        # Contenders return functions of the same data: packed, padded, or split into sequences.
         packed = computation(partial(_gae, cu_seqlens=cu_seqlens), flat, packed_cotangents)
         padded = computation(_gae, padded_inputs, [_padded(cotangent, lengths) for cotangent in packed_cotangents])
         return PreparedCase(

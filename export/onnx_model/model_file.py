@@ -17,7 +17,7 @@ from a2c_compiled.export.tracing.call import Call
 
 # Weights of this many bytes or more go into a second file: protobuf's limit for a file is 2 GiB, and the graph needs room too.
 MAX_WEIGHT_BYTES = 2**31 - 2**26
-# Prefix of the parameter names in an exported program, whose module is an attribute ``module`` of a wrapper.
+# Prefix of the parameter names in an exported program: tracing.program wraps the module, as its attribute ``module``.
 _WRAPPER = "module."
 
 

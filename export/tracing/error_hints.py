@@ -46,9 +46,9 @@ def _explanation(error: Exception, call: Call, tracker: "_CallTracker") -> Tuple
     """Returns the operation that caused the error, None if the operation is unknown, and the explanation."""
     if isinstance(error, ExportError):
         operation = error.operation
-        return operation, str(error) if operation is None else _with_callers(
-            call, operation, str(error).removeprefix(operation)
-        )
+        if operation is None:
+            return None, str(error)
+        return operation, _with_callers(call, operation, str(error).removeprefix(operation))
     chain = _chain(error)
     text = "\n".join(str(link) for link in chain)
     # The user cannot choose the dynamic axes of a training step, nor export it to TorchScript, so the remedies differ.
