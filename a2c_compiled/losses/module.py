@@ -383,7 +383,7 @@ def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[
             raise ValueError(f"clip_value: expected a number or a one-element tensor, got shape {list(clip_value.shape)}")
         return clip_value.reshape([])
     if isinstance(clip_value, bool) or not isinstance(clip_value, (int, float)) or clip_value < 0:
-        raise ValueError(f"clip_value: expected a number from 0 up, a one-element tensor or None, got {clip_value!r}")
+        raise ValueError(f"clip_value: expected a number of at least 0, a one-element tensor or None, got {clip_value!r}")
     return clip_value or None
 
 
