@@ -48,7 +48,7 @@ class Distribution(CoefficientModule):
     """One of :data:`NOISE_KINDS`, or several kinds with their sizes, written by :func:`join_noise_kinds`; None where there is no noise."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-probability of ``action``; the log-density where the action is continuous.
+        """Computes the log-probability of ``action``; if the action is continuous, the log-density.
 
         Args:
             params: ``[*B, num_params]``, floating dtype.
@@ -80,13 +80,13 @@ class Distribution(CoefficientModule):
         raise NotImplementedError
 
     def mode(self, params: Tensor) -> Tensor:
-        """Computes the greedy action: the mode, or the class's documented approximation of it.
+        """Computes the greedy action: the mode, or the approximation of the mode that the class documents.
 
         Args:
             params: ``[*B, num_params]``, floating dtype.
 
         Returns:
-            The action, ``[*B]`` or ``[*B, dim]``. The dtype is that of ``params`` for a continuous action and int64 for a discrete one.
+            The action, ``[*B]`` or ``[*B, dim]``. A continuous action has the dtype of ``params``, a discrete action int64.
 
         Raises:
             ValueError: the shape of ``params`` is wrong.
@@ -119,7 +119,7 @@ class Distribution(CoefficientModule):
             noise: ``[*B, K]``, a result of :meth:`noise`.
 
         Returns:
-            The action, ``[*B]`` or ``[*B, dim]``. The dtype is that of ``params`` for a continuous action and int64 for a discrete one.
+            The action, ``[*B]`` or ``[*B, dim]``. A continuous action has the dtype of ``params``, a discrete action int64.
 
         Raises:
             ValueError: the shape of ``params`` is wrong.
@@ -132,7 +132,7 @@ class Distribution(CoefficientModule):
 
         Args:
             params: ``[*B, num_params]``, floating dtype.
-            noise: ``[*B, K]``, a result of :meth:`noise`. None: draw it.
+            noise: ``[*B, K]``, a result of :meth:`noise`. None: this method draws the noise.
 
         Returns:
             The action, ``[*B, dim]``, dtype of ``params``.
@@ -149,10 +149,10 @@ class Distribution(CoefficientModule):
 
         Args:
             params: ``[*B, num_params]``, floating dtype.
-            noise: ``[*B, K]``, a result of :meth:`noise`. None: draw it.
+            noise: ``[*B, K]``, a result of :meth:`noise`. None: this method draws the noise.
 
         Returns:
-            The action, ``[*B]`` or ``[*B, dim]``. The dtype is that of ``params`` for a continuous action and int64 for a discrete one.
+            The action, ``[*B]`` or ``[*B, dim]``. A continuous action has the dtype of ``params``, a discrete action int64.
 
         Raises:
             ValueError: the shape of ``params`` is wrong.
@@ -161,13 +161,13 @@ class Distribution(CoefficientModule):
         return self.sample_from(params, self.noise(params) if noise is None else noise).detach()
 
     def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        """Samples an action with :meth:`sample_from` and computes its log-probability, without detaching either from ``params``.
+        """Samples an action with :meth:`sample_from` and computes its log-probability. Neither is detached from ``params``.
 
         Arguments and errors: see :meth:`sample`.
 
         Returns:
-            The action, ``[*B]`` or ``[*B, dim]``, differentiable where :meth:`sample_from` is, and its log-probability, ``[*B]``, dtype of
-            ``params``.
+            The action, ``[*B]`` or ``[*B, dim]``, with the gradient of :meth:`sample_from`, if any. Its log-probability, ``[*B]``, dtype
+            of ``params``.
         """
         action = self.sample_from(params, self.noise(params) if noise is None else noise)
         return action, self.log_prob(params, action)
@@ -177,14 +177,16 @@ class Distribution(CoefficientModule):
 
         Args:
             params: ``[*B, num_params]``, floating dtype.
-            num_samples: number of samples, at least 1. Unused with a closed form.
-            noise: ``[num_samples, *B, K]``, the noise of all samples. None: draw it. Unused with a closed form.
+            num_samples: number of samples, at least 1. Not read if the entropy has a closed form.
+            noise: ``[num_samples, *B, K]``, the noise of all samples. None: this method draws the noise. Not read if the entropy has a
+                closed form.
 
         Returns:
             ``[*B]``, dtype of ``params``.
 
         Raises:
-            ValueError: ``num_samples`` is less than 1, or the shape of ``params`` or ``noise`` is wrong.
+            ValueError: the shape of ``params`` is wrong; without a closed form, also if ``num_samples`` is less than 1 or the shape of
+                ``noise`` is wrong.
             TypeError: the dtype of ``params`` is not floating.
         """
         if self.has_entropy:
@@ -198,7 +200,7 @@ class Distribution(CoefficientModule):
         Args:
             params: ``[*B, num_params]``, floating dtype.
             num_samples: number of samples, at least 1.
-            noise: ``[num_samples, *B, K]``, only checked. None: no check.
+            noise: ``[num_samples, *B, K]``. The method checks its shape (except ``K``) and does not read its values. None: no check.
 
         Returns:
             ``[num_samples, *B, num_params]``, a view of ``params``.
@@ -230,9 +232,9 @@ def draw(kind: str, like: Tensor) -> Tensor:
         ValueError: ``kind`` is not one of :data:`NOISE_KINDS`.
     """
     if kind == "gumbel":
-        return -torch.empty_like(like).exponential_().log()
+        return -torch.empty_like(like).exponential_().log()  # if e is exponential, -log(e) has the Gumbel distribution
     if kind == "logistic":
-        # If e is exponential, u = exp(-e) is uniform, and -log(exp(e) - 1) is its logit.
+        # If e is exponential, u = exp(-e) is uniform. The logit of u is -log(exp(e) - 1) and has the logistic distribution.
         return -torch.empty_like(like).exponential_().expm1().log()
     if kind == "normal":
         return torch.randn_like(like)
@@ -267,7 +269,10 @@ def check_real_action(action: Tensor, params: Tensor, dim: int) -> None:
 
 
 def box(low: Union[float, Sequence[float]], high: Union[float, Sequence[float]], dim: int) -> Tuple[Tensor, Tensor]:
-    """Converts both bounds to float64 tensors, ``[dim]``. Raises ValueError unless they are finite and ``low < high`` everywhere."""
+    """Converts both bounds of a box to float64 tensors, ``[dim]``.
+
+    Raises ValueError unless each bound is a number or has ``dim`` entries, all entries are finite, and ``low < high`` everywhere.
+    """
     lows, highs = _bound("low", low, dim), _bound("high", high, dim)
     if not bool((lows < highs).all()):
         raise ValueError(f"low: expected less than high, {high}, got {low}")
@@ -275,6 +280,7 @@ def box(low: Union[float, Sequence[float]], high: Union[float, Sequence[float]],
 
 
 def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
+    """Converts one bound to a float64 tensor, ``[dim]``. Error messages contain ``name``."""
     bound = torch.as_tensor(value, dtype=torch.float64)
     if bound.dim() > 1 or bound.numel() not in (1, dim):
         raise ValueError(f"{name}: expected a number or a sequence of {dim} numbers, got shape {list(bound.shape)}")

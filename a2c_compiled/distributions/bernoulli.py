@@ -20,8 +20,7 @@ class Bernoulli(Distribution):
     * action: ``[*B, dim]``, any dtype; a nonzero entry counts as 1. Samples are int64.
     * noise: ``[*B, dim]``, standard logistic. A sample is 1 where ``logit + noise > 0``.
 
-    Equals ``Independent(torch.distributions.Bernoulli(logits=params), 1)``, except that the mode is 0 where both choices are equally
-    probable (torch's mode is NaN there).
+    The mode is 0 where both choices are equally probable; torch's mode is NaN there.
 
     Args:
         dim: length of the action.
@@ -30,7 +29,7 @@ class Bernoulli(Distribution):
         ValueError: ``dim`` is less than 1.
         TypeError: ``dim`` is not an integer.
 
-    Source: torch.distributions.Bernoulli.
+    Source: ``Independent(torch.distributions.Bernoulli(logits=params), 1)``.
     """
 
     has_entropy = True
@@ -42,9 +41,9 @@ class Bernoulli(Distribution):
         self.num_params = self.dim
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        r"""Computes :math:`\sum_i \log\sigma(s_i l_i)` for an ``action``, ``[*B, dim]``, of any dtype.
+        r"""Computes :math:`\sum_i \log\sigma(s_i l_i)`.
 
-        The result is ``[*B]``, dtype of ``params``.
+        ``action``: ``[*B, dim]``, any dtype. Result: ``[*B]``, dtype of ``params``.
         """
         self.check_params(params)
         check_action_shape(action, params, [self.dim])
@@ -55,7 +54,8 @@ class Bernoulli(Distribution):
         r"""Computes :math:`\sum_i \sigma(l_i) \operatorname{softplus}(-l_i) + \sigma(-l_i) \operatorname{softplus}(l_i)`:
         ``[*B]``, dtype of ``params``."""
         self.check_params(params)
-        logits = widen(params).clamp(-100.0, 100.0)  # no term is above 1e-41 beyond, and inf * 0 would be NaN
+        # If a logit is beyond 100, its term is below 1e-41. Without the clamp, an infinite logit would give 0 * inf = NaN.
+        logits = widen(params).clamp(-100.0, 100.0)
         return (logits.sigmoid() * _softplus(-logits) + (-logits).sigmoid() * _softplus(logits)).sum(-1).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Bernoulli(Distribution):
         return (params > 0).long()
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard logistic noise: ``[*B, dim]``, float32 or float64."""
+        """Draws standard logistic noise: ``[*B, dim]``, float64 for float64 ``params``, otherwise float32."""
         self.check_params(params)
         return draw("logistic", widen(params))
 
@@ -79,5 +79,6 @@ class Bernoulli(Distribution):
 
 
 def _softplus(x: Tensor) -> Tensor:
-    # Above its threshold, softplus(x) is replaced by x. At the default of 20 the error exceeds float64's rounding.
+    """Computes ``log(1 + exp(x))``, accurately in float64 too."""
+    # Above the threshold, torch returns x. With the default threshold of 20, the error of that exceeds float64's rounding.
     return functional.softplus(x, threshold=40.0)

@@ -23,16 +23,16 @@ class Beta(Distribution):
 
     * ``params``: ``[*B, 2 * dim]``, floating dtype; ``dim`` raw values of :math:`\alpha`, then ``dim`` of :math:`\beta`. Each
       concentration is :math:`1 + \operatorname{softplus}(\text{raw})`. Above 1, the density has one peak and is 0 at the bounds.
-    * action: ``[*B, dim]``, floating dtype, in ``[low, high]``. An action at a bound is treated as if it were inside by 1e-6 of
-      the width (1e-15 for float64), so that its log-density is finite.
+    * action: ``[*B, dim]``, floating dtype, in ``[low, high]``. :meth:`log_prob` treats an action at a bound as if its distance from
+      that bound were 1e-6 of the width (1e-15 for float64), so the log-density is finite.
     * noise: ``[*B, 32 * dim]``, normal and uniform.
 
     A sample is :math:`g_1 / (g_1 + g_2)`, where the two gamma variables have the shapes :math:`\alpha` and :math:`\beta`.
     :meth:`sample_from` makes eight candidates for each gamma variable from the noise and uses the first that Marsaglia and Tsang's test
-    accepts. The probability that it rejects all eight is below 1e-10; one of them is used then. :meth:`sample_from` has no gradient.
+    accepts. If the test rejects all eight (with a probability below 1e-10), it uses one of them. :meth:`sample_from` has no gradient.
     :meth:`rsample` has torch's gradient of a gamma variable.
 
-    Equals ``torch.distributions.Beta`` after an affine transform to the box, except at the bounds.
+    The distribution is ``torch.distributions.Beta`` after an affine transform to the box, except at the bounds.
 
     Args:
         dim: length of the action.
@@ -60,7 +60,10 @@ class Beta(Distribution):
         self.register_buffer("width", upper - lower, persistent=False)
 
     def concentrations(self, params: Tensor) -> Tuple[Tensor, Tensor]:
-        r"""Computes :math:`\alpha` and :math:`\beta` from ``params``: each ``[*B, dim]``, at least 1, float32 or float64."""
+        r"""Computes :math:`\alpha` and :math:`\beta` from ``params``. Both are at least 1.
+
+        Each result: ``[*B, dim]``, float64 for float64 ``params``, otherwise float32.
+        """
         excess = self._excess(params)
         return excess[..., 0, :] + 1.0, excess[..., 1, :] + 1.0
 
@@ -75,8 +78,8 @@ class Beta(Distribution):
         margin = 1e-15 if a.dtype == torch.float64 else 1e-6
         x = action.to(a.dtype)
         log_y, log_rest = ((x - low) / width).clamp_min(margin).log(), ((low + width - x) / width).clamp_min(margin).log()
-        # Both logarithms are taken relative to those of the mean of y. For large concentrations a * log_y and the normaliser are large and
-        # nearly cancel; relative to the mean, they are small before they are added.
+        # The code subtracts, from both logarithms, the logarithms at the mean of y. For large concentrations a * log_y and the normaliser
+        # are large and nearly cancel; after the subtraction, they are small before they are added.
         log_mean, log_mean_rest = -(b / a).log1p(), -(a / b).log1p()
         data = a * (log_y - log_mean) + b * (log_rest - log_mean_rest) - log_y - log_rest
         error = stirling_error(torch.stack([a, b, a + b]))
@@ -104,34 +107,35 @@ class Beta(Distribution):
 
         The result is ``[*B, dim]``, dtype of ``params``.
         """
-        excess = self._excess(params) + 1e-30  # if both are 0, the density is uniform and the mode is the middle
+        excess = self._excess(params) + 1e-30  # if both excesses are 0, the density is uniform and the result is the middle
         return self._stretch(excess[..., 0, :] / excess.sum(-2)).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws 8 standard normal numbers for each of the ``2 * dim`` gamma variables, then as many uniform ones.
+        """Draws 8 standard normal numbers for each of the ``2 * dim`` gamma variables, then as many uniform numbers.
 
-        The result is ``[*B, 32 * dim]``, float32 or float64.
+        Result: ``[*B, 32 * dim]``, float64 for float64 ``params``, otherwise float32.
         """
         self.check_params(params)
         wide = widen(params)
         shape = list(wide.shape[:-1]) + [16 * self.dim]
-        options = torch.empty(shape, dtype=wide.dtype, device=wide.device)
-        return torch.cat([draw("normal", options), draw("uniform", options)], -1)
+        template = torch.empty(shape, dtype=wide.dtype, device=wide.device)
+        return torch.cat([draw("normal", template), draw("uniform", template)], -1)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Returns the action made of each gamma variable's first accepted candidate, without gradient.
+        """Computes the action from the first accepted candidate of each gamma variable, without gradient.
 
-        The result is ``[*B, dim]``, dtype of ``params``.
+        Result: ``[*B, dim]``, dtype of ``params``.
         """
         excess = self._excess(params.detach())
+        # The dimensions of the noise: normal or uniform, alpha or beta, entry of the action, candidate.
         normal, uniform = noise.unflatten(-1, [2, 2, self.dim, 8]).unbind(-4)
+        # Marsaglia and Tsang: d is the shape parameter minus 1/3. A candidate is d * v.
         d = (excess + 2.0 / 3.0).unsqueeze(-1)
         v = (1.0 + normal / (9.0 * d).sqrt()) ** 3
-        positive = v.clamp_min(1e-30)
+        positive = v.clamp_min(1e-30)  # the logarithm of a v that is not positive would be NaN or infinite
         accepted = (v > 0) & (uniform.log() < 0.5 * normal.square() + d * (1.0 - v + positive.log()))
-        rank = torch.arange(
-            8, 0, -1, device=noise.device
-        )  # largest for the first candidate: argmax may return any of several equal maxima
+        # The rank is largest for the first candidate. Without it, argmax could return any of several accepted candidates.
+        rank = torch.arange(8, 0, -1, device=noise.device)
         chosen = (accepted * rank).argmax(-1, keepdim=True)
         gamma = (d * positive.gather(-1, chosen)).squeeze(-1)
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
@@ -141,7 +145,11 @@ class Beta(Distribution):
 
         Args:
             params: ``[*B, 2 * dim]``, floating dtype.
-            noise: None. Otherwise ValueError is raised: a sample computed from noise has no gradient.
+            noise: must be None, because a sample computed from noise has no gradient.
+
+        Raises:
+            ValueError: ``noise`` is not None, or the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
         """
         if noise is not None:
             raise ValueError("noise: expected None, since Beta's rsample draws its own random numbers, got a tensor")
@@ -149,9 +157,10 @@ class Beta(Distribution):
         return self._stretch(gamma[..., 0, :] / gamma.sum(-2)).to(params.dtype)
 
     def _excess(self, params: Tensor) -> Tensor:
-        """Computes both concentrations minus 1: ``[*B, 2, dim]``, float32 or float64."""
+        """Computes both concentrations minus 1: ``[*B, 2, dim]``, float64 for float64 ``params``, otherwise float32."""
         self.check_params(params)
         return functional.softplus(widen(params)).unflatten(-1, [2, self.dim])
 
     def _stretch(self, y: Tensor) -> Tensor:
+        """Maps ``y``, from 0 to 1, to an action in the box."""
         return self.low.to(y.dtype) + self.width.to(y.dtype) * y

@@ -21,8 +21,6 @@ class Categorical(Distribution):
     * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
     * noise: ``[*B, n]``, standard Gumbel. A sample is the argmax of ``log_probs + noise`` (the Gumbel-max trick).
 
-    Equals ``torch.distributions.Categorical(logits=params)``.
-
     Args:
         n: number of actions.
 
@@ -30,7 +28,7 @@ class Categorical(Distribution):
         ValueError: ``n`` is less than 1.
         TypeError: ``n`` is not an integer.
 
-    Source: torch.distributions.Categorical.
+    Source: ``torch.distributions.Categorical(logits=params)``.
     """
 
     has_entropy = True
@@ -47,7 +45,10 @@ class Categorical(Distribution):
         return widen(params).log_softmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-probability, ``[*B]``, dtype of ``params``, of an ``action``, ``[*B]``, integer dtype."""
+        """Computes the log-probability of ``action``.
+
+        ``action``: ``[*B]``, integer dtype. Result: ``[*B]``, dtype of ``params``.
+        """
         check_action_shape(action, params, [])
         check_integer(action)
         return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).to(params.dtype)
@@ -57,16 +58,16 @@ class Categorical(Distribution):
         return entropy_from_log_probs(self.log_probs(params)).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """Returns the action with the largest probability, of each choice if there are several: int64, shape of an action."""
+        """Returns, for each choice, the action with the largest probability. Result: int64, with the shape of an action."""
         return self.log_probs(params).argmax(-1)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard Gumbel noise: ``[*B, n]``, float32 or float64."""
+        """Draws standard Gumbel noise: ``[*B, n]``, float64 for float64 ``params``, otherwise float32."""
         self.check_params(params)
         return draw("gumbel", widen(params).narrow(-1, 0, self.n))
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Returns the argmax of ``log_probs + noise`` over the last dimension: int64, shape of an action."""
+        """Returns the argmax of ``log_probs + noise`` over the last dimension. Result: int64, with the shape of an action."""
         return (self.log_probs(params) + noise).argmax(-1)
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
@@ -80,16 +81,18 @@ class OneHotCategorical(Categorical):
     * ``params`` and noise: as in :class:`Categorical`.
     * action: ``[*B, n]``, any dtype; the position of its largest entry is the choice. Samples are int64.
 
-    Equals ``torch.distributions.OneHotCategorical(logits=params)``. Formula, arguments and errors: see
-    :class:`a2c_compiled.distributions.Categorical`.
+    Formula, arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
 
-    Source: torch.distributions.OneHotCategorical.
+    Source: ``torch.distributions.OneHotCategorical(logits=params)``.
     """
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the log-probability, ``[*B]``, dtype of ``params``, of a one-hot ``action``, ``[*B, n]``, any dtype."""
+        """Computes the log-probability of a one-hot ``action``.
+
+        ``action``: ``[*B, n]``, any dtype. Result: ``[*B]``, dtype of ``params``.
+        """
         check_action_shape(action, params, [self.n])
-        if action.dtype == torch.bool:
+        if action.dtype == torch.bool:  # argmax does not accept bool
             action = action.to(torch.uint8)
         chosen = action.argmax(-1, keepdim=True)
         return self.log_probs(params).gather(-1, chosen).squeeze(-1).to(params.dtype)
@@ -103,6 +106,7 @@ class OneHotCategorical(Categorical):
         return self._one_hot(self.log_probs(params) + noise)
 
     def _one_hot(self, score: Tensor) -> Tensor:
+        """Returns 1 at the largest ``score`` of the last dimension, else 0: ``[*B, n]``, int64."""
         return functional.one_hot(score.argmax(-1), self.n)
 
 

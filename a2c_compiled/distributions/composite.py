@@ -17,25 +17,24 @@ class Composite(Distribution):
 
     * ``params``: ``[*B, num_params]``, floating dtype; the ``params`` of all heads, concatenated in the order of the heads.
     * action: ``[*B, k]``: the actions of all heads, concatenated; the ``[*B]`` action of a single choice takes one column. The dtype is
-      int64 if all heads are discrete. Otherwise it is that of ``params``, but float32 for half-precision ``params``, where integers up to
-      :math:`2^{24}` are exact.
+      int64 if all heads are discrete. Otherwise the action has the dtype of ``params``, or float32 for half-precision ``params``. float32
+      represents integers up to :math:`2^{24}` exactly.
     * noise: ``[*B, K]``: the noise of all heads, concatenated.
 
     The entropy is the sum of the heads' entropies. The sum has a closed form if the entropy of every head has one;
     :meth:`entropy_estimate` samples only the other heads. :meth:`split_action` splits an action into the heads' actions;
     :meth:`join_actions` does the reverse.
 
-    Equals ``tensordict.nn.CompositeDistribution``, which TorchRL uses, with aggregated probabilities.
-
     Args:
-        *heads: distributions. :class:`TorchDistribution` is not allowed, because its samples are not a function of noise. With a
-            :class:`~a2c_compiled.distributions.Delta` among them, the log-probability is infinite: such a composite can act but not learn.
+        *heads: distributions. :class:`TorchDistribution` is not allowed, because its samples are not a function of noise. If a head is a
+            :class:`~a2c_compiled.distributions.Delta`, the log-probability is infinite, so the distribution can sample actions, but a
+            policy loss is not finite.
 
     Raises:
         ValueError: there are no heads.
         TypeError: a head is not a :class:`Distribution`, or is a :class:`TorchDistribution`.
 
-    Source: tensordict's CompositeDistribution.
+    Source: ``tensordict.nn.CompositeDistribution`` with aggregated probabilities, which TorchRL uses.
     """
 
     if TYPE_CHECKING:  # for mypy alone: TorchScript would read this annotation, and ``heads`` is an nn.ModuleList at run time
@@ -54,12 +53,13 @@ class Composite(Distribution):
         self.param_sizes = [head.num_params for head in heads]
         self.num_params = sum(self.param_sizes)
         self.has_entropy = all(head.has_entropy for head in heads)
+        # Run each head on a batch of one, to read the sizes of its action and noise. The state of torch's random generator is restored.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            rows = [torch.zeros(1, head.num_params, device=_device(head)) for head in heads]
-            modes = [head.mode(row) for head, row in zip(heads, rows, strict=True)]
-            self.noise_sizes = [head.noise(row).size(-1) for head, row in zip(heads, rows, strict=True)]
+            head_params = [torch.zeros(1, head.num_params, device=_device(head)) for head in heads]
+            modes = [head.mode(params) for head, params in zip(heads, head_params, strict=True)]
+            self.noise_sizes = [head.noise(params).size(-1) for head, params in zip(heads, head_params, strict=True)]
         self.is_single = [mode.dim() == 1 for mode in modes]
-        self.is_real = [mode.is_floating_point() for mode in modes]
+        self.is_continuous = [mode.is_floating_point() for mode in modes]
         self.action_sizes = [1 if mode.dim() == 1 else mode.size(-1) for mode in modes]
         sizes = zip(heads, self.noise_sizes, strict=True)
         self.noise_kind = join_noise_kinds((head.noise_kind, size) for head, size in sizes if head.noise_kind) or None
@@ -79,11 +79,12 @@ class Composite(Distribution):
         """
         if action.dim() == 0 or action.size(-1) != sum(self.action_sizes):
             raise ValueError(f"action: expected shape [..., {sum(self.action_sizes)}], got {list(action.shape)}")
-        if action.is_floating_point() != any(self.is_real):
-            raise TypeError(f"action: expected {'a floating' if any(self.is_real) else 'an integer'} dtype, got {action.dtype}")
+        if action.is_floating_point() != any(self.is_continuous):
+            expected = "a floating" if any(self.is_continuous) else "an integer"
+            raise TypeError(f"action: expected {expected} dtype, got {action.dtype}")
         actions: List[Tensor] = []
         for i, part in enumerate(action.split(self.action_sizes, -1)):
-            if not self.is_real[i]:
+            if not self.is_continuous[i]:
                 part = (part.round() if part.is_floating_point() else part).long()
             actions.append(part.squeeze(-1) if self.is_single[i] else part)
         return actions
@@ -95,8 +96,8 @@ class Composite(Distribution):
             actions: one action for each head, ``[*B]`` or ``[*B, dim]``.
 
         Returns:
-            ``[*B, k]``, int64 if all ``actions`` have an integer dtype; otherwise the dtype of the last
-            floating one, float32 for half precision.
+            ``[*B, k]``. The dtype is int64 if all ``actions`` have an integer dtype. Otherwise it is the dtype of the last floating
+            action, or float32 if that dtype is half precision.
 
         Raises:
             ValueError: the number of actions differs from the number of heads.
@@ -113,7 +114,10 @@ class Composite(Distribution):
         return torch.cat(columns, -1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """Computes the sum of the heads' log-probabilities, ``[*B]``, dtype of ``params``, for an ``action``, ``[*B, k]``."""
+        """Computes the sum of the heads' log-probabilities.
+
+        ``action``: ``[*B, k]``. Result: ``[*B]``, dtype of ``params``.
+        """
         parts, actions = self._split_params(params), self.split_action(action)
         log_prob = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
@@ -129,15 +133,12 @@ class Composite(Distribution):
         return entropy.to(params.dtype)
 
     def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
-        """Computes the sum of the heads' entropies. A head without a closed form adds the mean of ``-log_prob`` over the samples."""
+        """Computes the sum of the heads' entropies. For a head without a closed form, it uses the mean of ``-log_prob`` over samples."""
         if self.has_entropy:
             return self.entropy(params)
         repeated = self.repeated(params, num_samples, noise)
-        parts, repeated_parts, noises = (
-            self._split_params(params),
-            self._split_params(repeated),
-            self._split_noise(repeated, noise),
-        )
+        parts, repeated_parts = self._split_params(params), self._split_params(repeated)
+        noises = self._split_noise(repeated, noise)
         entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
         for i, head in enumerate(self.heads):
             if head.has_entropy:
@@ -147,30 +148,33 @@ class Composite(Distribution):
         return entropy.to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
-        """Returns the modes of the heads, joined: ``[*B, k]``."""
+        """Returns the modes of the heads, concatenated: ``[*B, k]``."""
         parts = self._split_params(params)
         return self.join_actions([head.mode(parts[i]) for i, head in enumerate(self.heads)])
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws the noise of the heads, concatenated: ``[*B, K]``, float32 or float64."""
+        """Draws the noise of the heads, concatenated: ``[*B, K]``, float64 for float64 ``params``, otherwise float32."""
         parts = self._split_params(params)
         return torch.cat([head.noise(parts[i]) for i, head in enumerate(self.heads)], -1)
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
-        """Returns each head's action for its part of the noise, joined: ``[*B, k]``."""
+        """Computes each head's action from the head's part of the noise, and concatenates the actions: ``[*B, k]``."""
         parts, noises = self._split_params(params), self._split_noise(params, noise)
         return self.join_actions([head.sample_from(parts[i], noises[i]) for i, head in enumerate(self.heads)])
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        """Samples the heads' differentiable actions, joined: ``[*B, k]``. Raises NotImplementedError if a head is discrete."""
+        """Samples differentiable actions of the heads and concatenates them: ``[*B, k]``.
+
+        Raises NotImplementedError if a head is discrete.
+        """
         parts = self._split_params(params)
-        if noise is None:
+        if noise is None:  # each head draws its own random numbers: Beta's rsample does not accept noise
             return self.join_actions([head.rsample(parts[i]) for i, head in enumerate(self.heads)])
         noises = self._split_noise(params, noise)
         return self.join_actions([head.rsample(parts[i], noises[i]) for i, head in enumerate(self.heads)])
 
     def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
-        """Samples each head's action and sums the heads' log-probabilities."""
+        """Samples each head's action and sums the heads' log-probabilities: ``[*B, k]`` and ``[*B]``."""
         parts, noises = self._split_params(params), self._split_noise(params, noise)
         actions: List[Tensor] = []
         total = torch.zeros([], dtype=working_dtype(params), device=params.device)
@@ -181,12 +185,15 @@ class Composite(Distribution):
         return self.join_actions(actions), total.to(params.dtype)
 
     def _split_params(self, params: Tensor) -> List[Tensor]:
+        """Returns the ``params`` of each head, float64 for float64 ``params``, otherwise float32."""
         self.check_params(params)
         return widen(params).split(self.param_sizes, -1)
 
     def _split_noise(self, params: Tensor, noise: Optional[Tensor]) -> List[Tensor]:
+        """Returns the noise of each head. None: draws the noise."""
         return (self.noise(params) if noise is None else noise).split(self.noise_sizes, -1)
 
 
 def _device(head: Distribution) -> torch.device:
+    """Returns the device of the first buffer of ``head``, or the CPU if ``head`` has no buffer."""
     return next((buffer.device for buffer in head.buffers()), torch.device("cpu"))

@@ -17,7 +17,7 @@ class MaskedCategorical(Categorical):
     * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
     * noise: ``[*B, n]``, standard Gumbel.
 
-    The logit of a forbidden action gets no gradient. Equals TorchRL's ``MaskedCategorical``.
+    The gradient of a forbidden action's logit is 0.
     Arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
 
     Source: TorchRL's MaskedCategorical.
@@ -28,12 +28,14 @@ class MaskedCategorical(Categorical):
         self.num_params = 2 * self.n
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Computes the log-probabilities of all actions; that of a forbidden action is minus infinity: ``[*B, n]``, float32 or
-        float64."""
+        """Computes the log-probabilities of all actions. A forbidden action has minus infinity.
+
+        Result: ``[*B, n]``, float64 for float64 ``params``, otherwise float32.
+        """
         self.check_params(params)
         wide = widen(params)
         forbidden = wide.narrow(-1, self.n, self.n) == 0
-        # A finite number: with minus infinity, log_softmax of a row without an allowed action would be NaN.
+        # Near the lowest number of the dtype. With minus infinity, log_softmax would be NaN if no action is allowed.
         lowest = -1.7e308 if wide.dtype == torch.float64 else -3.4e38
         logits = wide.narrow(-1, 0, self.n).masked_fill(forbidden, lowest)
         return logits.log_softmax(-1).masked_fill(forbidden, -float("inf"))
@@ -45,8 +47,7 @@ class MaskedOneHotCategorical(MaskedCategorical, OneHotCategorical):
     * ``params`` and noise: as in :class:`MaskedCategorical`.
     * action: ``[*B, n]``, as in :class:`OneHotCategorical`.
 
-    Equals TorchRL's ``MaskedOneHotCategorical``, except that the mode always has a single 1. TorchRL's mode has several where several
-    actions have the largest probability.
+    The mode always has a single 1. TorchRL's mode has several ones if several actions have the largest probability.
     Formula, arguments and errors: see :class:`a2c_compiled.distributions.MaskedCategorical`.
 
     Source: TorchRL's MaskedOneHotCategorical.

@@ -22,9 +22,6 @@ class Normal(Distribution):
     * action: ``[*B, dim]``, floating dtype.
     * noise: ``[*B, dim]``, standard normal. A sample is ``loc + scale * noise``.
 
-    Equals ``Independent(torch.distributions.Normal(loc, scale), 1)``. The scale equals that of
-    ``tensordict.nn.NormalParamExtractor``.
-
     Args:
         dim: length of the action.
         scale_mapping: one of
@@ -32,18 +29,19 @@ class Normal(Distribution):
             * ``"biased_softplus_<bias>"``: ``softplus(raw + c) + 0.01``, with ``c`` such that the result is ``<bias>`` for ``raw = 0``;
               the bias must be above 0.01;
             * ``"biased_softplus"``: ``"biased_softplus_1"``;
-            * ``"softplus"`` or ``"relu"``: that function of the raw scale;
+            * ``"softplus"`` or ``"relu"``: ``softplus(raw)`` or ``relu(raw)``;
             * ``"exp"``: ``exp(min(raw, 80))``, for every dtype;
             * ``"identity"``: the raw scale.
         scale_lb: lower bound of the scale, positive. The scale is ``max(scale_lb, mapped raw scale)``.
-        tanh_loc: whether the location is ``upscale * tanh(loc / upscale)``, which bounds it to ``(-upscale, upscale)``.
+        tanh_loc: True: the location is ``upscale * tanh(raw / upscale)``, which is between ``-upscale`` and ``upscale``. False: the
+            location is the raw location.
         upscale: see ``tanh_loc``; positive.
 
     Raises:
         ValueError: ``dim`` is less than 1, ``scale_mapping`` is unknown, or ``scale_lb`` or ``upscale`` is not positive.
         TypeError: ``dim`` is not an integer.
 
-    Source: torch.distributions.Normal.
+    Source: ``Independent(torch.distributions.Normal(loc, scale), 1)``; the scale: ``tensordict.nn.NormalParamExtractor``.
     """
 
     has_entropy = True
@@ -71,8 +69,10 @@ class Normal(Distribution):
         self.upscale = float(upscale)
 
     def loc_and_scale(self, params: Tensor) -> Tuple[Tensor, Tensor]:
-        r"""Computes the location :math:`\mu` and the scale :math:`\sigma`: each ``[*B, dim]``, float64 for float64 ``params``, otherwise
-        float32."""
+        r"""Computes the location :math:`\mu` and the scale :math:`\sigma`.
+
+        Each result: ``[*B, dim]``, float64 for float64 ``params``, otherwise float32.
+        """
         self.check_params(params)
         wide = widen(params)
         loc, raw = self.locate(wide.narrow(-1, 0, self.dim)), wide.narrow(-1, self.dim, self.dim)
@@ -83,11 +83,11 @@ class Normal(Distribution):
         elif self.scale_mapping == "relu" or self.scale_mapping == "identity":
             scale = raw  # clamp_min below makes relu unnecessary, because scale_lb is positive
         else:
-            scale = functional.softplus(raw + self._shift) + 0.01
+            scale = functional.softplus(raw + self._shift) + 0.01  # 0.01: see _softplus_shift
         return loc, scale.clamp_min(self.scale_lb)
 
     def locate(self, loc: Tensor) -> Tensor:
-        """Maps the location part of ``params``, ``[*B, dim]``, to the location, same shape and dtype: applies ``tanh_loc``."""
+        """Maps the raw location to the location, as ``tanh_loc`` says. ``loc`` and the result: ``[*B, dim]``, same dtype."""
         return (loc / self.upscale).tanh() * self.upscale if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Normal(Distribution):
         return self.loc_and_scale(params)[0].to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws standard normal noise: ``[*B, dim]``, float32 or float64."""
+        """Draws standard normal noise: ``[*B, dim]``, float64 for float64 ``params``, otherwise float32."""
         return draw("normal", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class AddStateIndependentNormalScale(nn.Module):
     ``scale_mapping="exp"`` they are log standard deviations, as in Stable-Baselines3.
 
     ``tensordict.nn.AddStateIndependentNormalScale`` has the same parameter name. That module maps the scale itself (by ``exp`` by default)
-    and returns a tuple (loc, scale). This one returns one tensor with the raw scales.
+    and returns a tuple (loc, scale). The module here returns one tensor that ends with the raw scales.
 
     Args:
         dim: number of locations.
@@ -162,23 +162,27 @@ class AddStateIndependentNormalScale(nn.Module):
 
 
 def normal_log_prob(standardized: Tensor, scale: Tensor) -> Tensor:
-    """Computes the normal log-density from ``(action - loc) / scale`` and ``scale``, both ``[*B, dim]``, summed to ``[*B]``."""
+    """Computes the normal log-density from ``standardized = (action - loc) / scale``, summed over the last dimension.
+
+    ``standardized`` and ``scale``: ``[*B, dim]``, floating dtype. Result: ``[*B]``, same dtype.
+    """
     return (-0.5 * standardized.square() - scale.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
 
 
 def _softplus_shift(scale_mapping: str) -> float:
     """Parses ``biased_softplus[_<bias>]`` and returns ``c = log(exp(target) - 1)``, with ``target = bias - 0.01``.
 
-    Then ``softplus(c) + 0.01`` is the bias. 0.01 is the default ``min_val`` of ``tensordict.nn.utils.biased_softplus``.
+    Then ``softplus(c) + 0.01`` is the bias. 0.01 is the default ``min_val`` of ``tensordict.nn.utils.biased_softplus``. Raises ValueError
+    if ``scale_mapping`` has another form or the bias is not above 0.01.
     """
     name, _, bias = scale_mapping.partition("softplus_")
     if scale_mapping == "biased_softplus":
         name, bias = "biased_", "1"
     try:
-        target = float(bias) - 0.01 if name == "biased_" else math.nan
+        target = float(bias) - 0.01
     except ValueError:
-        target = math.nan
-    if not 0.0 < target < math.inf:
+        target = math.nan  # the comparison below is False for NaN
+    if name != "biased_" or not 0.0 < target < math.inf:
         choices = "'biased_softplus', 'biased_softplus_<bias above 0.01>', 'softplus', 'exp', 'relu' or 'identity'"
         raise ValueError(f"scale_mapping: expected {choices}, got {scale_mapping!r}")
-    return target + math.log(-math.expm1(-target))
+    return target + math.log(-math.expm1(-target))  # log(exp(target) - 1); exp(target) would overflow for a large target

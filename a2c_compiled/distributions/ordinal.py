@@ -18,25 +18,27 @@ class Ordinal(Categorical):
       :math:`s_j = -\infty` with ``j > 0`` makes the actions from ``j`` on impossible.
 
     The logits :math:`l` define the same distribution as in :class:`Categorical`, with the same action and noise.
-    Equals TorchRL's ``Ordinal``.
     Arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
 
     Source: TorchRL's Ordinal; Tang and Agrawal, Discretizing Continuous Action Space for On-Policy Optimization, 2020.
     """
 
-    moves: Tensor
+    is_summand: Tensor  # [n, n]: whether logit i contains score j
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
-        moves = torch.ones(self.n, self.n, dtype=torch.bool).tril()
-        moves[:, 0] = False
-        self.register_buffer("moves", moves, persistent=False)
+        is_summand = torch.ones(self.n, self.n, dtype=torch.bool).tril()
+        is_summand[:, 0] = False
+        self.register_buffer("is_summand", is_summand, persistent=False)
 
     def log_probs(self, params: Tensor) -> Tensor:
-        """Computes the log-probabilities of all actions from the scores: ``[*B, n]``, float32 or float64."""
+        """Computes the log-probabilities of all actions from the scores.
+
+        Result: ``[*B, n]``, float64 for float64 ``params``, otherwise float32.
+        """
         self.check_params(params)
-        # A masked sum instead of cumsum, whose gradient cannot be traced with a symbolic batch size.
-        return widen(params).unsqueeze(-2).masked_fill(~self.moves, 0.0).sum(-1).log_softmax(-1)
+        # A masked sum instead of cumsum, because the gradient of cumsum cannot be traced with a symbolic batch size.
+        return widen(params).unsqueeze(-2).masked_fill(~self.is_summand, 0.0).sum(-1).log_softmax(-1)
 
 
 class OneHotOrdinal(Ordinal, OneHotCategorical):

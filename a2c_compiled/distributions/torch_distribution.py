@@ -12,20 +12,22 @@ from a2c_compiled.distributions.base import Distribution
 class TorchDistribution(Distribution):
     """Wraps a ``torch.distributions`` class, or an object with the same methods, for eager and compiled mode.
 
-    Each method returns what the wrapped distribution ``factory(params)`` returns: ``log_prob(params, a) = factory(params).log_prob(a)``.
+    :meth:`log_prob`, :meth:`entropy`, :meth:`mode`, :meth:`rsample` and :meth:`sample` return what the wrapped distribution
+    ``factory(params)`` returns: ``log_prob(params, a) = factory(params).log_prob(a)``.
 
     * ``params``: ``[*B, num_params]``, floating dtype; the factory defines the layout.
     * action, log-probability and entropy: the shapes and dtypes that the wrapped distribution returns.
 
-    The wrapped distribution draws its own random numbers: :meth:`noise` and :meth:`sample_from` raise NotImplementedError, and an exported
-    policy cannot sample. TorchScript cannot compile this class. For both, use another distribution of this package.
+    The wrapped distribution draws its own random numbers. :meth:`noise`, :meth:`sample_from` and :meth:`sample_and_log_prob` therefore
+    raise NotImplementedError, and an exported policy cannot sample. TorchScript cannot compile this class. Use another distribution of
+    this package to export a policy that samples, or for TorchScript.
 
     Args:
         factory: function from ``params`` to a distribution, for example ``lambda params: Independent(Normal(*params.chunk(2, -1)), 1)``.
             Its ``log_prob`` must return ``[*B]``: use ``Independent`` for vectors. Under ``torch.compile``, pass ``validate_args=False``,
             because torch's validation reads the data and cannot be traced.
-        num_params: size of the last dimension of ``params``. None: not checked.
-        has_entropy: whether the distribution implements ``entropy``.
+        num_params: size of the last dimension of ``params``. None: neither this size nor the dtype of ``params`` is checked.
+        has_entropy: whether the distribution implements ``entropy``. False: :meth:`entropy_estimate` estimates the entropy from samples.
 
     Raises:
         ValueError: ``num_params`` is less than 1.
@@ -61,7 +63,7 @@ class TorchDistribution(Distribution):
         return self.distribution(params).log_prob(action)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """Returns ``entropy()`` of the wrapped distribution. Raises NotImplementedError if it has none."""
+        """Returns ``entropy()`` of the wrapped distribution. Raises NotImplementedError if the distribution does not implement it."""
         try:
             return self.distribution(params).entropy()
         except NotImplementedError as error:
@@ -86,8 +88,8 @@ class TorchDistribution(Distribution):
     def entropy_estimate(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
         """Computes the entropy, or estimates it from ``num_samples`` samples.
 
-        The samples have a gradient if the wrapped distribution has ``rsample``. Raises ValueError if ``noise`` would be needed but is not
-        None.
+        The samples have a gradient if the wrapped distribution has ``rsample``. Without a closed form, raises ValueError if ``noise`` is
+        not None or ``num_samples`` is less than 1.
         """
         if self.has_entropy:
             return self.entropy(params)
@@ -99,6 +101,7 @@ class TorchDistribution(Distribution):
         return -distribution.log_prob(draw(torch.Size([num_samples]))).mean(0)
 
     def __prepare_scriptable__(self) -> "TorchDistribution":
+        """Raises TypeError, because TorchScript cannot read torch.distributions. ``torch.jit.script`` calls this method."""
         raise TypeError(
             "distribution: expected another class of a2c_compiled.distributions, because TorchScript cannot read torch.distributions,"
             " got TorchDistribution"
@@ -106,5 +109,6 @@ class TorchDistribution(Distribution):
 
 
 def _check_no_noise(noise: Optional[Tensor]) -> None:
+    """Raises ValueError unless ``noise`` is None."""
     if noise is not None:
         raise ValueError("noise: expected None, since torch.distributions draw their own random numbers, got a tensor")

@@ -17,16 +17,17 @@ class TruncatedNormal(Normal):
         \log p(a) = -\sum_i \Big( \tfrac12 (z_i^2 - c_i^2) + \log\sigma_i + \log W_i \Big), \qquad
         W_i = \int_{(l_i - \mu_i) / \sigma_i}^{(h_i - \mu_i) / \sigma_i} e^{(c_i^2 - z^2) / 2}\, dz
 
-    Here :math:`z_i = (a_i - \mu_i) / \sigma_i`, and :math:`c_i` is :math:`z_i` for the mode, which is the location limited to the box. Both
-    terms are relative to the mode, so that they stay small and accurate however far outside the box the location is. Gauss-Legendre
-    quadrature with 28 points computes the integrals to rounding error. The entropy is the expectation of :math:`-\log p`.
+    Here :math:`z_i = (a_i - \mu_i) / \sigma_i`, and :math:`c_i` is :math:`z_i` for the mode, which is the location limited to the box. The
+    exponents contain differences from :math:`c_i^2`, so they stay small and accurate however far outside the box the location is.
+    Gauss-Legendre quadrature with 28 points computes the integrals to rounding error. The entropy is the expectation of
+    :math:`-\log p`.
 
     * ``params``: ``[*B, 2 * dim]``, floating dtype; ``dim`` locations :math:`\mu`, then ``dim`` raw scales, as in :class:`Normal`.
     * action: ``[*B, dim]``, floating dtype. Outside the bounds the log-probability is :math:`-\infty`.
     * noise: ``[*B, dim]``, uniform. A sample is the inverse of the cumulative distribution function at the noise, with the gradient of
       that inverse.
 
-    Equals TorchRL's ``TruncatedNormal``, except in the tails: TorchRL limits cumulative probabilities to ``[1e-6, 1 - 1e-6]``.
+    The tails differ from TorchRL's, which limits cumulative probabilities to ``[1e-6, 1 - 1e-6]``.
 
     Args:
         dim: length of the action.
@@ -43,7 +44,7 @@ class TruncatedNormal(Normal):
     noise_kind = "uniform"
     low: Tensor
     high: Tensor
-    points: Tensor
+    points: Tensor  # the quadrature's points; `weights` are its weights
     weights: Tensor
 
     def __init__(
@@ -57,8 +58,9 @@ class TruncatedNormal(Normal):
         upscale: float = 5.0,
     ) -> None:
         super().__init__(dim, scale_mapping, scale_lb, tanh_loc, upscale)
-        buffers = dict(zip(("low", "high", "points", "weights"), (*box(low, high, self.dim), *gauss_legendre(28)), strict=True))
-        for name, buffer in buffers.items():
+        lower, upper = box(low, high, self.dim)
+        points, weights = gauss_legendre(28)
+        for name, buffer in (("low", lower), ("high", upper), ("points", points), ("weights", weights)):
             self.register_buffer(name, buffer, persistent=False)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
@@ -72,8 +74,9 @@ class TruncatedNormal(Normal):
         loc, scale = self.loc_and_scale(params)
         mode = self._clamp(loc)
         x = self._clamp(action.to(loc.dtype))
-        tilt, width = self._sides(loc, scale, mode)
+        tilt, width = self._tilt_and_width(loc, scale, mode)
         integral = half_normal_integral(tilt, width, self.points, self.weights).sum(-1)
+        # (z ** 2 - c ** 2) / 2 as a product of a difference and a sum
         exponent = 0.5 * ((x - mode) / scale) * ((x - loc + mode - loc) / scale)
         log_prob = (-exponent - scale.log() - integral.log()).sum(-1)
         return log_prob.masked_fill(outside.any(-1), -float("inf")).to(params.dtype)
@@ -81,7 +84,7 @@ class TruncatedNormal(Normal):
     def entropy(self, params: Tensor) -> Tensor:
         r"""Computes :math:`\sum_i \log\sigma_i + \log W_i + \tfrac12 \mathbb{E}[z_i^2 - c_i^2]`: ``[*B]``, dtype of ``params``."""
         loc, scale = self.loc_and_scale(params)
-        tilt, width = self._sides(loc, scale, self._clamp(loc))
+        tilt, width = self._tilt_and_width(loc, scale, self._clamp(loc))
         integral = half_normal_integral(tilt, width, self.points, self.weights).sum(-1)
         moment = half_normal_moment(tilt, width, self.points, self.weights).sum(-1)
         return (scale.log() + integral.log() + moment / integral).sum(-1).to(params.dtype)
@@ -91,7 +94,7 @@ class TruncatedNormal(Normal):
         return self._clamp(self.loc_and_scale(params)[0]).to(params.dtype)
 
     def noise(self, params: Tensor) -> Tensor:
-        """Draws uniform noise from 0 (included) to 1 (excluded): ``[*B, dim]``, float32 or float64."""
+        """Draws uniform noise from 0 (included) to 1 (excluded): ``[*B, dim]``, float64 for float64 ``params``, otherwise float32."""
         return draw("uniform", self.loc_and_scale(params)[0])
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
@@ -104,29 +107,31 @@ class TruncatedNormal(Normal):
         return (action + loc_slope * (loc - fixed_loc) + scale_slope * (scale - fixed_scale)).to(params.dtype)
 
     def _clamp(self, x: Tensor) -> Tensor:
+        """Limits ``x``, ``[*B, dim]``, to the box."""
         # Not torch.clamp: with one dimension, the ONNX export reads tensor bounds of one element as scalars.
         low, high = self.low.to(x.dtype), self.high.to(x.dtype)
         return torch.where(x < low, low, torch.where(x > high, high, x))
 
-    def _sides(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tuple[Tensor, Tensor]:
+    def _tilt_and_width(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tuple[Tensor, Tensor]:
         """Computes the tilt and the width of the half-normal integrals below and above the mode, each ``[*B, dim, 2]``.
 
-        The tilt is the slope of the log-density at the mode; the width is the distance from the mode to the bound. The unit is the scale.
+        The tilt is :meth:`_tilt`. The width is the distance from the mode to the lower or the upper bound, divided by the scale.
         """
         low, high = self.low.to(loc.dtype), self.high.to(loc.dtype)
         tilt = self._tilt(loc, scale, mode).unsqueeze(-1).expand(list(loc.shape) + [2])
         return tilt, torch.stack([mode - low, high - mode], -1) / scale.unsqueeze(-1)
 
     def _tilt(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tensor:
+        """Computes the absolute slope of the log-density at the mode, times the scale: ``[*B, dim]``."""
         return ((mode - loc) / scale).abs().clamp_max(1e15)  # the square of a larger number may overflow
 
     def _quantile(self, loc: Tensor, scale: Tensor, probability: Tensor) -> Tensor:
         """Inverts the cumulative distribution function at ``probability``.
 
-        Returns the signed distance from the mode, negative below it, in units of the scale.
+        Returns the distance from the mode divided by the scale, negative below the mode.
         """
         mode = self._clamp(loc)
-        tilt, width = self._sides(loc, scale, mode)
+        tilt, width = self._tilt_and_width(loc, scale, mode)
         below, above = half_normal_integral(tilt, width, self.points, self.weights).unbind(-1)
         beyond_mode = probability * (below + above) - below
         distance = half_normal_quantile(self._tilt(loc, scale, mode), beyond_mode.abs(), self.points, self.weights)
@@ -135,17 +140,16 @@ class TruncatedNormal(Normal):
     def _slopes(self, loc: Tensor, scale: Tensor, probability: Tensor, distance: Tensor) -> Tuple[Tensor, Tensor]:
         """Computes the derivatives of the quantile by the location and the scale, at a constant cumulative probability.
 
-        The arguments and both results are ``[*B, dim]``, float32 or float64.
+        The arguments and both results are ``[*B, dim]``, of one dtype, float32 or float64.
         """
         mode = self._clamp(loc)
-        c, below, above = (
-            (mode - loc) / scale,
-            (mode - self.low.to(loc.dtype)) / scale,
-            (self.high.to(loc.dtype) - mode) / scale,
-        )
-        # Density at each bound divided by the density at the quantile, times the probability on the far side of the quantile.
+        c = (mode - loc) / scale
+        below, above = (mode - self.low.to(loc.dtype)) / scale, (self.high.to(loc.dtype) - mode) / scale
+        # The density at each bound divided by the density at the quantile, times the probability on the other side of the quantile. The
+        # exponents are at most 80, because the exponential of 89 overflows in float32.
         at_low = (0.5 * (distance + below) * (2.0 * c + distance - below)).clamp_max(80.0).exp() * (1.0 - probability)
         at_high = (0.5 * (distance - above) * (2.0 * c + distance + above)).clamp_max(80.0).exp() * probability
-        # In a tail, distance / c bounds the derivative; without the limit, rounding errors could exceed it.
+        # In a tail, distance / c bounds the derivative. Without this limit, rounding errors could make the result larger than the bound.
+        # If the location is inside the box, c is 0 and there is no such bound: 0 / 0 counts as 1.
         loc_slope = torch.minimum((1.0 - at_low - at_high).clamp(0.0, 1.0), (distance / c).abs().nan_to_num(1.0))
         return loc_slope, c * loc_slope + distance + at_low * below - at_high * above
