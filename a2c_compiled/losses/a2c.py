@@ -11,14 +11,14 @@ from a2c_compiled._precision import clamped_log_ratio, widen
 
 
 class A2CLosses(NamedTuple):
-    """Result of :class:`~a2c_compiled.A2CLoss`. A field is None if the output is switched off.
+    """Result of :class:`~a2c_compiled.A2CLoss`. A field is None if the output is switched off or an input for it was not passed.
 
     Minimize the sum of the ``loss_*`` fields. These losses are scalars, or ``[*B]`` with ``reduction="none"``. The other fields are
     detached scalars for logging. All fields are floating: float32 for float16 and bfloat16 inputs.
 
     Fields:
         loss_objective: policy loss, ``-log_prob * advantage``.
-        loss_critic: critic loss, the distance between value target and value times ``critic_coef``.
+        loss_critic: critic loss, ``critic_coef`` times the distance between value target and value.
         entropy: mean entropy of the policy.
         loss_entropy: entropy loss, ``-entropy_coef * entropy``.
         value_clip_fraction: fraction of the steps at which ``clip_value`` limits the change of the value.
@@ -90,11 +90,11 @@ def a2c_loss(
             ``explained_variance`` is NaN or minus infinity if all value targets are equal.
 
     Returns:
-        :class:`A2CLosses`. The losses are scalars, or ``[*B]`` with ``reduction="none"``. Without any step the losses are 0. float16 and
+        :class:`A2CLosses`. The losses are scalars, or ``[*B]`` with ``reduction="none"``. If no step counts, the losses are 0. float16 and
         bfloat16 inputs give float32 losses.
 
     Raises:
-        ValueError: an option is unknown, a shape differs from that of ``log_prob``, or a required tensor is None.
+        ValueError: an option is unknown, a tensor does not have the shape of ``log_prob``, or a required tensor is None.
         TypeError: ``mask`` is not bool.
 
     Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016. The clipped value loss is TorchRL's. ``kl_approx`` is
@@ -112,7 +112,7 @@ def a2c_loss(
 
 
 def switched_off_outputs(dropped: List[str], diagnostics: bool) -> List[str]:
-    """Returns the names in ``dropped``, and those of the diagnostics unless ``diagnostics`` is set."""
+    """Returns the names in ``dropped``, and, if ``diagnostics`` is False, also the names of the diagnostics."""
     return dropped if diagnostics else dropped + ["explained_variance", "kl_approx"]
 
 
@@ -146,7 +146,7 @@ class Weights(NamedTuple):
 def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights, dropped: List[str]) -> A2CLosses:
     """Computes all outputs for which ``terms`` has the tensors, except those named in ``dropped``.
 
-    ``objective`` is the policy loss of each step, ``[*B]``.
+    ``objective`` is the policy loss of each step, ``[*B]``. None: ``loss_objective`` is None.
     """
     mask, reduction = terms.mask, weights.reduction
     loss_objective: Optional[Tensor] = None
@@ -195,7 +195,7 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
 def _critic_distance(
     new_state_value: Tensor, value_target: Tensor, terms: Terms, weights: Weights
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """Returns the critic's distance at each step, ``[*B]``, and the fraction of clipped steps (None without ``clip_value``).
+    """Returns the distance of the critic loss at each step, ``[*B]``, and the fraction of clipped steps (None without ``clip_value``).
 
     With ``clip_value``, ``distance = max(l(G, V), l(G, V_old + clip(V - V_old, -clip_value, clip_value)))``.
     """
@@ -208,7 +208,7 @@ def _critic_distance(
     state_value = zero_outside_mask("state_value", state_value, terms)
     change = new_state_value - state_value
     limit = clip_value.to(change.dtype)
-    limit = limit.masked_fill(limit == 0, float("inf"))  # 0 means no clipping, also if it is assigned after construction
+    limit = limit.masked_fill(limit == 0, float("inf"))  # 0 means no clipping, also if the user assigns it after construction
     clipped_change = change.clamp(-limit, limit)
     value_clip_fraction = _mean((change != clipped_change).to(change.dtype), terms.mask)
     clipped = critic_distance(value_target, state_value + clipped_change, weights.loss_critic_type)
@@ -227,18 +227,22 @@ def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type:
 
 
 def _explained_variance(state_value: Tensor, value_target: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """Computes ``1 - Var(value_target - state_value) / Var(value_target)`` over the steps in ``mask``."""
     return 1.0 - _variance(value_target - state_value, mask) / _variance(value_target, mask)
 
 
 def _variance(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """Returns the variance (not the unbiased one) of ``x`` over the steps in ``mask``. ``x`` must be 0 at all other steps."""
     return _mean(_zero_outside_mask(x - _mean(x, mask), mask).square(), mask)
 
 
 def _scale(loss: Tensor, coefficient: Optional[Tensor]) -> Tensor:
+    """Returns ``loss * coefficient``. None counts as 1."""
     return loss if coefficient is None else loss * coefficient.to(loss.dtype)
 
 
 def _reduce(loss: Tensor, reduction: str, mask: Optional[Tensor]) -> Tensor:
+    """Reduces the loss of each step, ``[*B]``, which must be 0 outside ``mask``, to a scalar, or returns it unchanged ("none")."""
     if reduction == "mean":
         return _mean(loss, mask)
     if reduction == "sum":
@@ -249,7 +253,7 @@ def _reduce(loss: Tensor, reduction: str, mask: Optional[Tensor]) -> Tensor:
 
 
 def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """Returns the mean of ``x`` over the steps in ``mask``, 0 if there are none. ``x`` must be 0 at all other steps."""
+    """Returns the mean of ``x`` over the steps in ``mask``, or 0 if no step counts. ``x`` must be 0 at all other steps."""
     if mask is None:
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
             if is_exporting():  # the exporter assumes that a dynamic size is at least 1, so max() would have no effect
@@ -261,13 +265,14 @@ def _mean(x: Tensor, mask: Optional[Tensor]) -> Tensor:
 def zero_outside_mask(name: str, tensor: Tensor, terms: Terms) -> Tensor:
     """Checks the shape of ``tensor`` and sets it to 0 at the steps that the mask excludes.
 
-    This precedes all computation, because NaN in a step would return in the gradient as ``0 * NaN``.
+    This precedes all computation: if the result of a NaN were masked instead, its gradient would be ``0 * NaN = NaN``.
     """
     check_shape(name, tensor, terms.log_prob)
     return _zero_outside_mask(tensor, terms.mask)
 
 
 def _zero_outside_mask(x: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """Converts ``x`` to its working dtype and sets it to 0 outside ``mask``."""
     return widen(x) if mask is None else widen(x).masked_fill(~mask, 0.0)
 
 

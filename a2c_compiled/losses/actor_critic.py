@@ -16,8 +16,8 @@ from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
-from a2c_compiled.losses.batch import Batch, experience, laid_out, like
-from a2c_compiled.losses.critic_inputs import chunks, concatenate, known, selected
+from a2c_compiled.losses.batch import Batch, experience, laid_out, match_dims
+from a2c_compiled.losses.critic_inputs import chunks, concatenate, replace_nan, take_observations
 from a2c_compiled.losses.detached_parameters import detach_parameters
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
 from a2c_compiled.recurrent import is_recurrent
@@ -26,7 +26,12 @@ ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
 
 class PolicyOutputs(NamedTuple):
-    """Distribution parameters, ``[*B, num_params]``, and log-probability of the actions of the rollout, ``[*B]``."""
+    """The outputs of the actor network for a batch.
+
+    Fields:
+        params: ``[*B, num_params]``, floating: parameters of the action distribution.
+        log_prob: ``[*B]``, dtype of ``params``: log-probability of the actions of the batch.
+    """
 
     params: Tensor
     log_prob: Tensor
@@ -35,7 +40,7 @@ class PolicyOutputs(NamedTuple):
 class CriticValues(NamedTuple):
     """Values of the observations and of the next observations, and the flags and the mask to use with them.
 
-    With ``shifted``, ``done`` is also true at the last step with a value, and ``mask`` excludes the steps after it.
+    With ``shifted``, ``done`` is also true at the last step that has a next value, and ``mask`` excludes the steps after that step.
     """
 
     state_value: Tensor
@@ -84,28 +89,28 @@ class ActorCritic(CoefficientModule):
         self.shifted = shifted
         self.shifted_budget = positive_int("shifted_budget", shifted_budget)
         self.target_critic_network = None
-        actors = {id(parameter) for parameter in self.actor_network.parameters()}
+        actor_parameters = {id(parameter) for parameter in self.actor_network.parameters()}
         if target_critic_network is not None:
             target = checked("target_critic_network", target_critic_network, nn.Module)
-            learning = actors | {id(parameter) for parameter in self.critic_network.parameters()}
-            if any(id(parameter) in learning for parameter in target.parameters()):
+            trained = actor_parameters | {id(parameter) for parameter in self.critic_network.parameters()}
+            if any(id(parameter) in trained for parameter in target.parameters()):
                 raise ValueError(
                     "target_critic_network: expected a network that shares no parameters with actor_network and critic_network"
                     " (use copy.deepcopy(critic_network)), got shared parameters"
                 )
             self.target_critic_network = target.requires_grad_(False)
         self.separate_losses = separate_losses
-        shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actors}
-        # Names of the parameters that the critic reads detached, so that the critic loss has no gradient for them.
-        self._held_out: List[str] = [
-            place
-            for place, name in parameter_names_by_location(self.critic_network).items()
+        shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actor_parameters}
+        # Names of the parameters that the critic reads detached, so that the critic loss has no gradient for these parameters.
+        self._detached_names: List[str] = [
+            location
+            for location, name in parameter_names_by_location(self.critic_network).items()
             if separate_losses and name in shared
         ]
 
     @torch.jit.unused
     def device(self) -> torch.device:
-        """Returns the device of the actor network."""
+        """Returns the device of the actor network, or the CPU if the network has no parameters."""
         return next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
 
     def policy(self, observation: Tensor, action: Tensor) -> PolicyOutputs:
@@ -116,7 +121,8 @@ class ActorCritic(CoefficientModule):
     def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:
         """Computes the values of the observations and next observations of ``batch``; ``time_dim`` is the batch's dimension of time.
 
-        ``with_gradient`` applies to the observations. With ``shifted`` it applies to the one pass over both.
+        ``with_gradient``: whether the values of the observations have a gradient. With ``shifted``, one pass computes all values, and
+        ``with_gradient`` applies to all of them.
         """
         reward, next_observation, done = experience(batch)
         if self.shifted:
@@ -127,7 +133,7 @@ class ActorCritic(CoefficientModule):
                 f"reward: expected one entry for each of the {state_value.size(0)} leading entries of observation,"
                 f" got shape {list(laid_out(reward, batch.extra_dims).shape)}"
             )
-        next_state_value = self._next_values(known(next_observation, batch.observation))
+        next_state_value = self._next_values(replace_nan(next_observation, batch.observation))
         return CriticValues(state_value, next_state_value, done, batch.terminated, batch.mask)
 
     def _shifted_values(
@@ -148,7 +154,7 @@ class ActorCritic(CoefficientModule):
         dim = time_dim % max(reward.dim() + batch.extra_dims, 1)
         slots = shifted_slots(done, terminated, dim, self.shifted_budget)
         both = concatenate(batch.observation, next_observation, dim)
-        values = like(self.critic(selected(both, slots.source, dim), with_gradient), slots.source)
+        values = match_dims(self.critic(take_observations(both, slots.source, dim), with_gradient), slots.source)
         mask = batch.mask
         return CriticValues(
             take_steps(values, slots.observation, dim),
@@ -177,6 +183,7 @@ class ActorCritic(CoefficientModule):
             return self._values_in_chunks(next_observation, True)
 
     def _values_in_chunks(self, observation: Tensor, of_target: bool) -> Tensor:
+        """Runs :meth:`_value` on each chunk of ``observation`` and concatenates the values."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
             if is_exporting():  # the number of chunks would depend on the size, which is dynamic in an exported graph
                 return self._value(observation, of_target)
@@ -188,15 +195,16 @@ class ActorCritic(CoefficientModule):
         return torch.cat(values)
 
     def _value(self, observation: Tensor, of_target: bool) -> Tensor:
+        """Runs the target critic if ``of_target`` and there is one, otherwise the critic, which reads shared parameters detached."""
         if self.target_critic_network is not None:  # noqa: SIM102 - TorchScript would compile the call although the network is None
             if of_target:
                 return self.target_critic_network(observation)
         if torch.jit.is_scripting():
             return self.critic_network(observation)
-        if not self._held_out:
+        if not self._detached_names:
             return self.critic_network(observation)
         parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
-        detached = {name: parameters[name].detach() for name in self._held_out}
+        detached = {name: parameters[name].detach() for name in self._detached_names}
         return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)
 
     def __prepare_scriptable__(self) -> Any:
@@ -205,11 +213,11 @@ class ActorCritic(CoefficientModule):
         TorchScript has no ``functional_call``. If the critic reads parameters detached, the returned module has a traced critic that
         contains the ``detach`` calls.
         """
-        if not self._held_out:
+        if not self._detached_names:
             return self
         prepared = copy.copy(self)
-        prepared._modules = {**self._modules, "critic_network": detach_parameters(self.critic_network, self._held_out)}
-        prepared._held_out = []
+        prepared._modules = {**self._modules, "critic_network": detach_parameters(self.critic_network, self._detached_names)}
+        prepared._detached_names = []
         return prepared
 
 

@@ -20,7 +20,7 @@ class AdvantageNorm(CoefficientModule):
 
         Args:
             value_target: any shape, floating: the returns.
-            mask: shape of ``value_target``, bool: entries that count. None means all.
+            mask: shape of ``value_target``, bool: entries that count. None: all entries count.
         """
         raise NotImplementedError
 
@@ -37,8 +37,8 @@ class PercentileNorm(AdvantageNorm):
             \quad q \in \{q_\text{low}, q_\text{high}\} \\
         \text{scale} &= \max(\text{min\_scale},\ \bar q_\text{high} - \bar q_\text{low})
 
-    Both averages start at 0. ``min_scale`` prevents small, noisy returns from being amplified. The averages are float64 and keep this
-    dtype when the module is converted to another one.
+    Both averages start at 0. ``min_scale`` prevents the amplification of small, noisy returns. The averages stay in float64 when the
+    module changes dtype.
 
     Args:
         quantiles: lower and upper quantile, two ascending numbers from 0 to 1.
@@ -73,11 +73,11 @@ class PercentileNorm(AdvantageNorm):
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
         """Moves the averages towards the quantiles of ``value_target``.
 
-        The averages stay unchanged if no entry counts or if a quantile is NaN or infinite.
+        An average stays unchanged if no entry counts or if its quantile is NaN or infinite.
 
         Args:
             value_target: any shape, floating: the returns.
-            mask: shape of ``value_target``, bool: entries that count. None means all.
+            mask: shape of ``value_target``, bool: entries that count. None: all entries count.
         """
         if value_target.numel() == 0:
             return
@@ -97,13 +97,13 @@ class PercentileNorm(AdvantageNorm):
 
 
 def _quantile(ordered: Tensor, count: Tensor, quantile: float) -> Tensor:
-    """Returns the quantile of the first ``count`` entries of ``ordered``, with linear interpolation.
+    """Returns the quantile of the first ``count`` entries of ``ordered``, with linear interpolation: ``[]``, float64.
 
-    Not ``torch.quantile``, which has no mask and limits the number of elements.
+    The code does not call ``torch.quantile``, which has no mask and limits the number of elements.
     """
     last = (count - 1).clamp_min(0).double()
-    place = quantile * last
-    below = place.floor()
+    position = quantile * last
+    below = position.floor()
     # gather, because indexing with a 0-d tensor would read device memory on the host.
     neighbours = ordered.gather(0, torch.stack([below, torch.minimum(below + 1, last)]).long()).double()
-    return torch.lerp(neighbours[0], neighbours[1], place - below)
+    return torch.lerp(neighbours[0], neighbours[1], position - below)

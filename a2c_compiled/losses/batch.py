@@ -1,6 +1,7 @@
 """Checks the inputs of the loss and brings them to one shape. TorchScript compiles this file.
 
-Steps that the mask excludes may hold NaN or infinity; these become 0 here.
+Steps that the mask excludes may hold NaN or infinity. This file sets those of observations, actions, rewards and ``sample_log_prob`` to 0;
+``losses/a2c.py`` sets the other tensors to 0.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -14,9 +15,9 @@ from a2c_compiled.losses.a2c import check_mask, check_shape
 class Batch(NamedTuple):
     """The arguments of ``A2CLoss.forward`` except ``action`` and ``noise``.
 
-    After :func:`shaped`, every per-step tensor has the shape ``[*B]`` of the log-probability. Exception: with an estimator of several
-    agents, ``reward``, ``done``, ``terminated``, ``steps_to_next_obs`` and ``group`` keep their shapes, because they may lack the dimension
-    of agents.
+    After :func:`shaped`, every per-step tensor has the shape ``[*B]`` of the log-probability. But with an estimator of several agents,
+    ``reward``, ``done``, ``terminated``, ``steps_to_next_obs`` and ``group`` keep their shapes, because they may lack the dimension of
+    agents.
     """
 
     observation: Tensor
@@ -31,7 +32,8 @@ class Batch(NamedTuple):
     mask: Optional[Tensor] = None
     steps_to_next_obs: Optional[Tensor] = None
     group: Optional[Tensor] = None
-    # Number of dimensions of the given reward minus that of [*B]: 1 for [*B, 1]. The value estimator gets this layout again.
+    # The number of dimensions of the reward that the user passed, minus the number of dimensions of [*B]: 1 for [*B, 1]. The value
+    # estimator receives its inputs with the dimensions of that reward, because its time_dim refers to them.
     extra_dims: int = 0
 
 
@@ -46,39 +48,40 @@ def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
 
 
 def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: bool) -> Batch:
-    """Returns ``batch`` with the shapes that :class:`Batch` describes, and with 0 in place of NaN and infinity at masked-out steps.
+    """Returns ``batch`` with the shapes that :class:`Batch` describes.
 
-    ``observation`` replaces ``batch.observation``: it is the observation after :func:`finite`.
+    At the steps that the mask excludes, 0 replaces NaN and infinity in ``reward``, ``next_observation`` and ``sample_log_prob``.
+    ``observation``, the result of :func:`zero_nonfinite`, replaces ``batch.observation``. If ``batch`` has an advantage, the fields that
+    only the value estimator reads become None.
     """
     mask = batch.mask
-    sample_log_prob = _finite_or_none("sample_log_prob", batch.sample_log_prob, mask)
-    state_value = _like_or_none("state_value", batch.state_value, log_prob)
-    sample_log_prob = _like_or_none("sample_log_prob", sample_log_prob, log_prob)
+    sample_log_prob = _zero_nonfinite_or_none("sample_log_prob", batch.sample_log_prob, mask)
+    state_value = _match_dims_or_none("state_value", batch.state_value, log_prob)
+    sample_log_prob = _match_dims_or_none("sample_log_prob", sample_log_prob, log_prob)
     if mask is not None:
-        mask = like(mask, log_prob)
+        mask = match_dims(mask, log_prob)
         check_shape("mask", mask, log_prob)
     advantage = batch.advantage
     if advantage is not None:  # the loss then reads neither rewards nor next observations
         _check_tensor("advantage", advantage)
-        advantage = like(advantage, log_prob)
-        value_target = _like_or_none("value_target", batch.value_target, log_prob)
+        advantage = match_dims(advantage, log_prob)
+        value_target = _match_dims_or_none("value_target", batch.value_target, log_prob)
         return Batch(observation, None, None, None, None, advantage, value_target, state_value, sample_log_prob, mask)
-    reward = _finite_or_none("reward", batch.reward, batch.mask)
-    next_observation = _finite_or_none("next_observation", batch.next_observation, batch.mask)
+    reward = _zero_nonfinite_or_none("reward", batch.reward, batch.mask)
+    next_observation = _zero_nonfinite_or_none("next_observation", batch.next_observation, batch.mask)
     done, terminated, steps, group = batch.done, batch.terminated, batch.steps_to_next_obs, batch.group
     extra_dims = 0
     if reward is not None and not several_agents:
-        # This check precedes the reshaping: with shapes [T, N, 1] and [T, N], time_dim=-2 would mean different dimensions.
-        if list(reward.shape[:1]) == list(
-            log_prob.shape[:1]
-        ):  # otherwise the reward has the wrong shape: a later check reports it
+        # These checks precede the reshaping: with shapes [T, N, 1] and [T, N], time_dim=-2 would mean different dimensions.
+        has_same_length = list(reward.shape[:1]) == list(log_prob.shape[:1])
+        if has_same_length:  # otherwise the reward has the wrong shape, which a later check reports
             _check_like_reward("done", done, reward)
             _check_like_reward("terminated", terminated, reward)
-        given_dims = reward.dim()
-        reward = like(reward, log_prob)
-        extra_dims = given_dims - reward.dim()
-        done, terminated = _like_or_none("done", done, log_prob), _like_or_none("terminated", terminated, log_prob)
-        steps, group = _like_or_none("steps_to_next_obs", steps, log_prob), _like_or_none("group", group, log_prob)
+        dims_as_passed = reward.dim()
+        reward = match_dims(reward, log_prob)
+        extra_dims = dims_as_passed - reward.dim()
+        done, terminated = _match_dims_or_none("done", done, log_prob), _match_dims_or_none("terminated", terminated, log_prob)
+        steps, group = _match_dims_or_none("steps_to_next_obs", steps, log_prob), _match_dims_or_none("group", group, log_prob)
     return Batch(
         observation,
         reward,
@@ -97,6 +100,7 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
 
 
 def _check_like_reward(name: str, flag: Optional[Tensor], reward: Tensor) -> None:
+    """Raises TypeError or ValueError unless ``flag`` is None or a tensor with the shape of ``reward``."""
     if flag is not None:
         _check_tensor(name, flag)
         if flag.shape != reward.shape:
@@ -104,6 +108,7 @@ def _check_like_reward(name: str, flag: Optional[Tensor], reward: Tensor) -> Non
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
+    """Raises TypeError unless ``tensor`` is a tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor)}")
 
@@ -112,24 +117,27 @@ def experience(batch: Batch) -> Tuple[Tensor, Tensor, Tensor]:
     """Returns ``reward``, ``next_observation`` and ``done``. Raises ValueError if one of them is None."""
     reward, next_observation, done = batch.reward, batch.next_observation, batch.done
     if reward is None:
-        raise ValueError("reward: expected a tensor where no advantage is given, got None")
+        raise ValueError("reward: expected a tensor if no advantage is given, got None")
     if next_observation is None:
-        raise ValueError("next_observation: expected a tensor where no advantage is given, got None")
+        raise ValueError("next_observation: expected a tensor if no advantage is given, got None")
     if done is None:
-        raise ValueError("done: expected a tensor where no advantage is given, got None")
+        raise ValueError("done: expected a tensor if no advantage is given, got None")
     return reward, next_observation, done
 
 
-def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
-    """Returns ``tensor`` with 0 in place of NaN and infinity at the steps that ``mask`` excludes."""
+def zero_nonfinite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
+    """Returns ``tensor`` with 0 in place of NaN and infinity at the steps that ``mask`` excludes.
+
+    Raises ValueError if the shape of ``mask`` does not fit the leading dimensions of ``tensor``. The message contains ``name``.
+    """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(tensor, tuple):
-            return tuple(finite(name, part, mask) for part in tensor)
+            return tuple(zero_nonfinite(name, part, mask) for part in tensor)
     if not tensor.is_floating_point():
         return tensor
     counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
     for i in range(counts.dim()):
-        if tensor.size(i) == 1 and counts.size(i) > 1:  # all agents share this entry: it counts if it counts for one of them
+        if tensor.size(i) == 1 and counts.size(i) > 1:  # all agents share the entry, which counts if any agent's mask is True
             counts = counts.any(i, keepdim=True)
         if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
             raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
@@ -138,12 +146,16 @@ def finite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     return tensor.masked_fill(~(counts | tensor.isfinite()), 0.0)
 
 
-def _finite_or_none(name: str, tensor: Optional[Tensor], mask: Optional[Tensor]) -> Optional[Tensor]:
-    return tensor if tensor is None or mask is None else finite(name, tensor, mask)
+def _zero_nonfinite_or_none(name: str, tensor: Optional[Tensor], mask: Optional[Tensor]) -> Optional[Tensor]:
+    """Returns ``zero_nonfinite(name, tensor, mask)``, or ``tensor`` unchanged if either is None."""
+    return tensor if tensor is None or mask is None else zero_nonfinite(name, tensor, mask)
 
 
-def like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """Adds or removes a last dimension of size 1 so that ``tensor`` has as many dimensions as ``reference``, if that is possible."""
+def match_dims(tensor: Tensor, reference: Tensor) -> Tensor:
+    """Adds or removes a last dimension of size 1 so that ``tensor`` has as many dimensions as ``reference``.
+
+    Returns ``tensor`` unchanged if this cannot make the numbers of dimensions equal.
+    """
     if tensor.dim() == reference.dim() + 1 and tensor.size(-1) == 1:
         return tensor.squeeze(-1)
     if tensor.dim() + 1 == reference.dim() and reference.size(-1) == 1:
@@ -151,15 +163,16 @@ def like(tensor: Tensor, reference: Tensor) -> Tensor:
     return tensor
 
 
-def _like_or_none(name: str, tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
+def _match_dims_or_none(name: str, tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
+    """Returns ``match_dims(tensor, reference)``, or None if ``tensor`` is None. Raises TypeError if it is not a tensor."""
     if tensor is None:
         return None
     _check_tensor(name, tensor)
-    return like(tensor, reference)
+    return match_dims(tensor, reference)
 
 
 def laid_out(tensor: Tensor, extra_dims: int) -> Tensor:
-    """Returns ``tensor``, ``[*B]``, in the layout that the reward had, see ``extra_dims`` of :class:`Batch`."""
+    """Returns ``tensor``, ``[*B]``, with the dimensions of the reward that the user passed, see ``extra_dims`` of :class:`Batch`."""
     if extra_dims == 1:
         return tensor.unsqueeze(-1)
     return tensor.squeeze(-1) if extra_dims == -1 else tensor
@@ -172,7 +185,7 @@ def laid_out_or_none(tensor: Optional[Tensor], extra_dims: int) -> Optional[Tens
 
 def check_values(values: Tensor, reference: Tensor, name: str) -> None:
     """Raises ValueError unless the critic's ``values`` have the shape of ``reference``, with or without a last dimension of 1."""
-    if like(values, reference).shape != reference.shape:
+    if match_dims(values, reference).shape != reference.shape:
         raise ValueError(
             f"critic_network: expected values of the shape of {name}, {list(reference.shape)}, with or without a last dimension of 1,"
             f" got {list(values.shape)}"

@@ -12,21 +12,21 @@ from a2c_compiled.losses.shifted import take_steps
 
 
 def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tensor:
-    """Concatenates both arguments along ``dim``, with NaN in ``next_observation`` replaced as in :func:`known`."""
+    """Concatenates ``observation`` and the result of :func:`replace_nan` along ``dim``."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
             return tuple(concatenate(*pair, dim) for pair in _pairs(observation, next_observation))
-    return torch.cat([observation, known(next_observation, observation)], dim)
+    return torch.cat([observation, replace_nan(next_observation, observation)], dim)
 
 
-def known(next_observation: Tensor, observation: Tensor) -> Tensor:
-    """Returns ``next_observation`` with NaN replaced by the entries of ``observation``.
+def replace_nan(next_observation: Tensor, observation: Tensor) -> Tensor:
+    """Returns ``next_observation`` with the entries of ``observation`` in place of NaN.
 
-    NaN would reach the critic's gradient even where its value is multiplied by 0.
+    NaN would reach the critic's gradient even where the value of the next observation is multiplied by 0.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
-            return tuple(known(next_part, part) for part, next_part in _pairs(observation, next_observation))
+            return tuple(replace_nan(next_part, part) for part, next_part in _pairs(observation, next_observation))
     if observation.shape != next_observation.shape:
         raise ValueError(
             f"next_observation: expected the shape of observation, {list(observation.shape)}, got {list(next_observation.shape)}"
@@ -38,6 +38,7 @@ def known(next_observation: Tensor, observation: Tensor) -> Tensor:
 
 @torch.jit.unused
 def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]) -> List[Tuple[Tensor, Tensor]]:
+    """Returns the pairs of parts of two tuples. Raises ValueError unless ``next_observation`` is a tuple of the same length."""
     if not isinstance(next_observation, tuple) or len(next_observation) != len(observation):
         got = f"a tuple of {len(next_observation)}" if isinstance(next_observation, tuple) else type(next_observation).__name__
         raise ValueError(f"next_observation: expected a tuple of {len(observation)} tensors like observation, got {got}")
@@ -47,7 +48,7 @@ def _pairs(observation: Tuple[Tensor, ...], next_observation: Tuple[Tensor, ...]
 def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
     """Splits ``observation`` along the first dimension: into pieces of ``size``, or, if ``size`` is 0, into ``count`` pieces.
 
-    There are fewer than ``count`` pieces if ``observation`` has fewer entries: no piece is empty.
+    If ``observation`` has fewer than ``count`` entries, each entry is one piece. Without entries, there is one empty piece.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
@@ -57,15 +58,15 @@ def chunks(observation: Tensor, size: int, count: int) -> List[Tensor]:
     entries = observation.size(0)
     count = max(1, min(count, entries))
     pieces: List[Tensor] = []
-    for i in range(count):  # not tensor_split: torch.compile would recompile it for each remainder
+    for i in range(count):  # not tensor_split, which torch.compile would recompile for each remainder
         begin, end = i * entries // count, (i + 1) * entries // count
         pieces.append(observation.narrow(0, begin, end - begin))
     return pieces
 
 
-def selected(observation: Tensor, index: Tensor, dim: int) -> Tensor:
+def take_observations(observation: Tensor, index: Tensor, dim: int) -> Tensor:
     """Applies :func:`take_steps` to ``observation``, or to each tensor of a tuple."""
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(observation, tuple):
-            return tuple(selected(part, index, dim) for part in observation)
+            return tuple(take_observations(part, index, dim) for part in observation)
     return take_steps(observation, index, dim)

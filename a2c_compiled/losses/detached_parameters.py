@@ -1,6 +1,6 @@
 """Rewrites a critic so that it reads some of its parameters detached.
 
-TorchScript needs this, because it has no ``torch.func.functional_call``.
+TorchScript needs the rewritten critic, because TorchScript has no ``torch.func.functional_call``.
 """
 
 from typing import List
@@ -8,7 +8,7 @@ from typing import List
 from torch import fx, nn
 
 
-class _TracerInto(fx.Tracer):
+class _ParameterTracer(fx.Tracer):
     """Traces into the modules that own one of ``parameters``, so that each use of such a parameter becomes a node of the graph."""
 
     def __init__(self, parameters: List[str]) -> None:
@@ -16,19 +16,20 @@ class _TracerInto(fx.Tracer):
         self.owners = {name.rpartition(".")[0] for name in parameters}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Returns False for a module that owns one of the parameters or contains such a module."""
         if any(f"{owner}.".startswith(f"{module_qualified_name}.") for owner in self.owners):
             return False
         return super().is_leaf_module(m, module_qualified_name)
 
 
 def detach_parameters(network: nn.Module, parameters: List[str]) -> nn.Module:
-    """Returns a traced copy of ``network`` that shares its parameters and detaches those named in ``parameters`` at each use.
+    """Traces ``network``. The result shares the parameters of ``network`` and detaches those named in ``parameters`` at each use.
 
     Raises:
         TypeError: torch.fx cannot trace ``network``.
     """
     try:
-        graph = _TracerInto(parameters).trace(network)
+        graph = _ParameterTracer(parameters).trace(network)
     except Exception as error:
         raise TypeError(
             "critic_network: expected a network that torch.fx can trace, because TorchScript has to detach the parameters that it shares"

@@ -15,24 +15,24 @@ from a2c_compiled.losses.batch import (
     check_action,
     check_values,
     experience,
-    finite,
     laid_out,
     laid_out_or_none,
-    like,
+    match_dims,
     shaped,
+    zero_nonfinite,
 )
 
 
 class Estimates(NamedTuple):
-    """Inputs of the losses that do not come from the actor, each ``[*B]`` or None.
+    """Inputs of the losses that do not come from the actor, each ``[*B]``. All fields except ``advantage`` may be None.
 
     Fields:
-        new_state_value: floating: value by the critic that is trained, with gradient if the critic loss needs it.
-        advantage: floating.
+        new_state_value: floating: value by the critic that is trained, with gradient if the critic loss needs the gradient.
+        advantage: floating: the advantage of each step.
         value_target: floating: the return that the critic learns to predict.
-        state_value: floating: value at the time of the rollout. If it was not given and the advantage is computed here, it is
+        state_value: floating: value at the time of the rollout. If the caller passed neither this value nor an advantage, the field is
             ``new_state_value``, detached.
-        mask: bool: steps that count. None means all.
+        mask: bool: steps that count. None: all steps count.
     """
 
     new_state_value: Optional[Tensor]
@@ -50,7 +50,7 @@ class EstimatingActorCritic(ActorCritic):
         self.advantage_norm = None if advantage_norm is None else checked("advantage_norm", advantage_norm, AdvantageNorm)
 
     def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> Self:
-        """Sets the value estimator, on the device of the coefficients, and returns the loss.
+        """Sets the value estimator, moves it to the device of the loss's coefficients, and returns the loss.
 
         Arguments and errors: see :func:`a2c_compiled.estimators.make_value_estimator`.
         """
@@ -77,16 +77,17 @@ class EstimatingActorCritic(ActorCritic):
 
         To get the losses of a minibatch, pass slices of ``advantage``, ``value_target``, ``state_value`` and ``mask`` to
         :meth:`a2c_compiled.A2CLoss.forward`. In training mode, the method also updates the advantage norm, as a call with a rollout
-        does. Not available in TorchScript.
+        does. TorchScript does not have this method.
 
         Returns:
-            :class:`Estimates`, each ``[*B]``, floating (``mask`` is bool).
+            :class:`Estimates`: ``[*B]``, floating (``mask`` is bool, or None if every step counts).
 
         Arguments, shapes, dtypes and errors: see :meth:`a2c_compiled.A2CLoss.forward`.
         """
-        experiences = reward, next_observation, done, terminated
-        more = state_value, sample_log_prob, mask, steps_to_next_obs, group
-        policy, batch = self._read(Batch(observation, *experiences, None, None, *more), action)
+        transitions = reward, next_observation, done, terminated
+        no_estimates = None, None  # advantage and value_target
+        others = state_value, sample_log_prob, mask, steps_to_next_obs, group
+        policy, batch = self._read(Batch(observation, *transitions, *no_estimates, *others), action)
         return self._estimated(batch, policy.log_prob, False)
 
     def _read(self, entries: Batch, action: Tensor) -> Tuple[PolicyOutputs, Batch]:
@@ -97,23 +98,23 @@ class EstimatingActorCritic(ActorCritic):
         observation, mask = entries.observation, entries.mask
         check_action(action, mask)
         if mask is not None:
-            observation, action = finite("observation", observation, mask), finite("action", action, mask)
+            observation, action = zero_nonfinite("observation", observation, mask), zero_nonfinite("action", action, mask)
         policy = self.policy(observation, action)
         return policy, shaped(entries, observation, policy.log_prob, self.value_estimator.several_agents)
 
     def _given(self, batch: Batch, advantage: Tensor, log_prob: Tensor, wants_critic: bool) -> Estimates:
-        """Returns the given advantage and value target, with the critic's values if ``wants_critic``."""
+        """Returns the advantage and the value target that the caller passed, with the critic's values if ``wants_critic``."""
         new_state_value: Optional[Tensor] = None
         if wants_critic:
             new_state_value = self.critic(batch.observation, True)
             check_values(new_state_value, log_prob, "the actions")
-            new_state_value = like(new_state_value, log_prob)
+            new_state_value = match_dims(new_state_value, log_prob)
         return Estimates(new_state_value, advantage, batch.value_target, batch.state_value, batch.mask)
 
     def _estimated(self, batch: Batch, log_prob: Tensor, with_gradient: bool) -> Estimates:
-        """Computes advantage and value target by the value estimator, without gradient to the networks.
+        """Computes advantage and value target with the value estimator, without gradient to the networks.
 
-        ``with_gradient`` applies to ``new_state_value``.
+        ``with_gradient``: whether ``new_state_value`` has a gradient.
         """
         several_agents = self.value_estimator.several_agents
         if self.shifted and several_agents:
@@ -123,7 +124,10 @@ class EstimatingActorCritic(ActorCritic):
         reward, extra_dims = experience(batch)[0], batch.extra_dims
         if not several_agents:
             check_values(value, reward, "reward")
-            value, next_value = laid_out(like(value, reward), extra_dims), laid_out(like(next_value, reward), extra_dims)
+            value, next_value = (
+                laid_out(match_dims(value, reward), extra_dims),
+                laid_out(match_dims(next_value, reward), extra_dims),
+            )
         # Environments may return float64 rewards; the estimator needs the dtype of the values.
         if reward.is_floating_point():
             reward = reward.to(value.dtype)
@@ -133,8 +137,8 @@ class EstimatingActorCritic(ActorCritic):
             sample_log_prob = batch.sample_log_prob
             if sample_log_prob is None:
                 raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
-            log_pi = like(log_prob.detach(), value).to(reward.dtype)
-            log_mu = like(sample_log_prob, value).to(reward.dtype)
+            log_pi = match_dims(log_prob.detach(), value).to(reward.dtype)
+            log_mu = match_dims(sample_log_prob, value).to(reward.dtype)
         mask = values.mask
         estimate = self.value_estimator(
             value,
@@ -146,12 +150,12 @@ class EstimatingActorCritic(ActorCritic):
             log_mu,
             laid_out_or_none(batch.steps_to_next_obs, extra_dims),
             laid_out_or_none(batch.group, extra_dims),
-            None if mask is None else like(mask, value),
+            None if mask is None else match_dims(mask, value),
         )
-        value_target, state_value = like(estimate.value_target, log_prob), like(values.state_value, log_prob)
-        if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although it is None
+        value_target, state_value = match_dims(estimate.value_target, log_prob), match_dims(values.state_value, log_prob)
+        if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although there is no norm
             if self.advantage_norm.training:
                 self.advantage_norm.update(value_target, mask)
         old_value = batch.state_value
         old_value = state_value.detach() if old_value is None else old_value
-        return Estimates(state_value, like(estimate.advantage, log_prob), value_target, old_value, mask)
+        return Estimates(state_value, match_dims(estimate.advantage, log_prob), value_target, old_value, mask)

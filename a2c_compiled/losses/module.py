@@ -55,13 +55,13 @@ class A2CLoss(EstimatingActorCritic):
     ``out_keys`` to compute only these outputs.
 
     Args:
-        actor_network: the actor network. ``actor`` is an alias and takes precedence.
-        critic_network: the critic network. ``critic`` is an alias and takes precedence.
+        actor_network: maps an observation to the distribution parameters. ``actor`` is an alias and takes precedence.
+        critic_network: maps an observation to the values. ``critic`` is an alias and takes precedence.
         distribution: the action distribution, one of :mod:`a2c_compiled.distributions`.
-        value_estimator: the value estimator, as any value that :func:`~a2c_compiled.estimators.make_value_estimator` accepts. None means
-            GAE with ``gamma=0.99`` and ``lmbda=0.95``.
-        entropy_coef: :math:`c_\text{entropy}`, a number or a one-element tensor. If it is 0 here, both entropy outputs are switched off
-            permanently; start with a small positive number if you want to raise it later.
+        value_estimator: any value that :func:`~a2c_compiled.estimators.make_value_estimator` accepts. None means GAE with ``gamma=0.99``
+            and ``lmbda=0.95``.
+        entropy_coef: :math:`c_\text{entropy}`, a number or a one-element tensor. 0 at construction switches off both entropy outputs
+            permanently; start with a small positive number if you want to raise the coefficient later.
         critic_coef: :math:`c_\text{critic}`, a number or a one-element tensor. None switches off all critic outputs.
         loss_critic_type: :math:`\ell`: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
         entropy_bonus: False switches off both entropy outputs.
@@ -81,7 +81,7 @@ class A2CLoss(EstimatingActorCritic):
             next observation of a step is the observation of the next step, except at ``done`` steps. n-step data does not fulfil this
             requirement.
         shifted_budget: number of next observations, per trajectory, that the one pass can hold. The last step uses one; each truncated
-            step before it uses another. If there are more, the last steps of the trajectory do not count and the trajectory ends earlier.
+            step before the last one uses another. If a trajectory has more, it ends earlier: its last steps do not count.
         value_chunk_size: largest number of leading entries of the observations in one call of the critic, to save memory. None: no limit.
         num_chunks: number of calls among which the leading entries are divided; not together with ``value_chunk_size``. Exported graphs
             ignore both options and run the critic once.
@@ -175,6 +175,7 @@ class A2CLoss(EstimatingActorCritic):
         self._dropped = []
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Raises AttributeError for TorchRL's ``entropy_coeff`` and ``critic_coeff``, which would be attributes without effect."""
         if name in ("entropy_coeff", "critic_coeff"):
             raise AttributeError(f"{name}: use {name[:-1]}")
         super().__setattr__(name, value)
@@ -183,8 +184,8 @@ class A2CLoss(EstimatingActorCritic):
     def out_keys(self) -> Tuple[str, ...]:
         """Names of the outputs that the loss computes, in the order of :class:`A2CLosses`; all other outputs are None.
 
-        ``kl_approx`` is included with ``diagnostics``, although it is None in calls without ``sample_log_prob``. Assign a sequence of names
-        to compute only these outputs. An unknown name raises ValueError.
+        With ``diagnostics``, the names include ``kl_approx``, although this output is None in calls without ``sample_log_prob``. Assign a
+        sequence of names to compute only these outputs. An unknown name raises ValueError.
         """
         switched_off = set(self._switched_off_outputs())
         if not self.entropy_bonus:
@@ -218,38 +219,38 @@ class A2CLoss(EstimatingActorCritic):
         group: Optional[Tensor] = None,
         noise: Optional[Tensor] = None,
     ) -> A2CLosses:
-        """Computes the losses of a batch. There are two ways to call it.
+        """Computes the losses of a batch. There are two ways to call this method.
 
         * With a rollout: pass ``reward``, ``next_observation``, ``done`` and, if episodes can be truncated, ``terminated``. The value
           estimator computes advantage and value target, without gradient. The critic runs on the observations, once for the estimator
           and the critic loss together, and on the next observations, without gradient (in one pass with ``shifted``).
-        * With advantages: pass ``advantage`` and, for the critic loss, ``value_target``. The arguments of the first way, and
-          ``steps_to_next_obs`` and ``group``, are then not read.
+        * With advantages: pass ``advantage`` and, for the critic loss, ``value_target``. The loss then does not read the arguments of the
+          first way, ``steps_to_next_obs`` and ``group``.
 
-        The batch shape ``[*B]`` is that of the log-probability. Tensors with the shape ``[*B]`` below, except ``action``, may also have the
-        shape ``[*B, 1]``. ``reward``, ``done`` and ``terminated`` must have one shape. The ``time_dim`` of the value estimator refers to
-        this shape: the default -2 fits ``[T, N]`` and ``[N, T, 1]``. With :class:`~a2c_compiled.estimators.MultiAgentGAE`, rewards and
-        flags may lack the dimension of agents.
+        The batch shape ``[*B]`` is the shape of the log-probability. Tensors with the shape ``[*B]`` below, except ``action``, may also
+        have the shape ``[*B, 1]``. ``reward``, ``done`` and ``terminated`` must have one shape. The ``time_dim`` of the value
+        estimator refers to this one shape: the default -2 fits ``[T, N]`` and ``[N, T, 1]``. With
+        :class:`~a2c_compiled.estimators.MultiAgentGAE`, rewards and flags may lack the dimension of agents.
 
         Args:
             observation: ``[*B, ...]``: input of the networks; a tensor or, except in TorchScript, a tuple of tensors.
             action: ``[*B]`` or ``[*B, dim]``, with the dtype and shape that the distribution expects; must not require grad.
             reward: ``[*B]``, floating.
             next_observation: shape and dtype of ``observation``. At a ``done`` step it is the last observation before the reset. NaN
-                entries count as unknown and are replaced by those of ``observation``.
+                means unknown: the loss reads the entry of ``observation`` instead.
             done: ``[*B]``, bool: the last step of an episode, terminated or truncated.
             terminated: ``[*B]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means ``terminated = done``.
             advantage: ``[*B]``, floating: advantage. Pass it detached; the loss does not detach it.
             value_target: ``[*B]``, floating: value target. Only read with ``advantage``.
-            state_value: ``[*B]``, floating: value at the time of the rollout, for ``clip_value``. If it is None and the advantage is
-                computed here, the current value is used, as in TorchRL, and nothing is clipped.
+            state_value: ``[*B]``, floating: value at the time of the rollout, for ``clip_value``. If neither ``state_value`` nor
+                ``advantage`` is passed, the loss uses the current value, as TorchRL does, and clips nothing.
             sample_log_prob: ``[*B]``, floating: log-probability of the action when it was sampled, for V-trace and ``kl_approx``.
-            mask: ``[*B]``, bool: steps that count. None means all. Other steps do not enter the losses or a standardisation, but the
-                trace of the value estimator still passes through them. NaN and infinity in their inputs are read as 0.
+            mask: ``[*B]``, bool: steps that count. None: all steps count. Other steps do not enter the losses or a standardisation, but
+                the trace of the value estimator still passes through these steps. The loss reads NaN and infinity in their inputs as 0.
             steps_to_next_obs: shape of ``reward``, integer: number of environment steps between observation and next observation.
             group: shape of ``reward`` or ``[*B]``, integer: rewards or advantages are standardised within each group.
             noise: ``[samples_mc_entropy, *B, ...]``, floating: noise of the samples of a Monte-Carlo entropy, see :meth:`entropy_noise`.
-                None draws it.
+                None: the loss draws the noise.
 
         Returns:
             :class:`A2CLosses`. The losses are scalars, or ``[*B]`` with ``reduction="none"``.
@@ -309,7 +310,7 @@ class A2CLoss(EstimatingActorCritic):
         Returns:
             The loss of each step, ``[*B]``, before reduction.
 
-        All arguments are 0 at the steps that the mask excludes. The result is set to 0 there too.
+        All arguments are 0 at the steps that the mask excludes. The loss also sets the result to 0 at these steps.
         """
         return a2c_objective(log_prob, advantage)
 
@@ -371,11 +372,12 @@ class A2CLoss(EstimatingActorCritic):
 
     @property
     def reads_state_value(self) -> bool:
-        """Whether the outputs depend on the ``state_value`` of a rollout: they do with ``clip_value``."""
+        """Whether the outputs depend on the ``state_value`` of a rollout: only if ``clip_value`` is set."""
         return self.clip_value is not None
 
 
 def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[Union[float, Tensor]]:
+    """Returns ``clip_value`` as a number above 0, a zero-dimensional tensor or None. Raises ValueError for any other value."""
     if clip_value is None:
         return None
     if isinstance(clip_value, Tensor):
@@ -384,9 +386,10 @@ def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[
         return clip_value.reshape([])
     if isinstance(clip_value, bool) or not isinstance(clip_value, (int, float)) or clip_value < 0:
         raise ValueError(f"clip_value: expected a number of at least 0, a one-element tensor or None, got {clip_value!r}")
-    return clip_value or None
+    return clip_value or None  # 0 means no clipping, as None does
 
 
 def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -12,8 +12,8 @@ from torch import Tensor
 class ShiftedSlots(NamedTuple):
     """Positions (slots) in the sequence on which the critic runs.
 
-    The sequence holds the observations in order. After each truncated step, and after the last step, it holds the next observation of
-    that step. ``source`` has ``T + budget`` entries along time; all other fields have the shape of the flags, ``[*B]``.
+    The sequence holds the observations in order. The slot after the observation of a truncated step, or of the last step, holds the next
+    observation of that step. ``source`` has ``T + budget`` entries along time; all other fields have the shape of the flags, ``[*B]``.
     """
 
     source: Tensor  # int64: for each slot, the index into the concatenation of the T observations and the T next observations
@@ -38,13 +38,13 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sh
     steps = steps.reshape(shape).expand(done.shape)
     ends = steps == length - 1
     truncated = (done & ~terminated & ~ends).long()
-    # Each truncated step before a step moves its observation by one slot.
+    # Each truncated step moves the observations of all later steps by one slot.
     observation = steps + truncated.cumsum(dim) - truncated
     next_observation = observation + 1
     kept = next_observation < slots
     next_step_kept = (next_observation + truncated + 1) < slots
     last = kept & (ends | ~next_step_kept)
-    # One additional slot receives everything that has no place; narrow() removes that slot.
+    # One additional slot receives everything that fits no other slot; narrow() removes the additional slot.
     shape = list(done.shape)
     shape[dim] = slots + 1
     spare = torch.full_like(steps, slots)

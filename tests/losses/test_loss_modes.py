@@ -191,7 +191,7 @@ def test_scripted_half_precision_equals_eager():
 @pytest.mark.parametrize("missing", ["reward", "next_observation", "done"])
 def test_a_scripted_loss_names_the_argument_that_is_missing(missing):
     arguments = of(make_loss_steps(), *INSIDE)
-    with pytest.raises(torch.jit.Error, match=f"{missing}: expected a tensor where no advantage is given, got None"):
+    with pytest.raises(torch.jit.Error, match=f"{missing}: expected a tensor if no advantage is given, got None"):
         torch.jit.script(make_loss())(**{**arguments, missing: None})
 
 
