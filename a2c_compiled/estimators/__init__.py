@@ -1,6 +1,6 @@
 """Value estimators as modules: each holds the hyperparameters of a function of :mod:`a2c_compiled.functional` and calls it."""
 
-# An import registers the estimators of a module. The members of ValueEstimators have the order of the imports, which is TorchRL's.
+# An import registers the estimators of a module. The members of ValueEstimators have the order of the imports, which is TorchRL's order.
 from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.estimators.td import UPGO, NStepEstimator, TD0Estimator, TD1Estimator, TDLambdaEstimator
 

@@ -20,7 +20,7 @@ class Steps(NamedTuple):
             ``gamma ** steps_to_next_obs``.
         state_value, next_state_value, reward: ``[*B, T, *F]``, one floating dtype. Rewards are standardised if the estimator has that
             option.
-        done, terminated: ``[*B, T, *F]``, bool. ``terminated`` may be None, which means ``terminated = done``.
+        done, terminated: ``[*B, T, *F]``, bool. A ``terminated`` of None means ``terminated = done``.
         log_pi, log_mu: ``[*B, T, *F]``, dtype of ``reward``, or None: log-probability of the action under the current and the behaviour
             policy.
     """
@@ -46,16 +46,17 @@ class ValueEstimator(CoefficientModule):
 
     * have a name, as in ``class VTrace(ValueEstimator, name="VTrace")``:
       :func:`~a2c_compiled.estimators.make_value_estimator` then accepts this name;
-    * set ``needs_log_prob = True``: it reads ``log_pi`` and ``log_mu``;
-    * set ``several_agents = True``: its values have a dimension of agents, which rewards and flags may lack;
-    * override :meth:`standardizes_reward` or :meth:`standardizes_advantage`, if it has an option to standardise.
+    * set ``needs_log_prob = True``, if :meth:`estimate` reads ``log_pi`` and ``log_mu``;
+    * set ``several_agents = True``, if the values have a dimension of agents, which rewards and flags may lack;
+    * override :meth:`standardizes_reward` or :meth:`standardizes_advantage`, if the subclass has an option to standardise.
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
         differentiable: whether results are differentiable in values, rewards and log-probabilities. If False, the estimator detaches
-            them.
+            these inputs.
         time_dim: dimension of time.
-        smallest_std: smallest standard deviation that rewards or advantages are divided by when they are standardised.
+        smallest_std: when the estimator standardises rewards or advantages, it divides by the standard deviation or by this number,
+            whichever is larger.
         across_processes: whether to standardise over the data of all processes, see :func:`~a2c_compiled.functional.standardize`.
 
     Raises:
@@ -73,6 +74,7 @@ class ValueEstimator(CoefficientModule):
     gamma: Tensor
 
     def __init_subclass__(cls, name: Optional[str] = None) -> None:
+        """Registers the subclass as ``name``, if the class statement passes a name."""
         super().__init_subclass__()
         if name is not None:
             REGISTERED[name] = cls
@@ -119,7 +121,7 @@ class ValueEstimator(CoefficientModule):
                 ``terminated = done``.
             log_pi: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the current policy. Only estimators with
                 ``needs_log_prob`` read it.
-            log_mu: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the behaviour policy, which chose it.
+            log_mu: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the behaviour policy, which chose the action.
             steps_to_next_obs: ``[*B, T, *F]``, integer or floating: number of environment steps between observation and next
                 observation (n-step data). ``gamma ** steps_to_next_obs`` replaces ``gamma`` at the step. None means 1.
             group: integer, shape of ``reward`` or of its leading dimensions: rewards or advantages are standardised within each group.
@@ -167,7 +169,7 @@ class ValueEstimator(CoefficientModule):
         """Computes the advantage and the value target from the inputs that :meth:`forward` prepared. Subclasses override it.
 
         Args:
-            steps: the inputs; shapes and dtypes are those of :class:`Steps`.
+            steps: the inputs; for shapes and dtypes see :class:`Steps`.
 
         Returns:
             Advantage and value target, with the shape and dtype of ``steps.reward``.
@@ -182,7 +184,7 @@ class ValueEstimator(CoefficientModule):
     def of_each_value(self, signal: Tensor, state_value: Tensor) -> Tensor:
         """Returns ``signal``, a reward or flag of any dtype, in the shape of ``state_value``.
 
-        The base class returns it unchanged. :class:`~a2c_compiled.estimators.MultiAgentGAE` expands a signal that all agents share.
+        The base class returns ``signal`` unchanged. :class:`~a2c_compiled.estimators.MultiAgentGAE` expands a signal that all agents share.
         """
         return signal
 
@@ -207,4 +209,4 @@ class ValueEstimator(CoefficientModule):
 
 
 REGISTERED: Dict[str, Type[ValueEstimator]] = {}
-"""Value estimators by name. Declaring a class with ``name=...`` adds it."""
+"""Value estimators by name. A class statement with ``name=...`` adds the class."""

@@ -19,9 +19,9 @@ class GAE(ValueEstimator, name="GAE"):
         lmbda: decay of the trace, from 0 to 1, of the same types as ``gamma``.
         average_gae: whether to standardise the advantage over the batch (smallest standard deviation 1e-4).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        auto_reset_env: for environments that return the first observation of the next episode as the next observation of a truncated
-            step. At such a step the reward becomes ``reward + gamma * state_value``, and every ``done`` counts as ``terminated``, so
-            ``next_state_value`` is not used there. The option has no effect if ``terminated`` is None.
+        auto_reset_env: True if the environments return the first observation of the next episode as the next observation of a truncated
+            step. At truncated steps the reward then becomes ``reward + gamma * state_value``. Every ``done`` counts as ``terminated``, so
+            ``next_state_value`` has no effect at ``done`` steps. The option has no effect if ``terminated`` is None.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
 
@@ -51,8 +51,8 @@ class GAE(ValueEstimator, name="GAE"):
         value, reward, done, terminated = steps.state_value, steps.reward, steps.done, steps.terminated
         if self.auto_reset_env and terminated is not None:
             check_steps(reward, {"done": done}, {"state_value": value}, terminated)
-            own_value = coefficient("gamma", steps.gamma, reward) * widen(value)
-            reward = (widen(reward) + own_value.masked_fill(terminated | ~done, 0.0)).to(reward.dtype)
+            discounted_value = coefficient("gamma", steps.gamma, reward) * widen(value)
+            reward = (widen(reward) + discounted_value.masked_fill(terminated | ~done, 0.0)).to(reward.dtype)
             terminated = done
         return generalized_advantage_estimate(
             steps.gamma, self.lmbda, value, steps.next_state_value, reward, done, terminated, self.time_dim
@@ -67,8 +67,8 @@ class MultiAgentGAE(GAE, name="MAGAE"):
     """GAE for several agents, which may share rewards and flags.
 
     Values have the shape ``[*B, T, agents, *F]``. ``reward``, ``done`` and ``terminated`` have the same shape, or no dimension of agents.
-    Without that dimension they belong to the team and apply to each agent. Results have the shape of the values. Advantages are
-    standardised separately for each agent.
+    Without that dimension they belong to the team and apply to each agent. Results have the shape of the values. With ``average_gae``,
+    the estimator standardises the advantages of each agent separately.
 
     Args:
         gamma, lmbda, average_gae, auto_reset_env, differentiable, across_processes: as in :class:`GAE`.
@@ -100,7 +100,7 @@ class MultiAgentGAE(GAE, name="MAGAE"):
     def of_each_value(self, signal: Tensor, state_value: Tensor) -> Tensor:
         """Returns ``signal`` with the dimension of agents that ``state_value``, ``[*B, T, agents, *F]``, has.
 
-        A signal of any dtype without that dimension is expanded to all agents.
+        The method expands a signal without that dimension to all agents. ``signal`` may have any dtype.
 
         Raises:
             ValueError: ``state_value`` has no dimension ``agent_dim``.

@@ -8,17 +8,17 @@ from a2c_compiled.estimators.base import REGISTERED, ValueEstimator
 if TYPE_CHECKING:
 
     class _Registered(EnumMeta):
+        """Declares to mypy that every attribute of the enumeration is a member."""
+
         def __getattr__(cls, name: str) -> "ValueEstimators": ...
 
     class ValueEstimators(Enum, metaclass=_Registered):
-        """The value estimators of this package. Members have TorchRL's names where TorchRL has the estimator."""
+        """The value estimators of this package. A member has TorchRL's name if TorchRL has the estimator."""
 
 else:
     # This module is imported after all modules that declare estimators, so REGISTERED is complete.
     ValueEstimators = Enum("ValueEstimators", REGISTERED, module=__name__)
-    ValueEstimators.__doc__ = (
-        "The value estimators of this package. Members have TorchRL's names where TorchRL has the estimator."
-    )
+    ValueEstimators.__doc__ = "The value estimators of this package. A member has TorchRL's name if TorchRL has the estimator."
 
 EstimatorKind = Union[ValueEstimators, str, type[ValueEstimator], ValueEstimator]
 
@@ -27,7 +27,7 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
     """Makes a value estimator: ``value_type(**hyperparams)``.
 
     Args:
-        value_type: which estimator, as one of
+        value_type: the estimator, as one of
 
             * None: :class:`~a2c_compiled.estimators.GAE`;
             * a member of :class:`ValueEstimators`;
@@ -53,10 +53,10 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
     if value_type is None:
         value_type = REGISTERED["GAE"]
     elif isinstance(value_type, str):
-        by_name = {_plain(name): kind for name, kind in REGISTERED.items()}
-        if _plain(value_type) not in by_name:
+        by_name = {_normalized(name): kind for name, kind in REGISTERED.items()}
+        if _normalized(value_type) not in by_name:
             raise ValueError(f"value_type: expected one of {sorted(by_name)}, got {value_type!r}")
-        value_type = by_name[_plain(value_type)]
+        value_type = by_name[_normalized(value_type)]
     elif isinstance(value_type, ValueEstimators):
         value_type = value_type.value
     if not (isinstance(value_type, type) and issubclass(value_type, ValueEstimator)):
@@ -66,5 +66,6 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
     return value_type(**{"differentiable": True, **hyperparams})
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
+    """Returns ``name`` in lower case, without ``_`` and ``-``."""
     return name.lower().replace("_", "").replace("-", "")

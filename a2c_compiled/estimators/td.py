@@ -64,14 +64,14 @@ class TDEstimator(ValueEstimator):
         """Computes the return, which is the value target. Subclasses override it.
 
         Args:
-            steps: the inputs. Values and rewards are float32 if they came as float16 or bfloat16. Log-probabilities are None.
+            steps: the inputs. Values and rewards are float32 if the caller passed float16 or bfloat16. Log-probabilities are None.
 
         Returns:
             The return, with the shape and dtype of ``steps.reward``.
 
         Raises:
-            ValueError: a value or flag differs from ``steps.reward`` in shape or device, a coefficient does not broadcast to it, or
-                ``time_dim`` is out of range.
+            ValueError: a value or flag differs from ``steps.reward`` in shape or device, a coefficient does not broadcast to
+                ``steps.reward``, or ``time_dim`` is out of range.
             TypeError: an argument has a wrong type or dtype.
         """
         raise NotImplementedError

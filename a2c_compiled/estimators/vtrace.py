@@ -12,7 +12,7 @@ from a2c_compiled.functional import ValueEstimate, vtrace_advantage_estimate
 class VTrace(ValueEstimator, name="VTrace"):
     """V-trace: :func:`~a2c_compiled.functional.vtrace_advantage_estimate` as a module.
 
-    It needs ``log_pi`` and ``log_mu``, the log-probabilities of the actions under the current and the behaviour policy.
+    A call needs ``log_pi`` and ``log_mu``, the log-probabilities of the actions under the current and the behaviour policy.
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
