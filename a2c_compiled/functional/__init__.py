@@ -3,16 +3,16 @@
 These conventions hold for every function that takes ``reward``:
 
 * Shapes: ``reward``, ``done``, ``terminated``, values and log-probabilities have one shape ``[*B, T, *F]`` and one device.
-  ``T`` is the number of steps. ``*B`` and ``*F`` stand for any number of other dimensions, also none. Results have this shape.
+  ``T`` is the number of steps. ``*B`` and ``*F`` stand for zero or more other dimensions. Results have the shape ``[*B, T, *F]``.
 * Time: ``time_dim`` is the dimension of the ``T`` steps. The default -2 fits ``[T, N]`` and ``[N, T, 1]``. Use ``time_dim=-1`` for
-  ``[N, T]`` and ``[T]``. The functions do not transpose or copy the data for it.
-* Dtypes: ``reward``, values and log-probabilities have one floating dtype. Results have this dtype. float16 and bfloat16 inputs are
-  computed in float32.
+  ``[N, T]`` and ``[T]``. The functions neither transpose nor copy the data, whichever dimension is time.
+* Dtypes: ``reward``, values and log-probabilities have one floating dtype. Results have this dtype. The functions compute float16 and
+  bfloat16 inputs in float32.
 * Flags: ``done`` and ``terminated`` are bool. ``done`` is True at the last step of an episode, terminated or truncated; no trace
-  passes this step. ``terminated`` is True where the episode reached a terminal state; nothing is bootstrapped there. ``terminated``
-  must imply ``done``. ``terminated=None`` means ``terminated = done``.
-* Truncation: a truncated step is ``done`` and not ``terminated``. Its return ends with ``gamma * next_state_value``, so
-  ``next_state_value`` must be the value of the last observation before the reset there.
+  passes this step. ``terminated`` is True at a step that reached a terminal state; the return of this step does not bootstrap.
+  ``terminated`` must imply ``done``. ``terminated=None`` means ``terminated = done``.
+* Truncation: a truncated step is ``done`` and not ``terminated``. Its return ends with ``gamma * next_state_value``, so its
+  ``next_state_value`` must be the value of the last observation before the reset.
 * NaN: the functions select with flags (``masked_fill``, ``where``); they do not multiply by 0. NaN that belongs to another episode, or to
   the value after a terminal state, reaches neither results nor gradients.
 * Coefficients: ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to ``reward``. Formulas
@@ -20,12 +20,12 @@ These conventions hold for every function that takes ``reward``:
   coefficients.
 * Packed sequences: S sequences of different lengths may follow each other along time, without padding. ``cu_seqlens``, ``[S + 1]``,
   int32 or int64, holds the start of each sequence, then T. Sequence i consists of the steps ``cu_seqlens[i]`` to
-  ``cu_seqlens[i + 1] - 1`` and gets the same result as it gets alone: its last step bootstraps from its ``next_state_value`` unless it
-  is ``terminated``. The entries must ascend from 0 to T. The entries are not checked, because a check would synchronise with the
-  device.
+  ``cu_seqlens[i + 1] - 1``, and its results do not depend on the other sequences: its last step bootstraps from the
+  ``next_state_value`` of that step unless the step is ``terminated``. The entries of ``cu_seqlens`` must ascend from 0 to T. The
+  functions do not check this, because a check would synchronise with the device.
 * Empty data: ``T = 0`` and ``N = 0`` give empty results.
-* Errors: a wrong shape, device or ``time_dim`` raises ValueError. A wrong dtype or type raises TypeError. Both are raised before any
-  computation, with a message of the form ``argument: expected X, got Y``.
+* Errors: a wrong shape, device or ``time_dim`` raises ValueError. A wrong dtype or type raises TypeError. The message has the form
+  ``argument: expected X, got Y``.
 * Modes: every function runs in eager mode, under ``torch.compile(fullgraph=True)``, in TorchScript and in exported graphs.
 """
 

@@ -58,8 +58,8 @@ def generalized_advantage_estimate(
 
     Source: Schulman et al., High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016, eq. 16.
     """
-    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
-    # below handles those.
+    # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
+    # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None:
             ends = done, done if terminated is None else terminated
@@ -89,6 +89,7 @@ def _gae(
     terminated: Tensor,
     dim: int,
 ) -> Tuple[Tensor, Tensor]:
+    """Computes advantage and value target in differentiable torch operations: the definition of ``_fused_gae``."""
     value = widen(state_value)
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t])
     delta = widen(reward) + gamma * widen(next_state_value).masked_fill(terminated, 0.0) - value

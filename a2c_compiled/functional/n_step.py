@@ -24,12 +24,12 @@ def n_step_return_estimate(
 
     .. math:: G_t = r_t + \gamma r_{t+1} + \dots + \gamma^{m-1} r_{t+m-1} + \gamma^m (1 - \text{terminated}_{t+m-1})\, V(s_{t+m})
 
-    :math:`m` is ``n``, or less where the episode or the data ends earlier: the last step of the sum is then the first ``done`` step
+    :math:`m` is ``n``, or less if the episode or the data ends earlier: the last step of the sum is then the first ``done`` step
     from ``t`` on, or the last step of the data. The function needs O(nT) time and memory.
 
     Args:
         gamma: discount factor :math:`\gamma`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
-            If it has one entry per step, :math:`\gamma^k` becomes the product of the entries of the k steps from ``t`` on.
+            If ``gamma`` has one entry per step, :math:`\gamma^k` becomes the product of the entries of the k steps from ``t`` on.
         n: number of rewards before the bootstrap, at least 1. 1 gives TD(0); T or more gives TD(1).
 
     Returns:
@@ -69,9 +69,9 @@ def n_step_return_estimate(
 
 
 def _windows(x: Tensor, n: int, dim: int) -> Tensor:
-    """Returns ``[..., T, n, ...]`` from ``x``, ``[..., T, ...]``: the n steps from each step on, with zeros after the last step.
+    """Returns, for each step of ``x``, the n steps from this step on, with zeros after the last step.
 
-    Not ``Tensor.unfold``, because its exported graph has a fixed T.
+    ``x``: ``[..., T, ...]``. Result: ``[..., T, n, ...]``. The code does not call ``Tensor.unfold``, whose exported graph has a fixed T.
     """
     length = x.size(dim)
     shape = list(x.shape)

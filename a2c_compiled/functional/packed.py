@@ -20,7 +20,7 @@ def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
     if cu_seqlens.device != like.device:
         raise ValueError(f"cu_seqlens: expected the device of the data, {like.device}, got {cu_seqlens.device}")
     length = like.size(dim)
-    # A sequence ends one step before the next one starts: mark the entries of cu_seqlens among 0 ... T, then drop position 0.
+    # A sequence ends one step before the next sequence starts: mark the entries of cu_seqlens among 0 ... T, then drop position 0.
     starts = torch.zeros(length + 1, dtype=torch.bool, device=like.device)
     # A tensor, because ONNX's Clip does not accept a symbolic size as its bound.
     largest = torch.full([], length, dtype=torch.int64, device=like.device)

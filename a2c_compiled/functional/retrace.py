@@ -57,5 +57,5 @@ def retrace_return_estimate(
     next_c = (lmbda_tensor * clamped_log_ratio(log_pi, log_mu).exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
     # y[t] = delta[t] + gamma * c[t+1] * (1 - done[t]) * y[t+1], with y = G - Q.
     # The gradient of gamma is c[t+1] * y[t+1] times a factor, summed over the steps. The first mask removes NaN in the next episode's c,
-    # the second NaN in its y.
+    # the second mask NaN in the next episode's y.
     return (value + linear_scan(delta, (gamma_tensor * next_c).masked_fill(cut, 0.0), dim)).to(reward.dtype)

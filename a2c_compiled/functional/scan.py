@@ -17,13 +17,12 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor
 
     .. math:: y_t = x_t + a_t\, y_{t+1}
 
-    :math:`y` is 0 after the last step, and after the last step of each packed sequence. The result is
-    differentiable to any order in ``x`` and ``decay``. Where ``decay`` is exactly 0, nothing passes:
-    neither NaN nor infinity in :math:`y_{t+1}` reaches :math:`y_t`.
+    :math:`y` is 0 after the last step, and after the last step of each packed sequence. The result is differentiable to any order in ``x``
+    and ``decay``. Where ``decay`` is exactly 0, neither NaN nor infinity in :math:`y_{t+1}` reaches :math:`y_t`.
 
     Args:
         x: any shape with at least one dimension, floating. For float16 and bfloat16, sums are float32.
-        decay: :math:`a`; it broadcasts to ``x`` and has the dtype and device of ``x``.
+        decay: :math:`a`; must broadcast to ``x`` and have the dtype and device of ``x``.
         dim: dimension of time.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences along ``dim``, then the size of ``dim``;
             see :mod:`a2c_compiled.functional`.
@@ -63,7 +62,7 @@ def reward2go(
 
     .. math:: G_t = r_t + \gamma_t (1 - \text{done}_t)\, G_{t+1}
 
-    :math:`G` is 0 after the last step. A truncated episode is not bootstrapped: rewards after it count as 0.
+    :math:`G` is 0 after the last step. The return of a truncated episode does not bootstrap: rewards after the episode count as 0.
 
     ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
 
@@ -84,8 +83,8 @@ def reward2go(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 3.9; TorchRL's ``reward2go``.
     """
-    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
-    # below handles those.
+    # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
+    # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None:
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
@@ -99,6 +98,7 @@ def reward2go(
 
 
 def _reward2go(gamma: Tensor, reward: Tensor, done: Tensor, dim: int) -> Tensor:
+    """Computes the return in differentiable torch operations: the definition of ``_fused_reward2go``."""
     # G[t] = r[t] + gamma * (1 - done[t]) * G[t+1]
     return linear_scan(widen(reward), gamma.masked_fill(done, 0.0), dim).to(reward.dtype)
 

@@ -28,12 +28,12 @@ def standardize(
         eps: :math:`\epsilon`, the smallest divisor.
         mask: shape of ``x``, bool: elements that enter the mean and the standard deviation. All other elements of the result are 0,
             also where ``x`` is NaN.
-        group: shape of ``x`` or of its leading dimensions, integer: elements with the same number form a group. Each group is
-            standardised separately.
-        separate_dim: each index along this dimension is standardised separately.
-        across_processes: whether mean and standard deviation are those over all processes of the default group of
-            ``torch.distributed``. All processes must then call the function. No gradient passes through the mean and
-            the standard deviation. The option has no effect without an initialised process group and in TorchScript.
+        group: shape of ``x`` or of its leading dimensions, integer: elements with the same number form a group. The function standardises
+            each group separately.
+        separate_dim: the function standardises each index along this dimension separately. None: all elements together.
+        across_processes: whether to compute mean and standard deviation over all processes of the default group of
+            ``torch.distributed``. If True, all processes must call the function, and no gradient passes through the mean and the standard
+            deviation. The option has no effect without an initialised process group and in TorchScript.
 
     Returns:
         The standardised elements, with the shape and dtype of ``x``.
@@ -43,8 +43,8 @@ def standardize(
             ``group`` and ``across_processes`` are given.
         TypeError: ``group`` is not integer, or ``mask`` is not bool.
 
-    Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is its ``group_key``. With a mask, TorchRL's standard deviation without
-    groups is not the unbiased one.
+    Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is its ``group_key``. If TorchRL has a mask and no groups, its standard
+    deviation is not unbiased.
     """
     wide = widen(x)
     if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):
@@ -97,13 +97,17 @@ def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes
 
 @torch.jit.unused
 def _over_processes(total: Tensor) -> Tensor:
+    """Returns the sum of ``total`` over all processes, detached. Without a process group, returns ``total`` unchanged."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return total
     return all_reduce_sum(total.detach(), torch.distributed.group.WORLD)
 
 
 def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Tensor:
-    """Returns the group number of each element of the flattened ``x``. The numbers are consecutive and begin at 0."""
+    """Returns the group number of each element of the flattened ``x``. The numbers are consecutive and begin at 0.
+
+    With ``separate_dim``, each index along this dimension has its own groups. Checks ``group``: raises ValueError or TypeError.
+    """
     if group.is_floating_point() or group.dtype == torch.bool:
         raise TypeError(f"group: expected an integer dtype, got {group.dtype}")
     if group.device != x.device:
@@ -118,21 +122,21 @@ def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Ten
         raise ValueError(
             f"group: expected the shape of the data, {list(x.shape)}, or of its first dimensions, got {list(group.shape)}"
         )
-    index = _dense(group.expand(x.shape).reshape(-1))
+    index = _renumbered(group.expand(x.shape).reshape(-1))
     if separate_dim is None:
         return index
     size = x.size(separate_dim)
     shape = [1] * x.dim()
     shape[separate_dim] = size
     separate_index = torch.arange(size, device=x.device).reshape(shape).expand(x.shape).reshape(-1)
-    # ``index`` is dense already: the product with arbitrary group numbers could overflow.
-    return _dense(index * size + separate_index)
+    # The numbers in ``index`` are small. A product with the caller's group numbers could overflow.
+    return _renumbered(index * size + separate_index)
 
 
-def _dense(group: Tensor) -> Tensor:
+def _renumbered(group: Tensor) -> Tensor:
     """Renumbers groups with consecutive numbers that begin at 0.
 
-    Sorts instead of calling ``torch.unique``, whose output size depends on the data: a compiled graph cannot know it.
+    Sorts instead of calling ``torch.unique``, because a compiled graph does not support an output size that depends on the data.
     """
     ordered, order = group.sort()
     if group.numel() == 0:

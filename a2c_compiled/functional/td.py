@@ -135,8 +135,8 @@ def td_lambda_return_estimate(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18.
     """
-    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
-    # below handles those.
+    # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
+    # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None and (rolling_gamma is None or rolling_gamma):
             ends = done, done if terminated is None else terminated
@@ -148,7 +148,7 @@ def td_lambda_return_estimate(
     if rolling_gamma is not None and not rolling_gamma:
         if not (is_per_step(gamma, reward, dim) or is_per_step(lmbda, reward, dim)):
             raise ValueError(
-                "rolling_gamma: expected True where neither gamma nor lmbda has one entry per step"
+                "rolling_gamma: expected True if neither gamma nor lmbda has one entry per step"
                 f" (shape {list(reward.shape)}), got False"
             )
         gamma_tensor, lmbda_tensor = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
@@ -162,7 +162,7 @@ def td_lambda_return_estimate(
 def _td_lambda_from_each_start(
     gamma: Tensor, lmbda: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor, dim: int
 ) -> Tensor:
-    """Computes ``rolling_gamma=False``: T scans in a new leading dimension.
+    """Computes the returns for ``rolling_gamma=False`` with T scans in a new leading dimension.
 
     Scan k uses ``gamma[k]`` and ``lmbda[k]`` at all steps. Its result at step k is the return of step k.
     """
@@ -182,12 +182,13 @@ def _td_lambda_from_each_start(
 def _td_lambda(
     gamma: Tensor, lmbda: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor, dim: int
 ) -> Tensor:
+    """Computes the return in differentiable torch operations: the definition of ``_fused_td_lambda``."""
     bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
     cut = done | last_step_mask(done, dim)
     trace = lmbda.masked_fill(cut, 0.0)
     x = widen(reward) + gamma * bootstrap * (1.0 - trace)
     # G[t] = x[t] + gamma * trace[t] * G[t+1], with x[t] = r[t] + gamma * (1 - trace[t]) * (1 - terminated[t]) * V(s[t+1])
-    # The product is masked again: NaN in G[t+1] beyond a cut would reach the gradient of gamma through the product with a zero trace.
+    # The code masks the product again: NaN in G[t+1] beyond a cut would reach the gradient of gamma through the product with a zero trace.
     return linear_scan(x, (gamma * trace).masked_fill(cut, 0.0).expand_as(x), dim).to(reward.dtype)
 
 
@@ -245,9 +246,9 @@ def td1_return_estimate(
     .. math::
         G_t = r_t + \gamma_t\, (1 - \text{done}_t)\, G_{t+1} + \gamma_t\, (\text{done}_t - \text{terminated}_t)\, V(s_{t+1})
 
-    The last step of the data counts as ``done`` here: it bootstraps, unless it is ``terminated``. This is
-    :func:`td_lambda_return_estimate` with ``lmbda=1``. With ``rolling_gamma=False``, as in TorchRL, the last step does not bootstrap
-    unless it is ``done``.
+    The last step of the data, and of each packed sequence, counts as ``done`` here: it bootstraps, unless it is ``terminated``. With
+    ``rolling_gamma=False``, as in TorchRL, such a step does not bootstrap unless its flag ``done`` is True. The function calls
+    :func:`td_lambda_return_estimate` with ``lmbda=1``.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.

@@ -73,13 +73,13 @@ def vtrace_advantage_estimate(
             ``reward``, ``time_dim`` is out of range, or ``cu_seqlens`` has a wrong shape or device.
         TypeError: an argument has a wrong type or dtype.
 
-    Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2. The bootstrap of the advantage with ``lmbda`` below 1 is that
-    of rlax's ``vtrace_td_error_and_advantage``.
+    Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2. The advantage with ``lmbda`` below 1 bootstraps as in rlax's
+    ``vtrace_td_error_and_advantage``.
     """
     if pg_rho_thresh is None:
         pg_rho_thresh = rho_thresh
-    # `direct` computes small CPU inputs in one C++ call. It returns None for all others (gradients, GPU, wrong arguments), and the code
-    # below handles those.
+    # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
+    # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if cu_seqlens is None:
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
@@ -115,6 +115,7 @@ def _vtrace(
     terminated: Tensor,
     dim: int,
 ) -> Tuple[Tensor, Tensor]:
+    """Computes advantage and value target in differentiable torch operations: the definition of ``_fused_vtrace``."""
     ratio = clamped_log_ratio(log_pi, log_mu).exp()
     rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
     value, next_value, wide_reward = widen(state_value), widen(next_state_value), widen(reward)
@@ -127,7 +128,7 @@ def _vtrace(
     # A[t] = pg_rho[t] * (r[t] + gamma * (1 - terminated[t]) * (lmbda * v[t+1] + (1 - lmbda) * V(s[t+1])) - V(s[t]))
     # After a `done` step, step t + 1 belongs to another episode: the bootstrap is next_state_value[t] there.
     cut = done | last_step_mask(done, dim)
-    # Each factor is masked separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
+    # The code masks each factor separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
     later_value = value.roll(-1, dim).masked_fill(cut, 0.0)
     later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)
     next_target = next_value.masked_fill(~cut, 0.0) + later_value + lmbda * later_correction

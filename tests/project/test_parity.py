@@ -589,7 +589,7 @@ def test_rolling_gamma():
         for rolling_gamma in (None, True, False):
             compare_function(name, rolling_gamma=rolling_gamma)
     steps = call_arguments("td_lambda_return_estimate", make_steps((6, 5)), gamma=0.9, lmbda=0.8)
-    with pytest.raises(ValueError, match="rolling_gamma: expected True where neither gamma nor lmbda has one entry per step"):
+    with pytest.raises(ValueError, match="rolling_gamma: expected True if neither gamma nor lmbda has one entry per step"):
         F.td_lambda_return_estimate(**steps, rolling_gamma=False)
 
 
