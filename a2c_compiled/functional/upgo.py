@@ -25,8 +25,8 @@ def upgo_return_estimate(
         \lambda_t &= 1 \text{ if } r_{t+1} + \gamma_{t+1} (1 - \text{terminated}_{t+1})\, V(s_{t+2}) \ge V(s_{t+1}), \text{ else } 0 \\
         G_t &= r_t + \gamma_t \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
 
-    :math:`\lambda_t` is 0 at every ``done`` and at the last step. The return sums the rewards of the steps whose successor has a one-step
-    return of at least its value. At the first other step, the return bootstraps.
+    :math:`\lambda_t` is 0 at every ``done`` and at the last step. From step t on, the return adds rewards as long as the one-step return
+    of the next step is at least the value of the next step. Then it bootstraps.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.

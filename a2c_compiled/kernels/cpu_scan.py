@@ -14,13 +14,14 @@ from torch import Tensor
 from a2c_compiled._precision import widen, working_dtype
 from a2c_compiled.kernels.scan_forms import Form
 
-MOST_DIMENSIONS = 16
-# Results of at least this many elements get new pages of memory at every call, unless the allocator keeps freed memory.
+MAX_DIMENSIONS = 16  # kMaxDims of cpu/scan.h
+# Results of at least this many elements get new pages of memory at every call, unless the allocator keeps freed memory. `call` leaves
+# larger results to `run`, which makes the allocator keep freed memory.
 _LARGE = 1 << 18
 
 
 def _built_extension() -> Optional[Any]:
-    """Returns the extension module for this processor (the AVX2 build if the processor has AVX2), or None if none was built."""
+    """Returns the extension module for this processor (the AVX2 build if the processor has AVX2), or None if no build can be imported."""
     builds = ("_cpu_avx2", "_cpu") if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ("_cpu",)
     for name in builds:
         try:
@@ -31,7 +32,8 @@ def _built_extension() -> Optional[Any]:
 
 
 _extension = _built_extension()
-_NUMBERS = {name: number for number, name in enumerate(_extension.forms())} if _extension else {}
+# The number by which the extension identifies each form.
+_FORM_NUMBERS = {name: number for number, name in enumerate(_extension.forms())} if _extension else {}
 
 
 def is_available() -> bool:
@@ -60,7 +62,7 @@ def run(
 ) -> Tuple[Tensor, ...]:
     """Computes ``form`` with the C++ kernel and returns its outputs. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
 
-    Half-precision values are converted to float32 first, and the results back.
+    The function converts half-precision values to float32 first, and the results back.
 
     Args:
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
@@ -76,7 +78,7 @@ def run(
         results = tuple([torch.empty_like(output, dtype=dtype) for output in outputs])
     if outputs[0].numel() >= _LARGE:
         keep_freed_memory()
-    number, time = _NUMBERS[form.name], dim % outputs[0].dim()
+    number, time = _FORM_NUMBERS[form.name], dim % outputs[0].dim()
     _extension.run(number, dtype is torch.float64, time, *coefficients, *values, *flags, *results)  # type: ignore[union-attr]
     if half:
         for output, result in zip(outputs, results, strict=True):
@@ -90,18 +92,19 @@ def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     One C++ call takes a fraction of the time of the same checks in Python. The inputs qualify if all of this holds:
 
     * Values are CPU tensors of one shape, with 1 to 2^18 elements and at most 16 dimensions, of dtype float32 or float64.
-    * Coefficients are numbers, or tensors of that dtype that are zero-dimensional or have that shape. Flags are bool and have that shape.
-    * No tensor is a subclass or a negated view, and no gradient is needed.
+    * Coefficients are numbers, or tensors with the dtype of the values that are zero-dimensional or have the shape of the values. Flags
+      are bool and have the shape of the values.
+    * No tensor is an instance of a subclass, no value or coefficient is a negated view, and no gradient is needed.
 
-    It also returns None if no extension was built, or if this version of torch has no C interface of DLPack. Do not call it under a
-    dispatch mode, a functorch transform or a tracer: they would not see the operator.
+    The function also returns None if no extension was built, or if this version of torch has no C interface of DLPack. Do not call it under
+    a dispatch mode, a functorch transform or a tracer: these act on operators, and this function calls no operator.
 
     Args:
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
         dim: the dimension of time, positive or negative.
         inputs: coefficients, values and flags, in the order of the form.
     """
-    return None if _extension is None else _extension.call(_NUMBERS[form.name], _LARGE, dim, *inputs)
+    return None if _extension is None else _extension.call(_FORM_NUMBERS[form.name], _LARGE, dim, *inputs)
 
 
 @functools.cache
@@ -109,7 +112,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep up to 64 MiB of freed memory in the process, instead of returning it to the system.
 
     glibc raises its threshold to follow the largest block that was freed. This function frees a block of just under 32 MiB that is
-    never written to. Without it, results of a few MiB return to the system at every call, and the page faults of the next call cost
+    never written to. Without this, results of a few MiB return to the system at every call, and the page faults of the next call cost
     several times the scan. Scans call this function before their first large result. The function has no effect if the thresholds of glibc
     are set explicitly, by ``MALLOC_TRIM_THRESHOLD_`` in the environment or by ``mallopt``.
     """

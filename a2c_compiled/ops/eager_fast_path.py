@@ -14,13 +14,13 @@ def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     """Computes ``form`` with the C++ kernel, or returns None if the inputs do not qualify.
 
     At a few hundred steps, the checks, conversions and dispatch in Python take several times as long as the scan. The inputs need
-    no check before the call. The result is None in these cases, and the caller then runs the checks and the operator, which compute the
-    result or raise an error that says what is wrong:
+    no check before the call. If the result is None, the caller must run the checks and the operator, which compute the outputs or raise an
+    error that says what is wrong. The result is None in these cases:
 
-    * a shape, dtype or device does not fit, or there are more than 16 dimensions, more than 2^18 elements or none;
+    * a shape, dtype or device does not fit, or there are more than 16 dimensions, no elements, or more than 2^18 elements;
     * a gradient is needed;
     * a dispatch mode, a functorch transform or a tracer is active;
-    * the C++ kernels were not built, or this version of torch has no C interface of DLPack, by which they read tensors.
+    * the C++ kernels were not built, or this version of torch has no C interface of DLPack, through which the kernels read tensors.
 
     Args:
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.

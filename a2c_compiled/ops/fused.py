@@ -22,8 +22,8 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
     gradients of coefficients or gradients of gradients; autograd differentiates ``definition`` for these. Under ``torch.export`` the
     function runs ``definition``.
 
-    The operands of the backward are matched by name: ``grad_<name>`` is the gradient of the output ``name``; any other operand is an input
-    or an output of the forward.
+    Names connect the two forms. The operand ``grad_<name>`` of the backward form is the gradient of the output ``name``; any other operand
+    is an input or an output of ``form``.
 
     Args:
         form: the forward form. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
@@ -32,7 +32,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         definition: computes the outputs of ``form`` in differentiable torch operations, from the arguments of the result.
 
     Returns:
-        A function of ``(coefficients..., values..., flags..., dim)``, with ``dim`` negative. The function does not check them.
+        A function of ``(coefficients..., values..., flags..., dim)``, with ``dim`` negative. The function does not check its arguments.
     """
     inputs = (*form.coefficients, *form.values, *form.flags)
     backward_inputs = (*backward_form.coefficients, *backward_form.values, *backward_form.flags)
@@ -48,6 +48,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         return pullback(grad_outputs[0] if len(grad_outputs) == 1 else tuple(grad_outputs))
 
     def backward_definition(*arguments: Any) -> Any:
+        """Computes the outputs of ``backward_form`` with :func:`gradients`."""
         operands = dict(zip(backward_inputs, arguments, strict=False))
         grad_outputs = [operands[f"grad_{output}"] for output in form.outputs]
         # No gradient depends on an input that the backward form leaves out, so zeros replace it.
@@ -58,13 +59,14 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         return outputs[0] if len(outputs) == 1 else outputs
 
     def batched(info: Any, in_dims: Tuple[Any, ...], arguments: Sequence[Any]) -> Tuple[Any, ...]:
+        """Returns ``arguments`` with vmap's dimension first in every tensor."""
         return *batch_first(info.batch_size, in_dims, arguments[:-1], num_coefficients), arguments[-1]
 
     forward_op = register(form, definition)
     backward_op = register(backward_form, backward_definition)
 
     class Backward(torch.autograd.Function):
-        """Computes the gradients of the values. It is differentiable, for gradients of gradients."""
+        """Computes the gradients of the values. They are differentiable, for gradients of gradients."""
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
@@ -80,23 +82,24 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             tensors = ctx.saved_tensors
             variables, flags = tensors[:num_backward_variables], tensors[num_backward_variables:]
             pullback = torch.func.vjp(lambda *variables: backward_definition(*variables, *flags, ctx.dim), *variables)[1]
-            return *pullback(grads[0] if len(grads) == 1 else grads), *(None for _ in flags), None
+            grad_variables = pullback(grads[0] if len(grads) == 1 else grads)
+            return *grad_variables, *(None for _ in flags), None  # flags and dim have no gradient
 
         @staticmethod
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
-            return Backward.apply(*batched(info, in_dims, arguments)), _first(backward_form)
+            return Backward.apply(*batched(info, in_dims, arguments)), _vmap_out_dims(backward_form)
 
     class Fused(torch.autograd.Function):
-        """Computes the outputs of the form. It supports torch.func transforms."""
+        """Computes the outputs of ``form``. The class supports torch.func transforms."""
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
             return forward_op(*arguments)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs_: Tuple[Any, ...], output: Any) -> None:
-            ctx.dim = inputs_[-1]
-            available = dict(zip(inputs, inputs_, strict=False))
+        def setup_context(ctx: Any, arguments: Tuple[Any, ...], output: Any) -> None:
+            ctx.dim = arguments[-1]
+            available = dict(zip(inputs, arguments, strict=False))  # by name; `arguments` also has dim
             available.update(zip(form.outputs, output if isinstance(output, tuple) else (output,), strict=True))
             ctx.needs_coefficient_gradients = any(ctx.needs_input_grad[:num_coefficients])
             needed = inputs if ctx.needs_coefficient_gradients else [name for name in backward_inputs if name in available]
@@ -104,14 +107,14 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Tuple[Any, ...]:
-            not_differentiable = (None,) * (len(form.flags) + 1)
+            no_gradients = (None,) * (len(form.flags) + 1)  # for flags and dim
             tensors = ctx.saved_tensors
             if ctx.needs_coefficient_gradients:
-                return *gradients(tensors, grads, ctx.dim), *not_differentiable
+                return *gradients(tensors, grads, ctx.dim), *no_gradients
             saved = iter(tensors)
             grad_outputs = {f"grad_{output}": grad for output, grad in zip(form.outputs, grads, strict=True)}
             # Autograd enables gradients here if the caller wants to differentiate this backward (create_graph=True). Dynamo cannot trace
-            # an autograd.Function inside the backward of another, and a compiled graph has no second derivative.
+            # an autograd.Function inside the backward of another one, and a compiled graph has no second derivative.
             create_graph = torch.is_grad_enabled() and not torch.compiler.is_dynamo_compiling()
             backward = Backward.apply if create_graph else backward_op
             results = backward(
@@ -119,11 +122,11 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             )
             by_name = dict(zip(backward_form.outputs, (results,) if isinstance(results, Tensor) else results, strict=True))
             grad_values = [by_name[f"grad_{value}"] for value in form.values]
-            return *(None for _ in form.coefficients), *grad_values, *not_differentiable
+            return *(None for _ in form.coefficients), *grad_values, *no_gradients
 
         @staticmethod
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
-            return Fused.apply(*batched(info, in_dims, arguments)), _first(form)
+            return Fused.apply(*batched(info, in_dims, arguments)), _vmap_out_dims(form)
 
     class Eager(torch.autograd.Function):
         """Computes what ``Fused`` computes, faster: with a separate ``setup_context``, PyTorch inspects the signature at every call."""
@@ -137,6 +140,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
         backward = Fused.backward
 
     def call(*arguments: Any) -> Any:
+        """Runs ``definition``, the forward operator, ``Fused`` or ``Eager``: the fastest that the current mode and gradients allow."""
         compiling = torch.compiler.is_dynamo_compiling()
         if compiling or not dispatch_is_plain():
             if is_exporting():
@@ -144,7 +148,7 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
             if compiling:
                 arguments = (*fresh_views(arguments[:-1]), arguments[-1])
             elif not torch.jit.is_tracing():
-                return Fused.apply(*arguments)  # a functorch transform may be active, and needs setup_context and vmap
+                return Fused.apply(*arguments)  # a functorch transform may be active, which needs setup_context and vmap
         if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in arguments[:num_variables]):
             return forward_op(*arguments)  # applying an autograd.Function takes longer than a small scan
         return Fused.apply(*arguments) if compiling else Eager.apply(*arguments)
@@ -152,5 +156,6 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
     return call
 
 
-def _first(form: Form) -> Any:
+def _vmap_out_dims(form: Form) -> Any:
+    """Returns vmap's ``out_dims`` for the outputs of ``form``: the batch dimension is dimension 0 of each output."""
     return 0 if len(form.outputs) == 1 else (0,) * len(form.outputs)

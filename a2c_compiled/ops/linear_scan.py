@@ -20,7 +20,7 @@ _transposed_op = register(scan_forms.LINEAR_SCAN_TRANSPOSED, partial(torch_scan.
 
 
 class _LinearScan(torch.autograd.Function):
-    """The scan and its gradient. The backward applies this same function, so it is differentiable to any order.
+    """The scan and its gradient. The backward applies this same function, so the result is differentiable to any order.
 
     Reverse-time scan::
 
@@ -93,7 +93,7 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Ten
 
 
 def _scripted_loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """Computes the scan in a loop of torch operations, so that a TorchScript file loads where this library is not installed."""
+    """Computes the scan in a loop of torch operations, so that a TorchScript file can be loaded without this library."""
     length = x.size(dim)
     if length == 0:
         return x.clone()
@@ -104,7 +104,7 @@ def _scripted_loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     for i in range(1, length):
         t = length - 1 - i if reverse else i
         decay_t = decay_steps[t if reverse else t - 1]
-        # Mask only a y that is NaN or infinite: where it is finite, the derivative with respect to a zero decay has to be y.
+        # Mask y only if it is NaN or infinite: for a finite y, the derivative with respect to a zero decay must be y.
         y = x_steps[t] + decay_t * y.masked_fill((decay_t == 0) & ~y.isfinite(), 0.0)
         steps.append(y)
     if reverse:

@@ -1,4 +1,4 @@
-"""Registers a form as an operator, and selects the backend by the device.
+"""Registers a form as an operator. The device of the tensors selects the backend.
 
 A form is a recurrence along time with its inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`.
 """
@@ -13,22 +13,21 @@ from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.kernels.scan_forms import Form
 
-_library = torch.library.Library(
-    "a2c_compiled", "DEF"
-)  # has to live as long as the module: deleting it unregisters the operators
+# The library must exist as long as the module: deleting the library unregisters the operators.
+_library = torch.library.Library("a2c_compiled", "DEF")
 
 
-def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
+def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
     """Registers ``torch.ops.a2c_compiled.<form.name>(coefficients..., values..., flags..., dim)`` and returns a function that calls it.
 
-    The operator is one node in any captured graph. On the CPU the operator runs the C++ kernel and on a GPU the Triton kernel. It runs
-    ``plain`` if that kernel is not installed, on other devices, and on the CPU for tensors of more than 16 dimensions. Its fake
-    implementation returns empty outputs. It registers no gradient: ``torch.func`` transforms only accept the gradient of a
-    :class:`torch.autograd.Function`, so the callers wrap the operator in one.
+    The operator is one node in any captured graph. On the CPU the operator runs the C++ kernel and on a GPU the Triton kernel. The
+    operator runs ``definition`` if the kernel of the device is not installed, on other devices, and on the CPU for tensors of more than 16
+    dimensions. The fake implementation of the operator returns empty outputs. The operator has no registered gradient: ``torch.func``
+    transforms only accept the gradient of a :class:`torch.autograd.Function`, so the callers wrap the operator in such a function.
 
     Args:
         form: the names and order of the operator's arguments. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
-        plain: computes the operator's outputs from the operator's arguments with torch operations.
+        definition: computes the operator's outputs from the operator's arguments with torch operations.
 
     Returns:
         A function with the operator's arguments. It calls the CPU kernel directly when no dispatch mode, functorch transform or tracer is
@@ -42,28 +41,32 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
         return outputs[0] if single else outputs
 
     def fake(*arguments: Any) -> Any:
+        """Returns empty outputs, for fake tensors."""
         return result(form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1]))
 
     def in_torch(*arguments: Any) -> Any:
+        """Runs ``definition``. The outputs have the strides of :meth:`Form.empty_outputs`, as the outputs of the kernels do."""
         outputs = form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1])
         coefficients = on_device(arguments[:first_value], outputs[0].device)
         with torch.no_grad():  # autograd records the autograd.Function around the operator, not the operations inside it
-            computed = plain(*coefficients, *arguments[first_value:])
+            computed = definition(*coefficients, *arguments[first_value:])
             for output, tensor in zip(outputs, (computed,) if single else computed, strict=True):
                 output.copy_(tensor)
         return result(outputs)
 
     def on_cpu(*arguments: Any) -> Any:
+        """Runs the C++ kernel, or ``definition`` if the kernel was not built or the tensors have too many dimensions."""
         if not cpu_scan.is_available():
             cpu_scan.warn_once()
             return in_torch(*arguments)
-        if arguments[first_value].dim() > cpu_scan.MOST_DIMENSIONS:
+        if arguments[first_value].dim() > cpu_scan.MAX_DIMENSIONS:
             return in_torch(*arguments)
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(cpu_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
     def on_gpu(*arguments: Any) -> Any:
-        from a2c_compiled.kernels import triton_scan  # imported here because it imports triton, which the CPU does not need
+        """Runs the Triton kernel."""
+        from a2c_compiled.kernels import triton_scan  # not at the top of the file: the CPU needs no triton, which this imports
 
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(triton_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
@@ -80,13 +83,14 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     operator = getattr(torch.ops.a2c_compiled, form.name).default
 
     def call(*arguments: Any) -> Any:
-        # For a small scan, the dispatcher takes half as long as everything else. Skip it if it would only call the kernel: no dispatch
-        # mode, functorch transform or tracer is active, no tensor is a subclass such as FakeTensor, and no value is a negated view.
+        # For a small scan, the dispatcher takes half as long as everything else. Skip the dispatcher if it would only call the kernel: no
+        # dispatch mode, functorch transform or tracer is active, no tensor is of a subclass such as FakeTensor, and no value is a negated
+        # view.
         if (
             arguments[-2].is_cpu
             and not torch.compiler.is_dynamo_compiling()
             and dispatch_is_plain()
-            and set(map(type, arguments)) == _PLAIN
+            and set(map(type, arguments)) == _PLAIN_TYPES
             and not any(map(Tensor.is_neg, arguments[first_value:first_flag]))
         ):
             return on_cpu(*arguments)
@@ -95,13 +99,13 @@ def register(form: Form, plain: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_PLAIN = {Tensor, int}
+_PLAIN_TYPES = {Tensor, int}  # the tensors, and dim
 
 
 def on_device(coefficients: Sequence[Tensor], device: torch.device) -> List[Tensor]:
     """Returns ``coefficients`` on ``device``. Kernels accept zero-dimensional CPU coefficients; torch operations on a GPU may not.
 
-    The function adds the coefficient to a zero on the device. A copy from the CPU would synchronise.
+    To move a coefficient, the function adds it to a zero on the device. A copy from the CPU would synchronise.
     """
     return [
         coefficient if coefficient.device == device else torch.zeros_like(coefficient, device=device) + coefficient

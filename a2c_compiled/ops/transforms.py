@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def batch_first(size: int, in_dims: Sequence[Any], tensors: Sequence[Tensor], num_coefficients: int = 0) -> Tuple[Tensor, ...]:
-    """Returns ``tensors`` with vmap's dimension in front, all expanded to the shape of the last one.
+    """Returns ``tensors`` with vmap's dimension first, all expanded to the shape of the last tensor.
 
     The dimension of time is negative, so it stays valid. A zero-dimensional coefficient without a vmap dimension stays unchanged.
 
@@ -14,7 +14,7 @@ def batch_first(size: int, in_dims: Sequence[Any], tensors: Sequence[Tensor], nu
         size: the size of vmap's dimension.
         in_dims: vmap's dimension in each tensor, or None.
         tensors: the operands, coefficients first.
-        num_coefficients: how many of them are coefficients.
+        num_coefficients: the number of coefficients among ``tensors``.
     """
     reference, reference_dim = tensors[-1], in_dims[len(tensors) - 1]
     shape = (size, *(reference.shape if reference_dim is None else reference.movedim(reference_dim, 0).shape[1:]))
@@ -23,15 +23,18 @@ def batch_first(size: int, in_dims: Sequence[Any], tensors: Sequence[Tensor], nu
         if i < num_coefficients and in_dim is None and tensor.dim() == 0:
             batched.append(tensor)
             continue
-        front = tensor.unsqueeze(0) if in_dim is None else tensor.movedim(in_dim, 0)
-        batched.append(front.reshape(front.size(0), *[1] * (len(shape) - front.dim()), *front.shape[1:]).expand(shape))
+        moved = tensor.unsqueeze(0) if in_dim is None else tensor.movedim(in_dim, 0)
+        # Align the other dimensions at the end, as broadcasting does.
+        missing_dims = [1] * (len(shape) - moved.dim())
+        batched.append(moved.reshape(moved.size(0), *missing_dims, *moved.shape[1:]).expand(shape))
     return tuple(batched)
 
 
 def fresh_views(tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
     """Returns a new view of each tensor, for an ``autograd.Function`` that dynamo traces.
 
-    Dynamo does not notice that the inputs of ``torch.func.grad`` require gradients, and would leave out the backward pass. It does notice
-    it for a view of them. It also rejects one tensor passed twice, as happens to ``done`` if ``terminated`` is None.
+    Dynamo does not detect that the inputs of ``torch.func.grad`` require gradients, and would leave out the backward pass. Dynamo does
+    detect that views of these inputs require gradients. Dynamo also rejects calls that pass one tensor twice, as the functions pass
+    ``done`` if ``terminated`` is None.
     """
     return tuple([tensor.view_as(tensor) for tensor in tensors])
