@@ -3,8 +3,8 @@
 A form is a linear recurrence along time with its inputs and outputs: elementwise code before the recurrence (prologue) computes ``x`` and
 ``decay`` from the inputs, and elementwise code after it (epilogue) computes the outputs. Operands are inputs and outputs. Inputs are
 coefficients, values and flags.
-Notation here, in ``cpu/forms.h`` and in ``triton/forms.py``: steps are ``t = 0 ... T-1``. ``a if flag[t] else b`` selects one of the two;
-NaN in the other has no effect.
+This file, ``cpu/forms.h`` and ``triton/forms.py`` have one notation: steps are ``t = 0 ... T-1``. ``a if flag[t] else b`` selects ``a`` or
+``b``; NaN in the other value has no effect.
 
 Reverse-time scan, with ``y[T] = 0``::
 
@@ -20,8 +20,8 @@ chain rule gives::
     grad_x[t] = grad_y[t] + decay[t-1] * grad_x[t-1]
     grad_decay[t] = grad_x[t] * y[t+1]
 
-A backward form computes ``g[t]``, the gradient of the forward form's ``x[t]``, by that transposed scan. It multiplies ``g[t]`` by the
-derivatives of the prologue, and adds the gradients that reach an input through the epilogue alone.
+A backward form computes ``g[t]``, the gradient of the forward form's ``x[t]``, with the transposed scan. To get the gradient of an input,
+it multiplies ``g[t]`` by the derivative of the prologue, and adds the gradient that reaches the input through the epilogue alone.
 """
 
 from typing import NamedTuple, Sequence, Tuple
@@ -33,9 +33,9 @@ Names = Tuple[str, ...]
 
 
 class Form(NamedTuple):
-    """The names of a fused scan's operands, and the direction of its scan.
+    """The names of a fused scan's operands, and the direction of the scan.
 
-    Values, flags and outputs share one shape, ``[*B, T, *F]``, with time at ``dim``. A coefficient has that shape or is zero-dimensional.
+    Values, flags and outputs share one shape, ``[*B, T, *F]``, with time at ``dim``. A coefficient has this shape or is zero-dimensional.
     Values and outputs share one floating dtype. Coefficients have the dtype of the computation: float32 for half precision, else the
     dtype of the values. Flags are bool.
     """
@@ -51,8 +51,8 @@ class Form(NamedTuple):
     def empty_outputs(self, values: Sequence[Tensor], flags: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """Returns uninitialised tensors for the outputs, with the dtype of the values and the strides of the first flag.
 
-        Flags have the strides of the user's data. Values may not: a gradient or a broadcast value can have other strides. A form
-        without flags uses the strides of the first value.
+        Flags have the strides of the user's data. A value may have other strides, if it is a gradient or broadcast. For a form without
+        flags, the outputs have the strides of the first value.
         """
         first = torch.empty_like(flags[0] if flags else values[0], dtype=values[0].dtype)
         return (first, *[torch.empty_like(first) for _ in self.outputs[1:]])

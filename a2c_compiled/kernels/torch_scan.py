@@ -1,4 +1,4 @@
-"""The plain torch backend: the linear scan on any device. It is used if no kernel exists."""
+"""The plain torch backend: the linear scan on any device. ``ops/registration.py`` uses this backend if no kernel exists."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 
 # Up to this many steps, one multiply-add per step is faster than log2(T) passes over all the data.
-_LONGEST_LOOP = 32
+_MAX_LOOP_STEPS = 32
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
@@ -22,9 +22,9 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     Returns:
         ``y``, with the shape and dtype of ``x``.
     """
-    scan = _loop if x.size(dim) <= _LONGEST_LOOP else _doubling
+    scan = _loop if x.size(dim) <= _MAX_LOOP_STEPS else _doubling
     if not reverse:
-        decay = decay.roll(1, dim)  # the first step reads decay[T-1] now, but has no previous y to multiply
+        decay = decay.roll(1, dim)  # step t then reads decay[t-1]; the first step has no previous y, so it needs no decay
     return scan(widen(x), widen(decay), dim, reverse).to(x.dtype)
 
 
@@ -52,7 +52,7 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
         y[t] = y[t] + a[t] * y[t + span]
         a[t] = a[t] * a[t + span]
 
-    With ``reverse=False`` it reads ``t - span`` instead.
+    With ``reverse=False``, the pass reads ``t - span`` instead of ``t + span``.
     """
     length = x.size(dim)
     y, a = x, decay
@@ -65,7 +65,7 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
         y_near, y_far = y.narrow(dim, near, rest), y.narrow(dim, far, rest)
         a_near, a_far = a.narrow(dim, near, rest), a.narrow(dim, far, rest)
         cut = a_near == 0
-        # A product of decays may have overflowed to infinity. Times a zero y_far it would give NaN.
+        # A product of decays may have overflowed to infinity. Infinity times a zero y_far would be NaN.
         y_cut = cut | (y_far == 0)
         y_next = torch.empty_like(x)
         y_next.narrow(dim, edge, span).copy_(y.narrow(dim, edge, span))

@@ -1,9 +1,9 @@
 """The GPU backend: plans the launches of the Triton kernel from shapes and strides, and runs them.
 
 A form is a recurrence along time with its inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`. A launch starts many programs,
-each for a block of rows (sequences). If few rows would leave the GPU idle, time is cut into splits, which different programs scan. That
-takes two launches: REDUCE computes the aggregates of the splits, RESUME the outputs. The aggregate of a split is the pair (decay, offset)
-that maps the value entering the split to the value leaving it, ``offset + decay * value``.
+each for a block of rows (sequences). If few rows would leave the GPU idle, the plan cuts time into splits, which different programs scan.
+Splits need two launches: REDUCE computes the aggregates of the splits, RESUME the outputs. The aggregate of a split is the pair
+(decay, offset) that maps the value entering the split to the value leaving it, ``offset + decay * value``.
 """
 
 import math
@@ -28,7 +28,8 @@ from a2c_compiled.kernels.triton.kernel import NUMBER, PER_STEP, REDUCE, RESUME,
 class Launch:
     """One launch of :func:`scan_kernel`.
 
-    Call it with the five tuples that :func:`prepare` returns, and whether every tensor in them starts at a multiple of 16 bytes.
+    Call it with ``tensors``, the five tuples that :func:`prepare` returns, and ``aligned``, whether the address of every tensor in these
+    tuples is a multiple of 16 bytes.
     """
 
     grid: Tuple[int, int, int]
@@ -52,17 +53,17 @@ class _Plan(NamedTuple):
     """One launch of a form for one set of shapes and strides, or two (REDUCE, then RESUME) if time is split."""
 
     launches: Tuple[Launch, ...]
-    # The shape of each of the two tensors with the aggregates (decays, offsets): [splits - 1, batches * rows]. None if time is not split.
+    # The shape of each of the two tensors with the aggregates (decays, offsets): [splits - 1, batches * rows]. None: time is not split.
     aggregates: Optional[Tuple[int, int]]
     # Indices, into (values, flags, coefficients) in this order, of the operands whose strides are not one (batch, time, row) triple.
-    # These operands are copied first.
+    # `prepare` copies these operands.
     to_copy: Tuple[int, ...]
 
 
 def run(
     form: Form, coefficients: Sequence[Tensor], values: Sequence[Tensor], flags: Sequence[Tensor], dim: int
 ) -> Tuple[Tensor, ...]:
-    """Computes ``form`` and returns its outputs, with the strides of :meth:`Form.empty_outputs`.
+    """Computes ``form`` with the Triton kernel. Returns its outputs, with the strides of :meth:`Form.empty_outputs`.
 
     Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
 
@@ -91,6 +92,7 @@ def _launch_all(
     outputs: Sequence[Tensor],
     dim: int,
 ) -> None:
+    """Prepares and runs the launches of a form, on the current device. Writes ``outputs``."""
     prepared = prepare(form, coefficients, values, flags, outputs, dim)
     if prepared is None:  # no triple of strides describes the outputs: compute on contiguous copies
         coefficients, values, flags = ([tensor.contiguous() for tensor in group] for group in (coefficients, values, flags))
@@ -115,10 +117,10 @@ def prepare(
     outputs: Sequence[Tensor],
     dim: int,
 ) -> Optional[Tuple[Tuple[Launch, ...], Tuple[Tuple[Any, ...], ...]]]:
-    """Returns the launches of a form, one or two, and the arguments to call each with.
+    """Returns the launches of a form, one or two, and the tensors to call each launch with.
 
-    The arguments are five tuples: coefficients, values, flags, outputs, aggregates. Returns None if one (batch, time, row) triple of
-    strides cannot describe the outputs.
+    The tensors are five tuples: coefficients (some are numbers), values, flags, outputs, aggregates. Returns None if one
+    (batch, time, row) triple of strides cannot describe the outputs.
     """
     reference = outputs[0]
     dtype = working_dtype(reference)
@@ -180,17 +182,20 @@ def _plan(
 ) -> Optional[_Plan]:
     """Returns the plan for these shapes and strides. Returns None if one triple of strides cannot describe the outputs.
 
+    Other arguments: the shape, dtype and device of the outputs; ``modes``: MODES of :func:`scan_kernel`.
+
     Args:
         layouts: the strides of the outputs, then of each value, flag and coefficient. None for a coefficient passed as a number.
         override: tile sizes to use instead of those that :func:`tuning.choose_blocks` returns. None: no override.
     """
     time = len(shape) + dim
     outer, length, inner = math.prod(shape[:time]), shape[time], math.prod(shape[time + 1 :])
-    # The dimensions before time are merged into one, and those after time into one. If only one of the two has more than one element,
-    # it is the rows. If both do, the dimensions after time are the rows and those before time the batches.
+    # Merge the dimensions before time into one, and the dimensions after time into one. If only one of these two has more than one
+    # element, this one is the rows. If both have, the dimensions after time are the rows and the dimensions before time the batches.
     batches, rows = (1, outer) if inner == 1 else (outer, inner)
 
     def triple_of(strides: Optional[Tuple[int, ...]]) -> Optional[Tuple[int, int, int]]:
+        """Returns the (batch, time, row) triple that describes ``strides``, or None if no triple does."""
         if not strides:  # a number or a zero-dimensional tensor
             return 0, 0, 0
         before = _merged_stride(shape[:time], strides[:time])
@@ -205,8 +210,8 @@ def _plan(
     triples = [triple_of(layout) for layout in layouts[1:]]
     to_copy = tuple(i for i, triple in enumerate(triples) if triple is None)
     strides = (output, *(output if triple is None else triple for triple in triples))  # copies have the strides of the outputs
-    # The tensors with one entry per step. The layout of a number is None, that of a zero-dimensional tensor is ().
-    data = [output, *(stride for stride, operand in zip(strides[1:], layouts[1:], strict=True) if operand)]
+    # The triples of the tensors with one entry per step. A number has the layout None, a zero-dimensional tensor ().
+    data = [output, *(stride for stride, layout in zip(strides[1:], layouts[1:], strict=True) if layout)]
     # Whether one triple describes all these tensors; the kernel then gets one triple instead of one per operand.
     shared = all(stride == output for stride in data)
 
@@ -215,7 +220,7 @@ def _plan(
         rows_contiguous, batches, rows, length, dtype.itemsize, len(form.values) + len(form.outputs), *_processors(device)
     )
     # `axis` is the index, in a triple, of the contiguous dimension: 1 (time) or 2 (rows). `vector` is the number of adjacent elements
-    # along it that a thread can load at once from every tensor, or 0 if a tensor is not contiguous along it.
+    # along this dimension that a thread can load at once from every tensor, or 0 if a tensor is not contiguous along this dimension.
     vector = 0
     axis = 2 if rows_contiguous else 1
     if all(stride[axis] == 1 for stride in data):
@@ -229,6 +234,7 @@ def _plan(
     device_form = DEVICE_FORMS[form.name]
 
     def launch(split_programs: int, launch_mode: tl.constexpr) -> Launch:
+        """Returns the launch in which ``split_programs`` programs per block of rows handle the time splits."""
         arguments = (
             strides[:1] if shared else strides,
             rows,
@@ -259,7 +265,7 @@ def _plan(
 
 
 def _processors(device: torch.device) -> Tuple[int, ...]:
-    """Returns (number of multiprocessors, warp size), or an empty tuple on the CPU, where Triton's interpreter runs."""
+    """Returns (number of multiprocessors, warp size), or an empty tuple for the CPU, on which Triton's interpreter runs."""
     if device.type != "cuda":
         return ()
     properties = torch.cuda.get_device_properties(device)

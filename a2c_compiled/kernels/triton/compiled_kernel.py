@@ -22,8 +22,8 @@ class Launcher(Protocol):
 def launcher_from(launched: Any) -> Optional[Launcher]:
     """Returns the launcher for the next launches, from the return value of the first launch.
 
-    Returns None in Triton's interpreter, which compiles nothing, and, with one warning, in versions of Triton whose launches return
-    another type. Every launch then goes through Triton's slower analysis of the arguments.
+    Returns None in Triton's interpreter, which compiles nothing. Also returns None, with one warning per process, in versions of Triton
+    whose launches return another type. Every launch then goes through Triton's slower analysis of the arguments.
     """
     if launched is None:
         return None
@@ -35,6 +35,7 @@ def launcher_from(launched: Any) -> Optional[Launcher]:
 
 @functools.cache
 def _warn_once() -> None:
+    """Warns, once per process, that launches are slower."""
     warnings.warn(
         "a2c_compiled: expected a launch to return triton.compiler.CompiledKernel, got another type in this version of Triton;"
         " launches are slower",

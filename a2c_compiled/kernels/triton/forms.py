@@ -3,8 +3,9 @@
 
 The notation is that of :mod:`a2c_compiled.kernels.scan_forms`. The arguments of the device functions are:
 
-* ``here``, ``before``, ``after``: the operands at the steps ``t``, ``t-1`` and ``t+1``. Each is a tuple (coefficients, values, flags),
-  and each of these is a tuple in the order of the form. Values, flags and per-step coefficients are 0 where a step does not exist.
+* ``here``, ``before``, ``after``: the operands at the steps ``t``, ``t-1`` and ``t+1``. Each is a tuple (coefficients, values, flags) of
+  tuples in the order of the form: ``here[0][0]`` is the first coefficient, ``here[1][0]`` the first value, ``here[2][0]`` the first
+  flag. If a step does not exist, its values, flags and per-step coefficients are 0.
 * ``last``: bool, ``t == T-1``.
 * ``y``: the result of the scan at ``t``. ``y_next``: its result at ``t+1``, valid only if the form sets ``needs_next``.
 
@@ -33,7 +34,7 @@ class DeviceForm(NamedTuple):
     decay: Any  # (coefficients, values, flags) of one step -> decay[t]
     source: Any  # (here, before, after, last) -> x[t]
     outputs: Any  # (here, before, after, last, y, y_next) -> a tuple in the order of the form's outputs
-    # Whether `outputs` reads y_next. The kernel then scans four tensors instead of two.
+    # Whether `outputs` reads y_next. If so, the kernel scans four tensors instead of two.
     needs_next: bool = False
 
 
@@ -124,7 +125,7 @@ def _td_lambda_backward_outputs(here, before, after, last, y, y_next):
 
 @triton.jit
 def _at_most(x, bound):
-    """min(x, bound), but NaN where x is NaN. tl.minimum would return the bound there."""
+    """Computes min(x, bound), but NaN if x is NaN. tl.minimum would return the bound for NaN."""
     return tl.where(x > bound, bound, x)
 
 
@@ -176,7 +177,7 @@ def _vtrace_backward_decay(coefficients, values, flags):
 
 @triton.jit
 def _sent_by(step):
-    """sent[t], computed from the operands at t-1. The result is 0 at t = 0, where grad_advantage was loaded as 0."""
+    """Computes sent[t] from ``step``, the operands at t-1. The result is 0 at t = 0, because the kernel loads grad_advantage as 0 there."""
     gamma, _, _, pg_rho_thresh, _ = step[0]
     weight = step[1][0] * gamma * _at_most(_ratio(step[1][2], step[1][3]), pg_rho_thresh)
     return tl.where(step[2][0] | step[2][1], 0.0, weight)
@@ -222,7 +223,8 @@ def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     grad_own = _at_most(ratio, pg_rho_thresh) * grad_advantage
     grad_reward = grad_correction + grad_own
     grad_next = tl.where(terminated, 0.0, gamma * (grad_correction + tl.where(cut, grad_own, 0.0)))
-    # value_target[t] and next_target[t-1] contain +state_value[t]. The two differences, which grad_reward covers, contain -state_value[t].
+    # value_target[t] and next_target[t-1] contain +state_value[t]. delta[t] and the difference in advantage[t] contain -state_value[t]; the
+    # gradient of both together is grad_reward.
     grad_value = grad_target + _sent_by(before) - grad_reward
     return grad_log_pi, -grad_log_pi, grad_value, grad_next, grad_reward
 

@@ -69,6 +69,7 @@ def _scan_both(a, x, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
 
 @triton.jit
 def _add_both(a, x, b, z):
+    """Returns the sum of the pairs ``(a, x)`` and ``(b, z)``."""
     return a + b, x + z
 
 
@@ -85,10 +86,9 @@ def _offset(stride, place, LAYOUT: tl.constexpr):
     """Returns the offsets, int64, of the elements at ``place``, which is (batch, time, row)."""
     batch, time, row = place
     offset = batch.to(tl.int64) * stride[0] + time.to(tl.int64) * stride[1] + row.to(tl.int64) * stride[2]
-    # Triton distributes a tile over threads by these hints. For the contiguous axis the hints are true. With the hints, flags get the
+    # Triton distributes a tile over threads by these hints. For the contiguous axis the hints are true. With the hints, flags have the
     # distribution of values, so accesses are as wide as the tuning table says; otherwise Triton would distribute flags differently. The
-    # hint for
-    # chunks (the 2) only ranks the axes: warps spread over chunks before steps, so that one thread scans its steps in registers.
+    # hint for chunks (the 2) only ranks the axes: warps spread over chunks before steps, so that one thread scans its steps in registers.
     vector: tl.constexpr = LAYOUT[1]
     if vector > 0:
         if LAYOUT[2]:
@@ -168,7 +168,7 @@ def scan_kernel(
     OUTPUTS: tl.constexpr,
     NEEDS_NEXT: tl.constexpr,
     REVERSE: tl.constexpr,
-    PASS: tl.constexpr,
+    LAUNCH_MODE: tl.constexpr,
     MODES: tl.constexpr,
     LAYOUT: tl.constexpr,
     TYPE: tl.constexpr,
@@ -192,15 +192,15 @@ def scan_kernel(
         splits: number of time splits.
         DECAY, SOURCE, OUTPUTS, NEEDS_NEXT: the fields of the form's DeviceForm.
         REVERSE: whether the scan runs in reverse time.
-        PASS: the launch mode, WHOLE, REDUCE or RESUME.
+        LAUNCH_MODE: WHOLE, REDUCE or RESUME.
         MODES: how each coefficient is passed, NUMBER, SCALAR or PER_STEP.
-        LAYOUT: (whether all operands have the same strides, how many contiguous elements are aligned or 0 if unknown, whether rows are
-            contiguous).
+        LAYOUT: a triple: whether all operands have the same strides; the number of adjacent elements of an aligned group, or 0 if the
+            elements are not contiguous in every operand; whether rows (instead of time) are the contiguous axis.
         TYPE: the dtype of the computation.
         SPLITS: ``splits`` rounded up to a power of two.
     """
-    # A reverse scan loads its steps in descending order, so that the scan runs forward over the tile. If time is contiguous, it loads
-    # them in ascending order, for wide accesses, and the scan runs backwards over the tile.
+    # A reverse scan loads its steps in descending order, so that the scan runs forward over the tile. But if time is contiguous, the kernel
+    # loads the steps in ascending order, for wide accesses, and the scan runs backwards over the tile.
     BACKWARDS: tl.constexpr = REVERSE and not LAYOUT[2]
     blocks = tl.cdiv(rows, ROWS)
     batch = tl.program_id(0) // blocks
@@ -209,9 +209,8 @@ def scan_kernel(
     chunk = tl.arange(0, CHUNKS)[None, None, :]
     time_in_tile = (CHUNKS - 1 - chunk if REVERSE else chunk) * STEPS
     time_in_tile += STEPS - 1 - step if REVERSE and not BACKWARDS else step
-    # The host chose a vector size that divides rows or length, so rounding down changes nothing. The rounding tells Triton that a mask
-    # is constant
-    # over a vector.
+    # The host chose a vector size that divides rows or length, so rounding down changes nothing. From the rounding, Triton infers that a
+    # mask is constant over a vector.
     row_end = rows
     time_end = length
     if LAYOUT[1] > 1:
@@ -221,13 +220,13 @@ def scan_kernel(
             time_end = length // LAYOUT[1] * LAYOUT[1]
 
     split = tl.program_id(1)
-    if PASS == REDUCE:
+    if LAUNCH_MODE == REDUCE:
         split += 1 if REVERSE else 0  # no split reads the aggregate of the split that the scan reaches last
     aggregate = batch.to(tl.int64) * rows + row
     aggregate_stride = (tl.num_programs(0) // blocks).to(tl.int64) * rows
     carry = tl.full([ROWS, 1, 1], 0, TYPE)
     decay_so_far = tl.full([ROWS, 1, 1], 1, TYPE)
-    if PASS == RESUME:
+    if LAUNCH_MODE == RESUME:
         carry = _resume(aggregates, aggregate, aggregate_stride, row < rows, split, splits, REVERSE, SPLITS)
 
     for i in range(tiles):
@@ -262,7 +261,7 @@ def scan_kernel(
             tile_a, tile_x = _latest(chunk_a, chunk_x, chunk, 2, False)
         carry = _enter(tile_a, tile_x, carry)
 
-        if PASS == REDUCE:
+        if LAUNCH_MODE == REDUCE:
             decay_so_far = tl.where(tile_a == 0, 0.0, tile_a * decay_so_far)
         else:
             y = _enter(a, x, entry)
@@ -274,7 +273,7 @@ def scan_kernel(
             for k in tl.static_range(len(outputs)):
                 tl.store(outputs[k] + offset, results[k], mask=inside)
 
-    if PASS == REDUCE:
+    if LAUNCH_MODE == REDUCE:
         pointer = aggregate + tl.program_id(1) * aggregate_stride
         tl.store(aggregates[0] + pointer, decay_so_far, mask=row < rows)
         tl.store(aggregates[1] + pointer, carry, mask=row < rows)
