@@ -22,6 +22,7 @@
 
 namespace {  // internal linkage: one source file includes this
 
+// The coefficients of one step of the recurrence: x[t] and decay[t].
 template <class T>
 struct Link {
   T x, decay;
@@ -56,19 +57,19 @@ struct Exponential {
 };
 constexpr Exponential kExponential;
 
-// Returns exp(x) = 2^k * exp(rest), with the integer k nearest to x / log 2 and a polynomial for exp(rest). Accurate to the last bit but
-// one. Unlike std::exp it vectorises.
+// Returns exp(x) = 2^k * exp(rest), with the integer k nearest to x / log 2 and a polynomial for exp(rest). The result is accurate to the
+// last bit but one. Unlike std::exp, this function vectorises.
 template <class T>
 INLINE T exponential(T x) {
   constexpr bool kSingle = sizeof(T) == 4;
   using Bits = std::conditional_t<kSingle, int32_t, int64_t>;
   constexpr int kMantissa = kSingle ? 23 : 52, kBias = kSingle ? 127 : 1023, kDegree = kSingle ? 7 : 13;
-  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // below it results are about denormal: return 0
+  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // a smaller x has a nearly denormal result: return 0
   constexpr T kRound = kSingle ? T(12582912) : T(6755399441055744);           // 1.5 * 2^mantissa: adding it rounds to an integer
   constexpr T kLog2High = kSingle ? T(0.693359375) : T(0.69314718036912382);  // log 2 as a sum of two: k * kLog2High is exact
   constexpr T kLog2Low = kSingle ? T(-2.12194440e-4) : T(1.9082149292705877e-10);
   const T clamped = pick(x < kLowest, kLowest, x);
-  const T shifted = clamped * T(1.4426950408889634) + kRound;
+  const T shifted = clamped * T(1.4426950408889634) + kRound;  // 1 / log 2
   const T k = shifted - kRound;
   const T rest = (clamped - k * kLog2High) - k * kLog2Low;
   T sum = T(kExponential.term[kDegree]);
@@ -82,11 +83,11 @@ INLINE T exponential(T x) {
 }
 
 // The members of a form:
-//   kName                                      its name in kernels/scan_forms.py
-//   kCoefficients, kValues, kFlags, kOutputs   the numbers of its operands
-//   kReverse                                   whether it is a reverse form
-//   kFirst                                     whether it reads Step::first or Step::before()
-//   kLast                                      whether it reads Step::last or Step::after()
+//   kName                                      the form's name in kernels/scan_forms.py
+//   kCoefficients, kValues, kFlags, kOutputs   the numbers of the form's operands
+//   kReverse                                   whether the form is a reverse form
+//   kFirst                                     whether the form reads Step::first or Step::before()
+//   kLast                                      whether the form reads Step::last or Step::after()
 //   prologue(step)                             returns {x[t], decay[t]}
 //   epilogue(step, y, y_after, out)            writes the outputs at t; y_after is y[t+1], valid in reverse forms only
 // A Step reads coefficient, value and flag number k at t by c(k), v(k) and f(k).
@@ -259,23 +260,24 @@ struct VTrace {
   static INLINE Link<T> prologue(const S& s) {
     const T r = ratio(s.v(kLogPi), s.v(kLogMu));
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
-    const T delta = clipped(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
-    return {delta, unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
+    const T rho_delta = clipped(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
+    return {rho_delta, unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T y, T y_after, T* out) {
-    const T rho = clipped(ratio(s.v(kLogPi), s.v(kLogMu)), s.c(kPgRhoThresh));
-    const T mixed = s.after().v(kValue) + s.c(kLmbda) * y_after;
-    const T next_target = pick(s.f(kDone) | s.last, s.v(kNextValue), mixed);
+    const T pg_rho = clipped(ratio(s.v(kLogPi), s.v(kLogMu)), s.c(kPgRhoThresh));
+    const T target_after = s.after().v(kValue) + s.c(kLmbda) * y_after;
+    const T next_target = pick(s.f(kDone) | s.last, s.v(kNextValue), target_after);
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * next_target);
-    out[0] = rho * (s.v(kReward) + bootstrap - s.v(kValue));
+    out[0] = pg_rho * (s.v(kReward) + bootstrap - s.v(kValue));
     out[1] = s.v(kValue) + y;
   }
 };
 
 // sent[t] = 0 if t == 0 or done[t-1] or terminated[t-1] else grad_advantage[t-1] * pg_rho[t-1] * gamma[t-1]
 // g[t] = grad_value_target[t] + lmbda[t-1] * sent[t] + decay[t-1] * g[t-1]: the gradient of rho * delta
-// In the following, cut[t] = done[t] or t == T-1, and y[t+1] = value_target[t+1] - state_value[t+1]:
+// In the following lines, cut[t] = done[t] or t == T-1, and y[t+1] = value_target[t+1] - state_value[t+1]. The code calls them `ends` and
+// `correction`.
 // grad_rho[t] = g[t] * delta[t]
 // grad_pg_rho[t] = grad_advantage[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 // grad_c[t] = 0 if cut[t] else g[t] * gamma[t] * lmbda[t] * y[t+1]
@@ -295,8 +297,8 @@ struct VTraceBackward {
   template <class S, class T = typename S::Real>
   static INLINE T sent(const S& s) {
     const S before = s.before();
-    const T rho = VTrace::clipped(VTrace::ratio(before.v(kLogPi), before.v(kLogMu)), before.c(VTrace::kPgRhoThresh));
-    return unless(before.f(kDone) | before.f(kTerminated) | s.first, before.v(kGradAdvantage) * rho * before.c(kGamma));
+    const T pg_rho = VTrace::clipped(VTrace::ratio(before.v(kLogPi), before.v(kLogMu)), before.c(VTrace::kPgRhoThresh));
+    return unless(before.f(kDone) | before.f(kTerminated) | s.first, before.v(kGradAdvantage) * pg_rho * before.c(kGamma));
   }
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
@@ -311,8 +313,9 @@ struct VTraceBackward {
     const T rho = VTrace::clipped(ratio, s.c(VTrace::kRhoThresh)), pg_rho = VTrace::clipped(ratio, s.c(VTrace::kPgRhoThresh));
     const bool ends = s.f(kDone) | s.last;
     const T next_value = unless(s.f(kTerminated), s.v(kNextValue));
-    const T correction = s.after().v(kTarget) - s.after().v(kValue), mixed = s.after().v(kValue) + lmbda * correction;
-    const T next_target = unless(s.f(kTerminated), pick(ends, s.v(kNextValue), mixed));
+    const T correction = s.after().v(kTarget) - s.after().v(kValue);
+    const T target_after = s.after().v(kValue) + lmbda * correction;
+    const T next_target = unless(s.f(kTerminated), pick(ends, s.v(kNextValue), target_after));
     const T grad_rho = g * (s.v(kReward) + gamma * next_value - s.v(kValue));
     const T grad_pg_rho = s.v(kGradAdvantage) * (s.v(kReward) + gamma * next_target - s.v(kValue));
     const T grad_c = unless(ends, g * gamma * lmbda * correction);
@@ -331,7 +334,7 @@ struct VTraceBackward {
 template <class... Forms>
 struct List {};
 
-// All forms. Python calls a form by its index in this list.
+// All forms. Python passes the index of a form in this list.
 using AllForms = List<LinearScan, LinearScanTransposed, Reward2Go, Reward2GoBackward, Gae, GaeBackward, TdLambda, TdLambdaBackward,
                       VTrace, VTraceBackward>;
 

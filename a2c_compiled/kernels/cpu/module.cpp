@@ -3,7 +3,7 @@
 //
 //   forms()  the names of the forms
 //   run()    computes a form; the caller has checked dtypes, shapes and devices
-//   call()   checks the inputs and computes a form, or returns None if they do not qualify
+//   call()   checks the inputs and computes a form, or returns None if the inputs do not qualify
 //
 // The module includes no torch headers, so it builds in seconds and works with every version of torch.
 
@@ -13,7 +13,7 @@
 
 #include "scan.h"
 
-// MODULE is the module's name. This source is built once per instruction set, each with its own name.
+// MODULE is the name of the module. pyproject.toml builds this source once per instruction set, each time with another name.
 #define TEXT_(name) #name
 #define TEXT(name) TEXT_(name)
 #define INIT_(name) PyInit_##name
@@ -23,7 +23,7 @@ namespace {
 
 using Scan = void (*)(void* const*, Dim*, int, const Dim&);
 
-// A form in the table: its operands, and its scans in float32 (`single`) and float64 (`wide`).
+// A form in the table: the numbers of its operands, and its scans in float32 (`single`) and float64 (`wide`).
 struct Entry {
   const char* name;
   int coefficients, values, flags, operands;
@@ -34,6 +34,7 @@ template <class Form>
 constexpr Entry kEntry = {Form::kName, Form::kCoefficients, Form::kValues, Form::kFlags, Cursor<float, Form>::kOperands,
                           scan<Form, float>, scan<Form, double>};
 
+// The table of all forms, in the order of AllForms.
 template <class... Forms>
 struct Table {
   static constexpr Entry entries[] = {kEntry<Forms>...};
@@ -48,32 +49,33 @@ PyObject* fail(const char* message) {
 }
 
 // Owns a reference to a Python object and releases it at the end of the scope.
-struct Result {
+struct Reference {
   PyObject* object;
-  explicit Result(PyObject* object) : object(object) {}
-  Result(const Result&) = delete;
-  ~Result() { Py_XDECREF(object); }
+  explicit Reference(PyObject* object) : object(object) {}
+  Reference(const Reference&) = delete;
+  ~Reference() { Py_XDECREF(object); }
 };
 
 // forms() -> a list of the names. The index of a name is the number of the form in run() and call().
 PyObject* forms(PyObject*, PyObject*) {
-  const Result names(PyList_New(0));
+  const Reference names(PyList_New(0));
   for (const Entry& form : kForms) {
-    const Result name(names.object ? PyUnicode_FromString(form.name) : nullptr);
+    const Reference name(names.object ? PyUnicode_FromString(form.name) : nullptr);
     if (name.object == nullptr || PyList_Append(names.object, name.object) < 0) return nullptr;
   }
   Py_INCREF(names.object);
   return names.object;
 }
 
-// Copies `count` integers from a tuple. Returns whether that succeeded.
+// Copies `count` integers from a tuple. Returns false if one of them is not an integer.
 bool read(PyObject* tuple, int64_t* values, Py_ssize_t count) {
   for (Py_ssize_t i = 0; i < count; ++i) values[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
   return !PyErr_Occurred();
 }
 
-// run(form, is_double, dim, tensor, ...) -> None. The tensors are the inputs and outputs in the order of the form, all of one shape; the
-// outputs are written. A zero-dimensional tensor has stride 0 in every dimension, as if it were expanded. dim is not negative.
+// run(form, is_double, dim, tensor, ...) -> None. Computes a form and writes the outputs. The tensors are the inputs and outputs in the
+// order of the form, all of one shape or zero-dimensional. A zero-dimensional tensor counts as expanded: it has stride 0 in every
+// dimension. dim must not be negative.
 PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr Py_ssize_t kFirstOperand = 3;
   static PyObject* const kDataPtr = PyUnicode_InternFromString("data_ptr");
@@ -84,7 +86,7 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   if (nargs != kFirstOperand + form.operands) return fail("run: bad number of operands");
   const Py_ssize_t dim = PyLong_AsSsize_t(args[2]);
   int64_t sizes[kMaxDims], strides[kMaxDims];
-  const Result shape(PyObject_GetAttrString(args[nargs - 1], "shape"));
+  const Reference shape(PyObject_GetAttrString(args[nargs - 1], "shape"));
   if (shape.object == nullptr) return nullptr;
   const Py_ssize_t dims = PyTuple_Size(shape.object);
   if (dims < 1 || dims > kMaxDims || dim < 0 || dim >= dims) return fail("run: bad shape or dim");
@@ -97,9 +99,9 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   }
   void* data[kMaxOperands];
   for (int k = 0; k < form.operands; ++k) {
-    const Result pointer(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kDataPtr, nullptr));
+    const Reference pointer(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kDataPtr, nullptr));
     if (pointer.object == nullptr) return nullptr;
-    const Result stride(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kStride, nullptr));
+    const Reference stride(PyObject_CallMethodObjArgs(args[kFirstOperand + k], kStride, nullptr));
     if (stride.object == nullptr) return nullptr;
     data[k] = PyLong_AsVoidPtr(pointer.object);
     if (data[k] == nullptr && !empty) return fail("run: a tensor without memory");
@@ -119,8 +121,8 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   Py_RETURN_NONE;
 }
 
-// The part of DLPack's C interface that is used here. Unlike torch's own C interface it is stable between versions, and it reads the
-// pointer, shape and strides of a tensor in nanoseconds.
+// The part of DLPack's C interface that call() uses. Unlike torch's own C interface, DLPack's is stable between versions, and it reads
+// the pointer, shape and strides of a tensor in nanoseconds.
 struct DLTensor {
   void* data;
   int32_t device_type, device_id, ndim;
@@ -152,7 +154,7 @@ struct Torch {
   // Returns an attribute, or nullptr if the object is nullptr or has no such attribute.
   static PyObject* get(PyObject* object, const char* name) { return object ? PyObject_GetAttrString(object, name) : nullptr; }
 
-  // Returns the DLPack interface of this version of torch, or nullptr if it has none or one with another major version.
+  // Returns the DLPack interface of this version of torch, or nullptr if torch has no such interface or another major version of it.
   static const DLPack* interface(PyObject* capsule) {
     auto found = capsule ? static_cast<const DLPack*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api")) : nullptr;
     PyErr_Clear();  // older versions of torch have no such capsule
@@ -164,15 +166,15 @@ const Torch& torch() {
   return once;
 }
 
-// The operands of call(). Its functions return false if an operand does not qualify, without a reason: the Python code that runs instead
-// raises the error.
+// The operands of call(). The member functions return false if an operand does not qualify. They give no reason: the Python code that runs
+// instead raises the error.
 struct Operands {
   const Entry& form;
   PyObject* const* inputs;
   const int first_flag, num_inputs;
   void* data[kMaxOperands];
   Dim time, batch[kMaxDims];
-  DLTensor like;  // the last value; all operands have to match its shape and dtype
+  DLTensor like;  // the last value; all operands must have its shape, and all values its dtype
   Py_ssize_t dim;
   int64_t numel;
   double numbers[kMaxOperands];
@@ -181,8 +183,8 @@ struct Operands {
   Operands(const Entry& form, PyObject* const* inputs)
       : form(form), inputs(inputs), first_flag(form.coefficients + form.values), num_inputs(first_flag + form.flags) {}
 
-  // Checks all inputs and reads their pointers and strides. Returns false if there are no elements or more than `most_elements`.
-  bool take(PyObject* time_dim, int64_t most_elements) {
+  // Checks all inputs and reads their pointers and strides. Returns false also if there are no elements or more than `max_elements`.
+  bool take(PyObject* time_dim, int64_t max_elements) {
     if (torch().dlpack == nullptr || !PyLong_CheckExact(time_dim) || !read(inputs[first_flag - 1], &like)) return false;
     if (like.code != DLPack::kFloat || (like.bits != 32 && like.bits != 64) || like.ndim > kMaxDims) return false;
     dim = PyLong_AsSsize_t(time_dim);
@@ -190,7 +192,7 @@ struct Operands {
     if (dim < 0 || dim >= like.ndim) return false;
     numel = 1;
     for (int d = 0, b = 0; d < like.ndim; ++d) numel *= (d == dim ? time : batch[b++]).size = like.shape[d];
-    if (numel == 0 || numel > most_elements) return false;
+    if (numel == 0 || numel > max_elements) return false;
     DLTensor flags = like;
     if (form.flags > 0 && !read(inputs[first_flag], &flags)) return false;
     for (int k = 0; k < num_inputs; ++k)
@@ -198,7 +200,8 @@ struct Operands {
     return true;
   }
 
-  // Reads a tensor. Returns false for anything but a CPU tensor with memory; a subclass of Tensor may behave differently, so it fails too.
+  // Reads a tensor. Returns false for anything but a CPU tensor with memory, and for an instance of a subclass of Tensor, which may behave
+  // differently.
   static bool read(PyObject* object, DLTensor* tensor) {
     if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != torch().tensor) return false;
     if (torch().dlpack->read(object, tensor) != 0 || tensor->device_type != DLPack::kCpu) return false;
@@ -217,7 +220,7 @@ struct Operands {
     return true;
   }
 
-  // Reads input k if it is a tensor that qualifies. Values, like coefficients, may not need a gradient.
+  // Reads input k if it is a tensor that qualifies. Values and coefficients must not need a gradient.
   bool input(int k, const DLTensor& flags) {
     DLTensor tensor;
     const bool is_flag = k >= first_flag;
@@ -231,17 +234,17 @@ struct Operands {
     return true;
   }
 
-  // Returns whether no gradient of the tensor is recorded and the tensor is not a negated view, whose
-  // memory holds the values with opposite sign.
+  // Returns whether autograd records no gradient of the tensor, and the tensor is not a negated view, whose memory holds the values with
+  // the opposite sign.
   static bool can_be_read_as_stored(PyObject* tensor) {
-    const Result wanted(PyObject_GetAttr(tensor, torch().requires_grad));
-    const Result negated(PyObject_CallFunctionObjArgs(torch().is_neg, tensor, nullptr));
+    const Reference wanted(PyObject_GetAttr(tensor, torch().requires_grad));
+    const Reference negated(PyObject_CallFunctionObjArgs(torch().is_neg, tensor, nullptr));
     if (wanted.object == Py_False) return negated.object == Py_False;
-    const Result enabled(PyObject_CallFunctionObjArgs(torch().is_grad_enabled, nullptr));
+    const Reference enabled(PyObject_CallFunctionObjArgs(torch().is_grad_enabled, nullptr));
     return enabled.object == Py_False && negated.object == Py_False;
   }
 
-  // Stores the pointer and the strides of operand k. Without strides they are all 0.
+  // Stores the pointer and the strides of operand k. If `strides` is nullptr, all strides are 0.
   void place(int k, void* where, const int64_t* strides) {
     data[k] = where;
     for (int d = 0, b = 0; d < like.ndim; ++d) (d == dim ? time : batch[b++]).stride[k] = strides ? strides[d] : 0;
@@ -260,26 +263,29 @@ struct Operands {
     return true;
   }
 
-  // Returns an uninitialised output. A value with the flags' strides also has the right dtype; for a flag the dtype has to be passed.
+  // Returns an uninitialised output: like a value with the flags' strides, if there is one, otherwise like the first flag with the values'
+  // dtype.
   PyObject* new_output() const {
     if (layout != nullptr) return PyObject_CallFunctionObjArgs(torch().empty_like, layout, nullptr);
-    const Result arguments(PyTuple_Pack(1, inputs[first_flag])), options(PyDict_New());
+    const Reference arguments(PyTuple_Pack(1, inputs[first_flag])), options(PyDict_New());
     if (arguments.object == nullptr || options.object == nullptr) return nullptr;
     if (PyDict_SetItemString(options.object, "dtype", like.bits == 32 ? torch().float32 : torch().float64) < 0) return nullptr;
     return PyObject_Call(torch().empty_like, arguments.object, options.object);
   }
 
+  // Computes the outputs. Releases the GIL meanwhile if there are many elements.
   void scan() {
-    constexpr int64_t kQuick = 16384;  // fewer elements take less time than to release the GIL and acquire it again
-    PyThreadState* const state = numel > kQuick ? PyEval_SaveThread() : nullptr;
+    constexpr int64_t kMaxWithGil = 16384;  // so many elements take less time than to release the GIL and acquire it again
+    PyThreadState* const state = numel > kMaxWithGil ? PyEval_SaveThread() : nullptr;
     (like.bits == 32 ? form.single : form.wide)(data, batch, like.ndim - 1, time);
     if (state != nullptr) PyEval_RestoreThread(state);
   }
 };
 
-// call(form, most_elements, dim, coefficients..., values..., flags...) -> a tuple of the outputs, or None if the inputs do not qualify.
-// Values have to be plain CPU tensors of one shape, float32 or float64; coefficients numbers, or tensors of that dtype that have that shape
-// or are zero-dimensional; flags bool tensors of that shape. None of them may need a gradient. dim may be negative.
+// call(form, max_elements, dim, coefficients..., values..., flags...) -> a tuple of the outputs, or None if the inputs do not qualify.
+// All tensors must be plain CPU tensors, and no value or coefficient may need a gradient. Values: one shape, float32 or float64.
+// Coefficients: numbers, or tensors with the values' dtype that have the values' shape or are zero-dimensional. Flags: the values' shape,
+// bool. dim may be negative.
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr Py_ssize_t kFirstInput = 3;
   const long number = nargs > kFirstInput ? PyLong_AsLong(args[0]) : -1;
@@ -287,7 +293,7 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   const Entry& form = kForms[number];
   Operands operands(form, args + kFirstInput);
   if (nargs != kFirstInput + operands.num_inputs) return fail("call: bad number of operands");
-  const Result outputs(PyTuple_New(form.operands - operands.num_inputs));
+  const Reference outputs(PyTuple_New(form.operands - operands.num_inputs));
   if (outputs.object == nullptr) return nullptr;
   if (!operands.take(args[2], PyLong_AsLongLong(args[1])) || !operands.make_outputs(outputs.object) || PyErr_Occurred()) {
     PyErr_Clear();

@@ -14,13 +14,14 @@
 //   scan_rows          Neighbouring steps are neighbours in memory, and coefficients are constant in time. The loop processes kLanes
 //                      sequences at once, and kTile steps of each. It computes the prologues of that tile as vector operations
 //                      along time, then the recurrences of all lanes side by side, then the epilogues.
-//   scan_parts         As for scan_rows, but fewer than kLanes sequences of at least kSplit steps. It uses kLanes parts of one sequence in
-//                      place of kLanes sequences, and then adds the contribution of the value that enters each part.
+//   scan_parts         The memory is as for scan_rows, but there are fewer than kLanes sequences, of at least kMinStepsForParts steps. The
+//                      loop uses kLanes parts of one sequence in place of kLanes sequences, and then adds the contribution of the value
+//                      that enters each part.
 //
 // Why: a step of the recurrence waits for the step before it. Several independent recurrences side by side hide that latency. Prologue and
 // epilogue have no such dependence, so they vectorise along time, and a tile keeps x and decay in the first-level cache in between.
 //
-// Threads: a scan runs in the thread that calls it. module.cpp releases the GIL meanwhile, except for small scans by call().
+// Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL meanwhile, except for small scans by call().
 #pragma once
 
 #include <algorithm>
@@ -45,7 +46,7 @@ constexpr int kMaxDims = 16, kMaxOperands = 20;
 constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side
 constexpr int64_t kTile = 128;     // steps of a lane in a tile; a tile fits the first-level cache
 constexpr int64_t kWide = 1024;    // sequences in the inner loop of scan_side_by_side
-constexpr int64_t kSplit = 64;     // the fewest steps for which fewer than kLanes sequences are scanned in parts
+constexpr int64_t kMinStepsForParts = 64;  // fewer than kLanes sequences are scanned in parts if they have at least so many steps
 
 // A dimension of the data: its size, and its stride in every operand.
 struct Dim {
@@ -91,23 +92,23 @@ template <class T, class Form, bool kUnit>
 struct Step {
   using Real = T;
   using Here = Cursor<T, Form>;
-  const Here& at;
-  int64_t i, later;  // the index in the inner loop, and an offset in time
+  const Here& cursor;
+  int64_t i, shift;  // the index in the inner loop, and an offset in time
   bool first, last;
 
-  INLINE T c(int k) const { return at.c[k][(kUnit ? 0 : i * at.step[k]) + later * at.time[k]]; }
-  INLINE T v(int k) const { return at.v[k][index(Here::kValue + k)]; }
-  INLINE bool f(int k) const { return at.f[k][index(Here::kFlag + k)] != 0; }
-  INLINE int64_t index(int operand) const { return i * (kUnit ? 1 : at.step[operand]) + later * at.time[operand]; }
-  // before() the first step and after() the last step return the step itself, so that no memory outside is read.
-  INLINE Step before() const { return {at, i, first ? 0 : -1, false, false}; }
-  INLINE Step after() const { return {at, i, last ? 0 : 1, false, false}; }
+  INLINE T c(int k) const { return cursor.c[k][(kUnit ? 0 : i * cursor.step[k]) + shift * cursor.time[k]]; }
+  INLINE T v(int k) const { return cursor.v[k][index(Here::kValue + k)]; }
+  INLINE bool f(int k) const { return cursor.f[k][index(Here::kFlag + k)] != 0; }
+  INLINE int64_t index(int operand) const { return i * (kUnit ? 1 : cursor.step[operand]) + shift * cursor.time[operand]; }
+  // before() at the first step and after() at the last step return the step itself, so that no memory outside the data is read.
+  INLINE Step before() const { return {cursor, i, first ? 0 : -1, false, false}; }
+  INLINE Step after() const { return {cursor, i, last ? 0 : 1, false, false}; }
 
   // Computes the outputs of this step and stores them.
   INLINE void finish(T y, T y_after) const {
     T results[Form::kOutputs];
     Form::epilogue(*this, y, y_after, results);
-    for (int k = 0; k < Form::kOutputs; ++k) at.out[k][i * (kUnit ? 1 : at.step[Here::kInputs + k])] = results[k];
+    for (int k = 0; k < Form::kOutputs; ++k) cursor.out[k][i * (kUnit ? 1 : cursor.step[Here::kInputs + k])] = results[k];
   }
 };
 
@@ -150,7 +151,7 @@ void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps)
 
 // A tile: x and decay of up to kLanes lanes, one lane after the other. The recurrence replaces x by y. `product`: for scan_parts, the
 // products of decays, see recur_step_by_step. `carry`: the carry of each lane, from tile to tile. `x` has one more entry, for the y
-// that follows the last one.
+// that follows the last y of the tile.
 template <class T>
 struct Tile {
   alignas(64) T x[kLanes * kTile + 1], decay[kLanes * kTile], product[kLanes * kTile], carry[kLanes];
@@ -182,7 +183,7 @@ NOINLINE void prologue(const Cursor<T, Form>& row, int64_t from, int64_t to, boo
   }
 }
 
-// Computes the outputs for t in [from, to). Reads y[to] as well.
+// Computes the outputs for t in [from, to). Reads y[to] too.
 template <class T, class Form>
 NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, const T* __restrict y) {
   INDEPENDENT_STEPS
@@ -190,7 +191,7 @@ NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, boo
     Step<T, Form, true>{row, t, 0, first, last}.finish(y[t], y[t + 1]);
 }
 
-// Prologue of the steps [from, from + count) of one lane. x and decay point to the lane's entries in the tile.
+// Computes the prologue of the steps [from, from + count) of one lane. x and decay point to the lane's entries in the tile.
 template <class T, class Form>
 void begin_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, T* x, T* decay) {
   over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
@@ -198,7 +199,7 @@ void begin_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_
   });
 }
 
-// Epilogue of the same steps. y[count] is the y that follows them.
+// Computes the epilogue of the steps [from, from + count) of one lane. y[count] is the y that follows these steps.
 template <class T, class Form>
 void end_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, const T* y) {
   over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
@@ -207,7 +208,8 @@ void end_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t 
 }
 
 // Computes the recurrences of kCount lanes over the steps [from, to), one step after the other, from `carry` on. A lane starts `pitch`
-// entries after the one before. With kProduct it also computes tile.product: the factor of the carry that entered the lane in y[t].
+// entries after the lane before. With kProduct, the function also computes tile.product: y[t] contains the carry that entered the lane,
+// times this factor.
 //   reverse form:     product[t] = decay[t] * decay[t+1] * ...   up to the lane's last step
 //   transposed form:  product[t] = ... * decay[t-2] * decay[t-1]   from the lane's first step on
 // `product` holds the running products of all lanes.
@@ -216,13 +218,13 @@ INLINE void recur_step_by_step(Tile<T>& tile, int64_t pitch, int64_t from, int64
   for (int64_t i = from; i < to; ++i) {
     const int64_t t = kReverse ? from + to - 1 - i : i;
     for (int64_t n = 0; n < kCount; ++n) {
-      const int64_t at = n * pitch + t;
+      const int64_t entry = n * pitch + t;
       if (kProduct) {
         const T before = product[n];
-        product[n] = cut(tile.decay[at], before);
-        tile.product[at] = kReverse ? product[n] : before;
+        product[n] = cut(tile.decay[entry], before);
+        tile.product[entry] = kReverse ? product[n] : before;
       }
-      tile.x[at] = follow<kReverse>(tile.x[at], tile.decay[at], carry[n]);
+      tile.x[entry] = follow<kReverse>(tile.x[entry], tile.decay[entry], carry[n]);
     }
   }
 }
@@ -273,7 +275,7 @@ INLINE void load_columns(V (&columns)[8], const T* rows, int64_t pitch) {
   transpose(columns);
 }
 
-// Stores what load_columns loads. Overwrites `columns`.
+// Stores eight steps of all lanes: the inverse of load_columns. Overwrites `columns`.
 template <class V, class T>
 INLINE void store_columns(V (&columns)[8], T* rows, int64_t pitch) {
   transpose(columns);
@@ -337,7 +339,7 @@ void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
 }
 
 // Returns whether whole sequences are contiguous in memory, one after the other, and fit a tile. Prologue and epilogue can then run over
-// the steps of all sequences in one loop. The form must not read `first` or `last`, because that loop does not see where a sequence ends.
+// the steps of all sequences in one loop. The form must not read `first` or `last`, because the loop passes false for both at every step.
 template <class T, class Form>
 bool are_one_run(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t steps) {
   bool one = !Form::kFirst && !Form::kLast && steps <= kTile;
@@ -378,8 +380,8 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
   }
 }
 
-// Scans one long sequence. kLanes consecutive parts of it are the lanes of a tile. Their recurrences start from 0. Then, part after part in
-// the order of the scan, it adds product[t] * (the carry that enters the part) to y[t].
+// Scans one long sequence. kLanes consecutive parts of the sequence are the lanes of a tile. The recurrences of the parts start from 0.
+// Then, part after part in the order of the scan, the function adds product[t] * (the carry that enters the part) to y[t].
 template <class T, class Form>
 void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
   Tile<T> tile;
@@ -414,7 +416,7 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
 // Scans all sequences along the lane dimension, which are contiguous in time.
 template <class T, class Form>
 void scan_in_time(const Cursor<T, Form>& cursor, const Dim& lane, int64_t steps) {
-  const bool in_parts = lane.size < kLanes && steps >= kSplit;
+  const bool in_parts = lane.size < kLanes && steps >= kMinStepsForParts;
   Cursor<T, Form> row = cursor;
   for (int64_t n = 0; n < lane.size; n += in_parts ? 1 : kLanes, row.advance(lane.stride, in_parts ? 1 : kLanes)) {
     if (in_parts)
@@ -424,7 +426,8 @@ void scan_in_time(const Cursor<T, Form>& cursor, const Dim& lane, int64_t steps)
   }
 }
 
-// Drops batch dimensions of size 1, and merges neighbouring ones that one stride describes in every operand. Returns how many remain.
+// Drops batch dimensions of size 1, and merges neighbouring dimensions that one stride describes in every operand. Returns the number of
+// dimensions that remain.
 int merge(Dim* dims, int count, int operands) {
   int kept = 0;
   for (int i = 0; i < count; ++i) {
@@ -444,8 +447,8 @@ int merge(Dim* dims, int count, int operands) {
   return kept;
 }
 
-// Advises the system to use huge pages for a large output. Each new page costs a page fault and is filled with zeros, which together take
-// longer than the scan. There are 512 times fewer huge pages.
+// Advises the system to use huge pages for a large output. For each new page, the system handles a page fault and fills the page with
+// zeros, which takes longer than the scan. With huge pages, there are 512 times fewer pages.
 template <class T>
 void expect_pages(T* data, const Dim* batch, int batch_dims, const Dim& time, int operand) {
 #if defined(__linux__)
@@ -453,7 +456,7 @@ void expect_pages(T* data, const Dim* batch, int batch_dims, const Dim& time, in
   int64_t last = (time.size - 1) * time.stride[operand];
   for (int d = 0; d < batch_dims; ++d) last += (batch[d].size - 1) * batch[d].stride[operand];
   if (last * int64_t(sizeof(T)) < kHugePage / 2) return;
-  // Round outwards to whole huge pages. The advice does not change the other data in them.
+  // Round outwards to whole huge pages. The advice does not change the other data in these pages.
   const int64_t begin = reinterpret_cast<int64_t>(data) / kHugePage * kHugePage;
   const int64_t end = (reinterpret_cast<int64_t>(data + last) / kHugePage + 1) * kHugePage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
@@ -476,11 +479,11 @@ void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
     std::copy(closest + 1, batch + batch_dims, closest);
     --batch_dims;
   }
-  // scan_in_time needs values, flags and outputs that are contiguous in time, and coefficients that are constant in time. It is chosen if
-  // there are few lanes, or if steps are closer in memory than lanes.
-  const bool rows = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
+  // scan_in_time needs values, flags and outputs that are contiguous in time, and coefficients that are constant in time (cursor.unit). It
+  // is faster if there are few lanes, or if steps are closer in memory than lanes.
+  const bool prefers_time = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
   Here cursor(data, time, time);
-  const bool in_time = rows && cursor.unit;
+  const bool in_time = prefers_time && cursor.unit;
   if (!in_time) cursor = Here(data, lane, time);
   // Loop over the other batch dimensions.
   int64_t index[kMaxDims] = {};
