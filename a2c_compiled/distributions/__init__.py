@@ -1,6 +1,6 @@
-"""Action distributions as functions of tensors: they run in eager mode, compile without graph breaks, script and export.
+"""Action distributions as functions of tensors, for eager mode, ``torch.compile`` without graph breaks, TorchScript and export.
 
-:class:`TorchDistribution` is an exception: TorchScript cannot compile it, and an exported policy cannot sample from it.
+TorchScript cannot compile :class:`TorchDistribution`, and an exported policy cannot sample from such a distribution.
 
 :class:`Distribution` documents the contract of all methods: shapes, dtypes and errors. Each subclass documents its formula, the layout of
 ``params``, and its action.

@@ -22,7 +22,7 @@ class Distribution(CoefficientModule):
     * noise: ``[*B, K]``, float64 for float64 ``params``, otherwise float32. ``K``, the noise size, depends on the class.
     * log-probability and entropy: ``[*B]``, dtype of ``params``, summed over the dimensions of a vector action.
 
-    Half-precision ``params`` are converted to float32 for the computation.
+    The methods convert half-precision ``params`` to float32 for the computation.
 
     A sample is a deterministic function of ``params`` and noise: :meth:`noise` draws random numbers whose distribution does not depend on
     ``params``, and :meth:`sample_from` maps them to an action. Therefore a continuous sample can be differentiated in ``params``, and an
@@ -98,7 +98,7 @@ class Distribution(CoefficientModule):
         """Draws the random numbers that :meth:`sample_from` maps to an action. Their values do not depend on ``params``.
 
         Args:
-            params: ``[*B, num_params]``, floating dtype. Only its shape, dtype and device are used.
+            params: ``[*B, num_params]``, floating dtype. The method reads only shape, dtype and device, not the values.
 
         Returns:
             ``[*B, K]``, float64 for float64 ``params``, otherwise float32. ``K`` depends on the class.
@@ -200,7 +200,7 @@ class Distribution(CoefficientModule):
         Args:
             params: ``[*B, num_params]``, floating dtype.
             num_samples: number of samples, at least 1.
-            noise: ``[num_samples, *B, K]``. The method checks its shape (except ``K``) and does not read its values. None: no check.
+            noise: ``[num_samples, *B, K]``. The method only checks this shape, except ``K``. None: no check.
 
         Returns:
             ``[num_samples, *B, num_params]``, a view of ``params``.

@@ -29,7 +29,7 @@ class Beta(Distribution):
 
     A sample is :math:`g_1 / (g_1 + g_2)`, where the two gamma variables have the shapes :math:`\alpha` and :math:`\beta`.
     :meth:`sample_from` makes eight candidates for each gamma variable from the noise and uses the first that Marsaglia and Tsang's test
-    accepts. If the test rejects all eight (with a probability below 1e-10), it uses one of them. :meth:`sample_from` has no gradient.
+    accepts. If the test rejects all eight (with a probability below 1e-10), it uses a rejected one. :meth:`sample_from` has no gradient.
     :meth:`rsample` has torch's gradient of a gamma variable.
 
     The distribution is ``torch.distributions.Beta`` after an affine transform to the box, except at the bounds.
@@ -70,7 +70,7 @@ class Beta(Distribution):
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Computes the log-density of ``action``.
 
-        ``action`` is ``[*B, dim]``, floating dtype, inside the bounds or at them. The result is ``[*B]``, dtype of ``params``.
+        ``action``: ``[*B, dim]``, floating dtype, in ``[low, high]``. Result: ``[*B]``, dtype of ``params``.
         """
         check_real_action(action, params, self.dim)
         a, b = self.concentrations(params)

@@ -13,7 +13,7 @@ class MaskedCategorical(Categorical):
     .. math:: \log p_i = l_i - \log\sum_{j \text{ allowed}} e^{l_j} \text{ if } i \text{ is allowed, else } -\infty
 
     * ``params``: ``[*B, 2 * n]``, floating dtype; ``n`` logits, then the mask as ``n`` numbers; nonzero means allowed. The mask is part
-      of the observation, and the actor network copies it into its output.
+      of the observation, and the actor network must copy the mask into its output.
     * action: ``[*B]``, integer dtype, from 0 to ``n - 1``. Samples are int64.
     * noise: ``[*B, n]``, standard Gumbel.
 

@@ -93,7 +93,7 @@ class Normal(Distribution):
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Computes the log-density of ``action``.
 
-        ``action`` is ``[*B, dim]``, floating dtype. The result is ``[*B]``, dtype of ``params``.
+        ``action``: ``[*B, dim]``, floating dtype. Result: ``[*B]``, dtype of ``params``.
         """
         check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)

@@ -63,7 +63,7 @@ class TanhNormal(Normal):
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Computes the log-density of ``action``.
 
-        ``action`` is ``[*B, dim]``, floating dtype, inside the bounds or at them. The result is ``[*B]``, dtype of ``params``.
+        ``action``: ``[*B, dim]``, floating dtype, in ``[low, high]``. Result: ``[*B]``, dtype of ``params``.
         """
         check_real_action(action, params, self.dim)
         loc, scale = self.loc_and_scale(params)

@@ -66,7 +66,7 @@ class TruncatedNormal(Normal):
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Computes the log-density of ``action``.
 
-        ``action`` is ``[*B, dim]``, floating dtype. The result is ``[*B]``, dtype of ``params``.
+        ``action``: ``[*B, dim]``, floating dtype. Result: ``[*B]``, dtype of ``params``.
         """
         check_real_action(action, params, self.dim)
         # Compare in the action's dtype: a bound and a sample at that bound are then rounded in the same way.

@@ -116,8 +116,8 @@ class ValueEstimator(CoefficientModule):
             next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the last
                 observation before the reset.
             reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-            done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-            terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+            done: ``[*B, T, *F]``, bool: True at the last step of an episode, terminated or truncated; the trace ends there.
+            terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
                 ``terminated = done``.
             log_pi: ``[*B, T, *F]``, dtype of ``reward``: log-probability of the action under the current policy. Only estimators with
                 ``needs_log_prob`` read it.

@@ -42,8 +42,8 @@ def generalized_advantage_estimate(
         next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
             last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+        done: ``[*B, T, *F]``, bool: True at the last step of an episode, terminated or truncated; the trace ends there.
+        terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
             ``terminated = done``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.

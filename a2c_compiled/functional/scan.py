@@ -68,7 +68,7 @@ def reward2go(
 
     Args:
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
+        done: ``[*B, T, *F]``, bool: True at the last step of an episode, terminated or truncated; the sum ends there.
         gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.

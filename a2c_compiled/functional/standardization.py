@@ -43,8 +43,8 @@ def standardize(
             ``group`` and ``across_processes`` are given.
         TypeError: ``group`` is not integer, or ``mask`` is not bool.
 
-    Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is its ``group_key``. If TorchRL has a mask and no groups, its standard
-    deviation is not unbiased.
+    Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is the entry ``group_key``. With a mask and without groups, TorchRL's
+    standard deviation is not unbiased.
     """
     wide = widen(x)
     if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):

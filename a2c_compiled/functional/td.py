@@ -33,7 +33,7 @@ def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Te
         next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
             last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped.
+        terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
@@ -69,9 +69,9 @@ def td0_advantage_estimate(
         next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
             last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated. Its values matter only if
+        done: ``[*B, T, *F]``, bool: True at the last step of an episode, terminated or truncated. The function reads these values only if
             ``terminated`` is None.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+        terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
             ``terminated = done``.
 
     Returns:
@@ -105,8 +105,8 @@ def td_lambda_return_estimate(
     .. math::
         G_t = r_t + \gamma_t \big( (1 - \lambda_t)\, (1 - \text{terminated}_t)\, V(s_{t+1}) + \lambda_t\, G_{t+1} \big)
 
-    :math:`\lambda_t` is ``lmbda``, except at every ``done`` and at the last step, where it is 0: these steps bootstrap from their own
-    ``next_state_value``. :math:`G_t` is an exponentially weighted mean of the n-step returns.
+    :math:`\lambda_t` is 0 at every ``done`` and at the last step, so these steps bootstrap from their own ``next_state_value``. At all
+    other steps :math:`\lambda_t` is ``lmbda``. :math:`G_t` is an exponentially weighted mean of the n-step returns.
 
     ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
 
@@ -116,8 +116,8 @@ def td_lambda_return_estimate(
         next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
             last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+        done: ``[*B, T, *F]``, bool: True at the last step of an episode, terminated or truncated; the trace ends there.
+        terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
             ``terminated = done``.
         rolling_gamma: how to use ``gamma`` or ``lmbda`` with one entry per step. True or None: entry t applies to step t. False: the
             return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
@@ -246,7 +246,7 @@ def td1_return_estimate(
     .. math::
         G_t = r_t + \gamma_t\, (1 - \text{done}_t)\, G_{t+1} + \gamma_t\, (\text{done}_t - \text{terminated}_t)\, V(s_{t+1})
 
-    The last step of the data, and of each packed sequence, counts as ``done`` here: it bootstraps, unless it is ``terminated``. With
+    The last step of the data, and of each packed sequence, counts as ``done`` here and bootstraps, unless the step is ``terminated``. With
     ``rolling_gamma=False``, as in TorchRL, such a step does not bootstrap unless its flag ``done`` is True. The function calls
     :func:`td_lambda_return_estimate` with ``lmbda=1``.
 

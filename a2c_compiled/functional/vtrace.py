@@ -53,8 +53,8 @@ def vtrace_advantage_estimate(
         next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`. At a truncated step it is the value of the
             last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
-        done: ``[*B, T, *F]``, bool: the last step of an episode, terminated or truncated.
-        terminated: ``[*B, T, *F]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means
+        done: ``[*B, T, *F]``, bool: True at the last step of an episode, terminated or truncated; the trace ends there.
+        terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
             ``terminated = done``.
         rho_thresh: :math:`\bar\rho`, positive, of the same types as ``gamma``. The threshold determines the value function that the
             targets converge to.

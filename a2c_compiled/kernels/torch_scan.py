@@ -46,8 +46,8 @@ def _loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
 def _doubling(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     """Computes the scan in log2(T) passes over all steps (Hillis and Steele, 1986).
 
-    Before a pass, ``y[t]`` is the scan over at most ``span`` steps from ``t`` on, and ``a[t]`` is the product of their decays. The pass
-    doubles ``span``::
+    Before a pass, ``y[t]`` is the scan over at most ``span`` steps from ``t`` on, and ``a[t]`` is the product of the decays of these steps.
+    The pass doubles ``span``::
 
         y[t] = y[t] + a[t] * y[t + span]
         a[t] = a[t] * a[t + span]

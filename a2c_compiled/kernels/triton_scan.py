@@ -212,7 +212,7 @@ def _plan(
     strides = (output, *(output if triple is None else triple for triple in triples))  # copies have the strides of the outputs
     # The triples of the tensors with one entry per step. A number has the layout None, a zero-dimensional tensor ().
     data = [output, *(stride for stride, layout in zip(strides[1:], layouts[1:], strict=True) if layout)]
-    # Whether one triple describes all these tensors; the kernel then gets one triple instead of one per operand.
+    # Whether one triple describes all these tensors. If so, the kernel receives one triple instead of one per operand.
     shared = all(stride == output for stride in data)
 
     rows_contiguous = output[2] == 1

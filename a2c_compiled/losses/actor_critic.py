@@ -38,7 +38,7 @@ class PolicyOutputs(NamedTuple):
 
 
 class CriticValues(NamedTuple):
-    """Values of the observations and of the next observations, and the flags and the mask to use with them.
+    """Values of the observations and of the next observations, and the flags and the mask to use with these values.
 
     With ``shifted``, ``done`` is also true at the last step that has a next value, and ``mask`` excludes the steps after that step.
     """
@@ -122,7 +122,7 @@ class ActorCritic(CoefficientModule):
         """Computes the values of the observations and next observations of ``batch``; ``time_dim`` is the batch's dimension of time.
 
         ``with_gradient``: whether the values of the observations have a gradient. With ``shifted``, one pass computes all values, and
-        ``with_gradient`` applies to all of them.
+        ``with_gradient`` applies to all values.
         """
         reward, next_observation, done = experience(batch)
         if self.shifted:

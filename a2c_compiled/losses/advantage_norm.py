@@ -66,7 +66,7 @@ class PercentileNorm(AdvantageNorm):
         self.quantiles = (float(low), float(high))
         self.rate = float(rate)
         self.min_scale = float(min_scale)
-        # Shape [1], not []: torch.compile treats a zero-dimensional float64 tensor as a number and may lose in-place writes to it.
+        # Shape [1], not []: torch.compile treats a zero-dimensional float64 tensor as a number and may lose in-place writes.
         self.register_buffer("low", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("high", torch.zeros(1, dtype=torch.float64))
 

@@ -1,7 +1,7 @@
 """Checks the inputs of the loss and brings them to one shape. TorchScript compiles this file.
 
-Steps that the mask excludes may hold NaN or infinity. This file sets those of observations, actions, rewards and ``sample_log_prob`` to 0;
-``losses/a2c.py`` sets the other tensors to 0.
+Steps that the mask excludes may hold NaN or infinity. In observations, actions, rewards and ``sample_log_prob``, :func:`zero_nonfinite`
+replaces NaN and infinity by 0. ``losses/a2c.py`` sets the other tensors to 0 at these steps.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     steps_to_next_obs: Optional[Tensor] = None
     group: Optional[Tensor] = None
     # The number of dimensions of the reward that the user passed, minus the number of dimensions of [*B]: 1 for [*B, 1]. The value
-    # estimator receives its inputs with the dimensions of that reward, because its time_dim refers to them.
+    # estimator receives tensors with the dimensions of that reward, because time_dim counts those dimensions.
     extra_dims: int = 0
 
 

@@ -1,4 +1,4 @@
-"""Rewrites a critic so that it reads some of its parameters detached.
+"""Rewrites a critic so that the critic reads some parameters detached.
 
 TorchScript needs the rewritten critic, because TorchScript has no ``torch.func.functional_call``.
 """
@@ -32,8 +32,8 @@ def detach_parameters(network: nn.Module, parameters: List[str]) -> nn.Module:
         graph = _ParameterTracer(parameters).trace(network)
     except Exception as error:
         raise TypeError(
-            "critic_network: expected a network that torch.fx can trace, because TorchScript has to detach the parameters that it shares"
-            f" with actor_network (separate_losses=True), got {type(network).__name__}"
+            "critic_network: expected a network that torch.fx can trace, because TorchScript must detach the parameters that the critic"
+            f" shares with actor_network (separate_losses=True), got {type(network).__name__}"
         ) from error
     for node in list(graph.nodes):
         if node.op == "get_attr" and node.target in parameters:

@@ -50,7 +50,7 @@ class A2CLoss(EstimatingActorCritic):
 
     Both networks become submodules of the loss and are not copied. They may share modules.
 
-    The coefficients ``entropy_coef``, ``critic_coef``, ``clip_value`` and those of the value estimator (``gamma``, ``lmbda``) are buffers.
+    The coefficients ``entropy_coef``, ``critic_coef`` and ``clip_value``, and the value estimator's ``gamma`` and ``lmbda``, are buffers.
     You can assign a number at any time, for example ``loss.entropy_coef = 0.001``; this needs no recompilation. Assign names to
     ``out_keys`` to compute only these outputs.
 
@@ -238,8 +238,9 @@ class A2CLoss(EstimatingActorCritic):
             reward: ``[*B]``, floating.
             next_observation: shape and dtype of ``observation``. At a ``done`` step it is the last observation before the reset. NaN
                 means unknown: the loss reads the entry of ``observation`` instead.
-            done: ``[*B]``, bool: the last step of an episode, terminated or truncated.
-            terminated: ``[*B]``, bool: the episode reached a terminal state, so nothing is bootstrapped. None means ``terminated = done``.
+            done: ``[*B]``, bool: True at the last step of an episode, terminated or truncated; the trace ends there.
+            terminated: ``[*B]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
+                ``terminated = done``.
             advantage: ``[*B]``, floating: advantage. Pass it detached; the loss does not detach it.
             value_target: ``[*B]``, floating: value target. Only read with ``advantage``.
             state_value: ``[*B]``, floating: value at the time of the rollout, for ``clip_value``. If neither ``state_value`` nor

@@ -27,7 +27,7 @@ def shifted_slots(done: Tensor, terminated: Tensor, dim: int, budget: int) -> Sh
     """Assigns the observations and next observations of ``T`` steps to ``T + budget`` slots.
 
     One extra slot holds the next observation of the last step. Each further extra slot holds the next observation of one earlier truncated
-    step. If a trajectory has more truncated steps than extra slots for them, its last steps have no slot. The next observation of a
+    step. If a trajectory has more truncated steps than such slots, its last steps have no slot. The next observation of a
     terminated step needs no slot.
     """
     length = done.size(dim)

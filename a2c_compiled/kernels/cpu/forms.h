@@ -4,7 +4,7 @@
 //   reverse form:     y[t] = x[t] + decay[t] * y[t+1],     with y[T] = 0
 //   transposed form:  y[t] = x[t] + decay[t-1] * y[t-1],   with y[-1] = 0
 //
-// The operands, their order and the notation are those of kernels/scan_forms.py. In a backward form y is g, the gradient of the forward
+// kernels/scan_forms.py defines the operands, their order and the notation. In a backward form y is g, the gradient of the forward
 // form's x.
 #pragma once
 

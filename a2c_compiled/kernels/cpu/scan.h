@@ -100,7 +100,7 @@ struct Step {
   INLINE T v(int k) const { return cursor.v[k][index(Here::kValue + k)]; }
   INLINE bool f(int k) const { return cursor.f[k][index(Here::kFlag + k)] != 0; }
   INLINE int64_t index(int operand) const { return i * (kUnit ? 1 : cursor.step[operand]) + shift * cursor.time[operand]; }
-  // before() at the first step and after() at the last step return the step itself, so that no memory outside the data is read.
+  // before() at the first step and after() at the last step return the step itself, so that the form reads no memory outside the data.
   INLINE Step before() const { return {cursor, i, first ? 0 : -1, false, false}; }
   INLINE Step after() const { return {cursor, i, last ? 0 : 1, false, false}; }
 
@@ -352,7 +352,7 @@ template <class T, class Form>
 void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
   Tile<T> tile;
   std::fill(tile.carry, tile.carry + kLanes, T(0));
-  if (lanes < kLanes) {  // the results of unused lanes are discarded, but their input has to be initialised
+  if (lanes < kLanes) {  // no output contains the results of unused lanes, but the input of these lanes must be initialised
     std::fill(tile.x, tile.x + kLanes * kTile, T(0));
     std::fill(tile.decay, tile.decay + kLanes * kTile, T(0));
   }

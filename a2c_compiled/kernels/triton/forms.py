@@ -1,7 +1,7 @@
 """The forms (recurrences with their inputs and outputs) as device functions for :mod:`a2c_compiled.kernels.triton.kernel`: the decay,
 ``x`` and the outputs of one step.
 
-The notation is that of :mod:`a2c_compiled.kernels.scan_forms`. The arguments of the device functions are:
+:mod:`a2c_compiled.kernels.scan_forms` defines the notation. The arguments of the device functions are:
 
 * ``here``, ``before``, ``after``: the operands at the steps ``t``, ``t-1`` and ``t+1``. Each is a tuple (coefficients, values, flags) of
   tuples in the order of the form: ``here[0][0]`` is the first coefficient, ``here[1][0]`` the first value, ``here[2][0]`` the first
@@ -214,7 +214,7 @@ def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     grad_rho = y * delta
     grad_pg_rho = grad_advantage * (reward + gamma * next_target - value)
     grad_c = tl.where(cut, 0.0, y * gamma * lmbda * correction)
-    # A ratio equal to its threshold gets the gradient, as in torch.clamp_max.
+    # The gradient passes a ratio that equals its threshold, as in torch.clamp_max.
     grad_ratio = tl.where(ratio <= rho_thresh, grad_rho, 0.0) + tl.where(ratio <= pg_rho_thresh, grad_pg_rho, 0.0)
     grad_ratio += tl.where(ratio <= c_thresh, grad_c, 0.0)
     grad_log_pi = tl.where(log_pi - log_mu <= _LARGEST_LOG_RATIO, grad_ratio * ratio, 0.0)

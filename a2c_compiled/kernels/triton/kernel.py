@@ -75,7 +75,7 @@ def _add_both(a, x, b, z):
 
 @triton.jit
 def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
-    """Returns the entries of ``a`` and ``x`` that a scan along AXIS reaches last. AXIS is kept, with size 1."""
+    """Returns the entries of ``a`` and ``x`` that a scan along AXIS reaches last. The results keep AXIS, with size 1."""
     edge: tl.constexpr = 0 if BACKWARDS else x.shape[AXIS] - 1
     chosen = index == edge
     return tl.reduce((tl.where(chosen, a, 0.0), tl.where(chosen, x, 0.0)), AXIS, _add_both, keep_dims=True)
@@ -138,7 +138,7 @@ def _load_step(
 
 @triton.jit
 def _resume(aggregates, aggregate, stride, mask, split, splits, REVERSE: tl.constexpr, SPLITS: tl.constexpr):
-    """Returns the value entering ``split``: composes the aggregates of the splits that the scan reaches before it, applied to 0."""
+    """Returns the value entering ``split``: the composed aggregates of the splits that the scan reaches before ``split``, applied to 0."""
     order = tl.arange(0, SPLITS)[None, :, None]
     index = SPLITS - 1 - order if REVERSE else order
     # There are splits - 1 aggregates. In a reverse scan, aggregate i belongs to split i + 1, because split 0 is reached last.
@@ -252,7 +252,7 @@ def scan_kernel(
         else:
             a, x = tl.associative_scan((a, x), 1, _compose, reverse=BACKWARDS)
 
-        # The value entering a chunk: the maps of the chunks before it, applied to the carry.
+        # The value entering a chunk: the maps of the earlier chunks, applied to the carry.
         tile_a, tile_x = _latest(a, x, step, 1, BACKWARDS)
         entry = carry
         if CHUNKS > 1:
