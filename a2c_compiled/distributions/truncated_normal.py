@@ -27,7 +27,7 @@ class TruncatedNormal(Normal):
     * noise: ``[*B, dim]``, uniform. A sample is the inverse of the cumulative distribution function at the noise, with the gradient of
       that inverse.
 
-    The tails differ from TorchRL's, which limits cumulative probabilities to ``[1e-6, 1 - 1e-6]``.
+    The tails differ from TorchRL's ``TruncatedNormal``, because TorchRL limits cumulative probabilities to ``[1e-6, 1 - 1e-6]``.
 
     Args:
         dim: length of the action.
@@ -123,7 +123,7 @@ class TruncatedNormal(Normal):
 
     def _tilt(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tensor:
         """Computes the absolute slope of the log-density at the mode, times the scale: ``[*B, dim]``."""
-        return ((mode - loc) / scale).abs().clamp_max(1e15)  # the square of a larger number may overflow
+        return ((mode - loc) / scale).abs().clamp_max(1e15)  # the square of a much larger number overflows in float32
 
     def _quantile(self, loc: Tensor, scale: Tensor, probability: Tensor) -> Tensor:
         """Inverts the cumulative distribution function at ``probability``.

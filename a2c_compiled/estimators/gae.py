@@ -41,7 +41,7 @@ class GAE(ValueEstimator, name="GAE"):
         differentiable: bool = False,
         across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim, 1e-4, across_processes)
+        super().__init__(gamma, differentiable, time_dim, smallest_std=1e-4, across_processes=across_processes)
         self.register_coefficient("lmbda", lmbda, UNIT)
         self.average_gae = average_gae
         self.auto_reset_env = auto_reset_env

@@ -39,7 +39,7 @@ class TDEstimator(ValueEstimator):
         differentiable: bool = False,
         across_processes: bool = False,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes)
+        super().__init__(gamma, differentiable, time_dim, smallest_std=1e-5, across_processes=across_processes)
         self.average_rewards = average_rewards
 
     def estimate(self, steps: Steps) -> ValueEstimate:

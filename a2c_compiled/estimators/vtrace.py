@@ -47,7 +47,7 @@ class VTrace(ValueEstimator, name="VTrace"):
         pg_rho_thresh: Optional[Union[float, Tensor]] = None,
         lmbda: Union[float, Tensor] = 1.0,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes)
+        super().__init__(gamma, differentiable, time_dim, smallest_std=1e-5, across_processes=across_processes)
         self.register_coefficient("rho_thresh", rho_thresh, POSITIVE)
         self.register_coefficient("c_thresh", c_thresh, POSITIVE)
         self.register_coefficient("pg_rho_thresh", pg_rho_thresh, POSITIVE, optional=True)
