@@ -128,7 +128,7 @@ def _vtrace(
     # A[t] = pg_rho[t] * (r[t] + gamma * (1 - terminated[t]) * (lmbda * v[t+1] + (1 - lmbda) * V(s[t+1])) - V(s[t]))
     # After a `done` step, step t + 1 belongs to another episode: the bootstrap is next_state_value[t] there.
     cut = done | last_step_mask(done, dim)
-    # The code masks each factor separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
+    # Each factor is masked separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
     later_value = value.roll(-1, dim).masked_fill(cut, 0.0)
     later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)
     next_target = next_value.masked_fill(~cut, 0.0) + later_value + lmbda * later_correction
