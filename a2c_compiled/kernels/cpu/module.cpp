@@ -174,7 +174,7 @@ struct Operands {
   const int first_flag, num_inputs;
   void* data[kMaxOperands];
   Dim time, batch[kMaxDims];
-  DLTensor like;  // the last value; all operands must have its shape, and all values its dtype
+  DLTensor like;  // the last value; values and flags must have its shape, values and coefficient tensors its dtype
   Py_ssize_t dim;
   int64_t numel;
   double numbers[kMaxOperands];
