@@ -5,7 +5,7 @@ These conventions hold for every function that takes ``reward``:
 * Shapes: ``reward``, ``done``, ``terminated``, values and log-probabilities have one shape ``[*B, T, *F]`` and one device.
   ``T`` is the number of steps. ``*B`` and ``*F`` stand for zero or more other dimensions. Results have the shape ``[*B, T, *F]``.
 * Time: ``time_dim`` is the dimension of the ``T`` steps. The default -2 fits ``[T, N]`` and ``[N, T, 1]``. Use ``time_dim=-1`` for
-  ``[N, T]`` and ``[T]``. The functions neither transpose nor copy the data, whichever dimension is time.
+  ``[N, T]`` and ``[T]``. The functions do not transpose or copy the data to move time to another dimension.
 * Dtypes: ``reward``, values and log-probabilities have one floating dtype. Results have this dtype. The functions compute float16 and
   bfloat16 inputs in float32.
 * Flags: ``done`` and ``terminated`` are bool. ``done`` is True at the last step of an episode, terminated or truncated; no trace

@@ -39,8 +39,8 @@ class A2CLoss(EstimatingActorCritic):
     >>> losses = loss(observation, action, reward=reward, next_observation=next_observation, done=done, terminated=terminated)
     >>> (losses.loss_objective + losses.loss_critic + losses.loss_entropy).backward()
 
-    A value estimator computes the advantage :math:`A` and the value target :math:`G` from the rollout, GAE by default. You can also
-    compute them yourself and pass them to :meth:`forward`.
+    A value estimator computes the advantage :math:`A` and the value target :math:`G` from the rollout. The default is GAE. You can
+    also compute :math:`A` and :math:`G` yourself and pass both to :meth:`forward`.
 
     Shapes, with ``[*B]`` for the batch shape, usually ``[T, N]`` (time, environments):
 
@@ -67,7 +67,7 @@ class A2CLoss(EstimatingActorCritic):
         entropy_bonus: False switches off both entropy outputs.
         samples_mc_entropy: number of samples in the Monte-Carlo estimate of an entropy that has no closed form.
         separate_losses: if True, the critic loss has no gradient for parameters that actor and critic share.
-        functional: ignored; accepted because TorchRL's ``A2CLoss`` has it. You can always use ``torch.func.functional_call`` on the loss;
+        functional: ignored; TorchRL's ``A2CLoss`` has this argument. You can always use ``torch.func.functional_call`` on the loss;
             pass ``tie_weights=False`` if the networks share modules, because otherwise torch leaves the given tensors in the modules.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. None means ``"mean"``.
         clip_value: largest change of the value since the rollout that lowers the critic loss, a number or a one-element tensor; see
@@ -75,8 +75,8 @@ class A2CLoss(EstimatingActorCritic):
         gamma: must be None. Pass the discount factor to the value estimator.
         actor, critic: aliases of ``actor_network`` and ``critic_network``.
         advantage_norm: a :class:`~a2c_compiled.losses.PercentileNorm` or another :class:`~a2c_compiled.losses.AdvantageNorm`. The loss
-            divides advantages by its ``scale()``. In training mode, each call that computes value targets also updates it. If you pass
-            advantages, call ``advantage_norm.update(value_target)`` once per rollout.
+            divides advantages by the norm's ``scale()``. In training mode, each call that computes value targets also updates the norm. If
+            you pass advantages, call ``advantage_norm.update(value_target)`` once per rollout.
         shifted: if True, the critic runs once on ``T + shifted_budget`` observations instead of ``2 * T``. The option requires that the
             next observation of a step is the observation of the next step, except at ``done`` steps. n-step data does not fulfil this
             requirement.
@@ -86,7 +86,7 @@ class A2CLoss(EstimatingActorCritic):
         num_chunks: number of calls among which the leading entries are divided; not together with ``value_chunk_size``. Exported graphs
             ignore both options and run the critic once.
         target_critic_network: network that evaluates the next observations instead of the critic network. This network must not share
-            parameters with the other networks. Its parameters are set to ``requires_grad=False``. For soft updates use
+            parameters with the other networks. The loss sets ``requires_grad=False`` for its parameters. For soft updates use
             ``torch.optim.swa_utils.AveragedModel``.
         diagnostics: whether to compute also ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
 
@@ -224,8 +224,8 @@ class A2CLoss(EstimatingActorCritic):
         * With a rollout: pass ``reward``, ``next_observation``, ``done`` and, if episodes can be truncated, ``terminated``. The value
           estimator computes advantage and value target, without gradient. The critic runs on the observations, once for the estimator
           and the critic loss together, and on the next observations, without gradient (in one pass with ``shifted``).
-        * With advantages: pass ``advantage`` and, for the critic loss, ``value_target``. The loss then does not read the arguments of the
-          first way, ``steps_to_next_obs`` and ``group``.
+        * With advantages: pass ``advantage`` and, for the critic loss, ``value_target``. The loss then reads neither the arguments of the
+          first way nor ``steps_to_next_obs`` and ``group``.
 
         The batch shape ``[*B]`` is the shape of the log-probability. Tensors with the shape ``[*B]`` below, except ``action``, may also
         have the shape ``[*B, 1]``. ``reward``, ``done`` and ``terminated`` must have one shape. The ``time_dim`` of the value
