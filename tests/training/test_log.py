@@ -2,9 +2,11 @@
 
 import errno
 import io
+import itertools
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -219,7 +221,11 @@ def test_tensorboard_groups_the_columns(tmp_path):
     }
 
 
-def test_tensorboard_drops_events_after_the_resumed_step(tmp_path):
+def test_tensorboard_drops_events_after_the_resumed_step(tmp_path, monkeypatch):
+    # TensorBoard reads the files of a folder in the order of their names, which begin with the second of their creation.
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    seconds = itertools.count(1_000_000_000)
+    monkeypatch.setattr(writer, "time", SimpleNamespace(time=lambda: next(seconds)))
     logged(tmp_path, [row(1), row(2), row(3)], tensorboard=True)
     logged(tmp_path, [row(3, **{"return": 7.0}), row(4)], tensorboard=True, resume_at=2)
     returns = scalars(tmp_path)["episode/return"]
