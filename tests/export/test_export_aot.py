@@ -165,7 +165,12 @@ def test_a_program_contains_no_paths_of_this_machine(program):
 # Losses as programs
 
 
-LOSS_NAMES = ("MaskedCategorical-TD1-none", "TanhNormal-VTrace-no_critic", "OneHotCategorical-TD0-NT1-masked")
+LOSS_NAMES = (
+    "Categorical-GAE-clipped-shared",
+    "MaskedCategorical-TD1-none",
+    "TanhNormal-VTrace-no_critic",
+    "OneHotCategorical-TD0-NT1-masked",
+)
 
 
 @pytest.fixture(scope="module", params=grouped("loss_program", map(loss_case, LOSS_NAMES)))
@@ -185,10 +190,6 @@ def test_a_loss_program_passes_verification(loss_program):
 
 
 def test_a_loss_program_has_the_gradients_of_eager(loss_program):
-    assert_same_gradients(loss_program)
-
-
-def assert_same_gradients(loss_program):
     inputs = loss_program.make_inputs(9, 5, "some")
     loaded = torch.export.load(loss_program.files[".pt2"]).module()
     expected = gradients(loss_program.module(**inputs), loss_program.module)
@@ -212,7 +213,7 @@ def assert_same_gradients(loss_program):
         torch.testing.assert_close(total, gradient, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-# Every graph of a deployment, as a program and as a package
+# The graphs of a deployment, as a program and as a package. The update contains a loss.
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +225,6 @@ def policy(tmp_path_factory):
 
     module = export.GreedyPolicy(loss.actor_network, loss.distribution)
     return export_as(BOTH, tmp_path_factory.mktemp("policy"), module, make_inputs, ("N",))
-
-
-@pytest.fixture(scope="module")
-def loss(tmp_path_factory):
-    return loss_case("Categorical-GAE-clipped-shared").export(tmp_path_factory.mktemp("loss"), BOTH)
 
 
 def make_step():
@@ -254,7 +250,7 @@ def update(tmp_path_factory):
 
 
 # Each group runs in one process, which compiles its packages once.
-GROUPS = {"gae_files": ("gae_files", "policy"), "loss_and_update": ("loss", "update")}
+GROUPS = {"gae_files": ("gae_files", "policy"), "update": ("update",)}
 GRAPHS = [pytest.param(name, marks=pytest.mark.xdist_group(group)) for group, names in GROUPS.items() for name in names]
 uses_gae = pytest.mark.xdist_group("gae_files")
 
@@ -336,12 +332,7 @@ def test_a_package_that_differs_from_its_reference_outputs_does_not_pass(gae_fil
     assert not export.verify(path).passed
 
 
-@pytest.mark.xdist_group("loss_and_update")
-def test_a_loss_program_with_shared_networks_has_the_gradients_of_eager(loss):
-    assert_same_gradients(loss)
-
-
-@pytest.mark.xdist_group("loss_and_update")
+@pytest.mark.xdist_group("update")
 def test_verification_of_an_update_starts_from_the_exported_state_and_another_one(update):
     path, exported = update.files[".pt2"], "T=9 N=4, as exported"
     assert exported in export.verify(path).cases
@@ -351,7 +342,7 @@ def test_verification_of_an_update_starts_from_the_exported_state_and_another_on
             assert not np.array_equal(arrays[f"every case/inputs/{name}"], arrays[f"{exported}/inputs/{name}"]), name
 
 
-@pytest.mark.xdist_group("loss_and_update")
+@pytest.mark.xdist_group("update")
 @pytest.mark.parametrize("ending", BOTH)
 def test_consecutive_updates_of_a_file_equal_those_of_eager(update, ending):
     run = update.runners[ending]

@@ -37,6 +37,9 @@ SHAPES = [
     ((4096, 2048), -1),
     ((16, 65536), -1),
 ]
+# The shapes that every form compiles for, and those of GAE and the backward of V-trace, which has the most operands.
+OF_EVERY_FORM = [1, 2, 3, 4, 6, 8, 9]
+ON_OTHER_TARGETS = [2, 8]
 EVERY_SHAPE = [
     (shape if dim == -2 else shape[::-1], dim)
     for dim in (-2, -1)
@@ -104,11 +107,14 @@ def _compile_all(name: str) -> list[dict]:
     kernels = []
     whole = bool(os.environ.get("A2C_EVERY_KERNEL"))
     for form in scan_forms.FORMS:
-        shapes = EVERY_SHAPE if whole else SHAPES if name == "sm_90" else [SHAPES[i] for i in (2, 8)]
+        chosen = OF_EVERY_FORM if name == "sm_90" else ON_OTHER_TARGETS
+        if name == "sm_90" and form in (scan_forms.GAE, scan_forms.VTRACE_BACKWARD):
+            chosen = range(len(SHAPES))
+        shapes = EVERY_SHAPE if whole else [SHAPES[i] for i in chosen]
         for shape, dim in shapes:
             kernels += reports(form, shape, dim)
     for form in (scan_forms.GAE, scan_forms.VTRACE_BACKWARD):
-        for shape, dim in [SHAPES[i] for i in (2, 8)]:
+        for shape, dim in [SHAPES[i] for i in ON_OTHER_TARGETS]:
             kernels += reports(form, shape, dim, torch.float64)
             kernels += reports(form, shape, dim, torch.bfloat16)
         for shape, dim in [((128, 4096), -2), ((4096, 127), -1)]:

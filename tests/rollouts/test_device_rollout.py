@@ -72,10 +72,10 @@ class Collected(NamedTuple):
         return joined(self.rollouts)
 
 
-def collect(case, compile=False, envs=None):
+def collect(case, compile=False, envs=None, steps=STEPS):
     torch.manual_seed(0)
     loss = make_loss(case.kind, case.distribution, **EVERYTHING)
-    collector = RolloutCollector(envs or case.kind(ENVS), loss, STEPS, 0, compile)
+    collector = RolloutCollector(envs or case.kind(ENVS), loss, steps, 0, compile)
     rollouts, episodes = [], []
     for _ in range(ROLLOUTS):
         rollouts.append(collector.collect())
@@ -308,9 +308,9 @@ def test_user_defined_environments_are_learned(make, best):
 @pytest.mark.slow
 def test_without_the_scan_operator_the_compiled_steps_are_unrolled_and_give_the_same_rollout(monkeypatch):
     case = CASES[next(iter(CASES))]
-    expected = collect(case, compile=True)
+    expected = collect(case, compile=True, steps=2)
     monkeypatch.setattr(device_rollout, "scan_operator", lambda: None)
-    unrolled = collect(case, compile=True)
+    unrolled = collect(case, compile=True, steps=2)  # each unrolled step adds a second to the compile time
     for one, other in zip(unrolled.whole, expected.whole, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
