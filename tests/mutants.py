@@ -36,8 +36,8 @@ FAULTS = (
     Fault(
         "n-step windows cut the bootstrap at done",
         "a2c_compiled/functional/n_step.py",
-        "_windows(no_bootstrap, n, dim)",
-        "_windows(done, n, dim)",
+        "_windows(steps.bootstrap_cut, n, dim)",
+        "_windows(steps.done, n, dim)",
         ("tests/functional",),
     ),
     Fault(

@@ -10,21 +10,24 @@ from torch import Tensor
 
 from a2c_compiled._precision import working_dtype
 from a2c_compiled._torch_internals import dispatch_is_plain
-from a2c_compiled.functional.packed import sequence_ends
 
 Coefficient = Union[Tensor, float, int]
 """A discount, trace decay or threshold: a number, a one-element tensor, or a tensor that broadcasts to the data."""
 
 
 def check_steps(
-    reward: Tensor, flags: Dict[str, Tensor], values: Dict[str, Tensor], terminated: Optional[Tensor] = None
+    reward: Tensor,
+    flags: Dict[str, Tensor],
+    values: Dict[str, Tensor],
+    terminated: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
 ) -> None:
     """Checks that all have the shape and device of ``reward``, that flags are bool, and that values have the dtype of ``reward``.
 
     Args:
         reward: any shape, floating; the other tensors are compared with it.
         flags, values: tensors by argument name, which error messages contain.
-        terminated: one more flag, or None.
+        terminated, mask: more flags, or None.
 
     Raises:
         ValueError: a shape or device differs.
@@ -39,29 +42,10 @@ def check_steps(
         _check_like_reward(name, tensor, shape, torch.bool, device)  # type: ignore[arg-type]
     if terminated is not None:
         _check_like_reward("terminated", terminated, shape, torch.bool, device)  # type: ignore[arg-type]
+    if mask is not None:
+        _check_like_reward("mask", mask, shape, torch.bool, device)  # type: ignore[arg-type]
     for name, tensor in values.items():
         _check_like_reward(name, tensor, shape, reward.dtype, device)  # type: ignore[arg-type]
-
-
-def trace_and_bootstrap_cuts(
-    reward: Tensor,
-    done: Tensor,
-    terminated: Optional[Tensor],
-    values: Dict[str, Tensor],
-    time_dim: int,
-    cu_seqlens: Optional[Tensor],
-) -> Tuple[Tensor, Tensor, int]:
-    """Checks the arguments and returns ``(trace_cut, bootstrap_cut, dim)``.
-
-    trace_cut: shape of ``done``, bool: True where ``done`` is True and at the last step of each packed sequence, because the end of a
-    sequence is a truncation. bootstrap_cut: ``terminated``, or ``done`` if ``terminated`` is None. dim: the time dimension as a negative
-    index, see :func:`time_dimension`.
-    """
-    check_steps(reward, {"done": done}, values, terminated)
-    dim = time_dimension(reward, time_dim)
-    bootstrap_cut = done if terminated is None else terminated
-    trace_cut = done if cu_seqlens is None else done | sequence_ends(cu_seqlens, done, dim)
-    return trace_cut, bootstrap_cut, dim
 
 
 def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch.dtype, device: torch.device) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, operand, trace_and_bootstrap_cuts
+from a2c_compiled.functional.arguments import Coefficient
+from a2c_compiled.functional.steps import in_callers_order, moved_operand, prepare_steps
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -22,6 +23,8 @@ def generalized_advantage_estimate(
     terminated: Optional[Tensor] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> ValueEstimate:
     r"""Computes generalized advantage estimates (GAE).
 
@@ -47,6 +50,11 @@ def generalized_advantage_estimate(
             ``terminated = done``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
+        mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, and all gradients, equal those of the data without
+            the other steps, whatever values the other steps hold, NaN included. Results at the other steps are 0. None: all steps
+            count.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends there, and
+            the step before bootstraps from its own ``next_state_value``.
 
     Returns:
         :class:`ValueEstimate`: the advantage :math:`A` and the value target :math:`A + V`, with the shape and dtype of ``reward``.
@@ -61,22 +69,21 @@ def generalized_advantage_estimate(
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None:
+        if cu_seqlens is None and mask is None:
             ends = done, done if terminated is None else terminated
             outputs = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
             if outputs is not None:
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value}
-    done, no_bootstrap, dim = trace_and_bootstrap_cuts(reward, done, terminated, values, time_dim, cu_seqlens)
-    gamma_tensor, lmbda_tensor = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    coefficients = moved_operand("gamma", gamma, steps), moved_operand("lmbda", lmbda, steps)
+    tensors = steps.values["state_value"], steps.values["next_state_value"], steps.reward, steps.trace_cut, steps.bootstrap_cut
+    inputs = (*coefficients, *tensors, steps.dim)
     if torch.jit.is_scripting():
-        advantage, value_target = _gae(
-            gamma_tensor, lmbda_tensor, state_value, next_state_value, reward, done, no_bootstrap, dim
-        )
-        return ValueEstimate(advantage, value_target)
-    return ValueEstimate(
-        *_fused_gae(gamma_tensor, lmbda_tensor, state_value, next_state_value, reward, done, no_bootstrap, dim)
-    )
+        advantage, value_target = _gae(*inputs)
+    else:
+        advantage, value_target = _fused_gae(*inputs)
+    return ValueEstimate(in_callers_order(advantage, steps), in_callers_order(value_target, steps))
 
 
 def _gae(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, coefficient, last_step_mask, trace_and_bootstrap_cuts
+from a2c_compiled.functional.arguments import Coefficient, last_step_mask
+from a2c_compiled.functional.steps import in_callers_order, moved_coefficient, prepare_steps
 from a2c_compiled.functional.td import td_lambda_return_estimate
 
 
@@ -19,6 +20,8 @@ def n_step_return_estimate(
     terminated: Optional[Tensor] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes n-step returns.
 
@@ -43,29 +46,29 @@ def n_step_return_estimate(
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 7.1.
     """
-    done, no_bootstrap, dim = trace_and_bootstrap_cuts(
-        reward, done, terminated, {"next_state_value": next_state_value}, time_dim, cu_seqlens
-    )
+    values = {"next_state_value": next_state_value}
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    dim = steps.dim
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(n, bool) or not isinstance(n, int):
             raise TypeError(f"n: expected an integer, got {type(n)}")
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
     # A window holds step t and the n - 1 steps after it, in a new dimension. G[t] is the return from the start of window t to its end.
-    gamma_tensor = coefficient("gamma", gamma, reward)
+    gamma_tensor = moved_coefficient("gamma", gamma, steps)
     if gamma_tensor.dim() > 0:
         gamma_tensor = _windows(gamma_tensor.expand_as(reward), n, dim)
     returns = td_lambda_return_estimate(
         gamma_tensor,
         1.0,
-        _windows(widen(next_state_value), n, dim),
-        _windows(widen(reward), n, dim),
-        _windows(done | last_step_mask(done, dim), n, dim),
-        _windows(no_bootstrap, n, dim),
+        _windows(widen(steps.values["next_state_value"]), n, dim),
+        _windows(widen(steps.reward), n, dim),
+        _windows(steps.trace_cut | last_step_mask(steps.trace_cut, dim), n, dim),
+        _windows(steps.bootstrap_cut, n, dim),
         None,
         dim,
     )
-    return returns.select(dim, 0).to(reward.dtype)
+    return in_callers_order(returns.select(dim, 0).to(reward.dtype), steps)
 
 
 def _windows(x: Tensor, n: int, dim: int) -> Tensor:

@@ -5,7 +5,8 @@ from typing import Optional
 from torch import Tensor
 
 from a2c_compiled._precision import clamped_log_ratio, widen
-from a2c_compiled.functional.arguments import Coefficient, coefficient, last_step_mask, trace_and_bootstrap_cuts
+from a2c_compiled.functional.arguments import Coefficient, last_step_mask
+from a2c_compiled.functional.steps import in_callers_order, moved_coefficient, prepare_steps
 from a2c_compiled.ops import linear_scan
 
 
@@ -21,6 +22,8 @@ def retrace_return_estimate(
     terminated: Optional[Tensor] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes Retrace(lambda) returns: off-policy targets for the action values of the policy :math:`\pi`.
 
@@ -47,15 +50,17 @@ def retrace_return_estimate(
     Source: Munos et al., Safe and Efficient Off-Policy Reinforcement Learning, 2016.
     """
     values = {"action_value": action_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
-    done, no_bootstrap, dim = trace_and_bootstrap_cuts(reward, done, terminated, values, time_dim, cu_seqlens)
-    gamma_tensor, lmbda_tensor = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
-    value = widen(action_value)
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    gamma_tensor, lmbda_tensor = moved_coefficient("gamma", gamma, steps), moved_coefficient("lmbda", lmbda, steps)
+    value, next_value, dim = widen(steps.values["action_value"]), widen(steps.values["next_state_value"]), steps.dim
+    log_ratio = clamped_log_ratio(steps.values["log_pi"], steps.values["log_mu"])
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - Q(s[t], a[t])
-    delta = widen(reward) + gamma_tensor * widen(next_state_value).masked_fill(no_bootstrap, 0.0) - value
-    cut = done | last_step_mask(done, dim)
+    delta = widen(steps.reward) + gamma_tensor * next_value.masked_fill(steps.bootstrap_cut, 0.0) - value
+    cut = steps.trace_cut | last_step_mask(steps.trace_cut, dim)
     # c[t+1], and 0 where no next step of the same trajectory exists.
-    next_c = (lmbda_tensor * clamped_log_ratio(log_pi, log_mu).exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
+    next_c = (lmbda_tensor * log_ratio.exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
     # y[t] = delta[t] + gamma * c[t+1] * (1 - done[t]) * y[t+1], with y = G - Q.
     # The gradient of gamma is c[t+1] * y[t+1] times a factor, summed over the steps. The first mask removes NaN in the next episode's c,
     # the second mask NaN in the next episode's y.
-    return (value + linear_scan(delta, (gamma_tensor * next_c).masked_fill(cut, 0.0), dim)).to(reward.dtype)
+    returns = value + linear_scan(delta, (gamma_tensor * next_c).masked_fill(cut, 0.0), dim)
+    return in_callers_order(returns.to(reward.dtype), steps)

@@ -1,18 +1,26 @@
 """``reverse_scan``, the recurrence ``y[t] = x[t] + decay[t] * y[t+1]``, and ``reward2go``, the discounted return."""
 
-from typing import Optional
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, coefficient, operand, time_dimension, trace_and_bootstrap_cuts
+from a2c_compiled.functional.arguments import Coefficient, coefficient, time_dimension
 from a2c_compiled.functional.packed import sequence_ends
+from a2c_compiled.functional.steps import in_callers_order, moved_operand, prepare_steps
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
-def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor] = None) -> Tensor:
+def reverse_scan(
+    x: Tensor,
+    decay: Tensor,
+    dim: int,
+    cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
+) -> Tensor:
     r"""Computes a first-order linear recurrence in reverse time.
 
     .. math:: y_t = x_t + a_t\, y_{t+1}
@@ -26,15 +34,19 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor
         dim: dimension of time.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences along ``dim``, then the size of ``dim``;
             see :mod:`a2c_compiled.functional`.
+        mask: shape of ``x``, bool: steps that count. :math:`y` at these steps, and all gradients, equal those of the data without the
+            other steps, whatever values the other steps hold. :math:`y` is 0 at the other steps. None: all steps count.
+        skip_masked: whether the recurrence passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends
+            there.
 
     Returns:
         :math:`y`, with the shape and dtype of ``x``.
 
     Raises:
-        ValueError: ``decay`` does not broadcast to ``x`` or is on another device, ``x`` has no dimension ``dim``, or ``cu_seqlens`` has
-            a wrong shape or device.
-        TypeError: an argument is not a tensor, ``x`` is not floating, the dtypes of ``x`` and ``decay`` differ, ``dim`` is not an
-            integer, or ``cu_seqlens`` has a wrong dtype.
+        ValueError: ``decay`` does not broadcast to ``x`` or is on another device, ``x`` has no dimension ``dim``, ``mask`` has another
+            shape or device than ``x``, or ``cu_seqlens`` has a wrong shape or device.
+        TypeError: an argument is not a tensor, ``x`` is not floating, the dtypes of ``x`` and ``decay`` differ, ``mask`` is not bool,
+            ``dim`` is not an integer, or ``cu_seqlens`` has a wrong dtype.
 
     Source: Blelloch, Prefix Sums and Their Applications, 1990, section 1.4 (first-order recurrences).
     """
@@ -50,13 +62,25 @@ def reverse_scan(x: Tensor, decay: Tensor, dim: int, cu_seqlens: Optional[Tensor
         raise ValueError(f"decay: expected the device of x, {x.device}, got {decay.device}")
     dim = time_dimension(x, dim, "dim")
     decay_tensor = coefficient("decay", decay, x).to(x.dtype).expand_as(x)
-    if cu_seqlens is not None:
-        decay_tensor = decay_tensor.masked_fill(sequence_ends(cu_seqlens, x, dim), 0.0)
-    return linear_scan(x, decay_tensor, dim)
+    if mask is None:
+        if cu_seqlens is not None:
+            decay_tensor = decay_tensor.masked_fill(sequence_ends(cu_seqlens, x, dim), 0.0)
+        return linear_scan(x, decay_tensor, dim)
+    if isinstance(mask, Tensor) and mask.shape != x.shape:
+        raise ValueError(f"mask: expected the shape of x, {list(x.shape)}, got {list(mask.shape)}")
+    never = torch.zeros_like(x, dtype=torch.bool)
+    steps = prepare_steps(x, never, None, {"decay": decay_tensor}, dim, cu_seqlens, mask, skip_masked)
+    return in_callers_order(linear_scan(steps.reward, steps.values["decay"].masked_fill(steps.trace_cut, 0.0), dim), steps)
 
 
 def reward2go(
-    reward: Tensor, done: Tensor, gamma: Coefficient, time_dim: int = -2, cu_seqlens: Optional[Tensor] = None
+    reward: Tensor,
+    done: Tensor,
+    gamma: Coefficient,
+    time_dim: int = -2,
+    cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes the discounted return of every step: the discounted sum of the rewards from this step to the end of the episode.
 
@@ -72,6 +96,10 @@ def reward2go(
         gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
+        mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, and all gradients, equal those of the data without
+            the other steps, whatever values the other steps hold, NaN included. Results at the other steps are 0. None: all steps
+            count.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends there.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
@@ -86,15 +114,15 @@ def reward2go(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None:
+        if cu_seqlens is None and mask is None:
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
             if outputs is not None:
                 return outputs[0]
-    done, _, dim = trace_and_bootstrap_cuts(reward, done, None, {}, time_dim, cu_seqlens)
-    gamma_tensor = operand("gamma", gamma, reward)
-    if torch.jit.is_scripting():
-        return _reward2go(gamma_tensor, reward, done, dim)
-    return _fused_reward2go(gamma_tensor, reward, done, dim)
+    values: Dict[str, Tensor] = {}
+    steps = prepare_steps(reward, done, None, values, time_dim, cu_seqlens, mask, skip_masked)
+    inputs = moved_operand("gamma", gamma, steps), steps.reward, steps.trace_cut, steps.dim
+    returns = _reward2go(*inputs) if torch.jit.is_scripting() else _fused_reward2go(*inputs)
+    return in_callers_order(returns, steps)
 
 
 def _reward2go(gamma: Tensor, reward: Tensor, done: Tensor, dim: int) -> Tensor:

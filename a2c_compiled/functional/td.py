@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import (
-    Coefficient,
-    check_steps,
-    coefficient,
-    is_per_step,
-    last_step_mask,
-    operand,
-    time_dimension,
-    trace_and_bootstrap_cuts,
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, is_per_step, last_step_mask
+from a2c_compiled.functional.steps import (
+    PreparedSteps,
+    in_callers_order,
+    moved_coefficient,
+    moved_operand,
+    prepare_steps,
+    zero_where_excluded,
 )
-from a2c_compiled.functional.packed import sequence_ends
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
 
-def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:
+def td0_return_estimate(
+    gamma: Coefficient, next_state_value: Tensor, reward: Tensor, terminated: Tensor, mask: Optional[Tensor] = None
+) -> Tensor:
     r"""Computes one-step returns, TD(0).
 
     .. math:: G_t = r_t + \gamma_t (1 - \text{terminated}_t)\, V(s_{t+1})
@@ -34,6 +34,8 @@ def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Te
             last observation before the reset.
         reward: ``[*B, T, *F]``, floating: :math:`r_t`.
         terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap.
+        mask: ``[*B, T, *F]``, bool: steps that count. Results at the other steps are 0, whatever values these steps hold, and so are the
+            gradients to them. None: all steps count.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
@@ -44,9 +46,10 @@ def td0_return_estimate(gamma: Coefficient, next_state_value: Tensor, reward: Te
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 6.2.
     """
-    check_steps(reward, {"terminated": terminated}, {"next_state_value": next_state_value})
-    bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
-    return (widen(reward) + coefficient("gamma", gamma, reward) * bootstrap).to(reward.dtype)
+    check_steps(reward, {"terminated": terminated}, {"next_state_value": next_state_value}, None, mask)
+    bootstrap = widen(next_state_value).masked_fill(terminated if mask is None else terminated | ~mask, 0.0)
+    returns = (widen(reward) + coefficient("gamma", gamma, reward) * bootstrap).to(reward.dtype)
+    return zero_where_excluded(returns, mask)
 
 
 def td0_advantage_estimate(
@@ -56,6 +59,7 @@ def td0_advantage_estimate(
     reward: Tensor,
     done: Tensor,
     terminated: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
 ) -> Tensor:
     r"""Computes one-step advantages: the TD(0) return minus the value, also called the TD error.
 
@@ -73,6 +77,8 @@ def td0_advantage_estimate(
             ``terminated`` is None.
         terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
             ``terminated = done``.
+        mask: ``[*B, T, *F]``, bool: steps that count. Results at the other steps are 0, whatever values these steps hold, and so are the
+            gradients to them. None: all steps count.
 
     Returns:
         :math:`A`, with the shape and dtype of ``reward``.
@@ -84,9 +90,9 @@ def td0_advantage_estimate(
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 6.5.
     """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
-    no_bootstrap = done if terminated is None else terminated
-    returns = td0_return_estimate(gamma, widen(next_state_value), widen(reward), no_bootstrap)
-    return (returns - widen(state_value)).to(reward.dtype)
+    bootstrap_cut = done if terminated is None else terminated
+    returns = td0_return_estimate(gamma, widen(next_state_value), widen(reward), bootstrap_cut, mask)
+    return zero_where_excluded((returns - widen(state_value)).to(reward.dtype), mask)
 
 
 def td_lambda_return_estimate(
@@ -99,6 +105,8 @@ def td_lambda_return_estimate(
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes TD(lambda) returns.
 
@@ -123,6 +131,11 @@ def td_lambda_return_estimate(
             return of step t uses entry t for all steps from t on. False needs O(T²) time and memory.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
+        mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, and all gradients, equal those of the data without
+            the other steps, whatever values the other steps hold, NaN included. Results at the other steps are 0. None: all steps
+            count.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends there, and
+            the step before bootstraps from its own ``next_state_value``.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
@@ -138,25 +151,38 @@ def td_lambda_return_estimate(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and (rolling_gamma is None or rolling_gamma):
+        if cu_seqlens is None and mask is None and (rolling_gamma is None or rolling_gamma):
             ends = done, done if terminated is None else terminated
             outputs = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
             if outputs is not None:
                 return outputs[0]
     values = {"next_state_value": next_state_value}
-    done, no_bootstrap, dim = trace_and_bootstrap_cuts(reward, done, terminated, values, time_dim, cu_seqlens)
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    return in_callers_order(_returns(gamma, lmbda, steps, rolling_gamma), steps)
+
+
+def _returns(gamma: Coefficient, lmbda: Coefficient, steps: PreparedSteps, rolling_gamma: Optional[bool]) -> Tensor:
+    """Computes the TD(lambda) return in the order of ``steps``."""
+    reward, next_value = steps.reward, steps.values["next_state_value"]
     if rolling_gamma is not None and not rolling_gamma:
-        if not (is_per_step(gamma, reward, dim) or is_per_step(lmbda, reward, dim)):
+        if not (is_per_step(gamma, reward, steps.dim) or is_per_step(lmbda, reward, steps.dim)):
             raise ValueError(
                 "rolling_gamma: expected True if neither gamma nor lmbda has one entry per step"
                 f" (shape {list(reward.shape)}), got False"
             )
-        gamma_tensor, lmbda_tensor = coefficient("gamma", gamma, reward), coefficient("lmbda", lmbda, reward)
-        return _td_lambda_from_each_start(gamma_tensor, lmbda_tensor, next_state_value, reward, done, no_bootstrap, dim)
-    gamma_tensor, lmbda_tensor = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
-    if torch.jit.is_scripting():
-        return _td_lambda(gamma_tensor, lmbda_tensor, next_state_value, reward, done, no_bootstrap, dim)
-    return _fused_td_lambda(gamma_tensor, lmbda_tensor, next_state_value, reward, done, no_bootstrap, dim)
+        coefficients = moved_coefficient("gamma", gamma, steps), moved_coefficient("lmbda", lmbda, steps)
+        inputs = (*coefficients, next_value, reward, steps.trace_cut, steps.bootstrap_cut, steps.dim)
+        return _td_lambda_from_each_start(*inputs)
+    inputs = (
+        moved_operand("gamma", gamma, steps),
+        moved_operand("lmbda", lmbda, steps),
+        next_value,
+        reward,
+        steps.trace_cut,
+        steps.bootstrap_cut,
+        steps.dim,
+    )
+    return _td_lambda(*inputs) if torch.jit.is_scripting() else _fused_td_lambda(*inputs)
 
 
 def _td_lambda_from_each_start(
@@ -206,6 +232,8 @@ def td_lambda_advantage_estimate(
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes TD(lambda) advantages: the TD(lambda) return minus the value.
 
@@ -226,9 +254,9 @@ def td_lambda_advantage_estimate(
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
     next_value, wide_reward = widen(next_state_value), widen(reward)
     returns = td_lambda_return_estimate(
-        gamma, lmbda, next_value, wide_reward, done, terminated, rolling_gamma, time_dim, cu_seqlens
+        gamma, lmbda, next_value, wide_reward, done, terminated, rolling_gamma, time_dim, cu_seqlens, mask, skip_masked
     )
-    return (returns - widen(state_value)).to(reward.dtype)
+    return zero_where_excluded((returns - widen(state_value)).to(reward.dtype), mask)
 
 
 def td1_return_estimate(
@@ -240,6 +268,8 @@ def td1_return_estimate(
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes TD(1) returns: the discounted rewards to the end of the episode or of the data, plus a bootstrap.
 
@@ -257,17 +287,15 @@ def td1_return_estimate(
 
     Source: TorchRL's ``td1_return_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
     """
-    check_steps(reward, {"done": done}, {"next_state_value": next_state_value}, terminated)
-    if rolling_gamma is not None and not rolling_gamma:
-        dim = time_dimension(reward, time_dim)
-        ends = last_step_mask(done, dim)
-        if cu_seqlens is not None:
-            ends = ends | sequence_ends(cu_seqlens, done, dim)
-        not_done_end = ends & ~done
-        next_state_value = next_state_value.masked_fill(not_done_end, 0.0)
-    return td_lambda_return_estimate(
-        gamma, 1.0, next_state_value, reward, done, terminated, rolling_gamma, time_dim, cu_seqlens
-    )
+    if rolling_gamma is None or rolling_gamma:
+        return td_lambda_return_estimate(
+            gamma, 1.0, next_state_value, reward, done, terminated, rolling_gamma, time_dim, cu_seqlens, mask, skip_masked
+        )
+    values = {"next_state_value": next_state_value}
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    not_done_end = (steps.trace_cut | last_step_mask(done, steps.dim)) & ~steps.done
+    steps.values["next_state_value"] = steps.values["next_state_value"].masked_fill(not_done_end, 0.0)
+    return in_callers_order(_returns(gamma, 1.0, steps, rolling_gamma), steps)
 
 
 def td1_advantage_estimate(
@@ -280,6 +308,8 @@ def td1_advantage_estimate(
     rolling_gamma: Optional[bool] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes TD(1) advantages: the TD(1) return minus the value.
 
@@ -298,7 +328,8 @@ def td1_advantage_estimate(
     Source: TorchRL's ``td1_advantage_estimate``; Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 12.18 with lambda = 1.
     """
     check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
+    next_value, wide_reward = widen(next_state_value), widen(reward)
     returns = td1_return_estimate(
-        gamma, widen(next_state_value), widen(reward), done, terminated, rolling_gamma, time_dim, cu_seqlens
+        gamma, next_value, wide_reward, done, terminated, rolling_gamma, time_dim, cu_seqlens, mask, skip_masked
     )
-    return (returns - widen(state_value)).to(reward.dtype)
+    return zero_where_excluded((returns - widen(state_value)).to(reward.dtype), mask)

@@ -5,7 +5,8 @@ from typing import Optional
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, check_steps, time_dimension
+from a2c_compiled.functional.arguments import Coefficient
+from a2c_compiled.functional.steps import in_callers_order, moved_coefficient, prepare_steps
 from a2c_compiled.functional.td import td0_return_estimate, td_lambda_return_estimate
 
 
@@ -18,6 +19,8 @@ def upgo_return_estimate(
     terminated: Optional[Tensor] = None,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> Tensor:
     r"""Computes upgoing returns (UPGO).
 
@@ -35,14 +38,16 @@ def upgo_return_estimate(
 
     Source: Vinyals et al., Grandmaster level in StarCraft II using multi-agent reinforcement learning, 2019, methods.
     """
-    check_steps(reward, {"done": done}, {"state_value": state_value, "next_state_value": next_state_value}, terminated)
-    dim = time_dimension(reward, time_dim)
-    no_bootstrap = done if terminated is None else terminated
-    next_value, wide_reward = widen(next_state_value), widen(reward)
-    one_step = td0_return_estimate(gamma, next_value.detach(), wide_reward.detach(), no_bootstrap).detach()
+    values = {"state_value": state_value, "next_state_value": next_state_value}
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    if mask is not None:
+        gamma = moved_coefficient("gamma", gamma, steps)
+    next_value, wide_reward = widen(steps.values["next_state_value"]), widen(steps.reward)
+    one_step = td0_return_estimate(gamma, next_value.detach(), wide_reward.detach(), steps.bootstrap_cut).detach()
     # The condition at step t + 1 decides lambda[t], hence the roll by -1. TD(lambda) sets lambda to 0 at ends itself.
-    at_least_value = (one_step >= widen(state_value)).to(wide_reward.dtype)
+    at_least_value = (one_step >= widen(steps.values["state_value"])).to(wide_reward.dtype)
+    lmbda = at_least_value.roll(-1, steps.dim)
     returns = td_lambda_return_estimate(
-        gamma, at_least_value.roll(-1, dim), next_value, wide_reward, done, terminated, None, time_dim, cu_seqlens
+        gamma, lmbda, next_value, wide_reward, steps.trace_cut, steps.bootstrap_cut, None, steps.dim
     )
-    return returns.to(reward.dtype)
+    return in_callers_order(returns.to(reward.dtype), steps)

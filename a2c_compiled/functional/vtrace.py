@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import clamped_log_ratio, widen
-from a2c_compiled.functional.arguments import Coefficient, last_step_mask, operand, trace_and_bootstrap_cuts
+from a2c_compiled.functional.arguments import Coefficient, last_step_mask
+from a2c_compiled.functional.steps import in_callers_order, moved_operand, prepare_steps
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -27,6 +28,8 @@ def vtrace_advantage_estimate(
     cu_seqlens: Optional[Tensor] = None,
     pg_rho_thresh: Optional[Coefficient] = None,
     lmbda: Coefficient = 1.0,
+    mask: Optional[Tensor] = None,
+    skip_masked: bool = False,
 ) -> ValueEstimate:
     r"""Computes V-trace value targets and advantages for the policy :math:`\pi` from data of a behaviour policy :math:`\mu`.
 
@@ -64,6 +67,11 @@ def vtrace_advantage_estimate(
         pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the threshold in the advantage, of the same types as ``gamma``. None means
             ``rho_thresh``.
         lmbda: decay of the trace :math:`\lambda_t`, from 0 to 1, of the same types as ``gamma``.
+        mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, and all gradients, equal those of the data without
+            the other steps, whatever values the other steps hold, NaN included. Results at the other steps are 0. None: all steps
+            count.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends there, and
+            the step before bootstraps from its own ``next_state_value``.
 
     Returns:
         :class:`ValueEstimate`: the advantage :math:`A` and the value target :math:`v`, with the shape and dtype of ``reward``.
@@ -81,23 +89,34 @@ def vtrace_advantage_estimate(
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None:
+        if cu_seqlens is None and mask is None:
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
             steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
             outputs = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps)
             if outputs is not None:
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
-    done, no_bootstrap, dim = trace_and_bootstrap_cuts(reward, done, terminated, values, time_dim, cu_seqlens)
-    gammas, lmbdas = operand("gamma", gamma, reward), operand("lmbda", lmbda, reward)
-    rho, c = operand("rho_thresh", rho_thresh, reward), operand("c_thresh", c_thresh, reward)
-    pg_rho = operand("pg_rho_thresh", pg_rho_thresh, reward)
-    steps = log_pi, log_mu, state_value, next_state_value, reward, done, no_bootstrap
-    inputs = (gammas, rho, c, pg_rho, lmbdas, *steps, dim)
+    prepared = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    inputs = (
+        moved_operand("gamma", gamma, prepared),
+        moved_operand("rho_thresh", rho_thresh, prepared),
+        moved_operand("c_thresh", c_thresh, prepared),
+        moved_operand("pg_rho_thresh", pg_rho_thresh, prepared),
+        moved_operand("lmbda", lmbda, prepared),
+        prepared.values["log_pi"],
+        prepared.values["log_mu"],
+        prepared.values["state_value"],
+        prepared.values["next_state_value"],
+        prepared.reward,
+        prepared.trace_cut,
+        prepared.bootstrap_cut,
+        prepared.dim,
+    )
     if torch.jit.is_scripting():
         advantage, value_target = _vtrace(*inputs)
-        return ValueEstimate(advantage, value_target)
-    return ValueEstimate(*_fused_vtrace(*inputs))
+    else:
+        advantage, value_target = _fused_vtrace(*inputs)
+    return ValueEstimate(in_callers_order(advantage, prepared), in_callers_order(value_target, prepared))
 
 
 def _vtrace(

@@ -5,7 +5,7 @@ There is one module per backend. Follow one call of :func:`a2c_compiled.function
 1. ``functional/gae.py``: ``generalized_advantage_estimate`` first tries ``direct`` (``ops/eager_fast_path.py``), which calls the C++
    function ``call`` (``kernels/cpu/module.cpp``). ``call`` computes the result for small plain CPU tensors that need no gradient, and
    returns None for all others; then the next steps run.
-2. ``functional/arguments.py``: ``trace_and_bootstrap_cuts`` and ``operand`` check the arguments. Then ``_fused_gae`` runs.
+2. ``functional/steps.py``: ``prepare_steps`` and ``moved_operand`` check the arguments. Then ``_fused_gae`` runs.
 3. ``ops/fused.py``: ``fused_scan`` built ``_fused_gae`` from the forms ``GAE`` and ``GAE_BACKWARD`` (recurrences with their inputs and
    outputs, ``kernels/scan_forms.py``) and the definition ``_gae``. ``_fused_gae`` applies an ``autograd.Function`` if a gradient is
    needed. Under ``torch.export`` it runs ``_gae``.

@@ -1,0 +1,130 @@
+"""Prepares the steps of a rollout for the formulas: checks, ends of episodes and sequences, and steps that a mask excludes.
+
+TorchScript compiles this file. The formulas then read only tensors that are finite at excluded steps, and flags that cut every trace there.
+"""
+
+from typing import Dict, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
+from a2c_compiled.functional.packed import sequence_ends
+
+
+class PreparedSteps(NamedTuple):
+    """The inputs of a formula, from :func:`prepare_steps`.
+
+    Fields:
+        reward: ``[*B, T, *F]``, floating.
+        values: tensors with the shape and dtype of ``reward``, by argument name.
+        done: ``[*B, T, *F]``, bool: the flag of the caller.
+        trace_cut: ``[*B, T, *F]``, bool: True where the trace must not continue to the next step: at an end of an episode or of a packed
+            sequence, at excluded steps, and before them.
+        bootstrap_cut: ``[*B, T, *F]``, bool: True where the return does not bootstrap.
+        dim: the time dimension as a negative index.
+        mask: ``[*B, T, *F]``, bool: False at excluded steps, in the order of the caller. None: no step is excluded.
+        order: ``[*B, T, *F]``, int64: for each place along ``dim``, the caller's index of the step that was moved there. Steps that count
+            come first. None: the steps have the order of the caller.
+        place: ``[*B, T, *F]``, int64: for each step of the caller, its place. None as ``order``.
+    """
+
+    reward: Tensor
+    values: Dict[str, Tensor]
+    done: Tensor
+    trace_cut: Tensor
+    bootstrap_cut: Tensor
+    dim: int
+    mask: Optional[Tensor]
+    order: Optional[Tensor]
+    place: Optional[Tensor]
+
+
+def prepare_steps(
+    reward: Tensor,
+    done: Tensor,
+    terminated: Optional[Tensor],
+    values: Dict[str, Tensor],
+    time_dim: int,
+    cu_seqlens: Optional[Tensor],
+    mask: Optional[Tensor],
+    skip_masked: bool,
+) -> PreparedSteps:
+    """Checks the arguments and returns the inputs of a formula.
+
+    The results of the formula at the steps that count, and the gradients, are those of the data without the excluded steps:
+
+    * ``skip_masked=False``: a trace ends before an excluded step, as at a truncation. The step before bootstraps from its own next value.
+    * ``skip_masked=True``: the steps that count move together, so that a trace passes over excluded steps.
+
+    Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
+    """
+    check_steps(reward, {"done": done}, values, terminated, mask)
+    dim = time_dimension(reward, time_dim)
+    bootstrap_cut = done if terminated is None else terminated
+    if mask is None:
+        trace_cut = done if cu_seqlens is None else done | sequence_ends(cu_seqlens, done, dim)
+        return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, None, None, None)
+    # Before all computation: the gradient of a masked result would be 0 * NaN = NaN.
+    excluded = ~mask
+    reward = reward.masked_fill(excluded, 0.0)
+    values = {name: value.masked_fill(excluded, 0.0) for name, value in values.items()}
+    if not skip_masked:
+        trace_cut = done | excluded | excluded.roll(-1, dim)
+        if cu_seqlens is not None:
+            trace_cut = trace_cut | sequence_ends(cu_seqlens, done, dim)
+        return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, mask, None, None)
+    order, place = _order_and_place(mask, dim)
+    moved = {name: value.gather(dim, order) for name, value in values.items()}
+    moved_done = done.gather(dim, order)
+    trace_cut = moved_done
+    if cu_seqlens is not None:
+        # The number of the sequence of each step. A moved step ends its sequence if the step after it has another number.
+        ends = sequence_ends(cu_seqlens, done, dim).expand_as(done).to(torch.int64)
+        number = (ends.cumsum(dim) - ends).gather(dim, order)
+        trace_cut = trace_cut | (number != number.roll(-1, dim))
+    beyond = excluded.gather(dim, order)
+    trace_cut = trace_cut | beyond | beyond.roll(-1, dim)
+    return PreparedSteps(
+        reward.gather(dim, order), moved, moved_done, trace_cut, bootstrap_cut.gather(dim, order), dim, mask, order, place
+    )
+
+
+def _order_and_place(mask: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Returns ``order`` and ``place`` of :class:`PreparedSteps` for a mask: steps that count first, all in the order of time."""
+    counts = mask.to(torch.int64)
+    excluded = 1 - counts
+    place = torch.where(mask, counts.cumsum(dim) - 1, counts.sum(dim, keepdim=True) + excluded.cumsum(dim) - 1)
+    steps = torch.ones_like(counts).cumsum(dim) - 1
+    return torch.zeros_like(place).scatter(dim, place, steps), place
+
+
+def moved_coefficient(name: str, value: Coefficient, steps: PreparedSteps) -> Tensor:
+    """Returns :func:`~a2c_compiled.functional.arguments.coefficient` for the order of ``steps``. Excluded entries become 0."""
+    return _moved(coefficient(name, value, steps.reward), steps)
+
+
+def moved_operand(name: str, value: Coefficient, steps: PreparedSteps) -> Tensor:
+    """Returns :func:`~a2c_compiled.functional.arguments.operand` for the order of ``steps``. Excluded entries become 0."""
+    return _moved(operand(name, value, steps.reward), steps)
+
+
+def _moved(tensor: Tensor, steps: PreparedSteps) -> Tensor:
+    mask, order = steps.mask, steps.order
+    if mask is None or tensor.dim() == 0:
+        return tensor
+    tensor = tensor.expand_as(mask).masked_fill(~mask, 0.0)
+    return tensor if order is None else tensor.gather(steps.dim, order)
+
+
+def in_callers_order(result: Tensor, steps: PreparedSteps) -> Tensor:
+    """Returns the ``result`` of a formula in the order of the caller, with 0 at excluded steps."""
+    place = steps.place
+    if place is not None:
+        result = result.gather(steps.dim, place)
+    return zero_where_excluded(result, steps.mask)
+
+
+def zero_where_excluded(result: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """Returns ``result`` with 0 where ``mask`` is False. A mask of None excludes nothing."""
+    return result if mask is None else result.masked_fill(~mask, 0.0)
