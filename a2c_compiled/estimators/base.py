@@ -5,8 +5,10 @@ from typing import Dict, NamedTuple, Optional, Type, Union
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import UNIT, CoefficientModule
+from a2c_compiled._precision import widen
 from a2c_compiled.functional import ValueEstimate, standardize
 from a2c_compiled.functional.arguments import coefficient
+from a2c_compiled.functional.steps import in_callers_order, moved, moved_coefficient, prepare_steps
 
 
 class Steps(NamedTuple):
@@ -20,9 +22,12 @@ class Steps(NamedTuple):
             ``gamma ** steps_to_next_obs``.
         state_value, next_state_value, reward: ``[*B, T, *F]``, one floating dtype. Rewards are standardised if the estimator has that
             option.
-        done, terminated: ``[*B, T, *F]``, bool. A ``terminated`` of None means ``terminated = done``.
+        done, terminated: ``[*B, T, *F]``, bool. A ``terminated`` of None means ``terminated = done``. With a mask or packed sequences,
+            ``done`` is True also at excluded steps, before them, and at the end of each sequence.
         log_pi, log_mu: ``[*B, T, *F]``, dtype of ``reward``, or None: log-probability of the action under the current and the behaviour
             policy.
+        order: ``[*B, T, *F]``, int64, or None: with ``skip_masked``, the caller's index of the step at each place along time. Pass a
+            coefficient that has one entry per step through :meth:`ValueEstimator.in_order`.
     """
 
     gamma: Tensor
@@ -33,6 +38,7 @@ class Steps(NamedTuple):
     terminated: Optional[Tensor]
     log_pi: Optional[Tensor]
     log_mu: Optional[Tensor]
+    order: Optional[Tensor] = None
 
 
 class ValueEstimator(CoefficientModule):
@@ -58,6 +64,8 @@ class ValueEstimator(CoefficientModule):
         smallest_std: when the estimator standardises rewards or advantages, it divides by the standard deviation or by this number,
             whichever is larger.
         across_processes: whether to standardise over the data of all processes, see :func:`~a2c_compiled.functional.standardize`.
+        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Raises:
         ValueError: a coefficient is out of range.
@@ -67,10 +75,12 @@ class ValueEstimator(CoefficientModule):
     """
 
     # TorchScript lets subclasses inherit __constants__, but not Final annotations.
-    __constants__ = ["needs_log_prob", "several_agents"]
+    __constants__ = ["needs_log_prob", "several_agents", "has_trace"]
 
     needs_log_prob: bool = False
     several_agents: bool = False
+    has_trace: bool = True
+    """Whether the result of a step depends on later steps."""
     gamma: Tensor
 
     def __init_subclass__(cls, name: Optional[str] = None) -> None:
@@ -86,6 +96,8 @@ class ValueEstimator(CoefficientModule):
         time_dim: int,
         smallest_std: float = 1e-4,
         across_processes: bool = False,
+        auto_reset_env: bool = False,
+        skip_masked: bool = False,
     ) -> None:
         super().__init__()
         self.register_coefficient("gamma", gamma, UNIT)
@@ -93,6 +105,8 @@ class ValueEstimator(CoefficientModule):
         self.time_dim = time_dim
         self.smallest_std = smallest_std
         self.across_processes = across_processes
+        self.auto_reset_env = auto_reset_env
+        self.skip_masked = skip_masked
 
     def forward(
         self,
@@ -106,6 +120,7 @@ class ValueEstimator(CoefficientModule):
         steps_to_next_obs: Optional[Tensor] = None,
         group: Optional[Tensor] = None,
         mask: Optional[Tensor] = None,
+        cu_seqlens: Optional[Tensor] = None,
     ) -> ValueEstimate:
         """Computes the advantage and the value target of every step.
 
@@ -125,15 +140,18 @@ class ValueEstimator(CoefficientModule):
             steps_to_next_obs: ``[*B, T, *F]``, integer or floating: number of environment steps between observation and next
                 observation (n-step data). ``gamma ** steps_to_next_obs`` replaces ``gamma`` at the step. None means 1.
             group: integer, shape of ``reward`` or of its leading dimensions: rewards or advantages are standardised within each group.
-            mask: ``[*B, T, *F]``, bool: steps that enter mean and standard deviation when rewards or advantages are standardised.
-                All other steps are 0 in the standardised tensor.
+            mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, standardised or not, and all gradients, equal those
+                of the data without the other steps, whatever values the other steps hold. Results at the other steps are 0. See
+                :mod:`a2c_compiled.functional`.
+            cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T.
 
         Returns:
             :class:`~a2c_compiled.functional.ValueEstimate`: advantage and value target, with the shape and dtype of ``reward``.
 
         Raises:
             ValueError: a value, log-probability or flag differs from ``reward`` in shape or device, ``gamma`` or another coefficient
-                does not broadcast to ``reward``, ``time_dim`` is out of range, or a tensor that the estimator needs is None.
+                does not broadcast to ``reward``, ``time_dim`` is out of range, ``cu_seqlens`` has a wrong shape or device, or a
+                tensor that the estimator needs is None.
             TypeError: an argument has a wrong type or dtype.
         """
         reward = self.of_each_value(reward, state_value)
@@ -160,10 +178,52 @@ class ValueEstimator(CoefficientModule):
             None if log_pi is None else self.source(log_pi),
             None if log_mu is None else self.source(log_mu),
         )
-        advantage, value_target = self.estimate(steps)
+        if mask is None and cu_seqlens is None and not self.auto_reset_env:
+            advantage, value_target = self.estimate(steps)
+        else:
+            advantage, value_target = self._prepared_estimate(steps, mask, cu_seqlens)
         if self.standardizes_advantage():
             advantage = self.standardized(advantage, group, mask)
         return ValueEstimate(advantage, value_target)
+
+    def _prepared_estimate(self, steps: Steps, mask: Optional[Tensor], cu_seqlens: Optional[Tensor]) -> ValueEstimate:
+        """Calls :meth:`estimate` with steps whose flags and values include what mask, sequences and automatic resets mean."""
+        values = {"state_value": steps.state_value, "next_state_value": steps.next_state_value}
+        log_pi, log_mu = steps.log_pi, steps.log_mu
+        if log_pi is not None:
+            values["log_pi"] = log_pi
+        if log_mu is not None:
+            values["log_mu"] = log_mu
+        time_dim = self.time_dim if self.has_trace else -1
+        prepared = prepare_steps(
+            steps.reward, steps.done, steps.terminated, values, time_dim, cu_seqlens, mask, self.skip_masked
+        )
+        gamma = moved_coefficient("gamma", steps.gamma, prepared)
+        values, reward, terminated = prepared.values, prepared.reward, prepared.bootstrap_cut
+        if self.auto_reset_env:
+            # The next observation of a truncated step belongs to the next episode: the step's own value replaces its value.
+            bootstrap = (gamma * widen(values["state_value"])).masked_fill(terminated | ~prepared.done, 0.0)
+            reward = (widen(reward) + bootstrap).to(reward.dtype)
+            terminated = terminated | prepared.done
+        estimate = self.estimate(
+            Steps(
+                gamma,
+                values["state_value"],
+                values["next_state_value"],
+                reward,
+                prepared.trace_cut,
+                terminated,
+                None if log_pi is None else values["log_pi"],
+                None if log_mu is None else values["log_mu"],
+                prepared.order,
+            )
+        )
+        advantage, value_target = estimate
+        return ValueEstimate(in_callers_order(advantage, prepared), in_callers_order(value_target, prepared))
+
+    def in_order(self, coefficient: Tensor, steps: Steps) -> Tensor:
+        """Returns ``coefficient``, ``[]`` or a shape that broadcasts to ``steps.reward``, floating, in the order of ``steps``."""
+        return moved(coefficient, steps.order, self.time_dim)
 
     def estimate(self, steps: Steps) -> ValueEstimate:
         """Computes the advantage and the value target from the inputs that :meth:`forward` prepared. Subclasses override it.

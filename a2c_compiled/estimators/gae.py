@@ -5,10 +5,8 @@ from typing import Optional, Union
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import UNIT
-from a2c_compiled._precision import widen
 from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import ValueEstimate, generalized_advantage_estimate, standardize
-from a2c_compiled.functional.arguments import check_steps, coefficient
 
 
 class GAE(ValueEstimator, name="GAE"):
@@ -24,6 +22,7 @@ class GAE(ValueEstimator, name="GAE"):
             ``next_state_value`` has no effect at ``done`` steps. The option has no effect if ``terminated`` is None.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
@@ -40,22 +39,23 @@ class GAE(ValueEstimator, name="GAE"):
         auto_reset_env: bool = False,
         differentiable: bool = False,
         across_processes: bool = False,
+        skip_masked: bool = False,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim, smallest_std=1e-4, across_processes=across_processes)
+        super().__init__(gamma, differentiable, time_dim, 1e-4, across_processes, auto_reset_env, skip_masked)
         self.register_coefficient("lmbda", lmbda, UNIT)
         self.average_gae = average_gae
-        self.auto_reset_env = auto_reset_env
 
     def estimate(self, steps: Steps) -> ValueEstimate:
-        """Computes GAE. With ``auto_reset_env``, corrects the rewards of truncated steps first."""
-        value, reward, done, terminated = steps.state_value, steps.reward, steps.done, steps.terminated
-        if self.auto_reset_env and terminated is not None:
-            check_steps(reward, {"done": done}, {"state_value": value}, terminated)
-            discounted_value = coefficient("gamma", steps.gamma, reward) * widen(value)
-            reward = (widen(reward) + discounted_value.masked_fill(terminated | ~done, 0.0)).to(reward.dtype)
-            terminated = done
+        """Computes GAE."""
         return generalized_advantage_estimate(
-            steps.gamma, self.lmbda, value, steps.next_state_value, reward, done, terminated, self.time_dim
+            steps.gamma,
+            self.in_order(self.lmbda, steps),
+            steps.state_value,
+            steps.next_state_value,
+            steps.reward,
+            steps.done,
+            steps.terminated,
+            self.time_dim,
         )
 
     def standardizes_advantage(self) -> bool:
@@ -71,7 +71,7 @@ class MultiAgentGAE(GAE, name="MAGAE"):
     the estimator standardises the advantages of each agent separately.
 
     Args:
-        gamma, lmbda, average_gae, auto_reset_env, differentiable, across_processes: as in :class:`GAE`.
+        gamma, lmbda, average_gae, auto_reset_env, differentiable, across_processes, skip_masked: as in :class:`GAE`.
         time_dim: dimension of time in the values. The default -3 fits ``[N, T, agents, 1]``.
         agent_dim: dimension of the agents in the values. A call raises ValueError if the values have no such dimension.
 
@@ -93,8 +93,9 @@ class MultiAgentGAE(GAE, name="MAGAE"):
         differentiable: bool = False,
         across_processes: bool = False,
         agent_dim: int = -2,
+        skip_masked: bool = False,
     ) -> None:
-        super().__init__(gamma, lmbda, average_gae, time_dim, auto_reset_env, differentiable, across_processes)
+        super().__init__(gamma, lmbda, average_gae, time_dim, auto_reset_env, differentiable, across_processes, skip_masked)
         self.agent_dim = agent_dim
 
     def of_each_value(self, signal: Tensor, state_value: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class TDEstimator(ValueEstimator):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
+        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class TDEstimator(ValueEstimator):
         time_dim: int = -2,
         differentiable: bool = False,
         across_processes: bool = False,
+        auto_reset_env: bool = False,
+        skip_masked: bool = False,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim, smallest_std=1e-5, across_processes=across_processes)
+        super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes, auto_reset_env, skip_masked)
         self.average_rewards = average_rewards
 
     def estimate(self, steps: Steps) -> ValueEstimate:
@@ -56,6 +60,7 @@ class TDEstimator(ValueEstimator):
             steps.terminated,
             None,
             None,
+            steps.order,
         )
         value_target = self.returns(wide)
         return ValueEstimate((value_target - wide.state_value).to(dtype), value_target.to(dtype))
@@ -89,10 +94,14 @@ class TD0Estimator(TDEstimator, name="TD0"):
         average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
+        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td0_return_estimate`.
     """
+
+    has_trace = False
 
     def __init__(
         self,
@@ -100,8 +109,10 @@ class TD0Estimator(TDEstimator, name="TD0"):
         average_rewards: bool = False,
         differentiable: bool = False,
         across_processes: bool = False,
+        auto_reset_env: bool = False,
+        skip_masked: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, -2, differentiable, across_processes)
+        super().__init__(gamma, average_rewards, -2, differentiable, across_processes, auto_reset_env, skip_masked)
 
     def returns(self, steps: Steps) -> Tensor:
         """Computes the TD(0) return, with the shape and dtype of ``steps.reward``."""
@@ -120,6 +131,8 @@ class TD1Estimator(TDEstimator, name="TD1"):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
+        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td1_return_estimate`.
@@ -142,6 +155,8 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
+        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
@@ -157,15 +172,24 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
         time_dim: int = -2,
         differentiable: bool = False,
         across_processes: bool = False,
+        auto_reset_env: bool = False,
+        skip_masked: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, time_dim, differentiable, across_processes)
+        super().__init__(gamma, average_rewards, time_dim, differentiable, across_processes, auto_reset_env, skip_masked)
         self.smallest_std = 1e-4
         self.register_coefficient("lmbda", lmbda, UNIT)
 
     def returns(self, steps: Steps) -> Tensor:
         """Computes the TD(lambda) return, with the shape and dtype of ``steps.reward``."""
         return td_lambda_return_estimate(
-            steps.gamma, self.lmbda, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
+            steps.gamma,
+            self.in_order(self.lmbda, steps),
+            steps.next_state_value,
+            steps.reward,
+            steps.done,
+            steps.terminated,
+            None,
+            self.time_dim,
         )
 
 
@@ -179,6 +203,8 @@ class NStepEstimator(TDEstimator, name="NStep"):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
+        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Raises:
         ValueError: ``n`` is less than 1, or a coefficient is out of range.
@@ -195,8 +221,10 @@ class NStepEstimator(TDEstimator, name="NStep"):
         time_dim: int = -2,
         differentiable: bool = False,
         across_processes: bool = False,
+        auto_reset_env: bool = False,
+        skip_masked: bool = False,
     ) -> None:
-        super().__init__(gamma, average_rewards, time_dim, differentiable, across_processes)
+        super().__init__(gamma, average_rewards, time_dim, differentiable, across_processes, auto_reset_env, skip_masked)
         self.n = positive_int("n", n)
 
     def returns(self, steps: Steps) -> Tensor:

@@ -24,6 +24,8 @@ class VTrace(ValueEstimator, name="VTrace"):
         across_processes: whether to standardise over the data of all processes.
         pg_rho_thresh: largest importance weight in the advantage, positive. None means ``rho_thresh``.
         lmbda: decay of the trace, from 0 to 1.
+        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.vtrace_advantage_estimate`.
@@ -46,8 +48,10 @@ class VTrace(ValueEstimator, name="VTrace"):
         across_processes: bool = False,
         pg_rho_thresh: Optional[Union[float, Tensor]] = None,
         lmbda: Union[float, Tensor] = 1.0,
+        auto_reset_env: bool = False,
+        skip_masked: bool = False,
     ) -> None:
-        super().__init__(gamma, differentiable, time_dim, smallest_std=1e-5, across_processes=across_processes)
+        super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes, auto_reset_env, skip_masked)
         self.register_coefficient("rho_thresh", rho_thresh, POSITIVE)
         self.register_coefficient("c_thresh", c_thresh, POSITIVE)
         self.register_coefficient("pg_rho_thresh", pg_rho_thresh, POSITIVE, optional=True)
@@ -56,7 +60,7 @@ class VTrace(ValueEstimator, name="VTrace"):
 
     def estimate(self, steps: Steps) -> ValueEstimate:
         """Computes V-trace. Raises ValueError if ``log_pi`` or ``log_mu`` is None."""
-        log_pi, log_mu = steps.log_pi, steps.log_mu
+        log_pi, log_mu, pg_rho_thresh = steps.log_pi, steps.log_mu, self.pg_rho_thresh
         if log_pi is None:
             raise ValueError("log_pi: expected the log-probability of the action under the current policy, got None")
         if log_mu is None:
@@ -70,12 +74,12 @@ class VTrace(ValueEstimator, name="VTrace"):
             steps.reward,
             steps.done,
             steps.terminated,
-            self.rho_thresh,
-            self.c_thresh,
+            self.in_order(self.rho_thresh, steps),
+            self.in_order(self.c_thresh, steps),
             self.time_dim,
             None,
-            self.pg_rho_thresh,
-            self.lmbda,
+            None if pg_rho_thresh is None else self.in_order(pg_rho_thresh, steps),
+            self.in_order(self.lmbda, steps),
         )
 
     def standardizes_advantage(self) -> bool:

@@ -110,11 +110,17 @@ def moved_operand(name: str, value: Coefficient, steps: PreparedSteps) -> Tensor
 
 
 def _moved(tensor: Tensor, steps: PreparedSteps) -> Tensor:
-    mask, order = steps.mask, steps.order
+    mask = steps.mask
     if mask is None or tensor.dim() == 0:
         return tensor
-    tensor = tensor.expand_as(mask).masked_fill(~mask, 0.0)
-    return tensor if order is None else tensor.gather(steps.dim, order)
+    return moved(tensor.expand_as(mask).masked_fill(~mask, 0.0), steps.order, steps.dim)
+
+
+def moved(tensor: Tensor, order: Optional[Tensor], dim: int) -> Tensor:
+    """Returns ``tensor`` in the ``order`` of :class:`PreparedSteps`. A tensor of one element, or an order of None, changes nothing."""
+    if order is None or tensor.numel() == 1:
+        return tensor
+    return tensor.expand_as(order).gather(dim, order)
 
 
 def in_callers_order(result: Tensor, steps: PreparedSteps) -> Tensor:

@@ -5,6 +5,7 @@ import functools
 import inspect
 import pickle
 
+import masked_oracle
 import oracle
 import pytest
 import torch
@@ -19,6 +20,7 @@ from cases import (
     in_double,
     inputs,
     make_steps,
+    per_step,
 )
 from tolerances import assert_close
 
@@ -35,7 +37,7 @@ from a2c_compiled.estimators import (
     VTrace,
     make_value_estimator,
 )
-from a2c_compiled.estimators.base import REGISTERED
+from a2c_compiled.estimators.base import REGISTERED, ValueEstimator
 
 SHAPE = (6, 5)
 # The function of each estimator. It returns advantage and value target, or a return: the value target, whose advantage is
@@ -57,22 +59,36 @@ def coefficients(kind, **values):
     return {name: value for name, value in values.items() if name in inspect.signature(kind).parameters}
 
 
-def expected(kind, options, group=None, mask=None, **values):
+def expected(kind, options, group=None, mask=None, starts=(), **values):
     """Returns the oracle of the module ``kind(**values, **options)``, a function of the same tensors. ``values`` are coefficients."""
     standardising, eps = STANDARDISING[kind]
-    values = {"gamma": 0.97, "lmbda": 0.9, "time_dim": -2, "n": N, **values}
+    values = {"gamma": 0.97, "lmbda": 0.9, "n": N, **values}
+    time_dim = values.pop("time_dim", -2)
 
-    def function(**steps):
+    def estimate(time_dim, **steps):
         if options.get("auto_reset_env"):
             truncated = steps["done"] & ~steps["terminated"]
-            steps["reward"] = steps["reward"] + torch.where(truncated, values["gamma"] * steps["state_value"], 0.0)
+            steps["reward"] = steps["reward"] + torch.where(truncated, steps["gamma"] * steps["state_value"], 0.0)
             steps["terminated"] = steps["done"]
+        reference = getattr(oracle, FUNCTION_OF[kind])
+        available = {**steps, "time_dim": time_dim}
+        result = reference(**{k: v for k, v in available.items() if k in inspect.signature(reference).parameters})
+        return result if isinstance(result, tuple) else (result - steps["state_value"], result)
+
+    def function(**steps):
         if options.get("average_rewards"):
             steps["reward"] = oracle.standardize(steps["reward"], eps, mask, group)
-        available = {**steps, **values}
-        reference = getattr(oracle, FUNCTION_OF[kind])
-        result = reference(**{k: v for k, v in available.items() if k in inspect.signature(reference).parameters})
-        advantage, value_target = result if isinstance(result, tuple) else (result - steps["state_value"], result)
+        if mask is None:
+            advantage, value_target = estimate(time_dim, **steps, **values)
+        else:
+            advantage, value_target = masked_oracle.on_pieces(
+                functools.partial(estimate, -1),
+                {**steps, **values},
+                mask,
+                time_dim,
+                options.get("skip_masked", False),
+                starts,
+            )
         if options.get(standardising) and standardising != "average_rewards":
             advantage = oracle.standardize(advantage, eps, mask, group)
         return advantage, value_target
@@ -280,6 +296,74 @@ def test_steps_to_next_obs_group_and_mask_together_equal_the_oracle(kind, option
     )
 
 
+MASKED = (
+    *((kind, {}) for kind in CLASSES),
+    *((kind, {"skip_masked": True}) for kind in CLASSES),
+    *((kind, {"auto_reset_env": True, "skip_masked": skip}) for kind in CLASSES for skip in (False, True)),
+)
+
+
+def poison(arguments, mask):
+    """NaN in all values and True in all flags at the steps that the mask excludes."""
+    return {k: v.masked_fill(~mask, True if v.dtype == torch.bool else torch.nan) for k, v in arguments.items()}
+
+
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"), MASKED, ids=lambda value: "-".join(value) if isinstance(value, dict) else value.__name__
+)
+def test_masked_and_packed_steps_equal_the_data_without_the_excluded_steps(kind, options, packed, mode):
+    mask = steps_group_and_mask(SHAPE)[2]
+    starts = (0, 2, 3) if packed else ()
+    values = coefficients(kind, gamma=per_step(SHAPE), lmbda=per_step(SHAPE, seed=2))
+    module = kind(**values, **options, differentiable=True)
+    module = torch.jit.script(module) if mode == "scripted" else module
+    extra = {"mask": mask, "cu_seqlens": torch.tensor([*starts, 6]) if packed else None}
+    assert_equals(
+        functools.partial(module, **extra),
+        expected(kind, options, None, mask, starts, **values),
+        poison(inputs(kind, make_steps(SHAPE)), mask),
+    )
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_packed_sequences_alone_equal_each_sequence_alone(kind):
+    starts, everything = (0, 2, 3), torch.ones(SHAPE, dtype=torch.bool)
+    values = coefficients(kind, gamma=0.97, lmbda=0.9)
+    assert_equals(
+        functools.partial(kind(**values, differentiable=True), cu_seqlens=torch.tensor([*starts, 6])),
+        expected(kind, {}, None, everything, starts, **values),
+        inputs(kind, make_steps(SHAPE)),
+    )
+
+
+class Summing(ValueEstimator):
+    """An estimator of a user, who does not know of masks: the sum of the rewards to the end."""
+
+    def __init__(self, skip_masked=False):
+        super().__init__(1.0, True, -2, skip_masked=skip_masked)
+
+    def estimate(self, steps):
+        returns = functional.reward2go(steps.reward, steps.done, steps.gamma)
+        return functional.ValueEstimate(returns - steps.state_value, returns)
+
+
+@pytest.mark.parametrize("skip_masked", [False, True])
+def test_an_estimator_of_a_user_serves_masks(skip_masked):
+    mask = steps_group_and_mask(SHAPE)[2]
+    arguments = poison(inputs(Summing, make_steps(SHAPE)), mask)
+    results = Summing(skip_masked)(**arguments, mask=mask)
+    returns = masked_oracle.on_pieces(
+        functools.partial(oracle.reward2go, gamma=1.0, time_dim=-1),
+        {"reward": arguments["reward"], "done": arguments["done"]},
+        mask,
+        -2,
+        skip_masked,
+    )
+    assert_close(results.value_target, returns)
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_steps_to_next_obs_of_1_equals_none(kind):
     arguments = inputs(kind, make_steps(SHAPE))
@@ -328,7 +412,7 @@ def test_traced_with_steps_group_and_mask_equals_eager_in_other_shapes():
         ({"group": torch.zeros(5).long()}, ValueError, r"group: expected the shape of the data, \[6, 5\], or of its first"),
         ({"group": torch.zeros(6)}, TypeError, "group: expected an integer dtype, got torch.float32"),
         ({"mask": torch.ones(SHAPE)}, TypeError, "mask: expected dtype torch.bool, got torch.float32"),
-        ({"mask": torch.ones(6).bool()}, ValueError, "mask: expected the shape of the data"),
+        ({"mask": torch.ones(6).bool()}, ValueError, "mask: expected the shape of (the data|reward)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

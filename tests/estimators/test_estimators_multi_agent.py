@@ -2,6 +2,7 @@
 
 import functools
 
+import masked_oracle
 import oracle
 import pytest
 import torch
@@ -38,7 +39,16 @@ def expected(options, team, agent_dim=-2, time_dim=-3, group=None, mask=None, ga
                 truncated = one["done"] & ~one["terminated"]
                 one["reward"] = one["reward"] + torch.where(truncated, gamma * one["state_value"], 0.0)
                 one["terminated"] = one["done"]
-            advantage, value_target = oracle.generalized_advantage_estimate(gamma, LMBDA, **one, time_dim=time - (time > dim))
+            time_of_one = time - (time > dim)
+            if mask is None:
+                advantage, value_target = oracle.generalized_advantage_estimate(gamma, LMBDA, **one, time_dim=time_of_one)
+            else:
+                advantage, value_target = masked_oracle.on_pieces(
+                    functools.partial(oracle.generalized_advantage_estimate, gamma, LMBDA, time_dim=-1),
+                    one,
+                    mask.select(dim, agent),
+                    time_of_one,
+                )
             advantages.append(advantage)
             value_targets.append(value_target)
         advantage = torch.stack(advantages, dim)
