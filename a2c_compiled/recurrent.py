@@ -15,7 +15,7 @@ Losses and training steps accept these tuples as observations. With ``shifted=Tr
 critic's cell runs ``T + shifted_budget`` times instead of ``2 * T``.
 """
 
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,16 @@ class Recurrent(nn.Module):
         if isinstance(self.cell, nn.LSTMCell):
             return torch.cat(self.cell(features, tuple(state.chunk(2, -1))), -1)
         return self.cell(features, state)
+
+
+def restart_after_gaps(observation: Any, mask: Tensor) -> Any:
+    """Returns ``observation``, a :data:`RecurrentObservation`, with ``start`` True also at steps that follow an excluded step.
+
+    ``mask``: ``[T, N]``, bool, False at excluded steps. A step after an excluded one starts from the recorded ``hidden``, so that no result
+    depends on the observation of an excluded step.
+    """
+    x, hidden, start = _checked(observation)
+    return x, hidden, start | ~mask.reshape(start.shape).roll(1, 0)
 
 
 def is_recurrent(network: nn.Module) -> bool:

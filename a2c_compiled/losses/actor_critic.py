@@ -86,6 +86,7 @@ class ActorCritic(CoefficientModule):
                 "value_chunk_size, num_chunks: expected None for a critic with memory (its steps depend on each other),"
                 f" got {value_chunk_size} and {num_chunks}"
             )
+        self.has_recurrent_network = is_recurrent(self.actor_network) or is_recurrent(self.critic_network)
         self.shifted = shifted
         self.shifted_budget = positive_int("shifted_budget", shifted_budget)
         self.target_critic_network = None
@@ -152,16 +153,15 @@ class ActorCritic(CoefficientModule):
         if terminated is None:
             terminated = done
         dim = time_dim % max(reward.dim() + batch.extra_dims, 1)
-        slots = shifted_slots(done, terminated, dim, self.shifted_budget)
+        slots = shifted_slots(done, terminated, batch.mask, dim, self.shifted_budget)
         both = concatenate(batch.observation, next_observation, dim)
         values = match_dims(self.critic(take_observations(both, slots.source, dim), with_gradient), slots.source)
-        mask = batch.mask
         return CriticValues(
             take_steps(values, slots.observation, dim),
             take_steps(values, slots.next_observation, dim),
             done | slots.last,
             terminated,
-            slots.kept if mask is None else mask & slots.kept,
+            slots.kept,
         )
 
     def critic(self, observation: Tensor, with_gradient: bool) -> Tensor:

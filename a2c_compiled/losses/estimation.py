@@ -21,6 +21,7 @@ from a2c_compiled.losses.batch import (
     shaped,
     zero_nonfinite,
 )
+from a2c_compiled.recurrent import restart_after_gaps
 
 
 class Estimates(NamedTuple):
@@ -99,17 +100,23 @@ class EstimatingActorCritic(ActorCritic):
         check_action(action, mask)
         if mask is not None:
             observation, action = zero_nonfinite("observation", observation, mask), zero_nonfinite("action", action, mask)
+            if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+                if self.has_recurrent_network:
+                    observation = restart_after_gaps(observation, mask)
         policy = self.policy(observation, action)
         return policy, shaped(entries, observation, policy.log_prob, self.value_estimator.several_agents)
 
     def _given(self, batch: Batch, advantage: Tensor, log_prob: Tensor, wants_critic: bool) -> Estimates:
-        """Returns the advantage and the value target that the caller passed, with the critic's values if ``wants_critic``."""
+        """Returns the advantage and the value target that the caller passed, detached, with the critic's values if ``wants_critic``."""
         new_state_value: Optional[Tensor] = None
         if wants_critic:
             new_state_value = self.critic(batch.observation, True)
             check_values(new_state_value, log_prob, "the actions")
             new_state_value = match_dims(new_state_value, log_prob)
-        return Estimates(new_state_value, advantage, batch.value_target, batch.state_value, batch.mask)
+        value_target = batch.value_target
+        if value_target is not None:
+            value_target = value_target.detach()
+        return Estimates(new_state_value, advantage.detach(), value_target, batch.state_value, batch.mask)
 
     def _estimated(self, batch: Batch, log_prob: Tensor, with_gradient: bool) -> Estimates:
         """Computes advantage and value target with the value estimator, without gradient to the networks.

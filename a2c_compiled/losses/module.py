@@ -241,13 +241,15 @@ class A2CLoss(EstimatingActorCritic):
             done: ``[*B]``, bool: True at the last step of an episode, terminated or truncated; the trace ends there.
             terminated: ``[*B]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
                 ``terminated = done``.
-            advantage: ``[*B]``, floating: advantage. Pass it detached; the loss does not detach it.
-            value_target: ``[*B]``, floating: value target. Only read with ``advantage``.
+            advantage: ``[*B]``, floating: advantage. The loss detaches it.
+            value_target: ``[*B]``, floating: value target. The loss detaches it. Only read with ``advantage``.
             state_value: ``[*B]``, floating: value at the time of the rollout, for ``clip_value``. If neither ``state_value`` nor
                 ``advantage`` is passed, the loss uses the current value, as TorchRL does, and clips nothing.
             sample_log_prob: ``[*B]``, floating: log-probability of the action when it was sampled, for V-trace and ``kl_approx``.
-            mask: ``[*B]``, bool: steps that count. None: all steps count. Other steps do not enter the losses or a standardisation, but
-                the trace of the value estimator still passes through these steps. The loss reads NaN and infinity in their inputs as 0.
+            mask: ``[*B]``, bool: steps that count. None: all steps count. Losses and gradients equal those of the data without the other
+                steps: the trace of the value estimator ends before them, see :mod:`a2c_compiled.functional`. Feed-forward networks do see
+                their observations, with 0 in place of NaN and infinity. To leave real steps out of the loss alone, compute advantages
+                without a mask with :meth:`estimates`, and pass them with the mask.
             steps_to_next_obs: shape of ``reward``, integer: number of environment steps between observation and next observation.
             group: shape of ``reward`` or ``[*B]``, integer: rewards or advantages are standardised within each group.
             noise: ``[samples_mc_entropy, *B, ...]``, floating: noise of the samples of a Monte-Carlo entropy, see :meth:`entropy_noise`.

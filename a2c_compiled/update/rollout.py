@@ -20,8 +20,8 @@ class Rollout(NamedTuple):
             this entry. None: not recorded.
         state_value: ``[T, N]``, floating point: the critic's value of ``observation`` when the rollout was collected. Value clipping needs
             this entry. None: not recorded.
-        mask: ``[T, N]``, bool: False leaves the step out of the losses and of standardisation. The step stays in the trace of the value
-            estimator. None: all steps count.
+        mask: ``[T, N]``, bool: False excludes the step, as if the rollout did not contain it: the trace of the value estimator ends
+            before it. None: all steps count.
         steps_to_next_obs: ``[T, N]``, integer dtype: number of environment steps from ``observation`` to ``next_observation``. None: 1.
         group: ``[T, N]``, integer dtype: index of the group within which rewards or advantages are standardised. None: one group.
 

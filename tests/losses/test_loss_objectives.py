@@ -38,7 +38,9 @@ def by_hand(loss, steps, estimator, mask):
     log_prob = loss.distribution.log_prob(loss.actor_network(steps.observation), steps.action)
     values, next_values = (loss.critic_network(x).detach() for x in (steps.observation, steps.next_observation))
     logs = (log_prob.detach().unsqueeze(-1), steps.sample_log_prob) if estimator.needs_log_prob else (None, None)
-    advantage = estimator(values, next_values, steps.reward, steps.done, steps.terminated, *logs).advantage
+    advantage = estimator(
+        values, next_values, steps.reward, steps.done, steps.terminated, *logs, mask=mask.unsqueeze(-1)
+    ).advantage
     total = torch.zeros((), dtype=torch.float64)
     for index in zip(*torch.where(mask), strict=True):
         ratio = (log_prob[index] - steps.sample_log_prob.squeeze(-1)[index]).exp()

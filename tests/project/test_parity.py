@@ -271,6 +271,37 @@ def test_validity_mask():
     assert loss(**of(everything_out, *names)).loss_critic == 0
 
 
+def test_a_mask_ends_the_trace():
+    """TorchRL's result: advantages without a mask, passed with the mask."""
+    names, steps = (*INSIDE, "mask"), make_loss_steps()
+    loss, expected = both_losses(reduction="none")
+    theirs = losses_of(expected(torchrl_data(steps, *names)))
+    estimates = loss.estimates(**of(steps, *INSIDE))
+    given = {"advantage": estimates.advantage, "value_target": estimates.value_target}
+    assert_same(losses_of(loss(**of(steps, "mask"), **given)), theirs)
+    padding = torch.zeros_like(steps.mask)
+    padding[:, 3:] = True
+    unended = steps._replace(mask=~padding, done=torch.zeros_like(steps.done), terminated=torch.zeros_like(steps.done))
+    other = unended._replace(reward=unended.reward.masked_fill(padding, 100.0))
+    assert_same(losses_of(loss(**of(other, *names))), losses_of(loss(**of(unended, *names))))
+    changed, same = (expected(torchrl_data(data, *names))["loss_objective"] for data in (other, unended))
+    assert not torch.allclose(changed[:, :3], same[:, :3])
+
+
+def test_given_targets_are_detached():
+    steps = make_loss_steps()
+    loss, expected = both_losses()
+    given = {name: getattr(steps, name).clone().requires_grad_() for name in ("advantage", "value_target")}
+    outputs = losses_of(loss(**{**of(steps, *GIVEN), **given}))
+    theirs = losses_of(expected(torchrl_data(steps._replace(**given), *GIVEN)))
+    assert_same(outputs, theirs)
+    gradients_to_given = [
+        torch.autograd.grad(sum(losses.values()), tuple(given.values()), allow_unused=True) for losses in (outputs, theirs)
+    ]
+    assert gradients_to_given[0] == (None, None)
+    assert any(gradient is not None for gradient in gradients_to_given[1])
+
+
 def test_state_dict_and_conversions():
     loss, other = make_loss(entropy_coef=0.3, clip_value=0.2), make_loss(networks=make_networks(seed=5))
     other = make_loss(networks=make_networks(seed=5), clip_value=0.5)
