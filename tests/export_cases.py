@@ -167,6 +167,17 @@ class Exported:
             for name, value in expected.items():
                 assert_close(outputs[name].narrow(time, 0, last + 1), value.narrow(time, 0, last + 1), what=name, **tolerance)
 
+    def assert_ignores_excluded_steps(self, **tolerance):
+        """Every file has the outputs of the module, whatever excluded steps hold: NaN in all values, True in all flags."""
+        inputs = self.make_inputs(12, 3, "some")
+        with torch.no_grad():
+            expected = named(self.module(**inputs))
+        for name, tensor in inputs.items():
+            if tensor.shape == inputs["mask"].shape and name != "mask":
+                inputs[name] = tensor.masked_fill(~inputs["mask"], True if tensor.dtype == torch.bool else float("nan"))
+        for ending, outputs in self.outputs(inputs).items():
+            assert_same_outputs(outputs, expected, ending, **tolerance)
+
     def reads(self, name):
         """Returns whether the module reads the input ``name``. TD(0) does not read ``done`` if ``terminated`` is given."""
         estimator = getattr(self.module, "value_estimator", self.module)
@@ -237,6 +248,11 @@ STANDARDIZING_CASES = (
     EstimatorCase(estimators.VTrace, torch.float32, "TN", {"average_adv": True}),
     EstimatorCase(estimators.GAE, torch.float64, "NT", {"average_gae": True}, ("group", "mask")),
     EstimatorCase(estimators.MultiAgentGAE, torch.float32, "NT1", {"average_gae": True}),
+)
+MASKED_CASES = (
+    EstimatorCase(estimators.GAE, torch.float32, "TN", {}, ("mask",)),
+    EstimatorCase(estimators.VTrace, torch.float64, "NT", {"skip_masked": True}, ("mask",)),
+    EstimatorCase(estimators.NStepEstimator, torch.float32, "TN", {"n": 3, "skip_masked": True}, ("mask",)),
 )
 
 

@@ -18,6 +18,7 @@ from export_cases import (
     EXTREME_LOGITS,
     LOADERS,
     LOSS_CASES,
+    MASKED_CASES,
     PLAIN,
     STANDARDIZING_CASES,
     STEPS,
@@ -131,6 +132,14 @@ def test_exported_estimators_that_standardize_run_at_any_size(case, tmp_path):
     for steps, envs in ((1, 7), (9, 1), (200, 3)):
         exported.assert_equals_eager(exported.make_inputs(steps, envs, "some"))
     assert all(export.verify(path).passed for path in exported.files.values())
+
+
+@pytest.mark.parametrize("case", MASKED_CASES, ids=str)
+def test_exported_estimators_give_the_results_of_the_data_without_the_excluded_steps(case, tmp_path):
+    exported = case.export(tmp_path, UNCOMPILED)
+    for steps, envs in ((1, 7), (9, 1), (200, 3)):
+        exported.assert_equals_eager(exported.make_inputs(steps, envs, "some"))
+    exported.assert_ignores_excluded_steps()
 
 
 def test_an_export_has_the_coefficients_of_its_time(tmp_path):
