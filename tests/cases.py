@@ -285,7 +285,8 @@ def operands(form, shape, dtype=torch.float64, coefficients="numbers", seed=0):
     for name in form.values:
         tensors[name] = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
     done = torch.rand(shape, generator=generator) < 0.2
-    tensors.update(zip(form.flags, (done, done & (torch.rand(shape, generator=generator) < 0.5)), strict=False))
+    terminated = torch.rand(shape, generator=generator) < 0.1  # some of these steps are not done
+    tensors.update(zip(form.flags, (done, terminated), strict=False))
     return tensors
 
 

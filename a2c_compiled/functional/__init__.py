@@ -10,7 +10,7 @@ These conventions hold for every function that takes ``reward``:
   bfloat16 inputs in float32.
 * Flags: ``done`` and ``terminated`` are bool. ``done`` is True at the last step of an episode, terminated or truncated; no trace
   passes this step. ``terminated`` is True at a step that reached a terminal state; the return of this step does not bootstrap.
-  ``terminated`` must imply ``done``. ``terminated=None`` means ``terminated = done``.
+  The trace ends there too, whether ``done`` is True or not. ``terminated=None`` means ``terminated = done``.
 * Truncation: a truncated step is ``done`` and not ``terminated``. Its return ends with ``gamma * next_state_value``, so its
   ``next_state_value`` must be the value of the last observation before the reset.
 * NaN: the functions select with flags (``masked_fill``, ``where``); they do not multiply by 0. NaN that belongs to another episode, or to

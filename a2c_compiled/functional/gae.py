@@ -100,8 +100,8 @@ def _gae(
     value = widen(state_value)
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t])
     delta = widen(reward) + gamma * widen(next_state_value).masked_fill(terminated, 0.0) - value
-    # A[t] = delta[t] + gamma * lmbda * (1 - done[t]) * A[t+1]
-    advantage = linear_scan(delta, (gamma * lmbda).masked_fill(done, 0.0), dim)
+    # A[t] = delta[t] + gamma * lmbda * (1 - done[t]) * A[t+1]; a terminated step counts as done
+    advantage = linear_scan(delta, (gamma * lmbda).masked_fill(done | terminated, 0.0), dim)
     return advantage.to(reward.dtype), (advantage + value).to(reward.dtype)
 
 

@@ -63,7 +63,7 @@ def n_step_return_estimate(
         1.0,
         _windows(widen(steps.values["next_state_value"]), n, dim),
         _windows(widen(steps.reward), n, dim),
-        _windows(steps.trace_cut | last_step_mask(steps.trace_cut, dim), n, dim),
+        _windows(steps.trace_cut | steps.bootstrap_cut | last_step_mask(steps.trace_cut, dim), n, dim),
         _windows(steps.bootstrap_cut, n, dim),
         None,
         dim,

@@ -56,7 +56,7 @@ def retrace_return_estimate(
     log_ratio = clamped_log_ratio(steps.values["log_pi"], steps.values["log_mu"])
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - Q(s[t], a[t])
     delta = widen(steps.reward) + gamma_tensor * next_value.masked_fill(steps.bootstrap_cut, 0.0) - value
-    cut = steps.trace_cut | last_step_mask(steps.trace_cut, dim)
+    cut = steps.trace_cut | steps.bootstrap_cut | last_step_mask(steps.trace_cut, dim)
     # c[t+1], and 0 where no next step of the same trajectory exists.
     next_c = (lmbda_tensor * log_ratio.exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
     # y[t] = delta[t] + gamma * c[t+1] * (1 - done[t]) * y[t+1], with y = G - Q.

@@ -210,7 +210,7 @@ def _td_lambda(
 ) -> Tensor:
     """Computes the return in differentiable torch operations: the definition of ``_fused_td_lambda``."""
     bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
-    cut = done | last_step_mask(done, dim)
+    cut = done | terminated | last_step_mask(done, dim)
     trace = lmbda.masked_fill(cut, 0.0)
     x = widen(reward) + gamma * bootstrap * (1.0 - trace)
     # G[t] = x[t] + gamma * trace[t] * G[t+1], with x[t] = r[t] + gamma * (1 - trace[t]) * (1 - terminated[t]) * V(s[t+1])

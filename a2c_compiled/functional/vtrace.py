@@ -135,6 +135,29 @@ def _vtrace(
     dim: int,
 ) -> Tuple[Tensor, Tensor]:
     """Computes advantage and value target in differentiable torch operations: the definition of ``_fused_vtrace``."""
+    steps = log_pi, log_mu, state_value, next_state_value, reward, done | terminated, terminated
+    return vtrace_with_trace_cut(gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda, *steps, dim)
+
+
+def vtrace_with_trace_cut(
+    gamma: Tensor,
+    rho_thresh: Tensor,
+    c_thresh: Tensor,
+    pg_rho_thresh: Tensor,
+    lmbda: Tensor,
+    log_pi: Tensor,
+    log_mu: Tensor,
+    state_value: Tensor,
+    next_state_value: Tensor,
+    reward: Tensor,
+    trace_cut: Tensor,
+    terminated: Tensor,
+    dim: int,
+) -> Tuple[Tensor, Tensor]:
+    """Computes V-trace with a trace that ends at ``trace_cut`` alone, ``[*B, T, *F]``, bool.
+
+    Other arguments, formula, shapes and dtypes: see :func:`a2c_compiled.functional.vtrace_advantage_estimate`.
+    """
     ratio = clamped_log_ratio(log_pi, log_mu).exp()
     rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
     value, next_value, wide_reward = widen(state_value), widen(next_state_value), widen(reward)
@@ -142,11 +165,11 @@ def _vtrace(
     # delta[t] = rho[t] * (r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t]))
     delta = rho * (wide_reward + gamma * next_value.masked_fill(terminated, 0.0) - value)
     # v[t] - V(s[t]) = delta[t] + gamma * lmbda * c[t] * (1 - done[t]) * (v[t+1] - V(s[t+1]))
-    correction = linear_scan(delta, (gamma * lmbda * c).masked_fill(done, 0.0), dim)
+    correction = linear_scan(delta, (gamma * lmbda * c).masked_fill(trace_cut, 0.0), dim)
 
     # A[t] = pg_rho[t] * (r[t] + gamma * (1 - terminated[t]) * (lmbda * v[t+1] + (1 - lmbda) * V(s[t+1])) - V(s[t]))
-    # After a `done` step, step t + 1 belongs to another episode: the bootstrap is next_state_value[t] there.
-    cut = done | last_step_mask(done, dim)
+    # After a cut, step t + 1 belongs to another episode: the bootstrap is next_state_value[t] there.
+    cut = trace_cut | last_step_mask(trace_cut, dim)
     # Each factor is masked separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
     later_value = value.roll(-1, dim).masked_fill(cut, 0.0)
     later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)

@@ -4,7 +4,8 @@ A form is a linear recurrence along time with its inputs and outputs: elementwis
 ``decay`` from the inputs, and elementwise code after it (epilogue) computes the outputs. Operands are inputs and outputs. Inputs are
 coefficients, values and flags.
 This file, ``cpu/forms.h`` and ``triton/forms.py`` have one notation: steps are ``t = 0 ... T-1``. ``a if flag[t] else b`` selects ``a`` or
-``b``; NaN in the other value has no effect.
+``b``; NaN in the other value has no effect. ``ends[t] = done[t] or terminated[t]``: a terminated step ends the trace even if it is not
+marked as done.
 
 Reverse-time scan, with ``y[T] = 0``::
 
@@ -75,7 +76,7 @@ REWARD2GO = Form("reward2go", ("gamma",), ("reward",), ("done",), ("returns",), 
 REWARD2GO_BACKWARD = Form("reward2go_backward", ("gamma",), ("grad_returns",), ("done",), ("grad_reward",), False)
 
 # delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
-# decay[t] = 0 if done[t] else gamma[t] * lmbda[t]
+# decay[t] = 0 if ends[t] else gamma[t] * lmbda[t]
 # advantage[t] = delta[t] + decay[t] * advantage[t+1]
 # value_target[t] = advantage[t] + state_value[t]
 GAE = Form("gae", _GAE, _STEP, _ENDS, ("advantage", "value_target"), True)
@@ -92,7 +93,7 @@ GAE_BACKWARD = Form(
     False,
 )
 
-# trace[t] = 0 if done[t] or t == T-1 else lmbda[t]
+# trace[t] = 0 if ends[t] or t == T-1 else lmbda[t]
 # x[t] = reward[t] + gamma[t] * (1 - trace[t]) * (0 if terminated[t] else next_state_value[t])
 # decay[t] = gamma[t] * trace[t]
 # returns[t] = x[t] + decay[t] * returns[t+1]
@@ -105,14 +106,14 @@ TD_LAMBDA_BACKWARD = Form("td_lambda_backward", _GAE, ("grad_returns",), _ENDS, 
 # ratio[t] = exp(min(log_pi[t] - log_mu[t], LARGEST_LOG_RATIO))
 # rho[t], c[t], pg_rho[t] = ratio[t], each clipped to at most rho_thresh[t], c_thresh[t], pg_rho_thresh[t]
 # delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
-# decay[t] = 0 if done[t] else gamma[t] * lmbda[t] * c[t]
+# decay[t] = 0 if ends[t] else gamma[t] * lmbda[t] * c[t]
 # y[t] = rho[t] * delta[t] + decay[t] * y[t+1]: the correction of the value
 # value_target[t] = state_value[t] + y[t]
-# cut[t] = done[t] or t == T-1
+# cut[t] = ends[t] or t == T-1
 # next_target[t] = next_state_value[t] if cut[t] else state_value[t+1] + lmbda[t] * y[t+1]
 # advantage[t] = pg_rho[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 VTRACE = Form("vtrace", _VTRACE, ("log_pi", "log_mu", *_STEP), _ENDS, ("advantage", "value_target"), True)
-# sent[t] = 0 if t == 0 or done[t-1] or terminated[t-1] else grad_advantage[t-1] * pg_rho[t-1] * gamma[t-1]:
+# sent[t] = 0 if t == 0 or ends[t-1] else grad_advantage[t-1] * pg_rho[t-1] * gamma[t-1]:
 #     the gradient that advantage[t-1] sends to next_target[t-1] = state_value[t] + lmbda[t-1] * y[t]
 # g[t] = grad_value_target[t] + lmbda[t-1] * sent[t] + decay[t-1] * g[t-1]: the gradient of rho * delta
 # grad_rho[t] = g[t] * delta[t]

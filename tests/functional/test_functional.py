@@ -11,11 +11,13 @@ from cases import (
     LAYOUTS,
     VIEWS,
     argument_names,
+    as_tuple,
     assert_equals,
     assert_equals_oracle,
     call_arguments,
     evaluate,
     function_in_mode,
+    in_double,
     make_steps,
     per_step,
     poisoned,
@@ -398,3 +400,25 @@ def test_arguments_are_not_written_to():
                 torch.equal(arguments[argument], value) if isinstance(value, torch.Tensor) else arguments[argument] == value
             )
             assert unchanged, f"{name} wrote to {argument}"
+
+
+# Steps that are terminated but not done
+
+
+@pytest.mark.parametrize("mode", ["eager", "scripted", pytest.param("traced", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "terminated" in argument_names(name)])
+def test_a_terminated_step_ends_the_trace_whether_it_is_done_or_not(name, mode):
+    for shape, dtype in (((9, 4), torch.float64), ((40, 3), torch.float32)):
+        arguments = call_arguments(name, make_steps(shape, dtype), gamma=0.97, lmbda=0.9)
+        terminated = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.3
+        arguments["terminated"] = terminated
+        ends = {"terminated": terminated, "done": arguments["done"] | terminated} if "done" in arguments else {}
+
+        def reference(ends=ends, **given):
+            return getattr(oracle, name)(**{**given, **ends})
+
+        function = function_in_mode(name, mode)
+        assert_equals(function, reference, arguments)
+        # Without a gradient, small data takes another path.
+        for result, truth in zip(as_tuple(function(**arguments)), as_tuple(reference(**in_double(arguments))), strict=True):
+            assert_close(result, truth)

@@ -271,6 +271,20 @@ def test_validity_mask():
     assert loss(**of(everything_out, *names)).loss_critic == 0
 
 
+def test_a_terminated_step_ends_the_trace():
+    steps = make_steps((3, 6, 1))
+    never = torch.zeros_like(steps.done)
+    terminated = never.clone()
+    terminated[:, 2] = True
+    values = steps.state_value, steps.next_state_value, steps.reward
+    ours = F.generalized_advantage_estimate(0.9, 0.8, *values, never, terminated).advantage
+    marked = F.generalized_advantage_estimate(0.9, 0.8, *values, terminated, terminated).advantage
+    theirs, _ = their_functions.generalized_advantage_estimate(0.9, 0.8, *values, never, terminated)
+    assert_close(ours, marked)
+    assert_close(theirs[:, 3:], ours[:, 3:])
+    assert not torch.allclose(theirs[:, :3], ours[:, :3])
+
+
 def test_a_mask_ends_the_trace():
     """TorchRL's result: advantages without a mask, passed with the mask."""
     names, steps = (*INSIDE, "mask"), make_loss_steps()

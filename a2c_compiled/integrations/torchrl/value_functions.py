@@ -1,12 +1,14 @@
 """TorchRL's value functions, computed by this library. For a call that is not supported, the functions return the reason."""
 
-from typing import Any, Callable, Dict, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from a2c_compiled import functional as F
-from a2c_compiled._torch_internals import in_forward_mode
+from a2c_compiled._torch_internals import dispatch_is_plain, in_forward_mode
+from a2c_compiled.functional.arguments import coefficient, time_dimension
+from a2c_compiled.functional.vtrace import vtrace_with_trace_cut
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct
 
@@ -71,6 +73,7 @@ def _gae(half: bool) -> Callable[..., ResultOrReason]:
         *,
         time_dim: Any = -2,
     ) -> ResultOrReason:
+        next_state_value, terminated = _with_torchrls_ends(next_state_value, done, terminated)
         ends = done if terminated is None else terminated
         result = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, done, ends)
         if result is None:
@@ -100,6 +103,7 @@ def _td_lambda_return(half: bool) -> Callable[..., ResultOrReason]:
     ) -> ResultOrReason:
         if rolling_gamma is not None and not rolling_gamma:
             return "rolling_gamma=False"
+        next_state_value, terminated = _with_torchrls_ends(next_state_value, done, terminated)
         ends = done if terminated is None else terminated
         result = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, done, ends)
         if result is not None:
@@ -138,6 +142,32 @@ def _td1_return(half: bool) -> Callable[..., ResultOrReason]:
 def _is_flag(tensor: Any) -> bool:
     """Returns whether ``tensor`` is a bool tensor."""
     return isinstance(tensor, Tensor) and tensor.dtype == torch.bool
+
+
+def _may_continue(done: Any, terminated: Any) -> bool:
+    """Returns False if no step is terminated but not done. TorchRL's trace continues after such a step; this library's trace ends.
+
+    The function reads the flags on a CPU only. Elsewhere, and in a trace, it returns True.
+    """
+    if (
+        terminated is None
+        or terminated is done
+        or not (_is_flag(done) and _is_flag(terminated) and done.shape == terminated.shape)
+    ):
+        return False
+    if torch.compiler.is_compiling() or done.device.type != "cpu" or not dispatch_is_plain():
+        return True
+    return bool((terminated & ~done).any())
+
+
+def _with_torchrls_ends(next_state_value: Any, done: Any, terminated: Any) -> Tuple[Any, Any]:
+    """Returns ``next_state_value`` and ``terminated`` for which this library's results are TorchRL's.
+
+    At a step that is terminated but not done, the value becomes 0 and the flag False: the step does not bootstrap, and the trace continues.
+    """
+    if not (_may_continue(done, terminated) and isinstance(next_state_value, Tensor) and next_state_value.shape == done.shape):
+        return next_state_value, terminated
+    return next_state_value.masked_fill(terminated, 0.0), terminated & done
 
 
 def _advantage(returns: Callable[..., ResultOrReason], num_coefficients: int) -> Callable[..., ResultOrReason]:
@@ -191,11 +221,19 @@ def _vtrace(
 ) -> ResultOrReason:
     steps = log_pi, log_mu, state_value, next_state_value, reward
     ends = done if terminated is None else terminated
-    result = direct(scan_forms.VTRACE, time_dim, gamma, rho_thresh, c_thresh, rho_thresh, 1.0, *steps, done, ends)
+    may_continue = _may_continue(done, terminated)
+    thresholds = gamma, rho_thresh, c_thresh, rho_thresh
+    result = None if may_continue else direct(scan_forms.VTRACE, time_dim, *thresholds, 1.0, *steps, done, ends)
     if result is None:
         reason = fallback_reason(steps, (done, ends), (gamma, rho_thresh, c_thresh), time_dim)
         if reason is not None:
             return reason
+    if result is None and may_continue:
+        # The fused kernel ends the trace at terminated steps too.
+        coefficients = [coefficient("threshold", value, reward) for value in (*thresholds, 1.0)]
+        inputs: Any = (*coefficients, *steps, done, ends, time_dimension(reward, time_dim))
+        result = vtrace_with_trace_cut(*inputs)
+    elif result is None:
         result = F.vtrace_advantage_estimate(gamma, *steps, done, terminated, rho_thresh, c_thresh, time_dim)
     return tuple(result) if done.is_contiguous() else (result[0].contiguous(), result[1].contiguous())
 

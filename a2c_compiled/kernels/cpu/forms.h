@@ -141,8 +141,14 @@ struct Reward2GoBackward : Reward2Go {
 enum { kDone, kTerminated };
 enum { kGamma, kLmbda };
 
+// Returns whether the trace ends at the step. A terminated step that is not marked as done ends it too.
+template <class S>
+INLINE bool ends(const S& s) {
+  return s.f(kDone) | s.f(kTerminated);
+}
+
 // delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
-// decay[t] = 0 if done[t] else gamma[t] * lmbda[t]
+// decay[t] = 0 if ends[t] else gamma[t] * lmbda[t]
 // advantage[t] = delta[t] + decay[t] * advantage[t+1]
 // value_target[t] = advantage[t] + state_value[t]
 struct Gae {
@@ -154,7 +160,7 @@ struct Gae {
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
-    return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};
+    return {s.v(kReward) + bootstrap - s.v(kValue), unless(ends(s), s.c(kGamma) * s.c(kLmbda))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T advantage, T, T* out) {
@@ -175,7 +181,7 @@ struct GaeBackward {
 
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
-    return {s.v(kGradAdvantage) + s.v(kGradTarget), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};
+    return {s.v(kGradAdvantage) + s.v(kGradTarget), unless(ends(s), s.c(kGamma) * s.c(kLmbda))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T g, T, T* out) {
@@ -185,7 +191,7 @@ struct GaeBackward {
   }
 };
 
-// trace[t] = 0 if done[t] or t == T-1 else lmbda[t]
+// trace[t] = 0 if ends[t] or t == T-1 else lmbda[t]
 // x[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) * (1 - trace[t])
 // decay[t] = gamma[t] * trace[t]
 // returns[t] = x[t] + decay[t] * returns[t+1]
@@ -197,7 +203,7 @@ struct TdLambda {
 
   template <class S, class T = typename S::Real>
   static INLINE T trace(const S& s) {
-    return unless(s.f(kDone) | s.last, s.c(kLmbda));
+    return unless(ends(s) | s.last, s.c(kLmbda));
   }
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
@@ -232,10 +238,10 @@ struct TdLambdaBackward {
 // ratio[t] = exp(min(log_pi[t] - log_mu[t], kLargestLogRatio))
 // rho[t], c[t], pg_rho[t] = ratio[t], each clipped to at most rho_thresh[t], c_thresh[t], pg_rho_thresh[t]
 // delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
-// decay[t] = 0 if done[t] else gamma[t] * lmbda[t] * c[t]
+// decay[t] = 0 if ends[t] else gamma[t] * lmbda[t] * c[t]
 // y[t] = rho[t] * delta[t] + decay[t] * y[t+1]: the correction of the value
 // value_target[t] = state_value[t] + y[t]
-// next_target[t] = next_state_value[t] if done[t] or t == T-1 else state_value[t+1] + lmbda[t] * y[t+1]
+// next_target[t] = next_state_value[t] if ends[t] or t == T-1 else state_value[t+1] + lmbda[t] * y[t+1]
 // advantage[t] = pg_rho[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 struct VTrace {
   static constexpr const char* kName = "vtrace";
@@ -261,22 +267,22 @@ struct VTrace {
     const T r = ratio(s.v(kLogPi), s.v(kLogMu));
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
     const T rho_delta = clipped(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
-    return {rho_delta, unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
+    return {rho_delta, unless(ends(s), s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T y, T y_after, T* out) {
     const T pg_rho = clipped(ratio(s.v(kLogPi), s.v(kLogMu)), s.c(kPgRhoThresh));
     const T target_after = s.after().v(kValue) + s.c(kLmbda) * y_after;
-    const T next_target = pick(s.f(kDone) | s.last, s.v(kNextValue), target_after);
+    const T next_target = pick(ends(s) | s.last, s.v(kNextValue), target_after);
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * next_target);
     out[0] = pg_rho * (s.v(kReward) + bootstrap - s.v(kValue));
     out[1] = s.v(kValue) + y;
   }
 };
 
-// sent[t] = 0 if t == 0 or done[t-1] or terminated[t-1] else grad_advantage[t-1] * pg_rho[t-1] * gamma[t-1]
+// sent[t] = 0 if t == 0 or ends[t-1] else grad_advantage[t-1] * pg_rho[t-1] * gamma[t-1]
 // g[t] = grad_value_target[t] + lmbda[t-1] * sent[t] + decay[t-1] * g[t-1]: the gradient of rho * delta
-// In the following lines, cut[t] = done[t] or t == T-1, and y[t+1] = value_target[t+1] - state_value[t+1]. The code calls them `ends` and
+// In the following lines, cut[t] = ends[t] or t == T-1, and y[t+1] = value_target[t+1] - state_value[t+1]. The code calls them `is_cut` and
 // `correction`.
 // grad_rho[t] = g[t] * delta[t]
 // grad_pg_rho[t] = grad_advantage[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
@@ -298,27 +304,27 @@ struct VTraceBackward {
   static INLINE T sent(const S& s) {
     const S before = s.before();
     const T pg_rho = VTrace::clipped(VTrace::ratio(before.v(kLogPi), before.v(kLogMu)), before.c(VTrace::kPgRhoThresh));
-    return unless(before.f(kDone) | before.f(kTerminated) | s.first, before.v(kGradAdvantage) * pg_rho * before.c(kGamma));
+    return unless(ends(before) | s.first, before.v(kGradAdvantage) * pg_rho * before.c(kGamma));
   }
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
     const T c = VTrace::clipped(VTrace::ratio(s.v(kLogPi), s.v(kLogMu)), s.c(VTrace::kCThresh));
     const T lmbda = s.c(VTrace::kLmbda);
-    return {s.v(kGradTarget) + s.before().c(VTrace::kLmbda) * sent(s), unless(s.f(kDone), s.c(kGamma) * lmbda * c)};
+    return {s.v(kGradTarget) + s.before().c(VTrace::kLmbda) * sent(s), unless(ends(s), s.c(kGamma) * lmbda * c)};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T g, T, T* out) {
     const T gamma = s.c(kGamma), lmbda = s.c(VTrace::kLmbda), log_ratio = s.v(kLogPi) - s.v(kLogMu);
     const T ratio = VTrace::ratio(s.v(kLogPi), s.v(kLogMu));
     const T rho = VTrace::clipped(ratio, s.c(VTrace::kRhoThresh)), pg_rho = VTrace::clipped(ratio, s.c(VTrace::kPgRhoThresh));
-    const bool ends = s.f(kDone) | s.last;
+    const bool is_cut = ends(s) | s.last;
     const T next_value = unless(s.f(kTerminated), s.v(kNextValue));
     const T correction = s.after().v(kTarget) - s.after().v(kValue);
     const T target_after = s.after().v(kValue) + lmbda * correction;
-    const T next_target = unless(s.f(kTerminated), pick(ends, s.v(kNextValue), target_after));
+    const T next_target = unless(s.f(kTerminated), pick(is_cut, s.v(kNextValue), target_after));
     const T grad_rho = g * (s.v(kReward) + gamma * next_value - s.v(kValue));
     const T grad_pg_rho = s.v(kGradAdvantage) * (s.v(kReward) + gamma * next_target - s.v(kValue));
-    const T grad_c = unless(ends, g * gamma * lmbda * correction);
+    const T grad_c = unless(is_cut, g * gamma * lmbda * correction);
     const T grad_ratio = unless(ratio > s.c(VTrace::kRhoThresh), grad_rho) +
         unless(ratio > s.c(VTrace::kPgRhoThresh), grad_pg_rho) + unless(ratio > s.c(VTrace::kCThresh), grad_c);
     const T grad_log_pi = unless(log_ratio > T(VTrace::kLargestLogRatio), grad_ratio * ratio);
@@ -326,7 +332,7 @@ struct VTraceBackward {
     out[0] = grad_log_pi;
     out[1] = -grad_log_pi;
     out[2] = s.v(kGradTarget) + sent(s) - grad_reward;
-    out[3] = unless(s.f(kTerminated), gamma * (rho * g + unless(!ends, grad_own)));
+    out[3] = unless(s.f(kTerminated), gamma * (rho * g + unless(!is_cut, grad_own)));
     out[4] = grad_reward;
   }
 };

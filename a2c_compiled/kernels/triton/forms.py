@@ -64,11 +64,17 @@ def _reward2go_decay(coefficients, values, flags):
     return tl.where(flags[0], 0.0, coefficients[0])
 
 
-# The decay of gae and td_lambda, and of their gradients: decay[t] = 0 if done[t] else gamma[t] * lmbda[t].
+# ends[t] = done[t] or terminated[t]
+@triton.jit
+def _ends(flags):
+    return flags[0] | flags[1]
+
+
+# The decay of gae and td_lambda, and of their gradients: decay[t] = 0 if ends[t] else gamma[t] * lmbda[t].
 # td_lambda has decay[T-1] = 0 too. The kernel ignores decay[T-1], so no term is needed for it here.
 @triton.jit
 def _trace_decay(coefficients, values, flags):
-    return tl.where(flags[0], 0.0, coefficients[0] * coefficients[1])
+    return tl.where(_ends(flags), 0.0, coefficients[0] * coefficients[1])
 
 
 # gae: advantage[t] = delta[t] + decay[t] * advantage[t+1]
@@ -101,12 +107,12 @@ def _gae_backward_outputs(here, before, after, last, y, y_next):
 
 
 # td_lambda: returns[t] = x[t] + decay[t] * returns[t+1]
-#     trace[t] = 0 if done[t] or t == T-1 else lmbda[t]
+#     trace[t] = 0 if ends[t] or t == T-1 else lmbda[t]
 #     x[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) * (1 - trace[t])
 #     decay[t] = gamma[t] * trace[t]
 @triton.jit
 def _one_minus_trace(here, last):
-    return tl.where(here[2][0] | last, 1.0, 1.0 - here[0][1])
+    return tl.where(_ends(here[2]) | last, 1.0, 1.0 - here[0][1])
 
 
 @triton.jit
@@ -138,14 +144,14 @@ def _ratio(log_pi, log_mu):
 # vtrace: y[t] = rho[t] * delta[t] + decay[t] * y[t+1], the correction of the value.
 #     rho[t], c[t], pg_rho[t] = ratio[t], each clipped to at most rho_thresh[t], c_thresh[t], pg_rho_thresh[t]
 #     delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
-#     decay[t] = 0 if done[t] else gamma[t] * lmbda[t] * c[t]
+#     decay[t] = 0 if ends[t] else gamma[t] * lmbda[t] * c[t]
 #     value_target[t] = state_value[t] + y[t]
-#     next_target[t] = next_state_value[t] if done[t] or t == T-1 else state_value[t+1] + lmbda[t] * y[t+1]
+#     next_target[t] = next_state_value[t] if ends[t] or t == T-1 else state_value[t+1] + lmbda[t] * y[t+1]
 #     advantage[t] = pg_rho[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 @triton.jit
 def _vtrace_decay(coefficients, values, flags):
     decay = coefficients[0] * coefficients[4] * _at_most(_ratio(values[0], values[1]), coefficients[2])
-    return tl.where(flags[0], 0.0, decay)
+    return tl.where(_ends(flags), 0.0, decay)
 
 
 @triton.jit
@@ -160,19 +166,18 @@ def _vtrace_source(here, before, after, last):
 def _vtrace_outputs(here, before, after, last, y, y_next):
     gamma, _, _, pg_rho_thresh, lmbda = here[0]
     log_pi, log_mu, value, next_value, reward = here[1]
-    done, terminated = here[2]
-    next_target = tl.where(done | last, next_value, after[1][2] + lmbda * y_next)
-    advantage = reward + gamma * tl.where(terminated, 0.0, next_target) - value
+    next_target = tl.where(_ends(here[2]) | last, next_value, after[1][2] + lmbda * y_next)
+    advantage = reward + gamma * tl.where(here[2][1], 0.0, next_target) - value
     return _at_most(_ratio(log_pi, log_mu), pg_rho_thresh) * advantage, value + y
 
 
 # vtrace_backward: g[t] = grad_value_target[t] + lmbda[t-1] * sent[t] + decay[t-1] * g[t-1], the gradient of rho * delta.
-#     sent[t] = 0 if t == 0 or done[t-1] or terminated[t-1] else grad_advantage[t-1] * gamma[t-1] * pg_rho[t-1]
+#     sent[t] = 0 if t == 0 or ends[t-1] else grad_advantage[t-1] * gamma[t-1] * pg_rho[t-1]
 #     advantage[t-1] sends this gradient to next_target[t-1] = state_value[t] + lmbda[t-1] * y[t].
 @triton.jit
 def _vtrace_backward_decay(coefficients, values, flags):
     decay = coefficients[0] * coefficients[4] * _at_most(_ratio(values[2], values[3]), coefficients[2])
-    return tl.where(flags[0], 0.0, decay)
+    return tl.where(_ends(flags), 0.0, decay)
 
 
 @triton.jit
@@ -180,7 +185,7 @@ def _sent_by(step):
     """Computes sent[t] from ``step``, the operands at t-1. The result is 0 at t = 0, because the kernel loads grad_advantage as 0 there."""
     gamma, _, _, pg_rho_thresh, _ = step[0]
     weight = step[1][0] * gamma * _at_most(_ratio(step[1][2], step[1][3]), pg_rho_thresh)
-    return tl.where(step[2][0] | step[2][1], 0.0, weight)
+    return tl.where(_ends(step[2]), 0.0, weight)
 
 
 @triton.jit
@@ -188,7 +193,7 @@ def _vtrace_backward_source(here, before, after, last):
     return here[1][1] + before[0][4] * _sent_by(before)
 
 
-# The outputs of vtrace_backward, with cut[t] = done[t] or t == T-1 and y[t+1] = value_target[t+1] - state_value[t+1]:
+# The outputs of vtrace_backward, with cut[t] = ends[t] or t == T-1 and y[t+1] = value_target[t+1] - state_value[t+1]:
 #     grad_rho[t] = g[t] * delta[t]
 #     grad_pg_rho[t] = grad_advantage[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 #     grad_c[t] = 0 if cut[t] else g[t] * gamma[t] * lmbda[t] * y[t+1]
@@ -203,8 +208,8 @@ def _vtrace_backward_source(here, before, after, last):
 def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda = here[0]
     grad_advantage, grad_target, log_pi, log_mu, value, next_value, reward, _ = here[1]
-    done, terminated = here[2]
-    cut = done | last
+    terminated = here[2][1]
+    cut = _ends(here[2]) | last
     later_value = after[1][4]
     correction = after[1][7] - later_value
     ratio = _ratio(log_pi, log_mu)
