@@ -147,6 +147,18 @@ INLINE bool ends(const S& s) {
   return s.f(kDone) | s.f(kTerminated);
 }
 
+// Returns 0 if the trace ends at the step, else `value`. The bits of the number are masked: with a conditional expression, the compiler
+// would combine both flags with the comparison in cut(), and no longer vectorise the loop.
+template <class S, class T>
+INLINE T unless_ended(const S& s, T value) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits &= Bits(0) - Bits(!ends(s));
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
 // delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
 // decay[t] = 0 if ends[t] else gamma[t] * lmbda[t]
 // advantage[t] = delta[t] + decay[t] * advantage[t+1]
@@ -160,7 +172,7 @@ struct Gae {
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
-    return {s.v(kReward) + bootstrap - s.v(kValue), unless(ends(s), s.c(kGamma) * s.c(kLmbda))};
+    return {s.v(kReward) + bootstrap - s.v(kValue), unless_ended(s, s.c(kGamma) * s.c(kLmbda))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T advantage, T, T* out) {
@@ -181,7 +193,7 @@ struct GaeBackward {
 
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
-    return {s.v(kGradAdvantage) + s.v(kGradTarget), unless(ends(s), s.c(kGamma) * s.c(kLmbda))};
+    return {s.v(kGradAdvantage) + s.v(kGradTarget), unless_ended(s, s.c(kGamma) * s.c(kLmbda))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T g, T, T* out) {
@@ -203,7 +215,7 @@ struct TdLambda {
 
   template <class S, class T = typename S::Real>
   static INLINE T trace(const S& s) {
-    return unless(ends(s) | s.last, s.c(kLmbda));
+    return unless(s.last, unless_ended(s, s.c(kLmbda)));
   }
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
@@ -267,7 +279,7 @@ struct VTrace {
     const T r = ratio(s.v(kLogPi), s.v(kLogMu));
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
     const T rho_delta = clipped(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
-    return {rho_delta, unless(ends(s), s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
+    return {rho_delta, unless_ended(s, s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T y, T y_after, T* out) {
@@ -310,7 +322,7 @@ struct VTraceBackward {
   static INLINE Link<T> prologue(const S& s) {
     const T c = VTrace::clipped(VTrace::ratio(s.v(kLogPi), s.v(kLogMu)), s.c(VTrace::kCThresh));
     const T lmbda = s.c(VTrace::kLmbda);
-    return {s.v(kGradTarget) + s.before().c(VTrace::kLmbda) * sent(s), unless(ends(s), s.c(kGamma) * lmbda * c)};
+    return {s.v(kGradTarget) + s.before().c(VTrace::kLmbda) * sent(s), unless_ended(s, s.c(kGamma) * lmbda * c)};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T g, T, T* out) {
