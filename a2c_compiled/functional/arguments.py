@@ -150,8 +150,9 @@ def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:
 
 
 def last_step_mask(tensor: Tensor, dim: int) -> Tensor:
-    """Returns a bool tensor that is True at the last step along ``dim``: size T in ``dim`` and 1 in the other dimensions of ``tensor``."""
-    length = tensor.size(dim)
-    shape: List[int] = [1] * tensor.dim()
-    shape[dim] = length
-    return (torch.arange(length, device=tensor.device) == length - 1).reshape(shape)
+    """Returns a bool tensor with the shape of ``tensor`` that is True at the last step along ``dim``.
+
+    The code reads no size, because a compiled backward contains it, see ``_times_next`` in ``ops/linear_scan.py``.
+    """
+    before_last, last = tensor.tensor_split([-1], dim)
+    return torch.cat([torch.zeros_like(before_last, dtype=torch.bool), torch.ones_like(last, dtype=torch.bool)], dim)

@@ -62,12 +62,13 @@ class _LinearScan(torch.autograd.Function):
 
 
 def _times_next(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
-    """Returns ``earlier[t] * later[t+1]``, and 0 at the last step."""
-    length = earlier.size(dim)
-    if length == 0:
-        return earlier
-    product = earlier.narrow(dim, 0, length - 1) * later.narrow(dim, 1, length - 1)
-    return torch.cat([product, torch.zeros_like(earlier.narrow(dim, 0, 1))], dim)
+    """Returns ``earlier[t] * later[t+1]``, and 0 at the last step.
+
+    The code reads no size, because Dynamo may read it wrongly in a backward: from a stride of the incoming gradient. In the graph of
+    ``f(result).sum()`` this stride is 0. Dynamo chooses the stride if a guard has merged the sizes of two arguments.
+    """
+    before_last, last = earlier.tensor_split([-1], dim)
+    return torch.cat([before_last * later.tensor_split([1], dim)[1], torch.zeros_like(last)], dim)
 
 
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Tensor:

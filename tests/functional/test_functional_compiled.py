@@ -110,6 +110,83 @@ def test_traced_gives_empty_results_and_gradients_for_empty_data(name, shape):
     assert gradients["reward"].shape == shape
 
 
+# Gradients after a change of T. The gradient of a sum is an expanded number, whose strides are 0, and the numbers of steps of two arguments
+# are two symbols, which a guard merges. Dynamo may read a size in a backward from such a stride. The names of the arguments number the
+# symbols, and the numbers decide which symbol remains, so the table passes the tensors in both orders. The sizes shrink and grow, also to
+# 1 and from 1.
+LENGTHS = (9, 12, 1, 7)
+LAYOUT_OF = {"TN": (lambda steps: (steps, 4), -2), "NT": (lambda steps: (4, steps), -1)}
+KINDS_OF_COEFFICIENT = {
+    "numbers": lambda shape: (0.97, 0.9),
+    "tensors": lambda shape: (torch.tensor(0.97).double(), torch.tensor(0.9).double()),
+    "per_step": lambda shape: (per_step(shape), per_step(shape, seed=2)),
+}
+# Function, kind of coefficient, layout, order of the tensors, the compiler's option `dynamic`, numbers of steps.
+GRADIENT_CASES = [
+    ("reverse_scan", "per_step", "NT", 1, None, LENGTHS),
+    ("reverse_scan", "per_step", "NT", -1, None, (1, 9, 7)),
+    ("reverse_scan", "per_step", "TN", 1, True, (4, 12, 1)),  # a square first: both sizes are then one symbol
+    ("reward2go", "per_step", "NT", 1, None, LENGTHS),
+    ("reward2go", "per_step", "NT", -1, None, LENGTHS),
+    ("td_lambda_advantage_estimate", "tensors", "NT", 1, None, LENGTHS),
+    ("td_lambda_advantage_estimate", "per_step", "NT", -1, None, LENGTHS),
+    ("td_lambda_advantage_estimate", "per_step", "TN", 1, True, (4, 12)),
+    ("retrace_return_estimate", "tensors", "NT", 1, None, LENGTHS),
+    ("retrace_return_estimate", "numbers", "NT", -1, None, LENGTHS),
+    ("vtrace_advantage_estimate", "tensors", "NT", 1, None, (9, 12, 7)),
+    ("generalized_advantage_estimate", "tensors", "NT", 1, None, LENGTHS),
+    ("n_step_return_estimate", "tensors", "NT", 1, None, (9, 12, 7)),
+    ("upgo_return_estimate", "per_step", "NT", 1, None, (9, 12, 7)),
+]
+
+
+def sum_of_results(name, tensors, options):
+    """Returns a function of as many tensors as ``tensors`` names: the sum of the results of ``functional.<name>``."""
+    names = [f"tensor{i}" for i in range(len(tensors))]  # Dynamo numbers the symbols by these names
+    call = ", ".join(f"{argument}={name}" for argument, name in zip(tensors, names, strict=True))
+    function = getattr(functional, name)
+    scope = {"total": lambda **given: sum(result.sum() for result in as_tuple(function(**given, **options)))}
+    return eval(f"lambda {', '.join(names)}: total({call})", scope)
+
+
+def arguments_of_length(name, kind, layout, steps):
+    """Returns the tensors that ``functional.<name>`` takes by name, and the other arguments."""
+    shape, time_dim = LAYOUT_OF[layout][0](steps), LAYOUT_OF[layout][1]
+    gamma, lmbda = KINDS_OF_COEFFICIENT[kind](shape)
+    data = make_steps(shape, seed=steps)
+    if name == "reverse_scan":
+        return {"x": data.reward, "decay": gamma}, {"dim": time_dim}
+    arguments = call_arguments(name, data, time_dim, gamma, lmbda)
+    if name.startswith("vtrace"):
+        arguments |= {"lmbda": lmbda, "rho_thresh": gamma, "c_thresh": lmbda}
+    tensors = {k: v for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+    return tensors, {k: v for k, v in arguments.items() if k not in tensors}
+
+
+def assert_gradients_survive_a_change_of_length(name, kind, layout, order, dynamic, lengths, backend="aot_eager"):
+    tensors, options = arguments_of_length(name, kind, layout, lengths[0])
+    argument_order = list(tensors)[::order]
+    function = sum_of_results(name, argument_order, options)
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
+    for steps in lengths:
+        tensors, _ = arguments_of_length(name, kind, layout, steps)
+        given = [tensors[argument] for argument in argument_order]
+        leaves = [tensor.requires_grad_() for tensor in given if tensor.is_floating_point()]
+        expected = torch.autograd.grad(function(*given), leaves, materialize_grads=True)
+        gradients = torch.autograd.grad(compiled(*given), leaves, materialize_grads=True)
+        for gradient, truth in zip(gradients, expected, strict=True):
+            assert_close(gradient, truth, what=f"gradient with {steps} steps")
+
+
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=lambda case: "-".join(map(str, case)))
+def test_compiled_gradients_equal_eager_ones_when_the_number_of_steps_changes(case):
+    assert_gradients_survive_a_change_of_length(*case)
+
+
+def test_gradients_compiled_by_inductor_equal_eager_ones_when_the_number_of_steps_changes():
+    assert_gradients_survive_a_change_of_length("reverse_scan", "per_step", "NT", -1, None, (9, 12), "inductor")
+
+
 # Two fused kernels, with one output and with two, and a scan without a fused kernel.
 @pytest.mark.parametrize("name", ["reward2go", "generalized_advantage_estimate", "retrace_return_estimate"])
 def test_func_grad_compiles_whole_and_equals_the_oracle(name):
