@@ -48,6 +48,13 @@ FAULTS = (
         ("tests/functional",),
     ),
     Fault(
+        "standardisation sums in the dtype of the data",
+        "a2c_compiled/functional/standardization.py",
+        "wide = x.double()",
+        "wide = x.clone()",
+        ("tests/functional",),
+    ),
+    Fault(
         "C++: GAE's trace continues over a truncated step",
         "a2c_compiled/kernels/cpu/forms.h",
         "return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};",

@@ -203,6 +203,8 @@ def standardize(x, eps, mask=None, group=None, separate_dim=None):
     """Standardises each group and each index of ``separate_dim`` separately. Elements outside the mask become 0."""
     x = wide(x)
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    if group is None and separate_dim is None and mask.sum() == 1:
+        return x.masked_fill(~mask, 0.0)
     group = torch.zeros(()).long() if group is None else group
     group = group.reshape(*group.shape, *[1] * (x.dim() - group.dim())).expand(x.shape)
     entry = torch.zeros_like(group)

@@ -5,7 +5,7 @@ from typing import List, Optional
 import torch
 from torch import Tensor
 
-from a2c_compiled._precision import widen
+from a2c_compiled._exporting import is_exporting
 from a2c_compiled._torch_internals import all_reduce_sum
 
 
@@ -21,7 +21,8 @@ def standardize(
 
     .. math:: y = (x - \bar x) / \max(\sigma_x, \epsilon)
 
-    :math:`\sigma_x` is the unbiased standard deviation. A single element gives 0.
+    :math:`\sigma_x` is the unbiased standard deviation. All sums are float64: equal float32 elements give exactly 0. If only one element
+    counts in the whole of ``x``, it stays unchanged. A single element of a group or of an index along ``separate_dim`` gives 0.
 
     Args:
         x: any shape, floating.
@@ -44,9 +45,10 @@ def standardize(
         TypeError: ``group`` is not integer, or ``mask`` is not bool.
 
     Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is the entry ``group_key``. With a mask and without groups, TorchRL's
-    standard deviation is not unbiased.
+    standard deviation is not unbiased. TorchRL sums in the dtype of ``x``. Stable-Baselines3's PPO leaves a batch of one element unchanged.
     """
-    wide = widen(x)
+    # In float32, the mean of equal elements can differ from the elements. The result would be this rounding error divided by itself.
+    wide = x.double()
     if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):
         raise ValueError(f"separate_dim: expected a dimension of a tensor with shape {list(x.shape)}, got {separate_dim}")
     if mask is not None:
@@ -67,20 +69,33 @@ def standardize(
         for i in range(x.dim()):
             if i != separate_dim % x.dim():
                 dims.append(i)
-    if mask is None and index is None and separate_dim is None and not across_processes:
-        total = wide.sum()
-        centered = wide - total / max(wide.numel(), 1)
-        # clamp_min on a tensor, not max() on a number: a graph with dynamic shapes assumes at least two elements and would drop max().
-        variance = centered.square().sum() / torch.full_like(total, wide.numel() - 1).clamp_min(1.0)
-    else:
-        counted = torch.ones_like(wide) if mask is None else mask.to(wide.dtype)
-        count = _total(counted, index, dims, across_processes)
-        centered = wide - _total(wide, index, dims, across_processes) / count.clamp_min(1.0)
-        if mask is not None:
-            centered = centered.masked_fill(~mask, 0.0)
-        variance = _total(centered.square(), index, dims, across_processes) / (count - 1.0).clamp_min(1.0)
+    together = index is None and separate_dim is None
+    if together and mask is None and not across_processes and not _is_exporting():
+        if x.numel() == 1:
+            return x.clone()
+        centered = wide - wide.mean()
+        variance = centered.square().sum() / max(x.numel() - 1, 1)
+        return (centered / variance.clamp_min(eps * eps).sqrt()).to(x.dtype)
+    counted = torch.ones_like(wide) if mask is None else mask.to(wide.dtype)
+    # A tensor also in exported graphs without a mask: the exporter assumes at least two elements and would drop conditions on a number.
+    count = _total(counted, index, dims, across_processes)
+    centered = wide - _total(wide, index, dims, across_processes) / count.clamp_min(1.0)
+    if mask is not None:
+        centered = centered.masked_fill(~mask, 0.0)
+    variance = _total(centered.square(), index, dims, across_processes) / (count - 1.0).clamp_min(1.0)
     # The clamp comes before the square root, because the derivative of sqrt at 0 is infinite.
-    return (centered / variance.clamp_min(eps * eps).sqrt()).to(x.dtype)
+    result = centered / variance.clamp_min(eps * eps).sqrt()
+    if together:
+        result = torch.where(count == 1.0, wide, result)
+    return result.to(x.dtype)
+
+
+def _is_exporting() -> bool:
+    """Returns whether an exporter traces the call. In TorchScript: False."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if is_exporting():
+            return True
+    return False
 
 
 def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes: bool) -> Tensor:

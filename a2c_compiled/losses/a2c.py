@@ -227,8 +227,12 @@ def critic_distance(value_target: Tensor, state_value: Tensor, loss_critic_type:
 
 
 def _explained_variance(state_value: Tensor, value_target: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """Computes ``1 - Var(value_target - state_value) / Var(value_target)`` over the steps in ``mask``."""
-    return 1.0 - _variance(value_target - state_value, mask) / _variance(value_target, mask)
+    """Computes ``1 - Var(value_target - state_value) / Var(value_target)`` over the steps in ``mask``.
+
+    All sums are float64: in float32, the variance of equal or of large numbers can be a rounding error.
+    """
+    target = value_target.double()
+    return (1.0 - _variance(target - state_value, mask) / _variance(target, mask)).to(value_target.dtype)
 
 
 def _variance(x: Tensor, mask: Optional[Tensor]) -> Tensor:

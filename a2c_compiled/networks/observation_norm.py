@@ -102,8 +102,11 @@ class ObservationNorm(RunningMoments):
     def forward(self, x: Tensor) -> Tensor:
         """Normalises ``x``, which has shape ``[..., *shape]`` and a floating dtype. The result has the same shape and dtype."""
         wide = widen(x)
+        # Two subtractions: for large observations, the rounding error of a float32 mean can exceed the deviation.
+        mean = self.mean.to(wide.dtype)
+        rest = (self.mean - mean).to(wide.dtype)
         deviation = (self.var + self.epsilon).sqrt().to(wide.dtype)
-        return ((wide - self.mean.to(wide.dtype)) / deviation).clamp(-self.clip, self.clip).to(x.dtype)
+        return ((wide - mean - rest) / deviation).clamp(-self.clip, self.clip).to(x.dtype)
 
 
 def update_norms(

@@ -101,8 +101,9 @@ class LossGradients:
         summed instead; the other outputs are still averaged.
         """
         grads = [derivative for derivative in derivatives if derivative is not None]
-        count = rollout.reward.new_full((), rollout.reward.numel()) if rollout.mask is None else rollout.mask.sum()
-        count = count.to(torch.promote_types(grads[0].dtype, torch.float32))
+        dtype = torch.promote_types(grads[0].dtype, torch.float32)  # half precision would round the count
+        count = rollout.reward.new_full((), rollout.reward.numel(), dtype=dtype) if rollout.mask is None else rollout.mask.sum()
+        count = count.to(dtype)
         one = torch.ones_like(count)
         weight = one if self.loss.reduction == "sum" else count
         present = [name for name in A2CLosses._fields if getattr(losses, name) is not None]

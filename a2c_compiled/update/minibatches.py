@@ -43,7 +43,9 @@ def environment_dim(rollout: Rollout, time_dim: int, count: int) -> int:
 
 def step_shares(pieces: Sequence[Dict[str, Any]], dtype: torch.dtype) -> List[Tensor]:
     """Returns each piece's share of all unmasked steps, as a 0-d tensor of ``dtype``."""
-    masks = [torch.ones_like(piece["advantage"]) if piece["mask"] is None else piece["mask"] for piece in pieces]
+    masks = [
+        torch.ones_like(piece["advantage"], dtype=torch.bool) if piece["mask"] is None else piece["mask"] for piece in pieces
+    ]
     counts = torch.stack([mask.sum() for mask in masks]).to(dtype)
     return list((counts / counts.sum().clamp_min(1)).unbind())
 

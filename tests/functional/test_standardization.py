@@ -77,14 +77,60 @@ def test_gradient_equals_finite_differences(options):
 @pytest.mark.parametrize("shape", [(6, 5), (40,), (1, 1), (1, 2), ()], ids=str)
 def test_gives_mean_0_and_deviation_1(shape):
     x = data(shape)
-    expected = (x - x.mean()) / x.std().clamp_min(EPS) if x.numel() > 1 else torch.zeros_like(x)
+    expected = (x - x.mean()) / x.std().clamp_min(EPS) if x.numel() > 1 else x
     assert_close(standardize(x, EPS), expected)
 
 
-def test_a_single_element_alone_in_the_data_mask_group_or_dimension_is_0():
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+def test_a_single_element_of_the_whole_batch_stays_unchanged(mode):
+    function = torch.jit.script(standardize) if mode == "scripted" else standardize
     x = torch.full((1, 1), 7.0)
-    for options in ({}, {"mask": torch.ones(1, 1).bool()}, {"group": torch.zeros(1).long()}, {"separate_dim": 0}):
+    for options in ({}, {"mask": torch.ones(1, 1).bool()}, {"across_processes": True}):
+        (result,), gradients = evaluate(function, {"x": x, "eps": EPS, **options})
+        assert torch.equal(result, x)
+        assert torch.equal(gradients["x"], weights(x))
+    one_of_three = torch.tensor([torch.nan, 7.0, torch.nan])
+    (result,), gradients = evaluate(function, {"x": one_of_three, "eps": EPS, "mask": ~one_of_three.isnan()})
+    assert result.tolist() == [0.0, 7.0, 0.0]
+    assert (gradients["x"] != 0).tolist() == [False, True, False]
+
+
+def test_a_single_element_of_a_group_or_of_an_index_along_separate_dim_is_0():
+    x = torch.full((1, 1), 7.0)
+    for options in ({"group": torch.zeros(1).long()}, {"separate_dim": 0}):
         assert torch.equal(standardize(x, EPS, **options), torch.zeros(1, 1))
+
+
+# Sums. In float32, the mean of equal numbers can differ from the numbers, and their standard deviation is then this rounding error.
+
+LARGE = (8192, 1)
+LARGE_OPTIONS = {
+    "plain": {},
+    "mask": {"mask": mask_of(LARGE)},
+    "group": {"group": torch.zeros(LARGE, dtype=torch.int64)},
+    "separate": {"separate_dim": 1},
+    "across_processes": {"across_processes": True},
+}
+each_large_option = pytest.mark.parametrize("options", list(LARGE_OPTIONS.values()), ids=list(LARGE_OPTIONS))
+
+
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_large_option
+def test_equal_elements_give_exactly_0(options, dtype, mode):
+    function = torch.jit.script(standardize) if mode == "scripted" else standardize
+    for number in (0.1, 0.95, 100.1):
+        assert (function(torch.full(LARGE, number, dtype=dtype), 1e-5, **options) == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+@each_large_option
+def test_numbers_far_from_zero_keep_their_precision_with_gradients(options, mode):
+    function = torch.jit.script(standardize) if mode == "scripted" else standardize
+    x = (1e4 + torch.randn(LARGE, generator=torch.Generator().manual_seed(0))).float()
+    assert_equals(
+        function, oracle.standardize, {"x": x, "eps": EPS, **{k: v for k, v in options.items() if k != "across_processes"}}
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,6 +184,24 @@ def test_compiled_equals_the_oracle_in_other_shapes():
         options = {"mask": mask_of(shape), "group": groups_of(shape[:1]), "separate_dim": 1}
         with torch._dynamo.config.patch(error_on_recompile=shape != (6, 5)):
             assert_equals(compiled, oracle.standardize, {"x": data(shape), "eps": EPS, **options})
+
+
+@pytest.mark.slow
+def test_compiled_sums_are_as_exact():
+    """The graph of inductor sums in its own order."""
+    torch._dynamo.reset()
+
+    def all_ways(x, mask, group):
+        return standardize(x, 1e-5), standardize(x, 1e-5, mask), standardize(x, 1e-5, None, group)
+
+    compiled = torch.compile(all_ways, fullgraph=True, dynamic=True)
+    mask, group = mask_of(LARGE), torch.arange(LARGE[0]) % 2
+    for result in compiled(torch.full(LARGE, 0.95), mask, group):
+        assert (result == 0).all()
+    x = 1e4 + torch.randn(LARGE)
+    truths = (oracle.standardize(x, 1e-5, **options) for options in ({}, {"mask": mask}, {"group": group}))
+    for result, truth in zip(compiled(x, mask, group), truths, strict=True):
+        assert_close(result, truth)
 
 
 @pytest.mark.parametrize("mode", ["eager", "scripted"])

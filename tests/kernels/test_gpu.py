@@ -210,6 +210,9 @@ def test_reverse_scan_equals_the_oracle(shape, dim, dtype):
 def test_standardize_equals_the_cpu():
     x = 3 + 5 * make_steps((60, 50), torch.float32).reward
     assert_close(functional.standardize(x.to(DEVICE), 1e-4).cpu(), functional.standardize(x.double(), 1e-4))
+    equal, group = torch.full((8192, 1), 0.1, device=DEVICE), torch.zeros(8192, dtype=torch.int64, device=DEVICE)
+    for options in ({}, {"group": group}, {"mask": torch.ones_like(equal, dtype=torch.bool)}):
+        assert (functional.standardize(equal, 1e-5, **options) == 0).all()
 
 
 # -- Derivatives, operators, transforms ----------------------------------------------------------------------------------------

@@ -251,6 +251,27 @@ def test_half_precision_networks_report_in_float32():
         torch.testing.assert_close(getattr(outputs, name).double(), getattr(expected, name), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+def test_the_explained_variance_of_equal_targets_is_not_a_rounding_error(mode, masked):
+    function = torch.jit.script(a2c_loss) if mode == "scripted" else a2c_loss
+    target, log_prob = torch.full((8192,), 100.1), torch.zeros(8192)
+    mask = torch.arange(8192) % 3 < 2 if masked else None
+    for value, expected in ((target, torch.nan), (target + torch.arange(8192) % 2, -torch.inf)):
+        outputs = function(log_prob, log_prob, None, value, target, mask=mask, diagnostics=True)
+        torch.testing.assert_close(outputs.explained_variance, torch.tensor(expected), equal_nan=True)
+
+
+def test_the_explained_variance_of_large_values_keeps_its_precision():
+    generator = torch.Generator().manual_seed(0)
+    target = (1e5 + torch.randn(8192, generator=generator)).float()
+    value = (target + 0.5 * torch.randn(8192, generator=generator)).float()
+    expected = 1 - (target.double() - value.double()).var() / target.double().var()
+    log_prob = torch.zeros(8192)
+    outputs = a2c_loss(log_prob, log_prob, None, value, target, diagnostics=True)
+    torch.testing.assert_close(outputs.explained_variance.double(), expected, rtol=1e-6, atol=0)
+
+
 # In other modes
 
 

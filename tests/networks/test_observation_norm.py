@@ -104,6 +104,17 @@ def test_observations_are_standardised_and_clipped(dtype, tolerance):
     assert (norm(x).abs() == 1.5).any()
 
 
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+def test_large_observations_that_differ_little_are_standardised_exactly(mode):
+    """Their mean lies between two float32 numbers."""
+    norm = ObservationNorm([3])
+    x = 1e6 + 0.0625 * (torch.arange(30).reshape(10, 3) % 2).float()
+    norm.update(x)
+    expected = (x.double() - norm.mean) / (norm.var + norm.epsilon).sqrt()
+    function = torch.jit.script(norm) if mode == "scripted" else norm
+    torch.testing.assert_close(function(x).double(), expected, rtol=1e-6, atol=0)
+
+
 def test_conversion_to_another_precision_leaves_the_moments_alone():
     norm = ObservationNorm([3])
     norm.update(observations(6))

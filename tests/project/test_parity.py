@@ -740,6 +740,33 @@ def test_half_precision_in_and_out_with_float32_inside():
         assert loop.max() == 256  # where adding 1 no longer changes a bfloat16
 
 
+def standardised_by_both(steps, group=None):
+    """Advantages of TorchRL's TD0Estimator and of ours for ``steps`` equal rewards of 100.1 that each end an episode."""
+    zeros = torch.zeros(steps, 1, 1)
+    ends = torch.ones_like(zeros, dtype=torch.bool)
+    arguments = {"state_value": zeros, "next_state_value": zeros, "reward": zeros + 100.1, "done": ends, "terminated": ends}
+    key, extra = ({}, {}) if group is None else ({"group_key": "group"}, {"group": group})
+    data = their_estimator("TD0Estimator", gamma=0.9, average_rewards=True, **key)(as_data(arguments, (steps, 1), **extra))
+    return data["advantage"], estimators.TD0Estimator(0.9, average_rewards=True)(**arguments, **extra).advantage
+
+
+def test_standardisation_of_equal_values():
+    """TorchRL's mean differs from the values by a rounding error, which the standardisation enlarges."""
+    for group in (None, torch.zeros(8192, 1, 1, dtype=torch.int64)):
+        theirs_found, found = standardised_by_both(8192, group)
+        assert theirs_found.abs().max() > 0.5
+        assert (found == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:std")
+def test_standardisation_of_a_single_step():
+    theirs_found, found = standardised_by_both(1)
+    assert theirs_found.isnan().all()
+    assert_close(found, torch.full((1, 1, 1), 100.1))
+    for found in standardised_by_both(1, torch.zeros(1, 1, 1, dtype=torch.int64)):
+        assert (found == 0).all()
+
+
 def test_unknown_arguments_are_refused():
     """TorchRL's losses and estimators take any ``**kwargs`` in some of their calls."""
     steps = inputs(estimators.GAE, make_steps(SHAPE))
