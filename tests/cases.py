@@ -138,7 +138,8 @@ STANDARDISING = {
     UPGO: ("average_rewards", 1e-5),
 }
 VARIANTS = tuple((kind, options) for kind in CLASSES for options in ({}, {STANDARDISING[kind][0]: True})) + (
-    (GAE, {"auto_reset_env": True}),
+    *((kind, {"auto_reset_env": True}) for kind in CLASSES),
+    (TDLambdaEstimator, {"auto_reset_env": True, "average_rewards": True}),
     (GAE, {"auto_reset_env": True, "average_gae": True}),
 )
 VARIANT_IDS = tuple("-".join((kind.__name__, *options)) for kind, options in VARIANTS)

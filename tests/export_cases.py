@@ -238,8 +238,10 @@ ESTIMATOR_CASES = (
     EstimatorCase(estimators.GAE, torch.float64, "NT1", {"auto_reset_env": True}),
     EstimatorCase(estimators.TD0Estimator, torch.float64, "TN"),
     EstimatorCase(estimators.TD1Estimator, torch.float32, "NT"),
-    EstimatorCase(estimators.TDLambdaEstimator, torch.float64, "NT"),
-    EstimatorCase(estimators.VTrace, torch.float64, "NT1", {"pg_rho_thresh": 1.3, "lmbda": 0.9}),
+    EstimatorCase(estimators.TDLambdaEstimator, torch.float64, "NT", {"auto_reset_env": True}),
+    EstimatorCase(
+        estimators.VTrace, torch.float64, "NT1", {"pg_rho_thresh": 1.3, "lmbda": 0.9, "c_thresh": None, "auto_reset_env": True}
+    ),
     EstimatorCase(estimators.NStepEstimator, torch.float32, "NT1", {"n": 3}),
     EstimatorCase(estimators.UPGO, torch.float64, "TN"),
 )

@@ -113,6 +113,7 @@ def vtrace_advantage_estimate(
     pg_rho_thresh=None,
     lmbda=1.0,
 ):
+    rho_thresh, c_thresh = (float("inf") if thresh is None else thresh for thresh in (rho_thresh, c_thresh))
     pg_rho_thresh = rho_thresh if pg_rho_thresh is None else pg_rho_thresh
     log_pi, log_mu, value, next_value, reward, gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda, done, terminated = steps(
         time_dim,

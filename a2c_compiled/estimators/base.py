@@ -2,12 +2,12 @@
 
 from typing import Dict, NamedTuple, Optional, Type, Union
 
+import torch
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import UNIT, CoefficientModule
-from a2c_compiled._precision import widen
 from a2c_compiled.functional import ValueEstimate, standardize
-from a2c_compiled.functional.arguments import coefficient
+from a2c_compiled.functional.arguments import check_steps, coefficient
 from a2c_compiled.functional.steps import in_callers_order, moved, moved_coefficient, prepare_steps
 
 
@@ -21,7 +21,7 @@ class Steps(NamedTuple):
         gamma: ``[]`` or a shape that broadcasts to ``reward``, floating: discount factor. With ``steps_to_next_obs`` it is
             ``gamma ** steps_to_next_obs``.
         state_value, next_state_value, reward: ``[*B, T, *F]``, one floating dtype. Rewards are standardised if the estimator has that
-            option.
+            option. With ``auto_reset_env``, ``next_state_value`` is ``state_value`` at truncated steps.
         done, terminated: ``[*B, T, *F]``, bool. A ``terminated`` of None means ``terminated = done``. With a mask or packed sequences,
             ``done`` is True also at excluded steps, before them, and at the end of each sequence.
         log_pi, log_mu: ``[*B, T, *F]``, dtype of ``reward``, or None: log-probability of the action under the current and the behaviour
@@ -64,7 +64,9 @@ class ValueEstimator(CoefficientModule):
         smallest_std: when the estimator standardises rewards or advantages, it divides by the standard deviation or by this number,
             whichever is larger.
         across_processes: whether to standardise over the data of all processes, see :func:`~a2c_compiled.functional.standardize`.
-        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        auto_reset_env: True if the environments return the first observation of the next episode as the next observation of a truncated
+            step. At truncated steps (``done`` and not ``terminated``), ``state_value`` then replaces ``next_state_value``. The option has
+            no effect if ``terminated`` is None.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Raises:
@@ -168,17 +170,24 @@ class ValueEstimator(CoefficientModule):
         source_reward = self.source(reward)
         if self.standardizes_reward():
             source_reward = self.standardized(source_reward, group, mask)
+        done = self.of_each_value(done, state_value)
+        if terminated is not None:
+            terminated = self.of_each_value(terminated, state_value)
+            if self.auto_reset_env:
+                values = {"state_value": state_value, "next_state_value": next_state_value}
+                check_steps(reward, {"done": done}, values, terminated)
+                next_state_value = torch.where(done & ~terminated, state_value, next_state_value)
         steps = Steps(
             gamma,
             self.source(state_value),
             self.source(next_state_value),
             source_reward,
-            self.of_each_value(done, state_value),
-            None if terminated is None else self.of_each_value(terminated, state_value),
+            done,
+            terminated,
             None if log_pi is None else self.source(log_pi),
             None if log_mu is None else self.source(log_mu),
         )
-        if mask is None and cu_seqlens is None and not self.auto_reset_env:
+        if mask is None and cu_seqlens is None:
             advantage, value_target = self.estimate(steps)
         else:
             advantage, value_target = self._prepared_estimate(steps, mask, cu_seqlens)
@@ -187,7 +196,7 @@ class ValueEstimator(CoefficientModule):
         return ValueEstimate(advantage, value_target)
 
     def _prepared_estimate(self, steps: Steps, mask: Optional[Tensor], cu_seqlens: Optional[Tensor]) -> ValueEstimate:
-        """Calls :meth:`estimate` with steps whose flags and values include what mask, sequences and automatic resets mean."""
+        """Calls :meth:`estimate` with steps whose flags and values include the meaning of the mask and of packed sequences."""
         values = {"state_value": steps.state_value, "next_state_value": steps.next_state_value}
         log_pi, log_mu = steps.log_pi, steps.log_mu
         if log_pi is not None:
@@ -199,20 +208,15 @@ class ValueEstimator(CoefficientModule):
             steps.reward, steps.done, steps.terminated, values, time_dim, cu_seqlens, mask, self.skip_masked
         )
         gamma = moved_coefficient("gamma", steps.gamma, prepared)
-        values, reward, terminated = prepared.values, prepared.reward, prepared.bootstrap_cut
-        if self.auto_reset_env:
-            # The next observation of a truncated step belongs to the next episode: the step's own value replaces its value.
-            bootstrap = (gamma * widen(values["state_value"])).masked_fill(terminated | ~prepared.done, 0.0)
-            reward = (widen(reward) + bootstrap).to(reward.dtype)
-            terminated = terminated | prepared.done
+        values = prepared.values
         estimate = self.estimate(
             Steps(
                 gamma,
                 values["state_value"],
                 values["next_state_value"],
-                reward,
+                prepared.reward,
                 prepared.trace_cut,
-                terminated,
+                prepared.bootstrap_cut,
                 None if log_pi is None else values["log_pi"],
                 None if log_mu is None else values["log_mu"],
                 prepared.order,

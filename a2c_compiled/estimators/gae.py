@@ -17,9 +17,7 @@ class GAE(ValueEstimator, name="GAE"):
         lmbda: decay of the trace, from 0 to 1, of the same types as ``gamma``.
         average_gae: whether to standardise the advantage over the batch (smallest standard deviation 1e-4).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
-        auto_reset_env: True if the environments return the first observation of the next episode as the next observation of a truncated
-            step. At truncated steps the reward then becomes ``reward + gamma * state_value``. Every ``done`` counts as ``terminated``, so
-            ``next_state_value`` has no effect at ``done`` steps. The option has no effect if ``terminated`` is None.
+        auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.

@@ -29,7 +29,7 @@ class TDEstimator(ValueEstimator):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
-        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
     """
 
@@ -94,7 +94,7 @@ class TD0Estimator(TDEstimator, name="TD0"):
         average_rewards: whether to standardise the rewards over the batch (smallest standard deviation 1e-5).
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
-        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
@@ -131,7 +131,7 @@ class TD1Estimator(TDEstimator, name="TD1"):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
-        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
@@ -155,7 +155,7 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
-        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
@@ -203,7 +203,7 @@ class NStepEstimator(TDEstimator, name="NStep"):
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
-        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Raises:

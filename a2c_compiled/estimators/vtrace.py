@@ -16,15 +16,15 @@ class VTrace(ValueEstimator, name="VTrace"):
 
     Args:
         gamma: discount factor, from 0 to 1; a number or a tensor that broadcasts to ``reward``.
-        rho_thresh: largest importance weight in the temporal difference, positive.
-        c_thresh: largest importance weight in the trace, positive.
+        rho_thresh: largest importance weight in the temporal difference, positive. None means infinity: no clipping.
+        c_thresh: largest importance weight in the trace, positive. None means infinity: no clipping.
         average_adv: whether to standardise the advantage over the batch (smallest standard deviation 1e-5).
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         differentiable: whether results are differentiable in values, rewards and log-probabilities.
         across_processes: whether to standardise over the data of all processes.
         pg_rho_thresh: largest importance weight in the advantage, positive. None means ``rho_thresh``.
         lmbda: decay of the trace, from 0 to 1.
-        auto_reset_env: see :class:`~a2c_compiled.estimators.GAE`.
+        auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
@@ -40,8 +40,8 @@ class VTrace(ValueEstimator, name="VTrace"):
     def __init__(
         self,
         gamma: Union[float, Tensor] = 0.99,
-        rho_thresh: Union[float, Tensor] = 1.0,
-        c_thresh: Union[float, Tensor] = 1.0,
+        rho_thresh: Optional[Union[float, Tensor]] = 1.0,
+        c_thresh: Optional[Union[float, Tensor]] = 1.0,
         average_adv: bool = False,
         time_dim: int = -2,
         differentiable: bool = False,
@@ -52,8 +52,8 @@ class VTrace(ValueEstimator, name="VTrace"):
         skip_masked: bool = False,
     ) -> None:
         super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes, auto_reset_env, skip_masked)
-        self.register_coefficient("rho_thresh", rho_thresh, POSITIVE)
-        self.register_coefficient("c_thresh", c_thresh, POSITIVE)
+        self.register_coefficient("rho_thresh", float("inf") if rho_thresh is None else rho_thresh, POSITIVE)
+        self.register_coefficient("c_thresh", float("inf") if c_thresh is None else c_thresh, POSITIVE)
         self.register_coefficient("pg_rho_thresh", pg_rho_thresh, POSITIVE, optional=True)
         self.register_coefficient("lmbda", lmbda, UNIT)
         self.average_adv = average_adv

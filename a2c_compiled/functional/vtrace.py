@@ -22,8 +22,8 @@ def vtrace_advantage_estimate(
     reward: Tensor,
     done: Tensor,
     terminated: Optional[Tensor] = None,
-    rho_thresh: Coefficient = 1.0,
-    c_thresh: Coefficient = 1.0,
+    rho_thresh: Optional[Coefficient] = 1.0,
+    c_thresh: Optional[Coefficient] = 1.0,
     time_dim: int = -2,
     cu_seqlens: Optional[Tensor] = None,
     pg_rho_thresh: Optional[Coefficient] = None,
@@ -60,8 +60,9 @@ def vtrace_advantage_estimate(
         terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
             ``terminated = done``.
         rho_thresh: :math:`\bar\rho`, positive, of the same types as ``gamma``. The threshold determines the value function that the
-            targets converge to.
+            targets converge to. None means infinity: no clipping.
         c_thresh: :math:`\bar c`, positive, of the same types as ``gamma``. A smaller value reduces the variance and slows the convergence.
+            None means infinity: no clipping.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
         pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the threshold in the advantage, of the same types as ``gamma``. None means
@@ -84,6 +85,10 @@ def vtrace_advantage_estimate(
     Source: Espeholt et al., IMPALA, 2018, eq. 1, section 4.2 and remark 2. The advantage with ``lmbda`` below 1 bootstraps as in rlax's
     ``vtrace_td_error_and_advantage``.
     """
+    if rho_thresh is None:
+        rho_thresh = float("inf")
+    if c_thresh is None:
+        c_thresh = float("inf")
     if pg_rho_thresh is None:
         pg_rho_thresh = rho_thresh
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it

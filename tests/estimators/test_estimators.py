@@ -21,6 +21,7 @@ from cases import (
     inputs,
     make_steps,
     per_step,
+    poisoned,
 )
 from tolerances import assert_close
 
@@ -127,6 +128,20 @@ def test_terminated_none_means_done(kind, options):
     without = module(**{**arguments, "terminated": None})
     for result, same in zip(without, module(**{**arguments, "terminated": arguments["done"]}), strict=True):
         assert torch.equal(result, same)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_with_auto_reset_env_the_next_value_of_a_truncated_step_is_not_read(kind):
+    arguments = inputs(kind, make_steps(SHAPE))
+    module = kind(auto_reset_env=True, differentiable=True)
+    plain = kind(differentiable=True)
+    truncated = arguments["done"] & ~arguments["terminated"]
+    results, gradients = evaluate(module, poisoned(arguments, truncated, ("next_state_value",)))
+    replaced = torch.where(truncated, arguments["state_value"], arguments["next_state_value"])
+    for result, same in zip(results, plain(**{**arguments, "next_state_value": replaced}), strict=True):
+        assert torch.equal(result, same)
+    assert (gradients["next_state_value"][truncated] == 0).all()
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
@@ -508,7 +523,6 @@ def test_make_value_estimator_returns_an_estimator_unchanged():
         (lambda: TDLambdaEstimator(lmbda=-1.0), ValueError, "lmbda: expected a number from 0 to 1"),
         (lambda: VTrace(rho_thresh=0.0), ValueError, "rho_thresh: expected a positive number, got 0.0"),
         (lambda: VTrace(c_thresh=-1.0), ValueError, "c_thresh: expected a positive number, got -1.0"),
-        (lambda: VTrace(c_thresh=None), TypeError, "c_thresh: expected a number or a tensor, got None"),
         (lambda: VTrace(pg_rho_thresh=0.0), ValueError, "pg_rho_thresh: expected a positive number, got 0.0"),
         (lambda: VTrace(lmbda=1.5), ValueError, "lmbda: expected a number from 0 to 1, got 1.5"),
         (lambda: NStepEstimator(n=0), ValueError, "n: expected at least 1, got 0"),
@@ -534,6 +548,22 @@ def test_pg_rho_thresh_of_vtrace_is_rho_thresh_until_it_is_assigned(mode):
     assert torch.equal(answers(module).advantage, answers(VTrace(rho_thresh=0.8, pg_rho_thresh=1.2)).advantage)
     assert not torch.equal(answers(module).advantage, answers(VTrace(rho_thresh=0.8)).advantage)
     assert torch.equal(answers(module).value_target, answers(VTrace(rho_thresh=0.8)).value_target)
+
+
+@pytest.mark.parametrize("mode", ["eager", "scripted"])
+@pytest.mark.parametrize("name", ["rho_thresh", "c_thresh"])
+def test_a_threshold_of_none_is_infinity_and_can_be_assigned_later(name, mode):
+    arguments = inputs(VTrace, make_steps(SHAPE))
+
+    def answers(module):
+        return (torch.jit.script(module) if mode == "scripted" else module)(**arguments)
+
+    module = VTrace(**{name: None})
+    for result, same in zip(answers(module), answers(VTrace(**{name: float("inf")})), strict=True):
+        assert torch.equal(result, same)
+    setattr(module, name, 0.8)
+    for result, same in zip(answers(module), answers(VTrace(**{name: 0.8})), strict=True):
+        assert torch.equal(result, same)
 
 
 @pytest.mark.parametrize("missing", ["log_pi", "log_mu"])

@@ -17,7 +17,9 @@ SHAPE = (BATCH, TIME, 1)
 WITH_LMBDA = (GAE, MultiAgentGAE, TDLambdaEstimator)  # TorchRL's V-trace has no lmbda
 
 KNOWN = [
-    (variant, name) for variant, name in zip(VARIANTS, VARIANT_IDS, strict=True) if hasattr(advantages, variant[0].__name__)
+    (variant, name)
+    for variant, name in zip(VARIANTS, VARIANT_IDS, strict=True)
+    if hasattr(advantages, variant[0].__name__) and (variant[0] is GAE or "auto_reset_env" not in variant[1])
 ]
 each_variant = pytest.mark.parametrize(("kind", "options"), [variant for variant, _ in KNOWN], ids=[name for _, name in KNOWN])
 STANDARDISING_VARIANTS = [(variant, name) for variant, name in KNOWN if variant[1].get(STANDARDISING[variant[0]][0])]

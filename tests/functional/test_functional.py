@@ -132,7 +132,16 @@ def test_a_coefficient_may_have_another_dtype_than_the_data():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("rho_thresh", "c_thresh"),
-    [(1.0, 1.0), (2, 1), (0.5, 1.5), (float("inf"), 1.0), ("tensor", "tensor"), ("per_step", "per_row")],
+    [
+        (1.0, 1.0),
+        (2, 1),
+        (0.5, 1.5),
+        (float("inf"), 1.0),
+        (None, 1.0),
+        (1.0, None),
+        ("tensor", "tensor"),
+        ("per_step", "per_row"),
+    ],
     ids=str,
 )
 def test_vtrace_equals_the_oracle_for_every_threshold(rho_thresh, c_thresh, mode):

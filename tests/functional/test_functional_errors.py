@@ -40,7 +40,7 @@ def wrong_arguments():
             if coefficient in argument_names(name):
                 for wrong in ((4,), (5,), (3, 5), (1, 5, 3), (0,)):
                     yield name, {coefficient: torch.ones(wrong)}, ValueError, (coefficient, "[5, 3]", str(list(wrong)))
-                for wrong in ("0.9", [0.9], None):
+                for wrong in ("0.9", [0.9], *(() if coefficient.endswith("thresh") else (None,))):  # a threshold may be None
                     yield name, {coefficient: wrong}, TypeError, (coefficient, "a number or a tensor", type(wrong).__name__)
         if "time_dim" in argument_names(name):
             yield name, {"time_dim": 1.0}, TypeError, ("time_dim", "expected an integer", "float")
