@@ -158,14 +158,14 @@ class Recurrent(nn.Module):
         return self.cell(features, state)
 
 
-def restart_after_gaps(observation: Any, mask: Tensor) -> Any:
-    """Returns ``observation``, a :data:`RecurrentObservation`, with ``start`` True also at steps that follow an excluded step.
+def restart_after(observation: Any, cut: Tensor) -> Any:
+    """Returns ``observation``, a :data:`RecurrentObservation`, with ``start`` True also at the steps after those where ``cut`` is True.
 
-    ``mask``: ``[T, N]``, bool, False at excluded steps. A step after an excluded one starts from the recorded ``hidden``, so that no result
-    depends on the observation of an excluded step.
+    ``cut``: ``[T, N]``, bool, True at the end of a sequence or at a step that a mask excludes. The step after it starts from the recorded
+    ``hidden``, so that no result depends on the observations before.
     """
     x, hidden, start = _checked(observation)
-    return x, hidden, start | ~mask.reshape(start.shape).roll(1, 0)
+    return x, hidden, start | cut.reshape(start.shape).roll(1, 0)
 
 
 def is_recurrent(network: nn.Module) -> bool:

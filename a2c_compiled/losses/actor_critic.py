@@ -153,7 +153,7 @@ class ActorCritic(CoefficientModule):
         if terminated is None:
             terminated = done
         dim = time_dim % max(reward.dim() + batch.extra_dims, 1)
-        slots = shifted_slots(done, terminated, batch.mask, dim, self.shifted_budget)
+        slots = shifted_slots(done, terminated, batch.mask, batch.cu_seqlens, dim, self.shifted_budget)
         both = concatenate(batch.observation, next_observation, dim)
         values = match_dims(self.critic(take_observations(both, slots.source, dim), with_gradient), slots.source)
         return CriticValues(

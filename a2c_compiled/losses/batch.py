@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     # The number of dimensions of the reward that the user passed, minus the number of dimensions of [*B]: 1 for [*B, 1]. The value
     # estimator receives tensors with the dimensions of that reward, because time_dim counts those dimensions.
     extra_dims: int = 0
+    cu_seqlens: Optional[Tensor] = None  # [S + 1]: starts of packed sequences along time, then T
 
 
 def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
@@ -96,6 +97,7 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
         steps,
         group,
         extra_dims,
+        batch.cu_seqlens,
     )
 
 

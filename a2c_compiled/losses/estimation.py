@@ -8,6 +8,7 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
+from a2c_compiled.functional.packed import sequence_ends
 from a2c_compiled.losses.actor_critic import ActorCritic, PolicyOutputs, checked
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import (
@@ -21,7 +22,7 @@ from a2c_compiled.losses.batch import (
     shaped,
     zero_nonfinite,
 )
-from a2c_compiled.recurrent import restart_after_gaps
+from a2c_compiled.recurrent import restart_after
 
 
 class Estimates(NamedTuple):
@@ -73,6 +74,7 @@ class EstimatingActorCritic(ActorCritic):
         mask: Optional[Tensor] = None,
         steps_to_next_obs: Optional[Tensor] = None,
         group: Optional[Tensor] = None,
+        cu_seqlens: Optional[Tensor] = None,
     ) -> Estimates:
         """Computes advantages and value targets for the whole rollout, without gradient.
 
@@ -88,7 +90,8 @@ class EstimatingActorCritic(ActorCritic):
         transitions = reward, next_observation, done, terminated
         no_estimates = None, None  # advantage and value_target
         others = state_value, sample_log_prob, mask, steps_to_next_obs, group
-        policy, batch = self._read(Batch(observation, *transitions, *no_estimates, *others), action)
+        batch = Batch(observation, *transitions, *no_estimates, *others, cu_seqlens=cu_seqlens)
+        policy, batch = self._read(batch, action)
         return self._estimated(batch, policy.log_prob, False)
 
     def _read(self, entries: Batch, action: Tensor) -> Tuple[PolicyOutputs, Batch]:
@@ -102,7 +105,11 @@ class EstimatingActorCritic(ActorCritic):
             observation, action = zero_nonfinite("observation", observation, mask), zero_nonfinite("action", action, mask)
             if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
                 if self.has_recurrent_network:
-                    observation = restart_after_gaps(observation, mask)
+                    observation = restart_after(observation, ~mask)
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+            if entries.cu_seqlens is not None and self.has_recurrent_network:
+                start = observation[2]
+                observation = restart_after(observation, sequence_ends(entries.cu_seqlens, start, 0).expand_as(start))
         policy = self.policy(observation, action)
         return policy, shaped(entries, observation, policy.log_prob, self.value_estimator.several_agents)
 
@@ -158,6 +165,7 @@ class EstimatingActorCritic(ActorCritic):
             laid_out_or_none(batch.steps_to_next_obs, extra_dims),
             laid_out_or_none(batch.group, extra_dims),
             None if mask is None else match_dims(mask, value),
+            batch.cu_seqlens,
         )
         value_target, state_value = match_dims(estimate.value_target, log_prob), match_dims(values.state_value, log_prob)
         if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although there is no norm

@@ -218,6 +218,7 @@ class A2CLoss(EstimatingActorCritic):
         steps_to_next_obs: Optional[Tensor] = None,
         group: Optional[Tensor] = None,
         noise: Optional[Tensor] = None,
+        cu_seqlens: Optional[Tensor] = None,
     ) -> A2CLosses:
         """Computes the losses of a batch. There are two ways to call this method.
 
@@ -254,6 +255,8 @@ class A2CLoss(EstimatingActorCritic):
             group: shape of ``reward`` or ``[*B]``, integer: rewards or advantages are standardised within each group.
             noise: ``[samples_mc_entropy, *B, ...]``, floating: noise of the samples of a Monte-Carlo entropy, see :meth:`entropy_noise`.
                 None: the loss draws the noise.
+            cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences along time, then T. Each sequence ends like
+                a truncated episode, and recurrent networks start it from the recorded hidden state. See :mod:`a2c_compiled.functional`.
 
         Returns:
             :class:`A2CLosses`. The losses are scalars, or ``[*B]`` with ``reduction="none"``.
@@ -275,6 +278,7 @@ class A2CLoss(EstimatingActorCritic):
             mask,
             steps_to_next_obs,
             group,
+            cu_seqlens=cu_seqlens,
         )
         policy, batch = self._read(entries, action)
         wants_critic = self._wants_critic()

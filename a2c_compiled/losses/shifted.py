@@ -8,6 +8,8 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from a2c_compiled.functional.packed import sequence_ends
+
 
 class ShiftedSlots(NamedTuple):
     """Positions (slots) in the sequence on which the critic runs.
@@ -24,12 +26,14 @@ class ShiftedSlots(NamedTuple):
     last: Tensor  # bool: the last kept step of each trajectory
 
 
-def shifted_slots(done: Tensor, terminated: Tensor, mask: Optional[Tensor], dim: int, budget: int) -> ShiftedSlots:
+def shifted_slots(
+    done: Tensor, terminated: Tensor, mask: Optional[Tensor], cu_seqlens: Optional[Tensor], dim: int, budget: int
+) -> ShiftedSlots:
     """Assigns the observations and next observations of ``T`` steps to ``T + budget`` slots.
 
     One extra slot holds the next observation of the last step. Each further extra slot holds the next observation of one earlier truncated
-    step, or of a step before an excluded one. The steps that ``mask`` excludes need no slot. If a trajectory needs more slots than there
-    are, its last steps have no slot. The next observation of a terminated step needs no slot.
+    step, of the last step of a packed sequence, or of a step before an excluded one. The steps that ``mask`` excludes need no slot. If a
+    trajectory needs more slots than there are, its last steps have no slot. The next observation of a terminated step needs no slot.
     """
     length = done.size(dim)
     slots = length + budget if length > 0 else 0
@@ -39,6 +43,8 @@ def shifted_slots(done: Tensor, terminated: Tensor, mask: Optional[Tensor], dim:
     steps = steps.reshape(shape).expand(done.shape)
     ends = steps == length - 1
     counts = torch.ones_like(done) if mask is None else mask
+    if cu_seqlens is not None:
+        done = done | sequence_ends(cu_seqlens, done, dim)
     truncated = ((done | ~counts.roll(-1, dim)) & ~terminated & ~ends & counts).long()
     # Each step that counts takes one slot, and each truncated step moves the observations of all later steps by one more.
     observation = counts.long().cumsum(dim) - counts.long() + truncated.cumsum(dim) - truncated

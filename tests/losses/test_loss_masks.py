@@ -196,3 +196,90 @@ def test_a_recurrent_policy_does_not_remember_excluded_steps(shifted):
         losses = losses_with(junk)
         assert_same(losses, clean, 1e-12)
         assert_same(gradients_of(losses, loss), clean_gradients, 1e-12)
+
+
+# Packed sequences
+
+
+STARTS = (0, 3, 4)
+
+
+def packed_alone(loss, steps):
+    """The losses of each sequence alone, one after the other."""
+    parts = []
+    for start, end in zip(STARTS, (*STARTS[1:], T), strict=True):
+        part = LossSteps(*(tensor[start:end] for tensor in steps))
+        parts.append(losses_of(loss(**of(part, *ENTRIES))))
+    losses = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return losses, gradients_of(losses, loss)
+
+
+@pytest.mark.parametrize("mode", ["eager", "scripted", pytest.param("traced", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("estimator", ["GAE", "TDLambda", "VTrace"])
+def test_packed_sequences_equal_each_sequence_alone(estimator, mode):
+    loss = make_loss(dtype=torch.float64, value_estimator=estimator, clip_value=0.2, reduction="none")
+    module = {"eager": lambda x: x, "scripted": torch.jit.script, "traced": lambda x: traced(x, "aot_eager")}[mode](loss)
+    steps = make_loss_steps((T, N), dtype=torch.float64, column=False)
+    expected, expected_gradients = packed_alone(loss, steps)
+    losses = losses_of(module(**of(steps, *ENTRIES), cu_seqlens=torch.tensor([*STARTS, T])))
+    assert_same(losses, expected, 1e-10)
+    assert_same(gradients_of(losses, loss), expected_gradients, 1e-10)
+
+
+def test_shifted_packed_sequences_equal_two_passes():
+    steps = make_loss_steps((T, N), dtype=torch.float64, column=False)
+    ends = torch.zeros(T, 1, dtype=torch.bool)
+    ends[[start - 1 for start in (*STARTS[1:], T)]] = True
+    following = torch.cat([steps.observation[1:], steps.next_observation[-1:]])
+    keeps_own = (ends | steps.done).unsqueeze(-1)
+    steps = steps._replace(next_observation=torch.where(keeps_own, steps.next_observation, following), terminated=steps.done)
+    options = {"dtype": torch.float64, "reduction": "none"}
+    two_passes, one_pass = make_loss(**options), make_loss(**options, shifted=True, shifted_budget=len(STARTS))
+    arguments = {**of(steps, *INSIDE), "cu_seqlens": torch.tensor([*STARTS, T])}
+    expected, losses = losses_of(two_passes(**arguments)), losses_of(one_pass(**arguments))
+    assert_same(losses, expected, 1e-10)
+    assert_same(gradients_of(losses, one_pass), gradients_of(expected, two_passes), 1e-10)
+
+
+def test_a_recurrent_policy_starts_each_packed_sequence_from_the_recorded_state():
+    torch.manual_seed(0)
+    trunk = Recurrent(nn.GRUCell(FEATURES, 4))
+    networks = nn.Sequential(trunk, nn.Linear(4, CHOICES)).double(), nn.Sequential(trunk, nn.Linear(4, 1)).double()
+    loss = A2CLoss(*networks, distributions.Categorical(CHOICES), reduction="none")
+    steps = make_loss_steps((T, N), dtype=torch.float64, column=False)
+    hidden, start = torch.randn(T, N, 4).double(), steps.done.roll(1, 0)
+
+    def losses_of_steps(part, **options):
+        def cut(tensor):
+            return tensor[part]
+
+        observation = cut(steps.observation), cut(hidden), cut(start)
+        after = cut(steps.next_observation), cut(hidden.roll(-1, 0)), torch.ones_like(cut(start))
+        flags = cut(steps.done), cut(steps.terminated)
+        return losses_of(loss(observation, cut(steps.action), cut(steps.reward), after, *flags, **options))
+
+    parts = [losses_of_steps(slice(a, b)) for a, b in zip(STARTS, (*STARTS[1:], T), strict=True)]
+    packed = losses_of_steps(slice(None), cu_seqlens=torch.tensor([*STARTS, T]))
+    assert_same(packed, {name: torch.cat([part[name] for part in parts]) for name in packed}, 1e-12)
+
+
+@pytest.mark.slow
+def test_an_exported_loss_of_packed_sequences_with_a_mask_serves_other_sizes(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from export_cases import assert_same_outputs, load_onnx, named
+
+    from a2c_compiled import export
+
+    loss = make_loss(value_estimator="gae", reduction="none")
+
+    def arguments(shape, starts):
+        steps = make_loss_steps(shape, column=False)
+        return {**of(filled(steps, steps.mask, -1.0), *INSIDE[:4], "mask"), "cu_seqlens": torch.tensor(starts)}
+
+    example = arguments((T, N), [*STARTS, T])
+    axes = {name: ("S",) if name == "cu_seqlens" else ("T", "N") for name in example}
+    run = load_onnx(export.export_onnx(loss, example, tmp_path / "loss.onnx", axes))
+    for given in (example, arguments((12, 3), [0, 5, 12])):
+        with torch.no_grad():
+            expected = named(loss(**given))
+        assert_same_outputs(run(given), expected, "onnx")
