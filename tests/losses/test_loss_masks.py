@@ -170,12 +170,15 @@ def test_rewards_in_the_padding_have_no_effect_without_a_flag():
         assert not getattr(masked, name)[4:].any()
 
 
-@pytest.mark.parametrize("shifted", [False, True])
-def test_a_recurrent_policy_does_not_remember_excluded_steps(shifted):
-    torch.manual_seed(0)
+def make_recurrent_loss(**options):
     trunk = Recurrent(nn.GRUCell(FEATURES, 4))
     networks = nn.Sequential(trunk, nn.Linear(4, CHOICES)).double(), nn.Sequential(trunk, nn.Linear(4, 1)).double()
-    loss = A2CLoss(*networks, distributions.Categorical(CHOICES), reduction="none", shifted=shifted, shifted_budget=T)
+    return A2CLoss(*networks, distributions.Categorical(CHOICES), reduction="none", **options)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_recurrent_policy_does_not_remember_excluded_steps(shifted):
+    loss = make_recurrent_loss(shifted=shifted, shifted_budget=T)
     steps = make_loss_steps((T, N), dtype=torch.float64, column=False)
     hidden, mask = torch.randn(T, N, 4).double(), holes()
     start = steps.done.roll(1, 0)
@@ -242,10 +245,7 @@ def test_shifted_packed_sequences_equal_two_passes():
 
 
 def test_a_recurrent_policy_starts_each_packed_sequence_from_the_recorded_state():
-    torch.manual_seed(0)
-    trunk = Recurrent(nn.GRUCell(FEATURES, 4))
-    networks = nn.Sequential(trunk, nn.Linear(4, CHOICES)).double(), nn.Sequential(trunk, nn.Linear(4, 1)).double()
-    loss = A2CLoss(*networks, distributions.Categorical(CHOICES), reduction="none")
+    loss = make_recurrent_loss()
     steps = make_loss_steps((T, N), dtype=torch.float64, column=False)
     hidden, start = torch.randn(T, N, 4).double(), steps.done.roll(1, 0)
 
