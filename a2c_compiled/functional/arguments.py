@@ -152,7 +152,8 @@ def is_per_step(value: Coefficient, like: Tensor, dim: int) -> bool:
 def last_step_mask(tensor: Tensor, dim: int) -> Tensor:
     """Returns a bool tensor with the shape of ``tensor`` that is True at the last step along ``dim``.
 
-    The code reads no size, because a compiled backward contains it, see ``_times_next`` in ``ops/linear_scan.py``.
+    The code reads no size, because a compiled backward contains it, see ``_times_next`` in ``ops/linear_scan.py``. It has no slice of T - 1
+    steps, because an export would require T - 1 not to be 1.
     """
-    before_last, last = tensor.tensor_split([-1], dim)
-    return torch.cat([torch.zeros_like(before_last, dtype=torch.bool), torch.ones_like(last, dtype=torch.bool)], dim)
+    step_number = torch.ones_like(tensor, dtype=torch.int32).cumsum(dim, dtype=torch.int32)
+    return (step_number == 1).flip([dim])
