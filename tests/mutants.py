@@ -57,7 +57,7 @@ FAULTS = (
     Fault(
         "C++: GAE's trace continues over a truncated step",
         "a2c_compiled/kernels/cpu/forms.h",
-        "return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};",
+        "return {s.v(kReward) + bootstrap - s.v(kValue), unless_ended(s, s.c(kGamma) * s.c(kLmbda))};",
         "return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kTerminated), s.c(kGamma) * s.c(kLmbda))};",
         ("tests/kernels", "tests/ops"),
     ),
@@ -111,10 +111,24 @@ FAULTS = (
         ("tests/losses",),
     ),
     Fault(
+        "a trace runs on into the padding",
+        "a2c_compiled/functional/steps.py",
+        "trace_cut = done | excluded | excluded.roll(-1, dim)",
+        "trace_cut = done | excluded",
+        ("tests/functional",),
+    ),
+    Fault(
+        "Triton: the trace continues after a step that is terminated but not done",
+        "a2c_compiled/kernels/triton/forms.py",
+        "return flags[0] | flags[1]",
+        "return flags[0]",
+        ("tests/kernels",),
+    ),
+    Fault(
         "the shifted critic keeps a step beyond its budget",
         "a2c_compiled/losses/shifted.py",
-        "kept = next_observation < slots",
-        "kept = next_observation <= slots",
+        "kept = counts & (next_observation < slots)",
+        "kept = counts & (next_observation <= slots)",
         ("tests/losses",),
     ),
     Fault(

@@ -50,7 +50,8 @@ class Case:
 
         numbers = {"gamma": 0.95, "lmbda": 0.9, "rho_thresh": 1.1, "c_thresh": 1.0, "pg_rho_thresh": 1.4}
         terminated = torch.rand(shape, generator=generator) < 0.15
-        flags = {"terminated": terminated, "done": terminated | (torch.rand(shape, generator=generator) < 0.15)}
+        # Some steps are terminated but not done: they end the trace too.
+        flags = {"terminated": terminated, "done": torch.rand(shape, generator=generator) < 0.2}
         values = {name: torch.randn(shape, generator=generator).to(dtype) for name in form.values}
         if "decay" in values:
             values["decay"] = values["decay"].abs().clamp_max(1.2).masked_fill(flags["done"], 0.0)
@@ -72,7 +73,9 @@ class Case:
             return (oracle.linear_scan(inputs["x"], inputs["decay"], self.dim, self.form.reverse),)
         if name == "reward2go":
             return (oracle.reward2go(inputs["reward"], self.flags["done"], c["gamma"], self.dim),)
-        arguments = {**c, **inputs, **self.flags, "time_dim": self.dim}
+        terminated = self.flags["terminated"]
+        ends = {"done": self.flags["done"] | terminated, "terminated": terminated}
+        arguments = {**c, **inputs, **ends, "time_dim": self.dim}
         if name == "td_lambda":
             return (oracle.td_lambda_return_estimate(**arguments),)
         if name == "gae":
