@@ -39,6 +39,7 @@ def _warn_once(name: str, consequence: str) -> None:
 # -- The dispatcher --
 
 _included_keys = _lookup("torch._C._dispatch_tls_local_include_set")
+_assert_async = _lookup("torch._assert_async")
 
 
 def _read_idle_key_sets() -> Set[int]:
@@ -76,6 +77,19 @@ def dispatch_is_plain() -> bool:
         )
         return False
     return forward_ad._current_level < 0 and _included_keys().raw_repr() in _IDLE_KEY_SETS
+
+
+def assert_in_graph(condition: Tensor, message: str) -> None:
+    """Adds an assertion to the graph that torch.compile traces: a call then raises RuntimeError with ``message`` if ``condition`` is False.
+
+    Args:
+        condition: ``[]``, bool, on the CPU. On another device, a false assertion would make the device unusable for the process.
+        message: the error message.
+
+    Name: ``torch._assert_async``. Without it: no assertion.
+    """
+    if _assert_async is not None:
+        _assert_async(condition, message)
 
 
 def in_forward_mode() -> bool:

@@ -5,7 +5,9 @@ from typing import Iterable, List, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
+from a2c_compiled._exporting import is_exporting
 from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._torch_internals import assert_in_graph, dispatch_is_plain
 
 NOISE_KINDS = ("gumbel", "logistic", "normal", "uniform")
 """The kinds of noise that :func:`draw` draws. The metadata of exported files contains these names; ``on_device/runtime.py`` draws these
@@ -58,7 +60,9 @@ class Distribution(CoefficientModule):
             ``[*B]``, dtype of ``params``: summed over the dimensions of a vector action.
 
         Raises:
-            ValueError: the shape of ``params`` or ``action`` is wrong.
+            ValueError: the shape of ``params`` or ``action`` is wrong, or a discrete distribution lacks an action, for example the choice
+                -1. Graphs that torch.compile makes for a CPU raise RuntimeError for such an action. On other devices, in exported
+                graphs and in functorch transforms, its log-probability and the gradient are NaN.
             TypeError: the dtype of ``params`` or ``action`` is wrong.
         """
         raise NotImplementedError
@@ -163,6 +167,9 @@ class Distribution(CoefficientModule):
     def sample_and_log_prob(self, params: Tensor, noise: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """Samples an action with :meth:`sample_from` and computes its log-probability. Neither is detached from ``params``.
 
+        Use it for estimates such as an entropy. It may compute the log-probability from the sample before its last rounding. Record
+        :meth:`log_prob` of the action instead if another computation will later score the same action.
+
         Arguments and errors: see :meth:`sample`.
 
         Returns:
@@ -217,6 +224,22 @@ class Distribution(CoefficientModule):
             raise ValueError(f"noise: expected shape {list(repeated.shape[:-1])} + [noise size], got {list(noise.shape)}")
         return repeated
 
+    def action_of_ones(self, params: Tensor) -> Tensor:
+        """Returns an action that is possible if all parameters are 1. The loss reads both in place of a step that its mask excludes.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype. The method reads only the last dimension, dtype and device, not the values.
+
+        Returns:
+            The mode for parameters of 1: ``[]`` or ``[dim]``, without the batch shape; dtype as in :meth:`mode`.
+
+        Raises:
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
+        """
+        self.check_params(params)
+        return self.mode(params.new_ones([self.num_params]))
+
     def check_params(self, params: Tensor) -> None:
         """Checks that ``params`` is ``[*B, num_params]`` with a floating dtype; raises ValueError or TypeError if not."""
         if params.dim() == 0 or params.size(-1) != self.num_params:
@@ -259,6 +282,45 @@ def check_integer(action: Tensor) -> None:
     """Raises TypeError unless ``action`` has an integer dtype."""
     if action.is_floating_point() or action.dtype == torch.bool:
         raise TypeError(f"action: expected an integer dtype, got {action.dtype}")
+
+
+def require(is_valid: Tensor, action: Tensor, expected: str, log_prob: Tensor) -> Tensor:
+    """Returns ``log_prob`` if the distribution has every action. An action that it lacks never gets a finite log-probability.
+
+    On a CPU, in eager mode and TorchScript, such an action raises ValueError. In a graph that torch.compile makes for a CPU, it fails an
+    assertion. Everywhere else, where reading the data would wait for a device or is impossible, its log-probability is NaN.
+
+    Args:
+        is_valid: any shape, bool: whether the distribution has the action.
+        action: shape of ``is_valid``, or with one more dimension for a vector: the values of which the error names the first wrong one.
+        expected: what the error says about valid actions.
+        log_prob: shape of ``is_valid``, floating.
+    """
+    if _reads_data(is_valid):
+        if not bool(is_valid.all()):
+            wrong = action[~is_valid][0]
+            entries: List[float] = wrong.double().flatten().tolist()
+            got = f"{wrong.item()}" if wrong.dim() == 0 else f"{entries}"
+            raise ValueError(f"action: expected {expected}, got {got}")
+        return log_prob
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if torch.compiler.is_dynamo_compiling() and not is_exporting() and is_valid.device.type == "cpu":
+            assert_in_graph(is_valid.all(), f"action: expected {expected}, got another value")
+    return nan_unless(is_valid, log_prob)
+
+
+def nan_unless(is_valid: Tensor, log_prob: Tensor) -> Tensor:
+    """Returns ``log_prob``, with NaN where ``is_valid`` is False. Both have one shape."""
+    # A product, not a selection: the gradient becomes NaN too, so that no training step uses it.
+    return log_prob * torch.ones_like(log_prob).masked_fill(~is_valid, float("nan"))
+
+
+def _reads_data(tensor: Tensor) -> bool:
+    """Returns whether the host may read ``tensor``: in CPU memory, in TorchScript or in eager mode without transforms and tracers."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if torch.compiler.is_dynamo_compiling() or not dispatch_is_plain():
+            return False
+    return tensor.device.type == "cpu"
 
 
 def check_real_action(action: Tensor, params: Tensor, dim: int) -> None:

@@ -8,16 +8,16 @@ from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution, check_action_shape, draw
+from a2c_compiled.distributions.base import Distribution, check_action_shape, draw, require
 
 
 class Bernoulli(Distribution):
     r"""A vector of ``dim`` independent choices between 0 and 1, for gymnasium's ``MultiBinary`` space.
 
-    .. math:: \log p(a) = \sum_i \log\sigma(s_i l_i), \qquad s_i = 1 \text{ if } a_i \ne 0, \text{ else } -1
+    .. math:: \log p(a) = \sum_i \log\sigma(s_i l_i), \qquad s_i = 1 \text{ if } a_i = 1, \text{ else } -1
 
     * ``params``: ``[*B, dim]``, floating dtype; the logits :math:`l`. Logits may be infinite.
-    * action: ``[*B, dim]``, any dtype; a nonzero entry counts as 1. Samples are int64.
+    * action: ``[*B, dim]``, any dtype, each entry 0 or 1. Samples are int64.
     * noise: ``[*B, dim]``, standard logistic. A sample is 1 where ``logit + noise > 0``.
 
     The mode is 0 where both choices are equally probable; torch's mode is NaN there.
@@ -48,7 +48,8 @@ class Bernoulli(Distribution):
         self.check_params(params)
         check_action_shape(action, params, [self.dim])
         logits = widen(params)
-        return -_softplus(torch.where(action != 0, -logits, logits)).sum(-1).to(params.dtype)
+        log_prob = -_softplus(torch.where(action != 0, -logits, logits))
+        return require((action == 0) | (action == 1), action, "entries of 0 or 1", log_prob).sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
         r"""Computes :math:`\sum_i \sigma(l_i) \operatorname{softplus}(-l_i) + \sigma(-l_i) \operatorname{softplus}(l_i)`:

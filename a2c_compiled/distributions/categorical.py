@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import Distribution, check_action_shape, check_integer, draw
+from a2c_compiled.distributions.base import Distribution, check_action_shape, check_integer, draw, require
 
 
 class Categorical(Distribution):
@@ -51,7 +51,14 @@ class Categorical(Distribution):
         """
         check_action_shape(action, params, [])
         check_integer(action)
-        return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).to(params.dtype)
+        return self._log_prob_of_choice(params, action.long()).to(params.dtype)
+
+    def _log_prob_of_choice(self, params: Tensor, choice: Tensor) -> Tensor:
+        """Computes the log-probability of ``choice``.
+
+        ``choice``: ``[*B]``, int64. Result: ``[*B]``, float64 for float64 ``params``, otherwise float32.
+        """
+        return choice_log_prob(self.log_probs(params), choice)
 
     def entropy(self, params: Tensor) -> Tensor:
         """Computes :math:`-\\sum_i p_i \\log p_i`: ``[*B]``, dtype of ``params``. A term with :math:`p_i = 0` counts as 0."""
@@ -79,7 +86,8 @@ class OneHotCategorical(Categorical):
     """One choice among ``n`` actions, as a one-hot vector.
 
     * ``params`` and noise: as in :class:`Categorical`.
-    * action: ``[*B, n]``, any dtype; the position of its largest entry is the choice. Samples are int64.
+    * action: ``[*B, n]``, any dtype, no entry negative, at least one positive; the position of its largest entry is the choice. Samples
+      are int64.
 
     Formula, arguments and errors: see :class:`a2c_compiled.distributions.Categorical`.
 
@@ -94,8 +102,10 @@ class OneHotCategorical(Categorical):
         check_action_shape(action, params, [self.n])
         if action.dtype == torch.bool:  # argmax does not accept bool
             action = action.to(torch.uint8)
-        chosen = action.argmax(-1, keepdim=True)
-        return self.log_probs(params).gather(-1, chosen).squeeze(-1).to(params.dtype)
+        choice = action.argmax(-1)
+        is_one_hot = any_entry(action > 0) & ~any_entry(~(action >= 0))
+        log_prob = self._log_prob_of_choice(params, choice)
+        return require(is_one_hot, action, "vectors with a positive and no negative entry", log_prob).to(params.dtype)
 
     def mode(self, params: Tensor) -> Tensor:
         """Returns the one-hot action with the largest probability: ``[*B, n]``, int64."""
@@ -108,6 +118,24 @@ class OneHotCategorical(Categorical):
     def _one_hot(self, score: Tensor) -> Tensor:
         """Returns 1 at the largest ``score`` of the last dimension, else 0: ``[*B, n]``, int64."""
         return functional.one_hot(score.argmax(-1), self.n)
+
+
+def choice_log_prob(log_probs: Tensor, choice: Tensor) -> Tensor:
+    """Returns the entry of ``log_probs``, ``[*B, n]``, at ``choice``, ``[*B]``, int64. Refuses a choice that is not from 0 to ``n - 1``."""
+    last = log_probs.size(-1) - 1
+    nearest = choice.clamp(0, last)  # gather must not read outside of log_probs
+    return require(nearest == choice, choice, f"choices from 0 to {last}", entry_at(log_probs, nearest))
+
+
+def entry_at(table: Tensor, choice: Tensor) -> Tensor:
+    """Returns the entry of ``table``, ``[*B, n]``, at ``choice``, ``[*B]``, int64, from 0 to ``n - 1``."""
+    return table.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
+
+
+def any_entry(flags: Tensor) -> Tensor:
+    """Returns whether any flag in the last dimension is True: ``[*B]``, bool, for ``flags`` ``[*B, n]``."""
+    # Not any(-1): onnxruntime's reductions keep the last dimension of an empty tensor.
+    return entry_at(flags, flags.to(torch.uint8).argmax(-1))
 
 
 def entropy_from_log_probs(log_probs: Tensor) -> Tensor:

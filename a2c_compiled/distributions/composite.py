@@ -71,7 +71,8 @@ class Composite(Distribution):
             action: ``[*B, k]``, floating dtype if any head is continuous, otherwise an integer dtype.
 
         Returns:
-            The action of each head, ``[*B]`` or ``[*B, dim]``. The action of a discrete head is rounded and converted to int64.
+            The action of each head, ``[*B]`` or ``[*B, dim]``. The action of a discrete head is rounded and converted to int64;
+            NaN and infinity become -1.
 
         Raises:
             ValueError: the last dimension is wrong.
@@ -85,7 +86,8 @@ class Composite(Distribution):
         actions: List[Tensor] = []
         for i, part in enumerate(action.split(self.action_sizes, -1)):
             if not self.is_continuous[i]:
-                part = (part.round() if part.is_floating_point() else part).long()
+                # -1 is no choice of any head, whereas the integer that NaN becomes depends on the machine.
+                part = (part.round().nan_to_num(-1.0, -1.0, -1.0) if part.is_floating_point() else part).long()
             actions.append(part.squeeze(-1) if self.is_single[i] else part)
         return actions
 

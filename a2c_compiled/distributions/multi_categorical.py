@@ -7,8 +7,8 @@ from torch import Tensor
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions.base import check_action_shape, check_integer, draw, join_noise_kinds
-from a2c_compiled.distributions.categorical import Categorical, entropy_from_log_probs
+from a2c_compiled.distributions.base import check_action_shape, check_integer, draw, join_noise_kinds, require
+from a2c_compiled.distributions.categorical import Categorical, entropy_from_log_probs, entry_at
 
 
 class MultiCategorical(Categorical):
@@ -17,8 +17,7 @@ class MultiCategorical(Categorical):
     .. math:: \log p(a) = \sum_i \log p_i(a_i)
 
     * ``params``: ``[*B, sum(nvec)]``, floating dtype; the logits of all choices, concatenated.
-    * action: ``[*B, len(nvec)]``, integer dtype, entry ``i`` from 0 to ``nvec[i] - 1``. Samples are int64. An entry from ``nvec[i]`` to
-      ``max(nvec) - 1`` has log-probability :math:`-\infty`; larger entries are not allowed.
+    * action: ``[*B, len(nvec)]``, integer dtype, entry ``i`` from 0 to ``nvec[i] - 1``. Samples are int64.
     * noise: ``[*B, sum(nvec)]``, standard Gumbel.
 
     The entropy is the sum of the choices' entropies.
@@ -35,6 +34,7 @@ class MultiCategorical(Categorical):
 
     places: Tensor
     missing: Tensor
+    last: Tensor  # [len(nvec)]: the last option of each choice
 
     def __init__(self, nvec: Sequence[int]) -> None:
         if not isinstance(nvec, Iterable):
@@ -51,6 +51,8 @@ class MultiCategorical(Categorical):
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         places = [[start + min(k, n - 1) for k in range(self.n)] for start, n in zip(starts, sizes, strict=True)]
         missing = [[k >= n for k in range(self.n)] for n in sizes]
+        self.register_buffer("last", torch.tensor(sizes) - 1, persistent=False)
+        self._expected = "choices from 0 to " + " and ".join(str(n - 1) for n in sizes)
         self.register_buffer("places", torch.tensor(places).flatten(), persistent=False)
         self.register_buffer("missing", torch.tensor(missing), persistent=False)
 
@@ -71,7 +73,10 @@ class MultiCategorical(Categorical):
         """
         check_action_shape(action, params, [self.num_choices])
         check_integer(action)
-        return self.log_probs(params).gather(-1, action.long().unsqueeze(-1)).squeeze(-1).sum(-1).to(params.dtype)
+        choice = action.long()
+        nearest = torch.minimum(choice.clamp_min(0), self.last)  # gather must not read outside of log_probs
+        log_prob = require(nearest == choice, choice, self._expected, entry_at(self.log_probs(params), nearest))
+        return log_prob.sum(-1).to(params.dtype)
 
     def entropy(self, params: Tensor) -> Tensor:
         """Computes the sum of the choices' entropies: ``[*B]``, dtype of ``params``."""

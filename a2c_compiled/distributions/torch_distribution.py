@@ -75,6 +75,14 @@ class TorchDistribution(Distribution):
         """Returns ``mode`` of the wrapped distribution."""
         return self.distribution(params).mode
 
+    def action_of_ones(self, params: Tensor) -> Tensor:
+        """Returns the mode for parameters of 1, or a sample if the wrapped distribution does not implement ``mode``."""
+        distribution = self.distribution(params.new_ones([params.size(-1)]))
+        try:
+            return distribution.mode
+        except NotImplementedError:
+            return distribution.sample()
+
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         """Returns ``rsample()`` of the wrapped distribution. Raises ValueError unless ``noise`` is None."""
         _check_no_noise(noise)

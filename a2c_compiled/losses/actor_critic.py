@@ -16,7 +16,7 @@ from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
-from a2c_compiled.losses.batch import Batch, experience, laid_out, match_dims
+from a2c_compiled.losses.batch import Batch, experience, laid_out, match_dims, replace_uncounted
 from a2c_compiled.losses.critic_inputs import chunks, concatenate, replace_nan, take_observations
 from a2c_compiled.losses.detached_parameters import detach_parameters
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
@@ -114,9 +114,18 @@ class ActorCritic(CoefficientModule):
         """Returns the device of the actor network, or the CPU if the network has no parameters."""
         return next((parameter.device for parameter in self.actor_network.parameters()), torch.device("cpu"))
 
-    def policy(self, observation: Tensor, action: Tensor) -> PolicyOutputs:
-        """Runs the actor network and computes the log-probability of ``action``, see :class:`PolicyOutputs`."""
+    def policy(self, observation: Tensor, action: Tensor, mask: Optional[Tensor]) -> PolicyOutputs:
+        """Runs the actor network and computes the log-probability of ``action``, see :class:`PolicyOutputs`.
+
+        At the steps that ``mask`` excludes, neither ``action`` nor the network's output is read: the parameters become 1.
+        """
         params = widen(self.actor_network(observation))
+        if mask is not None:
+            possible = self.distribution.action_of_ones(params)
+            # With another shape, log_prob raises an error. It must not receive an action that the replacement has broadcast.
+            if list(action.shape) == list(params.shape[:-1]) + list(possible.shape):
+                action = replace_uncounted("action", action, mask, possible)
+            params = replace_uncounted("params", params, mask, params.new_ones([]))
         return PolicyOutputs(params, self.distribution.log_prob(params, action))
 
     def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:

@@ -1,7 +1,8 @@
 """Checks the inputs of the loss and brings them to one shape. TorchScript compiles this file.
 
-Steps that the mask excludes may hold NaN or infinity. In observations, actions, rewards and ``sample_log_prob``, :func:`zero_nonfinite`
-replaces NaN and infinity by 0. ``losses/a2c.py`` sets the other tensors to 0 at these steps.
+Steps that the mask excludes may hold NaN, infinity or actions that the distribution lacks. In observations, rewards and
+``sample_log_prob``, :func:`zero_nonfinite` replaces NaN and infinity by 0. In actions and distribution parameters,
+:func:`replace_uncounted` replaces everything. ``losses/a2c.py`` sets the other tensors to 0 at these steps.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -137,6 +138,19 @@ def zero_nonfinite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
             return tuple(zero_nonfinite(name, part, mask) for part in tensor)
     if not tensor.is_floating_point():
         return tensor
+    return tensor.masked_fill(~(_counted(name, tensor, mask) | tensor.isfinite()), 0.0)
+
+
+def replace_uncounted(name: str, tensor: Tensor, mask: Tensor, replacement: Tensor) -> Tensor:
+    """Returns ``tensor`` with ``replacement``, which broadcasts to it, at the steps that ``mask`` excludes.
+
+    Errors: see :func:`zero_nonfinite`.
+    """
+    return torch.where(_counted(name, tensor, mask), tensor, replacement.to(tensor.dtype))
+
+
+def _counted(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
+    """Returns ``mask`` with as many dimensions as ``tensor``. Errors: see :func:`zero_nonfinite`."""
     counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
     for i in range(counts.dim()):
         if tensor.size(i) == 1 and counts.size(i) > 1:  # all agents share the entry, which counts if any agent's mask is True
@@ -145,7 +159,7 @@ def zero_nonfinite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
             raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
     while counts.dim() < tensor.dim():
         counts = counts.unsqueeze(-1)
-    return tensor.masked_fill(~(counts | tensor.isfinite()), 0.0)
+    return counts
 
 
 def _zero_nonfinite_or_none(name: str, tensor: Optional[Tensor], mask: Optional[Tensor]) -> Optional[Tensor]:

@@ -97,12 +97,12 @@ class EstimatingActorCritic(ActorCritic):
     def _read(self, entries: Batch, action: Tensor) -> Tuple[PolicyOutputs, Batch]:
         """Checks the inputs, runs the actor and returns its outputs and the batch after :func:`shaped`.
 
-        At masked-out steps, NaN and infinity in observations and actions become 0 before the actor runs.
+        At masked-out steps, NaN and infinity in observations become 0 before the actor runs.
         """
         observation, mask = entries.observation, entries.mask
         check_action(action, mask)
         if mask is not None:
-            observation, action = zero_nonfinite("observation", observation, mask), zero_nonfinite("action", action, mask)
+            observation = zero_nonfinite("observation", observation, mask)
             if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
                 if self.has_recurrent_network:
                     observation = restart_after(observation, ~mask)
@@ -110,7 +110,7 @@ class EstimatingActorCritic(ActorCritic):
             if entries.cu_seqlens is not None and self.has_recurrent_network:
                 start = observation[2]
                 observation = restart_after(observation, sequence_ends(entries.cu_seqlens, start, 0).expand_as(start))
-        policy = self.policy(observation, action)
+        policy = self.policy(observation, action, mask)
         return policy, shaped(entries, observation, policy.log_prob, self.value_estimator.several_agents)
 
     def _given(self, batch: Batch, advantage: Tensor, log_prob: Tensor, wants_critic: bool) -> Estimates:

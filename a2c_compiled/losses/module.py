@@ -236,6 +236,7 @@ class A2CLoss(EstimatingActorCritic):
         Args:
             observation: ``[*B, ...]``: input of the networks; a tensor or, except in TorchScript, a tuple of tensors.
             action: ``[*B]`` or ``[*B, dim]``, with the dtype and shape that the distribution expects; must not require grad.
+                Not read at the steps that ``mask`` excludes.
             reward: ``[*B]``, floating.
             next_observation: shape and dtype of ``observation``. At a ``done`` step it is the last observation before the reset. NaN
                 means unknown: the loss reads the entry of ``observation`` instead.
@@ -262,7 +263,8 @@ class A2CLoss(EstimatingActorCritic):
             :class:`A2CLosses`. The losses are scalars, or ``[*B]`` with ``reduction="none"``.
 
         Raises:
-            ValueError: a required tensor is None, a shape or device is wrong, or ``action`` requires grad.
+            ValueError: a required tensor is None, a shape or device is wrong, ``action`` requires grad, or the distribution lacks an
+                action of a step that counts (other modes: see :meth:`a2c_compiled.distributions.Distribution.log_prob`).
             TypeError: an argument has a wrong type or dtype.
         """
         entries = Batch(

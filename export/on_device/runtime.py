@@ -321,12 +321,19 @@ class Learner:
             noise, given = noise.with_sizes(1, *size), rollout.get("noise")
             given = self._random.draw(self._graph, noise.shape) if given is None else given
             arrays["noise"] = noise.checked("rollout['noise']", given)
-        action = arrays["action"]
-        # A graph takes a negative choice as an index from the end, and on a GPU it reads out of bounds.
-        if self._choices is not None and not ((action >= 0) & (action < self._choices)).all():
-            expected = "choices from 0 to " + " and ".join(str(n - 1) for n in self._choices)
-            raise ValueError(f"rollout['action']: expected {expected}, got {action.min()} to {action.max()}")
+        if self._choices is not None:  # a graph can only turn a wrong choice into NaN
+            self._check_choices(arrays["action"], arrays.get("mask"), self._choices)
         return arrays
+
+    @staticmethod
+    def _check_choices(action: np.ndarray, mask: Optional[np.ndarray], choices: List[int]) -> None:
+        """Raises ValueError unless the choices of every step that counts are in range. ``mask``: ``[T, N]`` or ``[T, N, 1]``, bool."""
+        wrong = (action < 0) | (action >= choices)
+        if mask is not None:
+            wrong &= mask.reshape(*action.shape[:2], *[1] * (action.ndim - 2))
+        if wrong.any():
+            expected = "choices from 0 to " + " and ".join(str(n - 1) for n in choices)
+            raise ValueError(f"rollout['action']: expected {expected}, got {action[wrong].min()} to {action[wrong].max()}")
 
 
 class _BoundState(NamedTuple):

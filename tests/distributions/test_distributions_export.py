@@ -126,8 +126,11 @@ def test_the_runtime_acts_as_the_policies(policies: Policies) -> None:
     observation, noise = inputs["observation"].numpy(), inputs["noise"].numpy()
     policy = Policy.load(policies.sampled.files[".onnx"], seed=0)
     np.testing.assert_allclose(Policy.load(policies.greedy.files[".onnx"]).act(observation), action, rtol=1e-5, atol=1e-5)
-    for output, value in zip(policy.act(observation, noise), expected, strict=True):
-        np.testing.assert_allclose(output, value, rtol=1e-4, atol=1e-4)
+    output = policy.act(observation, noise)
+    np.testing.assert_allclose(output.action, expected.action, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(output.state_value, expected.state_value, rtol=1e-4, atol=1e-4)
+    score = distribution.log_prob(params, torch.from_numpy(output.action))
+    np.testing.assert_allclose(output.log_prob, score, rtol=1e-4, atol=1e-4)
     if distribution.has_entropy:
         # The mean of -log_prob over sampled actions estimates the mean entropy; five standard errors are allowed.
         log_prob = policy.act(observation.repeat(10, 0)).log_prob

@@ -32,13 +32,6 @@ def test_choices_of_different_sizes_do_not_touch_each_other() -> None:
     assert (sample[:, 1] != 1).all()
 
 
-def test_a_choice_beyond_its_own_size_is_impossible() -> None:
-    params = torch.zeros(1, 5, requires_grad=True)
-    log_prob = MultiCategorical([2, 3]).log_prob(params, torch.tensor([[2, 0]]))
-    assert log_prob.item() == -INF
-    assert torch.autograd.grad(log_prob.sum(), params)[0].isfinite().all()
-
-
 def test_each_choice_comes_as_often_as_its_probabilities_say() -> None:
     nvec, count = [2, 4, 1], 100_000
     params = torch.tensor([0.5, -0.5, 1.0, 0.0, -2.0, 0.3, 7.0])

@@ -36,7 +36,7 @@ pytest.importorskip("torchrl")
 
 from tensordict import TensorDict
 from torchrl import objectives as theirs
-from torchrl.modules import PercentileValueNorm
+from torchrl.modules import MaskedCategorical, PercentileValueNorm
 from torchrl.objectives.value import advantages as their_estimators
 from torchrl.objectives.value import functional as their_functions
 from torchrl_cases import assert_equals_torchrl, torchrl_data, torchrl_loss
@@ -765,6 +765,19 @@ def test_standardisation_of_a_single_step():
     assert_close(found, torch.full((1, 1, 1), 100.1))
     for found in standardised_by_both(1, torch.zeros(1, 1, 1, dtype=torch.int64)):
         assert (found == 0).all()
+
+
+def test_an_action_that_the_distribution_lacks():
+    theirs_masked = MaskedCategorical(logits=torch.zeros(3), mask=torch.tensor([True, False, True]))
+    assert theirs_masked.log_prob(torch.tensor(1)) == -torch.inf
+    params = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+    with pytest.raises(ValueError, match="action: expected choices that the mask in params allows, got 1"):
+        distributions.MaskedCategorical(3).log_prob(params, torch.tensor(1))
+    with pytest.raises(ValueError, match="action: expected choices from 0 to 2, got -1"):
+        distributions.MaskedCategorical(3).log_prob(params, torch.tensor(-1))
+    loss, steps = make_loss(), make_loss_steps()
+    padded = steps._replace(action=torch.where(steps.mask.squeeze(-1), steps.action, -1))
+    assert_same(loss(**of(padded, *GIVEN, "mask")), loss(**of(steps, *GIVEN, "mask")), 0)
 
 
 def test_unknown_arguments_are_refused():

@@ -1,6 +1,7 @@
 """The modules for private names of other packages work with and without each name, and no other module uses such names."""
 
 import ast
+import contextlib
 import importlib.util
 import pkgutil
 import sys
@@ -155,6 +156,13 @@ def test_gamma_variates_are_differentiable_with_either_operator(without):
         drawn = standard_gamma(concentration)
         assert abs(drawn.mean() - 3.0) < 0.05
         assert abs(torch.autograd.grad(drawn.mean(), concentration)[0].sum() - 1.0) < 0.05
+
+
+def test_without_torchs_assertion_there_is_none(without):
+    for door, raises in ((present, True), (without("torch._assert_async"), False)):
+        with pytest.raises(RuntimeError, match="action: wrong") if raises else contextlib.nullcontext():
+            door.assert_in_graph(torch.tensor(False), "action: wrong")
+        door.assert_in_graph(torch.tensor(True), "action: wrong")
 
 
 def test_a_loop_without_the_operator_is_unrolled(monkeypatch):
