@@ -139,6 +139,20 @@ FAULTS = (
         ("tests/distributions",),
     ),
     Fault(
+        "a wrong action is scored as the nearest one",
+        "a2c_compiled/distributions/base.py",
+        'log_prob * torch.ones_like(log_prob).masked_fill(~is_valid, float("nan"))',
+        "log_prob",
+        ("tests/distributions", "tests/losses"),
+    ),
+    Fault(
+        "an exported policy scores the sample before tanh",
+        "export/graphs/policies.py",
+        "action = self.distribution.sample(params, noise)\n        log_prob = self.distribution.log_prob(params, action)\n        return S",
+        "action, log_prob = self.distribution.sample_and_log_prob(params, noise)\n        return S",
+        ("tests/export/test_policy_scores.py",),
+    ),
+    Fault(
         "masked observations enter the running mean",
         "a2c_compiled/networks/observation_norm.py",
         "rows.masked_fill(ignored, 0.0).sum(0).flatten()",
@@ -190,8 +204,8 @@ FAULTS = (
     Fault(
         "the device's learner accepts an action one beyond the last",
         "export/on_device/runtime.py",
-        "(action < self._choices)",
-        "(action <= self._choices)",
+        "(action >= choices)",
+        "(action > choices)",
         ("tests/export/test_runtime.py",),
     ),
 )

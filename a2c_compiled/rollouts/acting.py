@@ -4,6 +4,7 @@ from typing import NamedTuple, Optional
 
 from torch import Tensor
 
+from a2c_compiled._precision import widen
 from a2c_compiled.environments import Observation
 from a2c_compiled.losses import A2CLoss
 
@@ -12,8 +13,8 @@ class PolicyOutput(NamedTuple):
     """Output of the policy for the observations of ``N`` environments.
 
     Attributes:
-        action: ``[N, *event]``, dtype of the distribution's samples: the sampled actions.
-        log_prob: ``[N]``, floating point: log-probability of ``action``. None if the loss does not read log-probabilities.
+        action: ``[N, *event]``, dtype of the distribution's samples from float32 or float64 parameters: the sampled actions.
+        log_prob: ``[N]``, float32 or float64: log-probability of ``action``. None if the loss does not read log-probabilities.
         state_value: ``[N]``, floating point: the critic's value of the observation. None if the loss does not read state values.
     """
 
@@ -36,12 +37,16 @@ def act(loss: A2CLoss, observation: Observation) -> PolicyOutput:
 def sample_action(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> PolicyOutput:
     """Samples actions from the distribution with parameters ``params``.
 
+    As in the loss, half-precision parameters become float32, and the score is ``log_prob`` of the action that is returned. The loss
+    therefore computes the same score while the policy is unchanged, so that the importance ratio is 1.
+
     Args:
         loss: loss with the distribution.
         params: ``[N, num_params]``, floating point: output of the actor network.
         value: ``[N]`` or ``[N, 1]``, floating point: output of the critic network. None if the loss does not read state
             values.
     """
+    params = widen(params)
     action = loss.distribution.sample(params)
     log_prob = loss.distribution.log_prob(params, action) if loss.reads_log_prob else None
     return PolicyOutput(action, log_prob, None if value is None else value.reshape(params.shape[:-1]))

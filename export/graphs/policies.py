@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from a2c_compiled._export_names import GreedyAction
 from a2c_compiled._parameters import parameter_names_by_location
+from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.tracing.call import InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
@@ -65,7 +66,11 @@ class GreedyPolicy(nn.Module):
 
 
 class _ActorCritic(nn.Module):
-    """Holds the networks and the distribution of a policy that samples its actions."""
+    """Holds the networks and the distribution of a policy that samples its actions.
+
+    As in the loss, half-precision parameters of the distribution become float32, and a score is ``log_prob`` of the action that the graph
+    returns. The loss therefore computes the same score while the policy is unchanged, so that the importance ratio is 1.
+    """
 
     def __init__(self, actor_network: nn.Module, critic_network: nn.Module, distribution: Distribution) -> None:
         super().__init__()
@@ -97,7 +102,9 @@ class SampledPolicy(_ActorCritic):
             ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``log_prob``, ``state_value``: ``[N]``, floating
             point.
         """
-        action, log_prob = self.distribution.sample_and_log_prob(self.actor_network(observation), noise)
+        params = widen(self.actor_network(observation))
+        action = self.distribution.sample(params, noise)
+        log_prob = self.distribution.log_prob(params, action)
         return SampledAction(action, log_prob, self.critic_network(observation).reshape(log_prob.shape))
 
 
@@ -136,10 +143,11 @@ class _Acting(_ActorCritic):
     """Computes :class:`ActingOutputs`. The module that :class:`ActingPolicy` runs with its inputs as parameters."""
 
     def forward(self, observation: Tensor, noise: Tensor) -> ActingOutputs:
-        params = self.actor_network(observation)
+        params = widen(self.actor_network(observation))
         greedy_action = self.distribution.mode(params)
         greedy_log_prob = self.distribution.log_prob(params, greedy_action)
-        action, log_prob = self.distribution.sample_and_log_prob(params, noise)
+        action = self.distribution.sample(params, noise)
+        log_prob = self.distribution.log_prob(params, action)
         state_value = self.critic_network(observation).reshape(log_prob.shape)
         return ActingOutputs(action, log_prob, state_value, greedy_action, greedy_log_prob)
 

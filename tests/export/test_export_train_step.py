@@ -476,7 +476,8 @@ def test_the_policy_acts_as_in_eager_mode_with_other_parameters(with_policy, env
     with torch.no_grad():
         params = other.actor_network(observation)
         noise = other.distribution.noise(params)
-        action, log_prob = other.distribution.sample_and_log_prob(params, noise)
+        action = other.distribution.sample(params, noise)
+        log_prob = other.distribution.log_prob(params, action)
         expected = {
             "action": action,
             "log_prob": log_prob,

@@ -177,7 +177,8 @@ def test_a_learner_acts_as_eager_mode_does(exported):
     with torch.no_grad():
         params = eager.loss.actor_network(observation)
         noise = eager.loss.distribution.noise(params)
-        action, log_prob = eager.loss.distribution.sample_and_log_prob(params, noise)
+        action = eager.loss.distribution.sample(params, noise)
+        log_prob = eager.loss.distribution.log_prob(params, action)
         value, greedy = eager.loss.critic_network(observation).squeeze(-1), eager.loss.distribution.mode(params)
         greedy_log_prob = eager.loss.distribution.log_prob(params, greedy)
     for expected, output in (
