@@ -95,7 +95,7 @@ INVALID_INPUTS = {
     "unknown": (lambda inputs: {**inputs, "rewards": inputs["reward"]}, ValueError, r"expected names among .*, got 'rewards'"),
     "number": (lambda inputs: {**inputs, "reward": 1.0}, TypeError, "expected a tensor for reward, got float"),
     "none": (lambda inputs: {**inputs, "terminated": None}, TypeError, "expected a tensor for terminated, got NoneType"),
-    "too_many": (lambda inputs: [*inputs.values(), *[inputs["done"]] * 6], ValueError, "expected at most 10"),
+    "too_many": (lambda inputs: [*inputs.values(), *[inputs["done"]] * 7], ValueError, "expected at most 11"),
     "tensor": (lambda inputs: inputs["reward"], TypeError, "expected a mapping of names to tensors or a sequence of tensors"),
     "bfloat16": (
         lambda inputs: {**inputs, "reward": inputs["reward"].bfloat16()},
