@@ -190,8 +190,9 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--resume",
         action="store_true",
-        help="continue from the last checkpoint in --out, with the options of that run and bit for bit as if it had not stopped; start a"
-        " new run if there is no checkpoint; environments that cannot be restored exactly start new episodes, with a warning",
+        help="continue the run in --out from its last checkpoint, with the options of that run. The result is identical to the result of an"
+        " uninterrupted run, except that environments that cannot be restored exactly start new episodes, with a warning. Without a"
+        " checkpoint, a new run starts",
     )
     start.add_argument("--overwrite", action="store_true", help="start a new run even if --out contains one")
     parser.add_argument(
@@ -210,6 +211,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         elif field_type == typing.Tuple[int, ...]:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
         else:
+            # Optional[X] is parsed as X, or as the word none.
             value_type = {Optional[float]: float, Optional[str]: str}.get(field_type, field_type)
             parse = value_type if value_type is field_type else _or_none(value_type)
             options |= {"type": parse, "metavar": {int: "N", float: "X", str: "NAME"}[value_type]}
@@ -291,7 +293,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = _train_config(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be created fails here, before training
     result = train(config, folder=arguments.out, resume=arguments.resume)
-    if not result.is_first:
+    if not result.is_first:  # only the process with rank 0 prints
         return 0
     if result.interrupted:
         command = "a2c-compiled" if "WORLD_SIZE" not in os.environ else "torchrun ... -m a2c_compiled.cli"
@@ -326,13 +328,15 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
     if "hidden" in on_command_line:
         on_command_line["hidden"] = tuple(on_command_line["hidden"])
     options = {**PRESETS.get(arguments.preset, {}), **on_command_line}
-    resume = arguments.resume or restarts() > 0  # torchrun restarts a process with its first command line
+    resume = (
+        arguments.resume or restarts() > 0
+    )  # torchrun restarts a process with its original command line, which may lack --resume
     if has_checkpoint(arguments.out) and not (resume or arguments.overwrite):
         raise ValueError(
             f"out: expected a folder without a run, got {arguments.out}, which contains one;"
             " --resume continues it, --overwrite starts a new one"
         )
-    if resume and (arguments.out / "config.json").is_file():  # this file is written before the first checkpoint
+    if resume and (arguments.out / "config.json").is_file():  # exists before the first checkpoint
         return dataclasses.replace(load_config(arguments.out), **options)
     return TrainConfig(**options)
 

@@ -127,8 +127,8 @@ FAULTS = (
     Fault(
         "the shifted critic keeps a step beyond its budget",
         "a2c_compiled/losses/shifted.py",
-        "kept = counts & (next_observation < slots)",
-        "kept = counts & (next_observation <= slots)",
+        "kept = included & (next_observation < slots)",
+        "kept = included & (next_observation <= slots)",
         ("tests/losses",),
     ),
     Fault(

@@ -104,6 +104,7 @@ class TruncatedNormal(Normal):
         distance = self._quantile(fixed_loc, fixed_scale, noise)
         loc_slope, scale_slope = self._slopes(fixed_loc, fixed_scale, noise, distance)
         action = self._clamp(self._clamp(fixed_loc) + fixed_scale * distance)
+        # The added terms are 0. They give the result its gradient in loc and scale.
         return (action + loc_slope * (loc - fixed_loc) + scale_slope * (scale - fixed_scale)).to(params.dtype)
 
     def _clamp(self, x: Tensor) -> Tensor:
@@ -115,14 +116,15 @@ class TruncatedNormal(Normal):
     def _tilt_and_width(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tuple[Tensor, Tensor]:
         """Computes the tilt and the width of the half-normal integrals below and above the mode, each ``[*B, dim, 2]``.
 
-        The tilt is :meth:`_tilt`. The width is the distance from the mode to the lower or the upper bound, divided by the scale.
+        The tilt is the distance from the location to the mode, divided by the scale. The width is the distance from the mode to the lower
+        or the upper bound, divided by the scale.
         """
         low, high = self.low.to(loc.dtype), self.high.to(loc.dtype)
         tilt = self._tilt(loc, scale, mode).unsqueeze(-1).expand(list(loc.shape) + [2])
         return tilt, torch.stack([mode - low, high - mode], -1) / scale.unsqueeze(-1)
 
     def _tilt(self, loc: Tensor, scale: Tensor, mode: Tensor) -> Tensor:
-        """Computes the absolute slope of the log-density at the mode, times the scale: ``[*B, dim]``."""
+        """Computes the distance from the location to the mode, divided by the scale: ``[*B, dim]``."""
         return ((mode - loc) / scale).abs().clamp_max(1e15)  # the square of a much larger number overflows in float32
 
     def _quantile(self, loc: Tensor, scale: Tensor, probability: Tensor) -> Tensor:
@@ -133,23 +135,23 @@ class TruncatedNormal(Normal):
         mode = self._clamp(loc)
         tilt, width = self._tilt_and_width(loc, scale, mode)
         below, above = half_normal_integral(tilt, width, self.points, self.weights).unbind(-1)
-        beyond_mode = probability * (below + above) - below
-        distance = half_normal_quantile(self._tilt(loc, scale, mode), beyond_mode.abs(), self.points, self.weights)
-        return torch.where(beyond_mode < 0, -distance, distance)
+        from_mode = probability * (below + above) - below  # the signed integral from the mode to the quantile
+        distance = half_normal_quantile(self._tilt(loc, scale, mode), from_mode.abs(), self.points, self.weights)
+        return torch.where(from_mode < 0, -distance, distance)
 
     def _slopes(self, loc: Tensor, scale: Tensor, probability: Tensor, distance: Tensor) -> Tuple[Tensor, Tensor]:
-        """Computes the derivatives of the quantile by the location and the scale, at a constant cumulative probability.
+        """Computes the derivatives of the quantile with respect to the location and to the scale, at a constant cumulative probability.
 
         The arguments and both results are ``[*B, dim]``, of one dtype, float32 or float64.
         """
         mode = self._clamp(loc)
         c = (mode - loc) / scale
         below, above = (mode - self.low.to(loc.dtype)) / scale, (self.high.to(loc.dtype) - mode) / scale
-        # The density at each bound divided by the density at the quantile, times the probability on the other side of the quantile. The
-        # exponents are at most 80, because the exponential of 89 overflows in float32.
+        # at_low: density at the lower bound / density at the quantile, times the probability above the quantile. at_high: the same for the
+        # upper bound, times the probability below it. The exponents are at most 80: the exponential of 89 overflows in float32.
         at_low = (0.5 * (distance + below) * (2.0 * c + distance - below)).clamp_max(80.0).exp() * (1.0 - probability)
         at_high = (0.5 * (distance - above) * (2.0 * c + distance + above)).clamp_max(80.0).exp() * probability
-        # In a tail, distance / c bounds the derivative. Without this limit, rounding errors could make the result larger than the bound.
-        # If the location is inside the box, c is 0 and there is no such bound: 0 / 0 counts as 1.
+        # In a tail, the derivative with respect to the location is at most distance / c. Rounding errors could exceed this limit. If the
+        # location is inside the box, c is 0 and there is no such limit: 0 / 0 counts as 1.
         loc_slope = torch.minimum((1.0 - at_low - at_high).clamp(0.0, 1.0), (distance / c).abs().nan_to_num(1.0))
         return loc_slope, c * loc_slope + distance + at_low * below - at_high * above

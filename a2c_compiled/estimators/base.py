@@ -23,11 +23,11 @@ class Steps(NamedTuple):
         state_value, next_state_value, reward: ``[*B, T, *F]``, one floating dtype. Rewards are standardised if the estimator has that
             option. With ``auto_reset_env``, ``next_state_value`` is ``state_value`` at truncated steps.
         done, terminated: ``[*B, T, *F]``, bool. A ``terminated`` of None means ``terminated = done``. With a mask or packed sequences,
-            ``done`` is True also at excluded steps, before them, and at the end of each sequence.
+            ``done`` is True also at excluded steps, at the step directly before each of them, and at the end of each sequence.
         log_pi, log_mu: ``[*B, T, *F]``, dtype of ``reward``, or None: log-probability of the action under the current and the behaviour
             policy.
-        order: ``[*B, T, *F]``, int64, or None: with ``skip_masked``, the caller's index of the step at each place along time. Pass a
-            coefficient that has one entry per step through :meth:`ValueEstimator.in_order`.
+        order: ``[*B, T, *F]``, int64, or None: with ``skip_masked``, the caller's index of the step at each place along time. A
+            coefficient that has one entry per step is in the caller's order: convert it with :meth:`ValueEstimator.in_order`.
     """
 
     gamma: Tensor
@@ -53,6 +53,7 @@ class ValueEstimator(CoefficientModule):
     * have a name, as in ``class VTrace(ValueEstimator, name="VTrace")``:
       :func:`~a2c_compiled.estimators.make_value_estimator` then accepts this name;
     * set ``needs_log_prob = True``, if :meth:`estimate` reads ``log_pi`` and ``log_mu``;
+    * set ``has_trace = False``, if the result of a step does not depend on later steps;
     * set ``several_agents = True``, if the values have a dimension of agents, which rewards and flags may lack;
     * override :meth:`standardizes_reward` or :meth:`standardizes_advantage`, if the subclass has an option to standardise.
 
@@ -67,7 +68,7 @@ class ValueEstimator(CoefficientModule):
         auto_reset_env: True if the environments return the first observation of the next episode as the next observation of a truncated
             step. At truncated steps (``done`` and not ``terminated``), ``state_value`` then replaces ``next_state_value``. The option has
             no effect if ``terminated`` is None.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
 
     Raises:
         ValueError: a coefficient is out of range.
@@ -142,9 +143,8 @@ class ValueEstimator(CoefficientModule):
             steps_to_next_obs: ``[*B, T, *F]``, integer or floating: number of environment steps between observation and next
                 observation (n-step data). ``gamma ** steps_to_next_obs`` replaces ``gamma`` at the step. None means 1.
             group: integer, shape of ``reward`` or of its leading dimensions: rewards or advantages are standardised within each group.
-            mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, standardised or not, and all gradients, equal those
-                of the data without the other steps, whatever values the other steps hold. Results at the other steps are 0. See
-                :mod:`a2c_compiled.functional`.
+            mask: ``[*B, T, *F]``, bool: True at included steps. Excluded steps change neither the results at included steps nor any
+                gradient, whatever values they hold. Results at excluded steps are 0. See :mod:`a2c_compiled.functional`.
             cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T.
 
         Returns:
@@ -196,13 +196,14 @@ class ValueEstimator(CoefficientModule):
         return ValueEstimate(advantage, value_target)
 
     def _prepared_estimate(self, steps: Steps, mask: Optional[Tensor], cu_seqlens: Optional[Tensor]) -> ValueEstimate:
-        """Calls :meth:`estimate` with steps whose flags and values include the meaning of the mask and of packed sequences."""
+        """Applies the mask and the ends of packed sequences to the flags and values of ``steps``, then calls :meth:`estimate`."""
         values = {"state_value": steps.state_value, "next_state_value": steps.next_state_value}
         log_pi, log_mu = steps.log_pi, steps.log_mu
         if log_pi is not None:
             values["log_pi"] = log_pi
         if log_mu is not None:
             values["log_mu"] = log_mu
+        # Without a trace the result does not depend on the time dimension; -1 exists in every tensor.
         time_dim = self.time_dim if self.has_trace else -1
         prepared = prepare_steps(
             steps.reward, steps.done, steps.terminated, values, time_dim, cu_seqlens, mask, self.skip_masked
@@ -265,7 +266,7 @@ class ValueEstimator(CoefficientModule):
         return False
 
     def standardized(self, x: Tensor, group: Optional[Tensor], mask: Optional[Tensor]) -> Tensor:
-        """Returns ``x`` with mean 0 and standard deviation 1.
+        """Calls :func:`a2c_compiled.functional.standardize` with ``smallest_std`` and ``across_processes`` of this estimator.
 
         Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.standardize`.
         """

@@ -20,7 +20,7 @@ class GAE(ValueEstimator, name="GAE"):
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.

@@ -30,7 +30,7 @@ class TDEstimator(ValueEstimator):
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TD0Estimator(TDEstimator, name="TD0"):
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td0_return_estimate`.
@@ -132,7 +132,7 @@ class TD1Estimator(TDEstimator, name="TD1"):
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td1_return_estimate`.
@@ -156,7 +156,7 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
@@ -204,7 +204,7 @@ class NStepEstimator(TDEstimator, name="NStep"):
         differentiable: whether results are differentiable in values and rewards.
         across_processes: whether to standardise over the data of all processes.
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
 
     Raises:
         ValueError: ``n`` is less than 1, or a coefficient is out of range.

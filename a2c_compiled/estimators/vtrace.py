@@ -25,7 +25,7 @@ class VTrace(ValueEstimator, name="VTrace"):
         pg_rho_thresh: largest importance weight in the advantage, positive. None means ``rho_thresh``.
         lmbda: decay of the trace, from 0 to 1.
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, see :mod:`a2c_compiled.functional`.
+        skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.vtrace_advantage_estimate`.

@@ -23,11 +23,11 @@ These conventions hold for every function that takes ``reward``:
   ``cu_seqlens[i + 1] - 1``, and its results do not depend on the other sequences: its last step bootstraps from the
   ``next_state_value`` of that step unless the step is ``terminated``. The entries of ``cu_seqlens`` must ascend from 0 to T. The
   functions do not check this, because a check would synchronise with the device.
-* Masks: ``mask``, ``[*B, T, *F]``, bool, is False at steps that do not count, such as padding. The results at the other steps, and all
-  gradients, equal those of the data without these steps, whatever values they hold, NaN included. Results and gradients at these steps
-  are 0. A trace ends before such a step, as at a truncation: the last step before it bootstraps from its own ``next_state_value``. With
-  ``skip_masked=True`` the trace continues at the next step that counts, with one factor ``gamma * lmbda`` for each step that counts; the
-  ``next_state_value`` of the step before a gap must then be the value after the gap.
+* Masks: ``mask``, ``[*B, T, *F]``, bool, is True at included steps and False at excluded steps, such as padding. The results at included
+  steps, and all gradients, equal those of the data without the excluded steps, whatever values those hold, NaN included. Results and
+  gradients at excluded steps are 0. A trace ends directly before an excluded step, as at a truncation: the step there bootstraps from its
+  own ``next_state_value``. With ``skip_masked=True`` the trace continues at the next included step, with one factor ``gamma * lmbda`` for
+  each included step; the ``next_state_value`` of the step before a gap must then be the value after the gap.
 * Empty data: ``T = 0`` and ``N = 0`` give empty results.
 * Errors: a wrong shape, device or ``time_dim`` raises ValueError. A wrong dtype or type raises TypeError. The message has the form
   ``argument: expected X, got Y``.

@@ -50,10 +50,9 @@ def generalized_advantage_estimate(
             ``terminated = done``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
-        mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, and all gradients, equal those of the data without
-            the other steps, whatever values the other steps hold, NaN included. Results at the other steps are 0. None: all steps
-            count.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends there, and
+        mask: ``[*B, T, *F]``, bool: True at included steps. The results there, and all gradients, equal those of the data without the
+            excluded steps, whatever values those hold, NaN included. Results at excluded steps are 0. None: all steps are included.
+        skip_masked: whether a trace passes over excluded steps, to the next included step. False: it ends there, and
             the step before bootstraps from its own ``next_state_value``.
 
     Returns:

@@ -27,8 +27,9 @@ def n_step_return_estimate(
 
     .. math:: G_t = r_t + \gamma r_{t+1} + \dots + \gamma^{m-1} r_{t+m-1} + \gamma^m (1 - \text{terminated}_{t+m-1})\, V(s_{t+m})
 
-    :math:`m` is ``n``, or less if the episode or the data ends earlier: the last step of the sum is then the first ``done`` step
-    from ``t`` on, or the last step of the data. The function needs O(nT) time and memory.
+    :math:`m` is ``n``, or less if the episode or the data ends earlier: the last step of the sum is then the first step from
+    ``t`` on that is ``done`` or ``terminated``, or the last step of the data or of the packed sequence. The function needs O(nT) time
+    and memory.
 
     Args:
         gamma: discount factor :math:`\gamma`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
@@ -54,18 +55,19 @@ def n_step_return_estimate(
             raise TypeError(f"n: expected an integer, got {type(n)}")
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
-    # A window holds step t and the n - 1 steps after it, in a new dimension. G[t] is the return from the start of window t to its end.
+    # A window holds step t and the n - 1 steps after it: [..., T, n, ...]. In the windows, the negative dim has size n.
+    # G at index 0 of window t is the n-step return of step t.
     gamma_tensor = moved_coefficient("gamma", gamma, steps)
     if gamma_tensor.dim() > 0:
         gamma_tensor = _windows(gamma_tensor.expand_as(reward), n, dim)
     returns = td_lambda_return_estimate(
         gamma_tensor,
-        1.0,
+        1.0,  # lmbda
         _windows(widen(steps.values["next_state_value"]), n, dim),
         _windows(widen(steps.reward), n, dim),
         _windows(steps.trace_cut | steps.bootstrap_cut | last_step_mask(steps.trace_cut, dim), n, dim),
         _windows(steps.bootstrap_cut, n, dim),
-        None,
+        None,  # rolling_gamma
         dim,
     )
     return in_callers_order(returns.select(dim, 0).to(reward.dtype), steps)

@@ -34,9 +34,9 @@ def reverse_scan(
         dim: dimension of time.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences along ``dim``, then the size of ``dim``;
             see :mod:`a2c_compiled.functional`.
-        mask: shape of ``x``, bool: steps that count. :math:`y` at these steps, and all gradients, equal those of the data without the
-            other steps, whatever values the other steps hold. :math:`y` is 0 at the other steps. None: all steps count.
-        skip_masked: whether the recurrence passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends
+        mask: shape of ``x``, bool: True at included steps. :math:`y` there, and all gradients, equal those of the data without the
+            excluded steps, whatever values those hold. :math:`y` is 0 at excluded steps. None: all steps are included.
+        skip_masked: whether the recurrence passes over excluded steps, to the next included step. False: it ends
             there.
 
     Returns:
@@ -96,10 +96,9 @@ def reward2go(
         gamma: discount factor :math:`\gamma_t`; a number, a one-element tensor, or a tensor that broadcasts to ``reward``.
         time_dim: dimension of time. The default -2 fits ``[T, N]`` and ``[N, T, 1]``; use -1 for ``[N, T]`` and ``[T]``.
         cu_seqlens: ``[S + 1]``, int32 or int64: the start of each of ``S`` packed sequences, then T; see :mod:`a2c_compiled.functional`.
-        mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, and all gradients, equal those of the data without
-            the other steps, whatever values the other steps hold, NaN included. Results at the other steps are 0. None: all steps
-            count.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends there.
+        mask: ``[*B, T, *F]``, bool: True at included steps. The results there, and all gradients, equal those of the data without the
+            excluded steps, whatever values those hold, NaN included. Results at excluded steps are 0. None: all steps are included.
+        skip_masked: whether a trace passes over excluded steps, to the next included step. False: it ends there.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.

@@ -1,6 +1,7 @@
 """Prepares the steps of a rollout for the formulas: checks, ends of episodes and sequences, and steps that a mask excludes.
 
-TorchScript compiles this file. The formulas then read only tensors that are finite at excluded steps, and flags that cut every trace there.
+The formulas read only the result: tensors that are 0 at excluded steps, and flags that end every trace there. TorchScript compiles this
+file.
 """
 
 from typing import Dict, NamedTuple, Optional
@@ -18,15 +19,16 @@ class PreparedSteps(NamedTuple):
     Fields:
         reward: ``[*B, T, *F]``, floating.
         values: tensors with the shape and dtype of ``reward``, by argument name.
-        done: ``[*B, T, *F]``, bool: the flag of the caller.
+        done: ``[*B, T, *F]``, bool: the caller's flag, in the order ``order``. Excluded steps keep their flag.
         trace_cut: ``[*B, T, *F]``, bool: True where the trace must not continue to the next step: at an end of an episode or of a packed
-            sequence, at excluded steps, and before them.
+            sequence, at excluded steps, and at the step directly before each of them.
         bootstrap_cut: ``[*B, T, *F]``, bool: True where the return does not bootstrap.
         dim: the time dimension as a negative index.
         mask: ``[*B, T, *F]``, bool: False at excluded steps, in the order of the caller. None: no step is excluded.
-        order: ``[*B, T, *F]``, int64: for each place along ``dim``, the caller's index of the step that was moved there. Steps that count
-            come first. None: the steps have the order of the caller.
-        place: ``[*B, T, *F]``, int64: for each step of the caller, its place. None as ``order``.
+        order: ``[*B, T, *F]``, int64: for each place along ``dim``, the caller's index of the step that was moved there. Included steps
+            come first. None: the steps keep the caller's order.
+        place: ``[*B, T, *F]``, int64: for each step in the caller's order, its index along ``dim`` after the move (the inverse of
+            ``order``). None if ``order`` is None.
     """
 
     reward: Tensor
@@ -52,10 +54,10 @@ def prepare_steps(
 ) -> PreparedSteps:
     """Checks the arguments and returns the inputs of a formula.
 
-    The results of the formula at the steps that count, and the gradients, are those of the data without the excluded steps:
+    Excluded steps change neither the results at included steps nor any gradient, whatever values they hold. At a gap:
 
     * ``skip_masked=False``: a trace ends before an excluded step, as at a truncation. The step before bootstraps from its own next value.
-    * ``skip_masked=True``: the steps that count move together, so that a trace passes over excluded steps.
+    * ``skip_masked=True``: the included steps are moved to the front, so that a trace passes from each included step to the next one.
 
     Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
     """
@@ -65,11 +67,12 @@ def prepare_steps(
     if mask is None:
         trace_cut = done if cu_seqlens is None else done | sequence_ends(cu_seqlens, done, dim)
         return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, None, None, None)
-    # Before all computation: the gradient of a masked result would be 0 * NaN = NaN.
+    # Excluded entries become 0 before the formula runs. If only the result were masked, the gradient would be 0 * NaN = NaN.
     excluded = ~mask
     reward = reward.masked_fill(excluded, 0.0)
     values = {name: value.masked_fill(excluded, 0.0) for name, value in values.items()}
     if not skip_masked:
+        # roll wraps around. This changes only the last step, where every trace ends anyway.
         trace_cut = done | excluded | excluded.roll(-1, dim)
         if cu_seqlens is not None:
             trace_cut = trace_cut | sequence_ends(cu_seqlens, done, dim)
@@ -79,33 +82,37 @@ def prepare_steps(
     moved_done = done.gather(dim, order)
     trace_cut = moved_done
     if cu_seqlens is not None:
-        # The number of the sequence of each step. A moved step ends its sequence if the step after it has another number.
+        # number: the index of each step's sequence. After the move, a step ends its sequence if the next step has another number.
         ends = sequence_ends(cu_seqlens, done, dim).expand_as(done).to(torch.int64)
         number = (ends.cumsum(dim) - ends).gather(dim, order)
         trace_cut = trace_cut | (number != number.roll(-1, dim))
-    beyond = excluded.gather(dim, order)
-    trace_cut = trace_cut | beyond | beyond.roll(-1, dim)
+    moved_excluded = excluded.gather(dim, order)
+    trace_cut = trace_cut | moved_excluded | moved_excluded.roll(-1, dim)
     return PreparedSteps(
         reward.gather(dim, order), moved, moved_done, trace_cut, bootstrap_cut.gather(dim, order), dim, mask, order, place
     )
 
 
 def _order_and_place(mask: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Returns ``order`` and ``place`` of :class:`PreparedSteps` for a mask: steps that count first, all in the order of time."""
-    counts = mask.to(torch.int64)
-    excluded = 1 - counts
-    place = torch.where(mask, counts.cumsum(dim) - 1, counts.sum(dim, keepdim=True) + excluded.cumsum(dim) - 1)
-    steps = torch.ones_like(counts).cumsum(dim) - 1
-    return torch.zeros_like(place).scatter(dim, place, steps), place
+    """Returns ``order`` and ``place`` of :class:`PreparedSteps` for a mask.
+
+    Included steps come first, then excluded steps. Both groups keep their order in time.
+    """
+    included = mask.to(torch.int64)
+    excluded = 1 - included
+    place = torch.where(mask, included.cumsum(dim) - 1, included.sum(dim, keepdim=True) + excluded.cumsum(dim) - 1)
+    steps = torch.ones_like(included).cumsum(dim) - 1
+    order = torch.zeros_like(place).scatter(dim, place, steps)  # the inverse permutation of place
+    return order, place
 
 
 def moved_coefficient(name: str, value: Coefficient, steps: PreparedSteps) -> Tensor:
-    """Returns :func:`~a2c_compiled.functional.arguments.coefficient` for the order of ``steps``. Excluded entries become 0."""
+    """Returns ``value`` as :func:`~a2c_compiled.functional.arguments.coefficient` does, in the order of ``steps``, 0 at excluded steps."""
     return _moved(coefficient(name, value, steps.reward), steps)
 
 
 def moved_operand(name: str, value: Coefficient, steps: PreparedSteps) -> Tensor:
-    """Returns :func:`~a2c_compiled.functional.arguments.operand` for the order of ``steps``. Excluded entries become 0."""
+    """Returns ``value`` as :func:`~a2c_compiled.functional.arguments.operand` does, in the order of ``steps``, 0 at excluded steps."""
     return _moved(operand(name, value, steps.reward), steps)
 
 
@@ -117,7 +124,7 @@ def _moved(tensor: Tensor, steps: PreparedSteps) -> Tensor:
 
 
 def moved(tensor: Tensor, order: Optional[Tensor], dim: int) -> Tensor:
-    """Returns ``tensor`` in the ``order`` of :class:`PreparedSteps`. A tensor of one element, or an order of None, changes nothing."""
+    """Returns ``tensor`` in the ``order`` of :class:`PreparedSteps`; unchanged if it has one element or ``order`` is None."""
     if order is None or tensor.numel() == 1:
         return tensor
     return tensor.expand_as(order).gather(dim, order)

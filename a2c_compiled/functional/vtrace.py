@@ -68,10 +68,9 @@ def vtrace_advantage_estimate(
         pg_rho_thresh: :math:`\bar\rho_\text{pg}`, the threshold in the advantage, of the same types as ``gamma``. None means
             ``rho_thresh``.
         lmbda: decay of the trace :math:`\lambda_t`, from 0 to 1, of the same types as ``gamma``.
-        mask: ``[*B, T, *F]``, bool: steps that count. The results at these steps, and all gradients, equal those of the data without
-            the other steps, whatever values the other steps hold, NaN included. Results at the other steps are 0. None: all steps
-            count.
-        skip_masked: whether a trace passes over the steps that ``mask`` excludes, to the next step that counts. False: it ends there, and
+        mask: ``[*B, T, *F]``, bool: True at included steps. The results there, and all gradients, equal those of the data without the
+            excluded steps, whatever values those hold, NaN included. Results at excluded steps are 0. None: all steps are included.
+        skip_masked: whether a trace passes over excluded steps, to the next included step. False: it ends there, and
             the step before bootstraps from its own ``next_state_value``.
 
     Returns:

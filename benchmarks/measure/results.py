@@ -13,10 +13,19 @@ from a2c_compiled.benchmarks.measure.shapes import Plan
 from a2c_compiled.benchmarks.measure.timing import Timing, time_call
 
 PACKAGES = (
-    *("a2c-compiled", "torch", "triton", "numpy", "onnxruntime", "torchrl", "stable-baselines3", "numba"),
-    *("onnxruntime-gpu", "rl-triton", "pufferlib"),
+    "a2c-compiled",
+    "torch",
+    "triton",
+    "numpy",
+    "onnxruntime",
+    "torchrl",
+    "stable-baselines3",
+    "numba",
+    "onnxruntime-gpu",
+    "rl-triton",
+    "pufferlib",
 )
-_COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}  # bytes of source and target together; far more than any cache holds
+_COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}  # bytes of source and target together; more than the caches of most machines hold
 # Properties of a Row that are saved for readers of the file.
 _DERIVED = ("bandwidth",)
 
@@ -27,7 +36,7 @@ class Results(NamedTuple):
     Attributes:
         machine: processor, cores, torch threads and system; also GPU, driver and CUDA version if a GPU was used.
         versions: versions of Python and of the benchmarked packages, by name.
-        copy_bandwidth: see :func:`copy_bandwidth`.
+        copy_bandwidth: bytes per second, see :func:`copy_bandwidth`.
         plan: the fields of :class:`~a2c_compiled.benchmarks.measure.shapes.Plan` by name; ``device`` is only the type of the device.
         seconds: duration of the run so far.
         rows: one row for each contender in each case.
@@ -79,5 +88,6 @@ def _row(contents: Dict[str, Any]) -> Row:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Returns the bandwidth of torch's copy of a large buffer, in bytes per second. Bytes read and bytes written both count."""
+    # Two rows of float32: 8 bytes per column.
     source, target = torch.ones(2, _COPIED_BYTES[device.type] // 8, device=device)
     return 2 * source.nbytes / time_call(lambda: target.copy_(source), samples=5).median

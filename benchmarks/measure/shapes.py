@@ -20,7 +20,7 @@ GPU_SHAPES: Shapes = (
     (16, 65_536),
     (1, 1_000_000),
 )
-# The most informative shapes come first, because the GPU may be available for minutes only.
+# The shapes of benchmarks/gpu/smoke.py. The most informative come first, because the GPU may be available for minutes only.
 SMOKE_SHAPES: Shapes = (
     (8, 5),
     (64, 512),
@@ -37,7 +37,7 @@ SMOKE_SHAPES: Shapes = (
 
 
 class Plan(NamedTuple):
-    """The shapes to measure, and the time spent on each contender.
+    """The shapes to measure, and the time spent on each contender (one implementation of a computation).
 
     Attributes:
         device: device of the data.
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
         packed: (sequences, mean length) of the packed sequences.
         updates: shapes of the loss and of the whole update.
         policies: (observations, 1) of the policy.
-        samples: largest number of samples per contender (one implementation of the computation).
+        samples: largest number of samples per contender.
         sample_seconds: shortest duration of a sample.
         budget_seconds: time for all samples of one contender.
         compiling: whether contenders that use ``torch.compile`` or AOTInductor are measured.

@@ -97,9 +97,9 @@ def _reason(text: str) -> str:
     attribute = _ATTRIBUTE.match(text)
     if attribute:
         kind = {"function": "a function", "attribute": "an attribute"}[attribute[3]]
-        reason = f"{attribute[1]}.{attribute[2]} is {kind} that it cannot read"
+        reason = f"{attribute[1]}.{attribute[2]} is {kind} that TorchScript cannot read"
     elif "Can't redefine method" in text:
-        reason = "an earlier export of this class failed in this process; its message has the reason"
+        reason = "an earlier export of this class failed in this process; the message of that export states the reason"
     else:
         reason = text.partition("\n")[0].rstrip(":.")
     places = [place for place in _LINE_OF_CODE.findall(text) if "/torch/" not in place[0]]
@@ -109,4 +109,5 @@ def _reason(text: str) -> str:
     return reason
 
 
+# The file is differentiable, but it cannot hold a training step, whose graph computes gradients itself.
 FORMAT = Format("torchscript", ".pt", export_torchscript, load, has_gradients=False)

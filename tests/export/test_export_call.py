@@ -325,8 +325,11 @@ class WithUndefined(nn.Module):
 UNREADABLE = {
     WithOptions: (r"variable number of arguments .*", r"def forward\(self, x: torch.Tensor, \*\*options: Any\).*"),
     WithDefaults: (r"variable number of arguments or use keyword-only arguments with defaults", r"def forward.*scale.*"),
-    WithLambda: ("WithLambda.function is a function that it cannot read", r"return self\.function\(x\)"),
-    WithSetting: ("WithSetting.settings is an attribute that it cannot read", "return x if self.settings is None else -x"),
+    WithLambda: ("WithLambda.function is a function that TorchScript cannot read", r"return self\.function\(x\)"),
+    WithSetting: (
+        "WithSetting.settings is an attribute that TorchScript cannot read",
+        "return x if self.settings is None else -x",
+    ),
     WithTry: ("try blocks aren't supported", "try:"),
     WithUndefined: ("y is not defined in the false branch", r"if x\.sum\(\) > 0:"),
 }

@@ -50,6 +50,8 @@ EVERY_SHAPE = [
 OLD_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 FORWARD = ("linear_scan", "reward2go", "gae", "td_lambda")
 # Forms that may use at most 128 registers, with which 16 warps fit on a multiprocessor.
+# Exceptions: (target, form) that uses more registers for the second flag of the step before.
+MORE_REGISTERS = {("gfx942", "td_lambda_backward"): 148}
 HOT = ("linear_scan", "reward2go", "gae", "gae_backward", "td_lambda", "td_lambda_backward")
 
 
@@ -66,7 +68,7 @@ def test_compiles_without_spills(target):
         assert kernel["spills"] <= (8 if wide or OLD_PTXAS else 0), kernel
         assert kernel["registers"] <= TARGETS[target].registers, kernel
         if kernel["form"] in HOT and kernel["plain"]:
-            assert kernel["registers"] <= 128, kernel
+            assert kernel["registers"] <= MORE_REGISTERS.get((target, kernel["form"]), 128), kernel
         if kernel["plain"] and kernel["blocks"]["splits"] == 1:
             # All operands of a tile have the same distribution over threads.
             assert kernel["conversions"] == 0, kernel

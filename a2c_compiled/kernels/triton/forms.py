@@ -70,11 +70,12 @@ def _ends(flags):
     return flags[0] | flags[1]
 
 
-# The decay of gae and td_lambda, and of their gradients: decay[t] = 0 if ends[t] else gamma[t] * lmbda[t].
+# The decay of gae and td_lambda, and of their gradients: decay[t] = 0 if ends[t] else gamma[t] * lmbda[t]. Two selections need fewer
+# registers than one selection with both flags.
 # td_lambda has decay[T-1] = 0 too. The kernel ignores decay[T-1], so no term is needed for it here.
 @triton.jit
 def _trace_decay(coefficients, values, flags):
-    return tl.where(_ends(flags), 0.0, coefficients[0] * coefficients[1])
+    return tl.where(flags[0], 0.0, tl.where(flags[1], 0.0, coefficients[0] * coefficients[1]))
 
 
 # gae: advantage[t] = delta[t] + decay[t] * advantage[t+1]
@@ -110,15 +111,16 @@ def _gae_backward_outputs(here, before, after, last, y, y_next):
 #     trace[t] = 0 if ends[t] or t == T-1 else lmbda[t]
 #     x[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) * (1 - trace[t])
 #     decay[t] = gamma[t] * trace[t]
+# 1 - trace[t], without the flag terminated: at a terminated step, both uses select 0 instead of the product.
 @triton.jit
 def _one_minus_trace(here, last):
-    return tl.where(_ends(here[2]) | last, 1.0, 1.0 - here[0][1])
+    return tl.where(here[2][0] | last, 1.0, 1.0 - here[0][1])
 
 
 @triton.jit
 def _td_lambda_source(here, before, after, last):
     next_value, reward = here[1]
-    return reward + here[0][0] * tl.where(here[2][1], 0.0, next_value) * _one_minus_trace(here, last)
+    return reward + here[0][0] * tl.where(here[2][1], 0.0, next_value * _one_minus_trace(here, last))
 
 
 # td_lambda_backward: g[t] = grad_returns[t] + decay[t-1] * g[t-1], the gradient of x.
@@ -166,7 +168,7 @@ def _vtrace_source(here, before, after, last):
 def _vtrace_outputs(here, before, after, last, y, y_next):
     gamma, _, _, pg_rho_thresh, lmbda = here[0]
     log_pi, log_mu, value, next_value, reward = here[1]
-    next_target = tl.where(_ends(here[2]) | last, next_value, after[1][2] + lmbda * y_next)
+    next_target = tl.where(here[2][0] | last, next_value, after[1][2] + lmbda * y_next)
     advantage = reward + gamma * tl.where(here[2][1], 0.0, next_target) - value
     return _at_most(_ratio(log_pi, log_mu), pg_rho_thresh) * advantage, value + y
 
