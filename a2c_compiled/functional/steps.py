@@ -64,33 +64,31 @@ def prepare_steps(
     check_steps(reward, {"done": done}, values, terminated, mask)
     dim = time_dimension(reward, time_dim)
     bootstrap_cut = done if terminated is None else terminated
+    ends = None if cu_seqlens is None else sequence_ends(cu_seqlens, done, dim)
     if mask is None:
-        trace_cut = done if cu_seqlens is None else done | sequence_ends(cu_seqlens, done, dim)
+        trace_cut = done if ends is None else done | ends
         return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, None, None, None)
     # Excluded entries become 0 before the formula runs. If only the result were masked, the gradient would be 0 * NaN = NaN.
     excluded = ~mask
     reward = reward.masked_fill(excluded, 0.0)
     values = {name: value.masked_fill(excluded, 0.0) for name, value in values.items()}
-    if not skip_masked:
-        # roll wraps around. This changes only the last step, where every trace ends anyway.
-        trace_cut = done | excluded | excluded.roll(-1, dim)
-        if cu_seqlens is not None:
-            trace_cut = trace_cut | sequence_ends(cu_seqlens, done, dim)
-        return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, mask, None, None)
-    order, place = _order_and_place(mask, dim)
-    moved = {name: value.gather(dim, order) for name, value in values.items()}
-    moved_done = done.gather(dim, order)
-    trace_cut = moved_done
-    if cu_seqlens is not None:
-        # number: the index of each step's sequence. After the move, a step ends its sequence if the next step has another number.
-        ends = sequence_ends(cu_seqlens, done, dim).expand_as(done).to(torch.int64)
-        number = (ends.cumsum(dim) - ends).gather(dim, order)
-        trace_cut = trace_cut | (number != number.roll(-1, dim))
-    moved_excluded = excluded.gather(dim, order)
-    trace_cut = trace_cut | moved_excluded | moved_excluded.roll(-1, dim)
-    return PreparedSteps(
-        reward.gather(dim, order), moved, moved_done, trace_cut, bootstrap_cut.gather(dim, order), dim, mask, order, place
-    )
+    order: Optional[Tensor] = None
+    place: Optional[Tensor] = None
+    if skip_masked:
+        order, place = _order_and_place(mask, dim)
+        if ends is not None:
+            # number: the index of each step's sequence. After the move, a step ends its sequence if the next step has another number.
+            last = ends.expand_as(done).to(torch.int64)
+            number = (last.cumsum(dim) - last).gather(dim, order)
+            ends = number != number.roll(-1, dim)
+        reward, done = reward.gather(dim, order), done.gather(dim, order)
+        bootstrap_cut, excluded = bootstrap_cut.gather(dim, order), excluded.gather(dim, order)
+        values = {name: value.gather(dim, order) for name, value in values.items()}
+    # roll wraps around. This changes only the last step, where every trace ends anyway.
+    trace_cut = done | excluded | excluded.roll(-1, dim)
+    if ends is not None:
+        trace_cut = trace_cut | ends
+    return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, mask, order, place)
 
 
 def _order_and_place(mask: Tensor, dim: int) -> tuple[Tensor, Tensor]:

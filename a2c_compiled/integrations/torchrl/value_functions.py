@@ -228,13 +228,13 @@ def _vtrace(
         reason = fallback_reason(steps, (done, ends), (gamma, rho_thresh, c_thresh), time_dim)
         if reason is not None:
             return reason
-    if result is None and may_continue:
-        # The fused kernel ends the trace at terminated steps too.
-        coefficients = [coefficient("threshold", value, reward) for value in (*thresholds, 1.0)]
-        inputs: Any = (*coefficients, *steps, done, ends, time_dimension(reward, time_dim))
-        result = vtrace_with_trace_cut(*inputs)
-    elif result is None:
-        result = F.vtrace_advantage_estimate(gamma, *steps, done, terminated, rho_thresh, c_thresh, time_dim)
+        if may_continue:
+            # The fused kernel ends the trace at terminated steps too.
+            coefficients = [coefficient("threshold", value, reward) for value in (*thresholds, 1.0)]
+            inputs: Any = (*coefficients, *steps, done, ends, time_dimension(reward, time_dim))
+            result = vtrace_with_trace_cut(*inputs)
+        else:
+            result = F.vtrace_advantage_estimate(gamma, *steps, done, terminated, rho_thresh, c_thresh, time_dim)
     return tuple(result) if done.is_contiguous() else (result[0].contiguous(), result[1].contiguous())
 
 
