@@ -1,5 +1,7 @@
 """The plain torch backend: the linear scan on any device. ``ops/registration.py`` uses this backend if no kernel exists."""
 
+from typing import Tuple
+
 import torch
 from torch import Tensor
 
@@ -55,24 +57,42 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     With ``reverse=False``, the pass reads ``t - span`` instead of ``t + span``.
     """
     length = x.size(dim)
-    y, a = x, decay
+    y, a = x, finite_or_nan(decay)
     span = 1
     while span < length:
         rest = length - span
         # Slices of `rest` steps: step i of `near` is t, step i of `far` is t + span (t - span with reverse=False). The other `span`
         # steps, from `edge` on, have no such neighbour and stay unchanged.
         near, far, edge = (0, span, rest) if reverse else (span, 0, 0)
-        y_near, y_far = y.narrow(dim, near, rest), y.narrow(dim, far, rest)
-        a_near, a_far = a.narrow(dim, near, rest), a.narrow(dim, far, rest)
-        cut = a_near == 0
-        # A product of decays may have overflowed to infinity. Infinity times a zero y_far would be NaN.
-        y_cut = cut | (y_far == 0)
-        y_next = torch.empty_like(x)
-        y_next.narrow(dim, edge, span).copy_(y.narrow(dim, edge, span))
-        torch.where(y_cut, y_near, torch.addcmul(y_near, a_near, y_far), out=y_next.narrow(dim, near, rest))
-        a_next = torch.empty_like(x)
-        a_next.narrow(dim, edge, span).copy_(a.narrow(dim, edge, span))
-        torch.mul(a_near, a_far.masked_fill(cut, 0.0), out=a_next.narrow(dim, near, rest))
-        y, a = y_next, a_next
+        joined = join(*(tensor.narrow(dim, start, rest) for start in (near, far) for tensor in (a, y)))
+        unchanged = a.narrow(dim, edge, span), y.narrow(dim, edge, span)
+        a, y = (
+            torch.cat((new, old) if reverse else (old, new), dim) for new, old in zip(joined, unchanged, strict=True)
+        )
         span *= 2
     return y
+
+
+def finite_or_nan(decay: Tensor) -> Tensor:
+    """Replaces infinity by NaN: :func:`join` takes an infinite product of decays for one that overflowed."""
+    return decay.masked_fill(decay.isinf(), torch.nan)
+
+
+def join(a: Tensor, y: Tensor, a_far: Tensor, y_far: Tensor) -> Tuple[Tensor, Tensor]:
+    """Joins two neighbouring spans of steps: returns the product of their decays, and the scan over both.
+
+    The results are NaN or infinite at the same steps as those of the scan that computes one step after the other: a product is zero only
+    if a decay is zero. A product that underflows is the smallest number above zero, so that NaN and infinity stay visible. Infinity times
+    a zero ``y_far`` counts as zero, because the product overflowed where the scan did not.
+
+    Args:
+        a, y: the product of the decays and the scan of the span that the scan reaches last. ``a`` is not infinite unless it overflowed.
+        a_far, y_far: the same of the other span.
+    """
+    passes = a != 0
+    y = y + torch.where(passes & ((y_far != 0) | a.isnan()), a * y_far, 0.0)
+    product = a * a_far
+    limits = torch.finfo(product.dtype)
+    smallest = torch.full((), limits.smallest_normal * limits.eps, dtype=product.dtype, device=product.device)
+    product = torch.where(product == 0, smallest.copysign(product), product)
+    return torch.where(passes & (a_far != 0), product, 0.0), y

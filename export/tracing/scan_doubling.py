@@ -17,6 +17,7 @@ from torch import Tensor
 import a2c_compiled.ops  # noqa: F401 - registers the operators
 from a2c_compiled._precision import widen
 from a2c_compiled._torch_internals import while_loop
+from a2c_compiled.kernels.torch_scan import finite_or_nan, join
 
 _MAX_ROUNDS = 24
 """Number of rounds if torch has no loop operator: enough for ``2^24`` (about sixteen million) steps."""
@@ -51,12 +52,9 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, direction: int) -> Tensor:
     def double(distance: Tensor, decay: Tensor, y: Tensor, steps: Tensor, last: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         beyond, exists = _entries_at(y, steps + direction * distance, last, dim)
         decay_beyond, _ = _entries_at(decay, steps + direction * distance, last, dim)
-        # A zero decay cuts the recurrence. ``where`` selects 0, since the product 0 * NaN would be NaN.
-        passes = exists & (decay != 0)
-        y = y + torch.where(passes, decay * beyond, 0.0)
-        return distance * 2, torch.where(passes, decay * decay_beyond, 0.0), y
+        return distance * 2, *join(torch.where(exists, decay, 0.0), y, decay_beyond, beyond)
 
-    carried: Any = (torch.ones((), dtype=torch.int64, device=x.device), decay.clone(), x.clone())
+    carried: Any = (torch.ones((), dtype=torch.int64, device=x.device), finite_or_nan(decay), x.clone())
     steps = _steps(x, dim)
     if while_loop is None:
         for _ in range(_MAX_ROUNDS):

@@ -16,7 +16,7 @@
 //                      along time, then the recurrences of all lanes side by side, then the epilogues.
 //   scan_parts         The memory is as for scan_rows, but there are fewer than kLanes sequences, of at least kMinStepsForParts steps. The
 //                      loop uses kLanes parts of one sequence in place of kLanes sequences, and then adds the contribution of the value
-//                      that enters each part.
+//                      that enters each part. If a result is NaN or infinite, the loop recomputes the steps one after the other.
 //
 // Why: a step of the recurrence waits for the step before it. Several independent recurrences side by side hide that latency. Prologue and
 // epilogue have no such dependence, so they vectorise along time, and a tile keeps x and decay in the first-level cache in between.
@@ -25,6 +25,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "forms.h"
 
@@ -112,6 +114,12 @@ struct Step {
   }
 };
 
+// Whether the scan sets the decay of the last step to 0: infinity times the y[T] = 0 of a reverse form would be NaN.
+template <class Form>
+constexpr bool clears_last_decay = Form::kReverse;
+template <>
+constexpr bool clears_last_decay<TdLambda> = false;  // its trace is 0 at the last step
+
 // One step of the recurrence: returns y[t] and updates `carry`. In a reverse form carry is y[t+1] before and y[t] after. In a transposed
 // form it is decay[t-1] * y[t-1] before and decay[t] * y[t] after.
 template <bool kReverse, class T>
@@ -141,7 +149,8 @@ void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps)
         const Step<T, Form, kUnit> s{row, n, 0, first, last};
         const Link<T> link = Form::prologue(s);
         const T neighbour = carry[n];
-        const T y = follow<Form::kReverse>(link.x, link.decay, carry[n]);
+        const T decay = clears_last_decay<Form> ? unless(last, link.decay) : link.decay;
+        const T y = follow<Form::kReverse>(link.x, decay, carry[n]);
         s.finish(y, neighbour);
       }
       row.advance(row.time, Form::kReverse ? -1 : 1);
@@ -197,6 +206,7 @@ void begin_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_
   over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
     prologue(row, begin, end, first, last, x - from, decay - from);
   });
+  if (clears_last_decay<Form> && from + count == steps) decay[count - 1] = T(0);
 }
 
 // Computes the epilogue of the steps [from, from + count) of one lane. y[count] is the y that follows these steps.
@@ -221,7 +231,7 @@ INLINE void recur_step_by_step(Tile<T>& tile, int64_t pitch, int64_t from, int64
       const int64_t entry = n * pitch + t;
       if (kProduct) {
         const T before = product[n];
-        product[n] = cut(tile.decay[entry], before);
+        product[n] *= tile.decay[entry];
         tile.product[entry] = kReverse ? product[n] : before;
       }
       tile.x[entry] = follow<kReverse>(tile.x[entry], tile.decay[entry], carry[n]);
@@ -306,7 +316,7 @@ INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t t
       }
       if (kProduct) {
         const V before = multiplied;
-        multiplied = decay[k] * (decay[k] == 0 ? V{} : before);
+        multiplied *= decay[k];
         decay[k] = kReverse ? multiplied : before;
       }
     }
@@ -358,6 +368,7 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
   }
   if (are_one_run(cursor, lane_stride, steps)) {
     prologue(cursor, 0, lanes * steps, false, false, tile.x, tile.decay);
+    for (int64_t n = 0; clears_last_decay<Form> && n < lanes; ++n) tile.decay[(n + 1) * steps - 1] = T(0);
     recur<Form::kReverse, false>(tile, steps, steps);
     return epilogue(cursor, 0, lanes * steps, false, false, tile.x);
   }
@@ -380,8 +391,20 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
   }
 }
 
+// Returns whether no entry of y is NaN or infinite.
+template <class T>
+NOINLINE bool are_finite(const T* y, int64_t count) {
+  int found = 0;
+  for (int64_t t = 0; t < count; ++t) found |= !(std::abs(y[t]) <= std::numeric_limits<T>::max());
+  return found == 0;
+}
+
 // Scans one long sequence. kLanes consecutive parts of the sequence are the lanes of a tile. The recurrences of the parts start from 0.
 // Then, part after part in the order of the scan, the function adds product[t] * (the carry that enters the part) to y[t].
+//
+// A product of decays can underflow to 0 or overflow to infinity where the recurrence itself does neither. Only NaN or an infinite carry
+// makes a difference: 0 * NaN and 0 * infinity are NaN, so a result that is not finite shows it. The function then computes the tile again,
+// step by step.
 template <class T, class Form>
 void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
   Tile<T> tile;
@@ -391,9 +414,7 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
     const int64_t count = part > 0 ? part * kLanes : steps - done, from = Form::kReverse ? steps - done - count : done;
     const T carried = carry;
     begin_steps(row, from, count, steps, tile.x, tile.decay);
-    if (part == 0) {
-      recur_step_by_step<Form::kReverse, false, 1>(tile, count, 0, count, &carry, &carry);
-    } else {
+    if (part > 0) {
       std::fill(tile.carry, tile.carry + kLanes, T(0));
       recur<Form::kReverse, true>(tile, part, part);
       for (int64_t i = 0; i < kLanes; ++i) {
@@ -403,9 +424,14 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
         const T entering = carry;
         carry = tile.carry[n];
         if (entering == T(0)) continue;  // nothing to add, and an overflowed product times 0 would be NaN
-        for (int64_t t = 0; t < part; ++t) x[t] += cut(product[t], entering);
-        carry += cut(tile.decay[n], entering);
+        for (int64_t t = 0; t < part; ++t) x[t] += product[t] * entering;
+        carry += tile.decay[n] * entering;
       }
+    }
+    if (part == 0 || !are_finite(tile.x, count) || !are_finite(&carry, 1)) {
+      if (part > 0) begin_steps(row, from, count, steps, tile.x, tile.decay);
+      carry = carried;
+      recur_step_by_step<Form::kReverse, false, 1>(tile, count, 0, count, &carry, &carry);
     }
     tile.x[count] = carried;
     end_steps(row, from, count, steps, tile.x);
