@@ -13,8 +13,11 @@ These conventions hold for every function that takes ``reward``:
   The trace ends there too, whether ``done`` is True or not. ``terminated=None`` means ``terminated = done``.
 * Truncation: a truncated step is ``done`` and not ``terminated``. Its return ends with ``gamma * next_state_value``, so its
   ``next_state_value`` must be the value of the last observation before the reset.
-* NaN: the functions select with flags (``masked_fill``, ``where``); they do not multiply by 0. NaN that belongs to another episode, or to
-  the value after a terminal state, reaches neither results nor gradients.
+* NaN and infinity: the functions select with flags (``masked_fill``, ``where``); they do not multiply by 0. NaN that belongs to another
+  episode, or to the value after a terminal state, reaches neither results nor gradients. A discount or trace decay that is exactly 0
+  stops NaN too. Nothing else does: NaN reaches every earlier step of its episode, even where the product of the discounts between both
+  steps underflows to 0. All backends agree on the steps whose results are not finite. Whether a result is NaN or infinite may differ
+  only after a discount that is itself infinite.
 * Coefficients: ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to ``reward``. Formulas
   write :math:`\\gamma_t` and :math:`\\lambda_t`, because a coefficient may have one entry per step. Results are differentiable in
   coefficients.

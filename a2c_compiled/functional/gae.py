@@ -7,7 +7,7 @@ from torch import Tensor
 
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient
-from a2c_compiled.functional.steps import in_callers_order, moved_operand, prepare_steps
+from a2c_compiled.functional.steps import in_callers_order, masked_product, moved_operand, prepare_steps
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -98,9 +98,9 @@ def _gae(
     """Computes advantage and value target in differentiable torch operations: the definition of ``_fused_gae``."""
     value = widen(state_value)
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t])
-    delta = widen(reward) + gamma * widen(next_state_value).masked_fill(terminated, 0.0) - value
+    delta = widen(reward) + masked_product(gamma, widen(next_state_value), terminated) - value
     # A[t] = delta[t] + gamma * lmbda * (1 - done[t]) * A[t+1]; a terminated step counts as done
-    advantage = linear_scan(delta, (gamma * lmbda).masked_fill(done | terminated, 0.0), dim)
+    advantage = linear_scan(delta, masked_product(gamma, lmbda, done | terminated), dim)
     return advantage.to(reward.dtype), (advantage + value).to(reward.dtype)
 
 

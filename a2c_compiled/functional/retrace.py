@@ -6,7 +6,7 @@ from torch import Tensor
 
 from a2c_compiled._precision import clamped_log_ratio, widen
 from a2c_compiled.functional.arguments import Coefficient, last_step_mask
-from a2c_compiled.functional.steps import in_callers_order, moved_coefficient, prepare_steps
+from a2c_compiled.functional.steps import in_callers_order, masked_product, moved_coefficient, prepare_steps
 from a2c_compiled.ops import linear_scan
 
 
@@ -55,12 +55,10 @@ def retrace_return_estimate(
     value, next_value, dim = widen(steps.values["action_value"]), widen(steps.values["next_state_value"]), steps.dim
     log_ratio = clamped_log_ratio(steps.values["log_pi"], steps.values["log_mu"])
     # delta[t] = r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - Q(s[t], a[t])
-    delta = widen(steps.reward) + gamma_tensor * next_value.masked_fill(steps.bootstrap_cut, 0.0) - value
+    delta = widen(steps.reward) + masked_product(gamma_tensor, next_value, steps.bootstrap_cut) - value
     cut = steps.trace_cut | steps.bootstrap_cut | last_step_mask(steps.trace_cut, dim)
-    # c[t+1], and 0 where no next step of the same trajectory exists.
-    next_c = (lmbda_tensor * log_ratio.exp().clamp_max(1.0)).roll(-1, dim).masked_fill(cut, 0.0)
+    # c[t+1]; where no next step of the same trajectory exists, the product below does not read it.
+    next_c = (lmbda_tensor * log_ratio.exp().clamp_max(1.0)).roll(-1, dim)
     # y[t] = delta[t] + gamma * c[t+1] * (1 - done[t]) * y[t+1], with y = G - Q.
-    # The gradient of gamma is c[t+1] * y[t+1] times a factor, summed over the steps. The first mask removes NaN in the next episode's c,
-    # the second mask NaN in the next episode's y.
-    returns = value + linear_scan(delta, (gamma_tensor * next_c).masked_fill(cut, 0.0), dim)
+    returns = value + linear_scan(delta, masked_product(gamma_tensor, next_c, cut), dim)
     return in_callers_order(returns.to(reward.dtype), steps)

@@ -139,3 +139,11 @@ def in_callers_order(result: Tensor, steps: PreparedSteps) -> Tensor:
 def zero_where_excluded(result: Tensor, mask: Optional[Tensor]) -> Tensor:
     """Returns ``result`` with 0 where ``mask`` is False. A mask of None excludes nothing."""
     return result if mask is None else result.masked_fill(~mask, 0.0)
+
+
+def masked_product(a: Tensor, b: Tensor, cut: Tensor) -> Tensor:
+    """Returns ``a * b``, and 0 where ``cut``. NaN and infinity there reach neither the result nor a gradient.
+
+    The code masks the factors. A mask of the product would leave NaN in the gradients, because each is a product with the other factor.
+    """
+    return a.masked_fill(cut, 0.0) * b.masked_fill(cut, 0.0)

@@ -10,6 +10,7 @@ from a2c_compiled.functional.arguments import Coefficient, check_steps, coeffici
 from a2c_compiled.functional.steps import (
     PreparedSteps,
     in_callers_order,
+    masked_product,
     moved_coefficient,
     moved_operand,
     prepare_steps,
@@ -47,9 +48,9 @@ def td0_return_estimate(
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 6.2.
     """
     check_steps(reward, {"terminated": terminated}, {"next_state_value": next_state_value}, None, mask)
-    bootstrap = widen(next_state_value).masked_fill(terminated if mask is None else terminated | ~mask, 0.0)
-    returns = (widen(reward) + coefficient("gamma", gamma, reward) * bootstrap).to(reward.dtype)
-    return zero_where_excluded(returns, mask)
+    cut = terminated if mask is None else terminated | ~mask
+    bootstrap = masked_product(coefficient("gamma", gamma, reward), widen(next_state_value), cut)
+    return zero_where_excluded((widen(reward) + bootstrap).to(reward.dtype), mask)
 
 
 def td0_advantage_estimate(
@@ -208,13 +209,11 @@ def _td_lambda(
     gamma: Tensor, lmbda: Tensor, next_state_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor, dim: int
 ) -> Tensor:
     """Computes the return in differentiable torch operations: the definition of ``_fused_td_lambda``."""
-    bootstrap = widen(next_state_value).masked_fill(terminated, 0.0)
     cut = done | terminated | last_step_mask(done, dim)
     trace = lmbda.masked_fill(cut, 0.0)
-    x = widen(reward) + gamma * bootstrap * (1.0 - trace)
+    x = widen(reward) + masked_product(gamma, widen(next_state_value), terminated) * (1.0 - trace)
     # G[t] = x[t] + gamma * trace[t] * G[t+1], with x[t] = r[t] + gamma * (1 - trace[t]) * (1 - terminated[t]) * V(s[t+1])
-    # The code masks the product again: NaN in G[t+1] beyond a cut would reach the gradient of gamma through the product with a zero trace.
-    return linear_scan(x, (gamma * trace).masked_fill(cut, 0.0).expand_as(x), dim).to(reward.dtype)
+    return linear_scan(x, masked_product(gamma, trace, cut).expand_as(x), dim).to(reward.dtype)
 
 
 _fused_td_lambda = fused_scan(scan_forms.TD_LAMBDA, scan_forms.TD_LAMBDA_BACKWARD, _td_lambda)

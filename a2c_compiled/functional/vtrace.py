@@ -7,7 +7,7 @@ from torch import Tensor
 
 from a2c_compiled._precision import clamped_log_ratio, widen
 from a2c_compiled.functional.arguments import Coefficient, last_step_mask
-from a2c_compiled.functional.steps import in_callers_order, moved_operand, prepare_steps
+from a2c_compiled.functional.steps import in_callers_order, masked_product, moved_operand, prepare_steps
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -167,19 +167,18 @@ def vtrace_with_trace_cut(
     value, next_value, wide_reward = widen(state_value), widen(next_state_value), widen(reward)
 
     # delta[t] = rho[t] * (r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t]))
-    delta = rho * (wide_reward + gamma * next_value.masked_fill(terminated, 0.0) - value)
+    delta = rho * (wide_reward + masked_product(gamma, next_value, terminated) - value)
     # v[t] - V(s[t]) = delta[t] + gamma * lmbda * c[t] * (1 - done[t]) * (v[t+1] - V(s[t+1]))
-    correction = linear_scan(delta, (gamma * lmbda * c).masked_fill(trace_cut, 0.0), dim)
+    correction = linear_scan(delta, masked_product(masked_product(gamma, lmbda, trace_cut), c, trace_cut), dim)
 
     # A[t] = pg_rho[t] * (r[t] + gamma * (1 - terminated[t]) * (lmbda * v[t+1] + (1 - lmbda) * V(s[t+1])) - V(s[t]))
     # After a cut, step t + 1 belongs to another episode: the bootstrap is next_state_value[t] there.
     cut = trace_cut | last_step_mask(trace_cut, dim)
-    # Each factor is masked separately: NaN beyond a cut must not reach the result, nor a gradient through a product with zero.
+    # NaN beyond a cut must reach neither the result nor a gradient.
     later_value = value.roll(-1, dim).masked_fill(cut, 0.0)
-    later_correction = correction.roll(-1, dim).masked_fill(cut, 0.0)
-    next_target = next_value.masked_fill(~cut, 0.0) + later_value + lmbda * later_correction
-    next_target = next_target.masked_fill(terminated, 0.0)
-    advantage = pg_rho * (wide_reward + gamma * next_target - value)
+    later_correction = masked_product(lmbda, correction.roll(-1, dim), cut)
+    next_target = next_value.masked_fill(~cut, 0.0) + later_value + later_correction
+    advantage = pg_rho * (wide_reward + masked_product(gamma, next_target, terminated) - value)
     return advantage.to(reward.dtype), (value + correction).to(reward.dtype)
 
 

@@ -66,9 +66,7 @@ def _doubling(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
         near, far, edge = (0, span, rest) if reverse else (span, 0, 0)
         joined = join(*(tensor.narrow(dim, start, rest) for start in (near, far) for tensor in (a, y)))
         unchanged = a.narrow(dim, edge, span), y.narrow(dim, edge, span)
-        a, y = (
-            torch.cat((new, old) if reverse else (old, new), dim) for new, old in zip(joined, unchanged, strict=True)
-        )
+        a, y = (torch.cat((new, old) if reverse else (old, new), dim) for new, old in zip(joined, unchanged, strict=True))
         span *= 2
     return y
 

@@ -254,6 +254,7 @@ def _plan(
             blocks.steps,
             blocks.chunks,
             triton.next_power_of_2(splits),
+            tiles == 1 and blocks.chunks == 1,
         )
         grid = (batches * triton.cdiv(rows, blocks.rows), split_programs, 1)
         # Fused multiply-adds are Triton's default. Passing it keeps launches independent of TRITON_DEFAULT_FP_FUSION.

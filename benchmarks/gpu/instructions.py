@@ -84,7 +84,10 @@ def report_lines(form: Form, shape: Tuple[int, int], dim: int) -> Iterator[str]:
 
 
 def _instructions(kernel: Any) -> Tuple[List[str], List[str]]:
-    """Returns the names of all instructions, and of the instructions in the longest loop (empty without a loop)."""
+    """Returns the names of the instructions up to the first exit, and of those in the longest loop (empty without a loop).
+
+    After that exit, the machine code repeats the scan step by step. Only results that are NaN or infinite need this.
+    """
     names: List[str] = []
     labels: Dict[str, int] = {}
     branches: List[Tuple[int, str]] = []
@@ -100,6 +103,8 @@ def _instructions(kernel: Any) -> Tuple[List[str], List[str]]:
             if instruction[1].startswith("BRA") and target:
                 branches.append((len(names), target[1]))
             names.append(instruction[1])
+            if instruction[1] == "EXIT":
+                break
     # A loop goes from a label to a later branch that jumps back to the label.
     loops = [names[labels[label] : i + 1] for i, label in branches if labels.get(label, i) < i]
     return names, max(loops, key=len, default=[])

@@ -431,3 +431,31 @@ def test_a_terminated_step_ends_the_trace_whether_it_is_done_or_not(name, mode):
         # Without a gradient, small data takes another path.
         for result, truth in zip(as_tuple(function(**arguments)), as_tuple(reference(**in_double(arguments))), strict=True):
             assert_close(result, truth)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize(
+    ("name", "coefficient"),
+    [(name, coefficient) for name in FUNCTIONS for coefficient in ("gamma", "lmbda") if coefficient in argument_names(name)],
+)
+def test_a_coefficient_that_is_not_finite_at_a_terminated_step_changes_nothing(name, coefficient, value, mode):
+    steps, function = make_steps((9, 4)), function_in_mode(name, mode)
+    arguments = call_arguments(name, steps, gamma=per_step((9, 4))) | {coefficient: per_step((9, 4), seed=2)}
+    cut = steps.done & steps.terminated
+    if name == "retrace_return_estimate" and coefficient == "lmbda":  # the step before reads c[t], a product with lmbda[t]
+        cut = cut & cut.roll(1, 0)
+    changed = {**arguments, coefficient: arguments[coefficient].masked_fill(cut, value)}
+    torch.testing.assert_close(evaluate(function, changed), evaluate(function, arguments))
+    torch.testing.assert_close(function(**changed), function(**arguments))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+def test_a_reward_that_is_not_finite_reaches_every_earlier_return(value, rows, mode):
+    """The product of the discounts underflows long before the first step."""
+    reward = torch.ones(2048, rows)
+    reward[-1] = value
+    returns = function_in_mode("reward2go", mode)(reward, torch.zeros(2048, rows, dtype=torch.bool), 0.4)
+    assert not returns.isfinite().any()

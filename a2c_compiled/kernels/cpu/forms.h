@@ -330,12 +330,12 @@ struct VTraceBackward {
     const T ratio = VTrace::ratio(s.v(kLogPi), s.v(kLogMu));
     const T rho = VTrace::clipped(ratio, s.c(VTrace::kRhoThresh)), pg_rho = VTrace::clipped(ratio, s.c(VTrace::kPgRhoThresh));
     const bool is_cut = ends(s) | s.last;
-    const T next_value = unless(s.f(kTerminated), s.v(kNextValue));
+    const T bootstrap = unless(s.f(kTerminated), gamma * s.v(kNextValue));
     const T correction = s.after().v(kTarget) - s.after().v(kValue);
     const T target_after = s.after().v(kValue) + lmbda * correction;
-    const T next_target = unless(s.f(kTerminated), pick(is_cut, s.v(kNextValue), target_after));
-    const T grad_rho = g * (s.v(kReward) + gamma * next_value - s.v(kValue));
-    const T grad_pg_rho = s.v(kGradAdvantage) * (s.v(kReward) + gamma * next_target - s.v(kValue));
+    const T bootstrap_of_target = unless(s.f(kTerminated), gamma * pick(is_cut, s.v(kNextValue), target_after));
+    const T grad_rho = g * (s.v(kReward) + bootstrap - s.v(kValue));
+    const T grad_pg_rho = s.v(kGradAdvantage) * (s.v(kReward) + bootstrap_of_target - s.v(kValue));
     const T grad_c = unless(is_cut, g * gamma * lmbda * correction);
     const T grad_ratio = unless(ratio > s.c(VTrace::kRhoThresh), grad_rho) +
         unless(ratio > s.c(VTrace::kPgRhoThresh), grad_pg_rho) + unless(ratio > s.c(VTrace::kCThresh), grad_c);

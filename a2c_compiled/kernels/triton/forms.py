@@ -84,7 +84,7 @@ def _trace_decay(coefficients, values, flags):
 @triton.jit
 def _gae_source(here, before, after, last):
     value, next_value, reward = here[1]
-    return reward + here[0][0] * tl.where(here[2][1], 0.0, next_value) - value
+    return tl.where(here[2][1], reward, reward + here[0][0] * next_value) - value
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def _one_minus_trace(here, last):
 @triton.jit
 def _td_lambda_source(here, before, after, last):
     next_value, reward = here[1]
-    return reward + here[0][0] * tl.where(here[2][1], 0.0, next_value * _one_minus_trace(here, last))
+    return tl.where(here[2][1], reward, reward + here[0][0] * (next_value * _one_minus_trace(here, last)))
 
 
 # td_lambda_backward: g[t] = grad_returns[t] + decay[t-1] * g[t-1], the gradient of x.
@@ -160,7 +160,7 @@ def _vtrace_decay(coefficients, values, flags):
 def _vtrace_source(here, before, after, last):
     gamma, rho_thresh, _, _, _ = here[0]
     log_pi, log_mu, value, next_value, reward = here[1]
-    delta = reward + gamma * tl.where(here[2][1], 0.0, next_value) - value
+    delta = tl.where(here[2][1], reward, reward + gamma * next_value) - value
     return _at_most(_ratio(log_pi, log_mu), rho_thresh) * delta
 
 
@@ -169,7 +169,7 @@ def _vtrace_outputs(here, before, after, last, y, y_next):
     gamma, _, _, pg_rho_thresh, lmbda = here[0]
     log_pi, log_mu, value, next_value, reward = here[1]
     next_target = tl.where(here[2][0] | last, next_value, after[1][2] + lmbda * y_next)
-    advantage = reward + gamma * tl.where(here[2][1], 0.0, next_target) - value
+    advantage = tl.where(here[2][1], reward, reward + gamma * next_target) - value
     return _at_most(_ratio(log_pi, log_mu), pg_rho_thresh) * advantage, value + y
 
 
@@ -216,10 +216,10 @@ def _vtrace_backward_outputs(here, before, after, last, y, y_next):
     correction = after[1][7] - later_value
     ratio = _ratio(log_pi, log_mu)
 
-    delta = reward + gamma * tl.where(terminated, 0.0, next_value) - value
-    next_target = tl.where(terminated, 0.0, tl.where(cut, next_value, later_value + lmbda * correction))
+    delta = tl.where(terminated, reward, reward + gamma * next_value) - value
+    next_target = tl.where(cut, next_value, later_value + lmbda * correction)
     grad_rho = y * delta
-    grad_pg_rho = grad_advantage * (reward + gamma * next_target - value)
+    grad_pg_rho = grad_advantage * (tl.where(terminated, reward, reward + gamma * next_target) - value)
     grad_c = tl.where(cut, 0.0, y * gamma * lmbda * correction)
     # The gradient passes a ratio that equals its threshold, as in torch.clamp_max.
     grad_ratio = tl.where(ratio <= rho_thresh, grad_rho, 0.0) + tl.where(ratio <= pg_rho_thresh, grad_pg_rho, 0.0)

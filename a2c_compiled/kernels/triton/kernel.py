@@ -8,6 +8,11 @@ One step of the scan is the map ``y -> x + a * y`` from the value that enters th
 ``decay[t]`` in a reverse scan and ``decay[t-1]`` in a transposed one. Maps compose, and the composition is associative::
 
     (a1, x1) then (a2, x2)  =  (a2 * a1, x2 + a2 * x1)
+
+A zero ``a`` cuts the scan: whatever enters the step, NaN and infinity included, the value that leaves it is ``x``. Composed maps break this
+rule: 0 * NaN is NaN, and a product of decays may underflow to 0 or overflow to infinity. But whenever NaN, infinity or an overflow meets a
+composed map, the result is NaN or infinite. So the kernel adds ``0 * y`` over all results of a program. If the sum is NaN, the program
+scans its rows again, one step after the other, which is exact and slow.
 """
 
 # Compile-time arguments are in capitals, as in Triton's own code. Device code has no types that mypy could check.
@@ -32,18 +37,9 @@ WHOLE, REDUCE, RESUME = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def _enter(a, x, y):
-    """Returns ``x + a * y``, and exactly ``x`` where ``a`` or ``y`` is zero.
-
-    A zero ``a`` keeps a NaN or infinite ``y`` out. A zero ``y`` keeps out an ``a`` that is a product of decays and overflowed.
-    """
-    return x + tl.where((a == 0) | (y == 0), 0.0, a * y)
-
-
-@triton.jit
 def _compose(a, x, a_t, x_t):
     """Returns the map ``(a, x)`` followed by the map ``(a_t, x_t)``."""
-    return tl.where(a_t == 0, 0.0, a_t * a), _enter(a_t, x_t, x)
+    return a_t * a, x_t + a_t * x
 
 
 @triton.jit
@@ -52,12 +48,7 @@ def _compose_both(a, x, b, z, a_t, x_t, b_t, z_t):
 
     One scan then computes the inclusive result (the value leaving a step) and the exclusive result (the value entering the step).
     """
-    return (
-        tl.where(a_t == 0, 0.0, a_t * a),
-        _enter(a_t, x_t, x),
-        tl.where(b_t == 0, 0.0, b_t * a),
-        _enter(b_t, z_t, x),
-    )
+    return a_t * a, x_t + a_t * x, b_t * a, z_t + b_t * x
 
 
 @triton.jit
@@ -137,6 +128,48 @@ def _load_step(
 
 
 @triton.jit
+def _scan_step_by_step(
+    tensors,
+    outputs,
+    strides,
+    batch,
+    row,
+    rows,
+    length,
+    begin,
+    end,
+    DECAY: tl.constexpr,
+    SOURCE: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    REVERSE: tl.constexpr,
+    MODES: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    TYPE: tl.constexpr,
+):
+    """Scans the rows from the first step of the scan on, one step after the other. Stores the outputs of the steps [begin, end)."""
+    y = tl.zeros(row.shape, TYPE)
+    first = length - 1 if REVERSE else 0
+    for i in range(length - begin if REVERSE else end):
+        t = first - i if REVERSE else i
+        time = tl.zeros(row.shape, tl.int32) + t
+        place = (batch, time, row)
+        inside = row < rows
+        here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
+        before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
+        after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+        last = time == length - 1
+        x = SOURCE(here, before, after, last)
+        decaying = here if REVERSE else before
+        a = DECAY(decaying[0], decaying[1], decaying[2])
+        y_next = y
+        y = tl.where((a == 0) | (time == first), x, x + a * y_next)
+        results = OUTPUTS(here, before, after, last, y, y_next)
+        offset = _offset(strides[0], place, LAYOUT)
+        for k in tl.static_range(len(outputs)):
+            tl.store(outputs[k] + offset, results[k], mask=inside & (time >= begin) & (time < end))
+
+
+@triton.jit
 def _resume(aggregates, aggregate, stride, mask, split, splits, REVERSE: tl.constexpr, SPLITS: tl.constexpr):
     """Returns the value entering ``split``: the composed aggregates of the splits that the scan reaches before ``split``, applied to 0."""
     order = tl.arange(0, SPLITS)[None, :, None]
@@ -176,6 +209,7 @@ def scan_kernel(
     STEPS: tl.constexpr,
     CHUNKS: tl.constexpr,
     SPLITS: tl.constexpr,
+    ONE_CHUNK: tl.constexpr,
 ):
     """Scans one block of ROWS rows over one time split, which has ``tiles`` tiles of CHUNKS chunks of STEPS steps.
 
@@ -198,6 +232,7 @@ def scan_kernel(
             elements are not contiguous in every operand; whether rows (instead of time) are the contiguous axis.
         TYPE: the dtype of the computation.
         SPLITS: ``splits`` rounded up to a power of two.
+        ONE_CHUNK: whether one chunk has all steps. No value other than 0 then enters a chunk.
     """
     # A reverse scan loads its steps in descending order, so that the scan runs forward over the tile. But if time is contiguous, the kernel
     # loads the steps in ascending order, for wide accesses, and the scan runs backwards over the tile.
@@ -226,6 +261,8 @@ def scan_kernel(
     aggregate_stride = (tl.num_programs(0) // blocks).to(tl.int64) * rows
     carry = tl.full([ROWS, 1, 1], 0, TYPE)
     decay_so_far = tl.full([ROWS, 1, 1], 1, TYPE)
+    # 0 * y, added over the results: 0, or NaN if a result is NaN or infinite. If rows are contiguous, one thread has all steps of a chunk.
+    zero_if_finite = tl.full([ROWS, 1 if LAYOUT[2] else STEPS, CHUNKS], 0, TYPE)
     if LAUNCH_MODE == RESUME:
         carry = _resume(aggregates, aggregate, aggregate_stride, row < rows, split, splits, REVERSE, SPLITS)
 
@@ -241,12 +278,8 @@ def scan_kernel(
         after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
 
         x = SOURCE(here, before, after, last)
-        if REVERSE:
-            # y[T] = 0 in a reverse scan and y[-1] = 0 in a transposed one, whatever the decay there.
-            a = tl.where(last, 0.0, DECAY(here[0], here[1], here[2]))
-        else:
-            a = tl.where(time == 0, 0.0, DECAY(before[0], before[1], before[2]))
-        a, x = tl.broadcast(a, x)
+        decaying = here if REVERSE else before
+        a, x = tl.broadcast(DECAY(decaying[0], decaying[1], decaying[2]), x)
         if NEEDS_NEXT:
             a, x, a_next, x_next = _scan_both(a, x, 1, BACKWARDS)
         else:
@@ -257,17 +290,18 @@ def scan_kernel(
         entry = carry
         if CHUNKS > 1:
             chunk_a, chunk_x, entry_a, entry_x = _scan_both(tile_a, tile_x, 2, False)
-            entry = _enter(entry_a, entry_x, carry)
+            entry = entry_x + entry_a * carry
             tile_a, tile_x = _latest(chunk_a, chunk_x, chunk, 2, False)
-        carry = _enter(tile_a, tile_x, carry)
+        carry = tile_x + tile_a * carry
 
         if LAUNCH_MODE == REDUCE:
-            decay_so_far = tl.where(tile_a == 0, 0.0, tile_a * decay_so_far)
+            decay_so_far *= tile_a
         else:
-            y = _enter(a, x, entry)
+            y = x if ONE_CHUNK else x + a * entry
+            zero_if_finite += tl.sum(0.0 * y, 1, keep_dims=True) if LAYOUT[2] else 0.0 * y
             y_next = y
             if NEEDS_NEXT:
-                y_next = _enter(a_next, x_next, entry)
+                y_next = x_next if ONE_CHUNK else x_next + a_next * entry
             results = OUTPUTS(here, before, after, last, y, y_next)
             offset = _offset(strides[0], place, LAYOUT)
             for k in tl.static_range(len(outputs)):
@@ -277,3 +311,24 @@ def scan_kernel(
         pointer = aggregate + tl.program_id(1) * aggregate_stride
         tl.store(aggregates[0] + pointer, decay_so_far, mask=row < rows)
         tl.store(aggregates[1] + pointer, carry, mask=row < rows)
+    elif tl.sum(zero_if_finite) != 0:  # NaN
+        begin = split * tiles * (CHUNKS * STEPS)
+        end = tl.minimum(begin + tiles * (CHUNKS * STEPS), length)
+        _scan_step_by_step(
+            (coefficients, values, flags),
+            outputs,
+            strides,
+            batch,
+            row,
+            rows,
+            length,
+            begin,
+            end,
+            DECAY,
+            SOURCE,
+            OUTPUTS,
+            REVERSE,
+            MODES,
+            (LAYOUT[0], 0, LAYOUT[2]),
+            TYPE,
+        )
