@@ -28,6 +28,8 @@ FUNCTIONS = (
     "n_step_return_estimate",
     "upgo_return_estimate",
     "retrace_return_estimate",
+    "eligibility_trace",
+    "episodic_cumsum",
 )
 
 # Shape and time_dim. Above 32 steps, the plain torch backend uses another algorithm.
@@ -179,7 +181,7 @@ def per_step(shape, low=0.5, high=1.0, dtype=torch.float64, seed=1):
 
 def call_arguments(name, steps, time_dim=-2, gamma=0.97, lmbda=0.9, n=3, **options):
     """Returns the arguments of ``functional.<name>`` by name, chosen from ``steps``, coefficients and ``options``."""
-    available = {**steps._asdict(), "gamma": gamma, "lmbda": lmbda, "n": n, "time_dim": time_dim, **options}
+    available = {**steps._asdict(), "x": steps.reward, "gamma": gamma, "lmbda": lmbda, "n": n, "time_dim": time_dim, **options}
     if name.startswith("vtrace"):
         del available["lmbda"]  # TorchRL's V-trace has no lmbda; other tests pass lmbda
     return {argument: available[argument] for argument in argument_names(name) if argument in available}

@@ -29,6 +29,18 @@ def reward2go(reward, done, gamma, time_dim=-2):
     return stack(returns, reward, time_dim)
 
 
+def eligibility_trace(gamma, lmbda, x, done, time_dim=-2):
+    x, gamma, lmbda, done = steps(time_dim, x, gamma, lmbda, done)
+    trace = list(x)
+    for t in range(1, len(x)):
+        trace[t] = x[t] + torch.where(done[t - 1], 0.0, gamma[t - 1] * lmbda[t - 1] * trace[t - 1])
+    return stack(trace, x, time_dim)
+
+
+def episodic_cumsum(x, done, time_dim=-2):
+    return eligibility_trace(1.0, 1.0, x, done, time_dim)
+
+
 def generalized_advantage_estimate(gamma, lmbda, state_value, next_state_value, reward, done, terminated=None, time_dim=-2):
     value, next_value, reward, gamma, lmbda, done, terminated = steps(
         time_dim, state_value, next_state_value, reward, gamma, lmbda, done, done if terminated is None else terminated

@@ -37,6 +37,7 @@ These conventions hold for every function that takes ``reward``:
 * Modes: every function runs in eager mode, under ``torch.compile(fullgraph=True)``, in TorchScript and in exported graphs.
 """
 
+from a2c_compiled.functional.eligibility import eligibility_trace, episodic_cumsum
 from a2c_compiled.functional.gae import generalized_advantage_estimate
 from a2c_compiled.functional.n_step import n_step_return_estimate
 from a2c_compiled.functional.retrace import retrace_return_estimate
@@ -56,6 +57,8 @@ from a2c_compiled.functional.vtrace import vtrace_advantage_estimate
 
 __all__ = [
     "ValueEstimate",
+    "eligibility_trace",
+    "episodic_cumsum",
     "generalized_advantage_estimate",
     "n_step_return_estimate",
     "retrace_return_estimate",

@@ -3,7 +3,7 @@
 The checks read shapes, dtypes and devices only. They never read device memory.
 """
 
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ def check_steps(
     values: Dict[str, Tensor],
     terminated: Optional[Tensor] = None,
     mask: Optional[Tensor] = None,
+    name: str = "reward",
 ) -> None:
     """Checks that all have the shape and device of ``reward``, that flags are bool, and that values have the dtype of ``reward``.
 
@@ -28,35 +29,35 @@ def check_steps(
         reward: any shape, floating; the other tensors are compared with it.
         flags, values: tensors by argument name, which error messages contain.
         terminated, mask: more flags, or None.
+        name: what error messages call ``reward``.
 
     Raises:
         ValueError: a shape or device differs.
         TypeError: an argument is not a tensor, or its dtype is wrong.
     """
     if not isinstance(reward, Tensor):
-        raise TypeError(f"reward: expected a tensor, got {type(reward)}")
+        raise TypeError(f"{name}: expected a tensor, got {type(reward)}")
     if not reward.is_floating_point():
-        raise TypeError(f"reward: expected a floating dtype, got {reward.dtype}")
-    shape, device = reward.shape, reward.device
-    for name, tensor in flags.items():
-        _check_like_reward(name, tensor, shape, torch.bool, device)  # type: ignore[arg-type]
+        raise TypeError(f"{name}: expected a floating dtype, got {reward.dtype}")
+    for flag, tensor in flags.items():
+        _check_like(flag, tensor, reward, name, torch.bool)  # type: ignore[arg-type]
     if terminated is not None:
-        _check_like_reward("terminated", terminated, shape, torch.bool, device)  # type: ignore[arg-type]
+        _check_like("terminated", terminated, reward, name, torch.bool)  # type: ignore[arg-type]
     if mask is not None:
-        _check_like_reward("mask", mask, shape, torch.bool, device)  # type: ignore[arg-type]
-    for name, tensor in values.items():
-        _check_like_reward(name, tensor, shape, reward.dtype, device)  # type: ignore[arg-type]
+        _check_like("mask", mask, reward, name, torch.bool)  # type: ignore[arg-type]
+    for value, tensor in values.items():
+        _check_like(value, tensor, reward, name, reward.dtype)  # type: ignore[arg-type]
 
 
-def _check_like_reward(name: str, tensor: Tensor, shape: List[int], dtype: torch.dtype, device: torch.device) -> None:
+def _check_like(name: str, tensor: Tensor, reward: Tensor, reward_name: str, dtype: torch.dtype) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor)}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name}: expected the shape of reward, {list(shape)}, got {list(tensor.shape)}")
+    if tensor.shape != reward.shape:
+        raise ValueError(f"{name}: expected the shape of {reward_name}, {list(reward.shape)}, got {list(tensor.shape)}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
-    if tensor.device != device:
-        raise ValueError(f"{name}: expected the device of reward, {device}, got {tensor.device}")
+    if tensor.device != reward.device:
+        raise ValueError(f"{name}: expected the device of {reward_name}, {reward.device}, got {tensor.device}")
 
 
 def time_dimension(tensor: Tensor, time_dim: int, name: str = "time_dim") -> int:

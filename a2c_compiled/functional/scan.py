@@ -66,10 +66,8 @@ def reverse_scan(
         if cu_seqlens is not None:
             decay_tensor = decay_tensor.masked_fill(sequence_ends(cu_seqlens, x, dim), 0.0)
         return linear_scan(x, decay_tensor, dim)
-    if isinstance(mask, Tensor) and mask.shape != x.shape:
-        raise ValueError(f"mask: expected the shape of x, {list(x.shape)}, got {list(mask.shape)}")
     never = torch.zeros_like(x, dtype=torch.bool)
-    steps = prepare_steps(x, never, None, {"decay": decay_tensor}, dim, cu_seqlens, mask, skip_masked)
+    steps = prepare_steps(x, never, None, {"decay": decay_tensor}, dim, cu_seqlens, mask, skip_masked, "x")
     return in_callers_order(linear_scan(steps.reward, steps.values["decay"].masked_fill(steps.trace_cut, 0.0), dim), steps)
 
 

@@ -51,6 +51,7 @@ def prepare_steps(
     cu_seqlens: Optional[Tensor],
     mask: Optional[Tensor],
     skip_masked: bool,
+    name: str = "reward",
 ) -> PreparedSteps:
     """Checks the arguments and returns the inputs of a formula.
 
@@ -61,7 +62,7 @@ def prepare_steps(
 
     Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
     """
-    check_steps(reward, {"done": done}, values, terminated, mask)
+    check_steps(reward, {"done": done}, values, terminated, mask, name)
     dim = time_dimension(reward, time_dim)
     bootstrap_cut = done if terminated is None else terminated
     ends = None if cu_seqlens is None else sequence_ends(cu_seqlens, done, dim)

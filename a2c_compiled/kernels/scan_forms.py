@@ -75,6 +75,12 @@ REWARD2GO = Form("reward2go", ("gamma",), ("reward",), ("done",), ("returns",), 
 # grad_reward[t] = grad_returns[t] + decay[t-1] * grad_reward[t-1]
 REWARD2GO_BACKWARD = Form("reward2go_backward", ("gamma",), ("grad_returns",), ("done",), ("grad_reward",), False)
 
+# decay[t] = 0 if done[t] else gamma[t] * lmbda[t]
+# trace[t] = x[t] + decay[t-1] * trace[t-1]
+ELIGIBILITY_TRACE = Form("eligibility_trace", _GAE, ("x",), ("done",), ("trace",), False)
+# grad_x[t] = grad_trace[t] + decay[t] * grad_x[t+1]
+ELIGIBILITY_TRACE_BACKWARD = Form("eligibility_trace_backward", _GAE, ("grad_trace",), ("done",), ("grad_x",), True)
+
 # delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
 # decay[t] = 0 if ends[t] else gamma[t] * lmbda[t]
 # advantage[t] = delta[t] + decay[t] * advantage[t+1]
@@ -139,6 +145,8 @@ FORMS = (
     LINEAR_SCAN_TRANSPOSED,
     REWARD2GO,
     REWARD2GO_BACKWARD,
+    ELIGIBILITY_TRACE,
+    ELIGIBILITY_TRACE_BACKWARD,
     GAE,
     GAE_BACKWARD,
     TD_LAMBDA,

@@ -12,19 +12,18 @@ FLAGS = {"done", "terminated"}
 
 
 def tensor_arguments(name):
-    return [argument for argument in STEPS._fields if argument in argument_names(name)]
+    return {argument: value for argument, value in call_arguments(name, STEPS).items() if isinstance(value, torch.Tensor)}
 
 
 def wrong_arguments():
     """Yields (function, changed arguments, type of the error, words of its message)."""
     for name in FUNCTIONS:
-        for argument in tensor_arguments(name):
-            right = getattr(STEPS, argument)
+        for argument, right in tensor_arguments(name).items():
             yield name, {argument: 1.0}, TypeError, (argument, "expected a tensor", "float")
             if argument != "terminated" or name == "td0_return_estimate":
                 yield name, {argument: None}, TypeError, (argument, "expected a tensor", "NoneType")
-            if argument == "reward":
-                yield name, {"reward": right.long()}, TypeError, ("reward", "floating", "torch.int64")
+            if argument in ("reward", "x"):
+                yield name, {argument: right.long()}, TypeError, (argument, "floating", "torch.int64")
                 continue
             yield name, {argument: right[:4]}, ValueError, (argument, "[5, 3]", "[4, 3]")
             yield name, {argument: right[..., None]}, ValueError, (argument, "[5, 3]", "[5, 3, 1]")
@@ -46,9 +45,9 @@ def wrong_arguments():
             yield name, {"time_dim": 1.0}, TypeError, ("time_dim", "expected an integer", "float")
             for wrong in (2, -3, 7):
                 yield name, {"time_dim": wrong}, ValueError, ("time_dim", "[5, 3]", str(wrong))
-            without_rows = {argument: getattr(STEPS, argument)[:, 0] for argument in tensor_arguments(name)}
+            without_rows = {argument: value[:, 0] for argument, value in tensor_arguments(name).items()}
             yield name, without_rows, ValueError, ("time_dim", "[5]", "-2", "time_dim=-1")
-            single = {argument: getattr(STEPS, argument)[0, 0] for argument in tensor_arguments(name)}
+            single = {argument: value[0, 0] for argument, value in tensor_arguments(name).items()}
             yield name, single, ValueError, ("time_dim", "[]", "-2")
         if name == "n_step_return_estimate":
             for wrong in (0, -2):

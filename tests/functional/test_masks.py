@@ -6,7 +6,7 @@ import masked_oracle
 import oracle
 import pytest
 import torch
-from cases import FUNCTIONS, assert_equals, call_arguments, evaluate, function_in_mode, make_steps, per_step
+from cases import FUNCTIONS, argument_names, assert_equals, call_arguments, evaluate, function_in_mode, make_steps, per_step
 from tolerances import assert_close
 
 from a2c_compiled import functional
@@ -136,8 +136,8 @@ def test_rewards_in_the_padding_have_no_effect():
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "reverse_scan"])
 def test_a_mask_of_another_shape_or_dtype_is_refused(name):
-    arguments = call_arguments(name, make_steps((3, 2)), x=torch.zeros(3, 2), decay=torch.zeros(3, 2), dim=0)
-    like = "x" if name == "reverse_scan" else "reward"
+    arguments = call_arguments(name, make_steps((3, 2)), decay=per_step((3, 2)), dim=0)
+    like = "reward" if "reward" in argument_names(name) else "x"
     function = getattr(functional, name)
     with pytest.raises(ValueError, match=rf"mask: expected the shape of {like}, \[3, 2\], got \[3\]"):
         function(**arguments, mask=torch.ones(3, dtype=torch.bool))

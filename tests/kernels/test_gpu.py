@@ -70,7 +70,13 @@ WITH_CU_SEQLENS = tuple(name for name in FUNCTIONS if "cu_seqlens" in argument_n
 WITH_NEXT_VALUE = tuple(name for name in FUNCTIONS if "next_state_value" in argument_names(name))
 WITH_ROLLING_GAMMA = tuple(name for name in FUNCTIONS if "rolling_gamma" in argument_names(name))
 # One for each pair of fused kernels.
-FUSED = ("generalized_advantage_estimate", "td_lambda_return_estimate", "vtrace_advantage_estimate", "reward2go")
+FUSED = (
+    "generalized_advantage_estimate",
+    "td_lambda_return_estimate",
+    "vtrace_advantage_estimate",
+    "reward2go",
+    "eligibility_trace",
+)
 each_fused = pytest.mark.parametrize("name", FUSED)
 
 

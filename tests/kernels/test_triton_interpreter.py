@@ -73,6 +73,8 @@ class Case:
             return (oracle.linear_scan(inputs["x"], inputs["decay"], self.dim, self.form.reverse),)
         if name == "reward2go":
             return (oracle.reward2go(inputs["reward"], self.flags["done"], c["gamma"], self.dim),)
+        if name == "eligibility_trace":
+            return (oracle.eligibility_trace(**c, **inputs, done=self.flags["done"], time_dim=self.dim),)
         terminated = self.flags["terminated"]
         ends = {"done": self.flags["done"] | terminated, "terminated": terminated}
         arguments = {**c, **inputs, **ends, "time_dim": self.dim}
@@ -88,7 +90,7 @@ class Case:
         shape = next(iter(self.values.values())).shape
         names = [name.removeprefix("grad_") for name in self.form.outputs]
         inputs = self.inputs()
-        for name in ("log_pi", "log_mu", "state_value", "next_state_value", "reward"):
+        for name in ("log_pi", "log_mu", "state_value", "next_state_value", "reward", "x"):
             inputs.setdefault(name, torch.zeros(shape, dtype=torch.float64))
         needed = set(forms_by_name[self.form.name.removesuffix("_backward")].values)
         inputs = {name: value.requires_grad_() for name, value in inputs.items() if name in needed}

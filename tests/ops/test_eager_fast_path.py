@@ -18,6 +18,7 @@ FUNCTIONS = {
     scan_forms.GAE: F.generalized_advantage_estimate,
     scan_forms.TD_LAMBDA: F.td_lambda_return_estimate,
     scan_forms.VTRACE: F.vtrace_advantage_estimate,
+    scan_forms.ELIGIBILITY_TRACE: F.eligibility_trace,
     scan_forms.REWARD2GO: lambda gamma, reward, done, dim: F.reward2go(reward, done, gamma, dim),
 }
 LAYOUTS = {

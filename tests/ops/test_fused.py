@@ -25,14 +25,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from a2c_compiled import functional
 from a2c_compiled._precision import LARGEST_LOG_RATIO
+from a2c_compiled.functional.eligibility import _eligibility_trace, _fused_eligibility_trace
 from a2c_compiled.functional.gae import _fused_gae, _gae
 from a2c_compiled.functional.scan import _fused_reward2go, _reward2go
 from a2c_compiled.functional.td import _fused_td_lambda, _td_lambda
 from a2c_compiled.functional.vtrace import _fused_vtrace, _vtrace
 from a2c_compiled.kernels import cpu_scan, scan_forms
 
-DEFINITIONS = {"gae": _gae, "td_lambda": _td_lambda, "vtrace": _vtrace, "reward2go": _reward2go}
-FUSED = {"gae": _fused_gae, "td_lambda": _fused_td_lambda, "vtrace": _fused_vtrace, "reward2go": _fused_reward2go}
+DEFINITIONS = {
+    "gae": _gae,
+    "td_lambda": _td_lambda,
+    "vtrace": _vtrace,
+    "reward2go": _reward2go,
+    "eligibility_trace": _eligibility_trace,
+}
+FUSED = {
+    "gae": _fused_gae,
+    "td_lambda": _fused_td_lambda,
+    "vtrace": _fused_vtrace,
+    "reward2go": _fused_reward2go,
+    "eligibility_trace": _fused_eligibility_trace,
+}
 FORMS = {form.name: form for form in scan_forms.FORMS}
 FUNCTIONS = (
     "generalized_advantage_estimate",

@@ -141,6 +141,24 @@ struct Reward2GoBackward : Reward2Go {
 enum { kDone, kTerminated };
 enum { kGamma, kLmbda };
 
+// decay[t] = 0 if done[t] else gamma[t] * lmbda[t]
+// trace[t] = x[t] + decay[t-1] * trace[t-1]
+struct EligibilityTrace : Reward2GoBackward {
+  static constexpr const char* kName = "eligibility_trace";
+  static constexpr int kCoefficients = 2;
+
+  template <class S, class T = typename S::Real>
+  static INLINE Link<T> prologue(const S& s) {
+    return {s.v(0), unless(s.f(kDone), s.c(kGamma) * s.c(kLmbda))};
+  }
+};
+
+// grad_x[t] = grad_trace[t] + decay[t] * grad_x[t+1]
+struct EligibilityTraceBackward : EligibilityTrace {
+  static constexpr const char* kName = "eligibility_trace_backward";
+  static constexpr bool kReverse = true;
+};
+
 // Returns whether the trace ends at the step. A terminated step that is not marked as done ends it too.
 template <class S>
 INLINE bool ends(const S& s) {
@@ -353,7 +371,8 @@ template <class... Forms>
 struct List {};
 
 // All forms. Python passes the index of a form in this list.
-using AllForms = List<LinearScan, LinearScanTransposed, Reward2Go, Reward2GoBackward, Gae, GaeBackward, TdLambda, TdLambdaBackward,
+using AllForms = List<LinearScan, LinearScanTransposed, Reward2Go, Reward2GoBackward, EligibilityTrace,
+                      EligibilityTraceBackward, Gae, GaeBackward, TdLambda, TdLambdaBackward,
                       VTrace, VTraceBackward>;
 
 }  // namespace

@@ -64,6 +64,14 @@ def _reward2go_decay(coefficients, values, flags):
     return tl.where(flags[0], 0.0, coefficients[0])
 
 
+# eligibility_trace: trace[t] = x[t] + decay[t-1] * trace[t-1]
+#     decay[t] = 0 if done[t] else gamma[t] * lmbda[t]
+# eligibility_trace_backward: grad_x[t] = grad_trace[t] + decay[t] * grad_x[t+1]
+@triton.jit
+def _eligibility_decay(coefficients, values, flags):
+    return tl.where(flags[0], 0.0, coefficients[0] * coefficients[1])
+
+
 # ends[t] = done[t] or terminated[t]
 @triton.jit
 def _ends(flags):
@@ -241,6 +249,8 @@ DEVICE_FORMS = {
     scan_forms.LINEAR_SCAN_TRANSPOSED.name: DeviceForm(_linear_scan_decay, _first_value, _only_scan),
     scan_forms.REWARD2GO.name: DeviceForm(_reward2go_decay, _first_value, _only_scan),
     scan_forms.REWARD2GO_BACKWARD.name: DeviceForm(_reward2go_decay, _first_value, _only_scan),
+    scan_forms.ELIGIBILITY_TRACE.name: DeviceForm(_eligibility_decay, _first_value, _only_scan),
+    scan_forms.ELIGIBILITY_TRACE_BACKWARD.name: DeviceForm(_eligibility_decay, _first_value, _only_scan),
     scan_forms.GAE.name: DeviceForm(_trace_decay, _gae_source, _gae_outputs),
     scan_forms.GAE_BACKWARD.name: DeviceForm(_trace_decay, _gae_backward_source, _gae_backward_outputs),
     scan_forms.TD_LAMBDA.name: DeviceForm(_trace_decay, _td_lambda_source, _only_scan),
