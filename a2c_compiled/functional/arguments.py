@@ -40,13 +40,13 @@ def check_steps(
     if not reward.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, got {reward.dtype}")
     for flag, tensor in flags.items():
-        _check_like(flag, tensor, reward, name, torch.bool)  # type: ignore[arg-type]
+        _check_like(flag, tensor, reward, name, torch.bool)
     if terminated is not None:
-        _check_like("terminated", terminated, reward, name, torch.bool)  # type: ignore[arg-type]
+        _check_like("terminated", terminated, reward, name, torch.bool)
     if mask is not None:
-        _check_like("mask", mask, reward, name, torch.bool)  # type: ignore[arg-type]
+        _check_like("mask", mask, reward, name, torch.bool)
     for value, tensor in values.items():
-        _check_like(value, tensor, reward, name, reward.dtype)  # type: ignore[arg-type]
+        _check_like(value, tensor, reward, name, reward.dtype)
 
 
 def _check_like(name: str, tensor: Tensor, reward: Tensor, reward_name: str, dtype: torch.dtype) -> None:

@@ -128,7 +128,7 @@ def _load_step(
 
 
 @triton.jit
-def _scan_step_by_step(
+def scan_step_by_step(
     tensors,
     outputs,
     strides,
@@ -314,7 +314,7 @@ def scan_kernel(
     elif tl.sum(zero_if_finite) != 0:  # NaN
         begin = split * tiles * (CHUNKS * STEPS)
         end = tl.minimum(begin + tiles * (CHUNKS * STEPS), length)
-        _scan_step_by_step(
+        scan_step_by_step(
             (coefficients, values, flags),
             outputs,
             strides,
