@@ -54,7 +54,7 @@ class ValueEstimator(CoefficientModule):
       :func:`~a2c_compiled.estimators.make_value_estimator` then accepts this name;
     * set ``needs_log_prob = True``, if :meth:`estimate` reads ``log_pi`` and ``log_mu``;
     * set ``has_trace = False``, if the result of a step does not depend on later steps;
-    * set ``several_agents = True``, if the values have a dimension of agents, which rewards and flags may lack;
+    * set ``several_agents = True``, if the values have a dimension of agents, ``agent_dim``, which rewards and flags may lack;
     * override :meth:`standardizes_reward` or :meth:`standardizes_advantage`, if the subclass has an option to standardise.
 
     Args:
@@ -78,10 +78,11 @@ class ValueEstimator(CoefficientModule):
     """
 
     # TorchScript lets subclasses inherit __constants__, but not Final annotations.
-    __constants__ = ["needs_log_prob", "several_agents", "has_trace"]
+    __constants__ = ["needs_log_prob", "several_agents", "has_trace", "agent_dim"]
 
     needs_log_prob: bool = False
     several_agents: bool = False
+    agent_dim: int = -2
     has_trace: bool = True
     """Whether the result of a step depends on later steps."""
     gamma: Tensor

@@ -102,14 +102,16 @@ class MultiAgentGAE(GAE, name="MAGAE"):
         The method expands a signal without that dimension to all agents. ``signal`` may have any dtype.
 
         Raises:
-            ValueError: ``state_value`` has no dimension ``agent_dim``.
+            ValueError: ``state_value`` has no dimension ``agent_dim``, or it is ``time_dim``.
         """
         dim = self.agent_dim
         if dim < -state_value.dim() or dim >= state_value.dim():
             raise ValueError(f"agent_dim: expected a dimension of values of shape {list(state_value.shape)}, got {dim}")
+        dim = dim % state_value.dim()
+        if dim == self.time_dim % state_value.dim():
+            raise ValueError(f"agent_dim: expected another dimension than time_dim, {self.time_dim}, got {self.agent_dim}")
         if signal.dim() != state_value.dim() - 1:
             return signal
-        dim = dim % state_value.dim()
         shape = list(signal.shape)
         shape.insert(dim, state_value.size(dim))
         return signal.unsqueeze(dim).expand(shape)

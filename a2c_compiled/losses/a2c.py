@@ -103,8 +103,10 @@ def a2c_loss(
     if mask is not None:
         check_mask(mask)
         check_shape("mask", mask, log_prob)
+    if new_state_value is not None:
+        check_shape("new_state_value", new_state_value, log_prob)
     sample_log_prob = sample_log_prob if diagnostics else None
-    terms = Terms(log_prob, entropy, new_state_value, value_target, state_value, sample_log_prob, mask)
+    terms = Terms(log_prob, entropy, new_state_value, value_target, state_value, sample_log_prob, mask, mask)
     weights = Weights(entropy_coef, critic_coef, clip_value, loss_critic_type, reduction)
     objective = a2c_objective(zero_outside_mask("log_prob", log_prob, terms), zero_outside_mask("advantage", advantage, terms))
     nothing: List[str] = []
@@ -122,7 +124,10 @@ def a2c_objective(log_prob: Tensor, advantage: Tensor) -> Tensor:
 
 
 class Terms(NamedTuple):
-    """The per-step tensors of :func:`a2c_loss`, each ``[*B]``."""
+    """The per-step tensors of :func:`a2c_loss`, each ``[*B]``.
+
+    ``new_state_value``, ``value_target``, ``state_value`` and ``value_mask`` have another shape if one value serves several agents.
+    """
 
     log_prob: Tensor
     entropy: Optional[Tensor]
@@ -131,6 +136,7 @@ class Terms(NamedTuple):
     state_value: Optional[Tensor]
     sample_log_prob: Optional[Tensor]
     mask: Optional[Tensor]
+    value_mask: Optional[Tensor]
 
 
 class Weights(NamedTuple):
@@ -170,15 +176,16 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     if new_state_value is not None:
         if value_target is None:
             raise ValueError("value_target: expected a tensor, which the critic loss needs, got None")
-        value_target = zero_outside_mask("value_target", value_target, terms)
-        new_state_value = zero_outside_mask("new_state_value", new_state_value, terms)
+        value_mask = terms.value_mask
+        value_target = _zero_outside_value_mask("value_target", value_target, new_state_value, terms)
+        new_state_value = _zero_outside_mask(new_state_value, value_mask)
         distance, value_clip_fraction = _critic_distance(new_state_value, value_target, terms, weights)
         if "loss_critic" not in dropped:
-            loss_critic = _reduce(_scale(distance, weights.critic_coef), reduction, mask)
+            loss_critic = _reduce(_scale(distance, weights.critic_coef), reduction, value_mask)
         if "value_clip_fraction" in dropped:
             value_clip_fraction = None
         if "explained_variance" not in dropped:
-            explained_variance = _explained_variance(new_state_value.detach(), value_target.detach(), mask)
+            explained_variance = _explained_variance(new_state_value.detach(), value_target.detach(), value_mask)
 
     kl_approx: Optional[Tensor] = None
     sample_log_prob = terms.sample_log_prob
@@ -195,7 +202,7 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
 def _critic_distance(
     new_state_value: Tensor, value_target: Tensor, terms: Terms, weights: Weights
 ) -> Tuple[Tensor, Optional[Tensor]]:
-    """Returns the distance of the critic loss at each step, ``[*B]``, and the fraction of clipped steps (None without ``clip_value``).
+    """Returns the distance of the critic loss at each value, and the fraction of clipped values (None without ``clip_value``).
 
     With ``clip_value``, ``distance = max(l(G, V), l(G, V_old + clip(V - V_old, -clip_value, clip_value)))``.
     """
@@ -205,12 +212,12 @@ def _critic_distance(
         return distance, None
     if state_value is None:
         raise ValueError("state_value: expected a tensor, which clip_value needs, got None")
-    state_value = zero_outside_mask("state_value", state_value, terms)
+    state_value = _zero_outside_value_mask("state_value", state_value, new_state_value, terms)
     change = new_state_value - state_value
     limit = clip_value.to(change.dtype)
     limit = limit.masked_fill(limit == 0, float("inf"))  # 0 means no clipping, also if the user assigns it after construction
     clipped_change = change.clamp(-limit, limit)
-    value_clip_fraction = _mean((change != clipped_change).to(change.dtype), terms.mask)
+    value_clip_fraction = _mean((change != clipped_change).to(change.dtype), terms.value_mask)
     clipped = critic_distance(value_target, state_value + clipped_change, weights.loss_critic_type)
     return torch.maximum(distance, clipped), value_clip_fraction
 
@@ -275,6 +282,12 @@ def zero_outside_mask(name: str, tensor: Tensor, terms: Terms) -> Tensor:
     return _zero_outside_mask(tensor, terms.mask)
 
 
+def _zero_outside_value_mask(name: str, tensor: Tensor, new_state_value: Tensor, terms: Terms) -> Tensor:
+    """Does the same for ``value_target`` and ``state_value``, which have the shape of ``new_state_value``."""
+    check_shape(name, tensor, new_state_value, "log_prob" if new_state_value.shape == terms.log_prob.shape else "the values")
+    return _zero_outside_mask(tensor, terms.value_mask)
+
+
 def _zero_outside_mask(x: Tensor, mask: Optional[Tensor]) -> Tensor:
     """Converts ``x`` to its working dtype and sets it to 0 outside ``mask``."""
     return widen(x) if mask is None else widen(x).masked_fill(~mask, 0.0)
@@ -286,7 +299,7 @@ def check_mask(mask: Tensor) -> None:
         raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
 
 
-def check_shape(name: str, tensor: Tensor, log_prob: Tensor) -> None:
-    """Raises ValueError if ``tensor`` does not have the shape of ``log_prob``."""
-    if tensor.shape != log_prob.shape:
-        raise ValueError(f"{name}: expected the shape of log_prob, {list(log_prob.shape)}, got {list(tensor.shape)}")
+def check_shape(name: str, tensor: Tensor, reference: Tensor, reference_name: str = "log_prob") -> None:
+    """Raises ValueError if ``tensor`` does not have the shape of ``reference``."""
+    if tensor.shape != reference.shape:
+        raise ValueError(f"{name}: expected the shape of {reference_name}, {list(reference.shape)}, got {list(tensor.shape)}")

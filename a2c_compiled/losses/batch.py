@@ -10,15 +10,15 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled.estimators import ValueEstimator
 from a2c_compiled.losses.a2c import check_mask, check_shape
 
 
 class Batch(NamedTuple):
     """The arguments of ``A2CLoss.forward`` except ``action`` and ``noise``.
 
-    After :func:`shaped`, every per-step tensor has the shape ``[*B]`` of the log-probability. But with an estimator of several agents,
-    ``reward``, ``done``, ``terminated``, ``steps_to_next_obs`` and ``group`` keep their shapes, because they may lack the dimension of
-    agents.
+    After :func:`shaped`, every per-step tensor has the shape ``[*B]`` of the log-probability. With an estimator of several agents, a
+    tensor of the team has size 1 in the dimension of agents. ``mask`` and ``advantage`` are expanded to ``[*B]``.
     """
 
     observation: Tensor
@@ -35,8 +35,10 @@ class Batch(NamedTuple):
     group: Optional[Tensor] = None
     # The number of dimensions of the reward that the user passed, minus the number of dimensions of [*B]: 1 for [*B, 1]. The value
     # estimator receives tensors with the dimensions of that reward, because time_dim counts those dimensions.
+    # With several agents, it is 1 if the value estimator receives [*B, 1], and 0 if it receives [*B].
     extra_dims: int = 0
     cu_seqlens: Optional[Tensor] = None  # [S + 1]: starts of packed sequences along time, then T
+    agent: int = -1  # the dimension of agents in [*B]; -1 with an estimator of a single agent
 
 
 def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
@@ -49,31 +51,37 @@ def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
         check_mask(mask)
 
 
-def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: bool) -> Batch:
+def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agents_extra_dims: int) -> Batch:
     """Returns ``batch`` with the shapes that :class:`Batch` describes.
 
     At the steps that the mask excludes, 0 replaces NaN and infinity in ``reward``, ``next_observation`` and ``sample_log_prob``.
     ``observation``, the result of :func:`zero_nonfinite`, replaces ``batch.observation``. If ``batch`` has an advantage, the fields that
-    only the value estimator reads become None.
+    only the value estimator reads become None. ``agent`` and ``agents_extra_dims``: see the last fields of :class:`Batch`.
     """
     mask = batch.mask
     sample_log_prob = _zero_nonfinite_or_none("sample_log_prob", batch.sample_log_prob, mask)
-    state_value = _match_dims_or_none("state_value", batch.state_value, log_prob)
-    sample_log_prob = _match_dims_or_none("sample_log_prob", sample_log_prob, log_prob)
+    state_value = _per_step_or_none("state_value", batch.state_value, log_prob, agent)
+    sample_log_prob = _per_step_or_none("sample_log_prob", sample_log_prob, log_prob, -1)
     if mask is not None:
-        mask = match_dims(mask, log_prob)
-        check_shape("mask", mask, log_prob)
+        mask = of_each_agent("mask", mask, log_prob, agent)
     advantage = batch.advantage
     if advantage is not None:  # the loss then reads neither rewards nor next observations
-        _check_tensor("advantage", advantage)
-        advantage = match_dims(advantage, log_prob)
-        value_target = _match_dims_or_none("value_target", batch.value_target, log_prob)
-        return Batch(observation, None, None, None, None, advantage, value_target, state_value, sample_log_prob, mask)
+        advantage = of_each_agent("advantage", advantage, log_prob, agent)
+        value_target = _per_step_or_none("value_target", batch.value_target, log_prob, agent)
+        return Batch(
+            observation, None, None, None, None, advantage, value_target, state_value, sample_log_prob, mask, agent=agent
+        )
     reward = _zero_nonfinite_or_none("reward", batch.reward, batch.mask)
     next_observation = _zero_nonfinite_or_none("next_observation", batch.next_observation, batch.mask)
     done, terminated, steps, group = batch.done, batch.terminated, batch.steps_to_next_obs, batch.group
-    extra_dims = 0
-    if reward is not None and not several_agents:
+    extra_dims = agents_extra_dims
+    if reward is not None and agent >= 0:
+        reward, done = per_step("reward", reward, log_prob, agent), _per_step_or_none("done", done, log_prob, agent)
+        terminated = _per_step_or_none("terminated", terminated, log_prob, agent)
+        steps = _per_step_or_none("steps_to_next_obs", steps, log_prob, agent)
+        if group is not None and group.dim() >= log_prob.dim() - 1:  # otherwise it has the leading dimensions alone
+            group = per_step("group", group, log_prob, agent)
+    if reward is not None and agent < 0:
         # These checks precede the reshaping: with shapes [T, N, 1] and [T, N], time_dim=-2 would mean different dimensions.
         has_same_length = list(reward.shape[:1]) == list(log_prob.shape[:1])
         if has_same_length:  # otherwise the reward has the wrong shape, which a later check reports
@@ -82,8 +90,12 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
         dims_as_passed = reward.dim()
         reward = match_dims(reward, log_prob)
         extra_dims = dims_as_passed - reward.dim()
-        done, terminated = _match_dims_or_none("done", done, log_prob), _match_dims_or_none("terminated", terminated, log_prob)
-        steps, group = _match_dims_or_none("steps_to_next_obs", steps, log_prob), _match_dims_or_none("group", group, log_prob)
+        done, terminated = (
+            _per_step_or_none("done", done, log_prob, agent),
+            _per_step_or_none("terminated", terminated, log_prob, agent),
+        )
+        steps = _per_step_or_none("steps_to_next_obs", steps, log_prob, agent)
+        group = _per_step_or_none("group", group, log_prob, agent)
     return Batch(
         observation,
         reward,
@@ -99,7 +111,36 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, several_agents: 
         group,
         extra_dims,
         batch.cu_seqlens,
+        agent,
     )
+
+
+def agents_layout(log_prob: Tensor, agent_dim: int, time_dim: int) -> Tuple[int, int]:
+    """Returns the dimension of agents in ``log_prob``, ``[*B]``, and 1 if the value estimator receives ``[*B, 1]``, 0 for ``[*B]``.
+
+    ``agent_dim`` and ``time_dim`` of the estimator count in ``[*B, 1]``. If one of them is -1, they count in ``[*B]``.
+    Raises ValueError if ``log_prob`` has no such dimension of agents.
+    """
+    extra_dims = 0 if agent_dim == -1 or time_dim == -1 else 1
+    dims = log_prob.dim() + extra_dims
+    agent = agent_dim + dims if agent_dim < 0 else agent_dim
+    if agent < 0 or agent >= log_prob.dim():
+        raise ValueError(
+            f"agent_dim: expected a dimension of the log-probability, whose shape is {list(log_prob.shape)}, got {agent_dim}"
+        )
+    return agent, extra_dims
+
+
+@torch.jit.unused
+def time_and_agent_dims(estimator: ValueEstimator, reward: Tensor, log_prob: Tensor) -> Tuple[int, int]:
+    """Returns the dimension of time and the dimension of agents, -1 without several agents, in the tensors of a rollout.
+
+    ``reward`` and ``log_prob``: as the loss reads them; only their shapes are used.
+    """
+    if not estimator.several_agents:
+        return estimator.time_dim % max(reward.dim(), 1), -1
+    agent, extra_dims = agents_layout(log_prob, estimator.agent_dim, estimator.time_dim)
+    return estimator.time_dim % (log_prob.dim() + extra_dims), agent
 
 
 def _check_like_reward(name: str, flag: Optional[Tensor], reward: Tensor) -> None:
@@ -128,16 +169,21 @@ def experience(batch: Batch) -> Tuple[Tensor, Tensor, Tensor]:
     return reward, next_observation, done
 
 
-def zero_nonfinite(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
+def zero_nonfinite(name: str, tensor: Tensor, mask: Tensor, has_features: bool = False) -> Tensor:
     """Returns ``tensor`` with 0 in place of NaN and infinity at the steps that ``mask`` excludes.
 
+    ``has_features``: whether ``tensor`` has at least one dimension after those of the steps. If it then has no more dimensions than the
+    mask of each agent, all agents share it, and a step counts if any agent's mask is True.
     Raises ValueError if the shape of ``mask`` does not fit the leading dimensions of ``tensor``. The message contains ``name``.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if isinstance(tensor, tuple):
-            return tuple(zero_nonfinite(name, part, mask) for part in tensor)
+            return tuple(zero_nonfinite(name, part, mask, has_features) for part in tensor)
     if not tensor.is_floating_point():
         return tensor
+    if has_features:
+        mask = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
+        mask = mask.any(-1, keepdim=True) if mask.dim() == tensor.dim() else mask
     return tensor.masked_fill(~(_counted(name, tensor, mask) | tensor.isfinite()), 0.0)
 
 
@@ -156,7 +202,10 @@ def _counted(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
         if tensor.size(i) == 1 and counts.size(i) > 1:  # all agents share the entry, which counts if any agent's mask is True
             counts = counts.any(i, keepdim=True)
         if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
-            raise ValueError(f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}")
+            raise ValueError(
+                f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}"
+                " (an entry that all agents share has size 1 in their dimension)"
+            )
     while counts.dim() < tensor.dim():
         counts = counts.unsqueeze(-1)
     return counts
@@ -165,6 +214,76 @@ def _counted(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
 def _zero_nonfinite_or_none(name: str, tensor: Optional[Tensor], mask: Optional[Tensor]) -> Optional[Tensor]:
     """Returns ``zero_nonfinite(name, tensor, mask)``, or ``tensor`` unchanged if either is None."""
     return tensor if tensor is None or mask is None else zero_nonfinite(name, tensor, mask)
+
+
+def per_step(name: str, tensor: Tensor, log_prob: Tensor, agent: int) -> Tensor:
+    """Returns ``tensor``, which has one entry for each step, with the dimensions of ``log_prob``, ``[*B]``.
+
+    With several agents (``agent >= 0``), a tensor of the team has size 1 in the dimension ``agent``, or lacks this dimension.
+    Raises TypeError if ``tensor`` is not a tensor, and ValueError if its shape fits neither each agent nor the team. The messages
+    contain ``name``.
+    """
+    _check_tensor(name, tensor)
+    if agent < 0:
+        return match_dims(tensor, log_prob)
+    each, team = list(log_prob.shape), list(log_prob.shape)
+    team[agent] = 1
+    lacking = each[:agent] + each[agent + 1 :]
+    matched = tensor
+    if tensor.dim() == len(each) + 1 and tensor.size(-1) == 1:
+        matched = tensor.squeeze(-1)
+    elif list(tensor.shape) == lacking:
+        matched = tensor.unsqueeze(agent)
+    elif tensor.dim() == len(each) and agent < len(each) - 1 and list(tensor.shape) == lacking + [1]:
+        matched = tensor.squeeze(-1).unsqueeze(agent)
+    if list(matched.shape) != team and list(matched.shape) != each:
+        raise ValueError(
+            f"{name}: expected {each} or {each + [1]} for each agent, or {lacking} or {lacking + [1]} for the team,"
+            f" got {list(tensor.shape)}"
+        )
+    return matched
+
+
+def of_each_agent(name: str, tensor: Tensor, log_prob: Tensor, agent: int) -> Tensor:
+    """Returns ``per_step(name, tensor, log_prob, agent)``, expanded to the shape of ``log_prob``: each agent gets the team's entry.
+
+    Raises ValueError if the shape does not fit. The message contains ``name``.
+    """
+    matched = per_step(name, tensor, log_prob, agent)
+    if agent >= 0:
+        return matched.expand_as(log_prob)
+    if matched.dim() < log_prob.dim() and list(matched.shape) == list(log_prob.shape)[: matched.dim()]:
+        raise ValueError(
+            f"{name}: expected the shape of log_prob, {list(log_prob.shape)}, or an estimator of several agents ('magae') for a"
+            f" {name} of the team, got {list(tensor.shape)}"
+        )
+    check_shape(name, matched, log_prob)
+    return matched
+
+
+def like_values(name: str, tensor: Tensor, values: Tensor, agent: int) -> Tensor:
+    """Returns ``tensor``, a result of :func:`per_step`, with the shape of the critic's ``values``, of each agent or of the team.
+
+    Raises ValueError if ``tensor`` has an entry for each agent and ``values`` has not.
+    """
+    if tensor.size(agent) != 1 and values.size(agent) == 1:
+        raise ValueError(
+            f"{name}: expected one entry for all agents, {list(values.shape)}, because critic_network returns one value for all agents,"
+            f" got one for each agent, {list(tensor.shape)} (then the critic must return {list(tensor.shape)} too)"
+        )
+    return tensor.expand_as(values)
+
+
+def like_values_or_none(name: str, tensor: Optional[Tensor], values: Tensor, agent: int) -> Optional[Tensor]:
+    """Returns ``like_values(name, tensor, values, agent)``, or None if ``tensor`` is None."""
+    return None if tensor is None else like_values(name, tensor, values, agent)
+
+
+def mask_of_values(mask: Optional[Tensor], values: Tensor, agent: int) -> Optional[Tensor]:
+    """Returns ``mask``, ``[*B]``, for the critic's ``values``: a step of the team counts if it counts for any agent."""
+    if mask is None or agent < 0 or values.size(agent) == mask.size(agent):
+        return mask
+    return mask.any(agent, keepdim=True)
 
 
 def match_dims(tensor: Tensor, reference: Tensor) -> Tensor:
@@ -179,12 +298,9 @@ def match_dims(tensor: Tensor, reference: Tensor) -> Tensor:
     return tensor
 
 
-def _match_dims_or_none(name: str, tensor: Optional[Tensor], reference: Tensor) -> Optional[Tensor]:
-    """Returns ``match_dims(tensor, reference)``, or None if ``tensor`` is None. Raises TypeError if it is not a tensor."""
-    if tensor is None:
-        return None
-    _check_tensor(name, tensor)
-    return match_dims(tensor, reference)
+def _per_step_or_none(name: str, tensor: Optional[Tensor], log_prob: Tensor, agent: int) -> Optional[Tensor]:
+    """Returns ``per_step(name, tensor, log_prob, agent)``, or None if ``tensor`` is None."""
+    return None if tensor is None else per_step(name, tensor, log_prob, agent)
 
 
 def laid_out(tensor: Tensor, extra_dims: int) -> Tensor:
@@ -199,10 +315,16 @@ def laid_out_or_none(tensor: Optional[Tensor], extra_dims: int) -> Optional[Tens
     return None if tensor is None else laid_out(tensor, extra_dims)
 
 
-def check_values(values: Tensor, reference: Tensor, name: str) -> None:
-    """Raises ValueError unless the critic's ``values`` have the shape of ``reference``, with or without a last dimension of 1."""
-    if match_dims(values, reference).shape != reference.shape:
+def checked_values(values: Tensor, reference: Tensor, name: str, agent: int) -> Tensor:
+    """Returns the critic's ``values`` as :func:`per_step` does.
+
+    Raises ValueError unless they have the shape of ``reference``, with or without a last dimension of 1, or, with several agents, a shape
+    of the team.
+    """
+    matched = per_step("critic_network", values, reference, agent)
+    if agent < 0 and matched.shape != reference.shape:
         raise ValueError(
             f"critic_network: expected values of the shape of {name}, {list(reference.shape)}, with or without a last dimension of 1,"
             f" got {list(values.shape)}"
         )
+    return matched

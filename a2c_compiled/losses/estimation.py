@@ -13,12 +13,17 @@ from a2c_compiled.losses.actor_critic import ActorCritic, PolicyOutputs, checked
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import (
     Batch,
+    agents_layout,
     check_action,
-    check_values,
+    checked_values,
     experience,
     laid_out,
     laid_out_or_none,
+    like_values,
+    like_values_or_none,
+    mask_of_values,
     match_dims,
+    of_each_agent,
     shaped,
     zero_nonfinite,
 )
@@ -27,6 +32,8 @@ from a2c_compiled.recurrent import restart_after
 
 class Estimates(NamedTuple):
     """Inputs of the losses that do not come from the actor, each ``[*B]``. All fields except ``advantage`` may be None.
+
+    If the critic returns one value for several agents, the values and ``value_target`` have size 1 in the dimension of agents.
 
     Fields:
         new_state_value: floating: value by the critic that is trained, with gradient if the critic loss needs the gradient.
@@ -102,7 +109,7 @@ class EstimatingActorCritic(ActorCritic):
         observation, mask = entries.observation, entries.mask
         check_action(action, mask)
         if mask is not None:
-            observation = zero_nonfinite("observation", observation, mask)
+            observation = zero_nonfinite("observation", observation, mask, self.value_estimator.several_agents)
             if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
                 if self.has_recurrent_network:
                     observation = restart_after(observation, ~mask)
@@ -111,18 +118,21 @@ class EstimatingActorCritic(ActorCritic):
                 start = observation[2]
                 observation = restart_after(observation, sequence_ends(entries.cu_seqlens, start, 0).expand_as(start))
         policy = self.policy(observation, action, mask)
-        return policy, shaped(entries, observation, policy.log_prob, self.value_estimator.several_agents)
+        agent, extra_dims = -1, 0
+        if self.value_estimator.several_agents:
+            agent, extra_dims = agents_layout(policy.log_prob, self.value_estimator.agent_dim, self.value_estimator.time_dim)
+        return policy, shaped(entries, observation, policy.log_prob, agent, extra_dims)
 
     def _given(self, batch: Batch, advantage: Tensor, log_prob: Tensor, wants_critic: bool) -> Estimates:
         """Returns the advantage and the value target that the caller passed, detached, with the critic's values if ``wants_critic``."""
         new_state_value: Optional[Tensor] = None
-        if wants_critic:
-            new_state_value = self.critic(batch.observation, True)
-            check_values(new_state_value, log_prob, "the actions")
-            new_state_value = match_dims(new_state_value, log_prob)
         value_target = batch.value_target
         if value_target is not None:
             value_target = value_target.detach()
+        if wants_critic:
+            new_state_value = checked_values(self.critic(batch.observation, True), log_prob, "the actions", batch.agent)
+            if value_target is not None and batch.agent >= 0:
+                value_target = like_values("value_target", value_target, new_state_value, batch.agent)
         return Estimates(new_state_value, advantage.detach(), value_target, batch.state_value, batch.mask)
 
     def _estimated(self, batch: Batch, log_prob: Tensor, with_gradient: bool) -> Estimates:
@@ -130,18 +140,21 @@ class EstimatingActorCritic(ActorCritic):
 
         ``with_gradient``: whether ``new_state_value`` has a gradient.
         """
-        several_agents = self.value_estimator.several_agents
-        if self.shifted and several_agents:
+        agent, extra_dims = batch.agent, batch.extra_dims
+        if self.shifted and agent >= 0:
             raise ValueError("shifted: expected False with a value estimator of several agents, got True")
         values = self.values(batch, self.value_estimator.time_dim, with_gradient)
-        value, next_value = widen(values.state_value.detach()), widen(values.next_state_value.detach())
-        reward, extra_dims = experience(batch)[0], batch.extra_dims
-        if not several_agents:
-            check_values(value, reward, "reward")
-            value, next_value = (
-                laid_out(match_dims(value, reward), extra_dims),
-                laid_out(match_dims(next_value, reward), extra_dims),
-            )
+        reward, done, terminated = experience(batch)[0], values.done, values.terminated
+        steps, group, mask = batch.steps_to_next_obs, batch.group, values.mask
+        reference = reward if agent < 0 else log_prob
+        state_value = checked_values(values.state_value, reference, "reward", agent)
+        value = widen(state_value.detach())
+        next_value = checked_values(widen(values.next_state_value.detach()), reference, "reward", agent)
+        if agent >= 0:
+            reward, done = like_values("reward", reward, value, agent), like_values("done", done, value, agent)
+            terminated = like_values_or_none("terminated", terminated, value, agent)
+            steps = like_values_or_none("steps_to_next_obs", steps, value, agent)
+            mask = mask_of_values(mask, value, agent)
         # Environments may return float64 rewards; the estimator needs the dtype of the values.
         if reward.is_floating_point():
             reward = reward.to(value.dtype)
@@ -151,26 +164,26 @@ class EstimatingActorCritic(ActorCritic):
             sample_log_prob = batch.sample_log_prob
             if sample_log_prob is None:
                 raise ValueError("sample_log_prob: expected a tensor, which the value estimator needs, got None")
-            log_pi = match_dims(log_prob.detach(), value).to(reward.dtype)
-            log_mu = match_dims(sample_log_prob, value).to(reward.dtype)
-        mask = values.mask
+            log_pi = laid_out(log_prob.detach(), extra_dims).to(reward.dtype)
+            log_mu = laid_out(sample_log_prob, extra_dims).to(reward.dtype)
         estimate = self.value_estimator(
-            value,
-            next_value,
+            laid_out(value, extra_dims),
+            laid_out(next_value, extra_dims),
             laid_out(reward, extra_dims),
-            laid_out(values.done, extra_dims),
-            laid_out_or_none(values.terminated, extra_dims),
+            laid_out(done, extra_dims),
+            laid_out_or_none(terminated, extra_dims),
             log_pi,
             log_mu,
-            laid_out_or_none(batch.steps_to_next_obs, extra_dims),
-            laid_out_or_none(batch.group, extra_dims),
-            None if mask is None else match_dims(mask, value),
+            laid_out_or_none(steps, extra_dims),
+            laid_out_or_none(group, extra_dims),
+            laid_out_or_none(mask, extra_dims),
             batch.cu_seqlens,
         )
-        value_target, state_value = match_dims(estimate.value_target, log_prob), match_dims(values.state_value, log_prob)
+        value_target = match_dims(estimate.value_target, log_prob)
         if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although there is no norm
             if self.advantage_norm.training:
                 self.advantage_norm.update(value_target, mask)
         old_value = batch.state_value
         old_value = state_value.detach() if old_value is None else old_value
-        return Estimates(state_value, match_dims(estimate.advantage, log_prob), value_target, old_value, mask)
+        advantage = of_each_agent("advantage", estimate.advantage, log_prob, agent)
+        return Estimates(state_value, advantage, value_target, old_value, values.mask)

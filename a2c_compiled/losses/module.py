@@ -14,14 +14,13 @@ from a2c_compiled.losses.a2c import (
     Terms,
     Weights,
     a2c_objective,
-    check_shape,
     switched_off_outputs,
     weighted_losses,
     zero_outside_mask,
 )
 from a2c_compiled.losses.actor_critic import PolicyOutputs
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
-from a2c_compiled.losses.batch import Batch
+from a2c_compiled.losses.batch import Batch, mask_of_values
 from a2c_compiled.losses.estimation import Estimates, EstimatingActorCritic
 
 
@@ -336,15 +335,19 @@ class A2CLoss(EstimatingActorCritic):
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy)
             else:
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
-        check_shape("advantage", advantage, policy.log_prob)
+        new_state_value = estimates.new_state_value if self._wants_critic() else None
+        value_mask = estimates.mask
+        if new_state_value is not None:
+            value_mask = mask_of_values(value_mask, new_state_value, batch.agent)
         terms = Terms(
             policy.log_prob,
             entropy,
-            estimates.new_state_value if self._wants_critic() else None,
+            new_state_value,
             estimates.value_target,
             estimates.state_value,
             batch.sample_log_prob if self.diagnostics else None,
             estimates.mask,
+            value_mask,
         )
         objective: Optional[Tensor] = None
         if "loss_objective" not in dropped:

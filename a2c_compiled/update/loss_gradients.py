@@ -1,7 +1,7 @@
 """The losses of a rollout and their gradients, with minibatches, autocast and several processes."""
 
 from contextlib import nullcontext
-from typing import Any, ContextManager, Dict, List, Optional, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +50,16 @@ class LossGradients:
         else:
             if noise is not None:
                 raise ValueError("noise: expected None with several minibatches, since each draws its own noise, got a tensor")
-            dim = environment_dim(rollout, self.loss.value_estimator.time_dim, self.minibatches)
-            pieces = split_environments(self._with_estimates(placed, arguments), dim, self.minibatches)
-            weights = step_shares(pieces, torch.promote_types(params[0].dtype, torch.float32))
-            results = [self._losses_and_gradients(placed, params, piece) for piece in pieces]
+            arguments = self._with_estimates(placed, arguments)
+            estimator, log_prob = self.loss.value_estimator, arguments["advantage"]  # both have the shape [*B]
+            dim = environment_dim(estimator, rollout.reward, log_prob, self.minibatches)
+            pieces = split_environments(arguments, dim, self.minibatches)
+            dtype = torch.promote_types(params[0].dtype, torch.float32)
+            weights = step_shares(pieces, "advantage", dtype)
+            results = [
+                self._losses_and_gradients(placed, params, piece, scale)
+                for piece, scale in zip(pieces, self._value_scales(pieces, weights), strict=True)
+            ]
             piece_losses, piece_derivatives = zip(*results, strict=True)
             gradient_weights = None if self.loss.reduction == "sum" else weights
             derivatives = [weighted_sum(terms, gradient_weights) for terms in zip(*piece_derivatives, strict=True)]
@@ -71,13 +77,31 @@ class LossGradients:
         del loss_arguments["new_state_value"]  # not an argument of the loss, which calls the critic itself
         return loss_arguments
 
+    def _value_scales(self, pieces: Sequence[Dict[str, Any]], weights: Sequence[Tensor]) -> List[Optional[Tensor]]:
+        """Returns the factors of the critic losses of ``pieces``, whose losses are multiplied with ``weights`` afterwards.
+
+        One value for several agents counts once, however many of them count: a piece then has another share of the values than of the
+        steps. None: the shares are equal.
+        """
+        if pieces[0]["mask"] is None or pieces[0]["value_target"].shape == pieces[0]["advantage"].shape:
+            return [None for _ in pieces]
+        shares = step_shares(pieces, "value_target", weights[0].dtype)
+        return [share / weight.masked_fill(weight == 0, 1.0) for share, weight in zip(shares, weights, strict=True)]
+
     def _losses_and_gradients(
-        self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any]
+        self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any], value_scale: Optional[Tensor] = None
     ) -> Tuple[A2CLosses, Derivatives]:
-        """Calls the loss on ``arguments``. Returns the losses and the gradients of their sum, all detached."""
+        """Calls the loss on ``arguments``. Returns the losses and the gradients of their sum, all detached.
+
+        ``value_scale``: a factor of the outputs that are means over the values.
+        """
         with torch.enable_grad():
             with self._precision(params[0].device):
                 losses = torch.func.functional_call(self.loss, placed, (), arguments, tie_weights=False)
+            if value_scale is not None:
+                names = ("value_clip_fraction",) if self.loss.reduction == "sum" else ("value_clip_fraction", "loss_critic")
+                means = {name: getattr(losses, name) for name in names if getattr(losses, name) is not None}
+                losses = losses._replace(**{name: mean * value_scale for name, mean in means.items()})
             present = [getattr(losses, name) for name in LOSSES if getattr(losses, name) is not None]
             if not present:
                 raise ValueError("loss: expected out_keys with a loss_* name to minimise, got none")

@@ -5,9 +5,10 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 from torch import Tensor
 
+from a2c_compiled.estimators import ValueEstimator
 from a2c_compiled.losses import A2CLosses
 from a2c_compiled.losses.a2c import LOSSES
-from a2c_compiled.update.rollout import Rollout
+from a2c_compiled.losses.batch import time_and_agent_dims
 
 
 def split_environments(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]:
@@ -24,30 +25,42 @@ def split_environments(arguments: Dict[str, Any], dim: int, count: int) -> List[
     return [{name: piece(entry, i) for name, entry in arguments.items()} for i in range(count)]
 
 
-def environment_dim(rollout: Rollout, time_dim: int, count: int) -> int:
-    """Returns the dimension of the environments: 1 if ``time_dim`` is the first dimension of the reward, else 0.
+def environment_dim(estimator: ValueEstimator, reward: Tensor, log_prob: Tensor, count: int) -> int:
+    """Returns the dimension of the environments: the first one that is neither the dimension of time nor that of agents.
+
+    ``reward`` and ``log_prob``: as the loss reads them; only their shapes are used.
 
     Raises:
-        ValueError: the reward has one dimension, or ``count`` does not divide the number of environments.
+        ValueError: there is no such dimension, or ``count`` does not divide the number of environments.
     """
-    reward = rollout.reward
-    if reward.dim() < 2:
+    steps = log_prob if estimator.several_agents else reward
+    taken = time_and_agent_dims(estimator, reward, log_prob)
+    dim = min(i for i in range(3) if i not in taken)
+    if dim >= steps.dim():
         raise ValueError(
             f"minibatches: expected a reward with a step and an environment dimension, got shape {list(reward.shape)}"
         )
-    dim = 1 if time_dim % reward.dim() == 0 else 0
-    if reward.size(dim) % count != 0:
-        raise ValueError(f"minibatches: expected a number that divides the {reward.size(dim)} environments, got {count}")
+    if steps.size(dim) % count != 0:
+        raise ValueError(f"minibatches: expected a number that divides the {steps.size(dim)} environments, got {count}")
     return dim
 
 
-def step_shares(pieces: Sequence[Dict[str, Any]], dtype: torch.dtype) -> List[Tensor]:
-    """Returns each piece's share of all unmasked steps, as a 0-d tensor of ``dtype``."""
-    masks = [
-        torch.ones_like(piece["advantage"], dtype=torch.bool) if piece["mask"] is None else piece["mask"] for piece in pieces
-    ]
-    counts = torch.stack([mask.sum() for mask in masks]).to(dtype)
+def step_shares(pieces: Sequence[Dict[str, Any]], entry: str, dtype: torch.dtype) -> List[Tensor]:
+    """Returns each piece's share of all unmasked steps of ``entry``, as a 0-d tensor of ``dtype``.
+
+    ``entry``: ``"advantage"``, or ``"value_target"``, where one entry may serve several agents: it counts if any agent's step does.
+    """
+    counts = torch.stack([_mask_of(piece[entry], piece["mask"]).sum() for piece in pieces]).to(dtype)
     return list((counts / counts.sum().clamp_min(1)).unbind())
+
+
+def _mask_of(tensor: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """Returns ``mask`` in the shape of ``tensor``, which may have size 1 in the dimension of agents. None: all True."""
+    if mask is None:
+        return torch.ones_like(tensor, dtype=torch.bool)
+    for i in range(mask.dim()):
+        mask = mask.any(i, keepdim=True) if tensor.size(i) != mask.size(i) else mask
+    return mask
 
 
 def weighted_sum(terms: Sequence[Optional[Tensor]], weights: Optional[Sequence[Tensor]] = None) -> Optional[Tensor]:

@@ -9,6 +9,7 @@ from a2c_compiled._export_names import ESTIMATOR, LOSS, POLICY, POLICY_SAMPLED
 from a2c_compiled.export.graphs.policies import GreedyPolicy, SampledPolicy
 from a2c_compiled.export.tracing.call import DynamicAxes
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.losses.batch import agents_layout, laid_out, like_values, per_step, time_and_agent_dims
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
 
@@ -47,14 +48,21 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
     observation = rollout.observation.flatten(0, 1)
     with torch.no_grad():
         noise = loss.distribution.noise(loss.actor_network(observation))
-        values = loss.critic_network(torch.cat([rollout.observation, rollout.next_observation])).reshape(
-            2, *rollout.reward.shape
-        )
+        values = loss.critic_network(torch.cat([rollout.observation, rollout.next_observation])).unflatten(0, (2, -1))
     estimator_inputs = {
         "state_value": values[0],
         "next_state_value": values[1],
         **{name: entries[name] for name in ("reward", "done", "terminated")},
     }
+    if loss.value_estimator.several_agents:
+        steps = _one_entry_per_step(loss, rollout)
+        agent, extra_dims = agents_layout(steps, loss.value_estimator.agent_dim, loss.value_estimator.time_dim)
+        inputs = {name: per_step(name, tensor, steps, agent) for name, tensor in estimator_inputs.items()}
+        value = inputs["state_value"]
+        estimator_inputs = {name: laid_out(like_values(name, x, value, agent), extra_dims) for name, x in inputs.items()}
+    else:
+        for name in ("state_value", "next_state_value"):
+            estimator_inputs[name] = estimator_inputs[name].reshape(rollout.reward.shape)
     if "log_prob" in entries:
         estimator_inputs |= {"log_pi": entries["log_prob"], "log_mu": entries["log_prob"]}
     return {
@@ -71,7 +79,14 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
 
 def leading_axes(loss: A2CLoss, rollout: Rollout) -> Tuple[str, str]:
     """Returns the names of the first two dimensions of a rollout, in the order that the value estimator of ``loss`` expects."""
-    return ("T", "N") if loss.value_estimator.time_dim % rollout.reward.dim() == 0 else ("N", "T")
+    time_dim = time_and_agent_dims(loss.value_estimator, rollout.reward, _one_entry_per_step(loss, rollout))[0]
+    return ("T", "N") if time_dim == 0 else ("N", "T")
+
+
+def _one_entry_per_step(loss: A2CLoss, rollout: Rollout) -> Tensor:
+    """Returns a tensor with the shape of the log-probability of the actions, ``[*B]``."""
+    params = rollout.reward.new_ones(loss.distribution.num_params)
+    return rollout.action if loss.distribution.action_of_ones(params).dim() == 0 else rollout.action[..., 0]
 
 
 def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Tensor]:
