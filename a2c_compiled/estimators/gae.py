@@ -70,8 +70,10 @@ class MultiAgentGAE(GAE, name="MAGAE"):
 
     Args:
         gamma, lmbda, average_gae, auto_reset_env, differentiable, across_processes, skip_masked: as in :class:`GAE`.
-        time_dim: dimension of time in the values. The default -3 fits ``[N, T, agents, 1]``.
-        agent_dim: dimension of the agents in the values. A call raises ValueError if the values have no such dimension.
+        time_dim: dimension of time in the values. The default -3 fits ``[N, T, agents, 1]``. In :class:`~a2c_compiled.A2CLoss`, it fits
+            ``[N, T, agents]`` too, see there.
+        agent_dim: dimension of the agents in the values. A call raises ValueError if the values have no such dimension, or if it is
+            ``time_dim``.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula and dtypes: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.

@@ -138,7 +138,7 @@ class ActorCritic(CoefficientModule):
         if self.shifted:
             return self._shifted_values(batch, reward, next_observation, done, time_dim, with_gradient)
         state_value = self.critic(batch.observation, with_gradient)
-        if reward.dim() == 0 or state_value.size(0) != reward.size(0):
+        if batch.agent < 0 and (reward.dim() == 0 or state_value.size(0) != reward.size(0)):
             raise ValueError(
                 f"reward: expected one entry for each of the {state_value.size(0)} leading entries of observation,"
                 f" got shape {list(laid_out(reward, batch.extra_dims).shape)}"

@@ -59,11 +59,11 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agen
     only the value estimator reads become None. ``agent`` and ``agents_extra_dims``: see the last fields of :class:`Batch`.
     """
     mask = batch.mask
-    sample_log_prob = _zero_nonfinite_or_none("sample_log_prob", batch.sample_log_prob, mask)
-    state_value = _per_step_or_none("state_value", batch.state_value, log_prob, agent)
-    sample_log_prob = _per_step_or_none("sample_log_prob", sample_log_prob, log_prob, -1)
     if mask is not None:
         mask = of_each_agent("mask", mask, log_prob, agent)
+    state_value = _per_step_or_none("state_value", batch.state_value, log_prob, agent)
+    sample_log_prob = _per_step_or_none("sample_log_prob", batch.sample_log_prob, log_prob, -1)
+    sample_log_prob = _zero_nonfinite_or_none("sample_log_prob", sample_log_prob, mask, False)
     advantage = batch.advantage
     if advantage is not None:  # the loss then reads neither rewards nor next observations
         advantage = of_each_agent("advantage", advantage, log_prob, agent)
@@ -71,8 +71,8 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agen
         return Batch(
             observation, None, None, None, None, advantage, value_target, state_value, sample_log_prob, mask, agent=agent
         )
-    reward = _zero_nonfinite_or_none("reward", batch.reward, batch.mask)
-    next_observation = _zero_nonfinite_or_none("next_observation", batch.next_observation, batch.mask)
+    reward = batch.reward
+    next_observation = _zero_nonfinite_or_none("next_observation", batch.next_observation, mask, agent >= 0)
     done, terminated, steps, group = batch.done, batch.terminated, batch.steps_to_next_obs, batch.group
     extra_dims = agents_extra_dims
     if reward is not None and agent >= 0:
@@ -96,6 +96,7 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agen
         )
         steps = _per_step_or_none("steps_to_next_obs", steps, log_prob, agent)
         group = _per_step_or_none("group", group, log_prob, agent)
+    reward = _zero_nonfinite_or_none("reward", reward, mask, False)
     return Batch(
         observation,
         reward,
@@ -199,9 +200,11 @@ def _counted(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     """Returns ``mask`` with as many dimensions as ``tensor``. Errors: see :func:`zero_nonfinite`."""
     counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
     for i in range(counts.dim()):
-        if tensor.size(i) == 1 and counts.size(i) > 1:  # all agents share the entry, which counts if any agent's mask is True
+        if (
+            i < tensor.dim() and tensor.size(i) == 1 and counts.size(i) > 1
+        ):  # all agents share it: it counts if any agent's mask is True
             counts = counts.any(i, keepdim=True)
-        if counts.size(i) != tensor.size(i) and counts.size(i) != 1:
+        if i >= tensor.dim() or (counts.size(i) != tensor.size(i) and counts.size(i) != 1):
             raise ValueError(
                 f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}"
                 " (an entry that all agents share has size 1 in their dimension)"
@@ -211,9 +214,11 @@ def _counted(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     return counts
 
 
-def _zero_nonfinite_or_none(name: str, tensor: Optional[Tensor], mask: Optional[Tensor]) -> Optional[Tensor]:
-    """Returns ``zero_nonfinite(name, tensor, mask)``, or ``tensor`` unchanged if either is None."""
-    return tensor if tensor is None or mask is None else zero_nonfinite(name, tensor, mask)
+def _zero_nonfinite_or_none(
+    name: str, tensor: Optional[Tensor], mask: Optional[Tensor], has_features: bool
+) -> Optional[Tensor]:
+    """Returns ``zero_nonfinite(name, tensor, mask, has_features)``, or ``tensor`` unchanged if either tensor is None."""
+    return tensor if tensor is None or mask is None else zero_nonfinite(name, tensor, mask, has_features)
 
 
 def per_step(name: str, tensor: Tensor, log_prob: Tensor, agent: int) -> Tensor:

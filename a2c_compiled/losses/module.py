@@ -47,6 +47,26 @@ class A2CLoss(EstimatingActorCritic):
     * the actor network maps an observation to the distribution parameters, floating, ``[*B, distribution.num_params]``;
     * the critic network maps an observation to the values, floating, ``[*B, 1]`` or ``[*B]``.
 
+    With a value estimator of several agents, :class:`~a2c_compiled.estimators.MultiAgentGAE` (``"magae"``), the log-probability has the
+    shape ``[N, T, K]``: its last dimension is that of the ``K`` agents. Each tensor below may have any of the shapes in its row:
+
+    =====================================================================  ============================  ========================
+    tensor                                                                 of each agent                 of the team
+    =====================================================================  ============================  ========================
+    reward, done, terminated, mask, steps_to_next_obs, group, advantage,   [N, T, K] or [N, T, K, 1]     [N, T] or [N, T, 1]
+    value_target, state_value, the critic's values
+    sample_log_prob                                                        [N, T, K] or [N, T, K, 1]     no
+    action                                                                 [N, T, K] or [N, T, K, dim]   no
+    observation, or a part of a tuple                                      [N, T, K, ...]                [N, T, F], [N, T, 1, ...]
+    =====================================================================  ============================  ========================
+
+    Each agent receives the entry of the team. The estimator's ``time_dim=-3`` and ``agent_dim=-2`` count in ``[N, T, K, 1]``; use
+    ``time_dim=-4`` for ``[T, N, K]``. If one of the two is -1, both count in ``[N, T, K]``.
+
+    A central critic returns one value of the team. Rewards, flags, ``steps_to_next_obs`` and value targets are then those of the team,
+    and each agent receives the team's advantage. The critic loss is over ``[N, T]``, with the shape ``[N, T, 1]`` for
+    ``reduction="none"``. A step counts for it if ``mask`` counts the step of any agent.
+
     Both networks become submodules of the loss and are not copied. They may share modules.
 
     The coefficients ``entropy_coef``, ``critic_coef`` and ``clip_value``, and the value estimator's ``gamma`` and ``lmbda``, are buffers.
@@ -229,8 +249,8 @@ class A2CLoss(EstimatingActorCritic):
 
         The batch shape ``[*B]`` is the shape of the log-probability. Tensors with the shape ``[*B]`` below, except ``action``, may also
         have the shape ``[*B, 1]``. ``reward``, ``done`` and ``terminated`` must have one shape. The ``time_dim`` of the value
-        estimator refers to this one shape: the default -2 fits ``[T, N]`` and ``[N, T, 1]``. With
-        :class:`~a2c_compiled.estimators.MultiAgentGAE`, rewards and flags may lack the dimension of agents.
+        estimator refers to this one shape: the default -2 fits ``[T, N]`` and ``[N, T, 1]``. Shapes with several agents: see the table in
+        :class:`A2CLoss`.
 
         Args:
             observation: ``[*B, ...]``: input of the networks; a tensor or, except in TorchScript, a tuple of tensors.

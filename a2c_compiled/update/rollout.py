@@ -25,7 +25,8 @@ class Rollout(NamedTuple):
         steps_to_next_obs: ``[T, N]``, integer dtype: number of environment steps from ``observation`` to ``next_observation``. None: 1.
         group: ``[T, N]``, integer dtype: index of the group within which rewards or advantages are standardised. None: one group.
 
-    This layout fits the default ``time_dim=-2`` of the value estimator. With another ``time_dim``, time is that dimension.
+    This layout fits the default ``time_dim=-2`` of the value estimator. With another ``time_dim``, time is that dimension. Shapes with
+    several agents: see :class:`~a2c_compiled.A2CLoss`.
     """
 
     observation: Tensor

@@ -90,7 +90,8 @@ class TrainStep(CoefficientModule):
             Gradients are not scaled, also not with float16. None: no autocast.
         process_group: a ``torch.distributed.ProcessGroup``. Gradients and metrics are combined over its processes in one all-reduce
             inside the graph: averaged with the number of unmasked steps of each process as weight; with ``reduction="sum"``,
-            gradients and losses are summed. ``explained_variance`` is the average over the processes. The parameters must be equal in
+            gradients and losses are summed. A value for several agents has the same weights. ``explained_variance`` is the average over the
+            processes. The parameters must be equal in
             all processes at the start. None: this process only.
         cuda_graph: whether to run the compiled step as one CUDA graph, which is faster for small updates. The next call overwrites the
             metrics.

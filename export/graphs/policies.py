@@ -12,6 +12,7 @@ from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.tracing.call import InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.losses.batch import match_dims
 from a2c_compiled.recurrent import next_hidden
 
 
@@ -100,12 +101,12 @@ class SampledPolicy(_ActorCritic):
 
         Returns:
             ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``log_prob``, ``state_value``: ``[N]``, floating
-            point.
+            point. One value for several agents keeps the shape that the critic gives it.
         """
         params = widen(self.actor_network(observation))
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        return SampledAction(action, log_prob, self.critic_network(observation).reshape(log_prob.shape))
+        return SampledAction(action, log_prob, match_dims(self.critic_network(observation), log_prob))
 
 
 class RecurrentPolicy(nn.Module):
@@ -148,7 +149,7 @@ class _Acting(_ActorCritic):
         greedy_log_prob = self.distribution.log_prob(params, greedy_action)
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        state_value = self.critic_network(observation).reshape(log_prob.shape)
+        state_value = match_dims(self.critic_network(observation), log_prob)
         return ActingOutputs(action, log_prob, state_value, greedy_action, greedy_log_prob)
 
 

@@ -140,6 +140,7 @@ def test_empty_data_and_a_single_step_give_finite_results_and_gradients(team, sh
     ("changed", "options", "error", "message"),
     [
         ({}, {"agent_dim": 4}, ValueError, r"agent_dim: expected a dimension of values of shape \[4, 6, 3, 1\], got 4"),
+        ({}, {"time_dim": 2}, ValueError, "agent_dim: expected another dimension than time_dim, 2, got -2"),
         ({}, {"time_dim": -5}, ValueError, r"time_dim: expected a dimension of a tensor with shape \[4, 6, 3, 1\], got -5"),
         (
             {"done": torch.zeros(4, 6).bool()},
