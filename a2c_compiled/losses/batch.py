@@ -76,9 +76,7 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agen
     done, terminated, steps, group = batch.done, batch.terminated, batch.steps_to_next_obs, batch.group
     extra_dims = agents_extra_dims
     if reward is not None and agent >= 0:
-        reward, done = per_step("reward", reward, log_prob, agent), _per_step_or_none("done", done, log_prob, agent)
-        terminated = _per_step_or_none("terminated", terminated, log_prob, agent)
-        steps = _per_step_or_none("steps_to_next_obs", steps, log_prob, agent)
+        reward = per_step("reward", reward, log_prob, agent)
         if group is not None and group.dim() >= log_prob.dim() - 1:  # otherwise it has the leading dimensions alone
             group = per_step("group", group, log_prob, agent)
     if reward is not None and agent < 0:
@@ -90,12 +88,11 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agen
         dims_as_passed = reward.dim()
         reward = match_dims(reward, log_prob)
         extra_dims = dims_as_passed - reward.dim()
-        done, terminated = (
-            _per_step_or_none("done", done, log_prob, agent),
-            _per_step_or_none("terminated", terminated, log_prob, agent),
-        )
-        steps = _per_step_or_none("steps_to_next_obs", steps, log_prob, agent)
         group = _per_step_or_none("group", group, log_prob, agent)
+    if reward is not None:
+        done = _per_step_or_none("done", done, log_prob, agent)
+        terminated = _per_step_or_none("terminated", terminated, log_prob, agent)
+        steps = _per_step_or_none("steps_to_next_obs", steps, log_prob, agent)
     reward = _zero_nonfinite_or_none("reward", reward, mask, False)
     return Batch(
         observation,
@@ -132,7 +129,6 @@ def agents_layout(log_prob: Tensor, agent_dim: int, time_dim: int) -> Tuple[int,
     return agent, extra_dims
 
 
-@torch.jit.unused
 def time_and_agent_dims(estimator: ValueEstimator, reward: Tensor, log_prob: Tensor) -> Tuple[int, int]:
     """Returns the dimension of time and the dimension of agents, -1 without several agents, in the tensors of a rollout.
 
@@ -199,16 +195,16 @@ def replace_uncounted(name: str, tensor: Tensor, mask: Tensor, replacement: Tens
 def _counted(name: str, tensor: Tensor, mask: Tensor) -> Tensor:
     """Returns ``mask`` with as many dimensions as ``tensor``. Errors: see :func:`zero_nonfinite`."""
     counts = mask.squeeze(-1) if mask.dim() > tensor.dim() else mask
-    for i in range(counts.dim()):
-        if (
-            i < tensor.dim() and tensor.size(i) == 1 and counts.size(i) > 1
-        ):  # all agents share it: it counts if any agent's mask is True
+    fits = counts.dim() <= tensor.dim()
+    for i in range(min(counts.dim(), tensor.dim())):
+        if tensor.size(i) == 1 and counts.size(i) > 1:  # all agents share the entry, which counts if any agent's mask is True
             counts = counts.any(i, keepdim=True)
-        if i >= tensor.dim() or (counts.size(i) != tensor.size(i) and counts.size(i) != 1):
-            raise ValueError(
-                f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}"
-                " (an entry that all agents share has size 1 in their dimension)"
-            )
+        fits = fits and (counts.size(i) == tensor.size(i) or counts.size(i) == 1)
+    if not fits:
+        raise ValueError(
+            f"mask: expected the leading dimensions of {name}, {list(tensor.shape)}, got {list(mask.shape)}"
+            " (an entry that all agents share has size 1 in their dimension)"
+        )
     while counts.dim() < tensor.dim():
         counts = counts.unsqueeze(-1)
     return counts

@@ -51,8 +51,8 @@ class LossGradients:
             if noise is not None:
                 raise ValueError("noise: expected None with several minibatches, since each draws its own noise, got a tensor")
             arguments = self._with_estimates(placed, arguments)
-            estimator, log_prob = self.loss.value_estimator, arguments["advantage"]  # both have the shape [*B]
-            dim = environment_dim(estimator, rollout.reward, log_prob, self.minibatches)
+            # An advantage has the shape of the log-probability.
+            dim = environment_dim(self.loss.value_estimator, rollout.reward, arguments["advantage"], self.minibatches)
             pieces = split_environments(arguments, dim, self.minibatches)
             dtype = torch.promote_types(params[0].dtype, torch.float32)
             weights = step_shares(pieces, "advantage", dtype)

@@ -42,7 +42,9 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
             Dtypes: see :class:`~a2c_compiled.update.Rollout`.
 
     Raises:
-        ValueError: the value estimator needs ``log_prob``, and the rollout has none.
+        ValueError: the value estimator needs ``log_prob``, and the rollout has none; with several agents, also if an entry has another
+            shape than :class:`~a2c_compiled.A2CLoss` accepts.
+        TypeError: with several agents, an entry is not a tensor.
     """
     entries, axes = read_entries(loss, rollout), leading_axes(loss, rollout)
     observation = rollout.observation.flatten(0, 1)
