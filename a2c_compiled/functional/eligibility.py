@@ -55,15 +55,17 @@ def eligibility_trace(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and mask is None:
-            outputs = direct(scan_forms.ELIGIBILITY_TRACE, time_dim, gamma, lmbda, x, done)
+        if cu_seqlens is None and not (mask is not None and skip_masked):
+            outputs = direct(scan_forms.ELIGIBILITY_TRACE, time_dim, gamma, lmbda, x, done, mask=mask)
             if outputs is not None:
                 return outputs[0]
     values: Dict[str, Tensor] = {}
-    steps = prepare_steps(x, done, None, values, time_dim, cu_seqlens, mask, skip_masked, "x")
+    steps = prepare_steps(x, done, None, values, time_dim, cu_seqlens, mask, skip_masked, "x", True)
     coefficients = moved_operand("gamma", gamma, steps), moved_operand("lmbda", lmbda, steps)
     inputs = coefficients[0], coefficients[1], steps.reward, steps.trace_cut, steps.dim
-    trace = _eligibility_trace(*inputs) if torch.jit.is_scripting() else _fused_eligibility_trace(*inputs)
+    trace = (
+        _eligibility_trace(*inputs) if torch.jit.is_scripting() else _fused_eligibility_trace(*inputs, mask=steps.kernel_mask)
+    )
     return in_callers_order(trace, steps)
 
 

@@ -68,20 +68,20 @@ def generalized_advantage_estimate(
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and mask is None:
+        if cu_seqlens is None and not (mask is not None and skip_masked):
             ends = done, done if terminated is None else terminated
-            outputs = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends)
+            outputs = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends, mask=mask)
             if outputs is not None:
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value}
-    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked, "reward", True)
     coefficients = moved_operand("gamma", gamma, steps), moved_operand("lmbda", lmbda, steps)
     tensors = steps.values["state_value"], steps.values["next_state_value"], steps.reward, steps.trace_cut, steps.bootstrap_cut
     inputs = (*coefficients, *tensors, steps.dim)
     if torch.jit.is_scripting():
         advantage, value_target = _gae(*inputs)
     else:
-        advantage, value_target = _fused_gae(*inputs)
+        advantage, value_target = _fused_gae(*inputs, mask=steps.kernel_mask)
     return ValueEstimate(in_callers_order(advantage, steps), in_callers_order(value_target, steps))
 
 

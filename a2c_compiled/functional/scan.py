@@ -111,14 +111,14 @@ def reward2go(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and mask is None:
-            outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done)
+        if cu_seqlens is None and not (mask is not None and skip_masked):
+            outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done, mask=mask)
             if outputs is not None:
                 return outputs[0]
     values: Dict[str, Tensor] = {}
-    steps = prepare_steps(reward, done, None, values, time_dim, cu_seqlens, mask, skip_masked)
+    steps = prepare_steps(reward, done, None, values, time_dim, cu_seqlens, mask, skip_masked, "reward", True)
     inputs = moved_operand("gamma", gamma, steps), steps.reward, steps.trace_cut, steps.dim
-    returns = _reward2go(*inputs) if torch.jit.is_scripting() else _fused_reward2go(*inputs)
+    returns = _reward2go(*inputs) if torch.jit.is_scripting() else _fused_reward2go(*inputs, mask=steps.kernel_mask)
     return in_callers_order(returns, steps)
 
 

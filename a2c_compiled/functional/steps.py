@@ -29,6 +29,7 @@ class PreparedSteps(NamedTuple):
             come first. None: the steps keep the caller's order.
         place: ``[*B, T, *F]``, int64: for each step in the caller's order, its index along ``dim`` after the move (the inverse of
             ``order``). None if ``order`` is None.
+        kernel_mask: ``[*B, T, *F]``, bool: the mask, if the kernel applies it. The other fields are then as without a mask.
     """
 
     reward: Tensor
@@ -40,6 +41,7 @@ class PreparedSteps(NamedTuple):
     mask: Optional[Tensor]
     order: Optional[Tensor]
     place: Optional[Tensor]
+    kernel_mask: Optional[Tensor] = None
 
 
 def prepare_steps(
@@ -52,6 +54,7 @@ def prepare_steps(
     mask: Optional[Tensor],
     skip_masked: bool,
     name: str = "reward",
+    kernel_masks: bool = False,
 ) -> PreparedSteps:
     """Checks the arguments and returns the inputs of a formula.
 
@@ -60,15 +63,20 @@ def prepare_steps(
     * ``skip_masked=False``: a trace ends before an excluded step, as at a truncation. The step before bootstraps from its own next value.
     * ``skip_masked=True``: the included steps are moved to the front, so that a trace passes from each included step to the next one.
 
-    Arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
+    Args:
+        name: what error messages call ``reward``.
+        kernel_masks: whether the caller passes ``kernel_mask`` to a kernel. TorchScript has no kernels.
+
+    Other arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
     """
     check_steps(reward, {"done": done}, values, terminated, mask, name)
     dim = time_dimension(reward, time_dim)
     bootstrap_cut = done if terminated is None else terminated
     ends = None if cu_seqlens is None else sequence_ends(cu_seqlens, done, dim)
-    if mask is None:
+    in_kernel = kernel_masks and not skip_masked and not torch.jit.is_scripting()
+    if mask is None or in_kernel:
         trace_cut = done if ends is None else done | ends
-        return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, None, None, None)
+        return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, None, None, None, mask)
     # Excluded entries become 0 before the formula runs. If only the result were masked, the gradient would be 0 * NaN = NaN.
     excluded = ~mask
     reward = reward.masked_fill(excluded, 0.0)

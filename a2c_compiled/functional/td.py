@@ -151,13 +151,14 @@ def td_lambda_return_estimate(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and mask is None and (rolling_gamma is None or rolling_gamma):
+        if cu_seqlens is None and not (mask is not None and skip_masked) and (rolling_gamma is None or rolling_gamma):
             ends = done, done if terminated is None else terminated
-            outputs = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends)
+            outputs = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends, mask=mask)
             if outputs is not None:
                 return outputs[0]
     values = {"next_state_value": next_state_value}
-    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    rolls = rolling_gamma is None or rolling_gamma
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked, "reward", rolls)
     return in_callers_order(_returns(gamma, lmbda, steps, rolling_gamma), steps)
 
 
@@ -182,7 +183,7 @@ def _returns(gamma: Coefficient, lmbda: Coefficient, steps: PreparedSteps, rolli
         steps.bootstrap_cut,
         steps.dim,
     )
-    return _td_lambda(*inputs) if torch.jit.is_scripting() else _fused_td_lambda(*inputs)
+    return _td_lambda(*inputs) if torch.jit.is_scripting() else _fused_td_lambda(*inputs, mask=steps.kernel_mask)
 
 
 def _td_lambda_from_each_start(

@@ -93,14 +93,14 @@ def vtrace_advantage_estimate(
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and mask is None:
+        if cu_seqlens is None and not (mask is not None and skip_masked):
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
             steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
-            outputs = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps)
+            outputs = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps, mask=mask)
             if outputs is not None:
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}
-    prepared = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
+    prepared = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked, "reward", True)
     inputs = (
         moved_operand("gamma", gamma, prepared),
         moved_operand("rho_thresh", rho_thresh, prepared),
@@ -119,7 +119,7 @@ def vtrace_advantage_estimate(
     if torch.jit.is_scripting():
         advantage, value_target = _vtrace(*inputs)
     else:
-        advantage, value_target = _fused_vtrace(*inputs)
+        advantage, value_target = _fused_vtrace(*inputs, mask=prepared.kernel_mask)
     return ValueEstimate(in_callers_order(advantage, prepared), in_callers_order(value_target, prepared))
 
 

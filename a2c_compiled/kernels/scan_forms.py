@@ -25,6 +25,7 @@ A backward form computes ``g[t]``, the gradient of the forward form's ``x[t]``, 
 it multiplies ``g[t]`` by the derivative of the prologue, and adds the gradient that reaches the input through the epilogue alone.
 """
 
+import functools
 from typing import NamedTuple, Sequence, Tuple
 
 import torch
@@ -48,6 +49,8 @@ class Form(NamedTuple):
     outputs: Names
     # True: the reverse-time scan. False: the transposed scan.
     reverse: bool
+    # The form without a mask, for a form that :func:`masked` made.
+    unmasked_name: str = ""
 
     def empty_outputs(self, values: Sequence[Tensor], flags: Sequence[Tensor]) -> Tuple[Tensor, ...]:
         """Returns uninitialised tensors for the outputs, with the dtype of the values and the strides of the first flag.
@@ -57,6 +60,16 @@ class Form(NamedTuple):
         """
         first = torch.empty_like(flags[0] if flags else values[0], dtype=values[0].dtype)
         return (first, *[torch.empty_like(first) for _ in self.outputs[1:]])
+
+
+@functools.cache
+def masked(form: Form) -> Form:
+    """Returns ``form`` with a last flag, ``mask``, which is False at excluded steps.
+
+    At excluded steps, the values count as 0, whatever they hold, and the outputs are 0. No value passes from an excluded step to another
+    step: at excluded steps ``done`` and ``terminated`` count as True, and at the step before an excluded one, ``done`` does.
+    """
+    return form._replace(name=f"{form.name}_masked", flags=(*form.flags, "mask"), unmasked_name=form.name)
 
 
 _ENDS = ("done", "terminated")
@@ -154,3 +167,7 @@ FORMS = (
     VTRACE,
     VTRACE_BACKWARD,
 )
+"""Every form without a mask."""
+
+MASKED_FORMS = tuple(masked(form) for form in FORMS if form.flags)
+"""The same forms with a mask, except those without flags."""

@@ -231,7 +231,7 @@ def _plan(
     tiles = triton.cdiv(length, blocks.chunks * blocks.steps)
     tiles_per_split = triton.cdiv(tiles, blocks.splits)
     splits = triton.cdiv(tiles, tiles_per_split)
-    device_form = DEVICE_FORMS[form.name]
+    device_form = DEVICE_FORMS[form.unmasked_name or form.name]
 
     def launch(split_programs: int, launch_mode: tl.constexpr) -> Launch:
         """Returns the launch in which ``split_programs`` programs per block of rows handle the time splits."""
@@ -248,7 +248,7 @@ def _plan(
             form.reverse,
             launch_mode.value,
             modes,
-            (shared, vector, rows_contiguous),
+            (shared, vector, rows_contiguous, bool(form.unmasked_name)),
             tl.float64 if dtype == torch.float64 else tl.float32,
             blocks.rows,
             blocks.steps,

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.kernels import cpu_scan
-from a2c_compiled.kernels.scan_forms import Form
+from a2c_compiled.kernels.scan_forms import Form, masked
 
 
-def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
+def direct(form: Form, dim: Any, *inputs: Any, mask: Any = None) -> Optional[Tuple[Tensor, ...]]:
     """Computes ``form`` with the C++ kernel, or returns None if the inputs do not qualify.
 
     At a few hundred steps, the checks, conversions and dispatch in Python take several times as long as the scan. The inputs need
@@ -27,10 +27,11 @@ def direct(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
         dim: the dimension of time, an integer.
         inputs: coefficients, values and flags, in the order of the form. Values: ``[*B, T, *F]``, float32 or float64. Coefficients:
             numbers, or tensors of the values' dtype, zero-dimensional or of the values' shape. Flags: the values' shape, bool.
+        mask: another flag, see :func:`a2c_compiled.kernels.scan_forms.masked`, or None.
 
     Returns:
         The outputs, each with the shape and dtype of the values, or None.
     """
     if torch.compiler.is_dynamo_compiling() or not dispatch_is_plain():
         return None
-    return cpu_scan.call(form, dim, *inputs)
+    return cpu_scan.call(form, dim, *inputs) if mask is None else cpu_scan.call(masked(form), dim, *inputs, mask)

@@ -3,19 +3,56 @@
 A form is a recurrence along time with its inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`.
 """
 
-from typing import Any, Callable, Sequence, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from a2c_compiled._exporting import is_exporting
 from a2c_compiled._torch_internals import dispatch_is_plain
-from a2c_compiled.kernels.scan_forms import Form
+from a2c_compiled.kernels.scan_forms import Form, masked
 from a2c_compiled.ops.registration import on_device, register
 from a2c_compiled.ops.transforms import batch_first, fresh_views
 
 
 def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a differentiable function that computes ``definition`` with kernels, with and without a mask.
+
+    The function has the arguments ``(coefficients..., values..., flags..., dim, mask=None)``, with ``dim`` negative, and does not check
+    them. With a mask, it computes the form that :func:`~a2c_compiled.kernels.scan_forms.masked` describes.
+
+    Arguments: see :func:`_fused_scan`.
+    """
+    without_mask = _fused_scan(form, backward_form, definition)
+    with_mask = _fused_scan(masked(form), masked(backward_form), _masked_definition(form, definition))
+
+    def call(*arguments: Any, mask: Optional[Tensor] = None) -> Any:
+        return without_mask(*arguments) if mask is None else with_mask(*arguments[:-1], mask, arguments[-1])
+
+    return call
+
+
+def _masked_definition(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the definition of ``masked(form)``, for the ``definition`` of ``form``."""
+    first_value, first_flag = len(form.coefficients), len(form.coefficients) + len(form.values)
+
+    def masked_definition(*arguments: Any) -> Any:
+        *tensors, mask, dim = arguments
+        excluded = ~mask
+        # If only the results were masked, the gradients would be 0 * NaN = NaN.
+        coefficients = [c.masked_fill(excluded, 0.0) if c.dim() > 0 else c for c in tensors[:first_value]]
+        values = [value.masked_fill(excluded, 0.0) for value in tensors[first_value:first_flag]]
+        done, *terminated = (flag | excluded for flag in tensors[first_flag:])
+        # roll wraps around. This changes only the last step, where every trace ends anyway.
+        results = definition(*coefficients, *values, done | excluded.roll(-1, dim), *terminated, dim)
+        if isinstance(results, Tensor):
+            return results.masked_fill(excluded, 0.0)
+        return tuple(result.masked_fill(excluded, 0.0) for result in results)
+
+    return masked_definition
+
+
+def _fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a differentiable function that computes ``definition`` with kernels.
 
     The kernel of ``form`` computes the outputs. The kernel of ``backward_form`` computes the gradients of the values. No kernel computes

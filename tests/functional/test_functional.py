@@ -1,5 +1,7 @@
 """Every function, eager and scripted, equals the oracle's loops in float64, with gradients."""
 
+import functools
+
 import oracle
 import pytest
 import torch
@@ -460,6 +462,12 @@ def test_a_coefficient_that_is_not_finite_at_a_terminated_step_changes_nothing(n
     changed = {**arguments, coefficient: arguments[coefficient].masked_fill(cut, value)}
     torch.testing.assert_close(evaluate(function, changed), evaluate(function, arguments))
     torch.testing.assert_close(function(**changed), function(**arguments))
+    # Without a gradient to coefficients, another kernel computes the gradients.
+    without = [
+        evaluate(functools.partial(function, **{c: a.pop(c) for c in ("gamma", "lmbda") if c in a}), a)
+        for a in (changed, arguments)
+    ]
+    torch.testing.assert_close(*without)
 
 
 @pytest.mark.parametrize("mode", MODES)

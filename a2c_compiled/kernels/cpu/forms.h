@@ -339,8 +339,9 @@ struct VTraceBackward {
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
     const T c = VTrace::clipped(VTrace::ratio(s.v(kLogPi), s.v(kLogMu)), s.c(VTrace::kCThresh));
-    const T lmbda = s.c(VTrace::kLmbda);
-    return {s.v(kGradTarget) + s.before().c(VTrace::kLmbda) * sent(s), unless_ended(s, s.c(kGamma) * lmbda * c)};
+    const S before = s.before();
+    const T sent_to_correction = unless(ends(before) | s.first, before.c(VTrace::kLmbda) * sent(s));
+    return {s.v(kGradTarget) + sent_to_correction, unless_ended(s, s.c(kGamma) * s.c(VTrace::kLmbda) * c)};
   }
   template <class S, class T = typename S::Real>
   static INLINE void epilogue(const S& s, T g, T, T* out) {
@@ -367,12 +368,26 @@ struct VTraceBackward {
   }
 };
 
+// A form with a mask as its last flag, see masked() in kernels/scan_forms.py. Step changes what the functions of the form read at excluded
+// steps.
+template <class Form>
+struct Masked : Form {
+  using Unmasked = Form;
+  static constexpr int kMask = Form::kFlags, kFlags = Form::kFlags + 1;
+  static constexpr bool kLast = true;  // the mask of the next step decides whether the trace ends
+};
+template <class Form>
+constexpr bool is_masked = false;
+template <class Form>
+constexpr bool is_masked<Masked<Form>> = true;
+
 template <class... Forms>
 struct List {};
 
 // All forms. Python passes the index of a form in this list.
-using AllForms = List<LinearScan, LinearScanTransposed, Reward2Go, Reward2GoBackward, EligibilityTrace,
-                      EligibilityTraceBackward, Gae, GaeBackward, TdLambda, TdLambdaBackward,
-                      VTrace, VTraceBackward>;
+template <class... Forms>
+using WithMasked = List<LinearScan, LinearScanTransposed, Forms..., Masked<Forms>...>;
+using AllForms = WithMasked<Reward2Go, Reward2GoBackward, EligibilityTrace, EligibilityTraceBackward, Gae, GaeBackward, TdLambda,
+                            TdLambdaBackward, VTrace, VTraceBackward>;
 
 }  // namespace

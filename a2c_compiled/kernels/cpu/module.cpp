@@ -25,13 +25,14 @@ using Scan = void (*)(void* const*, Dim*, int, const Dim&);
 
 // A form in the table: the numbers of its operands, and its scans in float32 (`single`) and float64 (`wide`).
 struct Entry {
-  const char* name;
+  const char* name;  // without the mask
+  bool masked;
   int coefficients, values, flags, operands;
   Scan single, wide;
 };
 
 template <class Form>
-constexpr Entry kEntry = {Form::kName, Form::kCoefficients, Form::kValues, Form::kFlags, Cursor<float, Form>::kOperands,
+constexpr Entry kEntry = {Form::kName, is_masked<Form>, Form::kCoefficients, Form::kValues, Form::kFlags, Cursor<float, Form>::kOperands,
                           scan<Form, float>, scan<Form, double>};
 
 // The table of all forms, in the order of AllForms.
@@ -60,7 +61,7 @@ struct Reference {
 PyObject* forms(PyObject*, PyObject*) {
   const Reference names(PyList_New(0));
   for (const Entry& form : kForms) {
-    const Reference name(names.object ? PyUnicode_FromString(form.name) : nullptr);
+    const Reference name(names.object ? PyUnicode_FromFormat("%s%s", form.name, form.masked ? "_masked" : "") : nullptr);
     if (name.object == nullptr || PyList_Append(names.object, name.object) < 0) return nullptr;
   }
   Py_INCREF(names.object);

@@ -44,7 +44,7 @@
 
 namespace {  // internal linkage: one source file includes this
 
-constexpr int kMaxDims = 16, kMaxOperands = 20;
+constexpr int kMaxDims = 16, kMaxOperands = 21;
 constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side
 constexpr int64_t kTile = 128;     // steps of a lane in a tile; a tile fits the first-level cache
 constexpr int64_t kWide = 1024;    // sequences in the inner loop of scan_side_by_side
@@ -98,19 +98,29 @@ struct Step {
   int64_t i, shift;  // the index in the inner loop, and an offset in time
   bool first, last;
 
+  // The flags keep coefficients of excluded steps out, as those of steps that end an episode.
   INLINE T c(int k) const { return cursor.c[k][(kUnit ? 0 : i * cursor.step[k]) + shift * cursor.time[k]]; }
-  INLINE T v(int k) const { return cursor.v[k][index(Here::kValue + k)]; }
-  INLINE bool f(int k) const { return cursor.f[k][index(Here::kFlag + k)] != 0; }
-  INLINE int64_t index(int operand) const { return i * (kUnit ? 1 : cursor.step[operand]) + shift * cursor.time[operand]; }
+  INLINE T v(int k) const { return unless(excluded(0), cursor.v[k][index(Here::kValue + k, shift)]); }
+  INLINE bool f(int k) const {
+    return (cursor.f[k][index(Here::kFlag + k, shift)] != 0) | excluded(0) | ((k == kDone) & excluded(last ? 0 : 1));
+  }
+  INLINE int64_t index(int operand, int64_t shift) const {
+    return i * (kUnit ? 1 : cursor.step[operand]) + shift * cursor.time[operand];
+  }
+  // Returns whether the mask excludes the step that follows this one by `later` steps.
+  INLINE bool excluded(int64_t later) const {
+    if constexpr (is_masked<Form>) return cursor.f[Form::kMask][index(Here::kFlag + Form::kMask, shift + later)] == 0;
+    return false;
+  }
   // before() at the first step and after() at the last step return the step itself, so that the form reads no memory outside the data.
-  INLINE Step before() const { return {cursor, i, first ? 0 : -1, false, false}; }
-  INLINE Step after() const { return {cursor, i, last ? 0 : 1, false, false}; }
+  INLINE Step before() const { return {cursor, i, first ? 0 : -1, false, first & last}; }
+  INLINE Step after() const { return {cursor, i, last ? 0 : 1, false, true}; }
 
   // Computes the outputs of this step and stores them.
   INLINE void finish(T y, T y_after) const {
     T results[Form::kOutputs];
     Form::epilogue(*this, y, y_after, results);
-    for (int k = 0; k < Form::kOutputs; ++k) cursor.out[k][i * (kUnit ? 1 : cursor.step[Here::kInputs + k])] = results[k];
+    for (int k = 0; k < Form::kOutputs; ++k) cursor.out[k][index(Here::kInputs + k, 0)] = unless(excluded(0), results[k]);
   }
 };
 
@@ -119,6 +129,8 @@ template <class Form>
 constexpr bool clears_last_decay = Form::kReverse;
 template <>
 constexpr bool clears_last_decay<TdLambda> = false;  // its trace is 0 at the last step
+template <>
+constexpr bool clears_last_decay<Masked<TdLambda>> = false;
 
 // One step of the recurrence: returns y[t] and updates `carry`. In a reverse form carry is y[t+1] before and y[t] after. In a transposed
 // form it is decay[t-1] * y[t-1] before and decay[t] * y[t] after.

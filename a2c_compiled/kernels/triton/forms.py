@@ -200,7 +200,7 @@ def _sent_by(step):
 
 @triton.jit
 def _vtrace_backward_source(here, before, after, last):
-    return here[1][1] + before[0][4] * _sent_by(before)
+    return here[1][1] + tl.where(_ends(before[2]), 0.0, before[0][4] * _sent_by(before))
 
 
 # The outputs of vtrace_backward, with cut[t] = ends[t] or t == T-1 and y[t+1] = value_target[t+1] - state_value[t+1]:

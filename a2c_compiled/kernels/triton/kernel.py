@@ -105,9 +105,13 @@ def _load(pointers, strides, place, mask, FIRST: tl.constexpr, SHIFT: tl.constex
 
 @triton.jit
 def _load_step(
-    tensors, strides, place, mask, SHIFT: tl.constexpr, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr
+    tensors, strides, place, length, mask, SHIFT: tl.constexpr, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr
 ):
-    """Loads coefficients, values and flags at ``place``, ``SHIFT`` steps later; tensors with an entry per step are 0 outside the mask."""
+    """Loads coefficients, values and flags at ``place``, ``SHIFT`` steps later; tensors with an entry per step are 0 outside ``mask``.
+
+    With a form that has a mask, its last flag, the steps that this mask excludes count as :func:`scan_forms.masked` says. The flags keep
+    their coefficients out.
+    """
     coefficients, values, flags = tensors
     first_flag: tl.constexpr = 1 + len(values)
     first_coefficient: tl.constexpr = first_flag + len(flags)
@@ -120,11 +124,26 @@ def _load_step(
         else:
             pointers = (coefficients[i],)
             loaded = loaded + _load(pointers, strides, place, mask, first_coefficient + i, SHIFT, LAYOUT, TYPE)
-    return (
-        loaded,
-        _load(values, strides, place, mask, 1, SHIFT, LAYOUT, TYPE),
-        _load(flags, strides, place, mask, first_flag, SHIFT, LAYOUT, tl.int1),
-    )
+    loaded_values = _load(values, strides, place, mask, 1, SHIFT, LAYOUT, TYPE)
+    loaded_flags = _load(flags, strides, place, mask, first_flag, SHIFT, LAYOUT, tl.int1)
+    if LAYOUT[3]:
+        last: tl.constexpr = len(flags) - 1
+        included = loaded_flags[last]
+        has_next = mask & (place[1] + (SHIFT + 1) < length)
+        next_included = _load((flags[last],), strides, place, has_next, first_flag + last, SHIFT + 1, LAYOUT, tl.int1)
+        loaded_values = _zero_unless(included, loaded_values)
+        done = loaded_flags[0] | (included == 0) | (has_next & (next_included[0] == 0))
+        loaded_flags = (done, included) if len(flags) == 2 else (done, loaded_flags[1] | (included == 0), included)
+    return loaded, loaded_values, loaded_flags
+
+
+@triton.jit
+def _zero_unless(condition, tensors):
+    """Returns the tensors with 0 where the condition does not hold."""
+    selected = ()
+    for i in tl.static_range(len(tensors)):
+        selected = selected + (tl.where(condition, tensors[i], 0.0),)  # type: ignore[assignment]
+    return selected
 
 
 @triton.jit
@@ -154,9 +173,9 @@ def scan_step_by_step(
         time = tl.zeros(row.shape, tl.int32) + t
         place = (batch, time, row)
         inside = row < rows
-        here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
-        before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
-        after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+        here = _load_step(tensors, strides, place, length, inside, 0, MODES, LAYOUT, TYPE)
+        before = _load_step(tensors, strides, place, length, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
+        after = _load_step(tensors, strides, place, length, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
         last = time == length - 1
         x = SOURCE(here, before, after, last)
         decaying = here if REVERSE else before
@@ -164,6 +183,8 @@ def scan_step_by_step(
         y_next = y
         y = tl.where((a == 0) | (time == first), x, x + a * y_next)
         results = OUTPUTS(here, before, after, last, y, y_next)
+        if LAYOUT[3]:
+            results = _zero_unless(here[2][len(here[2]) - 1], results)
         offset = _offset(strides[0], place, LAYOUT)
         for k in tl.static_range(len(outputs)):
             tl.store(outputs[k] + offset, results[k], mask=inside & (time >= begin) & (time < end))
@@ -228,8 +249,9 @@ def scan_kernel(
         REVERSE: whether the scan runs in reverse time.
         LAUNCH_MODE: WHOLE, REDUCE or RESUME.
         MODES: how each coefficient is passed, NUMBER, SCALAR or PER_STEP.
-        LAYOUT: a triple: whether all operands have the same strides; the number of adjacent elements of an aligned group, or 0 if the
-            elements are not contiguous in every operand; whether rows (instead of time) are the contiguous axis.
+        LAYOUT: a tuple: whether all operands have the same strides; the number of adjacent elements of an aligned group, or 0 if the
+            elements are not contiguous in every operand; whether rows (instead of time) are the contiguous axis; whether the last flag
+            is a mask.
         TYPE: the dtype of the computation.
         SPLITS: ``splits`` rounded up to a power of two.
         ONE_CHUNK: whether one chunk has all steps. No value other than 0 then enters a chunk.
@@ -273,9 +295,9 @@ def scan_kernel(
         place = (batch, time, row)
         tensors = (coefficients, values, flags)
         inside = (time < time_end) & (row < row_end)
-        here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
-        before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
-        after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+        here = _load_step(tensors, strides, place, length, inside, 0, MODES, LAYOUT, TYPE)
+        before = _load_step(tensors, strides, place, length, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
+        after = _load_step(tensors, strides, place, length, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
 
         x = SOURCE(here, before, after, last)
         decaying = here if REVERSE else before
@@ -303,6 +325,8 @@ def scan_kernel(
             if NEEDS_NEXT:
                 y_next = x_next if ONE_CHUNK else x_next + a_next * entry
             results = OUTPUTS(here, before, after, last, y, y_next)
+            if LAYOUT[3]:
+                results = _zero_unless(here[2][len(here[2]) - 1], results)
             offset = _offset(strides[0], place, LAYOUT)
             for k in tl.static_range(len(outputs)):
                 tl.store(outputs[k] + offset, results[k], mask=inside)
@@ -329,6 +353,6 @@ def scan_kernel(
             OUTPUTS,
             REVERSE,
             MODES,
-            (LAYOUT[0], 0, LAYOUT[2]),
+            (LAYOUT[0], 0, LAYOUT[2], LAYOUT[3]),
             TYPE,
         )
