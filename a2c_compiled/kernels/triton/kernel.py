@@ -142,7 +142,7 @@ def _zero_unless(condition, tensors):
     """Returns the tensors with 0 where the condition does not hold."""
     selected = ()
     for i in tl.static_range(len(tensors)):
-        selected = selected + (tl.where(condition, tensors[i], 0.0),)  # type: ignore[assignment]
+        selected = selected + (tl.where(condition, tensors[i], 0.0),)
     return selected
 
 
