@@ -187,6 +187,11 @@ def call_arguments(name, steps, time_dim=-2, gamma=0.97, lmbda=0.9, n=3, **optio
     return {argument: available[argument] for argument in argument_names(name) if argument in available}
 
 
+def without_bootstrap(arguments):
+    """Returns the arguments of ``reward2go`` without those that make it bootstrap."""
+    return {name: value for name, value in arguments.items() if name not in ("next_state_value", "terminated")}
+
+
 def on(device, data):
     """Returns ``data`` with all its tensors on ``device``."""
     return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), data)

@@ -19,13 +19,16 @@ def reverse_scan(x, decay, dim):
     return linear_scan(x, decay, dim, True)
 
 
-def reward2go(reward, done, gamma, time_dim=-2):
-    reward, gamma, done = steps(time_dim, reward, gamma, done)
+def reward2go(reward, done, gamma, time_dim=-2, next_state_value=None, terminated=None):
+    no_value = torch.zeros_like(reward) if next_state_value is None else next_state_value
+    reward, gamma, done, next_value, terminated = steps(
+        time_dim, reward, gamma, done, no_value, done if terminated is None else terminated
+    )
     returns = [None] * len(reward)
     for t in in_order(len(reward), True):
-        returns[t] = reward[t]
-        if t + 1 < len(reward):
-            returns[t] = reward[t] + torch.where(done[t], 0.0, gamma[t] * returns[t + 1])
+        bootstrap = torch.where(terminated[t], 0.0, next_value[t])
+        later = bootstrap if t + 1 == len(reward) else torch.where(done[t] | terminated[t], bootstrap, returns[t + 1])
+        returns[t] = reward[t] + gamma[t] * later
     return stack(returns, reward, time_dim)
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._precision import widen
-from a2c_compiled.functional.arguments import Coefficient, coefficient, time_dimension
+from a2c_compiled.functional.arguments import Coefficient, coefficient, last_step_mask, time_dimension
 from a2c_compiled.functional.packed import sequence_ends
-from a2c_compiled.functional.steps import in_callers_order, moved_operand, prepare_steps
+from a2c_compiled.functional.steps import in_callers_order, masked_product, moved_operand, prepare_steps
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
@@ -79,12 +79,21 @@ def reward2go(
     cu_seqlens: Optional[Tensor] = None,
     mask: Optional[Tensor] = None,
     skip_masked: bool = False,
+    next_state_value: Optional[Tensor] = None,
+    terminated: Optional[Tensor] = None,
 ) -> Tensor:
     r"""Computes the discounted return of every step: the discounted sum of the rewards from this step to the end of the episode.
 
-    .. math:: G_t = r_t + \gamma_t (1 - \text{done}_t)\, G_{t+1}
+    .. math::
+        G_t = r_t + \gamma_t \begin{cases}
+            V(s_{t+1}) & \text{at a truncated end} \\
+            0 & \text{at any other end} \\
+            G_{t+1} & \text{else}
+        \end{cases}
 
-    :math:`G` is 0 after the last step. The return of a truncated episode does not bootstrap: rewards after the episode count as 0.
+    The ends are the ``done`` or ``terminated`` steps, the last step of the data and of each packed sequence, and the steps directly before
+    an excluded step. An end is truncated if it is not ``terminated``. :math:`V` is 0 if ``next_state_value`` is None, so rewards after a
+    truncated episode count as 0.
 
     ``T`` is time; ``*B`` and ``*F`` are any other dimensions, see :mod:`a2c_compiled.functional`.
 
@@ -97,13 +106,17 @@ def reward2go(
         mask: ``[*B, T, *F]``, bool: True at included steps. The results there, and all gradients, equal those of the data without the
             excluded steps, whatever values those hold, NaN included. Results at excluded steps are 0. None: all steps are included.
         skip_masked: whether a trace passes over excluded steps, to the next included step. False: it ends there.
+        next_state_value: ``[*B, T, *F]``, dtype of ``reward``: :math:`V(s_{t+1})`, only read at truncated ends. At a truncated step it is
+            the value of the last observation before the reset. None: no bootstrap.
+        terminated: ``[*B, T, *F]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
+            ``terminated = done``. Only with ``next_state_value``.
 
     Returns:
         :math:`G`, with the shape and dtype of ``reward``.
 
     Raises:
-        ValueError: ``done`` differs from ``reward`` in shape or device, ``gamma`` does not broadcast to ``reward``, ``time_dim``
-            is out of range, or ``cu_seqlens`` has a wrong shape or device.
+        ValueError: a value or flag differs from ``reward`` in shape or device, ``gamma`` does not broadcast to ``reward``, ``time_dim``
+            is out of range, ``cu_seqlens`` has a wrong shape or device, or ``terminated`` is given without ``next_state_value``.
         TypeError: an argument has a wrong type or dtype.
 
     Source: Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 3.9; TorchRL's ``reward2go``.
@@ -111,14 +124,28 @@ def reward2go(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and not (mask is not None and skip_masked):
+        plain = next_state_value is None and terminated is None
+        if plain and cu_seqlens is None and not (mask is not None and skip_masked):
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done, mask=mask)
             if outputs is not None:
                 return outputs[0]
     values: Dict[str, Tensor] = {}
-    steps = prepare_steps(reward, done, None, values, time_dim, cu_seqlens, mask, skip_masked, "reward", True)
-    inputs = moved_operand("gamma", gamma, steps), steps.reward, steps.trace_cut, steps.dim
+    if next_state_value is not None:
+        values["next_state_value"] = next_state_value
+    elif terminated is not None:
+        raise ValueError("next_state_value: expected a tensor, which terminated needs, got None")
+    kernel_masks = next_state_value is None
+    steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked, "reward", kernel_masks)
+    gamma, rewards, trace_cut = moved_operand("gamma", gamma, steps), steps.reward, steps.trace_cut
+    if next_state_value is not None:
+        # At a truncated end, the bootstrap is one more reward: r[t] + gamma[t] * V(s[t+1]). The scan is that of returns without bootstrap.
+        trace_cut = trace_cut | steps.bootstrap_cut
+        no_bootstrap = ~(trace_cut | last_step_mask(trace_cut, steps.dim)) | steps.bootstrap_cut
+        rewards = widen(rewards) + masked_product(gamma, widen(steps.values["next_state_value"]), no_bootstrap)
+    inputs = gamma, rewards, trace_cut, steps.dim
     returns = _reward2go(*inputs) if torch.jit.is_scripting() else _fused_reward2go(*inputs, mask=steps.kernel_mask)
+    if next_state_value is not None:
+        returns = returns.to(reward.dtype)  # half-precision rewards were added to the bootstrap in float32
     return in_callers_order(returns, steps)
 
 

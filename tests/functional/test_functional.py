@@ -23,6 +23,7 @@ from cases import (
     make_steps,
     per_step,
     poisoned,
+    without_bootstrap,
 )
 from tolerances import assert_close
 
@@ -390,6 +391,42 @@ def test_nan_before_the_end_of_an_episode_does_not_reach_later_steps(name, lengt
     not_later = torch.arange(length).unsqueeze(-1).expand(length, 3) <= end
     result, clean = (function_in_mode(name, mode)(**given) for given in (poisoned(arguments, not_later, {"x"}), arguments))
     assert torch.equal(result[end + 1 :], clean[end + 1 :])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_rewards_to_go_without_a_bootstrap_equal_the_oracle(dtype, mode):
+    """The tables of this file pass next values, so their rewards-to-go bootstrap."""
+    for shape, time_dim in (((7,), -1), ((2, 5, 3), 1), ((40, 3), -2)):
+        arguments = without_bootstrap(arguments_with_scalar_tensors("reward2go", shape, time_dim, dtype))
+        assert_equals_oracle("reward2go", arguments, mode)
+
+
+def test_rewards_to_go_bootstrap_at_truncated_ends_alone():
+    reward, value = torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([torch.nan, 16.0, torch.nan, 32.0])
+    done = torch.tensor([False, True, True, False])
+    terminated = torch.tensor([False, False, True, False])
+    options = {"next_state_value": value, "terminated": terminated, "time_dim": -1}
+    assert F.reward2go(reward, done, 0.5, **options).tolist() == [6.0, 10.0, 4.0, 24.0]
+    options["cu_seqlens"] = torch.tensor([0, 1, 4])
+    value[0] = 64.0
+    assert F.reward2go(reward, done, 0.5, **options).tolist() == [33.0, 10.0, 4.0, 24.0]
+    assert F.reward2go(reward, done, 0.5, -1, None, None, False, value).tolist() == [2.0, 2.0, 4.0, 24.0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rewards_to_go_do_not_read_gamma_where_the_episode_has_terminated(mode):
+    arguments = arguments_with_scalar_tensors("reward2go", (8, 5)) | {"gamma": per_step((8, 5))}
+    clean = evaluate(function_in_mode("reward2go", mode), arguments)
+    odd = poisoned(arguments, arguments["terminated"], {"gamma", "next_state_value"})
+    results, gradients = evaluate(function_in_mode("reward2go", mode), odd)
+    for result, truth in zip((*results, *gradients.values()), (*clean[0], *clean[1].values()), strict=True):
+        assert_close(result, truth)
+
+
+def test_rewards_to_go_with_a_bootstrap_are_td1_returns():
+    arguments = arguments_with_scalar_tensors("reward2go", (40, 3))
+    assert_equals(F.reward2go, F.td1_return_estimate, arguments)
 
 
 def test_reverse_scan_equals_its_definition_and_broadcasts_decay():

@@ -17,6 +17,7 @@ from cases import (
     per_step,
     run_without_the_library,
     weights,
+    without_bootstrap,
 )
 from tolerances import assert_close
 
@@ -89,6 +90,12 @@ def test_traced_with_coefficients_per_step_and_without_terminated_equals_the_ora
         arguments.pop("terminated", None)
         with torch._dynamo.config.patch(error_on_recompile=shape != (6, 5)):
             assert_equals_oracle(name, arguments, "traced")
+
+
+def test_traced_rewards_to_go_without_a_bootstrap_equal_the_oracle():
+    for shape in ((6, 5), (35, 3)):
+        arguments = call_arguments("reward2go", make_steps(shape), **scalar_tensors())
+        assert_equals_oracle("reward2go", without_bootstrap(arguments), "traced")
 
 
 @pytest.mark.parametrize("name", ["td1_advantage_estimate", "td_lambda_advantage_estimate"])

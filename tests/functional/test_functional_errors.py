@@ -1,5 +1,7 @@
 """Every wrong argument raises an error before any computation. The message names the argument, what was expected and what came."""
 
+import inspect
+
 import pytest
 import torch
 from cases import FUNCTIONS, argument_names, call_arguments, function_in_mode, make_steps, per_step
@@ -20,7 +22,7 @@ def wrong_arguments():
     for name in FUNCTIONS:
         for argument, right in tensor_arguments(name).items():
             yield name, {argument: 1.0}, TypeError, (argument, "expected a tensor", "float")
-            if argument != "terminated" or name == "td0_return_estimate":
+            if inspect.signature(getattr(functional, name)).parameters[argument].default is not None:
                 yield name, {argument: None}, TypeError, (argument, "expected a tensor", "NoneType")
             if argument in ("reward", "x"):
                 yield name, {argument: right.long()}, TypeError, (argument, "floating", "torch.int64")
@@ -54,6 +56,8 @@ def wrong_arguments():
                 yield name, {"n": wrong}, ValueError, ("n", "at least 1", str(wrong))
             for wrong in (1.5, "3", True, None):
                 yield name, {"n": wrong}, TypeError, ("n", "an integer", type(wrong).__name__)
+        if name == "reward2go":
+            yield name, {"next_state_value": None}, ValueError, ("next_state_value", "terminated needs", "None")
         if "rolling_gamma" in argument_names(name):
             for gamma in (0.9, torch.tensor(0.9), torch.tensor([0.9]), per_step((1, 3)), per_step((3,))):
                 yield name, {"gamma": gamma, "rolling_gamma": False}, ValueError, ("rolling_gamma", "gamma", "[5, 3]", "False")
