@@ -1,4 +1,4 @@
-"""Standardisation over a batch, within groups, and across processes. TorchScript compiles this file, except `_over_processes`."""
+"""Standardisation over a batch, within groups, and across processes. TorchScript compiles this file, except `sum_over_processes`."""
 
 from typing import List, Optional
 
@@ -106,12 +106,12 @@ def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes
     total = x.sum(dims, keepdim=True) if len(dims) > 0 else x.sum()
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if across_processes:
-            return _over_processes(total)
+            return sum_over_processes(total)
     return total
 
 
 @torch.jit.unused
-def _over_processes(total: Tensor) -> Tensor:
+def sum_over_processes(total: Tensor) -> Tensor:
     """Returns the sum of ``total`` over all processes, detached. Without a process group, returns ``total`` unchanged."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return total

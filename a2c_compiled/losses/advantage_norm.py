@@ -1,4 +1,4 @@
-"""Divisors for advantages, estimated from the returns over time."""
+"""Scales of advantages, estimated over time from the returns or from the advantages themselves."""
 
 from typing import Optional, Tuple
 
@@ -7,12 +7,14 @@ from torch import Tensor
 
 from a2c_compiled._hyperparameters import CoefficientModule
 from a2c_compiled._precision import widen
+from a2c_compiled.losses.moving_moments import MovingMoments, overwrite
 
 
 class AdvantageNorm(CoefficientModule):
     """Base class of scales for advantages: :class:`~a2c_compiled.A2CLoss` computes ``advantage / scale()``.
 
-    A subclass overrides :meth:`update` and :meth:`scale`.
+    A subclass overrides :meth:`update` and :meth:`scale`, and, if it does more than divide, :meth:`normalize`. It overrides :meth:`observe`
+    if it does not follow the value targets.
     """
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
@@ -24,9 +26,24 @@ class AdvantageNorm(CoefficientModule):
         """
         raise NotImplementedError
 
+    def observe(self, advantage: Tensor, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
+        """Updates the scale with a rollout. The loss calls this method. Here, it calls ``update(value_target, mask)``.
+
+        Args:
+            advantage: any shape, floating.
+            value_target: shape of ``advantage``, floating: the returns.
+            mask: shape of ``advantage``, bool: entries that count. None: all entries count.
+        """
+        self.update(value_target, mask)
+
     def scale(self) -> Tensor:
         """Returns the divisor of the advantages, ``[]``, floating."""
         raise NotImplementedError
+
+    def normalize(self, advantage: Tensor) -> Tensor:
+        """Returns ``advantage / scale()``: shape of ``advantage``, which is floating; float32 for half precision, else the same dtype."""
+        wide = widen(advantage)
+        return wide / self.scale().to(wide.dtype)
 
 
 class PercentileNorm(AdvantageNorm):
@@ -89,11 +106,64 @@ class PercentileNorm(AdvantageNorm):
             for mean, quantile in ((self.low, self.quantiles[0]), (self.high, self.quantiles[1])):
                 latest = _quantile(ordered, count, quantile)
                 latest = torch.where((count > 0) & latest.isfinite(), latest, mean)
-                mean.lerp_(latest, self.rate)
+                overwrite(mean, mean.lerp(latest, self.rate))
 
     def scale(self) -> Tensor:
         """Returns the divisor of the advantages, ``[]``, float64."""
         return (self.high - self.low).clamp_min(self.min_scale).squeeze(0)
+
+
+class RunningNorm(AdvantageNorm):
+    r"""Normalises advantages by their running mean and standard deviation.
+
+    .. math:: A' = (A - m) / \max(\text{min\_scale}, \sqrt v)
+
+    :math:`m` and :math:`v` are the mean and the variance of the advantages so far, see
+    :class:`~a2c_compiled.losses.moving_moments.MovingMoments`. Unlike the estimators' options to standardise, which use the advantages of
+    one rollout, the scale changes slowly, and a rollout with a single step has one. Before the first update, advantages stay unchanged.
+
+    Args:
+        rate: weight of the latest rollout in mean and variance, more than 0 and at most 1. None: all advantages so far have the same
+            weight.
+        min_scale: smallest divisor, positive. It prevents the amplification of small, noisy advantages.
+        across_processes: whether to count the advantages of all processes of the default group of ``torch.distributed``. If True, all
+            processes must call :meth:`update`.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Source: the statistics are those of TorchRL's ``PopArtValueNorm``, and without ``rate`` those of its ``RunningValueNorm``.
+    """
+
+    def __init__(self, rate: Optional[float] = 0.01, min_scale: float = 1e-4, across_processes: bool = False) -> None:
+        super().__init__()
+        self.moments = MovingMoments(rate, min_scale, across_processes)
+
+    def update(self, advantage: Tensor, mask: Optional[Tensor] = None) -> None:
+        """Moves mean and variance towards those of ``advantage``.
+
+        They stay unchanged if no entry counts or if an entry that counts is NaN or infinite.
+
+        Args:
+            advantage: any shape, floating: the advantages, not the value targets.
+            mask: shape of ``advantage``, bool: entries that count. None: all entries count.
+        """
+        self.moments.update(advantage, mask)
+
+    def observe(self, advantage: Tensor, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
+        """Calls ``update(advantage, mask)``.
+
+        Arguments, shapes and dtypes: see :meth:`a2c_compiled.losses.AdvantageNorm.observe`.
+        """
+        self.update(advantage, mask)
+
+    def scale(self) -> Tensor:
+        """Returns the divisor of the advantages, ``[]``, float64."""
+        return self.moments.deviation().squeeze(0)
+
+    def normalize(self, advantage: Tensor) -> Tensor:
+        """Returns the normalised advantage: shape of ``advantage``, which is floating; float32 for half precision, else the same dtype."""
+        return self.moments.normalize(widen(advantage))
 
 
 def _quantile(ordered: Tensor, count: Tensor, quantile: float) -> Tensor:

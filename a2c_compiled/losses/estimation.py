@@ -182,7 +182,7 @@ class EstimatingActorCritic(ActorCritic):
         value_target = match_dims(estimate.value_target, log_prob)
         if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although there is no norm
             if self.advantage_norm.training:
-                self.advantage_norm.update(value_target, mask)
+                self.advantage_norm.observe(match_dims(estimate.advantage, log_prob), value_target, mask)
         old_value = batch.state_value
         old_value = state_value.detach() if old_value is None else old_value
         advantage = of_each_agent("advantage", estimate.advantage, log_prob, agent)

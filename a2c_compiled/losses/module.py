@@ -93,9 +93,10 @@ class A2CLoss(EstimatingActorCritic):
             :func:`~a2c_compiled.losses.a2c_loss`. None or 0 means no clipping.
         gamma: must be None. Pass the discount factor to the value estimator.
         actor, critic: aliases of ``actor_network`` and ``critic_network``.
-        advantage_norm: a :class:`~a2c_compiled.losses.PercentileNorm` or another :class:`~a2c_compiled.losses.AdvantageNorm`. The loss
-            divides advantages by the norm's ``scale()``. In training mode, each call that computes value targets also updates the norm. If
-            you pass advantages, call ``advantage_norm.update(value_target)`` once per rollout.
+        advantage_norm: a :class:`~a2c_compiled.losses.PercentileNorm`, a :class:`~a2c_compiled.losses.RunningNorm` or another
+            :class:`~a2c_compiled.losses.AdvantageNorm`. The loss normalises advantages with it. In training mode, each call that computes
+            value targets also updates the norm. If you pass advantages, call ``advantage_norm.update(value_target)`` once per rollout, or
+            ``update(advantage)`` of a RunningNorm.
         shifted: if True, the critic runs once on ``T + shifted_budget`` observations instead of ``2 * T``. The option requires that the
             next observation of a step is the observation of the next step, except at ``done`` steps. n-step data does not fulfil this
             requirement.
@@ -346,8 +347,7 @@ class A2CLoss(EstimatingActorCritic):
         """Computes the outputs that are switched on; the others are None."""
         advantage = estimates.advantage
         if self.advantage_norm is not None:
-            advantage = widen(advantage)
-            advantage = advantage / self.advantage_norm.scale().to(advantage.dtype)
+            advantage = self.advantage_norm.normalize(advantage)
         dropped = self._switched_off_outputs()
         entropy: Optional[Tensor] = None
         if self._wants_entropy():
