@@ -9,17 +9,15 @@ from torch import fx, nn
 
 
 class _ParameterTracer(fx.Tracer):
-    """Traces into the modules that own one of ``parameters``, so that each use of such a parameter becomes a node of the graph."""
+    """Traces only into the modules that own one of ``parameters``, so that each use of such a parameter becomes a node of the graph."""
 
     def __init__(self, parameters: List[str]) -> None:
         super().__init__()
         self.owners = {name.rpartition(".")[0] for name in parameters}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Returns False for a module that owns one of the parameters or contains such a module."""
-        if any(f"{owner}.".startswith(f"{module_qualified_name}.") for owner in self.owners):
-            return False
-        return super().is_leaf_module(m, module_qualified_name)
+        """Returns False for a module that owns one of the parameters or contains such a module. All others stay whole."""
+        return not any(f"{owner}.".startswith(f"{module_qualified_name}.") for owner in self.owners)
 
 
 def detach_parameters(network: nn.Module, parameters: List[str]) -> nn.Module:

@@ -27,6 +27,7 @@ from a2c_compiled.losses.batch import (
     shaped,
     zero_nonfinite,
 )
+from a2c_compiled.losses.value_norm import PopArt
 from a2c_compiled.recurrent import restart_after
 
 
@@ -52,11 +53,33 @@ class Estimates(NamedTuple):
 
 
 class EstimatingActorCritic(ActorCritic):
-    """Adds the value estimator and the advantage norm to :class:`ActorCritic`, for :class:`~a2c_compiled.A2CLoss`."""
+    """Adds the value estimator and the norms to :class:`ActorCritic`, for :class:`~a2c_compiled.A2CLoss`."""
 
-    def __init__(self, advantage_norm: Optional[AdvantageNorm], *networks: Any) -> None:
+    def __init__(self, advantage_norm: Optional[AdvantageNorm], value_norm: Optional[PopArt], *networks: Any) -> None:
         super().__init__(*networks)
         self.advantage_norm = None if advantage_norm is None else checked("advantage_norm", advantage_norm, AdvantageNorm)
+        self.value_norm = None if value_norm is None else checked("value_norm", value_norm, PopArt)
+        self._check_value_norm()
+
+    @torch.jit.unused
+    def _check_value_norm(self) -> None:
+        """Raises ValueError unless ``value_norm`` is the one PopArt of the critic, of the critic alone, and there is no target critic."""
+        found = [module for module in self.critic_network.modules() if isinstance(module, PopArt)]
+        if self.value_norm is None and found:
+            raise ValueError("value_norm: expected the PopArt of critic_network, got None")
+        if self.value_norm is None:
+            return
+        if len(found) != 1 or found[0] is not self.value_norm:
+            raise ValueError(
+                f"value_norm: expected the one PopArt of critic_network, got another one ({len(found)} in critic_network)"
+            )
+        own = {id(parameter) for parameter in self.value_norm.parameters()}
+        if any(id(parameter) in own for parameter in self.actor_network.parameters()):
+            raise ValueError("value_norm: expected a layer that actor_network does not share, got a shared layer")
+        if self.target_critic_network is not None:
+            raise ValueError(
+                "value_norm: expected None with a target_critic_network (its last layer is not corrected), got a PopArt"
+            )
 
     def make_value_estimator(self, value_type: Optional[EstimatorKind] = None, **hyperparams: Any) -> Self:
         """Sets the value estimator, moves it to the device of the loss's coefficients, and returns the loss.
@@ -143,7 +166,10 @@ class EstimatingActorCritic(ActorCritic):
         agent, extra_dims = batch.agent, batch.extra_dims
         if self.shifted and agent >= 0:
             raise ValueError("shifted: expected False with a value estimator of several agents, got True")
-        values = self.values(batch, self.value_estimator.time_dim, with_gradient)
+        moves_values = False
+        if self.value_norm is not None:
+            moves_values = self.value_norm.training
+        values = self.values(batch, self.value_estimator.time_dim, with_gradient and not moves_values)
         reward, done, terminated = experience(batch)[0], values.done, values.terminated
         steps, group, mask = batch.steps_to_next_obs, batch.group, values.mask
         reference = reward if agent < 0 else log_prob
@@ -183,6 +209,11 @@ class EstimatingActorCritic(ActorCritic):
         if self.advantage_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although there is no norm
             if self.advantage_norm.training:
                 self.advantage_norm.observe(match_dims(estimate.advantage, log_prob), value_target, mask)
+        if self.value_norm is not None:  # noqa: SIM102 - as above
+            if moves_values:
+                self.value_norm.update(value_target, mask)
+                if with_gradient:  # only now, because autograd refuses parameters that change after they were read
+                    state_value = checked_values(self.critic(batch.observation, True), reference, "reward", agent)
         old_value = batch.state_value
         old_value = state_value.detach() if old_value is None else old_value
         advantage = of_each_agent("advantage", estimate.advantage, log_prob, agent)

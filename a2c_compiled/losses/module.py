@@ -22,6 +22,7 @@ from a2c_compiled.losses.actor_critic import PolicyOutputs
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import Batch, mask_of_values
 from a2c_compiled.losses.estimation import Estimates, EstimatingActorCritic
+from a2c_compiled.losses.value_norm import PopArt
 
 
 class A2CLoss(EstimatingActorCritic):
@@ -109,6 +110,10 @@ class A2CLoss(EstimatingActorCritic):
             parameters with the other networks. The loss sets ``requires_grad=False`` for its parameters. For soft updates use
             ``torch.optim.swa_utils.AveragedModel``.
         diagnostics: whether to compute also ``explained_variance`` and, if ``sample_log_prob`` is given, ``kl_approx``.
+        value_norm: the :class:`~a2c_compiled.losses.PopArt` at the end of the critic network. The critic loss compares normalised values
+            with normalised value targets; ``clip_value`` is in the normalised scale too. In training mode, each call that computes value
+            targets also updates the norm, before it computes the losses; this takes one more pass of the critic, without gradient. If you
+            pass advantages, call ``value_norm.update(value_target)`` once per rollout. Not together with ``target_critic_network``.
 
     Raises:
         TypeError: a network, the distribution or the value estimator is missing or has a wrong type, or ``gamma`` is not None.
@@ -155,9 +160,11 @@ class A2CLoss(EstimatingActorCritic):
         num_chunks: Optional[int] = None,
         target_critic_network: Optional[nn.Module] = None,
         diagnostics: bool = False,
+        value_norm: Optional[PopArt] = None,
     ) -> None:
         super().__init__(
             advantage_norm,
+            value_norm,
             actor_network if actor is None else actor,
             critic_network if critic is None else critic,
             distribution,
@@ -362,9 +369,9 @@ class A2CLoss(EstimatingActorCritic):
         terms = Terms(
             policy.log_prob,
             entropy,
-            new_state_value,
-            estimates.value_target,
-            estimates.state_value,
+            self._normalized(new_state_value),
+            self._normalized(estimates.value_target),
+            self._normalized(estimates.state_value),
             batch.sample_log_prob if self.diagnostics else None,
             estimates.mask,
             value_mask,
@@ -381,6 +388,13 @@ class A2CLoss(EstimatingActorCritic):
             objective = self.objective(log_prob, zero_outside_mask("advantage", advantage, terms), sample_log_prob)
         weights = Weights(self.entropy_coef, self.critic_coef, self.clip_value, self.loss_critic_type, self.reduction)
         return weighted_losses(objective, terms, weights, dropped)
+
+    def _normalized(self, value: Optional[Tensor]) -> Optional[Tensor]:
+        """Returns ``value`` in the scale of the critic loss."""
+        if self.value_norm is not None:  # noqa: SIM102 - TorchScript would compile the call although there is no norm
+            if value is not None:
+                return self.value_norm.normalize(value)
+        return value
 
     def _switched_off_outputs(self) -> List[str]:
         """Returns the outputs that ``out_keys`` and ``diagnostics`` switch off."""

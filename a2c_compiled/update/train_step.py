@@ -157,6 +157,8 @@ class TrainStep(CoefficientModule):
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast}")
         self.autocast = autocast
         self._group_name = group_name_of(process_group)
+        if process_group is not None and loss.value_norm is not None and not loss.value_norm.moments.across_processes:
+            raise ValueError("process_group: expected None unless the loss's value_norm has across_processes=True, got a group")
         if cuda_graph and not (compile and params[0].is_cuda):
             raise ValueError(f"cuda_graph: expected False unless compiled for a CUDA device, got True on {params[0].device}")
         self._compiles, self._dynamic, self._cuda_graph = compile, dynamic, cuda_graph
@@ -190,8 +192,8 @@ class TrainStep(CoefficientModule):
     ) -> Tuple[TrainState, TrainMetrics]:
         """Computes one update as a pure function: returns the new state and the metrics, and changes no tensor in place.
 
-        Two kinds of buffers still change in place: buffers that a network updates in its own ``forward``, and the statistics of
-        ``advantage_norm`` in training mode.
+        Some tensors still change in place: buffers that a network updates in its own ``forward`` and, in training mode, the statistics of
+        ``advantage_norm`` and ``value_norm``, and those of ``state.params`` that ``value_norm`` corrects.
 
         Args:
             state: parameters, which must require grad, optimizer state and step count. :meth:`state` returns the present state.

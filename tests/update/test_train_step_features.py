@@ -10,6 +10,7 @@ from torch import nn
 from torch_step import LR, parameters_of
 
 from a2c_compiled import estimators
+from a2c_compiled.losses import PopArt, RunningNorm
 from a2c_compiled.update import Rollout, TrainStep
 
 MODES = (False, True)
@@ -195,27 +196,36 @@ def process(rank, folder):
             rollout = make_rollout((5, 6), options=entries)
             half = Rollout(*(None if entry is None else entry[:, 3 * rank : 3 * rank + 3] for entry in rollout))
             # AOTAutograd has to keep the collective operations and the order they run in.
-            with compile_backend("aot_eager" if name == "standardized_masked" else "eager"):
-                step = make_step(distributed_loss(options, True), "sgd", compile, process_group=group)
+            with compile_backend("eager" if name == "sum" else "aot_eager"):
+                step = make_step(distributed_loss(options, True, name == "norms"), "sgd", compile, process_group=group)
                 metrics = [step(half) for _ in range(2)][-1]
             if rank == 0:
                 torch.save((metrics._asdict(), parameters_of(step.loss)), folder / f"{name}-{compile}.pt")
+    with pytest.raises(
+        ValueError, match=r"^process_group: expected None unless the loss's value_norm has across_processes=True"
+    ):
+        make_step(distributed_loss({}, False, norms=True), process_group=group)
     torch.distributed.destroy_process_group()
 
 
-DISTRIBUTED = {"standardized_masked": ({}, ("mask",)), "sum": ({"reduction": "sum"}, ())}
+DISTRIBUTED = {"standardized_masked": ({}, ("mask",)), "sum": ({"reduction": "sum"}, ()), "norms": ({}, ("mask",))}
 
 
-def distributed_loss(options, across_processes):
-    estimator = estimators.GAE(average_gae=True, across_processes=across_processes)
-    return make_loss(networks=make_networks(), value_estimator=estimator, **options)
+def distributed_loss(options, across_processes, norms=False):
+    estimator = estimators.GAE(average_gae=not norms, across_processes=across_processes)
+    actor, critic = make_networks()
+    if norms:
+        value_norm = PopArt(critic[-1], across_processes=across_processes)
+        critic = nn.Sequential(*critic[:-1], value_norm)
+        options = {"value_norm": value_norm, "advantage_norm": RunningNorm(across_processes=across_processes)}
+    return make_loss(networks=(actor, critic), value_estimator=estimator, **options)
 
 
 @pytest.mark.slow
 def test_two_processes_with_half_of_the_environments_equal_one_with_all(tmp_path):
     torch.multiprocessing.spawn(process, (tmp_path,), nprocs=2)
     for name, (options, entries) in DISTRIBUTED.items():
-        step = make_step(distributed_loss(options, False), "sgd")
+        step = make_step(distributed_loss(options, False, name == "norms"), "sgd")
         expected = [step(make_rollout((5, 6), options=entries)) for _ in range(2)][-1]
         for compile in MODES:
             metrics, parameters = torch.load(tmp_path / f"{name}-{compile}.pt")
