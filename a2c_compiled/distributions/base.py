@@ -201,6 +201,19 @@ class Distribution(CoefficientModule):
         repeated = self.repeated(params, num_samples, noise)
         return -self.sample_and_log_prob(repeated, self.noise(repeated) if noise is None else noise)[1].mean(0)
 
+    def head_entropies(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
+        """Returns the entropies of the action's independent parts, of which the action has several in a
+        :class:`~a2c_compiled.distributions.Composite` alone.
+
+        Arguments and errors: see :meth:`entropy_estimate`.
+
+        Returns:
+            ``[*B, heads]``, dtype of ``params``. The sum over the last dimension is :meth:`entropy_estimate`.
+        """
+        if noise is None:  # a user's distribution may override entropy_estimate without the argument noise
+            return self.entropy_estimate(params, num_samples).unsqueeze(-1)
+        return self.entropy_estimate(params, num_samples, noise).unsqueeze(-1)
+
     def repeated(self, params: Tensor, num_samples: int, noise: Optional[Tensor]) -> Tensor:
         """Expands ``params`` to one copy for each sample, without copying memory.
 

@@ -138,16 +138,30 @@ class Composite(Distribution):
         """Computes the sum of the heads' entropies. For a head without a closed form, it uses the mean of ``-log_prob`` over samples."""
         if self.has_entropy:
             return self.entropy(params)
-        repeated = self.repeated(params, num_samples, noise)
-        parts, repeated_parts = self._split_params(params), self._split_params(repeated)
-        noises = self._split_noise(repeated, noise)
-        entropy = torch.zeros([], dtype=working_dtype(params), device=params.device)
+        entropies = self._head_entropies(params, num_samples, noise)
+        entropy = entropies[0]
+        for head_entropy in entropies[1:]:
+            entropy = entropy + head_entropy
+        return entropy.to(params.dtype)
+
+    def head_entropies(self, params: Tensor, num_samples: int, noise: Optional[Tensor] = None) -> Tensor:
+        """Computes the entropy of each head: ``[*B, heads]``, dtype of ``params``. Arguments: see :meth:`entropy_estimate`."""
+        return torch.stack(self._head_entropies(params, num_samples, noise), -1).to(params.dtype)
+
+    def _head_entropies(self, params: Tensor, num_samples: int, noise: Optional[Tensor]) -> List[Tensor]:
+        """Returns the entropy of each head: ``[*B]``, float64 for float64 ``params``, otherwise float32."""
+        parts = self._split_params(params)
+        repeated_parts, noises = parts, parts  # not read if every entropy has a closed form
+        if not self.has_entropy:
+            repeated = self.repeated(params, num_samples, noise)
+            repeated_parts, noises = self._split_params(repeated), self._split_noise(repeated, noise)
+        entropies: List[Tensor] = []
         for i, head in enumerate(self.heads):
             if head.has_entropy:
-                entropy = entropy + head.entropy(parts[i])
+                entropies.append(head.entropy(parts[i]))
             else:
-                entropy = entropy - head.sample_and_log_prob(repeated_parts[i], noises[i])[1].mean(0)
-        return entropy.to(params.dtype)
+                entropies.append(-head.sample_and_log_prob(repeated_parts[i], noises[i])[1].mean(0))
+        return entropies
 
     def mode(self, params: Tensor) -> Tensor:
         """Returns the modes of the heads, concatenated: ``[*B, k]``."""

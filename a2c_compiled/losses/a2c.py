@@ -69,11 +69,13 @@ def a2c_loss(
         log_prob: ``[*B]``, floating: log-probability of the action under the current policy. ``*B`` is any batch shape. All tensors
             below with one entry per step have this shape.
         advantage: ``[*B]``, floating: :math:`A`. Pass it detached; the function does not detach it.
-        entropy: ``[*B]``, floating: entropy :math:`H` of the policy. None switches off both entropy outputs.
+        entropy: ``[*B]``, floating: entropy :math:`H` of the policy. With one coefficient for each head of a composite action,
+            ``[*B, heads]``: the entropy of each head. None switches off both entropy outputs.
         new_state_value: ``[*B]``, floating: value :math:`V(s)` of the critic that is trained. None switches off the critic outputs.
         value_target: ``[*B]``, floating: value target :math:`G`. Required with ``new_state_value``.
         state_value: ``[*B]``, floating: value :math:`V_\text{old}` at the time of the rollout. Required with ``clip_value``.
-        entropy_coef: ``[]``, floating: :math:`c_\text{entropy}`. None means 1.
+        entropy_coef: ``[]``, floating: :math:`c_\text{entropy}`. None means 1. ``[heads]``: one coefficient for each head, so that
+            :math:`L_\text{entropy} = -\sum_i c_i H_{t,i}`; the output ``entropy`` is still the mean of :math:`\sum_i H_{t,i}`.
         critic_coef: ``[]``, floating: :math:`c_\text{critic}`. None means 1.
         clip_value: ``[]``, floating: largest change of the value in the clipped distance. None or 0 means no clipping.
         loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
@@ -124,7 +126,7 @@ def a2c_objective(log_prob: Tensor, advantage: Tensor) -> Tensor:
 
 
 class Terms(NamedTuple):
-    """The per-step tensors of :func:`a2c_loss`, each ``[*B]``.
+    """The per-step tensors of :func:`a2c_loss`, each ``[*B]``, but ``entropy`` ``[*B, heads]`` with one coefficient for each head.
 
     ``new_state_value``, ``value_target``, ``state_value`` and ``value_mask`` have another shape if one value serves several agents.
     """
@@ -163,11 +165,11 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     loss_entropy: Optional[Tensor] = None
     entropy = terms.entropy
     if entropy is not None:
-        entropy = zero_outside_mask("entropy", entropy, terms)
+        entropy, weighted = _weighted_entropy(entropy, terms, weights.entropy_coef)
         if "entropy" not in dropped:
             mean_entropy = _mean(entropy.detach(), mask)
         if "loss_entropy" not in dropped:
-            loss_entropy = _reduce(_scale(-entropy, weights.entropy_coef), reduction, mask)
+            loss_entropy = _reduce(-weighted, reduction, mask)
 
     loss_critic: Optional[Tensor] = None
     value_clip_fraction: Optional[Tensor] = None
@@ -197,6 +199,19 @@ def weighted_losses(objective: Optional[Tensor], terms: Terms, weights: Weights,
     return A2CLosses(
         loss_objective, loss_critic, mean_entropy, loss_entropy, value_clip_fraction, explained_variance, kl_approx
     )
+
+
+def _weighted_entropy(entropy: Tensor, terms: Terms, entropy_coef: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    """Returns the entropy of the whole action, and its product with the coefficients, each ``[*B]`` and 0 outside the mask."""
+    if entropy_coef is None or entropy_coef.dim() == 0:
+        entropy = zero_outside_mask("entropy", entropy, terms)
+        return entropy, _scale(entropy, entropy_coef)
+    expected = list(terms.log_prob.shape) + [entropy_coef.numel()]
+    if list(entropy.shape) != expected:
+        raise ValueError(f"entropy: expected {expected}, with an entry for each entropy_coef, got {list(entropy.shape)}")
+    mask = terms.mask
+    entropy = _zero_outside_mask(entropy, None if mask is None else mask.unsqueeze(-1))
+    return entropy.sum(-1), _scale(entropy, entropy_coef).sum(-1)
 
 
 def _critic_distance(

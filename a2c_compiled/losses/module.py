@@ -1,13 +1,13 @@
 """The A2C loss as a module: it holds the networks, the action distribution and the value estimator."""
 
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union, cast
 
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE
 from a2c_compiled._precision import widen
-from a2c_compiled.distributions import Distribution
+from a2c_compiled.distributions import Composite, Distribution
 from a2c_compiled.estimators.registry import EstimatorKind
 from a2c_compiled.losses.a2c import (
     A2CLosses,
@@ -81,7 +81,9 @@ class A2CLoss(EstimatingActorCritic):
         value_estimator: any value that :func:`~a2c_compiled.estimators.make_value_estimator` accepts. None means GAE with ``gamma=0.99``
             and ``lmbda=0.95``.
         entropy_coef: :math:`c_\text{entropy}`, a number or a one-element tensor. 0 at construction switches off both entropy outputs
-            permanently; start with a small positive number if you want to raise the coefficient later.
+            permanently; start with a small positive number if you want to raise the coefficient later. A sequence of numbers or a
+            one-dimensional tensor: one coefficient for each head of a :class:`~a2c_compiled.distributions.Composite`, in their order.
+            :math:`L_\text{entropy}` is then :math:`-\sum_i c_i H_i`; the output ``entropy`` is still the entropy of the whole action.
         critic_coef: :math:`c_\text{critic}`, a number or a one-element tensor. None switches off all critic outputs.
         loss_critic_type: :math:`\ell`: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
         entropy_bonus: False switches off both entropy outputs.
@@ -140,7 +142,7 @@ class A2CLoss(EstimatingActorCritic):
         critic_network: Optional[nn.Module] = None,
         distribution: Optional[Distribution] = None,
         value_estimator: Optional[EstimatorKind] = None,
-        entropy_coef: Union[float, Tensor] = 0.01,
+        entropy_coef: Union[float, Tensor, Sequence[float]] = 0.01,
         critic_coef: Optional[Union[float, Tensor]] = 1.0,
         loss_critic_type: str = "smooth_l1",
         *,
@@ -186,10 +188,14 @@ class A2CLoss(EstimatingActorCritic):
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
         self.samples_mc_entropy = samples_mc_entropy
-        self.register_coefficient("entropy_coef", entropy_coef, scalar=True)
+        of_heads = self._coef_of_each_head(entropy_coef)
+        if of_heads is None:
+            self.register_coefficient("entropy_coef", cast(Union[float, Tensor], entropy_coef), scalar=True)
+        else:
+            self.register_coefficient("entropy_coef", of_heads)
         self.register_coefficient("critic_coef", critic_coef, optional=True, scalar=True)
         self.register_coefficient("clip_value", _checked_clip_value(clip_value), NOT_NEGATIVE, optional=True, scalar=True)
-        self.entropy_bonus = bool(entropy_bonus and self.entropy_coef != 0)
+        self.entropy_bonus = bool(entropy_bonus and (self.entropy_coef != 0).any())
         # Move everything except the networks to the device of the actor network.
         device = self.device()
         if device.type != "meta":
@@ -205,7 +211,32 @@ class A2CLoss(EstimatingActorCritic):
         """Raises AttributeError for TorchRL's ``entropy_coeff`` and ``critic_coeff``, which would be attributes without effect."""
         if name in ("entropy_coeff", "critic_coeff"):
             raise AttributeError(f"{name}: use {name[:-1]}")
+        if name == "entropy_coef" and "entropy_coef" in self._buffers:
+            of_heads = self._coef_of_each_head(value)
+            if of_heads is not None:
+                if self.entropy_coef.shape != of_heads.shape:
+                    raise ValueError(f"entropy_coef: expected a number, as at construction, got {value!r}")
+                with torch.no_grad():
+                    self.entropy_coef.copy_(of_heads)
+                return
         super().__setattr__(name, value)
+
+    @torch.jit.unused
+    def _coef_of_each_head(self, value: Any) -> Optional[Tensor]:
+        """Returns a sequence or a one-dimensional tensor of coefficients as a tensor, ``[heads]``; None for any other ``value``.
+
+        Raises ValueError if the distribution has another number of heads.
+        """
+        if isinstance(value, (list, tuple)):
+            value = torch.tensor([float(coef) for coef in value], dtype=torch.float64)
+        if not isinstance(value, Tensor) or value.dim() != 1 or value.numel() == 1:
+            return None
+        heads = len(self.distribution.heads) if isinstance(self.distribution, Composite) else 1
+        if value.numel() != heads:
+            raise ValueError(
+                f"entropy_coef: expected a number or one for each head of the distribution, {heads}, got {value.tolist()}"
+            )
+        return value
 
     @property
     def out_keys(self) -> Tuple[str, ...]:
@@ -358,7 +389,9 @@ class A2CLoss(EstimatingActorCritic):
         dropped = self._switched_off_outputs()
         entropy: Optional[Tensor] = None
         if self._wants_entropy():
-            if noise is None:  # a user's distribution may override entropy_estimate without the argument noise
+            if self.entropy_coef.dim() == 1:
+                entropy = self.distribution.head_entropies(policy.params, self.samples_mc_entropy, noise)
+            elif noise is None:  # a user's distribution may override entropy_estimate without the argument noise
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy)
             else:
                 entropy = self.distribution.entropy_estimate(policy.params, self.samples_mc_entropy, noise)
