@@ -123,7 +123,7 @@ def reward2go(
     """
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+    if not torch.jit.is_scripting():
         plain = next_state_value is None and terminated is None
         if plain and cu_seqlens is None and not (mask is not None and skip_masked):
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done, mask=mask)
