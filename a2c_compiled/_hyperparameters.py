@@ -1,11 +1,11 @@
 """Hyperparameters as buffers of a module: they are saved and moved with the module, and can be changed during training."""
 
-import operator
-from numbers import Real
 from typing import Any, Callable, Dict, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
+
+from a2c_compiled._kinds import integer, number_or_tensor
 
 
 class Range(NamedTuple):
@@ -28,6 +28,33 @@ class Range(NamedTuple):
         if not self.low <= value <= self.high or (self.open_below and value == self.low):
             raise ValueError(f"{name}: expected {self.expected}, got {value}")
 
+    def number(self, name: str, value: Any) -> float:
+        """Converts a number, see :mod:`a2c_compiled._kinds`, to a Python float, which the host may have to read from a device.
+
+        Raises:
+            ValueError: the number is out of range, or a tensor does not have one element.
+            TypeError: ``value`` is not a number.
+        """
+        number = number_or_tensor(name, value)
+        result = float(single(name, number)) if isinstance(number, Tensor) else number
+        self.check(name, result)
+        return result
+
+
+def single(name: str, tensor: Tensor) -> Tensor:
+    """Returns a one-element tensor in zero dimensions. Raises ValueError if ``tensor`` has another number of elements."""
+    if tensor.numel() != 1:
+        raise ValueError(f"{name}: expected a number or a one-element tensor, got shape {list(tensor.shape)}")
+    return tensor.reshape([]) if tensor.dim() > 0 else tensor
+
+
+class _Rule(NamedTuple):
+    """What may be assigned to a coefficient; the fields are arguments of :meth:`CoefficientModule.register_coefficient`."""
+
+    allowed: Range
+    optional: bool
+    scalar: bool
+
 
 ANY = Range("a number")
 UNIT = Range("a number from 0 to 1", 0.0, 1.0)
@@ -43,7 +70,7 @@ class CoefficientModule(nn.Module):
     tensor. A compiled graph reads the new value without recompiling, and an optimizer over the module stays valid.
     """
 
-    _ranges: Dict[str, Range]  # allowed ranges by coefficient name; the attribute exists after the first registration
+    _rules: Dict[str, _Rule]  # by coefficient name; the attribute exists after the first registration
 
     def register_coefficient(
         self,
@@ -68,39 +95,35 @@ class CoefficientModule(nn.Module):
             TypeError: ``value`` is not a number, a tensor or an allowed None.
             ValueError: the number is out of range, or ``scalar`` and the tensor does not have one element.
         """
-        is_bool = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
-        if is_bool or (not isinstance(value, (Real, Tensor)) and not (optional and value is None)):
-            raise TypeError(f"{name}: expected a number or a tensor, got {value!r}")
-        ranges: Dict[str, Range] = self.__dict__.setdefault("_ranges", {})
-        ranges[name] = allowed
-        if isinstance(value, Real):
-            value = self._checked_number(name, float(value))
-        elif isinstance(value, Tensor):
-            if scalar and value.numel() != 1:
-                raise ValueError(f"{name}: expected a number or a one-element tensor, got shape {list(value.shape)}")
-            if scalar:
-                value = value.reshape([])
-            if not value.is_floating_point():
-                value = value.double()  # a fraction assigned later would be rounded to an integer
-            if not value.requires_grad:
-                value = value.clone()  # later assignments must not write into the caller's tensor
-        self.register_buffer(name, value)
+        rules: Dict[str, _Rule] = self.__dict__.setdefault("_rules", {})
+        rules[name] = _Rule(allowed, optional, scalar)
+        tensor = self._as_coefficient(name, value)
+        if isinstance(value, Tensor) and tensor is not None and not tensor.requires_grad:
+            tensor = tensor.clone()  # later assignments must not write into the caller's tensor
+        self.register_buffer(name, tensor)
 
-    def _checked_number(self, name: str, value: float) -> Tensor:
-        """Checks the range of the coefficient ``name`` and returns ``value`` as a 0-d float64 tensor."""
-        self._ranges[name].check(name, value)
-        return torch.tensor(value, dtype=torch.float64, device=self._coefficients_device())
+    def _as_coefficient(self, name: str, value: Any) -> Optional[Tensor]:
+        """Checks ``value`` by the rule of the coefficient ``name``, and returns it as a floating tensor: a number as 0-d float64."""
+        allowed, optional, scalar = self._rules[name]
+        if optional and value is None:
+            return None
+        number = number_or_tensor(name, value)
+        if not isinstance(number, Tensor):
+            allowed.check(name, number)
+            return torch.tensor(number, dtype=torch.float64, device=self._coefficients_device())
+        tensor = single(name, number) if scalar else number
+        # A fraction assigned later to an integer tensor would be rounded.
+        return tensor if tensor.is_floating_point() else tensor.double()
 
     def _coefficients_device(self) -> Optional[torch.device]:
         """Returns the device of the registered coefficients, or None if no coefficient is registered yet."""
         return next((buffer.device for buffer in self._buffers.values() if buffer is not None), None)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_ranges", {}) and name in self._buffers and not isinstance(value, bool):
-            if isinstance(value, Real):
-                value = self._checked_number(name, float(value))
+        if name in self.__dict__.get("_rules", {}) and name in self._buffers:
+            value = self._as_coefficient(name, value)
             buffer = self._buffers[name]
-            if buffer is not None and isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad:
+            if buffer is not None and value is not None and value.numel() == 1 and not value.requires_grad:
                 with torch.no_grad():
                     buffer.copy_(value.reshape([]).expand(buffer.shape))
                 return
@@ -122,10 +145,7 @@ def positive_int(name: str, value: int) -> int:
         ValueError: ``value`` is less than 1.
         TypeError: ``value`` is not an integer.
     """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    number = integer(name, value)
     if number < 1:
         raise ValueError(f"{name}: expected at least 1, got {number}")
     return number

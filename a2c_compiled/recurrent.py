@@ -20,6 +20,8 @@ from typing import Any, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import check_mask, check_tensors, described, integer
 from a2c_compiled.ops import linear_scan
 
 RecurrentObservation = Tuple[Tensor, Tensor, Tensor]
@@ -40,8 +42,8 @@ class MinGRU(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
-        self.gate_and_candidate = nn.Linear(input_size, 2 * hidden_size)
+        self.hidden_size = positive_int("hidden_size", hidden_size)
+        self.gate_and_candidate = nn.Linear(positive_int("input_size", input_size), 2 * self.hidden_size)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Computes the state after one step, ``[N, hidden_size]``.
@@ -50,6 +52,7 @@ class MinGRU(nn.Module):
             x: ``[N, input_size]``, floating dtype.
             hidden: ``[N, hidden_size]``, same dtype: the state before the step.
         """
+        check_tensors(("x", "hidden"), (x, hidden), 2)
         gate, candidate = self._gates(x)
         return torch.lerp(hidden, candidate, gate)
 
@@ -61,6 +64,7 @@ class MinGRU(nn.Module):
             hidden: ``[T, N, hidden_size]``, same dtype: the state before each step, used at step 0 and where ``start`` is True.
             start: ``[T, N]``, bool: True where a step starts from ``hidden``. Step 0 always does.
         """
+        check_tensors(("x", "hidden", "start"), (x, hidden, start), 3)
         gate, candidate = self._gates(x)
         starts = start.unsqueeze(-1) | (torch.arange(x.size(0), device=x.device) == 0).reshape(-1, 1, 1)
         kept = 1.0 - gate
@@ -101,7 +105,7 @@ class Recurrent(nn.Module):
             raise TypeError(f"cell: expected a MinGRU, GRUCell, RNNCell or LSTMCell, got {type(cell).__name__}")
         self.cell = cell
         self.encoder = nn.Identity() if encoder is None else encoder
-        self.offset = offset
+        self.offset = integer("offset", offset)
         self.state_size = cell.hidden_size * (2 if isinstance(cell, nn.LSTMCell) else 1)
 
     def forward(self, observation: RecurrentObservation) -> Tensor:
@@ -143,6 +147,7 @@ class Recurrent(nn.Module):
         Raises:
             ValueError: the last dimension of ``hidden`` is less than ``offset + state_size``.
         """
+        check_tensors(("x", "hidden"), (x, hidden), 2)
         return self._next_state(self.encoder(x), self._own_state(hidden))
 
     def _own_state(self, hidden: Tensor) -> Tensor:
@@ -205,10 +210,10 @@ def _recurrent_layers(network: nn.Module) -> List[Recurrent]:
 def _checked(observation: RecurrentObservation) -> RecurrentObservation:
     """Returns ``observation``, after a check of its length, the dtype of ``start`` and the leading dimensions."""
     if not (isinstance(observation, tuple) and len(observation) == 3):
-        raise TypeError(f"observation: expected a tuple of x, hidden and start, got {type(observation).__name__}")
+        raise TypeError(f"observation: expected a tuple of x, hidden and start, got {described(observation)}")
     x, hidden, start = observation
-    if start.dtype != torch.bool:
-        raise TypeError(f"start: expected dtype torch.bool, got {start.dtype}")
+    check_tensors(("x", "hidden"), (x, hidden), 2)
+    check_mask("start", start)
     if start.dim() != 2 or x.shape[:2] != start.shape or hidden.shape[:2] != start.shape:
         raise ValueError(
             f"observation: expected x, hidden and start with the same leading dimensions [T, N],"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from a2c_compiled._exporting import is_exporting
 from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._kinds import check_tensor, described, integer
 from a2c_compiled._torch_internals import assert_in_graph, dispatch_is_plain
 
 NOISE_KINDS = ("gumbel", "logistic", "normal", "uniform")
@@ -39,7 +40,7 @@ class Distribution(CoefficientModule):
 
     Raises:
         ValueError: wrong shape of ``params``, action, or the ``noise`` of :meth:`entropy_estimate`; a constructor argument out of range.
-        TypeError: wrong dtype of ``params`` or action, or a constructor argument of the wrong type.
+        TypeError: wrong dtype of ``params`` or action, or an argument of the wrong type.
     """
 
     __constants__ = ["has_entropy"]  # TorchScript does not pass a Final annotation on to subclasses
@@ -229,12 +230,16 @@ class Distribution(CoefficientModule):
             ValueError: ``num_samples`` is less than 1, or the shape of ``params`` or ``noise`` is wrong.
             TypeError: the dtype of ``params`` is not floating.
         """
+        if not torch.jit.is_scripting():
+            num_samples = integer("num_samples", num_samples)
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
         self.check_params(params)
         repeated = params.expand([num_samples] + list(params.shape))
-        if noise is not None and noise.shape[:-1] != repeated.shape[:-1]:
-            raise ValueError(f"noise: expected shape {list(repeated.shape[:-1])} + [noise size], got {list(noise.shape)}")
+        if noise is not None:
+            check_tensor("noise", noise)
+            if noise.shape[:-1] != repeated.shape[:-1]:
+                raise ValueError(f"noise: expected shape {list(repeated.shape[:-1])} + [noise size], got {list(noise.shape)}")
         return repeated
 
     def action_of_ones(self, params: Tensor) -> Tensor:
@@ -255,6 +260,7 @@ class Distribution(CoefficientModule):
 
     def check_params(self, params: Tensor) -> None:
         """Checks that ``params`` is ``[*B, num_params]`` with a floating dtype; raises ValueError or TypeError if not."""
+        check_tensor("params", params)
         if params.dim() == 0 or params.size(-1) != self.num_params:
             raise ValueError(f"params: expected shape [..., {self.num_params}], got {list(params.shape)}")
         if not params.is_floating_point():
@@ -285,7 +291,12 @@ def join_noise_kinds(parts: Iterable[Tuple[str, int]]) -> str:
 
 
 def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None:
-    """Raises ValueError unless ``action`` has the shape ``[*B, *event]``, where ``event`` is the shape of one action."""
+    """Raises ValueError unless ``action`` has the shape ``[*B, *event]``, where ``event`` is the shape of one action.
+
+    Raises TypeError unless ``action`` and ``params`` are tensors.
+    """
+    check_tensor("params", params)
+    check_tensor("action", action)
     expected = list(params.shape[:-1]) + event
     if list(action.shape) != expected:
         raise ValueError(f"action: expected shape {expected}, got {list(action.shape)}")
@@ -356,7 +367,12 @@ def box(low: Union[float, Sequence[float]], high: Union[float, Sequence[float]],
 
 def _bound(name: str, value: Union[float, Sequence[float]], dim: int) -> Tensor:
     """Converts one bound to a float64 tensor, ``[dim]``. Error messages contain ``name``."""
-    bound = torch.as_tensor(value, dtype=torch.float64)
+    try:
+        is_bool, bound = torch.as_tensor(value).dtype == torch.bool, torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):  # which torch raises depends on the kind
+        is_bool = True
+    if is_bool:
+        raise TypeError(f"{name}: expected a number or a sequence of {dim} numbers, got {described(value)}")
     if bound.dim() > 1 or bound.numel() not in (1, dim):
         raise ValueError(f"{name}: expected a number or a sequence of {dim} numbers, got shape {list(bound.shape)}")
     if not bool(bound.isfinite().all()):

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution, check_action_shape, draw, require
 
@@ -71,6 +72,7 @@ class Bernoulli(Distribution):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Returns 1 where ``logit + noise > 0``, else 0: ``[*B, dim]``, int64."""
+        check_tensor("noise", noise)
         self.check_params(params)
         return (widen(params) + noise > 0).long()
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled._precision import widen
 from a2c_compiled._special_functions import stirling_error, stirling_error_slope
 from a2c_compiled._torch_internals import standard_gamma
@@ -126,6 +127,8 @@ class Beta(Distribution):
 
         Result: ``[*B, dim]``, dtype of ``params``.
         """
+        check_tensor("noise", noise)
+        check_tensor("params", params)
         excess = self._excess(params.detach())
         # The dimensions of the noise: normal or uniform, alpha or beta, entry of the action, candidate.
         normal, uniform = noise.unflatten(-1, [2, 2, self.dim, 8]).unbind(-4)

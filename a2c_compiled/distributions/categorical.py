@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution, check_action_shape, check_integer, draw, require
 
@@ -75,6 +76,7 @@ class Categorical(Distribution):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Returns the argmax of ``log_probs + noise`` over the last dimension. Result: int64, with the shape of an action."""
+        check_tensor("noise", noise)
         return (self.log_probs(params) + noise).argmax(-1)
 
     def rsample(self, params: Tensor, noise: Optional[Tensor] = None) -> Tensor:
@@ -113,6 +115,7 @@ class OneHotCategorical(Categorical):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Returns the one-hot argmax of ``log_probs + noise``: ``[*B, n]``, int64."""
+        check_tensor("noise", noise)
         return self._one_hot(self.log_probs(params) + noise)
 
     def _one_hot(self, score: Tensor) -> Tensor:

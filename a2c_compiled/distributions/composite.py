@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled._precision import widen, working_dtype
 from a2c_compiled.distributions.base import Distribution, join_noise_kinds
 from a2c_compiled.distributions.torch_distribution import TorchDistribution
@@ -78,6 +79,7 @@ class Composite(Distribution):
             ValueError: the last dimension is wrong.
             TypeError: the dtype is wrong.
         """
+        check_tensor("action", action)
         if action.dim() == 0 or action.size(-1) != sum(self.action_sizes):
             raise ValueError(f"action: expected shape [..., {sum(self.action_sizes)}], got {list(action.shape)}")
         if action.is_floating_point() != any(self.is_continuous):
@@ -103,11 +105,13 @@ class Composite(Distribution):
 
         Raises:
             ValueError: the number of actions differs from the number of heads.
+            TypeError: an action is not a tensor.
         """
         if len(actions) != len(self.is_single):
             raise ValueError(f"actions: expected {len(self.is_single)} tensors, got {len(actions)}")
         dtype = torch.int64
         for action in actions:
+            check_tensor("actions", action)
             if action.is_floating_point():
                 dtype = working_dtype(action)
         columns: List[Tensor] = []
@@ -175,6 +179,7 @@ class Composite(Distribution):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Computes each head's action from the head's part of the noise, and concatenates the actions: ``[*B, k]``."""
+        check_tensor("noise", noise)
         parts, noises = self._split_params(params), self._split_noise(params, noise)
         return self.join_actions([head.sample_from(parts[i], noises[i]) for i, head in enumerate(self.heads)])
 
@@ -207,7 +212,9 @@ class Composite(Distribution):
 
     def _split_noise(self, params: Tensor, noise: Optional[Tensor]) -> List[Tensor]:
         """Returns the noise of each head. None: draws the noise."""
-        return (self.noise(params) if noise is None else noise).split(self.noise_sizes, -1)
+        noise = self.noise(params) if noise is None else noise
+        check_tensor("noise", noise)
+        return noise.split(self.noise_sizes, -1)
 
 
 def _device(head: Distribution) -> torch.device:

@@ -5,7 +5,8 @@ from typing import Sequence, Union
 import torch
 from torch import Tensor
 
-from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, positive_int
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution, box, check_real_action
 from a2c_compiled.distributions.tanh_normal import squashed
@@ -39,12 +40,9 @@ class Delta(Distribution):
 
     def __init__(self, dim: int, atol: float = 1e-6, rtol: float = 1e-6) -> None:
         super().__init__()
-        for name, tolerance in (("atol", atol), ("rtol", rtol)):
-            if not tolerance >= 0:  # so that NaN is rejected too
-                raise ValueError(f"{name}: expected a number of at least 0, got {tolerance}")
         self.dim = positive_int("dim", dim)
         self.num_params = self.dim
-        self.atol, self.rtol = float(atol), float(rtol)
+        self.atol, self.rtol = NOT_NEGATIVE.number("atol", atol), NOT_NEGATIVE.number("rtol", rtol)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Returns infinity where ``action`` equals the policy's action within the tolerances, otherwise minus infinity.
@@ -74,6 +72,7 @@ class Delta(Distribution):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Returns :meth:`mode`; ``noise`` is not used."""
+        check_tensor("noise", noise)
         return self.mode(params)
 
 

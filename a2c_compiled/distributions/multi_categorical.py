@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import check_action_shape, check_integer, draw, join_noise_kinds, require
 from a2c_compiled.distributions.categorical import Categorical, entropy_from_log_probs, entry_at
@@ -92,6 +93,7 @@ class MultiCategorical(Categorical):
 
         ``noise`` is ``[*B, sum(nvec)]``.
         """
+        check_tensor("noise", noise)
         return (self.log_probs(params) + self._table(noise)).argmax(-1)
 
     def _table(self, row: Tensor) -> Tensor:

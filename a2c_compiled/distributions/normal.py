@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._hyperparameters import ANY, POSITIVE, positive_int
+from a2c_compiled._kinds import check_tensor, described, flag
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions.base import Distribution, check_real_action, draw
 
@@ -39,7 +40,7 @@ class Normal(Distribution):
 
     Raises:
         ValueError: ``dim`` is less than 1, ``scale_mapping`` is unknown, or ``scale_lb`` or ``upscale`` is not positive.
-        TypeError: ``dim`` is not an integer.
+        TypeError: an argument has a wrong type.
 
     Source: ``Independent(torch.distributions.Normal(loc, scale), 1)``; the scale: ``tensordict.nn.NormalParamExtractor``.
     """
@@ -57,16 +58,12 @@ class Normal(Distribution):
     ) -> None:
         super().__init__()
         self._shift = 0.0 if scale_mapping in ("softplus", "exp", "relu", "identity") else _softplus_shift(scale_mapping)
-        if not scale_lb > 0:
-            raise ValueError(f"scale_lb: expected a positive number, got {scale_lb}")
-        if not upscale > 0:
-            raise ValueError(f"upscale: expected a positive number, got {upscale}")
         self.dim = positive_int("dim", dim)
         self.num_params = 2 * self.dim
         self.scale_mapping = scale_mapping
-        self.scale_lb = float(scale_lb)
-        self.tanh_loc = bool(tanh_loc)
-        self.upscale = float(upscale)
+        self.scale_lb = POSITIVE.number("scale_lb", scale_lb)
+        self.tanh_loc = flag("tanh_loc", tanh_loc)
+        self.upscale = POSITIVE.number("upscale", upscale)
 
     def loc_and_scale(self, params: Tensor) -> Tuple[Tensor, Tensor]:
         r"""Computes the location :math:`\mu` and the scale :math:`\sigma`.
@@ -87,7 +84,11 @@ class Normal(Distribution):
         return loc, scale.clamp_min(self.scale_lb)
 
     def locate(self, loc: Tensor) -> Tensor:
-        """Maps the raw location to the location, as ``tanh_loc`` says. ``loc`` and the result: ``[*B, dim]``, same dtype."""
+        """Maps the raw location to the location, as ``tanh_loc`` says. ``loc`` and the result: ``[*B, dim]``, same dtype.
+
+        Raises TypeError if ``loc`` is not a tensor.
+        """
+        check_tensor("loc", loc)
         return (loc / self.upscale).tanh() * self.upscale if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
@@ -114,6 +115,7 @@ class Normal(Distribution):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Computes ``loc + scale * noise``: ``[*B, dim]``, dtype of ``params``."""
+        check_tensor("noise", noise)
         loc, scale = self.loc_and_scale(params)
         return (loc + scale * noise).to(params.dtype)
 
@@ -142,7 +144,7 @@ class AddStateIndependentNormalScale(nn.Module):
     def __init__(self, dim: int, init_value: float = 0.0) -> None:
         super().__init__()
         self.dim = positive_int("dim", dim)
-        self.state_independent_scale = nn.Parameter(torch.full([self.dim], float(init_value)))
+        self.state_independent_scale = nn.Parameter(torch.full([self.dim], ANY.number("init_value", init_value)))
 
     def forward(self, loc: Tensor) -> Tensor:
         """Concatenates ``loc`` and the raw scales.
@@ -155,7 +157,9 @@ class AddStateIndependentNormalScale(nn.Module):
 
         Raises:
             ValueError: the last dimension of ``loc`` is not ``dim``.
+            TypeError: ``loc`` is not a tensor.
         """
+        check_tensor("loc", loc)
         if loc.dim() == 0 or loc.size(-1) != self.dim:
             raise ValueError(f"loc: expected shape [..., {self.dim}], got {list(loc.shape)}")
         return torch.cat([loc, self.state_independent_scale.to(loc.dtype).expand_as(loc)], -1)
@@ -175,6 +179,8 @@ def _softplus_shift(scale_mapping: str) -> float:
     Then ``softplus(c) + 0.01`` is the bias. 0.01 is the default ``min_val`` of ``tensordict.nn.utils.biased_softplus``. Raises ValueError
     if ``scale_mapping`` has another form or the bias is not above 0.01.
     """
+    if not isinstance(scale_mapping, str):
+        raise TypeError(f"scale_mapping: expected a name, got {described(scale_mapping)}")
     name, _, bias = scale_mapping.partition("softplus_")
     if scale_mapping == "biased_softplus":
         name, bias = "biased_", "1"

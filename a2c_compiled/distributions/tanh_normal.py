@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled.distributions.base import box, check_real_action
 from a2c_compiled.distributions.normal import Normal, normal_log_prob
 
@@ -57,7 +58,11 @@ class TanhNormal(Normal):
         self.register_buffer("half_width", (upper - lower) / 2, persistent=False)
 
     def locate(self, loc: Tensor) -> Tensor:
-        """Maps the raw location to the location, as ``tanh_loc`` says. ``loc`` and the result: ``[*B, dim]``, same dtype."""
+        """Maps the raw location to the location, as ``tanh_loc`` says. ``loc`` and the result: ``[*B, dim]``, same dtype.
+
+        Raises TypeError if ``loc`` is not a tensor.
+        """
+        check_tensor("loc", loc)
         return (loc / self.upscale).tanh() * self.upscale + self.center.to(loc.dtype) if self.tanh_loc else loc
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
@@ -80,6 +85,7 @@ class TanhNormal(Normal):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Maps ``loc + scale * noise`` into the box: ``[*B, dim]``, dtype of ``params``."""
+        check_tensor("noise", noise)
         loc, scale = self.loc_and_scale(params)
         return self._squash(loc + scale * noise).to(params.dtype)
 
@@ -90,6 +96,7 @@ class TanhNormal(Normal):
         """
         loc, scale = self.loc_and_scale(params)
         standardized = self.noise(params) if noise is None else noise
+        check_tensor("noise", standardized)
         u = loc + scale * standardized
         return self._squash(u).to(params.dtype), self._log_prob_before_tanh(standardized, scale, u).to(params.dtype)
 

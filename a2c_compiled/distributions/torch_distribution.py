@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import check_tensor, described, flag, integer
 from a2c_compiled.distributions.base import Distribution
 
 
@@ -39,10 +40,10 @@ class TorchDistribution(Distribution):
     def __init__(self, factory: Callable[[Tensor], Any], num_params: Optional[int] = None, has_entropy: bool = True) -> None:
         super().__init__()
         if not callable(factory):
-            raise TypeError(f"factory: expected a callable from params to a distribution, got {type(factory)}")
+            raise TypeError(f"factory: expected a callable from params to a distribution, got {described(factory)}")
         self.factory = factory
         self.num_params = -1 if num_params is None else positive_int("num_params", num_params)
-        self.has_entropy = has_entropy
+        self.has_entropy = flag("has_entropy", has_entropy)
 
     def distribution(self, params: Tensor) -> Any:
         """Builds the wrapped distribution, ``factory(params)``.
@@ -54,12 +55,14 @@ class TorchDistribution(Distribution):
             ValueError: ``num_params`` was given and the last dimension of ``params`` differs.
             TypeError: ``num_params`` was given and the dtype of ``params`` is not floating.
         """
+        check_tensor("params", params)
         if self.num_params >= 0:
             self.check_params(params)
         return self.factory(params)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Returns ``log_prob(action)`` of the wrapped distribution, usually ``[*B]``."""
+        check_tensor("action", action)
         return self.distribution(params).log_prob(action)
 
     def entropy(self, params: Tensor) -> Tensor:
@@ -77,6 +80,7 @@ class TorchDistribution(Distribution):
 
     def action_of_ones(self, params: Tensor) -> Tensor:
         """Returns the mode for parameters of 1, or a sample if the wrapped distribution does not implement ``mode``."""
+        check_tensor("params", params)
         distribution = self.distribution(params.new_ones([params.size(-1)]))
         try:
             return distribution.mode
@@ -102,7 +106,7 @@ class TorchDistribution(Distribution):
         if self.has_entropy:
             return self.entropy(params)
         _check_no_noise(noise)
-        distribution = self.distribution(params)
+        distribution, num_samples = self.distribution(params), integer("num_samples", num_samples)
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least one sample, got {num_samples}")
         draw = distribution.rsample if distribution.has_rsample else distribution.sample

@@ -5,6 +5,7 @@ from typing import Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import check_tensor
 from a2c_compiled._special_functions import gauss_legendre, half_normal_integral, half_normal_moment, half_normal_quantile
 from a2c_compiled.distributions.base import box, check_real_action, draw
 from a2c_compiled.distributions.normal import Normal
@@ -99,6 +100,7 @@ class TruncatedNormal(Normal):
 
     def sample_from(self, params: Tensor, noise: Tensor) -> Tensor:
         """Returns the action at which the cumulative distribution function equals ``noise``: ``[*B, dim]``, dtype of ``params``."""
+        check_tensor("noise", noise)
         loc, scale = self.loc_and_scale(params)
         fixed_loc, fixed_scale = loc.detach(), scale.detach()
         distance = self._quantile(fixed_loc, fixed_scale, noise)

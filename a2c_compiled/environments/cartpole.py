@@ -33,6 +33,7 @@ class CartPole(TensorEnvironments):
 
     Raises:
         ValueError: ``num_envs`` is less than 1.
+        TypeError: ``num_envs`` is not an integer.
 
     Source: Barto, Sutton, Anderson (1983), "Neuronlike adaptive elements that can solve difficult learning control problems"; equations
     of motion as corrected by Florian (2007).

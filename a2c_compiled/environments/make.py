@@ -6,6 +6,8 @@ from typing import Optional
 import gymnasium
 import torch
 
+from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled.environments import vector
 from a2c_compiled.environments.cartpole import CartPole
 from a2c_compiled.environments.pendulum import Pendulum
 from a2c_compiled.environments.protocol import Environments
@@ -15,7 +17,7 @@ from a2c_compiled.environments.vector import GymnasiumEnvironments, make_vector
 IN_TORCH: dict[str, type[TensorEnvironments]] = {"CartPole-v1": CartPole, "Pendulum-v1": Pendulum}
 """By the name of a gymnasium environment, the class that implements the environment in torch."""
 
-VECTORIZATIONS = ("auto", "torch", "gymnasium", "sync", "async")
+VECTORIZATIONS = ("auto", "torch", *vector.VECTORIZATIONS[1:])
 
 
 def make_environments(
@@ -44,7 +46,9 @@ def make_environments(
     Raises:
         ValueError: the environment or ``vectorization`` is unknown, the environment does not exist with this ``vectorization`` and
             ``frame_stack``, or ``num_envs`` or ``frame_stack`` is less than 1.
+        TypeError: ``num_envs`` or ``frame_stack`` is not an integer.
     """
+    num_envs, frame_stack = positive_int("num_envs", num_envs), positive_int("frame_stack", frame_stack)
     if vectorization not in VECTORIZATIONS:
         raise ValueError(f"vectorization: expected one of {', '.join(map(repr, VECTORIZATIONS))}, got {vectorization!r}")
     if vectorization == "torch" and env_id not in IN_TORCH:

@@ -29,6 +29,7 @@ class Pendulum(TensorEnvironments):
 
     Raises:
         ValueError: ``num_envs`` is less than 1.
+        TypeError: ``num_envs`` is not an integer.
     """
 
     noise_size = 2

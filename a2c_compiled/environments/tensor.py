@@ -9,6 +9,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled.environments.protocol import EnvironmentStep
 from a2c_compiled.environments.replay import CannotResume
 
@@ -47,6 +48,7 @@ class TensorEnvironments:
 
     Raises:
         ValueError: ``num_envs`` is less than 1.
+        TypeError: ``num_envs`` is not an integer.
     """
 
     noise_size: int
@@ -55,9 +57,7 @@ class TensorEnvironments:
     action_space: Any
 
     def __init__(self, num_envs: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs: expected at least 1, got {num_envs}")
-        self.num_envs = num_envs
+        self.num_envs = positive_int("num_envs", num_envs)
         self.device = torch.device(device)
         self.dtype = dtype
         self.generator = torch.Generator(self.device)

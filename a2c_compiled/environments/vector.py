@@ -15,10 +15,15 @@ from gymnasium.vector.utils import iterate
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from torch import Tensor
 
+from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import described
 from a2c_compiled.environments import minatar
 from a2c_compiled.environments.protocol import EnvironmentStep, Observation
 from a2c_compiled.environments.replay import CannotResume, Replayable, batched_observations, restore_vector, vector_state
 from a2c_compiled.environments.worker_signals import ignoring_ctrl_c
+
+VECTORIZATIONS = ("auto", "gymnasium", "sync", "async")
+"""How gymnasium environments can run together, see :func:`make_vector`."""
 
 ATARI, MINATAR = "ALE", "MinAtar"
 
@@ -38,11 +43,15 @@ def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_s
         options: options of the environment, passed to ``gymnasium.make_vec``.
 
     Raises:
-        ValueError: a number is less than 1, or gymnasium has no such environment or cannot make it here with these arguments.
+        TypeError: ``env_id`` is not a string, or a number is not an integer.
+        ValueError: a number is less than 1, ``vectorization`` is unknown, or gymnasium has no such environment or cannot make it here
+            with these arguments.
     """
-    for argument, number in (("num_envs", num_envs), ("frame_stack", frame_stack)):
-        if number < 1:
-            raise ValueError(f"{argument}: expected at least 1, got {number}")
+    if vectorization not in VECTORIZATIONS:
+        raise ValueError(f"vectorization: expected one of {', '.join(map(repr, VECTORIZATIONS))}, got {vectorization!r}")
+    if not isinstance(env_id, str):
+        raise TypeError(f"env_id: expected a name, got {described(env_id)}")
+    num_envs, frame_stack = positive_int("num_envs", num_envs), positive_int("frame_stack", frame_stack)
     module, _, name = env_id.rpartition(":")
     try:
         if module:

@@ -5,7 +5,8 @@ from typing import Dict, NamedTuple, Optional, Type, Union
 import torch
 from torch import Tensor
 
-from a2c_compiled._hyperparameters import UNIT, CoefficientModule
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, UNIT, CoefficientModule
+from a2c_compiled._kinds import check_tensors, flag, integer
 from a2c_compiled.functional import ValueEstimate, standardize
 from a2c_compiled.functional.arguments import check_steps, coefficient
 from a2c_compiled.functional.steps import in_callers_order, moved, moved_coefficient, prepare_steps
@@ -41,6 +42,10 @@ class Steps(NamedTuple):
     order: Optional[Tensor] = None
 
 
+_ARGUMENTS = (*Steps._fields[1:8], "steps_to_next_obs", "group", "mask", "cu_seqlens")
+"""The names of the arguments of :meth:`ValueEstimator.forward`."""
+
+
 class ValueEstimator(CoefficientModule):
     """Base class of value estimators: modules that compute an advantage and a value target for every step of a rollout.
 
@@ -72,7 +77,7 @@ class ValueEstimator(CoefficientModule):
 
     Raises:
         ValueError: a coefficient is out of range.
-        TypeError: a coefficient is neither a number nor a tensor.
+        TypeError: a coefficient is neither a number nor a tensor, or an option is not a bool or an integer.
 
     Shapes and dtypes: see :meth:`forward`.
     """
@@ -105,12 +110,12 @@ class ValueEstimator(CoefficientModule):
     ) -> None:
         super().__init__()
         self.register_coefficient("gamma", gamma, UNIT)
-        self.differentiable = differentiable
-        self.time_dim = time_dim
-        self.smallest_std = smallest_std
-        self.across_processes = across_processes
-        self.auto_reset_env = auto_reset_env
-        self.skip_masked = skip_masked
+        self.differentiable = flag("differentiable", differentiable)
+        self.time_dim = integer("time_dim", time_dim)
+        self.smallest_std = NOT_NEGATIVE.number("smallest_std", smallest_std)
+        self.across_processes = flag("across_processes", across_processes)
+        self.auto_reset_env = flag("auto_reset_env", auto_reset_env)
+        self.skip_masked = flag("skip_masked", skip_masked)
 
     def forward(
         self,
@@ -157,6 +162,9 @@ class ValueEstimator(CoefficientModule):
                 tensor that the estimator needs is None.
             TypeError: an argument has a wrong type or dtype.
         """
+        if not torch.jit.is_scripting():
+            tensors = state_value, next_state_value, reward, done, terminated, log_pi, log_mu
+            check_tensors(_ARGUMENTS, (*tensors, steps_to_next_obs, group, mask, cu_seqlens), 4)
         reward = self.of_each_value(reward, state_value)
         gamma = self.gamma
         if steps_to_next_obs is not None:
@@ -170,6 +178,8 @@ class ValueEstimator(CoefficientModule):
             mask = self.of_each_value(mask, state_value)
         source_reward = self.source(reward)
         if self.standardizes_reward():
+            if not reward.is_floating_point():
+                raise TypeError(f"reward: expected a floating dtype, got {reward.dtype}")
             source_reward = self.standardized(source_reward, group, mask)
         done = self.of_each_value(done, state_value)
         if terminated is not None:

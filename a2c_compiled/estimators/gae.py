@@ -5,6 +5,7 @@ from typing import Optional, Union
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import UNIT
+from a2c_compiled._kinds import flag, integer
 from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import ValueEstimate, generalized_advantage_estimate, standardize
 
@@ -41,7 +42,7 @@ class GAE(ValueEstimator, name="GAE"):
     ) -> None:
         super().__init__(gamma, differentiable, time_dim, 1e-4, across_processes, auto_reset_env, skip_masked)
         self.register_coefficient("lmbda", lmbda, UNIT)
-        self.average_gae = average_gae
+        self.average_gae = flag("average_gae", average_gae)
 
     def estimate(self, steps: Steps) -> ValueEstimate:
         """Computes GAE."""
@@ -96,7 +97,7 @@ class MultiAgentGAE(GAE, name="MAGAE"):
         skip_masked: bool = False,
     ) -> None:
         super().__init__(gamma, lmbda, average_gae, time_dim, auto_reset_env, differentiable, across_processes, skip_masked)
-        self.agent_dim = agent_dim
+        self.agent_dim = integer("agent_dim", agent_dim)
 
     def of_each_value(self, signal: Tensor, state_value: Tensor) -> Tensor:
         """Returns ``signal`` with the dimension of agents that ``state_value``, ``[*B, T, agents, *F]``, has.

@@ -5,6 +5,7 @@ from typing import Union
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import UNIT, positive_int
+from a2c_compiled._kinds import flag
 from a2c_compiled._precision import widen
 from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import (
@@ -44,7 +45,7 @@ class TDEstimator(ValueEstimator):
         skip_masked: bool = False,
     ) -> None:
         super().__init__(gamma, differentiable, time_dim, 1e-5, across_processes, auto_reset_env, skip_masked)
-        self.average_rewards = average_rewards
+        self.average_rewards = flag("average_rewards", average_rewards)
 
     def estimate(self, steps: Steps) -> ValueEstimate:
         """Computes ``value_target = returns(steps)`` and ``advantage = value_target - state_value``."""

@@ -5,6 +5,7 @@ from typing import Optional, Union
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import POSITIVE, UNIT
+from a2c_compiled._kinds import flag
 from a2c_compiled.estimators.base import Steps, ValueEstimator
 from a2c_compiled.functional import ValueEstimate, vtrace_advantage_estimate
 
@@ -56,7 +57,7 @@ class VTrace(ValueEstimator, name="VTrace"):
         self.register_coefficient("c_thresh", float("inf") if c_thresh is None else c_thresh, POSITIVE)
         self.register_coefficient("pg_rho_thresh", pg_rho_thresh, POSITIVE, optional=True)
         self.register_coefficient("lmbda", lmbda, UNIT)
-        self.average_adv = average_adv
+        self.average_adv = flag("average_adv", average_adv)
 
     def estimate(self, steps: Steps) -> ValueEstimate:
         """Computes V-trace. Raises ValueError if ``log_pi`` or ``log_mu`` is None."""

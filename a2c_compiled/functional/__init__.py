@@ -18,9 +18,9 @@ These conventions hold for every function that takes ``reward``:
   stops NaN too. Nothing else does: NaN reaches every earlier step of its episode, even where the product of the discounts between both
   steps underflows to 0. All backends agree on the steps whose results are not finite. Whether a result is NaN or infinite may differ
   only after a discount that is itself infinite.
-* Coefficients: ``gamma``, ``lmbda`` and thresholds are numbers, one-element tensors, or tensors that broadcast to ``reward``. Formulas
-  write :math:`\\gamma_t` and :math:`\\lambda_t`, because a coefficient may have one entry per step. Results are differentiable in
-  coefficients.
+* Coefficients: ``gamma``, ``lmbda`` and thresholds are numbers (int, float or a NumPy scalar, not a bool), one-element tensors, or tensors
+  that broadcast to ``reward``. Formulas write :math:`\\gamma_t` and :math:`\\lambda_t`, because a coefficient may have one entry per step.
+  Results are differentiable in coefficients. torch passes no NumPy scalars but float64 to TorchScript.
 * Packed sequences: S sequences of different lengths may follow each other along time, without padding. ``cu_seqlens``, ``[S + 1]``,
   int32 or int64, holds the start of each sequence, then T. Sequence i consists of the steps ``cu_seqlens[i]`` to
   ``cu_seqlens[i + 1] - 1``, and its results do not depend on the other sequences: its last step bootstraps from the

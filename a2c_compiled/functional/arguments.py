@@ -8,6 +8,7 @@ from typing import Dict, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import check_real, check_tensor, integer, number_or_tensor
 from a2c_compiled._precision import working_dtype
 from a2c_compiled._torch_internals import dispatch_is_plain
 
@@ -35,8 +36,7 @@ def check_steps(
         ValueError: a shape or device differs.
         TypeError: an argument is not a tensor, or its dtype is wrong.
     """
-    if not isinstance(reward, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(reward)}")
+    check_tensor(name, reward)
     if not reward.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, got {reward.dtype}")
     for flag, tensor in flags.items():
@@ -50,8 +50,7 @@ def check_steps(
 
 
 def _check_like(name: str, tensor: Tensor, reward: Tensor, reward_name: str, dtype: torch.dtype) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor)}")
+    check_tensor(name, tensor)
     if tensor.shape != reward.shape:
         raise ValueError(f"{name}: expected the shape of {reward_name}, {list(reward.shape)}, got {list(tensor.shape)}")
     if tensor.dtype != dtype:
@@ -70,8 +69,8 @@ def time_dimension(tensor: Tensor, time_dim: int, name: str = "time_dim") -> int
         TypeError: ``time_dim`` is not an integer.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if not isinstance(time_dim, int):
-            raise TypeError(f"{name}: expected an integer, got {type(time_dim)}")
+        if type(time_dim) is not int:
+            time_dim = integer(name, time_dim)
     if time_dim < -tensor.dim() or time_dim >= tensor.dim():
         raise ValueError(
             f"{name}: expected a dimension of a tensor with shape {list(tensor.shape)}, got {time_dim}"
@@ -91,12 +90,13 @@ def coefficient(name: str, value: Coefficient, like: Tensor) -> Tensor:
         TypeError: ``value`` is neither a number nor a tensor.
     """
     dtype = working_dtype(like)
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if not isinstance(value, Tensor):
+            value = number_or_tensor(name, value)
     if not isinstance(value, Tensor):
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-            if not isinstance(value, (int, float)):
-                raise TypeError(f"{name}: expected a number or a tensor, got {type(value)}")
         # torch.full fills on the device. A copy from the host would synchronise.
         return torch.full([], float(value), dtype=dtype, device=like.device)
+    check_real(name, value)
     if value.numel() == 1:
         return value.reshape([]).to(device=like.device, dtype=dtype)
     broadcasts = value.dim() <= like.dim()
@@ -118,8 +118,10 @@ def operand(name: str, value: Coefficient, like: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return coefficient(name, value, like)
-    if isinstance(value, (float, int)) and type(like) is Tensor and not torch.compiler.is_dynamo_compiling():
-        return _number(float(value), like)
+    if not isinstance(value, Tensor):
+        value = number_or_tensor(name, value)
+    if isinstance(value, float) and type(like) is Tensor and not torch.compiler.is_dynamo_compiling():
+        return _number(value, like)
     tensor = coefficient(name, value, like)
     return tensor if tensor.dim() == 0 else tensor.expand_as(like)
 

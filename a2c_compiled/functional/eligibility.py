@@ -55,7 +55,7 @@ def eligibility_trace(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and not (mask is not None and skip_masked):
+        if cu_seqlens is None and type(skip_masked) is bool and not (mask is not None and skip_masked):
             outputs = direct(scan_forms.ELIGIBILITY_TRACE, time_dim, gamma, lmbda, x, done, mask=mask)
             if outputs is not None:
                 return outputs[0]

@@ -68,7 +68,7 @@ def generalized_advantage_estimate(
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and not (mask is not None and skip_masked):
+        if cu_seqlens is None and type(skip_masked) is bool and not (mask is not None and skip_masked):
             ends = done, done if terminated is None else terminated
             outputs = direct(scan_forms.GAE, time_dim, gamma, lmbda, state_value, next_state_value, reward, *ends, mask=mask)
             if outputs is not None:

@@ -5,6 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import integer
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, last_step_mask
 from a2c_compiled.functional.steps import in_callers_order, moved_coefficient, prepare_steps
@@ -51,8 +52,8 @@ def n_step_return_estimate(
     steps = prepare_steps(reward, done, terminated, values, time_dim, cu_seqlens, mask, skip_masked)
     dim = steps.dim
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise TypeError(f"n: expected an integer, got {type(n)}")
+        if type(n) is not int:
+            n = integer("n", n)
     if n < 1:
         raise ValueError(f"n: expected at least 1, got {n}")
     # A window holds step t and the n - 1 steps after it: [..., T, n, ...]. In the windows, the negative dim has size n.

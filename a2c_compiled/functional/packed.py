@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import check_tensor
+
 
 def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
     """Returns a bool tensor that is True at the last step of each sequence along ``dim`` and broadcasts to ``like``.
@@ -11,8 +13,7 @@ def sequence_ends(cu_seqlens: Tensor, like: Tensor, dim: int) -> Tensor:
         ValueError: ``cu_seqlens`` does not have one dimension, or is not on the device of ``like``.
         TypeError: ``cu_seqlens`` is not a tensor of int32 or int64.
     """
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens: expected a tensor, got {type(cu_seqlens)}")
+    check_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens.dtype != torch.int32 and cu_seqlens.dtype != torch.int64:
         raise TypeError(f"cu_seqlens: expected dtype torch.int32 or torch.int64, got {cu_seqlens.dtype}")
     if cu_seqlens.dim() != 1:

@@ -5,6 +5,7 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import check_tensor, flag
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, coefficient, last_step_mask, time_dimension
 from a2c_compiled.functional.packed import sequence_ends
@@ -50,12 +51,12 @@ def reverse_scan(
 
     Source: Blelloch, Prefix Sums and Their Applications, 1990, section 1.4 (first-order recurrences).
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a tensor, got {type(x)}")
+    check_tensor("x", x)
+    if not torch.jit.is_scripting():
+        skip_masked = flag("skip_masked", skip_masked)
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
-    if not isinstance(decay, Tensor):
-        raise TypeError(f"decay: expected a tensor, got {type(decay)}")
+    check_tensor("decay", decay)
     if decay.dtype != x.dtype:
         raise TypeError(f"decay: expected the dtype of x, {x.dtype}, got {decay.dtype}")
     if decay.device != x.device:
@@ -124,7 +125,7 @@ def reward2go(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():
-        plain = next_state_value is None and terminated is None
+        plain = next_state_value is None and terminated is None and type(skip_masked) is bool
         if plain and cu_seqlens is None and not (mask is not None and skip_masked):
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done, mask=mask)
             if outputs is not None:

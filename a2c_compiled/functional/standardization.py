@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._exporting import is_exporting
+from a2c_compiled._kinds import check_mask, check_tensor, flag, integer, number_or_tensor
 from a2c_compiled._torch_internals import all_reduce_sum
+from a2c_compiled.functional.arguments import Coefficient, coefficient
 
 
 def standardize(
     x: Tensor,
-    eps: float,
+    eps: Coefficient,
     mask: Optional[Tensor] = None,
     group: Optional[Tensor] = None,
     separate_dim: Optional[int] = None,
@@ -26,7 +28,7 @@ def standardize(
 
     Args:
         x: any shape, floating.
-        eps: :math:`\epsilon`, the smallest divisor.
+        eps: :math:`\epsilon`, the smallest divisor: a number or a one-element tensor.
         mask: shape of ``x``, bool: elements that enter the mean and the standard deviation. All other elements of the result are 0,
             also where ``x`` is NaN.
         group: shape of ``x`` or of its leading dimensions, integer: elements with the same number form a group. The function standardises
@@ -42,18 +44,24 @@ def standardize(
     Raises:
         ValueError: ``mask`` or ``group`` has a wrong shape or device, ``separate_dim`` is out of range, or both
             ``group`` and ``across_processes`` are given.
-        TypeError: ``group`` is not integer, or ``mask`` is not bool.
+        TypeError: ``x`` is not floating, ``group`` is not integer, ``mask`` is not bool, or an argument has a wrong type.
 
     Source: TorchRL's ``GAE`` with ``average_gae=True``; ``group`` is the entry ``group_key``. With a mask and without groups, TorchRL's
     standard deviation is not unbiased. TorchRL sums in the dtype of ``x``. Stable-Baselines3's PPO leaves a batch of one element unchanged.
     """
+    check_tensor("x", x)
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
     # In float32, the mean of equal elements can differ from the elements. The result would be this rounding error divided by itself.
     wide = x.double()
+    if not torch.jit.is_scripting():
+        eps, across_processes = number_or_tensor("eps", eps), flag("across_processes", across_processes)
+        if separate_dim is not None and type(separate_dim) is not int:
+            separate_dim = integer("separate_dim", separate_dim)
     if separate_dim is not None and (separate_dim < -x.dim() or separate_dim >= x.dim()):
         raise ValueError(f"separate_dim: expected a dimension of a tensor with shape {list(x.shape)}, got {separate_dim}")
     if mask is not None:
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
+        check_mask("mask", mask)
         if mask.shape != x.shape:
             raise ValueError(f"mask: expected the shape of the data, {list(x.shape)}, got {list(mask.shape)}")
         if mask.device != x.device:
@@ -75,7 +83,7 @@ def standardize(
             return x.clone()
         centered = wide - wide.mean()
         variance = centered.square().sum() / max(x.numel() - 1, 1)
-        return (centered / variance.clamp_min(eps * eps).sqrt()).to(x.dtype)
+        return (centered / _deviation(variance, eps)).to(x.dtype)
     counted = torch.ones_like(wide) if mask is None else mask.to(wide.dtype)
     # A tensor also in exported graphs without a mask: the exporter assumes at least two elements and would drop conditions on a number.
     count = _total(counted, index, dims, across_processes)
@@ -83,11 +91,18 @@ def standardize(
     if mask is not None:
         centered = centered.masked_fill(~mask, 0.0)
     variance = _total(centered.square(), index, dims, across_processes) / (count - 1.0).clamp_min(1.0)
-    # The clamp comes before the square root, because the derivative of sqrt at 0 is infinite.
-    result = centered / variance.clamp_min(eps * eps).sqrt()
+    result = centered / _deviation(variance, eps)
     if together:
         result = torch.where(count == 1.0, wide, result)
     return result.to(x.dtype)
+
+
+def _deviation(variance: Tensor, eps: Coefficient) -> Tensor:
+    """Returns the square root of ``variance``, or ``eps`` where that is larger."""
+    # The clamp comes before the square root, because the derivative of sqrt at 0 is infinite.
+    if isinstance(eps, Tensor):
+        return variance.clamp_min(coefficient("eps", eps, variance).square()).sqrt()
+    return variance.clamp_min(float(eps) ** 2).sqrt()
 
 
 def _is_exporting() -> bool:
@@ -123,6 +138,7 @@ def _group_of_each(group: Tensor, x: Tensor, separate_dim: Optional[int]) -> Ten
 
     With ``separate_dim``, each index along this dimension has its own groups. Checks ``group``: raises ValueError or TypeError.
     """
+    check_tensor("group", group)
     if group.is_floating_point() or group.dtype == torch.bool:
         raise TypeError(f"group: expected an integer dtype, got {group.dtype}")
     if group.device != x.device:

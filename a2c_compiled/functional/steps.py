@@ -9,6 +9,7 @@ from typing import Dict, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import flag
 from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, operand, time_dimension
 from a2c_compiled.functional.packed import sequence_ends
 
@@ -70,6 +71,8 @@ def prepare_steps(
     Other arguments, shapes, dtypes and errors: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
     """
     check_steps(reward, {"done": done}, values, terminated, mask, name)
+    if not torch.jit.is_scripting():
+        skip_masked = flag("skip_masked", skip_masked)
     dim = time_dimension(reward, time_dim)
     bootstrap_cut = done if terminated is None else terminated
     ends = None if cu_seqlens is None else sequence_ends(cu_seqlens, done, dim)

@@ -5,6 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import optional_flag
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, check_steps, coefficient, is_per_step, last_step_mask
 from a2c_compiled.functional.steps import (
@@ -150,8 +151,9 @@ def td_lambda_return_estimate(
     """
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
-    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and not (mask is not None and skip_masked) and (rolling_gamma is None or rolling_gamma):
+    if not torch.jit.is_scripting():
+        rolls = rolling_gamma is None or rolling_gamma is True
+        if rolls and cu_seqlens is None and type(skip_masked) is bool and not (mask is not None and skip_masked):
             ends = done, done if terminated is None else terminated
             outputs = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends, mask=mask)
             if outputs is not None:
@@ -165,6 +167,8 @@ def td_lambda_return_estimate(
 def _returns(gamma: Coefficient, lmbda: Coefficient, steps: PreparedSteps, rolling_gamma: Optional[bool]) -> Tensor:
     """Computes the TD(lambda) return in the order of ``steps``."""
     reward, next_value = steps.reward, steps.values["next_state_value"]
+    if not torch.jit.is_scripting():
+        rolling_gamma = optional_flag("rolling_gamma", rolling_gamma)
     if rolling_gamma is not None and not rolling_gamma:
         if not (is_per_step(gamma, reward, steps.dim) or is_per_step(lmbda, reward, steps.dim)):
             raise ValueError(

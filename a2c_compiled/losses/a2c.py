@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from a2c_compiled._exporting import is_exporting
+from a2c_compiled._hyperparameters import single
+from a2c_compiled._kinds import check_mask, check_real, check_tensors, flag, number_or_tensor
 from a2c_compiled._precision import clamped_log_ratio, widen
+from a2c_compiled.functional.arguments import Coefficient
 
 
 class A2CLosses(NamedTuple):
@@ -46,9 +49,9 @@ def a2c_loss(
     new_state_value: Optional[Tensor] = None,
     value_target: Optional[Tensor] = None,
     state_value: Optional[Tensor] = None,
-    entropy_coef: Optional[Tensor] = None,
-    critic_coef: Optional[Tensor] = None,
-    clip_value: Optional[Tensor] = None,
+    entropy_coef: Optional[Coefficient] = None,
+    critic_coef: Optional[Coefficient] = None,
+    clip_value: Optional[Coefficient] = None,
     loss_critic_type: str = "smooth_l1",
     reduction: str = "mean",
     mask: Optional[Tensor] = None,
@@ -74,10 +77,10 @@ def a2c_loss(
         new_state_value: ``[*B]``, floating: value :math:`V(s)` of the critic that is trained. None switches off the critic outputs.
         value_target: ``[*B]``, floating: value target :math:`G`. Required with ``new_state_value``.
         state_value: ``[*B]``, floating: value :math:`V_\text{old}` at the time of the rollout. Required with ``clip_value``.
-        entropy_coef: ``[]``, floating: :math:`c_\text{entropy}`. None means 1. ``[heads]``: one coefficient for each head, so that
-            :math:`L_\text{entropy} = -\sum_i c_i H_{t,i}`; the output ``entropy`` is still the mean of :math:`\sum_i H_{t,i}`.
-        critic_coef: ``[]``, floating: :math:`c_\text{critic}`. None means 1.
-        clip_value: ``[]``, floating: largest change of the value in the clipped distance. None or 0 means no clipping.
+        entropy_coef: :math:`c_\text{entropy}`, a number or a one-element tensor. None means 1. ``[heads]``: one coefficient for each head,
+            so that :math:`L_\text{entropy} = -\sum_i c_i H_{t,i}`; the output ``entropy`` is still the mean of :math:`\sum_i H_{t,i}`.
+        critic_coef: :math:`c_\text{critic}`, a number or a one-element tensor. None means 1.
+        clip_value: largest change of the value in the clipped distance, a number or a one-element tensor. None or 0 means no clipping.
         loss_critic_type: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         mask: ``[*B]``, bool: steps that count. Means are over these steps; with ``reduction="none"`` the losses of all other steps are
@@ -96,23 +99,52 @@ def a2c_loss(
         bfloat16 inputs give float32 losses.
 
     Raises:
-        ValueError: an option is unknown, a tensor does not have the shape of ``log_prob``, or a required tensor is None.
-        TypeError: ``mask`` is not bool.
+        ValueError: an option is unknown, a tensor does not have the shape of ``log_prob``, a coefficient has several elements, or a
+            required tensor is None.
+        TypeError: ``mask`` is not bool, or an argument has a wrong type.
 
     Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016. The clipped value loss is TorchRL's. ``kl_approx`` is
     from Schulman, Approximating KL Divergence, 2020.
     """
+    if not torch.jit.is_scripting():
+        check_tensors(Terms._fields[:6], (log_prob, entropy, new_state_value, value_target, state_value, sample_log_prob), 1)
+        check_tensors(("advantage",), (advantage,), 1)
+        diagnostics = flag("diagnostics", diagnostics)
     if mask is not None:
-        check_mask(mask)
+        check_mask("mask", mask)
         check_shape("mask", mask, log_prob)
     if new_state_value is not None:
         check_shape("new_state_value", new_state_value, log_prob)
     sample_log_prob = sample_log_prob if diagnostics else None
     terms = Terms(log_prob, entropy, new_state_value, value_target, state_value, sample_log_prob, mask, mask)
-    weights = Weights(entropy_coef, critic_coef, clip_value, loss_critic_type, reduction)
+    of_each_head = entropy is not None and entropy.dim() == log_prob.dim() + 1
+    weights = Weights(
+        _weight("entropy_coef", entropy_coef, log_prob, of_each_head),
+        _weight("critic_coef", critic_coef, log_prob),
+        _weight("clip_value", clip_value, log_prob),
+        loss_critic_type,
+        reduction,
+    )
     objective = a2c_objective(zero_outside_mask("log_prob", log_prob, terms), zero_outside_mask("advantage", advantage, terms))
     nothing: List[str] = []
     return weighted_losses(objective, terms, weights, switched_off_outputs(nothing, diagnostics))
+
+
+def _weight(name: str, value: Optional[Coefficient], log_prob: Tensor, of_each_head: bool = False) -> Optional[Tensor]:
+    """Returns a coefficient as a zero-dimensional tensor, a number in float64.
+
+    None stays None. With ``of_each_head``, a one-dimensional tensor stays as it is.
+
+    Raises ValueError for several elements, TypeError unless ``value`` is a number or a tensor of real numbers.
+    """
+    if value is None:
+        return None
+    if not torch.jit.is_scripting():
+        value = number_or_tensor(name, value)
+    if isinstance(value, Tensor):
+        check_real(name, value)
+        return value if of_each_head and value.dim() == 1 else single(name, value)
+    return torch.full([], float(value), dtype=torch.float64, device=log_prob.device)
 
 
 def switched_off_outputs(dropped: List[str], diagnostics: bool) -> List[str]:
@@ -306,12 +338,6 @@ def _zero_outside_value_mask(name: str, tensor: Tensor, new_state_value: Tensor,
 def _zero_outside_mask(x: Tensor, mask: Optional[Tensor]) -> Tensor:
     """Converts ``x`` to its working dtype and sets it to 0 outside ``mask``."""
     return widen(x) if mask is None else widen(x).masked_fill(~mask, 0.0)
-
-
-def check_mask(mask: Tensor) -> None:
-    """Raises TypeError if ``mask`` is not bool."""
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask: expected dtype torch.bool, got {mask.dtype}")
 
 
 def check_shape(name: str, tensor: Tensor, reference: Tensor, reference_name: str = "log_prob") -> None:

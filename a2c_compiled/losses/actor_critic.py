@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from a2c_compiled._exporting import is_exporting
 from a2c_compiled._hyperparameters import CoefficientModule, positive_int
+from a2c_compiled._kinds import flag
 from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
@@ -87,7 +88,7 @@ class ActorCritic(CoefficientModule):
                 f" got {value_chunk_size} and {num_chunks}"
             )
         self.has_recurrent_network = is_recurrent(self.actor_network) or is_recurrent(self.critic_network)
-        self.shifted = shifted
+        self.shifted = flag("shifted", shifted)
         self.shifted_budget = positive_int("shifted_budget", shifted_budget)
         self.target_critic_network = None
         actor_parameters = {id(parameter) for parameter in self.actor_network.parameters()}
@@ -100,7 +101,7 @@ class ActorCritic(CoefficientModule):
                     " (use copy.deepcopy(critic_network)), got shared parameters"
                 )
             self.target_critic_network = target.requires_grad_(False)
-        self.separate_losses = separate_losses
+        self.separate_losses = flag("separate_losses", separate_losses)
         shared = {name for name, parameter in self.critic_network.named_parameters() if id(parameter) in actor_parameters}
         # Names of the parameters that the critic reads detached, so that the critic loss has no gradient for these parameters.
         self._detached_names: List[str] = [

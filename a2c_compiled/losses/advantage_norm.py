@@ -5,7 +5,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._hyperparameters import ANY, POSITIVE, UNIT, CoefficientModule
+from a2c_compiled._kinds import check_mask, check_tensor, described
 from a2c_compiled._precision import widen
 from a2c_compiled.losses.moving_moments import MovingMoments, overwrite
 
@@ -64,6 +65,7 @@ class PercentileNorm(AdvantageNorm):
 
     Raises:
         ValueError: a number is out of range.
+        TypeError: an argument is not a number.
 
     Source: Hafner et al., Mastering Diverse Domains through World Models, 2023; TorchRL's ``PercentileValueNorm``.
     """
@@ -73,16 +75,14 @@ class PercentileNorm(AdvantageNorm):
 
     def __init__(self, quantiles: Tuple[float, float] = (0.05, 0.95), rate: float = 0.01, min_scale: float = 1.0) -> None:
         super().__init__()
-        low, high = quantiles
+        if not isinstance(quantiles, (tuple, list)) or len(quantiles) != 2:
+            raise TypeError(f"quantiles: expected two numbers, got {described(quantiles)}")
+        low, high = ANY.number("quantiles", quantiles[0]), ANY.number("quantiles", quantiles[1])
         if not 0 <= low < high <= 1:
             raise ValueError(f"quantiles: expected two ascending numbers from 0 to 1, got {quantiles}")
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate: expected a number from 0 to 1, got {rate}")
-        if not min_scale > 0:
-            raise ValueError(f"min_scale: expected a positive number, got {min_scale}")
-        self.quantiles = (float(low), float(high))
-        self.rate = float(rate)
-        self.min_scale = float(min_scale)
+        self.quantiles = (low, high)
+        self.rate = UNIT.number("rate", rate)
+        self.min_scale = POSITIVE.number("min_scale", min_scale)
         # Shape [1], not []: torch.compile treats a zero-dimensional float64 tensor as a number and may lose in-place writes.
         self.register_buffer("low", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("high", torch.zeros(1, dtype=torch.float64))
@@ -95,7 +95,13 @@ class PercentileNorm(AdvantageNorm):
         Args:
             value_target: any shape, floating: the returns.
             mask: shape of ``value_target``, bool: entries that count. None: all entries count.
+
+        Raises:
+            TypeError: ``value_target`` is not a tensor, or ``mask`` is not a bool tensor.
         """
+        check_tensor("value_target", value_target)
+        if mask is not None:
+            check_mask("mask", mask)
         if value_target.numel() == 0:
             return
         with torch.no_grad():

@@ -10,8 +10,9 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import check_mask, check_observation, check_tensor, check_tensors
 from a2c_compiled.estimators import ValueEstimator
-from a2c_compiled.losses.a2c import check_mask, check_shape
+from a2c_compiled.losses.a2c import check_shape
 
 
 class Batch(NamedTuple):
@@ -41,14 +42,22 @@ class Batch(NamedTuple):
     agent: int = -1  # the dimension of agents in [*B]; -1 with an estimator of a single agent
 
 
-def check_action(action: Tensor, mask: Optional[Tensor]) -> None:
-    """Raises TypeError if ``action`` is not a tensor or ``mask`` is not bool, ValueError if ``action`` requires grad."""
-    if not isinstance(action, Tensor):
-        raise TypeError(f"action: expected a tensor, got {type(action)}")
+def check_entries(entries: Batch, action: Tensor) -> None:
+    """Raises TypeError if an entry or ``action`` is not a tensor or ``mask`` is not bool, ValueError if ``action`` requires grad."""
+    if not torch.jit.is_scripting():
+        check_observation("observation", entries.observation)
+        if entries.next_observation is not None:
+            check_observation("next_observation", entries.next_observation)
+        check_tensors(_TENSORS, [getattr(entries, name) for name in _TENSORS], 0)
+    check_tensor("action", action)
     if action.requires_grad:
         raise ValueError("action: expected a tensor that does not require grad, got one that does")
+    mask = entries.mask
     if mask is not None:
-        check_mask(mask)
+        check_mask("mask", mask)
+
+
+_TENSORS = tuple(name for name in Batch._fields if name not in ("observation", "next_observation", "extra_dims", "agent"))
 
 
 def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agents_extra_dims: int) -> Batch:
@@ -141,17 +150,9 @@ def time_and_agent_dims(estimator: ValueEstimator, reward: Tensor, log_prob: Ten
 
 
 def _check_like_reward(name: str, flag: Optional[Tensor], reward: Tensor) -> None:
-    """Raises TypeError or ValueError unless ``flag`` is None or a tensor with the shape of ``reward``."""
-    if flag is not None:
-        _check_tensor(name, flag)
-        if flag.shape != reward.shape:
-            raise ValueError(f"{name}: expected the shape of reward, {list(reward.shape)}, got {list(flag.shape)}")
-
-
-def _check_tensor(name: str, tensor: Tensor) -> None:
-    """Raises TypeError unless ``tensor`` is a tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor)}")
+    """Raises ValueError unless ``flag`` is None or has the shape of ``reward``."""
+    if flag is not None and flag.shape != reward.shape:
+        raise ValueError(f"{name}: expected the shape of reward, {list(reward.shape)}, got {list(flag.shape)}")
 
 
 def experience(batch: Batch) -> Tuple[Tensor, Tensor, Tensor]:
@@ -224,7 +225,7 @@ def per_step(name: str, tensor: Tensor, log_prob: Tensor, agent: int) -> Tensor:
     Raises TypeError if ``tensor`` is not a tensor, and ValueError if its shape fits neither each agent nor the team. The messages
     contain ``name``.
     """
-    _check_tensor(name, tensor)
+    check_tensor(name, tensor)
     if agent < 0:
         return match_dims(tensor, log_prob)
     each, team = list(log_prob.shape), list(log_prob.shape)

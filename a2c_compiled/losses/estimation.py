@@ -14,7 +14,7 @@ from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import (
     Batch,
     agents_layout,
-    check_action,
+    check_entries,
     checked_values,
     experience,
     laid_out,
@@ -130,7 +130,7 @@ class EstimatingActorCritic(ActorCritic):
         At masked-out steps, NaN and infinity in observations become 0 before the actor runs.
         """
         observation, mask = entries.observation, entries.mask
-        check_action(action, mask)
+        check_entries(entries, action)
         if mask is not None:
             observation = zero_nonfinite("observation", observation, mask, self.value_estimator.several_agents)
             if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone

@@ -5,7 +5,8 @@ from typing import Any, List, Optional, Sequence, Tuple, Union, cast
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._hyperparameters import NOT_NEGATIVE
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, positive_int
+from a2c_compiled._kinds import check_observation, check_tensor, flag
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Composite, Distribution
 from a2c_compiled.estimators.registry import EstimatorKind
@@ -118,7 +119,7 @@ class A2CLoss(EstimatingActorCritic):
             pass advantages, call ``value_norm.update(value_target)`` once per rollout. Not together with ``target_critic_network``.
 
     Raises:
-        TypeError: a network, the distribution or the value estimator is missing or has a wrong type, or ``gamma`` is not None.
+        TypeError: an argument is missing or has a wrong type, or ``gamma`` is not None.
         ValueError: an option has an unknown value, a number is out of range, or two options exclude each other.
 
     Source: Mnih et al., Asynchronous Methods for Deep Reinforcement Learning, 2016; TorchRL's ``A2CLoss``.
@@ -182,20 +183,20 @@ class A2CLoss(EstimatingActorCritic):
         reduction = "mean" if reduction is None else reduction
         _check_choice("loss_critic_type", loss_critic_type, ("l1", "l2", "smooth_l1"))
         _check_choice("reduction", reduction, ("mean", "sum", "none"))
-        if samples_mc_entropy < 1:
-            raise ValueError(f"samples_mc_entropy: expected at least 1, got {samples_mc_entropy}")
-        self.diagnostics = diagnostics
+        self.diagnostics = flag("diagnostics", diagnostics)
         self.loss_critic_type = loss_critic_type
         self.reduction = reduction
-        self.samples_mc_entropy = samples_mc_entropy
+        self.samples_mc_entropy = positive_int("samples_mc_entropy", samples_mc_entropy)
         of_heads = self._coef_of_each_head(entropy_coef)
         if of_heads is None:
             self.register_coefficient("entropy_coef", cast(Union[float, Tensor], entropy_coef), scalar=True)
         else:
             self.register_coefficient("entropy_coef", of_heads)
         self.register_coefficient("critic_coef", critic_coef, optional=True, scalar=True)
-        self.register_coefficient("clip_value", _checked_clip_value(clip_value), NOT_NEGATIVE, optional=True, scalar=True)
-        self.entropy_bonus = bool(entropy_bonus and (self.entropy_coef != 0).any())
+        self.register_coefficient("clip_value", clip_value, NOT_NEGATIVE, optional=True, scalar=True)
+        if not isinstance(clip_value, Tensor) and self.clip_value == 0:  # no clipping, as with None
+            self.clip_value = None
+        self.entropy_bonus = flag("entropy_bonus", entropy_bonus) and bool((self.entropy_coef != 0).any())
         # Move everything except the networks to the device of the actor network.
         device = self.device()
         if device.type != "meta":
@@ -340,6 +341,8 @@ class A2CLoss(EstimatingActorCritic):
             group,
             cu_seqlens=cu_seqlens,
         )
+        if noise is not None:
+            check_tensor("noise", noise)
         policy, batch = self._read(entries, action)
         wants_critic = self._wants_critic()
         shaped_advantage = batch.advantage
@@ -358,7 +361,11 @@ class A2CLoss(EstimatingActorCritic):
 
         Args:
             observation: ``[*B, ...]``: input of the actor network.
+
+        Raises:
+            TypeError: ``observation`` is neither a tensor nor a tuple of tensors.
         """
+        check_observation("observation", observation)
         distribution = self.distribution
         if not self._wants_entropy() or distribution.has_entropy or distribution.noise_kind is None:
             return None
@@ -453,19 +460,6 @@ class A2CLoss(EstimatingActorCritic):
     def reads_state_value(self) -> bool:
         """Whether the outputs depend on the ``state_value`` of a rollout: only if ``clip_value`` is set."""
         return self.clip_value is not None
-
-
-def _checked_clip_value(clip_value: Optional[Union[float, Tensor]]) -> Optional[Union[float, Tensor]]:
-    """Returns ``clip_value`` as a number above 0, a zero-dimensional tensor or None. Raises ValueError for any other value."""
-    if clip_value is None:
-        return None
-    if isinstance(clip_value, Tensor):
-        if clip_value.numel() != 1:
-            raise ValueError(f"clip_value: expected a number or a one-element tensor, got shape {list(clip_value.shape)}")
-        return clip_value.reshape([])
-    if isinstance(clip_value, bool) or not isinstance(clip_value, (int, float)) or clip_value < 0:
-        raise ValueError(f"clip_value: expected a number of at least 0, a one-element tensor or None, got {clip_value!r}")
-    return clip_value or None  # 0 means no clipping, as None does
 
 
 def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:

@@ -5,7 +5,8 @@ from typing import Any, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule
+from a2c_compiled._kinds import check_mask, check_observation, check_tensor, integer
 from a2c_compiled._precision import widen
 from a2c_compiled.environments.protocol import Observation
 
@@ -59,6 +60,9 @@ class RunningMoments(CoefficientModule):
         Raises:
             ValueError: the shape of ``x`` or ``mask`` is wrong.
         """
+        check_tensor("x", x)
+        if mask is not None:
+            check_mask("mask", mask)
         shape = self.mean.shape
         batch = x.shape[: x.dim() - len(shape)]
         if x.shape != batch + shape:
@@ -95,12 +99,13 @@ class ObservationNorm(RunningMoments):
 
     def __init__(self, shape: Sequence[int], clip: float = 10.0, epsilon: float = 1e-8, part: Optional[int] = None) -> None:
         super().__init__(shape)
-        self.clip = float(clip)
-        self.epsilon = float(epsilon)
-        self.part = part
+        self.clip = POSITIVE.number("clip", clip)
+        self.epsilon = NOT_NEGATIVE.number("epsilon", epsilon)
+        self.part = None if part is None else integer("part", part)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises ``x``, which has shape ``[..., *shape]`` and a floating dtype. The result has the same shape and dtype."""
+        check_tensor("x", x)
         wide = widen(x)
         # Two subtractions: for large observations, the rounding error of a float32 mean can exceed the deviation.
         mean = self.mean.to(wide.dtype)
@@ -125,6 +130,7 @@ def update_norms(
     Raises:
         ValueError: a shape is wrong.
     """
+    check_observation("observation", observation)
     norms: List[ObservationNorm] = [module for module in network.modules() if isinstance(module, ObservationNorm)]
     for norm in norms:
         norm.update(observation if norm.part is None else observation[norm.part], mask, process_group)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any, List
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import check_tensor, flag, integer
 from a2c_compiled._precision import widen
 from a2c_compiled.kernels import scan_forms, torch_scan
 from a2c_compiled.ops.registration import register
@@ -75,7 +76,7 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Ten
     """Computes ``y[t] = x[t] + decay[t] * y[t+1]`` along ``dim``, or its transpose ``y[t] = x[t] + decay[t-1] * y[t-1]``.
 
     The result is differentiable in ``x`` and ``decay`` to any order. Where the decay is exactly zero, the result is ``x[t]``, even if the
-    neighbouring ``y`` is NaN or infinite. The arguments are not checked.
+    neighbouring ``y`` is NaN or infinite. Shapes, dtypes and devices are not checked.
 
     Args:
         x: ``[*B, T, *F]``, any floating dtype. Half precision is accumulated in float32.
@@ -85,9 +86,15 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Ten
 
     Returns:
         ``y``, with the shape and dtype of ``x``.
+
+    Raises:
+        TypeError: an argument has a wrong type.
     """
+    check_tensor("x", x)
+    check_tensor("decay", decay)
     if torch.jit.is_scripting():
         return _scripted_loop(x, decay, dim, reverse)
+    dim, reverse = integer("dim", dim), flag("reverse", reverse)
     if torch.compiler.is_dynamo_compiling():
         x, decay = fresh_views((x, decay))
     return _LinearScan.apply(x, decay, dim, reverse)

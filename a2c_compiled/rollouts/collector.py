@@ -6,6 +6,8 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled._tensor_groups import group_of, prefixed
 from a2c_compiled.environments import Environments, GymnasiumEnvironments, TensorEnvironments
 from a2c_compiled.environments.replay import CannotResume
@@ -42,7 +44,8 @@ class RolloutCollector:
         episodes: returns and lengths of the episodes that ended. ``episodes.take()`` returns and removes them.
 
     Raises:
-        ValueError: ``envs`` is a gymnasium vector environment with another autoreset mode.
+        ValueError: ``envs`` is a gymnasium vector environment with another autoreset mode, or ``num_steps`` is less than 1.
+        TypeError: an argument has a wrong type.
     """
 
     def __init__(
@@ -53,10 +56,16 @@ class RolloutCollector:
         seed: Optional[int] = None,
         compile: bool = False,
     ) -> None:
+        if not isinstance(loss, A2CLoss):
+            raise TypeError(f"loss: expected an A2CLoss, got {described(loss)}")
+        if not isinstance(envs, (VectorEnv, Environments)):
+            raise TypeError(f"envs: expected a gymnasium VectorEnv or Environments, got {described(envs)}")
+        seed = None if seed is None else integer("seed", seed)
+        compile = flag("compile", compile)
         device = loss.entropy_coef.device
         self.envs: Environments = GymnasiumEnvironments(envs, device) if isinstance(envs, VectorEnv) else envs
         self.loss = loss
-        self.num_steps = num_steps
+        self.num_steps = positive_int("num_steps", num_steps)
         self.episodes = EpisodeReturns(self.envs.num_envs, device)
         # Target networks have no hidden states of their own: they read those that are recorded for actor and critic.
         networks = nn.ModuleList([loss.actor_network, loss.critic_network])

@@ -5,7 +5,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, UNIT, CoefficientModule, positive_int
+from a2c_compiled._kinds import check_mask, check_tensor
 from a2c_compiled.networks.observation_norm import RunningMoments
 from a2c_compiled.rollouts.episode_returns import running_return
 
@@ -23,6 +24,10 @@ class RewardScale(CoefficientModule):
         clip: largest absolute value of the scaled rewards.
         epsilon: number added to the variance.
 
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: an argument is not a number.
+
     Attributes:
         running: ``[N]``, float64: discounted return so far of the current episodes.
 
@@ -33,11 +38,11 @@ class RewardScale(CoefficientModule):
 
     def __init__(self, num_envs: int, gamma: float = 0.99, clip: float = 10.0, epsilon: float = 1e-8) -> None:
         super().__init__()
-        self.gamma = gamma
-        self.clip = float(clip)
-        self.epsilon = float(epsilon)
+        self.gamma = UNIT.number("gamma", gamma)
+        self.clip = POSITIVE.number("clip", clip)
+        self.epsilon = NOT_NEGATIVE.number("epsilon", epsilon)
         self.moments = RunningMoments([1])
-        self.register_buffer("running", torch.zeros(num_envs, dtype=torch.float64))
+        self.register_buffer("running", torch.zeros(positive_int("num_envs", num_envs), dtype=torch.float64))
 
     @torch.no_grad()
     def scale(self, reward: Tensor, done: Tensor, mask: Optional[Tensor] = None, process_group: Any = None) -> Tensor:
@@ -56,6 +61,8 @@ class RewardScale(CoefficientModule):
             ValueError: ``reward`` has another number of environments or dimensions or no steps, or ``done`` or ``mask`` does not have the
                 shape of ``reward``.
         """
+        check_tensor("reward", reward)
+        check_mask("done", done)
         if reward.dim() != 2 or reward.size(0) == 0 or reward.size(1) != self.running.numel():
             raise ValueError(
                 f"reward: expected shape [T, {self.running.numel()}] with at least one step, got {list(reward.shape)}"

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Tuple, Union, get_args, get_origin
 
 from a2c_compiled._files import atomic_file
+from a2c_compiled._hyperparameters import ANY, NOT_NEGATIVE, POSITIVE, UNIT, Range, positive_int
+from a2c_compiled._kinds import described, flag, integer
 
 COMPILE_FROM_STEPS = 2_000_000
 """On a CPU, runs of at least this number of environment steps compile by default.
@@ -30,8 +31,9 @@ class TrainConfig:
     Each field is an option of ``a2c-compiled train``; ``a2c-compiled train --help`` describes it.
 
     Raises:
-        ValueError: a count is less than 1, ``autocast`` is unknown, or ``seed``, ``solved_return``, ``hidden``, ``final_lr`` or
-            ``checkpoint_seconds`` is out of range. Other options are checked when :class:`~a2c_compiled.training.Trainer` uses them.
+        TypeError: an option has a wrong type.
+        ValueError: a number is out of range, or ``autocast`` is unknown. Other names are checked when
+            :class:`~a2c_compiled.training.Trainer` uses them.
     """
 
     env: str = _option("CartPole-v1", "name of a gymnasium environment")
@@ -90,21 +92,44 @@ class TrainConfig:
     checkpoint_seconds: float = _option(60.0, "seconds from one checkpoint to the next")
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "total_steps", "frame_stack", "minibatches", "log_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for option in dataclasses.fields(self):
+            # __setattr__, because the class is frozen. NumPy's numbers become Python's, which JSON can store.
+            object.__setattr__(self, option.name, _checked(option.name, option.type, getattr(self, option.name)))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: expected a number from 0 to below 2 ** 32, got {self.seed}")
-        if self.solved_return is not None and math.isnan(self.solved_return):
-            raise ValueError(f"solved_return: expected a number or none, got {self.solved_return}")
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden: expected widths of at least 1, got {self.hidden}")
-        if not 0 <= self.final_lr <= 1:
-            raise ValueError(f"final_lr: expected a number from 0 to 1, got {self.final_lr}")
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds: expected a number of at least 0, got {self.checkpoint_seconds}")
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast: expected 'bfloat16', 'float16' or none, got {self.autocast!r}")
+
+
+_RANGES = {
+    "solved_return": Range("a number or none"),
+    "lr": NOT_NEGATIVE,
+    "final_lr": UNIT,
+    "gamma": UNIT,
+    "lmbda": UNIT,
+    "max_grad_norm": POSITIVE,
+    "checkpoint_seconds": NOT_NEGATIVE,
+}
+
+
+def _checked(name: str, field_type: Any, value: Any) -> Any:
+    """Returns an option in the type of its field. Raises TypeError for another type, ValueError for a number out of range."""
+    if get_origin(field_type) is Union:  # Optional
+        if value is None:
+            return None
+        field_type = get_args(field_type)[0]
+    if field_type is bool:
+        return flag(name, value)
+    if field_type is float:
+        return _RANGES.get(name, ANY).number(name, value)
+    if field_type is int:
+        return integer(name, value) if name == "seed" else positive_int(name, value)
+    expected = str if field_type is str else (tuple, list)
+    if not isinstance(value, expected):
+        raise TypeError(f"{name}: expected {'a name' if expected is str else 'a sequence of integers'}, got {described(value)}")
+    return value if expected is str else tuple(integer(name, width) for width in value)
 
 
 def check_resumable(before: TrainConfig, now: TrainConfig) -> None:

@@ -115,6 +115,7 @@ class Trainer:
 
     Raises:
         ValueError: the environment or an option is not valid, or ``num_envs`` is not a multiple of the number of processes.
+        TypeError: the environments return something other than tensors.
     """
 
     def __init__(self, config: TrainConfig, folder: Optional[Path] = None) -> None:
@@ -226,7 +227,8 @@ class Trainer:
     def update(self) -> Tuple[Rollout, TrainMetrics]:
         """Sets the learning rate, which falls linearly, collects a rollout, takes a training step and updates the running statistics.
 
-        Returns the rollout, with scaled rewards, and the metrics of the training step.
+        Returns the rollout, with scaled rewards, and the metrics of the training step. Raises TypeError if the environments return
+        something other than tensors.
         """
         left = 1.0 - self.updates / self.total_updates
         self.step.lr.fill_(self.config.lr * (self.config.final_lr + (1.0 - self.config.final_lr) * left))

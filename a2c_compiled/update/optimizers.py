@@ -1,5 +1,6 @@
 """The optimizers of torch.optim as pure functions of parameters, gradients, optimizer state and learning rate."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Tuple
 
@@ -11,6 +12,8 @@ from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from a2c_compiled._exporting import is_exporting
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, Range
+from a2c_compiled._kinds import described, flag
 
 Slots = Dict[str, List[Tensor]]
 """Optimizer state, by the name that torch.optim uses (``"square_avg"``, ...): one tensor per parameter, of its shape and dtype."""
@@ -92,16 +95,26 @@ RULES: Dict[str, OptimizerRule] = {
 }
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises ValueError if an option is out of range."""
-    for name in ("momentum", "alpha", "eps", "weight_decay"):
-        if name in options and not options[name] >= 0:
-            raise ValueError(f"{name}: expected a number of at least 0, got {options[name]}")
-    betas = options.get("betas", (0.0, 0.0))
-    if not (isinstance(betas, (tuple, list)) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
-        raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas}")
-    if options.get("nesterov") and not options["momentum"]:
+def _checked(options: Mapping[str, Any]) -> Dict[str, Any]:
+    """Returns the options as Python numbers and bools. Raises ValueError if one is out of range, TypeError if it is of a wrong type."""
+    checked: Dict[str, Any] = {}
+    for name, value in options.items():
+        if name in ("nesterov", "centered"):
+            checked[name] = flag(name, value)
+        elif name == "betas":
+            if not isinstance(value, (tuple, list)):
+                raise TypeError(f"betas: expected two numbers, got {described(value)}")
+            if len(value) != 2:
+                raise ValueError(f"betas: expected two numbers from 0 to below 1, got {value}")
+            checked[name] = tuple(_BELOW_1.number(name, beta) for beta in value)
+        else:
+            checked[name] = NOT_NEGATIVE.number(name, value)
+    if checked.get("nesterov") and not checked["momentum"]:
         raise ValueError("nesterov: expected a momentum above 0 with nesterov=True, got momentum 0")
+    return checked
+
+
+_BELOW_1 = Range("two numbers from 0 to below 1", 0.0, math.nextafter(1.0, 0.0))
 
 
 class FunctionalOptimizer:
@@ -118,13 +131,13 @@ class FunctionalOptimizer:
 
     Raises:
         ValueError: the name is unknown, or an option is out of range.
-        TypeError: ``name`` is not a string, or the optimizer has no such option.
+        TypeError: ``name`` is not a string, the optimizer has no such option, or an option has a wrong type.
     """
 
     def __init__(self, name: str, **options: Any) -> None:
         if not isinstance(name, str):
             raise TypeError(
-                f"optimizer: expected a name, got {type(name).__name__}; to use an optimizer object, compile the loss and"
+                f"optimizer: expected a name, got {described(name)}; to use an optimizer object, compile the loss and"
                 " write the training loop yourself"
             )
         if name not in RULES:
@@ -133,8 +146,7 @@ class FunctionalOptimizer:
         for option in options:
             if option not in self.rule.defaults:
                 raise TypeError(f"{option}: expected one of {name}'s options {', '.join(self.rule.defaults)}, got {option!r}")
-        self.options = {**self.rule.defaults, **options}
-        _check_options(self.options)
+        self.options = _checked({**self.rule.defaults, **options})
         self.slots = self.rule.slots(self.options)
 
     @property

@@ -4,6 +4,8 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional
 
 from torch import Tensor
 
+from a2c_compiled._kinds import check_observation, check_tensors
+
 
 class Rollout(NamedTuple):
     """``T`` steps of ``N`` environments. Every tensor begins with the dimensions ``[T, N]``.
@@ -40,6 +42,17 @@ class Rollout(NamedTuple):
     mask: Optional[Tensor] = None
     steps_to_next_obs: Optional[Tensor] = None
     group: Optional[Tensor] = None
+
+
+_TENSORS = tuple(name for name in Rollout._fields if name not in ("observation", "next_observation"))
+_NUM_REQUIRED = _TENSORS.index("log_prob")
+
+
+def check_rollout(rollout: Rollout) -> None:
+    """Raises TypeError, with the name of the entry, unless all entries are tensors. Observations may be tuples of tensors."""
+    check_observation("observation", rollout.observation)
+    check_observation("next_observation", rollout.next_observation)
+    check_tensors(_TENSORS, [getattr(rollout, name) for name in _TENSORS], _NUM_REQUIRED)
 
 
 def as_loss_arguments(entries: Mapping[str, Any]) -> Dict[str, Any]:

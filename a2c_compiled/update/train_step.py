@@ -6,7 +6,8 @@ from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTup
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._hyperparameters import NOT_NEGATIVE, CoefficientModule, positive_int
+from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule, positive_int
+from a2c_compiled._kinds import described, flag, number_or_tensor, optional_flag
 from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._torch_internals import tracing_autograd
 from a2c_compiled.losses import A2CLoss
@@ -14,7 +15,7 @@ from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.loss_gradients import LossGradients
 from a2c_compiled.update.optimizers import FunctionalOptimizer, Slots
-from a2c_compiled.update.rollout import Rollout
+from a2c_compiled.update.rollout import Rollout, check_rollout
 
 
 class TrainMetrics(NamedTuple):
@@ -130,11 +131,9 @@ class TrainStep(CoefficientModule):
         if loss.reduction == "none":
             raise ValueError("loss: expected reduction 'mean' or 'sum', since a scalar is minimised, got 'none'")
         self.register_coefficient("lr", lr, NOT_NEGATIVE, scalar=True)
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm: expected a positive number or None, got {max_grad_norm}")
         self.loss = loss
         self.optimizer = FunctionalOptimizer(optimizer, **options)
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = None if max_grad_norm is None else POSITIVE.number("max_grad_norm", max_grad_norm)
         self.parameter_names = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
         if not self.parameter_names:
             raise ValueError("loss: expected at least one parameter that requires grad, got none")
@@ -151,7 +150,7 @@ class TrainStep(CoefficientModule):
             self.register_buffer(counter, torch.zeros(()))
         for name, buffer in self._buffers.items():
             self._buffers[name] = None if buffer is None else buffer.to(params[0].device)
-        self.skip_nonfinite = skip_nonfinite
+        self.skip_nonfinite = flag("skip_nonfinite", skip_nonfinite)
         self.minibatches = positive_int("minibatches", minibatches)
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast}")
@@ -159,8 +158,10 @@ class TrainStep(CoefficientModule):
         self._group_name = group_name_of(process_group)
         if process_group is not None and loss.value_norm is not None and not loss.value_norm.moments.across_processes:
             raise ValueError("process_group: expected None unless the loss's value_norm has across_processes=True, got a group")
+        compile, cuda_graph = flag("compile", compile), flag("cuda_graph", cuda_graph)
         if cuda_graph and not (compile and params[0].is_cuda):
             raise ValueError(f"cuda_graph: expected False unless compiled for a CUDA device, got True on {params[0].device}")
+        dynamic = optional_flag("dynamic", dynamic)
         self._compiles, self._dynamic, self._cuda_graph = compile, dynamic, cuda_graph
         self._make_calls()
 
@@ -210,6 +211,7 @@ class TrainStep(CoefficientModule):
             ValueError: a tensor in ``rollout`` is missing or has a wrong shape, ``minibatches`` does not divide the number of
                 environments, ``noise`` is given with several minibatches, or the loss has no ``loss_*`` output.
         """
+        number_or_tensor("lr", lr)
         named = dict(zip(self.parameter_names, state.params, strict=True))
         placed = {place: named[name] for place, name in self._places}
         gradients = LossGradients(self.loss, self.minibatches, self.autocast, self._group_name)
@@ -275,13 +277,18 @@ class TrainStep(CoefficientModule):
             TypeError, ValueError: see :meth:`forward`.
         """
         with self._calling(rollouts):
+            if rollouts.reward.dim() == 0 or rollouts.reward.size(0) == 0:
+                raise ValueError(
+                    f"rollouts: expected at least one rollout, got a reward of shape {list(rollouts.reward.shape)}"
+                )
             return self._run_many(self, rollouts)
 
     @contextmanager
     def _calling(self, rollout: Rollout) -> Iterator[None]:
         """Context of a call: checks the type of ``rollout`` and lets torch.compile trace autograd. Then clears the autocast cache."""
         if not isinstance(rollout, Rollout):
-            raise TypeError(f"rollout: expected a Rollout, got {type(rollout).__name__}")
+            raise TypeError(f"rollout: expected a Rollout, got {described(rollout)}")
+        check_rollout(rollout)
         with self._tracing:
             yield
         if torch.is_autocast_enabled(rollout.reward.device.type):

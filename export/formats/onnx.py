@@ -11,6 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 from torch import nn
 
 from a2c_compiled._files import atomic_file
+from a2c_compiled._kinds import integer
 from a2c_compiled.export.checking import onnx_file
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
@@ -63,6 +64,7 @@ def export_onnx(
         TypeError, ValueError: an argument is invalid; the message names it.
         ExportError: (a RuntimeError) the module cannot be exported; the message says what prevents it, where, and what to do.
     """
+    opset = integer("opset", opset)
     newest_opset = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest_opset:
         raise ValueError(

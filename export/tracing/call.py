@@ -7,6 +7,8 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._kinds import described
+
 ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
 
@@ -71,6 +73,11 @@ class Call:
         names = module.input_names if isinstance(module, InputsByName) else list(inspect.signature(module.forward).parameters)
         if isinstance(example_inputs, Tensor):
             raise TypeError("example_inputs: expected a mapping of names to tensors or a sequence of tensors, got a tensor")
+        if not isinstance(example_inputs, (Mapping, Sequence)) or isinstance(example_inputs, str):
+            raise TypeError(
+                "example_inputs: expected a mapping of names to tensors or a sequence of tensors,"
+                f" got {described(example_inputs)}"
+            )
         if not isinstance(example_inputs, Mapping):
             if len(example_inputs) > len(names):
                 raise ValueError(f"example_inputs: expected at most {len(names)} for {names}, got {len(example_inputs)}")
@@ -79,7 +86,7 @@ class Call:
             if name not in names:
                 raise ValueError(f"example_inputs: expected names among {names}, got {name!r}")
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"example_inputs: expected a tensor for {name}, got {type(tensor).__name__}")
+                raise TypeError(f"example_inputs: expected a torch.Tensor for {name}, got {described(tensor)}")
             if tensor.dtype == torch.bfloat16:
                 raise TypeError(f"example_inputs: expected a dtype that numpy supports for {name}, got {tensor.dtype}")
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():

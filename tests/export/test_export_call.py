@@ -93,8 +93,8 @@ def test_an_input_may_be_an_output(ending, tmp_path):
 
 INVALID_INPUTS = {
     "unknown": (lambda inputs: {**inputs, "rewards": inputs["reward"]}, ValueError, r"expected names among .*, got 'rewards'"),
-    "number": (lambda inputs: {**inputs, "reward": 1.0}, TypeError, "expected a tensor for reward, got float"),
-    "none": (lambda inputs: {**inputs, "terminated": None}, TypeError, "expected a tensor for terminated, got NoneType"),
+    "number": (lambda inputs: {**inputs, "reward": 1.0}, TypeError, "expected a torch.Tensor for reward, got 1.0"),
+    "none": (lambda inputs: {**inputs, "terminated": None}, TypeError, "expected a torch.Tensor for terminated, got None"),
     "too_many": (lambda inputs: [*inputs.values(), *[inputs["done"]] * 7], ValueError, "expected at most 11"),
     "tensor": (lambda inputs: inputs["reward"], TypeError, "expected a mapping of names to tensors or a sequence of tensors"),
     "bfloat16": (

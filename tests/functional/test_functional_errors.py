@@ -7,6 +7,7 @@ import torch
 from cases import FUNCTIONS, argument_names, call_arguments, function_in_mode, make_steps, per_step
 
 from a2c_compiled import functional
+from a2c_compiled._kinds import described
 
 SHAPE = (5, 3)
 STEPS = make_steps(SHAPE)
@@ -21,9 +22,9 @@ def wrong_arguments():
     """Yields (function, changed arguments, type of the error, words of its message)."""
     for name in FUNCTIONS:
         for argument, right in tensor_arguments(name).items():
-            yield name, {argument: 1.0}, TypeError, (argument, "expected a tensor", "float")
+            yield name, {argument: 1.0}, TypeError, (argument, "expected a torch.Tensor", "1.0")
             if inspect.signature(getattr(functional, name)).parameters[argument].default is not None:
-                yield name, {argument: None}, TypeError, (argument, "expected a tensor", "NoneType")
+                yield name, {argument: None}, TypeError, (argument, "expected a torch.Tensor", "None")
             if argument in ("reward", "x"):
                 yield name, {argument: right.long()}, TypeError, (argument, "floating", "torch.int64")
                 continue
@@ -42,9 +43,9 @@ def wrong_arguments():
                 for wrong in ((4,), (5,), (3, 5), (1, 5, 3), (0,)):
                     yield name, {coefficient: torch.ones(wrong)}, ValueError, (coefficient, "[5, 3]", str(list(wrong)))
                 for wrong in ("0.9", [0.9], *(() if coefficient.endswith("thresh") else (None,))):  # a threshold may be None
-                    yield name, {coefficient: wrong}, TypeError, (coefficient, "a number or a tensor", type(wrong).__name__)
+                    yield name, {coefficient: wrong}, TypeError, (coefficient, "a number or a tensor", described(wrong))
         if "time_dim" in argument_names(name):
-            yield name, {"time_dim": 1.0}, TypeError, ("time_dim", "expected an integer", "float")
+            yield name, {"time_dim": 1.0}, TypeError, ("time_dim", "expected an integer", "1.0")
             for wrong in (2, -3, 7):
                 yield name, {"time_dim": wrong}, ValueError, ("time_dim", "[5, 3]", str(wrong))
             without_rows = {argument: value[:, 0] for argument, value in tensor_arguments(name).items()}
@@ -55,20 +56,18 @@ def wrong_arguments():
             for wrong in (0, -2):
                 yield name, {"n": wrong}, ValueError, ("n", "at least 1", str(wrong))
             for wrong in (1.5, "3", True, None):
-                yield name, {"n": wrong}, TypeError, ("n", "an integer", type(wrong).__name__)
-        if name == "reward2go":
-            yield name, {"next_state_value": None}, ValueError, ("next_state_value", "terminated needs", "None")
+                yield name, {"n": wrong}, TypeError, ("n", "an integer", described(wrong))
         if "rolling_gamma" in argument_names(name):
             for gamma in (0.9, torch.tensor(0.9), torch.tensor([0.9]), per_step((1, 3)), per_step((3,))):
                 yield name, {"gamma": gamma, "rolling_gamma": False}, ValueError, ("rolling_gamma", "gamma", "[5, 3]", "False")
 
 
-def described(case):
+def with_id(case):
     name, changed, error, words = case
     return pytest.param(*case, id=f"{name}-{'-'.join(changed) if len(changed) < 3 else 'all'}-{error.__name__}-{words[-1]}")
 
 
-@pytest.mark.parametrize(("name", "changed", "error", "words"), [described(case) for case in wrong_arguments()])
+@pytest.mark.parametrize(("name", "changed", "error", "words"), [with_id(case) for case in wrong_arguments()])
 def test_a_wrong_argument_raises_an_error_that_names_it(name, changed, error, words):
     with pytest.raises(error) as caught:
         getattr(functional, name)(**call_arguments(name, STEPS) | changed)
@@ -102,8 +101,8 @@ X = STEPS.reward
 @pytest.mark.parametrize(
     ("x", "decay", "dim", "error", "words"),
     [
-        (1.0, X, -2, TypeError, ("x", "expected a tensor", "float")),
-        (X, 1.0, -2, TypeError, ("decay", "expected a tensor", "float")),
+        (1.0, X, -2, TypeError, ("x", "expected a torch.Tensor", "1.0")),
+        (X, 1.0, -2, TypeError, ("decay", "expected a torch.Tensor", "1.0")),
         (X.long(), X, -2, TypeError, ("x", "floating", "torch.int64")),
         (X, X.float(), -2, TypeError, ("decay", "torch.float64", "torch.float32")),
         (X, STEPS.done, -2, TypeError, ("decay", "torch.float64", "torch.bool")),

@@ -744,10 +744,10 @@ CONSTRUCTION_ERRORS = [
     ({"entropy_coef": "0.1"}, TypeError, "entropy_coef: expected a number or a tensor, got '0.1'"),
     ({"entropy_coef": None}, TypeError, "entropy_coef: expected a number or a tensor, got None"),
     ({"critic_coef": True}, TypeError, "critic_coef: expected a number or a tensor, got True"),
-    ({"clip_value": True}, ValueError, "clip_value: expected a number of at least 0, .*, got True"),
-    ({"clip_value": False}, ValueError, "clip_value: expected a number of at least 0, .*, got False"),
-    ({"clip_value": -0.1}, ValueError, "clip_value: expected a number of at least 0, .*, got -0.1"),
-    ({"clip_value": "0.1"}, ValueError, "clip_value: expected a number of at least 0, .*, got '0.1'"),
+    ({"clip_value": True}, TypeError, "clip_value: expected a number or a tensor, got True"),
+    ({"clip_value": False}, TypeError, "clip_value: expected a number or a tensor, got False"),
+    ({"clip_value": -0.1}, ValueError, "clip_value: expected a number of at least 0, got -0.1"),
+    ({"clip_value": "0.1"}, TypeError, "clip_value: expected a number or a tensor, got '0.1'"),
     ({"clip_value": torch.ones(2)}, ValueError, r"clip_value: expected a number or a one-element tensor, got shape \[2\]"),
     ({"value_estimator": "sarsa"}, ValueError, "value_type: expected one of .*, got 'sarsa'"),
     (
@@ -895,7 +895,7 @@ def test_a_last_dimension_of_1_that_some_entries_lack_is_refused(names):
 @pytest.mark.parametrize(("name", "given"), [("done", INSIDE), ("group", INSIDE), ("value_target", GIVEN)])
 def test_something_other_than_a_tensor_is_refused_by_name(name, given):
     arguments = {**of(make_loss_steps(), *given), name: "x"}
-    with pytest.raises(TypeError, match=rf"^{name}: expected a tensor, got <class 'str'>"):
+    with pytest.raises(TypeError, match=rf"^{name}: expected a torch.Tensor, got 'x'"):
         make_loss()(**arguments)
 
 

@@ -370,7 +370,7 @@ def test_packed_td1_without_rolling_gamma_does_not_bootstrap_any_open_end():
 @pytest.mark.parametrize(
     ("cu_seqlens", "error", "message"),
     [
-        ([0, 13], TypeError, "cu_seqlens: expected a tensor"),
+        ([0, 13], TypeError, "cu_seqlens: expected a torch.Tensor, got list"),
         (torch.tensor([0.0, 13.0]), TypeError, "cu_seqlens: expected dtype torch.int32 or torch.int64, got torch.float32"),
         (torch.tensor([[0, 13]]), ValueError, r"cu_seqlens: expected one dimension, got shape \[1, 2\]"),
         (torch.tensor([0, 13], device="meta"), ValueError, "cu_seqlens: expected the device of the data, cpu, got meta"),

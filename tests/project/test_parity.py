@@ -146,8 +146,8 @@ def test_reduction():
 def test_clip_value():
     for clip_value in (0.2, torch.tensor(0.2), torch.tensor([0.2])):
         compare(GIVEN, clip_value=clip_value)
-    for wrong in (True, torch.ones(2)):
-        with pytest.raises(ValueError, match="clip_value: expected a number"):
+    for wrong, error in ((True, TypeError), (torch.ones(2), ValueError)):
+        with pytest.raises(error, match="clip_value: expected a number"):
             make_loss(clip_value=wrong)
         with pytest.raises(ValueError, match="clip_value"):
             torchrl_loss(make_networks(), clip_value=wrong)
@@ -778,6 +778,14 @@ def test_an_action_that_the_distribution_lacks():
     loss, steps = make_loss(), make_loss_steps()
     padded = steps._replace(action=torch.where(steps.mask.squeeze(-1), steps.action, -1))
     assert_same(loss(**of(padded, *GIVEN, "mask")), loss(**of(steps, *GIVEN, "mask")), 0)
+
+
+def test_a_bool_is_no_coefficient():
+    steps = inputs(estimators.GAE, make_steps(SHAPE))
+    with pytest.raises(TypeError, match="gamma: expected a number or a tensor, got True"):
+        estimators.GAE(gamma=True)
+    theirs = their_estimator("GAE", gamma=True, lmbda=0.9).value_estimate(as_data(steps))
+    torch.testing.assert_close(theirs, their_estimator("GAE", gamma=1.0, lmbda=0.9).value_estimate(as_data(steps)))
 
 
 def test_unknown_arguments_are_refused():

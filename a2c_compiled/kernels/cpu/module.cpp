@@ -209,9 +209,9 @@ struct Operands {
     return tensor->data != nullptr && tensor->byte_offset == 0;
   }
 
-  // Reads coefficient k if it is a Python number. The number becomes an operand with stride 0.
+  // Reads coefficient k if it is a Python number, but not a bool. The number becomes an operand with stride 0.
   bool number(int k) {
-    if (!PyFloat_Check(inputs[k]) && !PyLong_Check(inputs[k])) return false;
+    if (!PyFloat_Check(inputs[k]) && !(PyLong_Check(inputs[k]) && !PyBool_Check(inputs[k]))) return false;
     numbers[k] = PyFloat_AsDouble(inputs[k]);
     if (like.bits == 32) {
       const float single = float(numbers[k]);
