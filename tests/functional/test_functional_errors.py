@@ -57,6 +57,8 @@ def wrong_arguments():
                 yield name, {"n": wrong}, ValueError, ("n", "at least 1", str(wrong))
             for wrong in (1.5, "3", True, None):
                 yield name, {"n": wrong}, TypeError, ("n", "an integer", described(wrong))
+        if name == "reward2go":
+            yield name, {"next_state_value": None}, ValueError, ("next_state_value", "terminated needs", "None")
         if "rolling_gamma" in argument_names(name):
             for gamma in (0.9, torch.tensor(0.9), torch.tensor([0.9]), per_step((1, 3)), per_step((3,))):
                 yield name, {"gamma": gamma, "rolling_gamma": False}, ValueError, ("rolling_gamma", "gamma", "[5, 3]", "False")
