@@ -117,9 +117,8 @@ def a2c_loss(
         check_shape("new_state_value", new_state_value, log_prob)
     sample_log_prob = sample_log_prob if diagnostics else None
     terms = Terms(log_prob, entropy, new_state_value, value_target, state_value, sample_log_prob, mask, mask)
-    of_each_head = entropy is not None and entropy.dim() == log_prob.dim() + 1
     weights = Weights(
-        _weight("entropy_coef", entropy_coef, log_prob, of_each_head),
+        _weight("entropy_coef", entropy_coef, log_prob, True),
         _weight("critic_coef", critic_coef, log_prob),
         _weight("clip_value", clip_value, log_prob),
         loss_critic_type,
@@ -130,10 +129,10 @@ def a2c_loss(
     return weighted_losses(objective, terms, weights, switched_off_outputs(nothing, diagnostics))
 
 
-def _weight(name: str, value: Optional[Coefficient], log_prob: Tensor, of_each_head: bool = False) -> Optional[Tensor]:
+def _weight(name: str, value: Optional[Coefficient], log_prob: Tensor, of_heads: bool = False) -> Optional[Tensor]:
     """Returns a coefficient as a zero-dimensional tensor, a number in float64.
 
-    None stays None. With ``of_each_head``, a one-dimensional tensor stays as it is.
+    None stays None. With ``of_heads``, a tensor with one coefficient for each head stays as it is.
 
     Raises ValueError for several elements, TypeError unless ``value`` is a number or a tensor of real numbers.
     """
@@ -143,7 +142,7 @@ def _weight(name: str, value: Optional[Coefficient], log_prob: Tensor, of_each_h
         value = number_or_tensor(name, value)
     if isinstance(value, Tensor):
         check_real(name, value)
-        return value if of_each_head and value.dim() == 1 else single(name, value)
+        return value if of_heads and value.dim() == 1 and value.numel() > 1 else single(name, value)
     return torch.full([], float(value), dtype=torch.float64, device=log_prob.device)
 
 

@@ -137,6 +137,7 @@ class RunningNorm(AdvantageNorm):
 
     Raises:
         ValueError: a number is out of range.
+        TypeError: an argument has a wrong type.
 
     Source: the statistics are those of TorchRL's ``PopArtValueNorm``, and without ``rate`` those of its ``RunningValueNorm``.
     """
@@ -153,14 +154,22 @@ class RunningNorm(AdvantageNorm):
         Args:
             advantage: any shape, floating: the advantages, not the value targets.
             mask: shape of ``advantage``, bool: entries that count. None: all entries count.
+
+        Raises:
+            TypeError: ``advantage`` is not a tensor, or ``mask`` is not a bool tensor.
         """
+        check_tensor("advantage", advantage)
+        if mask is not None:
+            check_mask("mask", mask)
         self.moments.update(advantage, mask)
 
     def observe(self, advantage: Tensor, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
         """Calls ``update(advantage, mask)``.
 
         Arguments, shapes and dtypes: see :meth:`a2c_compiled.losses.AdvantageNorm.observe`.
+        Errors: see :meth:`update`.
         """
+        check_tensor("value_target", value_target)
         self.update(advantage, mask)
 
     def scale(self) -> Tensor:
@@ -168,7 +177,11 @@ class RunningNorm(AdvantageNorm):
         return self.moments.deviation().squeeze(0)
 
     def normalize(self, advantage: Tensor) -> Tensor:
-        """Returns the normalised advantage: shape of ``advantage``, which is floating; float32 for half precision, else the same dtype."""
+        """Returns the normalised advantage: shape of ``advantage``, which is floating; float32 for half precision, else the same dtype.
+
+        Raises TypeError if ``advantage`` is not a tensor.
+        """
+        check_tensor("advantage", advantage)
         return self.moments.normalize(widen(advantage))
 
 

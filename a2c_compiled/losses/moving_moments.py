@@ -5,8 +5,11 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._hyperparameters import POSITIVE, CoefficientModule, Range
+from a2c_compiled._kinds import flag
 from a2c_compiled.functional.standardization import sum_over_processes
+
+_SHARE = Range("a number above 0 and up to 1, or None", 0.0, 1.0, open_below=True)
 
 
 class MovingMoments(CoefficientModule):
@@ -34,6 +37,7 @@ class MovingMoments(CoefficientModule):
 
     Raises:
         ValueError: a number is out of range.
+        TypeError: an argument has a wrong type.
 
     Source: Chan, Golub, LeVeque, Algorithms for Computing the Sample Variance, 1983.
     """
@@ -44,13 +48,9 @@ class MovingMoments(CoefficientModule):
 
     def __init__(self, rate: Optional[float], min_scale: float, across_processes: bool) -> None:
         super().__init__()
-        if rate is not None and not 0 < rate <= 1:
-            raise ValueError(f"rate: expected a number above 0 and up to 1, or None, got {rate}")
-        if not min_scale > 0:
-            raise ValueError(f"min_scale: expected a positive number, got {min_scale}")
-        self.rate = None if rate is None else float(rate)
-        self.min_scale = float(min_scale)
-        self.across_processes = across_processes
+        self.rate = None if rate is None else _SHARE.number("rate", rate)
+        self.min_scale = POSITIVE.number("min_scale", min_scale)
+        self.across_processes = flag("across_processes", across_processes)
         # Shape [1], not []: torch.compile treats a zero-dimensional float64 tensor as a number and may lose in-place writes.
         self.register_buffer("mean", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("var", torch.ones(1, dtype=torch.float64))

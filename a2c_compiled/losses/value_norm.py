@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._kinds import check_mask, check_tensor, described
 from a2c_compiled._precision import widen
 from a2c_compiled.losses.moving_moments import MovingMoments, overwrite
 
@@ -41,7 +42,7 @@ class PopArt(CoefficientModule):
             process would correct the layer in its own way.
 
     Raises:
-        TypeError: ``layer`` is not an ``nn.Linear``.
+        TypeError: ``layer`` is not an ``nn.Linear``, or another argument has a wrong type.
         ValueError: ``layer`` has no bias or several outputs, or a number is out of range.
 
     Source: van Hasselt et al., Learning values across many orders of magnitude, 2016.
@@ -52,7 +53,7 @@ class PopArt(CoefficientModule):
     ) -> None:
         super().__init__()
         if not isinstance(layer, nn.Linear):
-            raise TypeError(f"layer: expected an nn.Linear, got {type(layer).__name__}")
+            raise TypeError(f"layer: expected an nn.Linear, got {described(layer)}")
         if layer.out_features != 1 or layer.bias is None:
             raise ValueError(f"layer: expected one output and a bias, got {layer}")
         self.layer = layer
@@ -66,13 +67,21 @@ class PopArt(CoefficientModule):
 
         Returns:
             :math:`V(s)`, ``[*B, 1]``, float32 if the layer returns half precision, else the dtype of the layer.
+
+        Raises:
+            TypeError: ``features`` is not a tensor.
         """
+        check_tensor("features", features)
         normalized = widen(self.layer(features))
         # In float64: if the mean is large, its rounding error in float32 may exceed the deviation.
         return (normalized.double() * self.moments.deviation() + self.moments.mean).to(normalized.dtype)
 
     def normalize(self, value: Tensor) -> Tensor:
-        r"""Returns :math:`(V - m) / \sigma`: shape of ``value``, which is floating; float32 for half precision, else the same dtype."""
+        r"""Returns :math:`(V - m) / \sigma`: shape of ``value``, which is floating; float32 for half precision, else the same dtype.
+
+        Raises TypeError if ``value`` is not a tensor.
+        """
+        check_tensor("value", value)
         return self.moments.normalize(widen(value))
 
     def update(self, value_target: Tensor, mask: Optional[Tensor] = None) -> None:
@@ -84,7 +93,13 @@ class PopArt(CoefficientModule):
         Args:
             value_target: any shape, floating: the returns.
             mask: shape of ``value_target``, bool: entries that count. None: all entries count.
+
+        Raises:
+            TypeError: ``value_target`` is not a tensor, or ``mask`` is not a bool tensor.
         """
+        check_tensor("value_target", value_target)
+        if mask is not None:
+            check_mask("mask", mask)
         with torch.no_grad():
             mean, deviation = self.moments.mean.clone(), self.moments.deviation()
             self.moments.update(value_target, mask)

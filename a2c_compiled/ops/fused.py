@@ -18,10 +18,22 @@ from a2c_compiled.ops.transforms import batch_first, fresh_views
 def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a differentiable function that computes ``definition`` with kernels, with and without a mask.
 
-    The function has the arguments ``(coefficients..., values..., flags..., dim, mask=None)``, with ``dim`` negative, and does not check
-    them. With a mask, it computes the form that :func:`~a2c_compiled.kernels.scan_forms.masked` describes.
+    The kernel of ``form`` computes the outputs. The kernel of ``backward_form`` computes the gradients of the values. No kernel computes
+    gradients of coefficients or gradients of gradients; autograd differentiates ``definition`` for these. Under ``torch.export`` the
+    function runs ``definition``.
 
-    Arguments: see :func:`_fused_scan`.
+    Names connect the two forms. The operand ``grad_<name>`` of the backward form is the gradient of the output ``name``; any other operand
+    is an input or an output of ``form``.
+
+    Args:
+        form: the forward form. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
+        backward_form: the backward form. Its outputs are the gradients of the values of ``form``, each named ``grad_<value>``. It may leave
+            out an input of ``form`` as an operand if no gradient depends on it.
+        definition: computes the outputs of ``form`` in differentiable torch operations, from the arguments of the result.
+
+    Returns:
+        A function of ``(coefficients..., values..., flags..., dim, mask=None)``, with ``dim`` negative. With a mask it computes
+        :func:`masked(form) <a2c_compiled.kernels.scan_forms.masked>`. The function does not check its arguments.
     """
     without_mask = _fused_scan(form, backward_form, definition)
     with_mask = _fused_scan(masked(form), masked(backward_form), _masked_definition(form, definition))
@@ -53,24 +65,7 @@ def _masked_definition(form: Form, definition: Callable[..., Any]) -> Callable[.
 
 
 def _fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a differentiable function that computes ``definition`` with kernels.
-
-    The kernel of ``form`` computes the outputs. The kernel of ``backward_form`` computes the gradients of the values. No kernel computes
-    gradients of coefficients or gradients of gradients; autograd differentiates ``definition`` for these. Under ``torch.export`` the
-    function runs ``definition``.
-
-    Names connect the two forms. The operand ``grad_<name>`` of the backward form is the gradient of the output ``name``; any other operand
-    is an input or an output of ``form``.
-
-    Args:
-        form: the forward form. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
-        backward_form: the backward form. Its outputs are the gradients of the values of ``form``, each named ``grad_<value>``. It may leave
-            out an input of ``form`` as an operand if no gradient depends on it.
-        definition: computes the outputs of ``form`` in differentiable torch operations, from the arguments of the result.
-
-    Returns:
-        A function of ``(coefficients..., values..., flags..., dim)``, with ``dim`` negative. The function does not check its arguments.
-    """
+    """Returns what :func:`fused_scan` returns, without the argument ``mask``; ``form`` itself may have one."""
     inputs = (*form.coefficients, *form.values, *form.flags)
     backward_inputs = (*backward_form.coefficients, *backward_form.values, *backward_form.flags)
     num_coefficients = len(form.coefficients)

@@ -81,7 +81,9 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
 
 def leading_axes(loss: A2CLoss, rollout: Rollout) -> Tuple[str, str]:
     """Returns the names of the first two dimensions of a rollout, in the order that the value estimator of ``loss`` expects."""
-    time_dim = time_and_agent_dims(loss.value_estimator, rollout.reward, _one_entry_per_step(loss, rollout))[0]
+    estimator = loss.value_estimator
+    steps = _one_entry_per_step(loss, rollout) if estimator.several_agents else rollout.reward
+    time_dim = time_and_agent_dims(estimator, rollout.reward, steps)[0]
     return ("T", "N") if time_dim == 0 else ("N", "T")
 
 

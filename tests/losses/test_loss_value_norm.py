@@ -116,7 +116,7 @@ def test_a_layer_of_half_precision_gives_values_in_float32():
 
 
 def test_wrong_layers_norms_and_numbers_are_refused_by_name():
-    with pytest.raises(TypeError, match=r"^layer: expected an nn.Linear, got Tanh"):
+    with pytest.raises(TypeError, match=r"^layer: expected an nn.Linear, got .*Tanh"):
         PopArt(nn.Tanh())
     for layer in (nn.Linear(3, 2), nn.Linear(3, 1, bias=False)):
         with pytest.raises(ValueError, match=r"^layer: expected one output and a bias, got Linear"):

@@ -298,6 +298,8 @@ PACKED_FUNCTIONS = (
     "td_lambda_advantage_estimate",
     "vtrace_advantage_estimate",
     "reward2go",
+    "eligibility_trace",
+    "episodic_cumsum",
     "n_step_return_estimate",
     "upgo_return_estimate",
     "retrace_return_estimate",

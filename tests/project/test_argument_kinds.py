@@ -108,7 +108,7 @@ def distribution_calls() -> Iterator[tuple[str, Call]]:
         for method in exported():
             if method.startswith(f"{prefix}."):
                 own = dict(values)
-                if method.endswith(("entropy_estimate", "repeated")) and "noise" in values:
+                if method.endswith(("entropy_estimate", "repeated", "head_entropies")) and "noise" in values:
                     own["noise"] = distribution.noise(params.expand(2, 3, -1))
                 elif method.endswith("Beta.rsample"):
                     own["noise"] = None  # draws its own
@@ -117,6 +117,7 @@ def distribution_calls() -> Iterator[tuple[str, Call]]:
 
 CALLS: dict[str, Call] = {
     **{f"a2c_compiled.functional.{name}": Call(getattr(functional, name)) for name in functional.__all__ if name.islower()},
+    "a2c_compiled.functional.reward2go": Call(functional.reward2go, {"next_state_value": STEPS.next_state_value}),
     **{f"a2c_compiled.estimators.{kind.__name__}": Call(kind) for kind in (*CLASSES, estimators.MultiAgentGAE)},
     "a2c_compiled.estimators.ValueEstimator": Call(estimators.ValueEstimator),
     "a2c_compiled.estimators.ValueEstimator.forward": Call(
@@ -131,6 +132,18 @@ CALLS: dict[str, Call] = {
     "a2c_compiled.losses.a2c_loss": Call(losses.a2c_loss, A2C_TERMS),
     "a2c_compiled.losses.PercentileNorm": Call(losses.PercentileNorm),
     "a2c_compiled.losses.PercentileNorm.update": Call(losses.PercentileNorm().update),
+    "a2c_compiled.losses.RunningNorm": Call(losses.RunningNorm),
+    **{
+        f"a2c_compiled.losses.RunningNorm.{method}": Call(getattr(losses.RunningNorm(), method), {"advantage": STEPS.reward})
+        for method in ("update", "observe", "normalize")
+    },
+    "a2c_compiled.losses.PopArt": Call(losses.PopArt, {"layer": nn.Linear(3, 1)}),
+    **{
+        f"a2c_compiled.losses.PopArt.{method}": Call(
+            getattr(losses.PopArt(nn.Linear(3, 1)), method), {"features": STEPS.reward.float(), "value": STEPS.reward}
+        )
+        for method in ("forward", "normalize", "update")
+    },
     "a2c_compiled.ops.linear_scan": Call(ops.linear_scan),
     "a2c_compiled.TrainStep": Call(TrainStep, {"loss": LOSS, "compile": False}),
     "sgd": Call(sgd),
@@ -162,7 +175,7 @@ CALLS: dict[str, Call] = {
 # Exported names without a row, as patterns, with the reason.
 WITHOUT_ROW = {
     r"estimators\.(?!ValueEstimator\.forward).*\.\w+$": "forward has checked the arguments",
-    r"A2CLoss\.objective|AdvantageNorm\.update": "overridden by users; the loss calls it with tensors",
+    r"A2CLoss\.objective|losses\.AdvantageNorm\.\w+": "overridden by users; the loss calls it with tensors",
     r"TrainStep\.pure": "tested below, with the rollout",
     r"environments\.\w+\.\w+$": "the environments' own functions, which get their arguments from the collector",
     r"environments\.goal_of": "takes an option of TrainConfig, which has checked it",
@@ -352,7 +365,9 @@ def test_an_assigned_attribute_is_checked_as_the_argument_is(module, name):
         with pytest.raises(TypeError, match=f"^{name}: expected a number"):
             setattr(module, name, wrong)
     if name in ("entropy_coef", "critic_coef", "clip_value", "lr"):
-        with pytest.raises(ValueError, match=rf"^{name}: expected a number or a one-element tensor, got shape \[2\]"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: expected a number or a one-element tensor, got shape \[2\]|one for each head"
+        ):
             setattr(module, name, torch.tensor([1.0, 2.0]))
     else:
         with pytest.raises(TypeError, match=f"^{name}: expected a number or a tensor, got None"):

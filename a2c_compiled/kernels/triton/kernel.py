@@ -74,8 +74,8 @@ def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
 
 @triton.jit
 def _offset(stride, place, LAYOUT: tl.constexpr):
-    """Returns the offsets, int64, of the elements at ``place``, which is (batch, time, row)."""
-    batch, time, row = place
+    """Returns the offsets, int64, of the elements at ``place``: (batch, time, row, number of steps)."""
+    batch, time, row = place[0], place[1], place[2]
     offset = batch.to(tl.int64) * stride[0] + time.to(tl.int64) * stride[1] + row.to(tl.int64) * stride[2]
     # Triton distributes a tile over threads by these hints. For the contiguous axis the hints are true. With the hints, flags have the
     # distribution of values, so accesses are as wide as the tuning table says; otherwise Triton would distribute flags differently. The
@@ -105,7 +105,7 @@ def _load(pointers, strides, place, mask, FIRST: tl.constexpr, SHIFT: tl.constex
 
 @triton.jit
 def _load_step(
-    tensors, strides, place, length, mask, SHIFT: tl.constexpr, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr
+    tensors, strides, place, mask, SHIFT: tl.constexpr, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr
 ):
     """Loads coefficients, values and flags at ``place``, ``SHIFT`` steps later; tensors with an entry per step are 0 outside ``mask``.
 
@@ -129,7 +129,7 @@ def _load_step(
     if LAYOUT[3]:
         last: tl.constexpr = len(flags) - 1
         included = loaded_flags[last]
-        has_next = mask & (place[1] + (SHIFT + 1) < length)
+        has_next = mask & (place[1] + (SHIFT + 1) < place[3])
         next_included = _load((flags[last],), strides, place, has_next, first_flag + last, SHIFT + 1, LAYOUT, tl.int1)
         loaded_values = _zero_unless(included, loaded_values)
         done = loaded_flags[0] | (included == 0) | (has_next & (next_included[0] == 0))
@@ -171,11 +171,11 @@ def scan_step_by_step(
     for i in range(length - begin if REVERSE else end):
         t = first - i if REVERSE else i
         time = tl.zeros(row.shape, tl.int32) + t
-        place = (batch, time, row)
+        place = (batch, time, row, length)
         inside = row < rows
-        here = _load_step(tensors, strides, place, length, inside, 0, MODES, LAYOUT, TYPE)
-        before = _load_step(tensors, strides, place, length, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
-        after = _load_step(tensors, strides, place, length, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+        here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
+        before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
+        after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
         last = time == length - 1
         x = SOURCE(here, before, after, last)
         decaying = here if REVERSE else before
@@ -292,12 +292,12 @@ def scan_kernel(
         tile = split * tiles + (tiles - 1 - i if REVERSE else i)
         time = tile * (CHUNKS * STEPS) + time_in_tile
         last = time == length - 1
-        place = (batch, time, row)
+        place = (batch, time, row, length)
         tensors = (coefficients, values, flags)
         inside = (time < time_end) & (row < row_end)
-        here = _load_step(tensors, strides, place, length, inside, 0, MODES, LAYOUT, TYPE)
-        before = _load_step(tensors, strides, place, length, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
-        after = _load_step(tensors, strides, place, length, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+        here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
+        before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
+        after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
 
         x = SOURCE(here, before, after, last)
         decaying = here if REVERSE else before
