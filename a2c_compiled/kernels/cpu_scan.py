@@ -92,8 +92,8 @@ def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     One C++ call takes a fraction of the time of the same checks in Python. The inputs qualify if all of this holds:
 
     * Values are CPU tensors of one shape, with 1 to 2^18 elements and at most 16 dimensions, of dtype float32 or float64.
-    * Coefficients are numbers, or tensors with the dtype of the values that are zero-dimensional or have the shape of the values. Flags
-      are bool and have the shape of the values.
+    * Coefficients are numbers, zero-dimensional tensors of dtype float32 or float64, or tensors with the dtype and shape of the values.
+      Flags are bool and have the shape of the values.
     * No tensor is an instance of a subclass, no value or coefficient is a negated view, and no gradient is needed.
 
     The function also returns None if no extension was built, or if this version of torch has no C interface of DLPack. Do not call it under

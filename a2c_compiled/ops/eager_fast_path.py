@@ -26,7 +26,8 @@ def direct(form: Form, dim: Any, *inputs: Any, mask: Any = None) -> Optional[Tup
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
         dim: the dimension of time, an integer.
         inputs: coefficients, values and flags, in the order of the form. Values: ``[*B, T, *F]``, float32 or float64. Coefficients:
-            numbers, or tensors of the values' dtype, zero-dimensional or of the values' shape. Flags: the values' shape, bool.
+            numbers, zero-dimensional tensors, float32 or float64, or tensors with the dtype and shape of the values. Flags: the
+            values' shape, bool.
         mask: another flag, see :func:`a2c_compiled.kernels.scan_forms.masked`, or None.
 
     Returns:

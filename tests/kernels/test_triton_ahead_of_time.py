@@ -51,7 +51,7 @@ OLD_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 FORWARD = ("linear_scan", "reward2go", "gae", "td_lambda")
 # Forms that may use at most 128 registers, with which 16 warps fit on a multiprocessor.
 # Exceptions: (target, form) that uses more registers for the second flag of the step before.
-MORE_REGISTERS = {("gfx942", "td_lambda_backward"): 148}
+MORE_REGISTERS = {("gfx942", "td_lambda_backward"): 153}
 HOT = ("linear_scan", "reward2go", "gae", "gae_backward", "td_lambda", "td_lambda_backward")
 
 

@@ -79,7 +79,8 @@ REFUSED = {
     "flags that are not bool": _with(5, lambda flag: flag.to(torch.uint8)),
     "a gradient": _with(4, lambda value: value.requires_grad_()),
     "a gradient to a coefficient": _with(0, lambda gamma: torch.tensor(gamma, requires_grad=True)),
-    "a coefficient of another dtype": _with(0, lambda gamma: torch.tensor(gamma, dtype=torch.float64)),
+    "a coefficient per step of another dtype": _with(0, lambda _: torch.ones(3, 7, 2, dtype=torch.float64)),
+    "a coefficient in half precision": _with(0, lambda _: torch.tensor(0.5, dtype=torch.bfloat16)),
     "a coefficient to broadcast": _with(0, lambda gamma: torch.full((2,), gamma)),
     "a coefficient that is not a number": _with(0, str),
     "a subclass": _with(2, torch.nn.Parameter),
@@ -156,3 +157,15 @@ def test_the_extension_raises_for_malformed_calls():
     for arguments in ((), (99, 1, 0, torch.zeros(3)), (0, 1, 0, torch.zeros(3))):
         with pytest.raises(ValueError, match="call: bad"):
             cpu_scan._extension.call(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_zero_dimensional_coefficient_may_have_the_other_dtype(dtype):
+    inputs = make_inputs(scan_forms.GAE, dtype=dtype)
+    other = torch.float32 if dtype == torch.float64 else torch.float64
+    as_tensors = [torch.tensor(number, dtype=other) for number in inputs[:2]]
+    rounded = [tensor.item() for tensor in as_tensors]
+    for output, expected in zip(
+        direct(scan_forms.GAE, -2, *as_tensors, *inputs[2:]), direct(scan_forms.GAE, -2, *rounded, *inputs[2:]), strict=True
+    ):
+        assert torch.equal(output, expected)

@@ -212,13 +212,18 @@ struct Operands {
   // Reads coefficient k if it is a Python number, but not a bool. The number becomes an operand with stride 0.
   bool number(int k) {
     if (!PyFloat_Check(inputs[k]) && !(PyLong_Check(inputs[k]) && !PyBool_Check(inputs[k]))) return false;
-    numbers[k] = PyFloat_AsDouble(inputs[k]);
+    place_number(k, PyFloat_AsDouble(inputs[k]));
+    return true;
+  }
+
+  // Stores a number in the dtype of the values as coefficient k.
+  void place_number(int k, double number) {
+    numbers[k] = number;
     if (like.bits == 32) {
-      const float single = float(numbers[k]);
+      const float single = float(number);
       std::memcpy(&numbers[k], &single, sizeof single);
     }
     place(k, &numbers[k], nullptr);
-    return true;
   }
 
   // Reads input k if it is a tensor that qualifies. Values and coefficients must not need a gradient.
@@ -226,12 +231,17 @@ struct Operands {
     DLTensor tensor;
     const bool is_flag = k >= first_flag;
     if (!read(inputs[k], &tensor) || tensor.code != (is_flag ? DLPack::kBool : DLPack::kFloat)) return false;
-    if (tensor.bits != (is_flag ? 8 : like.bits) || tensor.lanes != 1) return false;
     const bool scalar = k < form.coefficients && tensor.ndim == 0;
+    // A zero-dimensional coefficient may have the other dtype, as the float64 buffers of the estimators have.
+    const bool converts = scalar && tensor.bits != like.bits && (tensor.bits == 32 || tensor.bits == 64);
+    if ((tensor.bits != (is_flag ? 8 : like.bits) && !converts) || tensor.lanes != 1) return false;
     if (!scalar && (tensor.ndim != like.ndim || !std::equal(like.shape, like.shape + like.ndim, tensor.shape))) return false;
     if (!is_flag && !can_be_read_as_stored(inputs[k])) return false;
     if (k >= form.coefficients && !is_flag && std::equal(flags.strides, flags.strides + like.ndim, tensor.strides)) layout = inputs[k];
-    place(k, tensor.data, scalar ? nullptr : tensor.strides);
+    if (converts)
+      place_number(k, tensor.bits == 32 ? *static_cast<float*>(tensor.data) : *static_cast<double*>(tensor.data));
+    else
+      place(k, tensor.data, scalar ? nullptr : tensor.strides);
     return true;
   }
 
@@ -285,7 +295,7 @@ struct Operands {
 
 // call(form, max_elements, dim, coefficients..., values..., flags...) -> a tuple of the outputs, or None if the inputs do not qualify.
 // All tensors must be plain CPU tensors, and no value or coefficient may need a gradient. Values: one shape, float32 or float64.
-// Coefficients: numbers, or tensors with the values' dtype that have the values' shape or are zero-dimensional. Flags: the values' shape,
+// Coefficients: numbers, zero-dimensional tensors, float32 or float64, or tensors of the values' dtype and shape. Flags: their shape,
 // bool. dim may be negative.
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr Py_ssize_t kFirstInput = 3;

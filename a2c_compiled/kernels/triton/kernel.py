@@ -283,8 +283,10 @@ def scan_kernel(
     aggregate_stride = (tl.num_programs(0) // blocks).to(tl.int64) * rows
     carry = tl.full([ROWS, 1, 1], 0, TYPE)
     decay_so_far = tl.full([ROWS, 1, 1], 1, TYPE)
-    # 0 * y, added over the results: 0, or NaN if a result is NaN or infinite. If rows are contiguous, one thread has all steps of a chunk.
-    zero_if_finite = tl.full([ROWS, 1 if LAYOUT[2] else STEPS, CHUNKS], 0, TYPE)
+    # 0 * y, added over the results: 0, or NaN if a result is NaN or infinite. Adding it first over the steps of a thread saves registers:
+    # a thread has all steps of a chunk if rows are contiguous, otherwise groups of adjacent steps.
+    adjacent: tl.constexpr = STEPS if LAYOUT[2] else (LAYOUT[1] if LAYOUT[1] > 1 else 1)
+    zero_if_finite = tl.full([ROWS, STEPS // adjacent, CHUNKS], 0, TYPE)
     if LAUNCH_MODE == RESUME:
         carry = _resume(aggregates, aggregate, aggregate_stride, row < rows, split, splits, REVERSE, SPLITS)
 
@@ -320,7 +322,7 @@ def scan_kernel(
             decay_so_far *= tile_a
         else:
             y = x if ONE_CHUNK else x + a * entry
-            zero_if_finite += tl.sum(0.0 * y, 1, keep_dims=True) if LAYOUT[2] else 0.0 * y
+            zero_if_finite += tl.sum(tl.reshape(0.0 * y, [ROWS, STEPS // adjacent, adjacent, CHUNKS]), 2)
             y_next = y
             if NEEDS_NEXT:
                 y_next = x_next if ONE_CHUNK else x_next + a_next * entry
