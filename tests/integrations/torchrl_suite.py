@@ -54,6 +54,7 @@ def run(checkout, suites, accelerated):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outcomes.json"
         environment = {**os.environ, OUTCOMES: str(file), "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+        environment["PYTHONSAFEPATH"] = "1"  # otherwise the checkout's torchrl/ hides the installed torchrl
         environment.pop(ACCELERATED, None)
         if accelerated:
             environment[ACCELERATED] = "1"
