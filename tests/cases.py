@@ -106,7 +106,7 @@ def interleaved(tensor):
 
 
 def filler(tensor):
-    return torch.full_like(tensor, True if tensor.dtype == torch.bool else torch.nan)
+    return torch.full_like(tensor, torch.nan if tensor.is_floating_point() else True)
 
 
 # Functions from the shape of the data to gamma and lmbda.

@@ -3,12 +3,14 @@
 Nothing here calls the library. Arguments have the library's names. Coefficients are numbers or tensors that broadcast to the data.
 """
 
+import numbers
+
 import torch
 
 
 def linear_scan(x, decay, dim, reverse=True):
     """Computes the linear recurrence. ``decay[t]`` is the weight between the steps ``t`` and ``t + 1``, in both directions."""
-    x, decay = time_first(dim, *torch.broadcast_tensors(wide(x), wide(decay)))
+    x, decay = (Rows(tensor.movedim(dim, 0)) for tensor in torch.broadcast_tensors(wide(x), wide(decay)))
     y = list(x)
     for t in list(in_order(len(x), reverse))[1:]:
         y[t] = x[t] + (decay[t] * y[t + 1] if reverse else decay[t - 1] * y[t - 1])
@@ -207,7 +209,8 @@ def retrace_return_estimate(
         done if terminated is None else terminated,
     )
     # At the last step of the data or of an episode, the return is the one-step return.
-    returns = [reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) for t in range(len(reward))]
+    delta = [reward[t] + torch.where(terminated[t], 0.0, gamma[t] * next_value[t]) - value[t] for t in range(len(reward))]
+    returns = [value[t] + delta[t] for t in range(len(reward))]
     for t in in_order(len(reward) - 1, True):
         ratio = torch.exp(log_pi[t + 1] - log_mu[t + 1])
         c = lmbda[t + 1] * torch.where(ratio <= 1.0, ratio, 1.0)
@@ -221,25 +224,29 @@ def standardize(x, eps, mask=None, group=None, separate_dim=None):
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     if group is None and separate_dim is None and mask.sum() == 1:
         return x.masked_fill(~mask, 0.0)
+    result = x.masked_fill(torch.ones_like(mask), 0.0)
+    for chosen in standardized_together(x, mask, group, separate_dim):
+        centered = x[chosen] - x[chosen].mean()
+        variance = (centered**2).sum() / max(len(centered) - 1, 1)
+        result = result.index_put((chosen,), centered / variance.clamp_min(eps**2).sqrt())
+    return result
+
+
+def standardized_together(x, mask, group, separate_dim):
+    """Returns flags like ``x`` for each set of elements that have a mean and a standard deviation in common."""
     group = torch.zeros(()).long() if group is None else group
     group = group.reshape(*group.shape, *[1] * (x.dim() - group.dim())).expand(x.shape)
     entry = torch.zeros_like(group)
     if separate_dim is not None:
         entry = entry.movedim(separate_dim, -1) + torch.arange(x.size(separate_dim))
         entry = entry.movedim(-1, separate_dim)
-    result = x.masked_fill(torch.ones_like(mask), 0.0)
-    for number, which in set(zip(group.flatten().tolist(), entry.flatten().tolist(), strict=True)):
-        chosen = mask & (group == number) & (entry == which)
-        if chosen.any():
-            centered = x[chosen] - x[chosen].mean()
-            variance = (centered**2).sum() / max(len(centered) - 1, 1)
-            result = result.index_put((chosen,), centered / variance.clamp_min(eps**2).sqrt())
-    return result
+    numbers = sorted(set(zip(group[mask].tolist(), entry[mask].tolist(), strict=True)))
+    return [mask & (group == number) & (entry == which) for number, which in numbers]
 
 
 def wide(value):
     """Returns a number or a floating tensor as a float64 tensor, and flags unchanged."""
-    if not isinstance(value, torch.Tensor):
+    if isinstance(value, numbers.Real):
         return torch.tensor(value, dtype=torch.float64)
     return value if value.dtype == torch.bool else value.double()
 
@@ -248,17 +255,21 @@ def in_order(length, reverse):
     return range(length - 1, -1, -1) if reverse else range(length)
 
 
-def time_first(dim, *tensors):
-    return [tensor.movedim(dim, 0) for tensor in tensors]
+class Rows(list):
+    """The steps of a tensor whose first dimension is time. Backward through indices of the tensor itself would take O(T²) time."""
+
+    def __init__(self, tensor):
+        super().__init__(tensor.unbind(0))
+        self.tensor = tensor
 
 
 def steps(dim, *arguments):
-    """Returns ``arguments`` in float64, expanded to the shape of the data, with time as the first dimension."""
+    """Returns the steps of ``arguments``, in float64 and expanded to the shape of the data."""
     arguments = [wide(argument) for argument in arguments]
     # A flag has the shape of the data.
     shape = next(argument.shape for argument in reversed(arguments) if argument.dtype == torch.bool)
     arguments = [argument if argument.shape == shape else squeeze(argument).expand(shape) for argument in arguments]
-    return time_first(dim, *arguments)
+    return [Rows(argument.movedim(dim, 0)) for argument in arguments]
 
 
 def squeeze(argument):
@@ -266,4 +277,4 @@ def squeeze(argument):
 
 
 def stack(rows, like, dim):
-    return torch.stack(rows).movedim(0, dim) if rows else like.movedim(0, dim)
+    return torch.stack(rows).movedim(0, dim) if rows else like.tensor.movedim(0, dim)

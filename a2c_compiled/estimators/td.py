@@ -97,6 +97,7 @@ class TD0Estimator(TDEstimator, name="TD0"):
         across_processes: whether to standardise over the data of all processes.
         auto_reset_env: see :class:`a2c_compiled.estimators.ValueEstimator`.
         skip_masked: whether a trace passes over excluded steps, see :mod:`a2c_compiled.functional`.
+        time_dim: dimension of time. The estimates do not depend on it, but the loss reads it with ``shifted=True``.
 
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td0_return_estimate`.
@@ -112,8 +113,9 @@ class TD0Estimator(TDEstimator, name="TD0"):
         across_processes: bool = False,
         auto_reset_env: bool = False,
         skip_masked: bool = False,
+        time_dim: int = -2,
     ) -> None:
-        super().__init__(gamma, average_rewards, -2, differentiable, across_processes, auto_reset_env, skip_masked)
+        super().__init__(gamma, average_rewards, time_dim, differentiable, across_processes, auto_reset_env, skip_masked)
 
     def returns(self, steps: Steps) -> Tensor:
         """Computes the TD(0) return, with the shape and dtype of ``steps.reward``."""

@@ -72,8 +72,9 @@ def standardize(
         if across_processes:
             raise ValueError("across_processes: expected False with groups (group numbers differ between processes), got True")
         index = _group_of_each(group, x, separate_dim)
-    dims: List[int] = []
+    dims: Optional[List[int]] = None
     if separate_dim is not None:
+        dims = []
         for i in range(x.dim()):
             if i != separate_dim % x.dim():
                 dims.append(i)
@@ -113,12 +114,15 @@ def _is_exporting() -> bool:
     return False
 
 
-def _total(x: Tensor, index: Optional[Tensor], dims: List[int], across_processes: bool) -> Tensor:
-    """Returns sums that broadcast to ``x``: per group if ``index`` is given, else over ``dims`` (all dimensions if ``dims`` is empty)."""
+def _total(x: Tensor, index: Optional[Tensor], dims: Optional[List[int]], across_processes: bool) -> Tensor:
+    """Returns sums that broadcast to ``x``: per group if ``index`` is given, else over ``dims`` (None: over all dimensions)."""
     if index is not None:
         sums = torch.zeros(x.numel(), dtype=x.dtype, device=x.device).index_add(0, index, x.reshape(-1))
         return sums.gather(0, index).reshape(x.shape)
-    total = x.sum(dims, keepdim=True) if len(dims) > 0 else x.sum()
+    if dims is None:
+        total = x.sum()
+    else:
+        total = x.sum(dims, keepdim=True) if len(dims) > 0 else x  # torch sums over all dimensions if the list is empty
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if across_processes:
             return sum_over_processes(total)

@@ -41,7 +41,7 @@ class PolicyOutputs(NamedTuple):
 class CriticValues(NamedTuple):
     """Values of the observations and of the next observations, and the flags and the mask to use with these values.
 
-    With ``shifted``, ``done`` is also true at the last step that has a next value, and ``mask`` excludes the steps after that step.
+    With ``shifted``, ``mask`` excludes the steps after the last step that has a next value.
     """
 
     state_value: Tensor
@@ -152,7 +152,7 @@ class ActorCritic(CoefficientModule):
     ) -> CriticValues:
         """Computes the values in one pass over ``T + shifted_budget`` observations.
 
-        The trace ends at the last step that has a next value.
+        The mask excludes the steps without a next value, so the trace ends before them.
         """
         if batch.steps_to_next_obs is not None:
             raise ValueError(
@@ -169,7 +169,7 @@ class ActorCritic(CoefficientModule):
         return CriticValues(
             take_steps(values, slots.observation, dim),
             take_steps(values, slots.next_observation, dim),
-            done | slots.last,
+            done,
             terminated,
             slots.kept,
         )
