@@ -26,7 +26,6 @@ class ShiftedSlots(NamedTuple):
     observation: Tensor  # int64: slot of the observation of each step
     next_observation: Tensor  # int64: slot of the next observation of each step
     kept: Tensor  # bool: included steps both of whose slots are inside the sequence
-    last: Tensor  # bool: kept steps after which no further step fits, and step T - 1 if it is kept
 
 
 def shifted_slots(
@@ -56,6 +55,7 @@ def shifted_slots(
     kept = included & (next_observation < slots)
     # The next observation of the next step: one slot further, or two after an extra slot.
     next_step_kept = (next_observation + needs_extra_slot + 1) < slots
+    # Kept steps after which no further step fits, and step T - 1 if it is kept.
     last = kept & (ends | ~next_step_kept)
     # One additional slot receives everything that fits no other slot; narrow() removes the additional slot.
     shape = list(done.shape)
@@ -67,7 +67,7 @@ def shifted_slots(
     source = source.scatter(dim, inserted, steps + length)
     final = spare - 1  # a valid index for steps that are not kept; their values are not used
     return ShiftedSlots(
-        source.narrow(dim, 0, slots), torch.minimum(observation, final), torch.minimum(next_observation, final), kept, last
+        source.narrow(dim, 0, slots), torch.minimum(observation, final), torch.minimum(next_observation, final), kept
     )
 
 

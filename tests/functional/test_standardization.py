@@ -101,6 +101,13 @@ def test_a_single_element_of_a_group_or_of_an_index_along_separate_dim_is_0():
         assert torch.equal(standardize(x, EPS, **options), torch.zeros(1, 1))
 
 
+def test_each_index_of_the_only_dimension_is_a_single_element():
+    x = torch.tensor([1.0, 2.0, 4.0])
+    for function in (standardize, torch.jit.script(standardize)):
+        for options in ({}, {"mask": torch.tensor([True, True, False])}):
+            assert torch.equal(function(x, EPS, separate_dim=0, **options), torch.zeros(3))
+
+
 # Sums. In float32, the mean of equal numbers can differ from the numbers, and their standard deviation is then this rounding error.
 
 LARGE = (8192, 1)

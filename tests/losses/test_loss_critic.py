@@ -117,6 +117,22 @@ def test_shifted_serves_every_estimator(estimator):
     assert_losses_same(*pair(budget=3, estimator=estimator), of(steps, *INSIDE), tolerance=EXACT)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_shifted_bootstraps_the_last_step_from_its_next_value_with_auto_reset_env_too(estimator):
+    steps = in_sequence((7, 5), cut_short=2)
+    losses = pair(budget=3, estimator=estimator)
+    for loss in losses:
+        loss.value_estimator.auto_reset_env = True
+    assert_losses_same(*losses, of(steps, *INSIDE), tolerance=EXACT)
+
+
+def test_shifted_reads_the_time_dimension_of_td0():
+    steps = laid_out(in_sequence((6, 4)), "NT")
+    shifted, unshifted = pair("NT", estimator="td0")
+    shifted.make_value_estimator("td0", time_dim=-1)
+    assert_losses_same(shifted, unshifted, of(steps, *INSIDE), tolerance=EXACT)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_shifted_with_room_for_all_equals_unshifted_however_episodes_end(seed):
     steps = in_sequence((8, 6), cut_short=seed, seed=seed)
