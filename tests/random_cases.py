@@ -18,6 +18,7 @@ import inspect
 import itertools
 import math
 import numbers
+import os
 import sys
 import time
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -245,6 +246,8 @@ def using(backend: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(cpu_scan, "is_available", return_value=False))
             stack.enter_context(mock.patch.object(cpu_scan, "warn_once"))
         if backend == "triton":
+            if not torch.cuda.is_available():
+                os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads the variable when it is imported
             from a2c_compiled.kernels import triton_scan
 
             stack.enter_context(mock.patch.object(cpu_scan, "run", triton_scan.run))

@@ -119,10 +119,11 @@ def _total(x: Tensor, index: Optional[Tensor], dims: Optional[List[int]], across
     if index is not None:
         sums = torch.zeros(x.numel(), dtype=x.dtype, device=x.device).index_add(0, index, x.reshape(-1))
         return sums.gather(0, index).reshape(x.shape)
+    total = x  # with an empty list, torch would sum over all dimensions
     if dims is None:
         total = x.sum()
-    else:
-        total = x.sum(dims, keepdim=True) if len(dims) > 0 else x  # torch sums over all dimensions if the list is empty
+    elif len(dims) > 0:
+        total = x.sum(dims, keepdim=True)
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if across_processes:
             return sum_over_processes(total)
