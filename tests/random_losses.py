@@ -63,18 +63,8 @@ def loss_case(family: str) -> Callable[..., Case]:
             table = torch.cat([table, torch.cat([params, values[rows:]], -1)])
         size = distribution.num_params
 
-        options: Dict[str, Any] = {
-            "entropy_coef": draw.one_of((0.0, 0.01, 0.5)),
-            "critic_coef": draw.one_of((None, 0.5, 1.0, 1.0)),
-            "loss_critic_type": draw.one_of(("l1", "l2", "smooth_l1")),
-            "reduction": draw.one_of(("mean", "sum", "none")),
-            "clip_value": draw.one_of((None, 0.2, 1.0)),
-            "diagnostics": draw.chance(0.5),
-            "entropy_bonus": distribution.has_entropy,
-            "separate_losses": shared and draw.chance(0.5),
-        }
-        if options["critic_coef"] is None:
-            options["clip_value"] = None
+        options = loss_options(draw, shared)
+        options["entropy_bonus"] = distribution.has_entropy
         if shifted:
             options |= {"shifted": True, "shifted_budget": layout.shape[layout.time_dim]}
         elif draw.chance(0.2):
@@ -91,13 +81,9 @@ def loss_case(family: str) -> Callable[..., Case]:
 
         given = data(draw, layout.shape)
         del given["action_value"], given["state_value"], given["next_state_value"], given["log_pi"], given["log_mu"]
-        given["reward"] = given["reward"].to(draw.dtype)
         number = torch.arange(rows, dtype=torch.float32)
-        next_number = number + rows
-        if shifted:
-            next_number = shifted_numbers(layout, given["done"], draw)
-        else:
-            next_number = torch.where(draw.flags((rows,), 0.1), torch.nan, next_number)  # NaN: unknown
+        unknown = draw.flags((rows,), 0.1)
+        next_number = shifted_numbers(layout, given["done"]) if shifted else (number + rows).masked_fill(unknown, torch.nan)
         if given_advantage:
             given = {"advantage": draw.values(layout.shape), "value_target": draw.values(layout.shape)}
         else:
@@ -111,7 +97,7 @@ def loss_case(family: str) -> Callable[..., Case]:
             for name in ("reward", "done", "terminated"):
                 given[name] = None if given[name] is None else given[name].select(-2, 0)
         constants = {name: x for name, x in given.items() if isinstance(x, Tensor)}
-        known = {"next_row": torch.where(next_number.isnan(), number, next_number).long()}
+        next_row = torch.where(next_number.isnan(), number, next_number).long()
 
         def per_step(x: Tensor) -> Tensor:
             return x.reshape(*batch, *x.shape[1:])
@@ -149,7 +135,7 @@ def loss_case(family: str) -> Callable[..., Case]:
             params, values = tables(leaves)
             steps = {name: leaves.get(name) for name in ("reward", "done", "terminated", "group", "steps_to_next_obs")}
             steps["state_value"] = values[:rows].reshape(layout.shape).detach()
-            steps["next_state_value"] = values[known["next_row"]].reshape(layout.shape).detach()
+            steps["next_state_value"] = values[next_row].reshape(layout.shape).detach()
             steps |= {name: leaves[name] for name in estimator.numbers}
             if estimator.module.needs_log_prob:
                 steps["log_pi"] = spread(log_prob_of(params).detach(), included, rows).reshape(layout.shape)
@@ -184,6 +170,21 @@ def loss_case(family: str) -> Callable[..., Case]:
     return make
 
 
+def loss_options(draw: Draw, shared: bool) -> Dict[str, Any]:
+    options = {
+        "entropy_coef": draw.one_of((0.0, 0.01, 0.5)),
+        "critic_coef": draw.one_of((None, 0.5, 1.0, 1.0)),
+        "loss_critic_type": draw.one_of(("l1", "l2", "smooth_l1")),
+        "reduction": draw.one_of(("mean", "sum", "none")),
+        "clip_value": draw.one_of((None, 0.2, 1.0)),
+        "diagnostics": draw.chance(0.5),
+        "separate_losses": shared and draw.chance(0.5),
+    }
+    if options["critic_coef"] is None:
+        options["clip_value"] = None
+    return options
+
+
 NUMBERS = ("entropy_coef", "critic_coef", "clip_value")
 
 
@@ -202,7 +203,7 @@ def loss_layout(draw: Draw, agents: bool) -> Layout:
     )
 
 
-def shifted_numbers(layout: Layout, done: Tensor, draw: Draw) -> Tensor:
+def shifted_numbers(layout: Layout, done: Tensor) -> Tensor:
     """The next observation of a step is the observation of the next step, except where that step is not the next one of the trace."""
     number = torch.arange(done.numel(), dtype=torch.float32).reshape(layout.shape)
     dim, length = layout.time_dim, layout.shape[layout.time_dim]
