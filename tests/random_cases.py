@@ -222,7 +222,8 @@ def compare(actual: Tensor, exact: Tensor, size: Tensor, roundings: Tensor, eps:
     if info.eps > eps:
         bound += COARSE_BOUND * info.eps * size
     error = (actual.double() - exact).abs()
-    ratio = torch.where(size < info.max / 4, error / bound, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
+    # A size beyond the limit means that the result overflows, or that rounding errors are divided by each other.
+    ratio = torch.where(size < min(info.max / 4, 1e30), error / bound, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
     at = int(ratio.argmax())
     place = list(np.unravel_index(at, actual.shape))
     values = (x.reshape(-1)[at].item() for x in (actual, exact, bound))

@@ -14,6 +14,7 @@ from rounding import through, value_and_size
 from torch import Tensor, nn
 
 from a2c_compiled import A2CLoss
+from a2c_compiled.distributions import TanhNormal
 
 DISTRIBUTIONS = {
     str(case): case
@@ -52,6 +53,8 @@ def loss_case(family: str) -> Callable[..., Case]:
         distribution, reference = distribution_case.distribution, distribution_case.reference
         params = distribution_case.prepare(draw.normal((rows, distribution.num_params), dtype=torch.float64)).to(draw.dtype)
         action = distribution_case.action(params.double(), seed)
+        if isinstance(distribution, TanhNormal):  # away from the bounds, where arctanh loses digits
+            action = 0.5 * action + 0.5 * distribution.mode(params.double())
         action = action.to(torch.float32 if action.is_floating_point() and draw.dtype != torch.float64 else action.dtype)
         with torch.no_grad():
             on_policy = reference(params.double()).log_prob(action)
@@ -253,7 +256,9 @@ def losses(
             bound = torch.where(change >= limit, limit, -limit)
             other = distance_of(old + bound - target, options["loss_critic_type"])
             larger = torch.where(distance >= other, torch.where(distance <= other, (distance + other) * 0.5, distance), other)
-            distance = torch.where(clipped, larger, distance)
+            # Without a clip, old + change is the value, but the library rounds this sum.
+            same = distance_of(old + change - target, options["loss_critic_type"])
+            distance = torch.where(clipped, larger, (distance + same) * 0.5)
         result.append(reduced(distance * numbers["critic_coef"]))
     if "entropy" in steps and options["entropy_coef"]:
         result += [mean(steps["entropy"]).detach(), reduced(-(steps["entropy"] * numbers["entropy_coef"]))]
