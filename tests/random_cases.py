@@ -40,7 +40,7 @@ FAMILIES = {"estimators": random_estimators.FAMILIES, "loss": random_losses.FAMI
 BOUND = 4.0
 COARSE_BOUND = 2.0
 GROWTH = 2.0**-22
-TOGETHER = 100_000  # number of steps that go through the oracle's loop together
+TOGETHER = 50_000  # number of steps that go through the oracle's loop together
 LONGEST = {"cpp": 2048, "torch": 300, "triton": 33}
 
 
