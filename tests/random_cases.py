@@ -136,12 +136,15 @@ def scanned(
 ) -> List[Any]:
     """Runs the oracle's loop over the columns of all cases at once, and returns the results of each case."""
     joined = {}
-    # No result depends on an entry before the first step of a piece: repeat the last step there.
+    # Before the first step of a piece, repeat its last step. No result depends on these entries: most loops run backwards, and "done" ends
+    # the others there.
     takes = [torch.from_numpy(np.where(index < 0, index[-1], index)) for index in indices]
     for name in prepared[0]:
         joined[name] = torch.cat(
             [case.layout.time_first(one[name]).take(take) for case, one, take in zip(group, prepared, takes, strict=True)], 1
         )
+    if "done" in joined:
+        joined["done"] = joined["done"] | torch.cat([torch.from_numpy(index < 0) for index in indices], 1)
     name = group[0].scan or ""
     names = oracle_names(name)
     time_first = {argument: 0 for argument in ("time_dim", "dim") if argument in names}

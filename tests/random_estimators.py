@@ -72,11 +72,12 @@ def function_case(name: str) -> Callable[..., Case]:
         length = layout.shape[layout.time_dim]
         own = cases.argument_names(name)
         arguments = {**data(draw, layout.shape), **coefficients(draw, layout.shape, own)}
+        arguments["x"] = arguments["reward"]
         options: Dict[str, Any] = {}
         if name == "reverse_scan":
             kind = draw.one_of((layout.shape, layout.shape, (1,) * len(layout.shape)))
             decay = draw.uniform(kind, -1.0 if draw.chance(0.3) else 0.2, 1.0) * draw.flags(kind, 0.9)
-            arguments = {"x": arguments["reward"], "decay": decay.to(draw.dtype)}
+            arguments = {"x": arguments["x"], "decay": decay.to(draw.dtype)}
         if name == "td0_return_estimate" and arguments["terminated"] is None:
             arguments["terminated"] = arguments["done"]
         if name == "n_step_return_estimate":
@@ -178,7 +179,7 @@ class Module(NamedTuple):
 
     def standardized(self, x: Any, group: Any) -> Any:
         eps = STANDARDISING[type(self.module).__name__][1]
-        return standardized(x, eps, self.layout.mask, group, getattr(self.module, "agent_dim", None))
+        return standardized(x, eps, self.layout.mask, group, self.module.agent_dim if self.module.several_agents else None)
 
     def of_each_agent(self, x: Any) -> Any:
         """Returns a signal of the team for each agent."""

@@ -14,9 +14,6 @@ from a2c_compiled.export.tracing import scan_doubling
 from a2c_compiled.kernels import cpu_scan, torch_scan
 from a2c_compiled.kernels.scan_forms import LINEAR_SCAN, LINEAR_SCAN_TRANSPOSED
 
-# Triton's interpreter computes with numpy, which warns about NaN and infinity.
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
-
 ROWS = 2000
 DIRECTIONS = pytest.mark.parametrize("reverse", [True, False], ids=["reverse", "forward"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

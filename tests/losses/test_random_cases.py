@@ -60,7 +60,7 @@ FAULTS = {
     "a detached critic": (
         "A2CLoss",
         estimation,
-        "match_dims",
+        "checked_values",
         lambda function: lambda *arguments: function(*arguments).detach(),
     ),
     "mean over the included steps": ("A2CLoss", a2c, "_mean", lambda function: lambda x, mask: function(x, None)),
