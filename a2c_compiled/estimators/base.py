@@ -29,6 +29,7 @@ class Steps(NamedTuple):
             policy.
         order: ``[*B, T, *F]``, int64, or None: with ``skip_masked``, the caller's index of the step at each place along time. A
             coefficient that has one entry per step is in the caller's order: convert it with :meth:`ValueEstimator.in_order`.
+        mask, cu_seqlens: for an estimator with ``reads_mask``, the arguments of :meth:`ValueEstimator.forward`; otherwise None.
     """
 
     gamma: Tensor
@@ -40,6 +41,8 @@ class Steps(NamedTuple):
     log_pi: Optional[Tensor]
     log_mu: Optional[Tensor]
     order: Optional[Tensor] = None
+    mask: Optional[Tensor] = None
+    cu_seqlens: Optional[Tensor] = None
 
 
 _ARGUMENTS = (*Steps._fields[1:8], "steps_to_next_obs", "group", "mask", "cu_seqlens")
@@ -59,6 +62,8 @@ class ValueEstimator(CoefficientModule):
       :func:`~a2c_compiled.estimators.make_value_estimator` then accepts this name;
     * set ``needs_log_prob = True``, if :meth:`estimate` reads ``log_pi`` and ``log_mu``;
     * set ``has_trace = False``, if the result of a step does not depend on later steps;
+    * set ``reads_mask = True``, if :meth:`estimate` itself takes account of ``steps.mask`` and ``steps.cu_seqlens``. Otherwise
+      :meth:`forward` changes values and flags at excluded steps and at the ends of sequences;
     * set ``several_agents = True``, if the values have a dimension of agents, ``agent_dim``, which rewards and flags may lack;
     * override :meth:`standardizes_reward` or :meth:`standardizes_advantage`, if the subclass has an option to standardise.
 
@@ -83,18 +88,22 @@ class ValueEstimator(CoefficientModule):
     """
 
     # TorchScript lets subclasses inherit __constants__, but not Final annotations.
-    __constants__ = ["needs_log_prob", "several_agents", "has_trace", "agent_dim"]
+    __constants__ = ["needs_log_prob", "several_agents", "has_trace", "reads_mask", "agent_dim"]
 
     needs_log_prob: bool = False
     several_agents: bool = False
     agent_dim: int = -2
     has_trace: bool = True
     """Whether the result of a step depends on later steps."""
+    reads_mask: bool = False
+    """Whether :meth:`estimate` takes account of masks and packed sequences. A subclass that overrides it must set this again."""
     gamma: Tensor
 
     def __init_subclass__(cls, name: Optional[str] = None) -> None:
         """Registers the subclass as ``name``, if the class statement passes a name."""
         super().__init_subclass__()
+        if "reads_mask" not in cls.__dict__ and {"estimate", "returns"} & {*cls.__dict__}:
+            cls.reads_mask = False
         if name is not None:
             REGISTERED[name] = cls
 
@@ -197,8 +206,11 @@ class ValueEstimator(CoefficientModule):
             terminated,
             None if log_pi is None else self.source(log_pi),
             None if log_mu is None else self.source(log_mu),
+            None,
+            mask if self.reads_mask else None,
+            cu_seqlens if self.reads_mask else None,
         )
-        if mask is None and cu_seqlens is None:
+        if self.reads_mask or (mask is None and cu_seqlens is None):
             advantage, value_target = self.estimate(steps)
         else:
             advantage, value_target = self._prepared_estimate(steps, mask, cu_seqlens)

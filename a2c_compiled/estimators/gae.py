@@ -27,6 +27,7 @@ class GAE(ValueEstimator, name="GAE"):
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.generalized_advantage_estimate`.
     """
 
+    reads_mask = True
     lmbda: Tensor
 
     def __init__(
@@ -48,13 +49,16 @@ class GAE(ValueEstimator, name="GAE"):
         """Computes GAE."""
         return generalized_advantage_estimate(
             steps.gamma,
-            self.in_order(self.lmbda, steps),
+            self.lmbda,
             steps.state_value,
             steps.next_state_value,
             steps.reward,
             steps.done,
             steps.terminated,
             self.time_dim,
+            steps.cu_seqlens,
+            steps.mask,
+            self.skip_masked,
         )
 
     def standardizes_advantage(self) -> bool:

@@ -17,6 +17,7 @@ from a2c_compiled.functional import (
     upgo_return_estimate,
 )
 from a2c_compiled.functional.arguments import check_steps
+from a2c_compiled.functional.steps import zero_where_excluded
 
 
 class TDEstimator(ValueEstimator):
@@ -62,9 +63,12 @@ class TDEstimator(ValueEstimator):
             None,
             None,
             steps.order,
+            steps.mask,
+            steps.cu_seqlens,
         )
         value_target = self.returns(wide)
-        return ValueEstimate((value_target - wide.state_value).to(dtype), value_target.to(dtype))
+        advantage = zero_where_excluded(value_target - wide.state_value, steps.mask)
+        return ValueEstimate(advantage.to(dtype), value_target.to(dtype))
 
     def returns(self, steps: Steps) -> Tensor:
         """Computes the return, which is the value target. Subclasses override it.
@@ -141,10 +145,21 @@ class TD1Estimator(TDEstimator, name="TD1"):
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td1_return_estimate`.
     """
 
+    reads_mask = True
+
     def returns(self, steps: Steps) -> Tensor:
         """Computes the TD(1) return, with the shape and dtype of ``steps.reward``."""
         return td1_return_estimate(
-            steps.gamma, steps.next_state_value, steps.reward, steps.done, steps.terminated, None, self.time_dim
+            steps.gamma,
+            steps.next_state_value,
+            steps.reward,
+            steps.done,
+            steps.terminated,
+            None,
+            self.time_dim,
+            steps.cu_seqlens,
+            steps.mask,
+            self.skip_masked,
         )
 
 
@@ -164,6 +179,8 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
     Errors: see :class:`a2c_compiled.estimators.ValueEstimator`.
     Formula, shapes, dtypes and source: see :func:`a2c_compiled.functional.td_lambda_return_estimate`.
     """
+
+    reads_mask = True
 
     lmbda: Tensor
 
@@ -186,13 +203,16 @@ class TDLambdaEstimator(TDEstimator, name="TDLambda"):
         """Computes the TD(lambda) return, with the shape and dtype of ``steps.reward``."""
         return td_lambda_return_estimate(
             steps.gamma,
-            self.in_order(self.lmbda, steps),
+            self.lmbda,
             steps.next_state_value,
             steps.reward,
             steps.done,
             steps.terminated,
             None,
             self.time_dim,
+            steps.cu_seqlens,
+            steps.mask,
+            self.skip_masked,
         )
 
 

@@ -33,6 +33,7 @@ class VTrace(ValueEstimator, name="VTrace"):
     """
 
     needs_log_prob = True
+    reads_mask = True
     rho_thresh: Tensor
     c_thresh: Tensor
     pg_rho_thresh: Optional[Tensor]
@@ -61,7 +62,7 @@ class VTrace(ValueEstimator, name="VTrace"):
 
     def estimate(self, steps: Steps) -> ValueEstimate:
         """Computes V-trace. Raises ValueError if ``log_pi`` or ``log_mu`` is None."""
-        log_pi, log_mu, pg_rho_thresh = steps.log_pi, steps.log_mu, self.pg_rho_thresh
+        log_pi, log_mu = steps.log_pi, steps.log_mu
         if log_pi is None:
             raise ValueError("log_pi: expected the log-probability of the action under the current policy, got None")
         if log_mu is None:
@@ -75,12 +76,14 @@ class VTrace(ValueEstimator, name="VTrace"):
             steps.reward,
             steps.done,
             steps.terminated,
-            self.in_order(self.rho_thresh, steps),
-            self.in_order(self.c_thresh, steps),
+            self.rho_thresh,
+            self.c_thresh,
             self.time_dim,
-            None,
-            None if pg_rho_thresh is None else self.in_order(pg_rho_thresh, steps),
-            self.in_order(self.lmbda, steps),
+            steps.cu_seqlens,
+            self.pg_rho_thresh,
+            self.lmbda,
+            steps.mask,
+            self.skip_masked,
         )
 
     def standardizes_advantage(self) -> bool:

@@ -604,3 +604,19 @@ def test_a_subclass_decides_whether_it_standardises_advantages_or_rewards():
     ):
         for result, expected in zip(mine(*arguments), other(*arguments), strict=True):
             assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("skip_masked", [False, True])
+def test_a_subclass_that_overrides_estimate_gets_steps_without_a_mask(skip_masked):
+    class Own(GAE):
+        def estimate(self, steps):
+            assert steps.mask is None
+            assert steps.cu_seqlens is None
+            return super().estimate(steps)
+
+    steps = inputs(GAE, make_steps((9, 4)))
+    mask = per_step((9, 4)) < 0.8
+    options = {"mask": mask, "cu_seqlens": torch.tensor([0, 4, 9])}
+    own, library = (kind(skip_masked=skip_masked)(**poisoned(steps, ~mask, {"reward"}), **options) for kind in (Own, GAE))
+    torch.testing.assert_close(own, library)
+    assert library.advantage.isfinite().all()
