@@ -83,10 +83,31 @@ FAULTS = (
         ("tests/kernels",),
     ),
     Fault(
+        "C++: parts of a row lose NaN where a product of decays underflows",
+        "a2c_compiled/kernels/cpu/scan.h",
+        "!are_finite(tile.x, count) || !are_finite(&carry, 1)",
+        "false",
+        ("tests/kernels/test_not_finite.py",),
+    ),
+    Fault(
+        "C++: the trace passes into an excluded step",
+        "a2c_compiled/kernels/cpu/scan.h",
+        " | ((k == kDone) & excluded(last ? 0 : 1))",
+        "",
+        ("tests/kernels/test_masked_forms.py",),
+    ),
+    Fault(
+        "Triton: results that are not finite are not computed again",
+        "a2c_compiled/kernels/triton/kernel.py",
+        "elif tl.sum(zero_if_finite) != 0:",
+        "elif tl.sum(zero_if_finite) == 1:",
+        ("tests/kernels/test_triton_interpreter.py", "tests/kernels/test_not_finite.py"),
+    ),
+    Fault(
         "torch: doubling lets NaN pass a zero decay",
         "a2c_compiled/kernels/torch_scan.py",
-        "a_far.masked_fill(cut, 0.0)",
-        "a_far",
+        "torch.where(passes & (a_far != 0), product, 0.0), y",
+        "torch.where(passes, product, 0.0), y",
         ("tests/kernels", "tests/ops"),
     ),
     Fault(
