@@ -10,7 +10,8 @@ from masked_oracle import pieces_of
 from torch import Tensor
 
 COEFFICIENTS = ("gamma", "lmbda", "rho_thresh", "c_thresh", "pg_rho_thresh")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, *HALF)
 JUNK = (float("nan"), float("inf"), -float("inf"), -1.0, 1e4, 0.0)
 VIEWS = (
     cases.contiguous,
