@@ -231,6 +231,16 @@ def _plan(
     tiles = triton.cdiv(length, blocks.chunks * blocks.steps)
     tiles_per_split = triton.cdiv(tiles, blocks.splits)
     splits = triton.cdiv(tiles, tiles_per_split)
+    extents = [sum((size - 1) * step for size, step in zip((batches, length, rows), stride, strict=True)) for stride in data]
+    layout = (
+        shared,
+        vector,
+        rows_contiguous,
+        bool(form.unmasked_name),
+        rows_contiguous and max(extents) < 2**31,
+        rows % blocks.rows == 0 and splits * tiles_per_split * blocks.chunks * blocks.steps == length,
+        batches == 1,
+    )
     device_form = DEVICE_FORMS[form.unmasked_name or form.name]
 
     def launch(split_programs: int, launch_mode: tl.constexpr) -> Launch:
@@ -248,7 +258,7 @@ def _plan(
             form.reverse,
             launch_mode.value,
             modes,
-            (shared, vector, rows_contiguous, bool(form.unmasked_name)),
+            layout,
             tl.float64 if dtype == torch.float64 else tl.float32,
             blocks.rows,
             blocks.steps,

@@ -47,7 +47,6 @@ EVERY_SHAPE = [
     for rows in (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
     if (shape := (steps, rows)) and steps * rows <= 2**26
 ]
-OLD_PTXAS = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 FORWARD = ("linear_scan", "reward2go", "gae", "td_lambda")
 # Forms that may use at most 128 registers, with which 16 warps fit on a multiprocessor.
 # Exceptions: (target, form) that uses more registers for the second flag of the step before.
@@ -61,11 +60,11 @@ def test_compiles_without_spills(target):
     kernels = _compile_elsewhere(target)
     assert len(kernels) > 20
     for kernel in kernels:
-        # 8 bytes are allowed in three cases, where they do not mean that registers are missing: ptxas of Triton 3.6 spills them with only
-        # 80 registers in use; in float64, ptxas gives up a register so that one more program fits; the backward of V-trace has the
+        # 8 bytes are allowed in three cases, where they do not mean that registers are missing: ptxas sometimes spills them with only 80
+        # registers in use; in float64, ptxas gives up a register so that one more program fits; the backward of V-trace has the
         # most operands, and two spilled registers per step cost nothing beside its loads.
         wide = kernel["dtype"] == "torch.float64" or kernel["form"] == "vtrace_backward"
-        assert kernel["spills"] <= (8 if wide or OLD_PTXAS else 0), kernel
+        assert kernel["spills"] <= (8 if wide or kernel["registers"] <= 80 else 0), kernel
         assert kernel["registers"] <= TARGETS[target].registers, kernel
         if kernel["form"] in HOT and kernel["plain"]:
             assert kernel["registers"] <= MORE_REGISTERS.get((target, kernel["form"]), 128), kernel

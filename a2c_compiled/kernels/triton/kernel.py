@@ -36,6 +36,17 @@ NUMBER, SCALAR, PER_STEP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 WHOLE, REDUCE, RESUME = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
+# The entries of the argument LAYOUT.
+# SHARED: whether all operands have the same strides.
+# VECTOR: the number of adjacent elements of an aligned group, or 0 if the elements are not contiguous in every operand.
+# ROWS_CONTIGUOUS: whether rows (instead of time) are the contiguous axis.
+# MASKED: whether the last flag is a mask.
+# SMALL: whether rows are contiguous and every offset fits in 32 bits. If time is contiguous, 64-bit offsets take no more instructions.
+# DIVIDED: whether the tiles divide the data, so that no element of a tile is outside of it.
+# ONE_BATCH: whether there is one batch.
+SHARED, VECTOR, ROWS_CONTIGUOUS, MASKED, SMALL, DIVIDED, ONE_BATCH = (tl.constexpr(i) for i in range(7))
+
+
 @triton.jit
 def _compose(a, x, a_t, x_t):
     """Returns the map ``(a, x)`` followed by the map ``(a_t, x_t)``."""
@@ -74,15 +85,19 @@ def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
 
 @triton.jit
 def _offset(stride, place, LAYOUT: tl.constexpr):
-    """Returns the offsets, int64, of the elements at ``place``: (batch, time, row, number of steps)."""
+    """Returns the offsets of the elements at ``place``: (batch, time, row, number of steps)."""
     batch, time, row = place[0], place[1], place[2]
-    offset = batch.to(tl.int64) * stride[0] + time.to(tl.int64) * stride[1] + row.to(tl.int64) * stride[2]
+    if not LAYOUT[SMALL]:
+        time, row = time.to(tl.int64), row.to(tl.int64)
+    offset = time * stride[1] + row * stride[2]
+    if not LAYOUT[ONE_BATCH]:
+        offset += (batch if LAYOUT[SMALL] else batch.to(tl.int64)) * stride[0]
     # Triton distributes a tile over threads by these hints. For the contiguous axis the hints are true. With the hints, flags have the
     # distribution of values, so accesses are as wide as the tuning table says; otherwise Triton would distribute flags differently. The
     # hint for chunks (the 2) only ranks the axes: warps spread over chunks before steps, so that one thread scans its steps in registers.
-    vector: tl.constexpr = LAYOUT[1]
+    vector: tl.constexpr = LAYOUT[VECTOR]
     if vector > 0:
-        if LAYOUT[2]:
+        if LAYOUT[ROWS_CONTIGUOUS]:
             offset = tl.max_contiguous(tl.multiple_of(offset, [vector, 1, 1]), [16, 1, 2])
         else:
             offset = tl.max_contiguous(tl.multiple_of(offset, [1, vector, 1]), [1, 16, 2])
@@ -97,7 +112,7 @@ def _load(pointers, strides, place, mask, FIRST: tl.constexpr, SHIFT: tl.constex
     """
     loaded = ()
     for i in tl.static_range(len(pointers)):
-        stride = strides[0 if LAYOUT[0] else FIRST + i]
+        stride = strides[0 if LAYOUT[SHARED] else FIRST + i]
         offset = _offset(stride, place, LAYOUT) + SHIFT * stride[1]
         loaded = loaded + (tl.load(pointers[i] + offset, mask=mask, other=0).to(TYPE),)  # type: ignore[assignment]
     return loaded
@@ -126,7 +141,7 @@ def _load_step(
             loaded = loaded + _load(pointers, strides, place, mask, first_coefficient + i, SHIFT, LAYOUT, TYPE)
     loaded_values = _load(values, strides, place, mask, 1, SHIFT, LAYOUT, TYPE)
     loaded_flags = _load(flags, strides, place, mask, first_flag, SHIFT, LAYOUT, tl.int1)
-    if LAYOUT[3]:
+    if LAYOUT[MASKED]:
         last: tl.constexpr = len(flags) - 1
         included = loaded_flags[last]
         has_next = mask & (place[1] + (SHIFT + 1) < place[3])
@@ -183,7 +198,7 @@ def scan_step_by_step(
         y_next = y
         y = tl.where((a == 0) | (time == first), x, x + a * y_next)
         results = OUTPUTS(here, before, after, last, y, y_next)
-        if LAYOUT[3]:
+        if LAYOUT[MASKED]:
             results = _zero_unless(here[2][len(here[2]) - 1], results)
         offset = _offset(strides[0], place, LAYOUT)
         for k in tl.static_range(len(outputs)):
@@ -249,19 +264,18 @@ def scan_kernel(
         REVERSE: whether the scan runs in reverse time.
         LAUNCH_MODE: WHOLE, REDUCE or RESUME.
         MODES: how each coefficient is passed, NUMBER, SCALAR or PER_STEP.
-        LAYOUT: a tuple: whether all operands have the same strides; the number of adjacent elements of an aligned group, or 0 if the
-            elements are not contiguous in every operand; whether rows (instead of time) are the contiguous axis; whether the last flag
-            is a mask.
+        LAYOUT: a tuple of the properties SHARED to ONE_BATCH.
         TYPE: the dtype of the computation.
         SPLITS: ``splits`` rounded up to a power of two.
         ONE_CHUNK: whether one chunk has all steps. No value other than 0 then enters a chunk.
     """
     # A reverse scan loads its steps in descending order, so that the scan runs forward over the tile. But if time is contiguous, the kernel
     # loads the steps in ascending order, for wide accesses, and the scan runs backwards over the tile.
-    BACKWARDS: tl.constexpr = REVERSE and not LAYOUT[2]
-    blocks = tl.cdiv(rows, ROWS)
-    batch = tl.program_id(0) // blocks
-    row = ((tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS))[:, None, None]
+    BACKWARDS: tl.constexpr = REVERSE and not LAYOUT[ROWS_CONTIGUOUS]
+    blocks = tl.num_programs(0) if LAYOUT[ONE_BATCH] else tl.cdiv(rows, ROWS)
+    batch = 0 if LAYOUT[ONE_BATCH] else tl.program_id(0) // blocks
+    block = tl.program_id(0) if LAYOUT[ONE_BATCH] else tl.program_id(0) % blocks
+    row = (block * ROWS + tl.arange(0, ROWS))[:, None, None]
     step = tl.arange(0, STEPS)[None, :, None]
     chunk = tl.arange(0, CHUNKS)[None, None, :]
     time_in_tile = (CHUNKS - 1 - chunk if REVERSE else chunk) * STEPS
@@ -270,22 +284,22 @@ def scan_kernel(
     # mask is constant over a vector.
     row_end = rows
     time_end = length
-    if LAYOUT[1] > 1:
-        if LAYOUT[2]:
-            row_end = rows // LAYOUT[1] * LAYOUT[1]
+    if LAYOUT[VECTOR] > 1:
+        if LAYOUT[ROWS_CONTIGUOUS]:
+            row_end = rows // LAYOUT[VECTOR] * LAYOUT[VECTOR]
         else:
-            time_end = length // LAYOUT[1] * LAYOUT[1]
+            time_end = length // LAYOUT[VECTOR] * LAYOUT[VECTOR]
 
     split = tl.program_id(1)
     if LAUNCH_MODE == REDUCE:
         split += 1 if REVERSE else 0  # no split reads the aggregate of the split that the scan reaches last
-    aggregate = batch.to(tl.int64) * rows + row
-    aggregate_stride = (tl.num_programs(0) // blocks).to(tl.int64) * rows
+    aggregate = row if LAYOUT[ONE_BATCH] else batch.to(tl.int64) * rows + row  # type: ignore[union-attr]
+    aggregate_stride = (1 if LAYOUT[ONE_BATCH] else (tl.num_programs(0) // blocks).to(tl.int64)) * rows
     carry = tl.full([ROWS, 1, 1], 0, TYPE)
     decay_so_far = tl.full([ROWS, 1, 1], 1, TYPE)
     # 0 * y, added over the results: 0, or NaN if a result is NaN or infinite. Adding it first over the steps of a thread saves registers:
     # a thread has all steps of a chunk if rows are contiguous, otherwise groups of adjacent steps.
-    adjacent: tl.constexpr = STEPS if LAYOUT[2] else (LAYOUT[1] if LAYOUT[1] > 1 else 1)
+    adjacent: tl.constexpr = STEPS if LAYOUT[ROWS_CONTIGUOUS] else (LAYOUT[VECTOR] if LAYOUT[VECTOR] > 1 else 1)
     zero_if_finite = tl.full([ROWS, STEPS // adjacent, CHUNKS], 0, TYPE)
     if LAUNCH_MODE == RESUME:
         carry = _resume(aggregates, aggregate, aggregate_stride, row < rows, split, splits, REVERSE, SPLITS)
@@ -296,7 +310,7 @@ def scan_kernel(
         last = time == length - 1
         place = (batch, time, row, length)
         tensors = (coefficients, values, flags)
-        inside = (time < time_end) & (row < row_end)
+        inside = tl.full([1, 1, 1], 1, tl.int1) if LAYOUT[DIVIDED] else (time < time_end) & (row < row_end)
         here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
         before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
         after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
@@ -327,7 +341,7 @@ def scan_kernel(
             if NEEDS_NEXT:
                 y_next = x_next if ONE_CHUNK else x_next + a_next * entry
             results = OUTPUTS(here, before, after, last, y, y_next)
-            if LAYOUT[3]:
+            if LAYOUT[MASKED]:
                 results = _zero_unless(here[2][len(here[2]) - 1], results)
             offset = _offset(strides[0], place, LAYOUT)
             for k in tl.static_range(len(outputs)):
@@ -355,6 +369,6 @@ def scan_kernel(
             OUTPUTS,
             REVERSE,
             MODES,
-            (LAYOUT[0], 0, LAYOUT[2], LAYOUT[3]),
+            (LAYOUT[SHARED], 0, LAYOUT[ROWS_CONTIGUOUS], LAYOUT[MASKED], LAYOUT[SMALL], False, LAYOUT[ONE_BATCH]),
             TYPE,
         )

@@ -41,7 +41,7 @@ class Blocks(NamedTuple):
 # (streams, elements): if a step has at most `streams` values and outputs, a thread holds `elements` elements (rows x steps) of each. More
 # streams need more registers per element.
 _ELEMENTS = ((6, 16), (11, 8), (math.inf, 4))
-_MIN_ELEMENTS = 4
+_MIN_ELEMENTS, _MOST_ELEMENTS = 4, 16
 _MAX_WARPS = 8
 _MAX_SPLITS = 128
 _THREADS_PER_MULTIPROCESSOR = 2048
@@ -110,8 +110,9 @@ def _rows_contiguous(
     warps = _power_of_two(16 * multiprocessors // programs, _MAX_WARPS)
     max_chunks = max(1, warp_size // lanes) * warps
     steps = elements // vector
-    if length > steps * max_chunks:
-        # The program loops over tiles. The loop needs registers too.
+    loops = length > steps * max_chunks
+    if loops and (elements < _MOST_ELEMENTS or rows % width or length % (steps * max_chunks)):
+        # The loop over tiles needs registers, and so do many streams and the masks of tiles that do not divide the data.
         steps = max(_MIN_ELEMENTS, elements // 2) // vector
     chunks = min(max_chunks, _power_of_two(_ceil_div(length, steps)))
     return Blocks(width, steps, chunks, max(1, lanes * chunks // warp_size), vector)
