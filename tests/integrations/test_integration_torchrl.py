@@ -202,7 +202,7 @@ FALLBACKS = {
     "a subclass": lambda steps: [*steps[:4], steps[4].as_subclass(Subclass), *steps[5:]],
     "mixed dtypes": lambda steps: [*steps[:4], steps[4].double(), *steps[5:]],
     "flags that are integers": lambda steps: [*steps[:5], *(flag.to(torch.int8) for flag in steps[5:])],
-    "a gamma in another dtype": lambda steps: [steps[0].double(), *steps[1:]],
+    "a gamma per step in another dtype": lambda steps: [steps[0].double().expand_as(steps[2]).clone(), *steps[1:]],
     "a gamma to broadcast": lambda steps: [steps[0].expand(7, 1).clone(), *steps[1:]],
     "no steps": lambda steps: [one[:, :0] if one.dim() else one for one in steps],
 }
@@ -217,6 +217,18 @@ def test_unsupported_arguments_are_left_to_torchrl_and_counted(kind):
     assert (acceleration.calls, sum(acceleration.fallbacks.values())) == (0, 1)
     for one, other in zip(actual, expected, strict=True):
         assert type(one) is type(other)
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other)
+
+
+def test_a_zero_dimensional_gamma_in_another_dtype_is_served_in_the_dtype_of_the_data():
+    gamma, *steps = operands("generalized_advantage_estimate")
+    assert steps[1].dtype == torch.float32
+    expected = ORIGINALS["generalized_advantage_estimate"](gamma.double(), *steps)
+    with accelerate() as acceleration:
+        actual = functional.generalized_advantage_estimate(gamma.double(), *steps)
+    assert acceleration.calls == 1
+    for one, other in zip(actual, expected, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other)
 
