@@ -50,6 +50,12 @@ def check_mask(name: str, mask: Tensor) -> None:
         raise TypeError(f"{name}: expected dtype torch.bool, got {mask.dtype}")
 
 
+def check_optional_mask(mask: Optional[Tensor]) -> None:
+    """Raises TypeError unless ``mask`` is a bool tensor or None."""
+    if mask is not None:
+        check_mask("mask", mask)
+
+
 def check_real(name: str, tensor: Tensor) -> None:
     """Raises TypeError if ``tensor`` holds no real numbers: if its dtype is bool or complex."""
     if not tensor.is_floating_point() and (tensor.dtype == torch.bool or tensor.is_complex()):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import ANY, POSITIVE, UNIT, CoefficientModule
-from a2c_compiled._kinds import check_mask, check_tensor, described
+from a2c_compiled._kinds import check_optional_mask, check_tensor, described
 from a2c_compiled._precision import widen
 from a2c_compiled.losses.moving_moments import MovingMoments, overwrite
 
@@ -100,8 +100,7 @@ class PercentileNorm(AdvantageNorm):
             TypeError: ``value_target`` is not a tensor, or ``mask`` is not a bool tensor.
         """
         check_tensor("value_target", value_target)
-        if mask is not None:
-            check_mask("mask", mask)
+        check_optional_mask(mask)
         if value_target.numel() == 0:
             return
         with torch.no_grad():
@@ -159,8 +158,7 @@ class RunningNorm(AdvantageNorm):
             TypeError: ``advantage`` is not a tensor, or ``mask`` is not a bool tensor.
         """
         check_tensor("advantage", advantage)
-        if mask is not None:
-            check_mask("mask", mask)
+        check_optional_mask(mask)
         self.moments.update(advantage, mask)
 
     def observe(self, advantage: Tensor, value_target: Tensor, mask: Optional[Tensor] = None) -> None:

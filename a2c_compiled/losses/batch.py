@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._kinds import check_mask, check_observation, check_tensor, check_tensors
+from a2c_compiled._kinds import check_observation, check_optional_mask, check_tensor, check_tensors
 from a2c_compiled.estimators import ValueEstimator
 from a2c_compiled.losses.a2c import check_shape
 
@@ -52,9 +52,7 @@ def check_entries(entries: Batch, action: Tensor) -> None:
     check_tensor("action", action)
     if action.requires_grad:
         raise ValueError("action: expected a tensor that does not require grad, got one that does")
-    mask = entries.mask
-    if mask is not None:
-        check_mask("mask", mask)
+    check_optional_mask(entries.mask)
 
 
 _TENSORS = tuple(name for name in Batch._fields if name not in ("observation", "next_observation", "extra_dims", "agent"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import CoefficientModule
-from a2c_compiled._kinds import check_mask, check_tensor, described
+from a2c_compiled._kinds import check_optional_mask, check_tensor, described
 from a2c_compiled._precision import widen
 from a2c_compiled.losses.moving_moments import MovingMoments, overwrite
 
@@ -98,8 +98,7 @@ class PopArt(CoefficientModule):
             TypeError: ``value_target`` is not a tensor, or ``mask`` is not a bool tensor.
         """
         check_tensor("value_target", value_target)
-        if mask is not None:
-            check_mask("mask", mask)
+        check_optional_mask(mask)
         with torch.no_grad():
             mean, deviation = self.moments.mean.clone(), self.moments.deviation()
             self.moments.update(value_target, mask)

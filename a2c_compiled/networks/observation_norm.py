@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule
-from a2c_compiled._kinds import check_mask, check_observation, check_tensor, integer
+from a2c_compiled._kinds import check_observation, check_optional_mask, check_tensor, integer
 from a2c_compiled._precision import widen
 from a2c_compiled.environments.protocol import Observation
 
@@ -61,8 +61,7 @@ class RunningMoments(CoefficientModule):
             ValueError: the shape of ``x`` or ``mask`` is wrong.
         """
         check_tensor("x", x)
-        if mask is not None:
-            check_mask("mask", mask)
+        check_optional_mask(mask)
         shape = self.mean.shape
         batch = x.shape[: x.dim() - len(shape)]
         if x.shape != batch + shape:
