@@ -153,6 +153,16 @@ def _load_step(
 
 
 @triton.jit
+def _load_steps(tensors, strides, place, inside, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr):
+    """Loads the steps ``t``, ``t-1`` and ``t+1`` for ``place``. A step that does not exist is 0, as elements that are not ``inside``."""
+    time, length = place[1], place[3]
+    here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
+    before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
+    after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+    return here, before, after
+
+
+@triton.jit
 def _zero_unless(condition, tensors):
     """Returns the tensors with 0 where the condition does not hold."""
     selected = ()
@@ -188,9 +198,7 @@ def scan_step_by_step(
         time = tl.zeros(row.shape, tl.int32) + t
         place = (batch, time, row, length)
         inside = row < rows
-        here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
-        before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
-        after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+        here, before, after = _load_steps(tensors, strides, place, inside, MODES, LAYOUT, TYPE)
         last = time == length - 1
         x = SOURCE(here, before, after, last)
         decaying = here if REVERSE else before
@@ -311,9 +319,7 @@ def scan_kernel(
         place = (batch, time, row, length)
         tensors = (coefficients, values, flags)
         inside = tl.full([1, 1, 1], 1, tl.int1) if LAYOUT[DIVIDED] else (time < time_end) & (row < row_end)
-        here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
-        before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
-        after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
+        here, before, after = _load_steps(tensors, strides, place, inside, MODES, LAYOUT, TYPE)
 
         x = SOURCE(here, before, after, last)
         decaying = here if REVERSE else before
