@@ -9,7 +9,7 @@ from a2c_compiled._kinds import check_tensor, flag
 from a2c_compiled._precision import widen
 from a2c_compiled.functional.arguments import Coefficient, coefficient, last_step_mask, time_dimension
 from a2c_compiled.functional.packed import sequence_ends
-from a2c_compiled.functional.steps import in_callers_order, masked_product, moved_operand, prepare_steps
+from a2c_compiled.functional.steps import in_callers_order, kernel_applies, masked_product, moved_operand, prepare_steps
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
 
@@ -124,9 +124,8 @@ def reward2go(
     """
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
-    if not torch.jit.is_scripting():
-        plain = next_state_value is None and terminated is None and type(skip_masked) is bool
-        if plain and cu_seqlens is None and not (mask is not None and skip_masked):
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if next_state_value is None and terminated is None and kernel_applies(mask, skip_masked, cu_seqlens):
             outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done, mask=mask)
             if outputs is not None:
                 return outputs[0]

@@ -4,7 +4,7 @@ The formulas read only the result: tensors that are 0 at excluded steps, and fla
 file.
 """
 
-from typing import Dict, NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -101,6 +101,11 @@ def prepare_steps(
     if ends is not None:
         trace_cut = trace_cut | ends
     return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, mask, order, place)
+
+
+def kernel_applies(mask: Optional[Tensor], skip_masked: Any, cu_seqlens: Optional[Tensor]) -> bool:
+    """Returns whether a kernel computes the formula from the caller's tensors alone: it reads a mask, if traces end there."""
+    return cu_seqlens is None and type(skip_masked) is bool and (mask is None or not skip_masked)
 
 
 def _order_and_place(mask: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from a2c_compiled.functional.arguments import Coefficient, check_steps, coeffici
 from a2c_compiled.functional.steps import (
     PreparedSteps,
     in_callers_order,
+    kernel_applies,
     masked_product,
     moved_coefficient,
     moved_operand,
@@ -153,7 +154,7 @@ def td_lambda_return_estimate(
     # None, and the code below runs.
     if not torch.jit.is_scripting():
         rolls = rolling_gamma is None or rolling_gamma is True
-        if rolls and cu_seqlens is None and type(skip_masked) is bool and not (mask is not None and skip_masked):
+        if rolls and kernel_applies(mask, skip_masked, cu_seqlens):
             ends = done, done if terminated is None else terminated
             outputs = direct(scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends, mask=mask)
             if outputs is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from a2c_compiled._precision import clamped_log_ratio, widen
 from a2c_compiled.functional.arguments import Coefficient, last_step_mask
-from a2c_compiled.functional.steps import in_callers_order, masked_product, moved_operand, prepare_steps
+from a2c_compiled.functional.steps import in_callers_order, kernel_applies, masked_product, moved_operand, prepare_steps
 from a2c_compiled.functional.value_estimate import ValueEstimate
 from a2c_compiled.kernels import scan_forms
 from a2c_compiled.ops import direct, fused_scan, linear_scan
@@ -93,7 +93,7 @@ def vtrace_advantage_estimate(
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if cu_seqlens is None and type(skip_masked) is bool and not (mask is not None and skip_masked):
+        if kernel_applies(mask, skip_masked, cu_seqlens):
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
             steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
             outputs = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps, mask=mask)
