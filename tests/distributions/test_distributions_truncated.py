@@ -5,6 +5,7 @@ from typing import List
 
 import pytest
 import torch
+from loops import loop_over
 from torch import Tensor
 
 from a2c_compiled._special_functions import (
@@ -86,9 +87,9 @@ def test_tails_and_narrow_boxes(
     assert distribution.entropy(params).item() == pytest.approx(entropy, abs=1e-6)
 
 
-@pytest.mark.parametrize("loc", [0.0, -1.0, 2.0, 1e4, -1e30, 1e30])
-@pytest.mark.parametrize("raw", [-1e30, -20.0, 0.0, 80.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@loop_over("loc", [0.0, -1.0, 2.0, 1e4, -1e30, 1e30])
+@loop_over("raw", [-1e30, -20.0, 0.0, 80.0])
 def test_extremes_are_finite(loc: float, raw: float, dtype: torch.dtype) -> None:
     distribution = TruncatedNormal(1, -1.0, 2.0, "exp")
     params = torch.tensor([[loc, raw]], dtype=dtype).expand(5, 2).clone().requires_grad_()

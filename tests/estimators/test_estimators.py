@@ -23,6 +23,7 @@ from cases import (
     per_step,
     poisoned,
 )
+from loops import loop_over
 from tolerances import assert_close
 
 from a2c_compiled import estimators, functional
@@ -101,9 +102,9 @@ def assert_equals_oracle(module, kind, options, arguments, **values):
     assert_equals(module, expected(kind, options, **values), arguments)
 
 
-@pytest.mark.parametrize(("shape", "time_dim"), [(SHAPE, -2), ((5, 6), -1), ((3, 6, 1), -2), ((2, 6, 3, 2), 1)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
+@loop_over(("shape", "time_dim"), [(SHAPE, -2), ((5, 6), -1), ((3, 6, 1), -2), ((2, 6, 3, 2), 1)])
+@loop_over("dtype", [torch.float64, torch.float32])
 def test_estimator_equals_the_oracle_with_gradients(kind, options, dtype, shape, time_dim):
     values = coefficients(kind, gamma=0.97, lmbda=0.9, rho_thresh=1.1, c_thresh=0.9, pg_rho_thresh=1.3, n=3, time_dim=time_dim)
     module = kind(**values, **options, differentiable=True)
@@ -155,8 +156,8 @@ def test_results_require_no_gradient_unless_differentiable(kind, options):
         assert same.requires_grad
 
 
-@pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
+@loop_over("differentiable", [False, True])
 def test_arguments_are_never_written_to(kind, options, differentiable):
     arguments = inputs(kind, make_steps(SHAPE))
     before = {name: value.clone() for name, value in arguments.items()}
@@ -164,8 +165,8 @@ def test_arguments_are_never_written_to(kind, options, differentiable):
     assert all(torch.equal(value, before[name]) for name, value in arguments.items())
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0, 0), (1, 1)], ids=str)
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
+@loop_over("shape", [(0, 3), (4, 0), (0, 0), (1, 1)])
 def test_empty_data_and_a_single_step_give_finite_results_and_gradients(kind, options, shape):
     results, gradients = evaluate(kind(**options, differentiable=True), inputs(kind, make_steps(shape)))
     for tensor in (*results, *gradients.values()):
@@ -195,8 +196,8 @@ def test_standardisation_divides_by_at_least_eps(kind):
     assert_close(advantage, torch.tensor([[0.125], [-0.125]], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "options"), VARIANTS, ids=VARIANT_IDS)
+@loop_over("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_results_have_the_rewards_dtype(kind, options, dtype):
     values = coefficients(kind, gamma=0.97, lmbda=0.9)
     module = kind(**values, **options, differentiable=True)
@@ -573,7 +574,7 @@ def test_vtrace_names_the_log_probability_that_is_missing(missing):
         VTrace()(**{**arguments, missing: None})
 
 
-@pytest.mark.parametrize(
+@loop_over(
     ("kind", "options", "name"),
     [(*variant, name) for variant in VARIANTS for name in inputs(variant[0], make_steps(SHAPE))],
 )

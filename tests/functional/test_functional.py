@@ -25,6 +25,7 @@ from cases import (
     poisoned,
     without_bootstrap,
 )
+from loops import loop_over
 from tolerances import assert_close
 
 from a2c_compiled import functional as F
@@ -46,29 +47,29 @@ def arguments_with_scalar_tensors(name, shape, time_dim=-2, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("shape", "time_dim"), LAYOUTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
+@loop_over(("shape", "time_dim"), LAYOUTS)
 def test_equals_the_oracle_in_every_layout_and_dtype(name, shape, time_dim, dtype):
     assert_equals_oracle(name, arguments_with_scalar_tensors(name, shape, time_dim, dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("shape", "time_dim"), [case for case in LAYOUTS if "300" not in case.id])
 @pytest.mark.parametrize("name", FUNCTIONS)
+@loop_over("dtype", [torch.float64, torch.bfloat16])
+@loop_over(("shape", "time_dim"), [case for case in LAYOUTS if "300" not in case.id])
 def test_scripted_equals_the_oracle_in_every_layout(name, shape, time_dim, dtype):
     assert_equals_oracle(name, arguments_with_scalar_tensors(name, shape, time_dim, dtype), "scripted")
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("name", FUNCTIONS)
+@loop_over("ends", ENDS)
 def test_equals_the_oracle_wherever_episodes_end(name, ends, mode):
     assert_equals_oracle(name, call_arguments(name, make_steps((9, 4), ends=ends)), mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("name", TERMINATED_OPTIONAL)
+@loop_over("ends", ENDS)
 def test_equals_the_oracle_without_terminated(name, ends, mode):
     arguments = call_arguments(name, make_steps((9, 4), ends=ends))
     del arguments["terminated"]
@@ -84,14 +85,14 @@ def test_terminated_none_means_done(name):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("name", FUNCTIONS)
+@loop_over(
     "view",
     [
         *VIEWS,
         pytest.param(lambda x: x.unsqueeze(-1).transpose(0, 1).contiguous().transpose(0, 1), id="channels_moved"),
     ],
 )
-@pytest.mark.parametrize("name", FUNCTIONS)
 def test_equals_the_oracle_on_views(name, view):
     steps = make_steps((10, 7))
     steps = type(steps)(*(view(tensor) for tensor in steps))
@@ -109,16 +110,16 @@ def test_moving_the_time_dimension_moves_the_result(name):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", COEFFICIENTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
+@loop_over("kind", COEFFICIENTS)
 def test_equals_the_oracle_for_every_kind_of_coefficient(name, kind, mode):
     shape = (6, 5)
     gamma, lmbda = COEFFICIENTS[kind](shape)
     assert_equals_oracle(name, call_arguments(name, make_steps(shape), gamma=gamma, lmbda=lmbda), mode)
 
 
-@pytest.mark.parametrize("kind", COEFFICIENTS)
 @pytest.mark.parametrize("name", OF_TIME)
+@loop_over("kind", COEFFICIENTS)
 def test_equals_the_oracle_for_every_kind_of_coefficient_over_many_steps(name, kind):
     shape = (45, 3)
     gamma, lmbda = COEFFICIENTS[kind](shape)
@@ -292,13 +293,12 @@ def test_gradients_are_finite_if_the_importance_weight_overflows(name):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("rolling_gamma", [True, None, False])
-@pytest.mark.parametrize(
+@pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
+@loop_over("rolling_gamma", [True, None, False])
+@loop_over(
     ("shape", "time_dim"),
     [((7,), -1), ((5, 3), -2), ((3, 5), 1), ((2, 3, 5, 4), -2), ((2, 5, 3, 4), 1), ((5, 2, 3), 0), ((1, 3), -2), ((35, 2), -2)],
-    ids=str,
 )
-@pytest.mark.parametrize("name", WITH_ROLLING_GAMMA)
 def test_equals_the_oracle_with_and_without_rolling_gamma(name, shape, time_dim, rolling_gamma, mode):
     steps = make_steps(shape)
     gamma, lmbda = per_step(shape), per_step(shape, seed=2)
@@ -321,8 +321,8 @@ def test_without_rolling_gamma_one_coefficient_per_step_is_enough(name, kind):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("shape", "time_dim"), EMPTY_LAYOUTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
+@loop_over(("shape", "time_dim"), EMPTY_LAYOUTS)
 def test_empty_data_gives_empty_results_and_gradients(name, shape, time_dim, mode):
     arguments = arguments_with_scalar_tensors(name, shape, time_dim)
     results, gradients = evaluate(function_in_mode(name, mode), arguments)
@@ -341,8 +341,8 @@ def test_empty_data_gives_empty_results_without_rolling_gamma(name, shape, mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("length", [8, 40])
 @pytest.mark.parametrize("name", WITH_NEXT_VALUE)
+@loop_over("length", [8, 40])
 def test_nan_in_the_next_value_of_a_terminated_step_reaches_neither_results_nor_gradients(name, length, mode):
     arguments = arguments_with_scalar_tensors(name, (length, 5))
     if name == "vtrace_advantage_estimate":
@@ -485,11 +485,11 @@ def test_a_terminated_step_ends_the_trace_whether_it_is_done_or_not(name, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize(
     ("name", "coefficient"),
     [(name, coefficient) for name in FUNCTIONS for coefficient in ("gamma", "lmbda") if coefficient in argument_names(name)],
 )
+@loop_over("value", [torch.nan, torch.inf])
 def test_a_coefficient_that_is_not_finite_at_a_terminated_step_changes_nothing(name, coefficient, value, mode):
     steps, function = make_steps((9, 4)), function_in_mode(name, mode)
     arguments = call_arguments(name, steps, gamma=per_step((9, 4))) | {coefficient: per_step((9, 4), seed=2)}

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from cases import FUNCTIONS, argument_names, call_arguments, function_in_mode, make_steps, per_step
+from loops import loop_over
 
 from a2c_compiled import functional
 from a2c_compiled._kinds import described
@@ -64,12 +65,7 @@ def wrong_arguments():
                 yield name, {"gamma": gamma, "rolling_gamma": False}, ValueError, ("rolling_gamma", "gamma", "[5, 3]", "False")
 
 
-def with_id(case):
-    name, changed, error, words = case
-    return pytest.param(*case, id=f"{name}-{'-'.join(changed) if len(changed) < 3 else 'all'}-{error.__name__}-{words[-1]}")
-
-
-@pytest.mark.parametrize(("name", "changed", "error", "words"), [with_id(case) for case in wrong_arguments()])
+@loop_over(("name", "changed", "error", "words"), wrong_arguments())
 def test_a_wrong_argument_raises_an_error_that_names_it(name, changed, error, words):
     with pytest.raises(error) as caught:
         getattr(functional, name)(**call_arguments(name, STEPS) | changed)

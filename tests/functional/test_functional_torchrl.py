@@ -12,6 +12,7 @@ from cases import (
     make_steps,
     per_step,
 )
+from loops import loop_over
 from tolerances import assert_close
 
 from a2c_compiled import functional
@@ -31,9 +32,9 @@ def assert_equals_torchrl(name, arguments, mode="eager"):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ends", ["some", "none", "all_terminated"])
-@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", LOOPS)
+@loop_over("ends", ["some", "none", "all_terminated"])
+@loop_over("shape", LAYOUTS)
 def test_equals_torchrl(name, shape, ends, mode):
     arguments = call_arguments(name, make_steps(shape, ends=ends), gamma=per_step(shape), lmbda=per_step(shape, seed=2))
     arguments.pop("time_dim", None)

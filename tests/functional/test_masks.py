@@ -7,6 +7,7 @@ import oracle
 import pytest
 import torch
 from cases import FUNCTIONS, argument_names, assert_equals, call_arguments, evaluate, function_in_mode, make_steps, per_step
+from loops import loop_over
 from tolerances import assert_close
 
 from a2c_compiled import functional
@@ -51,10 +52,10 @@ def assert_equals_data_without(name, arguments, mask, mode="eager", time_dim=-2,
     assert_equals(function_in_mode(name, mode), reference, {**filled(arguments, mask, junk), **options})
 
 
-@pytest.mark.parametrize("junk", [NAN, INFINITY, -1.0])
-@pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("time_dim", [-2, -1])
 @pytest.mark.parametrize("name", FUNCTIONS)
+@loop_over("junk", [NAN, INFINITY, -1.0])
+@loop_over("kind", MASKS)
 def test_equals_the_data_without_the_excluded_steps_whatever_they_hold(name, time_dim, kind, junk):
     shape = (T, N) if time_dim == -2 else (N, T)
     mask = MASKS[kind](shape, time_dim)

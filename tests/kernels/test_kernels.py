@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from cases import contiguous, interleaved, transposed
+from loops import loop_over
 from oracle import linear_scan
 from torch import Tensor
 
@@ -47,9 +48,9 @@ def expanded(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("scan", BACKENDS)
 @pytest.mark.parametrize("reverse", [True, False], ids=["reverse", "forward"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("decay_strides", [contiguous, transposed, interleaved, expanded])
-@pytest.mark.parametrize("x_strides", [contiguous, transposed, interleaved])
-@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
+@loop_over("decay_strides", [contiguous, transposed, interleaved, expanded])
+@loop_over("x_strides", [contiguous, transposed, interleaved])
+@loop_over(("shape", "dim"), SHAPES)
 def test_backend_equals_the_loop(scan, reverse, dtype, decay_strides, x_strides, shape, dim):
     generator = torch.Generator().manual_seed(0)
     x = x_strides(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))

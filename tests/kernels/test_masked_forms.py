@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from loops import loop_over
 from torch import Tensor
 
 from a2c_compiled.kernels import cpu_scan, scan_forms
@@ -51,10 +52,10 @@ class Case:
         torch.testing.assert_close(list(outputs), self.expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("per_step", [False, True], ids=["numbers", "per step"])
-@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
 @every_form
+@loop_over("dtype", [torch.float64, torch.float32])
+@loop_over("per_step", [False, True])
+@loop_over(("shape", "dim"), SHAPES)
 def test_cpp_equals_the_form_without_a_mask(form, shape, dim, per_step, dtype):
     case = Case(form, shape, dim, per_step, dtype)
     case.check(cpu_scan.run(form, *case.operands, dim))

@@ -103,18 +103,33 @@ TRITON = {
 DOUBLING = {"torch": in_torch, "exported graphs": in_exported_graphs}
 
 
+@functools.cache
+def data(length: int, dtype: torch.dtype):
+    """Three pairs of values and decays, ``[length, ROWS]``, and whether their decays are finite and at most 1."""
+    generator = torch.Generator().manual_seed(length)
+    pairs = []
+    for scale, decays_are_finite in ((1.0, True), (0.1, True), (0.5, False)):
+        x = odd_numbers((length, ROWS), generator, dtype)
+        decay = odd_numbers((length, ROWS), generator, dtype, not_finite=0.0 if decays_are_finite else 0.02) * scale
+        pairs.append((x, decay.clamp(-1, 1) if decays_are_finite else decay, decays_are_finite))
+    return pairs
+
+
+@functools.cache
+def expected_of(length: int, dtype: torch.dtype, reverse: bool):
+    """The results of the plain loop for each pair of ``data``."""
+    return [plain_loop(x, decay, reverse) for x, decay, _ in data(length, dtype)]
+
+
 @DTYPES
 @DIRECTIONS
 @pytest.mark.parametrize("length", [5, 70, 300])
 @pytest.mark.parametrize("scan", [*EXACT.values(), *DOUBLING.values()], ids=[*EXACT, *DOUBLING])
 def test_backends_agree_with_the_loop(scan, length, reverse, dtype):
-    generator = torch.Generator().manual_seed(length)
-    for scale, decays_are_finite in ((1.0, True), (0.1, True), (0.5, False)):
-        x = odd_numbers((length, ROWS), generator, dtype)
-        decay = odd_numbers((length, ROWS), generator, dtype, not_finite=0.0 if decays_are_finite else 0.02) * scale
-        decay = decay.clamp(-1, 1) if decays_are_finite else decay
+    cases = zip(data(length, dtype), expected_of(length, dtype, reverse), strict=True)
+    for (x, decay, decays_are_finite), expected in cases:
         exact = scan in EXACT.values() or decays_are_finite
-        y, expected = scan(x, decay, reverse), plain_loop(x, decay, reverse)
+        y = scan(x, decay, reverse)
         assert torch.equal(y.isfinite(), expected.isfinite())
         assert_same_kinds(y, expected, ("nan", "posinf", "neginf") if exact else ())
 

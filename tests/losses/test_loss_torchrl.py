@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from loops import loop_over
 from loss_cases import (
     ESTIMATORS,
     GIVEN,
@@ -37,7 +38,7 @@ SHARING = ((False, False), (False, True), (True, False), (True, True))  # separa
 
 @pytest.mark.parametrize(("separate_losses", "shared"), SHARING)
 @pytest.mark.parametrize("source", ["given", "inside"])
-@pytest.mark.parametrize(("loss_critic_type", "reduction", "clip_value", "entropy_coef", "critic_coef"), COEFFICIENTS)
+@loop_over(("loss_critic_type", "reduction", "clip_value", "entropy_coef", "critic_coef"), COEFFICIENTS)
 def test_every_combination_of_options_equals_torchrl(
     loss_critic_type, reduction, clip_value, entropy_coef, critic_coef, source, separate_losses, shared
 ):
@@ -55,10 +56,10 @@ def test_every_combination_of_options_equals_torchrl(
     )
 
 
-@pytest.mark.parametrize(("separate_losses", "shared"), SHARING)
-@pytest.mark.parametrize("clip_value", [None, 0.2])
 @pytest.mark.parametrize("estimator", [None, *ESTIMATORS])
 @pytest.mark.parametrize("distribution", TORCHRL_CLASSES)
+@loop_over(("separate_losses", "shared"), SHARING)
+@loop_over("clip_value", [None, 0.2])
 def test_every_distribution_with_every_estimator_equals_torchrl(
     distribution, estimator, clip_value, separate_losses, shared, taken_action_vtrace
 ):

@@ -19,6 +19,7 @@ from cases import (
     transposed,
     weights,
 )
+from loops import loop_over
 from tolerances import assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -87,10 +88,10 @@ def run(form, tensors, dim):
     return as_tuple(getattr(torch.ops.a2c_compiled, form.name)(*tensors, dim))
 
 
-@pytest.mark.parametrize("layout", [contiguous, transposed, padded, interleaved])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
 @name_of_form
+@loop_over("layout", [contiguous, transposed, padded, interleaved])
+@loop_over(("shape", "dim"), SHAPES)
 def test_kernel_and_its_backward_equal_the_definition(name, shape, dim, dtype, layout):
     form, backward_form = FORMS[name], FORMS[f"{name}_backward"]
     by_name = {key: layout(value) if value.dim() else value for key, value in operands(form, shape, dtype).items()}
@@ -324,11 +325,11 @@ def one_by_one(name, arguments, lengths, dim):
     return tuple(torch.cat(parts, dim) for parts in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("lengths", list(LENGTHS.values()), ids=list(LENGTHS))
-@pytest.mark.parametrize(("shape", "dim"), [((13,), -1), ((13, 3), -2), ((2, 13), -1)], ids=str)
 @pytest.mark.parametrize("terminated", [True, False], ids=["terminated", "done_alone"])
 @pytest.mark.parametrize("name", PACKED_FUNCTIONS)
+@loop_over("dtype", [torch.int32, torch.int64])
+@loop_over("lengths", LENGTHS.values())
+@loop_over(("shape", "dim"), [((13,), -1), ((13, 3), -2), ((2, 13), -1)])
 def test_packed_sequences_equal_each_alone_and_so_do_gradients(name, terminated, shape, dim, lengths, dtype):
     arguments = call_arguments(name, make_steps(shape), dim)
     if not terminated:

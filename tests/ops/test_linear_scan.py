@@ -4,6 +4,7 @@ import oracle
 import pytest
 import torch
 from cases import LAYOUTS, VIEWS, assert_equals, evaluate, make_steps, per_step, run_without_the_library
+from loops import loop_over
 from tolerances import assert_close
 
 from a2c_compiled.ops import linear_scan
@@ -27,7 +28,7 @@ def assert_equals_oracle(arguments, function=linear_scan):
 
 @DIRECTIONS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("shape", "time_dim"), LAYOUTS)
+@loop_over(("shape", "time_dim"), LAYOUTS)
 def test_equals_the_oracle_in_every_layout_and_dtype(shape, time_dim, dtype, reverse):
     dim = time_dim - len(shape) if time_dim >= 0 else time_dim
     assert_equals_oracle(make_arguments(shape, dim, reverse, dtype))

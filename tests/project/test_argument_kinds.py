@@ -5,12 +5,13 @@
 
 import inspect
 import re
-from typing import Any, Callable, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 import pytest
 import torch
 from cases import CLASSES, make_steps
+from loops import loop_over
 from loss_cases import compile_backend, graphs_compiled, make_loss_steps, make_networks, make_rollout, present
 from project.test_docstrings import exported, function_of
 from torch import Tensor, nn
@@ -262,17 +263,17 @@ def numbers(value: Any) -> dict[str, Any]:
     return {name: (type(option), option) for name, option in options.items() if isinstance(option, (bool, int, float))}
 
 
-def rows() -> Iterator[Any]:
-    """Name of the row, the row, name of the parameter, its kind."""
-    for row, call in CALLS.items():
+def rows() -> Iterator[Tuple[Call, str, inspect.Parameter]]:
+    """The call, the name of the parameter, the parameter."""
+    for call in CALLS.values():
         for name, parameter in parameters(call.function).items():
-            yield pytest.param(call, name, parameter, id=f"{row.removeprefix('a2c_compiled.')}-{name}")
+            yield call, name, parameter
 
 
 # -- The tests --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("call", "name", "parameter"), list(rows()))
+@loop_over(("call", "name", "parameter"), rows())
 def test_a_wrong_kind_raises_a_type_error_that_names_the_argument(call, name, parameter):
     kind = kind_of(parameter)
     right = call.arguments.get(name, VALUES.get(name))
@@ -289,9 +290,7 @@ def test_a_wrong_kind_raises_a_type_error_that_names_the_argument(call, name, pa
             assert isinstance(wrong, np.ndarray) == message.endswith("got numpy.ndarray")
 
 
-@pytest.mark.parametrize(
-    ("call", "name", "parameter"), [case for case in rows() if kind_of(case.values[2]) in ("coefficient", "number", "bound")]
-)
+@loop_over(("call", "name", "parameter"), [case for case in rows() if kind_of(case[2]) in ("coefficient", "number", "bound")])
 def test_numbers_of_every_kind_give_the_same_result(call, name, parameter):
     for alike in (HALVES, ONES):
         torch.manual_seed(0)
@@ -301,7 +300,7 @@ def test_numbers_of_every_kind_give_the_same_result(call, name, parameter):
             assert described(call.function(**arguments_of(call, name, value))) == expected, repr(value)
 
 
-@pytest.mark.parametrize(("call", "name", "parameter"), [case for case in rows() if kind_of(case.values[2]) == "integer"])
+@loop_over(("call", "name", "parameter"), [case for case in rows() if kind_of(case[2]) == "integer"])
 def test_integers_of_every_kind_give_the_same_result(call, name, parameter):
     right = call.arguments.get(name, VALUES.get(name, parameter.default))
     right = 1 if right is None or right is parameter.empty else right
