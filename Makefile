@@ -7,13 +7,17 @@ READY := $(VENV)/.ready
 # tests/conftest.py puts the tests in order.
 WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-quick mutants random-cases bench gpu-kit check clean
+.PHONY: demo test test-quick test-extended mutants random-cases bench gpu-kit check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not extended"
+
+# Further cases of what `make test` checks: see tests/extended.py.
+test-extended: $(READY)
+	$(BIN)/python -m pytest $(WORKERS) -m extended
 
 # The inner loop: all but the tests that compile, export or start processes.
 test-quick: $(READY)

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from extended import is_extended
 
 if not torch.cuda.is_available():
     # Triton reads this variable once, when it is imported. Nothing has imported Triton yet.
@@ -34,12 +35,15 @@ collect_ignore = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Sorts slow tests to the front, so that short tests fill the gaps at the end if there are several workers.
+    """Marks the tests of ``extended.py``, and sorts slow tests to the front.
 
-    Slow tests that share a compiled or exported graph have the same mark ``xdist_group``: one worker builds the graph and runs all of
-    these tests. The tests of a file that are not slow stay together.
+    With several workers, short tests then fill the gaps at the end. Slow tests that share a compiled or exported graph have the same mark
+    ``xdist_group``: one worker builds the graph and runs all of these tests. The tests of a file that are not slow stay together.
     """
     for item in items:
+        if is_extended(item.nodeid):
+            item.add_marker(pytest.mark.extended)
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow") is None and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

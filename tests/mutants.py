@@ -278,8 +278,8 @@ def tested(fault: Fault, folder: Path) -> Outcome:
     try:
         if place.suffix == ".h" and (message := build_kernels(folder)):
             return Outcome(fault, "", time.monotonic() - start, f"does not compile: {message}")
-        # The quick tests run first, because one of them fails for most faults.
-        for mark in ("not slow", "slow"):
+        # The tests of `make test`. The quick ones run first, because one of them fails for most faults.
+        for mark in ("not slow", "slow and not extended"):
             pytest = run(folder, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", mark, *fault.tests)
             if pytest.returncode not in (PASSED, NO_TESTS):
                 break
