@@ -11,11 +11,21 @@ An observation of such a network is a tuple ``(x, hidden, start)``:
 At the first step of an episode, ``start`` is True and ``hidden`` is 0. In the tuple of next observations, ``start`` is True everywhere and
 ``hidden`` is the state after each step. The network therefore computes each next observation as a sequence of one step.
 
+A network may contain any number of recurrent layers at any depth. Each layer takes its own input in place of ``x``:
+
+>>> def forward(self, observation):
+...     x, hidden, start = observation
+...     return self.head(self.upper((self.lower((self.encoder(x), hidden, start)), hidden, start)))
+
+:func:`run_step` runs networks on one step. Each recurrent layer then reports the state that it computed, so that the state after the
+step is right for every structure of the network.
+
 Losses and training steps accept these tuples as observations. With ``shifted=True`` (see :class:`~a2c_compiled.losses.A2CLoss`), the
 critic's cell runs ``T + shifted_budget`` times instead of ``2 * T``.
 """
 
-from typing import Any, List, Optional, Tuple
+import threading
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +36,27 @@ from a2c_compiled.ops import linear_scan
 
 RecurrentObservation = Tuple[Tensor, Tensor, Tensor]
 """The observation of a recurrent network: ``x``, ``hidden`` and ``start``."""
+
+
+class Step(NamedTuple):
+    """The result of :func:`run_step`.
+
+    Fields:
+        outputs: the output of each network, ``[N, ...]``.
+        hidden: ``[N, H]``, floating point: the state of all recurrent layers after the step.
+    """
+
+    outputs: List[Tensor]
+    hidden: Tensor
+
+
+class _ThisThread(threading.local):
+    """The recurrent layers that ran in this thread's :func:`run_step`, with their states. None outside of :func:`run_step`."""
+
+    states: Optional[List[Tuple["Recurrent", Tensor]]] = None
+
+
+_this_thread = _ThisThread()
 
 
 class MinGRU(nn.Module):
@@ -79,7 +110,7 @@ class MinGRU(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Runs a cell over time: maps ``(x, hidden, start)`` to ``[T, N, cell.hidden_size]``. The first layer of an actor or critic network.
+    """Runs a cell over time: maps ``(x, hidden, start)`` to ``[T, N, cell.hidden_size]``. A layer of an actor or critic network.
 
     >>> trunk = Recurrent(nn.GRUCell(64, 128), encoder=nn.Sequential(nn.Linear(4, 64), nn.Tanh()))
     >>> actor, critic = nn.Sequential(trunk, nn.Linear(128, 2)), nn.Sequential(trunk, nn.Linear(128, 1))
@@ -90,7 +121,8 @@ class Recurrent(nn.Module):
     Args:
         cell: :class:`MinGRU`, ``nn.GRUCell``, ``nn.RNNCell`` or ``nn.LSTMCell``. The state of an LSTM is its ``h`` and ``c``, concatenated.
         encoder: module that maps ``x`` to the cell's input. None: the input is ``x``.
-        offset: index in the last dimension of ``hidden`` where this cell's state begins, for networks with several cells.
+        offset: index in the last dimension of ``hidden`` where this cell's state begins, for networks with several cells. If actor and
+            critic share this layer, both must give it the same input.
 
     Attributes:
         state_size: number of entries of this cell's state in ``hidden``.
@@ -126,7 +158,8 @@ class Recurrent(nn.Module):
         features, starting_states = self.encoder(x), self._own_state(hidden)
         if features.size(0) == 0:  # an empty result of the right shape
             return starting_states.narrow(-1, 0, self.cell.hidden_size)
-        if isinstance(self.cell, MinGRU):
+        states = _this_thread.states
+        if isinstance(self.cell, MinGRU) and states is None:
             return self.cell.over_time(features, starting_states, start)
         state = starting_states[0]
         outputs: List[Tensor] = []
@@ -135,6 +168,8 @@ class Recurrent(nn.Module):
                 state = torch.where(start[t].unsqueeze(-1), starting_states[t], state)
             state = self._next_state(features[t], state)
             outputs.append(state.narrow(-1, 0, self.cell.hidden_size))
+        if states is not None:
+            states.append((self, state))
         return torch.stack(outputs)
 
     def step(self, x: Tensor, hidden: Tensor) -> Tensor:
@@ -192,15 +227,94 @@ def hidden_size(network: nn.Module) -> int:
     return size
 
 
-def next_hidden(network: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
-    """Computes the state of all recurrent layers in ``network`` after one step, ``[N, H]``.
+def initial_hidden(network: nn.Module, num_envs: int) -> Tensor:
+    """Returns the state of all recurrent layers in ``network`` at the first step of an episode: zeros, ``[num_envs, H]``.
+
+    Dtype and device are those of the cells.
+
+    Raises:
+        ValueError: the states of the layers overlap or leave a gap.
+    """
+    size = hidden_size(network)
+    cells = [next(layer.cell.parameters()) for layer in _recurrent_layers(network)]
+    return torch.zeros([num_envs, size], dtype=cells[0].dtype, device=cells[0].device) if cells else torch.zeros([num_envs, 0])
+
+
+def run_step(networks: Sequence[nn.Module], x: Tensor, hidden: Tensor) -> Step:
+    """Runs each network once on one step, from the same state. Returns the outputs, and the state of all recurrent layers after the step.
+
+    Entries of ``hidden`` that belong to no recurrent layer of ``networks`` are returned unchanged. A layer that several networks contain
+    gets the state that the first of these networks computes.
 
     Args:
-        network: module with recurrent layers.
+        networks: modules that map a :data:`RecurrentObservation` to a tensor ``[T, N, ...]``.
         x: ``[N, ...]``: the environments' observations.
         hidden: ``[N, H]``, floating dtype: the state before the step.
+
+    Returns:
+        ``outputs``: ``[N, ...]`` for each network. ``hidden``: ``[N, H]``.
+
+    Raises:
+        ValueError: a network runs the same recurrent layer twice, or the states of two layers overlap.
     """
-    return torch.cat([layer.step(x, hidden) for layer in _recurrent_layers(network)], -1)
+    observation = x.unsqueeze(0), hidden.unsqueeze(0), torch.ones([1, x.size(0)], dtype=torch.bool, device=x.device)
+    outputs: List[Tensor] = []
+    states: List[Tuple[Recurrent, Tensor]] = []
+    for network in networks:
+        output, states_of_network = _call(network, observation)
+        outputs.append(output.squeeze(0))
+        earlier = [layer for layer, _ in states]
+        states += [(layer, state) for layer, state in states_of_network if not any(layer is other for other in earlier)]
+    parts: List[Tensor] = []
+    end = 0
+    for layer, state in sorted(states, key=lambda pair: pair[0].offset):
+        if layer.offset < end:
+            raise ValueError(f"offset: expected at least {end}, the end of the previous layer's state, got {layer.offset}")
+        if layer.offset > end:
+            parts.append(hidden[:, end : layer.offset])
+        parts.append(state)
+        end = layer.offset + layer.state_size
+    if hidden.size(-1) > end:
+        parts.append(hidden[:, end:])
+    return Step(outputs, torch.cat(parts, -1) if parts else hidden)
+
+
+def next_hidden(network: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
+    """Computes the state of all recurrent layers in ``network`` after one step, ``[N, H]``, see :func:`run_step`.
+
+    Args:
+        network: module that maps a :data:`RecurrentObservation` to a tensor; or a loss or an ``nn.ModuleList``, whose networks run one by
+            one.
+        x: ``[N, ...]``: the environments' observations.
+        hidden: ``[N, H]``, floating dtype: the state before the step.
+
+    Raises:
+        ValueError: a network runs the same recurrent layer twice, or the states of two layers overlap.
+    """
+    parts = dict(network.named_children())
+    if {"actor_network", "critic_network"} <= set(parts):
+        networks = [parts["actor_network"], parts["critic_network"]]
+    else:
+        networks = list(network) if isinstance(network, nn.ModuleList) else [network]
+    return run_step(networks, x, hidden).hidden
+
+
+def _call(network: nn.Module, observation: RecurrentObservation) -> Tuple[Tensor, List[Tuple[Recurrent, Tensor]]]:
+    """Returns the output of ``network``, and each recurrent layer that ran with its state after the last step."""
+    states: List[Tuple[Recurrent, Tensor]] = []
+    before = _this_thread.states
+    _this_thread.states = states
+    try:
+        output = network(observation)
+    finally:
+        _this_thread.states = before
+    for i, (layer, _) in enumerate(states):
+        if any(layer is other for other, _ in states[:i]):
+            raise ValueError(
+                f"network: expected one call of each Recurrent in a step, got two of the one with offset {layer.offset} (a layer has one"
+                " state: give each call a layer with an offset of its own)"
+            )
+    return output, states
 
 
 def _recurrent_layers(network: nn.Module) -> List[Recurrent]:

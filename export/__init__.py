@@ -10,7 +10,13 @@ from a2c_compiled.export.formats.onnx import export_onnx
 from a2c_compiled.export.formats.pt2 import export_pt2
 from a2c_compiled.export.formats.torchscript import export_torchscript
 from a2c_compiled.export.graphs.examples import Graph, graphs_of
-from a2c_compiled.export.graphs.policies import ActingPolicy, GreedyPolicy, RecurrentPolicy, SampledPolicy
+from a2c_compiled.export.graphs.policies import (
+    ActingPolicy,
+    GreedyPolicy,
+    RecurrentPolicy,
+    RecurrentSampledPolicy,
+    SampledPolicy,
+)
 from a2c_compiled.export.graphs.update_graph import TrainStepGraph
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.export.update_files import export_train_step
@@ -21,6 +27,7 @@ __all__ = [
     "Graph",
     "GreedyPolicy",
     "RecurrentPolicy",
+    "RecurrentSampledPolicy",
     "Report",
     "SampledPolicy",
     "TrainStepGraph",

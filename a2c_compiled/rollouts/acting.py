@@ -7,6 +7,7 @@ from torch import Tensor
 from a2c_compiled._precision import widen
 from a2c_compiled.environments import Observation
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.recurrent import run_step
 
 
 class PolicyOutput(NamedTuple):
@@ -16,25 +17,32 @@ class PolicyOutput(NamedTuple):
         action: ``[N, *event]``, dtype of the distribution's samples from float32 or float64 parameters: the sampled actions.
         log_prob: ``[N]``, float32 or float64: log-probability of ``action``. None if the loss does not read log-probabilities.
         state_value: ``[N]``, floating point: the critic's value of the observation. None if the loss does not read state values.
+        next_hidden: ``[N, H]``, floating point: the state of the recurrent layers after the step. None without recurrent networks.
     """
 
     action: Tensor
     log_prob: Optional[Tensor]
     state_value: Optional[Tensor]
+    next_hidden: Optional[Tensor] = None
 
 
-def act(loss: A2CLoss, observation: Observation) -> PolicyOutput:
+def act(loss: A2CLoss, observation: Observation, hidden: Optional[Tensor] = None) -> PolicyOutput:
     """Samples actions for ``observation``, with the log-probabilities and state values that the loss reads.
 
     Args:
         loss: loss with the actor network, the critic network and the distribution.
-        observation: ``[N, ...]``, or a tuple of such tensors.
+        observation: ``[N, ...]``, or a tuple of such tensors. With recurrent networks, one tensor.
+        hidden: ``[N, H]``, floating point: the state of the recurrent layers of both networks. None if there are none.
     """
-    value = loss.critic_network(observation) if loss.reads_state_value else None
-    return sample_action(loss, loss.actor_network(observation), value)
+    if hidden is None:
+        value = loss.critic_network(observation) if loss.reads_state_value else None
+        return _sample_action(loss, loss.actor_network(observation), value)
+    assert isinstance(observation, Tensor), "expected one tensor as the observation of a recurrent network"
+    (params, value), after = run_step([loss.actor_network, loss.critic_network], observation, hidden)
+    return _sample_action(loss, params, value if loss.reads_state_value else None)._replace(next_hidden=after)
 
 
-def sample_action(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> PolicyOutput:
+def _sample_action(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> PolicyOutput:
     """Samples actions from the distribution with parameters ``params``.
 
     As in the loss, half-precision parameters become float32, and the score is ``log_prob`` of the action that is returned. The loss

@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, List, Optional, Union
 
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor, nn
+from torch import Tensor
 
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._kinds import described, flag, integer
@@ -12,10 +12,10 @@ from a2c_compiled._tensor_groups import group_of, prefixed
 from a2c_compiled.environments import Environments, GymnasiumEnvironments, TensorEnvironments
 from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.rollouts.acting import PolicyOutput, act, sample_action
+from a2c_compiled.rollouts.acting import PolicyOutput, act
 from a2c_compiled.rollouts.device_rollout import DeviceRollout
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
-from a2c_compiled.rollouts.hidden_state import HiddenStates
+from a2c_compiled.rollouts.hidden_state import HiddenState, advanced, with_hidden_states
 from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.rollout import Rollout
 
@@ -28,7 +28,7 @@ class RolloutCollector:
     * ``log_prob`` and ``state_value`` are recorded only if the loss reads them.
     * With recurrent networks, observations are tuples that contain the hidden states, see :mod:`a2c_compiled.recurrent`.
 
-    If the environments are written in torch and the networks are not recurrent, a rollout is one graph
+    If the environments are written in torch, a rollout is one graph
     (:class:`~a2c_compiled.rollouts.device_rollout.DeviceRollout`). Otherwise the policy is called once for each step.
 
     Args:
@@ -37,8 +37,7 @@ class RolloutCollector:
         loss: loss whose actor network and distribution sample the actions.
         num_steps: ``T``, the number of steps in a rollout.
         seed: seed of the first reset; None sets no seed.
-        compile: whether to compile the policy, or, with environments written in torch, the whole rollout. Recurrent policies always run
-            in eager mode.
+        compile: whether to compile the policy, or, with environments written in torch, the whole rollout.
 
     Attributes:
         episodes: returns and lengths of the episodes that ended. ``episodes.take()`` returns and removes them.
@@ -67,13 +66,11 @@ class RolloutCollector:
         self.loss = loss
         self.num_steps = positive_int("num_steps", num_steps)
         self.episodes = EpisodeReturns(self.envs.num_envs, device)
-        # Target networks have no hidden states of their own: they read those that are recorded for actor and critic.
-        networks = nn.ModuleList([loss.actor_network, loss.critic_network])
-        self._hidden_states = HiddenStates(networks, self.envs.num_envs, device)
+        self._hidden_state = self._initial_hidden_state()
         self._device_rollout: Optional[DeviceRollout] = None
-        if isinstance(self.envs, TensorEnvironments) and self._hidden_states.is_empty():
+        if isinstance(self.envs, TensorEnvironments):
             self._device_rollout = DeviceRollout(self.envs, loss, compile)
-        self._act: Callable[[A2CLoss, Any], PolicyOutput] = compiled(act) if compile else act
+        self._act: Callable[..., PolicyOutput] = compiled(act) if compile else act
         self._observation: Any = self.envs.reset(seed)
 
     @property
@@ -89,7 +86,8 @@ class RolloutCollector:
             The rollout. Its tensors have shapes ``[T, N]`` and ``[T, N, ...]``. Dtypes: see :class:`~a2c_compiled.Rollout`.
         """
         if self._device_rollout is not None:
-            self._observation, rollout = self._device_rollout(self._observation, self.num_steps)
+            start = self._observation, self._hidden_state
+            self._observation, self._hidden_state, rollout = self._device_rollout(*start, self.num_steps)
         else:
             rollout = self._step_by_step()
         self.episodes.record(rollout.reward, rollout.done, rollout.mask)
@@ -109,7 +107,8 @@ class RolloutCollector:
             envs = self.envs.state_dict()
         except CannotResume:
             return None
-        return prefixed(envs=envs, memory=self._hidden_states.state_dict(), episodes={"running": self.episodes.running})
+        memory = None if self._hidden_state is None else self._hidden_state._asdict()
+        return prefixed(envs=envs, memory=memory, episodes={"running": self.episodes.running})
 
     def load_state_dict(self, state: Dict[str, Tensor]) -> None:
         """Restores what :meth:`state_dict` returned. The next rollout continues the saved episodes.
@@ -121,25 +120,39 @@ class RolloutCollector:
             CannotResume: the environments cannot be restored to this state.
         """
         self._observation = self.envs.load_state_dict(group_of(state, "envs"))  # type: ignore[attr-defined]
-        self._hidden_states.load_state_dict(group_of(state, "memory"))
+        saved = group_of(state, "memory")
+        if self._hidden_state is not None:
+            self._hidden_state = HiddenState(*(saved[name].to(x.device) for name, x in self._hidden_state._asdict().items()))
         self.episodes.running = state["episodes.running"].to(self.episodes.running.device)
 
     def begin_episodes(self, seed: int) -> None:
         """Resets every environment with ``seed``, and sets the hidden states and running returns to zero."""
         self._observation = self.envs.reset(seed)
-        self._hidden_states.load_state_dict({})
+        self._hidden_state = self._initial_hidden_state()
         self.episodes.running.zero_()
+
+    def _initial_hidden_state(self) -> Optional[HiddenState]:
+        """Returns the hidden state at the first step of an episode.
+
+        Target networks have no hidden states of their own: they read those that are recorded for actor and critic.
+        """
+        networks = [self.loss.actor_network, self.loss.critic_network]
+        return HiddenState.initial(networks, self.envs.num_envs, self.loss.entropy_coef.device)
 
     def _step_by_step(self) -> Rollout:
         """Collects a rollout with one call of the policy for each step."""
         buffer = _RolloutBuffer(self.num_steps)
         for t in range(self.num_steps):
             observation = self._observation
-            action, log_prob, state_value = self._policy_output(observation)
+            state = self._hidden_state
+            action, log_prob, state_value, hidden = self._act(self.loss, observation, None if state is None else state.hidden)
             step = self.envs.step(action)
             done = step.terminated | step.truncated
             # A step spent on a reset belongs to no episode, so the hidden state is zeroed after it too.
-            self._hidden_states.advance(observation, done if step.counted is None else done | ~step.counted)
+            is_last = done if step.counted is None else done | ~step.counted
+            self._hidden_state, hidden_fields = advanced(state, hidden, is_last)
+            for name, value in hidden_fields.items():
+                buffer.write(t, name, value)
             self._observation = step.observation
             next_observation = step.observation if step.final_observation is None else step.final_observation
             buffer.write(t, "observation", observation)
@@ -151,16 +164,7 @@ class RolloutCollector:
             buffer.write(t, "log_prob", log_prob)
             buffer.write(t, "state_value", state_value)
             buffer.write(t, "mask", step.counted)
-        columns = buffer.columns
-        observations = self._hidden_states.observations(columns.pop("observation"), columns.pop("next_observation"))
-        return Rollout(observation=observations[0], next_observation=observations[1], **columns)
-
-    def _policy_output(self, observation: Any) -> PolicyOutput:
-        """Calls the policy, with the current hidden states if the networks are recurrent."""
-        if self._hidden_states.is_empty():
-            return self._act(self.loss, observation)
-        value = self._hidden_states.call(self.loss.critic_network, observation) if self.loss.reads_state_value else None
-        return sample_action(self.loss, self._hidden_states.call(self.loss.actor_network, observation), value)
+        return Rollout(**with_hidden_states(buffer.columns))
 
 
 class _RolloutBuffer:

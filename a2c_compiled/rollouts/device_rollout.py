@@ -9,6 +9,7 @@ from a2c_compiled._torch_internals import scan_operator
 from a2c_compiled.environments import EnvironmentState, TensorEnvironments
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.acting import act
+from a2c_compiled.rollouts.hidden_state import HiddenState, advanced, with_hidden_states
 from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.rollout import Rollout
 
@@ -16,9 +17,10 @@ Carry = List[Any]
 """State at the beginning of a step: ``[physics, steps, observation]``, with ``N`` first in each shape.
 
 Physics is the state of the simulation, steps the number of steps in the episode; see :class:`~a2c_compiled.environments.EnvironmentState`.
+With recurrent networks, also ``hidden`` and ``start``, see :class:`~a2c_compiled.rollouts.hidden_state.HiddenState`.
 """
 Fields = Dict[str, Tensor]
-"""Fields of :class:`Rollout` by name. Shapes: ``[N, ...]`` for one step, ``[T, N, ...]`` for all steps."""
+"""Fields of :class:`Rollout`, and hidden states, by name. Shapes: ``[N, ...]`` for one step, ``[T, N, ...]`` for all steps."""
 
 Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Fields]]
 
@@ -46,21 +48,25 @@ class DeviceRollout:
         elif compile:
             self._run = _compiled_scan()
 
-    def __call__(self, observation: Tensor, num_steps: int) -> Tuple[Tensor, Rollout]:
+    def __call__(
+        self, observation: Tensor, hidden_state: Optional[HiddenState], num_steps: int
+    ) -> Tuple[Tensor, Optional[HiddenState], Rollout]:
         """Steps the environments ``num_steps`` times, from their current state.
 
         Args:
             observation: ``[N, ...]``: the current observation of the environments.
+            hidden_state: the current hidden states of the networks, ``[N, H]`` and ``[N]``. None without recurrent networks.
             num_steps: ``T``, the number of steps.
 
         Returns:
-            The observation after the last step, ``[N, ...]``, and the rollout, ``[T, N, ...]``.
+            The observation after the last step, ``[N, ...]``, the hidden states after it, and the rollout, ``[T, N, ...]``.
         """
         state = self.envs.state
         assert state is not None, "expected reset() before the first rollout"
-        carry, fields = self._run(self.loss, self.envs, [*state, observation], self.envs.draw(num_steps))
+        carry = [*state, observation, *(hidden_state or ())]
+        carry, fields = self._run(self.loss, self.envs, carry, self.envs.draw(num_steps))
         self.envs.state = EnvironmentState(*carry[:2])
-        return carry[2], Rollout(**fields)
+        return carry[2], _hidden_state(carry), Rollout(**with_hidden_states(fields))
 
     def _replay(self, loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
         """Replays the CUDA graph. Captures it first if there is none for this number of steps."""
@@ -71,8 +77,9 @@ class DeviceRollout:
 
 def _step(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
     """Takes one step. Returns the state at the beginning of the next step, and the fields of the rollout for this step."""
-    physics, steps, observation = carry
-    action, log_prob, state_value = act(loss, observation)
+    physics, steps, observation = carry[:3]
+    hidden_state = _hidden_state(carry)
+    action, log_prob, state_value, hidden = act(loss, observation, None if hidden_state is None else hidden_state.hidden)
     state, step = envs.transition(EnvironmentState(physics, steps), action, noise)
     done = step.terminated | step.truncated
     fields = {
@@ -85,7 +92,14 @@ def _step(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) 
         "log_prob": log_prob,
         "state_value": state_value,
     }
-    return [*state, step.observation], {name: tensor for name, tensor in fields.items() if tensor is not None}
+    hidden_state, hidden_fields = advanced(hidden_state, hidden, done)
+    fields = {name: tensor for name, tensor in fields.items() if tensor is not None}
+    return [*state, step.observation, *(hidden_state or ())], {**fields, **hidden_fields}
+
+
+def _hidden_state(carry: Carry) -> Optional[HiddenState]:
+    """Returns the hidden states in ``carry``. None without recurrent networks."""
+    return HiddenState(*carry[3:]) if len(carry) > 3 else None
 
 
 def _loop(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor, step: Step = _step) -> Tuple[Carry, Fields]:

@@ -1,88 +1,66 @@
 """Hidden states of recurrent networks during a rollout."""
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled.recurrent import hidden_size, next_hidden
+from a2c_compiled.recurrent import initial_hidden, is_recurrent
 
 
-class HiddenStates:
-    """Tracks the hidden states of the recurrent cells in ``network`` over the steps of rollouts.
+class HiddenState(NamedTuple):
+    """The hidden state of the recurrent layers before a step. Without such layers, callers have None in its place.
 
-    Without recurrent cells, the hidden states are empty, and :meth:`call` passes only ``x`` to the network.
-
-    Args:
-        network: module that contains the cells of actor and critic.
-        num_envs: ``N``, the number of environments.
-        device: device of the hidden states.
+    Fields:
+        hidden: ``[N, H]``, floating point: the states of all recurrent layers.
+        start: ``[N]``, bool: whether the step begins an episode.
     """
 
-    def __init__(self, network: nn.Module, num_envs: int, device: torch.device) -> None:
-        self._network = network
-        self._hidden = torch.zeros(num_envs, hidden_size(network), device=device)
-        self._start = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self._before: List[Tensor] = []
-        self._after: List[Tensor] = []
-        self._starts: List[Tensor] = []
+    hidden: Tensor
+    start: Tensor
 
-    def is_empty(self) -> bool:
-        """Returns whether the network has no recurrent cells."""
-        return self._hidden.size(-1) == 0
+    @classmethod
+    def initial(cls, networks: Sequence[nn.Module], num_envs: int, device: torch.device) -> "Optional[HiddenState]":
+        """Returns the state of ``num_envs`` environments that begin an episode. None if no network has a recurrent layer.
 
-    def call(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Calls ``network`` on the observations ``x``, ``[N, ...]``, with the current hidden states. Returns the output, ``[N, ...]``."""
-        if self.is_empty():
-            return network(x)
-        start = torch.ones_like(self._start)  # a rollout of one step begins from the given hidden states
-        return network((x.unsqueeze(0), self._hidden.unsqueeze(0), start.unsqueeze(0))).squeeze(0)
-
-    def advance(self, x: Tensor, is_last: Tensor) -> None:
-        """Computes the hidden states after a step.
-
-        Args:
-            x: ``[N, ...]``: the observation before the step.
-            is_last: ``[N]``, bool: True if the next step begins another episode. That step then has the hidden state 0.
+        The states of all ``networks`` are side by side.
         """
-        if self.is_empty():
-            return
-        after = next_hidden(self._network, x, self._hidden)
-        self._before.append(self._hidden)
-        self._after.append(after)
-        self._starts.append(self._start)
-        self._hidden, self._start = after.masked_fill(is_last.unsqueeze(-1), 0.0), is_last
+        every = nn.ModuleList(networks)
+        if not is_recurrent(every):
+            return None
+        return cls(initial_hidden(every, num_envs).to(device), torch.ones(num_envs, dtype=torch.bool, device=device))
 
-    def state_dict(self) -> Dict[str, Tensor]:
-        """Returns the hidden states ``hidden``, ``[N, H]``, floating point, and ``start``, ``[N]``, bool: the next step begins an episode.
 
-        Without recurrent cells, returns an empty dict.
-        """
-        return {} if self.is_empty() else {"hidden": self._hidden, "start": self._start}
+def advanced(
+    state: Optional[HiddenState], hidden: Optional[Tensor], is_last: Tensor
+) -> Tuple[Optional[HiddenState], Dict[str, Tensor]]:
+    """Returns the hidden state before the next step, and the fields of this step that :func:`with_hidden_states` needs.
 
-    def load_state_dict(self, state: Dict[str, Tensor]) -> None:
-        """Restores what :meth:`state_dict` returned. An empty ``state`` begins new episodes: the hidden states are 0."""
-        if self.is_empty():
-            return
-        device = self._hidden.device
-        self._hidden = state["hidden"].to(device) if state else torch.zeros_like(self._hidden)
-        self._start = state["start"].to(device) if state else torch.ones_like(self._start)
+    Args:
+        state: the hidden state before this step. None without recurrent networks: the result is then None and no fields.
+        hidden: ``[N, H]``, floating point: the states of the recurrent layers after this step. None without recurrent networks.
+        is_last: ``[N]``, bool: True if the next step begins another episode. That step then has the hidden state 0.
+    """
+    if state is None or hidden is None:
+        return None, {}
+    following = HiddenState(hidden.masked_fill(is_last.unsqueeze(-1), 0.0), is_last)
+    return following, {**state._asdict(), "next_hidden": hidden}
 
-    def observations(self, x: Tensor, next_x: Tensor) -> Tuple[Any, Any]:
-        """Combines observations with the hidden states recorded since the last call.
 
-        Args:
-            x: ``[T, N, ...]``: the observations of the ``T`` steps since the last call.
-            next_x: ``[T, N, ...]``: the next observations of the same steps.
+def with_hidden_states(fields: Dict[str, Any]) -> Dict[str, Any]:
+    """Combines the observations of a rollout with the hidden states, to tuples of ``x``, ``hidden`` and ``start``.
 
-        Returns:
-            Two tuples ``(x, hidden, start)``, see :mod:`a2c_compiled.recurrent`: for ``x`` and for ``next_x``. Without recurrent
-            cells, ``x`` and ``next_x`` themselves.
-        """
-        if self.is_empty():
-            return x, next_x
-        start = torch.stack(self._starts)
-        observation = x, torch.stack(self._before), start
-        next_observation = next_x, torch.stack(self._after), torch.ones_like(start)
-        self._before, self._after, self._starts = [], [], []
-        return observation, next_observation
+    Args:
+        fields: fields of a :class:`~a2c_compiled.Rollout` by name, ``[T, N, ...]``. With recurrent networks, also ``hidden`` and
+            ``next_hidden``, ``[T, N, H]``, and ``start``, ``[T, N]``, bool.
+
+    Returns:
+        The fields of the rollout. Without recurrent networks, ``fields`` itself.
+    """
+    if "hidden" not in fields:
+        return fields
+    fields = dict(fields)
+    hidden, start, after = (fields.pop(name) for name in ("hidden", "start", "next_hidden"))
+    fields["observation"] = fields["observation"], hidden, start
+    fields["next_observation"] = fields["next_observation"], after, torch.ones_like(start)
+    return fields

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from a2c_compiled.environments import make_vector, observation_tensor
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.recurrent import hidden_size, next_hidden
+from a2c_compiled.recurrent import initial_hidden, is_recurrent, run_step
 
 EVALUATION_SEED = 10_000
 """Default seed of an evaluation, see :func:`play`."""
@@ -52,7 +52,7 @@ class NetworkPolicy:
         self._select_action = loss.distribution.sample if sampled else loss.distribution.mode
         self._device = loss.entropy_coef.device
         # As in training, the hidden state concatenates the states of the cells of actor and critic.
-        self._cells = nn.ModuleList([loss.actor_network, loss.critic_network])
+        self._networks = nn.ModuleList([loss.actor_network, loss.critic_network])
         self._hidden: Optional[Tensor] = None
 
     def reset(self) -> None:
@@ -67,16 +67,15 @@ class NetworkPolicy:
         """
         x: Any = observation_tensor(observation)
         x = x.to(self._device) if isinstance(x, Tensor) else tuple(part.to(self._device) for part in x)
-        size = hidden_size(self._cells)
-        params = self._actor(x) if size == 0 else self._recurrent_params(x, size)
+        params = self._recurrent_params(x) if is_recurrent(self._networks) else self._actor(x)
         return self._select_action(params).cpu().numpy()
 
-    def _recurrent_params(self, x: Tensor, size: int) -> Tensor:
-        """Returns the actor's output for ``x``, and advances the hidden states, which have ``size`` numbers per environment."""
-        before = torch.zeros(len(x), size, device=x.device) if self._hidden is None else self._hidden
-        self._hidden = next_hidden(self._cells, x, before)
-        start = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
-        return self._actor((x.unsqueeze(0), before.unsqueeze(0), start)).squeeze(0)
+    def _recurrent_params(self, x: Tensor) -> Tensor:
+        """Returns the actor's output for ``x``, and advances the actor's hidden states."""
+        if self._hidden is None:
+            self._hidden = initial_hidden(self._networks, len(x))
+        (params,), self._hidden = run_step([self._actor], x, self._hidden)
+        return params
 
 
 def greedy_policy(loss: A2CLoss) -> NetworkPolicy:

@@ -4,17 +4,18 @@ import json
 import re
 import sys
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Dict, Iterator, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from a2c_compiled._files import atomic_file
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
-from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
+from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, named_outputs
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.export.tracing.program import exporting_without_logs
 
@@ -74,15 +75,19 @@ def export_torchscript(
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     with atomic_file(path) as temporary, without_deprecation_warnings():
-        torch.jit.save(_scripted(call.module), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
+        torch.jit.save(_scripted(call), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
         record_cases(call, path)
     return path
 
 
-def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
-    """Compiles ``module`` with TorchScript. Turns an error of the compiler into an ExportError."""
+def _scripted(call: Call) -> torch.jit.ScriptModule:
+    """Compiles the module of ``call`` with TorchScript. Turns an error of the compiler into an ExportError.
+
+    A module with the attribute ``is_traced`` is traced with the example inputs.
+    """
+    module = call.module
     try:
-        return script(module)
+        return _traced(call) if getattr(module, "is_traced", False) else script(module)
     except TypeError:
         raise  # raised on purpose by modules that TorchScript cannot express; the message says so
     except Exception as error:
@@ -90,6 +95,24 @@ def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
             f"{type(module).__name__} cannot be exported to TorchScript: {_reason(str(error).strip())}. Write that part in the Python"
             " subset that TorchScript compiles, or export with export_onnx or export_pt2"
         ) from error
+
+
+@torch.no_grad()
+def _traced(call: Call) -> torch.jit.ScriptModule:
+    """Traces the module of ``call``. The result returns a dict of outputs by name, because a trace has no NamedTuples."""
+    module = call.module
+    forward = module.forward
+
+    @wraps(forward)
+    def by_name(*inputs: Tensor) -> Dict[str, Tensor]:
+        return named_outputs(forward(*inputs))
+
+    module.forward = by_name
+    try:
+        # strict=False allows a dict as output.
+        return torch.jit.trace(module, tuple(call.inputs.values()), check_trace=False, strict=False)
+    finally:
+        module.forward = forward
 
 
 def _reason(text: str) -> str:

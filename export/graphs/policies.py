@@ -13,7 +13,7 @@ from a2c_compiled.export.tracing.call import InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.losses.batch import match_dims
-from a2c_compiled.recurrent import next_hidden
+from a2c_compiled.recurrent import run_step
 
 
 class SampledAction(NamedTuple):
@@ -28,6 +28,15 @@ class RecurrentAction(NamedTuple):
     """Outputs of :class:`RecurrentPolicy`."""
 
     action: Tensor
+    next_hidden: Tensor
+
+
+class RecurrentSampledAction(NamedTuple):
+    """Outputs of :class:`RecurrentSampledPolicy`."""
+
+    action: Tensor
+    log_prob: Tensor
+    state_value: Tensor
     next_hidden: Tensor
 
 
@@ -117,7 +126,12 @@ class RecurrentPolicy(nn.Module):
     Args:
         actor_network: recurrent network that maps observations to the parameters of the distribution.
         distribution: action distribution; its ``mode`` is the greedy action.
+
+    Attributes:
+        is_traced: True: ``export_torchscript`` traces this module, because TorchScript cannot compile recurrent layers.
     """
+
+    is_traced = True
 
     def __init__(self, actor_network: nn.Module, distribution: Distribution) -> None:
         super().__init__()
@@ -134,10 +148,44 @@ class RecurrentPolicy(nn.Module):
         Returns:
             ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``next_hidden``: ``[N, H]``, floating point.
         """
-        # One step that starts from ``hidden``, as a sequence of length 1.
-        start = torch.ones([1, observation.size(0)], dtype=torch.bool, device=observation.device)
-        params = self.actor_network((observation.unsqueeze(0), hidden.unsqueeze(0), start)).squeeze(0)
-        return RecurrentAction(self.distribution.mode(params), next_hidden(self.actor_network, observation, hidden))
+        (params,), after = run_step([self.actor_network], observation, hidden)
+        return RecurrentAction(self.distribution.mode(params), after)
+
+
+class RecurrentSampledPolicy(_ActorCritic):
+    """Samples an action for each observation and hidden state. Also returns log-probability, state value and the next hidden state.
+
+    For networks of :mod:`a2c_compiled.recurrent`. Pass a hidden state of zeros at the first step of an episode. The random noise is an
+    input, as in :class:`SampledPolicy`.
+
+    Args:
+        actor_network: recurrent network that maps observations to the parameters of the distribution.
+        critic_network: recurrent network that maps observations to their values.
+        distribution: action distribution.
+
+    Attributes:
+        is_traced: as in :class:`RecurrentPolicy`.
+    """
+
+    is_traced = True
+
+    def forward(self, observation: Tensor, hidden: Tensor, noise: Tensor) -> RecurrentSampledAction:
+        """Computes the action that ``noise`` selects, its log-probability, the value of the observation and the next hidden state.
+
+        Args:
+            observation: ``[N, ...]``, in the dtype that the networks accept.
+            hidden: ``[N, H]``, floating point: hidden state of the recurrent layers of both networks.
+            noise: ``[N, ...]``, floating point: one row of noise for each observation.
+
+        Returns:
+            ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``log_prob``, ``state_value``: ``[N]``, floating
+            point. ``next_hidden``: ``[N, H]``, floating point.
+        """
+        (params, value), after = run_step([self.actor_network, self.critic_network], observation, hidden)
+        params = widen(params)
+        action = self.distribution.sample(params, noise)
+        log_prob = self.distribution.log_prob(params, action)
+        return RecurrentSampledAction(action, log_prob, match_dims(value, log_prob), after)
 
 
 class _Acting(_ActorCritic):
