@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from a2c_compiled import A2CLoss, distributions, estimators
-from a2c_compiled.recurrent import MinGRU, Recurrent
+from a2c_compiled.recurrent import MinGRU, Recurrent, hidden_size
 
 FEATURES, CHOICES = 4, 2
 
@@ -48,7 +48,15 @@ def make_actor_and_critic(kind, shared=False):
     torch.manual_seed(0)
     layers, width = layers_of(kind, 0)
     critics = layers if shared else layers_of(kind, KINDS[kind])[0]
-    return nn.ModuleList([Stacked(*layers, nn.Linear(width, CHOICES)), Stacked(*critics, nn.Linear(width, 1))])
+    networks = nn.ModuleList([Stacked(*layers, nn.Linear(width, CHOICES)), Stacked(*critics, nn.Linear(width, 1))])
+    with torch.no_grad():  # large weights, so that the actions depend on the observations and on the states
+        for parameter in networks.parameters():
+            parameter.mul_(2.0)
+        x = 3 * torch.randn(50, 20, FEATURES)
+        start = torch.zeros(50, 20, dtype=torch.bool)
+        params = plain_run(networks, x, torch.zeros(20, hidden_size(networks)), start)[0][0]
+        networks[0].layers[-1].bias -= params.flatten(0, 1).mean(0).float()
+    return networks
 
 
 def make_memory_loss(networks, **options):

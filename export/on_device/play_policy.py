@@ -30,7 +30,8 @@ def play(policy_path: str, env_id: str, episodes: int, seed: int) -> List[float]
 
     ``seed`` is the seed of the environments and of the noise of a sampled policy.
     """
-    return episode_returns(Policy.load(policy_path, seed=seed).act, env_id, episodes, seed)
+    policy = Policy.load(policy_path, seed=seed)  # each environment counts its first episode, so memory is never reset
+    return episode_returns(policy.act, env_id, episodes, seed)
 
 
 def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[float]:

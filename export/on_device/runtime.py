@@ -4,6 +4,7 @@ Act with a policy:
 
 >>> policy = Policy.load("policy.onnx")
 >>> action = policy.act(observation)
+>>> policy.reset(done)  # a policy with memory forgets the episodes that ended
 
 Continue training from the state that was exported:
 
@@ -37,10 +38,12 @@ POLICY_ENDING, STATE_ENDING = ".policy.onnx", ".state.npz"
 # Names that the exporter uses in metadata and graphs, and classes of exported modules. This file repeats them, because it cannot import
 # the package.
 _PREFIX, _NEW = "a2c_compiled.", "new."
-_GREEDY = ("GreedyPolicy", "PredictPolicy")
-_POLICIES = ("GreedyPolicy", "SampledPolicy", "PredictPolicy")
+_GREEDY = ("GreedyPolicy", "PredictPolicy", "RecurrentPolicy", "PredictFromFrames")
+_POLICIES = ("GreedyPolicy", "SampledPolicy", "PredictPolicy", "RecurrentPolicy", "RecurrentSampledPolicy", "PredictFromFrames")
 _DRAWN_BY = {"gumbel": "gumbel", "logistic": "logistic", "normal": "standard_normal", "uniform": "random"}
 """For each kind of noise, the method of numpy's random generator that draws it."""
+_ARRAYS = ("observation", "noise", "hidden")
+"""Inputs of a policy that are not parameters."""
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -60,7 +63,10 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy:
-    """An exported policy that maps observations to actions. Create it with :meth:`load`. Not safe for use by several threads at a time."""
+    """An exported policy that maps observations to actions. Create it with :meth:`load`. Not safe for use by several threads at a time.
+
+    A policy with memory keeps its hidden state from one :meth:`act` to the next. Call :meth:`reset` when episodes end.
+    """
 
     def __init__(self, graph: _Graph, random: _Random) -> None:
         self._is_greedy = graph.module in _GREEDY
@@ -75,7 +81,7 @@ class Policy:
         parameters: Optional[Mapping[str, ArrayLike]] = None,
         seed: Optional[int] = None,
     ) -> Policy:
-        """Loads an exported ``GreedyPolicy`` or ``SampledPolicy``, or a Stable-Baselines3 model that ``from_sb3`` converted.
+        """Loads an exported greedy or sampled policy, with or without memory, or a Stable-Baselines3 model that ``from_sb3`` converted.
 
         Args:
             path: path of the ``.onnx`` file.
@@ -113,7 +119,21 @@ class Policy:
             ValueError, TypeError: an argument is invalid; the message names it.
         """
         results = self._actor.act(observation, noise)
-        return results[0] if self._is_greedy else PolicyOutput(*results)
+        return results[0] if self._is_greedy else PolicyOutput(*results[:3])
+
+    def reset(self, done: Optional[ArrayLike] = None) -> None:
+        """Sets the hidden states to 0, as at the first step of an episode. Without memory, nothing happens.
+
+        After ``reset()``, the number ``N`` of observations may change.
+
+        Args:
+            done: ``[N]``, bool, or one bool for a single observation: True where an episode ended. The other hidden states are kept. None:
+                all episodes ended.
+
+        Raises:
+            ValueError, TypeError: ``done`` is not such an array.
+        """
+        self._actor.reset(done)
 
 
 class Learner:
@@ -359,6 +379,8 @@ class _Actor:
         for name, value in parameters.items():
             self._binding.bind_ortvalue_input(name, value)
         self._observation, self._noise = graph.inputs["observation"], graph.inputs.get("noise")
+        self._has_memory = "hidden" in graph.inputs
+        self._hidden: Optional[np.ndarray] = None
         self._resize(1)
 
     def act(self, observation: ArrayLike, noise: Optional[ArrayLike], noiseless: bool = False) -> List[np.ndarray]:
@@ -377,8 +399,37 @@ class _Actor:
             self._put("noise", 0.0 if noiseless else self._checked_noise(self._noise, noise, is_single))
         elif noise is not None:
             raise ValueError(f"noise: expected None for {self._graph.path.name}, which has no noise input, got an array")
+        if self._has_memory:
+            self._put("hidden", self._hidden_of(len(array)))
         self._graph.run(self._binding)
+        if self._has_memory:
+            self._hidden = self._outputs[list(self._graph.outputs).index("next_hidden")].copy()
         return [(output[0] if is_single else output).copy() for output in self._outputs]
+
+    def reset(self, done: Optional[ArrayLike]) -> None:
+        """Sets the hidden states to 0 where ``done`` is True, see :meth:`Policy.reset`."""
+        if done is None:
+            self._hidden = None
+            return
+        flags = np.atleast_1d(np.asarray(done))
+        if flags.dtype != np.bool_:
+            raise TypeError(f"done: expected bool, got {flags.dtype}")
+        if self._hidden is None:
+            return
+        if flags.shape != self._hidden.shape[:1]:
+            raise ValueError(f"done: expected shape [{len(self._hidden)}], as in the last act, got {list(flags.shape)}")
+        self._hidden[flags] = 0.0
+
+    def _hidden_of(self, size: int) -> np.ndarray:
+        """Returns the hidden states of ``size`` observations: those after the last call, or zeros if there are none."""
+        if self._hidden is None:
+            return np.zeros_like(self._inputs["hidden"])
+        if len(self._hidden) != size:
+            raise ValueError(
+                f"observation: expected N = {len(self._hidden)}, as in the last act, because the policy has memory, got N = {size}"
+                " (call reset() before another N)"
+            )
+        return self._hidden
 
     def _checked_noise(self, tensor: _Tensor, noise: Optional[ArrayLike], is_single: bool) -> np.ndarray:
         """Returns the noise in the shape of the input ``tensor``. Draws it if ``noise`` is None."""
@@ -395,7 +446,7 @@ class _Actor:
 
     def _resize(self, size: int) -> None:
         """Allocates and binds input and output arrays for ``N = size``."""
-        inputs = {name: tensor.empty(size) for name, tensor in self._graph.inputs.items() if name in ("observation", "noise")}
+        inputs = {name: tensor.empty(size) for name, tensor in self._graph.inputs.items() if name in _ARRAYS}
         outputs = {name: tensor.empty(size) for name, tensor in self._graph.outputs.items()}
         for name, array in inputs.items():
             self._binding.bind_cpu_input(name, array)

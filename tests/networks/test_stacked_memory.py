@@ -147,7 +147,10 @@ def test_an_evaluated_policy_takes_the_actions_of_a_plain_loop(kind, shared):
     networks = make_actor_and_critic(kind, shared)
     x = 3 * torch.randn(20, N, FEATURES)
     hidden = torch.zeros(N, hidden_size(networks))
-    expected = plain_run(networks, x, hidden, torch.zeros(20, N, dtype=torch.bool))[0][0].argmax(-1)
+    expected, forgetful = (
+        plain_run(networks, x, hidden, torch.full((20, N), forgets))[0][0].argmax(-1) for forgets in (False, True)
+    )
+    assert (expected != forgetful).any(), "a policy without memory would pass this test"
     policy = greedy_policy(make_memory_loss(networks))
     assert [policy(step.numpy()).tolist() for step in x] == expected.tolist()
 
