@@ -20,3 +20,15 @@ class GreedyAction(NamedTuple):
     """
 
     action: Tensor
+
+
+class RecurrentAction(NamedTuple):
+    """Output of an exported greedy policy with memory.
+
+    Attributes:
+        action: the mode of the action distribution.
+        next_hidden: the hidden state after the step.
+    """
+
+    action: Tensor
+    next_hidden: Tensor

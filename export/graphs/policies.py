@@ -5,7 +5,7 @@ from typing import Dict, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._export_names import GreedyAction
+from a2c_compiled._export_names import GreedyAction, RecurrentAction
 from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
@@ -22,13 +22,6 @@ class SampledAction(NamedTuple):
     action: Tensor
     log_prob: Tensor
     state_value: Tensor
-
-
-class RecurrentAction(NamedTuple):
-    """Outputs of :class:`RecurrentPolicy`."""
-
-    action: Tensor
-    next_hidden: Tensor
 
 
 class RecurrentSampledAction(NamedTuple):

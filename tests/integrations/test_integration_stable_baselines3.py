@@ -11,7 +11,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
 from tolerances import assert_close
 from torch import nn
 
@@ -464,3 +464,124 @@ def test_an_observation_of_another_shape_is_refused():
     for shape in ([5, 4], [2]):
         with pytest.raises(ValueError, match=r"observation: expected the last dimensions \[3\] of the model's space"):
             loss.actor_network(torch.zeros(shape))
+
+
+# Wrappers
+
+
+FRAME = spaces.Box(-100.0, 300.0, (3,))
+WRAPPERS = {
+    "frames over statistics": lambda env: VecFrameStack(VecNormalize(env, clip_obs=1.5), 3),
+    "frames over statistics, monitored": lambda env: VecMonitor(VecFrameStack(VecMonitor(VecNormalize(env, clip_obs=1.5)), 3)),
+    "statistics over frames": lambda env: VecNormalize(VecFrameStack(env, 3), clip_obs=1.5),
+    "frames": lambda env: VecFrameStack(env, 3),
+    "statistics of rewards only": lambda env: VecFrameStack(VecNormalize(env, norm_obs=False), 3),
+}
+
+
+class Recording(VecEnvWrapper):
+    """Keeps the last observations of the environments, before any other wrapper."""
+
+    def reset(self):
+        self.last = self.venv.reset()
+        return self.last
+
+    def step_wait(self):
+        self.last, *others = self.venv.step_wait()
+        return self.last, *others
+
+
+def wrapped_model(wrap):
+    actions = spaces.Box(-100.0, 100.0, (2,))  # wide, so that no action is clipped
+    recording = Recording(DummyVecEnv([lambda: Random(FRAME, actions, 5), lambda: Random(FRAME, actions, 7)]))
+    model = A2C("MlpPolicy", wrap(recording), seed=0, device="cpu").learn(100)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(10.0)
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        normalize.training = False
+    return model, recording
+
+
+def steps_of(model, recording, count=16):
+    """Raw observations, whether they are the first of an episode, and the model's actions."""
+    env = model.get_env()
+    observation, start = env.reset(), np.ones(2, dtype=bool)
+    for _ in range(count):
+        action, _ = model.predict(observation, deterministic=True)
+        yield recording.last.copy(), start, action
+        observation, _, start, _ = env.step(action)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_policy_acts_as_its_model_with_wrappers_in_any_order_from_the_first_steps_on(name):
+    model, recording = wrapped_model(WRAPPERS[name])
+    policy = from_sb3(model).policy
+    stack = np.zeros((2, 9), np.float32)
+    actions, expected_actions = [], []
+    for frame, start, expected in steps_of(model, recording):
+        stack[start] = 0.0
+        with torch.no_grad():
+            if name.startswith("frames over statistics"):
+                action, hidden = policy(torch.from_numpy(frame), torch.from_numpy(stack))
+                scripted = torch.jit.script(policy)(torch.from_numpy(frame), torch.from_numpy(stack))
+                assert torch.equal(scripted.action, action)
+                stack = hidden.numpy()
+            else:
+                stack = np.concatenate([stack[:, 3:], frame], -1)
+                action = policy(torch.from_numpy(stack)).action
+        actions.append(action.numpy())
+        expected_actions.append(expected)
+    check_actions(np.concatenate(actions), np.concatenate(expected_actions))
+
+
+@pytest.mark.slow
+def test_an_exported_policy_stacks_normalised_frames_in_the_runtime(tmp_path):
+    export = pytest.importorskip("a2c_compiled.export")
+    from a2c_compiled.export.on_device.runtime import Policy
+
+    model, recording = wrapped_model(WRAPPERS["frames over statistics"])
+    inputs = torch.zeros(2, 3), torch.zeros(2, 9)
+    path = export.export_onnx(from_sb3(model).policy, inputs, tmp_path / "policy.onnx", ("N",))
+    assert export.verify(path).passed
+    policy = Policy.load(path)
+    actions, expected_actions = [], []
+    for frame, start, expected in steps_of(model, recording):
+        policy.reset(start)
+        actions.append(policy.act(frame))
+        expected_actions.append(expected)
+    check_actions(np.concatenate(actions), np.concatenate(expected_actions))
+
+
+class Flipped(VecEnvWrapper):
+    def __init__(self, venv):
+        super().__init__(venv, observation_space=spaces.Box(-2.0, 2.0, venv.observation_space.shape))
+
+    def reset(self):
+        return -self.venv.reset()
+
+    def step_wait(self):
+        observation, *others = self.venv.step_wait()
+        return -observation, *others
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda env: VecNormalize(VecNormalize(env)), "expected one VecNormalize that normalises observations, got two"),
+        (lambda env: VecFrameStack(VecFrameStack(VecNormalize(env), 2), 2), "got VecFrameStack, VecFrameStack"),
+        (lambda env: Flipped(VecNormalize(env)), r"around VecNormalize, got Flipped \(apply VecNormalize last\)"),
+    ],
+)
+def test_wrappers_that_a_policy_cannot_repeat_are_refused_by_name(wrap, message):
+    model = A2C("MlpPolicy", wrap(DummyVecEnv([lambda: Random(FRAME, ACTIONS["Box"])])), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        from_sb3(model)
+
+
+def test_a_whole_stack_is_refused_where_the_policy_stacks_frames():
+    policy = from_sb3(wrapped_model(WRAPPERS["frames over statistics"])[0]).policy
+    with pytest.raises(
+        ValueError, match=r"observation: expected one frame \[N, \*\[3\]\] \(the policy stacks frames\), got \[2, 9\]"
+    ):
+        policy(torch.zeros(2, 9), torch.zeros(2, 9))

@@ -11,8 +11,14 @@ from torch import nn
 
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Distribution, Normal
 from a2c_compiled.estimators import GAE
-from a2c_compiled.integrations.stable_baselines3.observations import environment_to_model, preprocessing
-from a2c_compiled.integrations.stable_baselines3.policy_networks import Clipped, Floating, Network, PredictPolicy
+from a2c_compiled.integrations.stable_baselines3.observations import environment_to_model, preprocessing, wrappers_of
+from a2c_compiled.integrations.stable_baselines3.policy_networks import (
+    Clipped,
+    Floating,
+    Network,
+    PredictFromFrames,
+    PredictPolicy,
+)
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import discrete_distribution_for
 
@@ -32,7 +38,7 @@ _MIN_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect, 
 class FromSB3(NamedTuple):
     """The result of :func:`from_sb3`: an exportable greedy policy, and a loss."""
 
-    policy: PredictPolicy
+    policy: Union[PredictPolicy, PredictFromFrames]
     loss: A2CLoss
 
 
@@ -48,7 +54,11 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
     - The present observation statistics of ``VecNormalize`` are constants of the policy, if the model was trained with that wrapper.
     - The channels of images may be the first or the last dimension.
     - Actions of a Box are clipped to its bounds.
-    - Other wrappers, such as ``VecFrameStack``, are not part of the policy.
+    - If ``VecFrameStack`` is around ``VecNormalize``, as in RL Zoo, the policy takes one frame and its hidden state, which is the stack of
+      normalised frames: ``action, next_hidden = policy(observation, hidden)``. Pass a hidden state of zeros, in the shape of the model's
+      space, at the first step of an episode; the runtime's ``Policy`` does so after ``reset``.
+    - Other wrappers, such as ``VecFrameStack`` inside ``VecNormalize`` or without it, are not part of the policy. Their stacks begin with
+      frames of zeros.
 
     The **loss** takes the data on which the model trains: observations after normalisation and with the channels first, rewards after
     ``VecNormalize``, and actions before clipping. Discrete actions have shape ``[T, N]``, all others ``[T, N, dim]``. The coefficients of
@@ -76,7 +86,8 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
     Raises:
         TypeError: ``model`` is not an A2C, a PPO or the policy of one of them, or the policy overrides the computation (recurrent, masked
             or custom policies).
-        ValueError: the observation or action space is not supported, or ``use_sde`` is True.
+        ValueError: the observation or action space is not supported, or ``use_sde`` is True, or two ``VecFrameStack``, or a wrapper that
+            changes the observation space, are around ``VecNormalize``.
     """
     policy = _checked_policy(model)
     space = policy.observation_space
@@ -86,11 +97,13 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
     actor = Network(shape, preprocess, policy.pi_features_extractor, extractor.policy_net, _actor_head(policy))
     critic = Network(shape, preprocess, policy.vf_features_extractor, extractor.value_net, policy.value_net)
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
-    env = None if algorithm is None else algorithm.get_vec_normalize_env()
-    greedy = PredictPolicy(environment_to_model(space, env), actor, distribution, _bounds(policy.action_space)).to(
-        policy.device
-    )
-    return FromSB3(greedy, _loss(algorithm, actor, critic, distribution))
+    wrappers = wrappers_of(None if algorithm is None else algorithm.get_env())
+    parts = environment_to_model(space, wrappers.normalize), actor, distribution, _bounds(policy.action_space)
+    greedy: Union[PredictPolicy, PredictFromFrames] = PredictPolicy(*parts)
+    if wrappers.stack is not None:
+        dim = 1 if wrappers.stack.stacked_obs.channels_first else -1
+        greedy = PredictFromFrames(*parts, list(wrappers.stack.venv.observation_space.shape or ()), dim)
+    return FromSB3(greedy.to(policy.device), _loss(algorithm, actor, critic, distribution))
 
 
 def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPolicy:

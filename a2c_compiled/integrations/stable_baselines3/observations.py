@@ -1,12 +1,12 @@
 """Modules that repeat Stable-Baselines3's preprocessing of observations. TorchScript can compile all of them."""
 
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import Tensor, nn
 
 from a2c_compiled.networks.for_spaces import OneHot
@@ -59,6 +59,47 @@ class ChannelsFirst(nn.Module):
         if list(observation.shape[-3:]) == self.shape:
             return observation
         return observation.movedim(-1, -3)
+
+
+class Wrappers(NamedTuple):
+    """The wrappers of a model's environments that a policy repeats.
+
+    Fields:
+        normalize: ``VecNormalize`` that normalises observations, or None.
+        stack: ``VecFrameStack`` that stacks observations after ``normalize``, or None. Frames that are stacked before the normalisation are
+            observations of the environment.
+    """
+
+    normalize: Optional[VecNormalize]
+    stack: Optional[VecFrameStack]
+
+
+def wrappers_of(env: Optional[VecEnv]) -> Wrappers:
+    """Returns the wrappers of ``env`` that a policy repeats.
+
+    Raises:
+        ValueError: a policy cannot repeat the wrappers: two ``VecNormalize`` normalise observations, or between ``VecNormalize`` and the
+            model are two ``VecFrameStack``, or another wrapper that changes the observation space.
+    """
+    outside: List[VecEnvWrapper] = []  # the wrappers between VecNormalize and the model
+    normalize = None
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_obs:
+            if normalize is not None:
+                raise ValueError("model: expected one VecNormalize that normalises observations, got two")
+            normalize = env
+        elif normalize is None and (isinstance(env, VecFrameStack) or env.observation_space != env.venv.observation_space):
+            outside.append(env)
+        env = env.venv
+    if normalize is None or not outside:
+        return Wrappers(normalize, None)
+    if len(outside) > 1 or not isinstance(outside[0], VecFrameStack):
+        names = ", ".join(type(wrapper).__name__ for wrapper in outside)
+        raise ValueError(
+            "model: expected at most one VecFrameStack, and no other wrapper that changes the observation space, around VecNormalize,"
+            f" got {names} (apply VecNormalize last)"
+        )
+    return Wrappers(normalize, outside[0])
 
 
 def environment_to_model(space: spaces.Space, env: Optional[VecNormalize]) -> nn.Sequential:

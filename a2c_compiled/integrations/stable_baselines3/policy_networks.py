@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 
-from a2c_compiled._export_names import GreedyAction
+from a2c_compiled._export_names import GreedyAction, RecurrentAction
 from a2c_compiled.distributions import Distribution
 
 
@@ -93,3 +93,54 @@ class PredictPolicy(nn.Module):
     def forward(self, observation: Tensor) -> GreedyAction:
         """Returns the actions for a batch of observations, ``[N, ...]``."""
         return GreedyAction(self.bounds(self.distribution.mode(self.actor_network(self.raw(observation)))))
+
+
+class PredictFromFrames(nn.Module):
+    """:class:`PredictPolicy` for a model whose frames are normalised before they are stacked. The stack of frames is its hidden state.
+
+    A hidden state of zeros at the first step of an episode is SB3's stack of that step. Its zeros are normalised numbers, so that no
+    observation of the environment equals them.
+
+    Args:
+        raw, actor_network, distribution, bounds: as in :class:`PredictPolicy`. ``raw`` takes one frame.
+        frame_shape: shape of one frame.
+        dim: dimension along which frames are stacked, in a batch.
+    """
+
+    frame_shape: List[int]
+
+    def __init__(
+        self,
+        raw: nn.Module,
+        actor_network: nn.Module,
+        distribution: Distribution,
+        bounds: nn.Module,
+        frame_shape: List[int],
+        dim: int,
+    ) -> None:
+        super().__init__()
+        self.raw = raw
+        self.actor_network = actor_network
+        self.distribution = distribution
+        self.bounds = bounds
+        self.frame_shape = frame_shape
+        self.dim = dim
+
+    def forward(self, observation: Tensor, hidden: Tensor) -> RecurrentAction:
+        """Returns the actions for a batch of observations, and the next hidden state.
+
+        Args:
+            observation: ``[N, *frame_shape]``: one frame.
+            hidden: ``[N, *stacked]``, float32: the frames of the steps before, normalised and stacked. 0 at the first step of an episode.
+
+        Raises:
+            ValueError: ``observation`` is not one frame.
+        """
+        if list(observation.shape[1:]) != self.frame_shape:
+            raise ValueError(
+                f"observation: expected one frame [N, *{self.frame_shape}] (the policy stacks frames), got {list(observation.shape)}"
+            )
+        size = observation.size(self.dim)
+        kept = hidden.narrow(self.dim, size, hidden.size(self.dim) - size)
+        frames = torch.cat([kept, self.raw(observation)], self.dim)
+        return RecurrentAction(self.bounds(self.distribution.mode(self.actor_network(frames))), frames)
