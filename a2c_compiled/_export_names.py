@@ -22,6 +22,20 @@ class GreedyAction(NamedTuple):
     action: Tensor
 
 
+class SampledAction(NamedTuple):
+    """Output of an exported policy that samples its actions.
+
+    Attributes:
+        action: the action that the noise selects.
+        log_prob: log-probability of the action.
+        state_value: the critic's value of the observation.
+    """
+
+    action: Tensor
+    log_prob: Tensor
+    state_value: Tensor
+
+
 class RecurrentAction(NamedTuple):
     """Output of an exported greedy policy with memory.
 

@@ -5,7 +5,7 @@ from typing import Dict, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._export_names import GreedyAction, RecurrentAction
+from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction
 from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
@@ -14,14 +14,6 @@ from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.losses.batch import match_dims
 from a2c_compiled.recurrent import run_step
-
-
-class SampledAction(NamedTuple):
-    """Outputs of :class:`SampledPolicy`."""
-
-    action: Tensor
-    log_prob: Tensor
-    state_value: Tensor
 
 
 class RecurrentSampledAction(NamedTuple):

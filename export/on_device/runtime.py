@@ -39,7 +39,7 @@ POLICY_ENDING, STATE_ENDING = ".policy.onnx", ".state.npz"
 # the package.
 _PREFIX, _NEW = "a2c_compiled.", "new."
 _GREEDY = ("GreedyPolicy", "PredictPolicy", "RecurrentPolicy", "PredictFromFrames")
-_POLICIES = ("GreedyPolicy", "SampledPolicy", "PredictPolicy", "RecurrentPolicy", "RecurrentSampledPolicy", "PredictFromFrames")
+_POLICIES = (*_GREEDY, "SampledPolicy", "SampledPredictPolicy", "RecurrentSampledPolicy")
 _DRAWN_BY = {"gumbel": "gumbel", "logistic": "logistic", "normal": "standard_normal", "uniform": "random"}
 """For each kind of noise, the method of numpy's random generator that draws it."""
 _ARRAYS = ("observation", "noise", "hidden")

@@ -585,3 +585,58 @@ def test_a_whole_stack_is_refused_where_the_policy_stacks_frames():
         ValueError, match=r"observation: expected one frame \[N, \*\[3\]\] \(the policy stacks frames\), got \[2, 9\]"
     ):
         policy(torch.zeros(2, 9), torch.zeros(2, 9))
+
+
+# Sampled policies
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Box", "Discrete", "MultiDiscrete", "MultiBinary"])
+def test_a_sampled_policy_draws_as_its_model_and_scores_its_actions(name, tmp_path):
+    export = pytest.importorskip("a2c_compiled.export")
+    from a2c_compiled.export.on_device.runtime import Policy
+
+    model = random_model(action_space=ACTIONS[name])
+    with torch.no_grad():
+        model.policy.action_net.weight.div_(100.0)  # so that every action is drawn
+    policy, loss = from_sb3(model, sampled=True)
+    count = 8192
+    observation = np.repeat(samples(BOX, 1), count, 0)
+    tensor = torch.from_numpy(observation)
+    noise = loss.distribution.noise(loss.actor_network(tensor))
+    path = export.export_onnx(policy, (tensor[:3], noise[:3]), tmp_path / "policy.onnx", ("N",))
+    assert export.verify(path).passed
+    output = Policy.load(path, seed=0).act(observation)
+    torch.manual_seed(0)
+    expected, _ = model.predict(observation, deterministic=False)
+    assert (output.action.dtype, output.action.shape) == (expected.dtype, expected.shape)
+    # Means and squares agree within 6 standard errors, for each entry of an action, or for each choice.
+    ours, theirs = (
+        np.eye(4)[action] if name == "Discrete" else action.astype(np.float64) for action in (output.action, expected)
+    )
+    for power in (1, 2):
+        error = 6 * np.sqrt(2 * (theirs**power).var(0) / count)
+        assert (np.abs((ours**power).mean(0) - (theirs**power).mean(0)) <= error).all()
+    within = output.action
+    if name == "Box":
+        kept = (within > ACTIONS[name].low).all(-1) & (within < ACTIONS[name].high).all(
+            -1
+        )  # a clipped action has another score
+        assert 0 < kept.sum() < count
+    else:
+        kept = np.ones(count, bool)
+    with torch.no_grad():
+        values, log_prob, _ = model.policy.evaluate_actions(tensor[kept], torch.from_numpy(within[kept]))
+    np.testing.assert_allclose(output.log_prob[kept], log_prob, atol=1e-4)
+    np.testing.assert_allclose(output.state_value[kept], values.squeeze(-1), atol=1e-5)
+
+
+def test_state_dependent_exploration_and_sampled_frames_are_refused_by_name():
+    model = A2C("MlpPolicy", DummyVecEnv([lambda: Random(BOX, BOX)]), use_sde=True, device="cpu")
+    for sampled in (False, True):
+        with pytest.raises(ValueError, match=r"use_sde=False, got True \(state-dependent exploration is not supported\)"):
+            from_sb3(model, sampled)
+    with pytest.raises(
+        ValueError, match="sampled: expected False for a model with a VecFrameStack around VecNormalize, got True"
+    ):
+        from_sb3(wrapped_model(WRAPPERS["frames over statistics"])[0], sampled=True)

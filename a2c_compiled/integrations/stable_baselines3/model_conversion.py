@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
+from a2c_compiled._kinds import flag
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Distribution, Normal
 from a2c_compiled.estimators import GAE
 from a2c_compiled.integrations.stable_baselines3.observations import environment_to_model, preprocessing, wrappers_of
@@ -18,6 +19,7 @@ from a2c_compiled.integrations.stable_baselines3.policy_networks import (
     Network,
     PredictFromFrames,
     PredictPolicy,
+    SampledPredictPolicy,
 )
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import discrete_distribution_for
@@ -36,13 +38,13 @@ _MIN_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect, 
 
 
 class FromSB3(NamedTuple):
-    """The result of :func:`from_sb3`: an exportable greedy policy, and a loss."""
+    """The result of :func:`from_sb3`: an exportable policy, and a loss."""
 
-    policy: Union[PredictPolicy, PredictFromFrames]
+    policy: Union[PredictPolicy, PredictFromFrames, SampledPredictPolicy]
     loss: A2CLoss
 
 
-def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
+def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -> FromSB3:
     """Converts an SB3 model to an exportable policy and a loss. Both share the model's parameters: training one changes the other.
 
     >>> policy, loss = from_sb3(model)
@@ -79,16 +81,20 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
             - Action spaces: Box, Discrete, MultiDiscrete, MultiBinary.
             - Observation spaces: Box (also images), Discrete, MultiDiscrete with one axis, MultiBinary.
             - Features extractor: any module that maps one tensor to a tensor ``[N, features]``.
+        sampled: True returns a policy that samples as ``model.predict(observation, deterministic=False)`` does. It takes the noise as a
+            second input, ``loss.distribution.noise(loss.actor_network(model_observation))``, and also returns ``log_prob`` and
+            ``state_value``; the runtime's ``Policy`` draws the noise.
 
     Returns:
         :class:`FromSB3`: ``policy`` and ``loss``.
 
     Raises:
         TypeError: ``model`` is not an A2C, a PPO or the policy of one of them, or the policy overrides the computation (recurrent, masked
-            or custom policies).
+            or custom policies), or ``sampled`` is not a bool.
         ValueError: the observation or action space is not supported, or ``use_sde`` is True, or two ``VecFrameStack``, or a wrapper that
-            changes the observation space, are around ``VecNormalize``.
+            changes the observation space, are around ``VecNormalize``, or ``sampled`` is True with a ``VecFrameStack`` there.
     """
+    sampled = flag("sampled", sampled)
     policy = _checked_policy(model)
     space = policy.observation_space
     preprocess = preprocessing(space, policy.normalize_images)
@@ -99,11 +105,15 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy]) -> FromSB3:
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
     wrappers = wrappers_of(None if algorithm is None else algorithm.get_env())
     parts = environment_to_model(space, wrappers.normalize), actor, distribution, _bounds(policy.action_space)
-    greedy: Union[PredictPolicy, PredictFromFrames] = PredictPolicy(*parts)
+    exportable: Union[PredictPolicy, PredictFromFrames, SampledPredictPolicy] = PredictPolicy(*parts)
     if wrappers.stack is not None:
+        if sampled:
+            raise ValueError("sampled: expected False for a model with a VecFrameStack around VecNormalize, got True")
         dim = 1 if wrappers.stack.stacked_obs.channels_first else -1
-        greedy = PredictFromFrames(*parts, list(wrappers.stack.venv.observation_space.shape or ()), dim)
-    return FromSB3(greedy.to(policy.device), _loss(algorithm, actor, critic, distribution))
+        exportable = PredictFromFrames(*parts, list(wrappers.stack.venv.observation_space.shape or ()), dim)
+    elif sampled:
+        exportable = SampledPredictPolicy(*parts, critic)
+    return FromSB3(exportable.to(policy.device), _loss(algorithm, actor, critic, distribution))
 
 
 def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPolicy:

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 
-from a2c_compiled._export_names import GreedyAction, RecurrentAction
+from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction
 from a2c_compiled.distributions import Distribution
 
 
@@ -93,6 +93,42 @@ class PredictPolicy(nn.Module):
     def forward(self, observation: Tensor) -> GreedyAction:
         """Returns the actions for a batch of observations, ``[N, ...]``."""
         return GreedyAction(self.bounds(self.distribution.mode(self.actor_network(self.raw(observation)))))
+
+
+class SampledPredictPolicy(nn.Module):
+    """Samples the actions of ``model.predict(observation, deterministic=False)``. The random noise is an input.
+
+    Args:
+        raw, actor_network, distribution, bounds: as in :class:`PredictPolicy`.
+        critic_network: maps an observation of the model's space to its value.
+    """
+
+    def __init__(
+        self, raw: nn.Module, actor_network: nn.Module, distribution: Distribution, bounds: nn.Module, critic_network: nn.Module
+    ) -> None:
+        super().__init__()
+        self.raw = raw
+        self.actor_network = actor_network
+        self.distribution = distribution
+        self.bounds = bounds
+        self.critic_network = critic_network
+
+    def forward(self, observation: Tensor, noise: Tensor) -> SampledAction:
+        """Returns the actions that ``noise`` selects, within the bounds of the action space.
+
+        Args:
+            observation: ``[N, ...]``: observations of the environment.
+            noise: ``[N, ...]``, float32: one row of ``distribution.noise`` for each observation.
+
+        Returns:
+            ``action``: as ``model.predict`` returns it. ``log_prob``: ``[N]``, float32: of the action before it is clipped to the bounds.
+            ``state_value``: ``[N]``, float32.
+        """
+        observation = self.raw(observation)
+        params = self.actor_network(observation)
+        action = self.distribution.sample(params, noise)
+        log_prob = self.distribution.log_prob(params, action)
+        return SampledAction(self.bounds(action), log_prob, self.critic_network(observation).squeeze(-1))
 
 
 class PredictFromFrames(nn.Module):
