@@ -188,6 +188,27 @@ FAULTS = (
         ("tests/update",),
     ),
     Fault(
+        "a cell above other layers advances on the observation",
+        "a2c_compiled/recurrent.py",
+        "states.append((self, state))",
+        "states.append((self, state if self.offset == 0 else self._next_state(features[0] * 0.9, starting_states[0])))",
+        ("tests/networks",),
+    ),
+    Fault(
+        "the hidden state is kept after an episode",
+        "a2c_compiled/rollouts/hidden_state.py",
+        "hidden.masked_fill(is_last.unsqueeze(-1), 0.0)",
+        "hidden",
+        ("tests/networks",),
+    ),
+    Fault(
+        "the runtime forgets the hidden state after each action",
+        "export/on_device/runtime.py",
+        "if self._hidden is None:\n            return np.zeros_like",
+        "if True:\n            return np.zeros_like",
+        ("tests/export/test_runtime_memory.py",),
+    ),
+    Fault(
         "the collector takes the observation after the reset for the next observation",
         "a2c_compiled/rollouts/collector.py",
         "step.observation if step.final_observation is None else step.final_observation",

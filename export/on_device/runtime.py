@@ -38,7 +38,7 @@ POLICY_ENDING, STATE_ENDING = ".policy.onnx", ".state.npz"
 # Names that the exporter uses in metadata and graphs, and classes of exported modules. This file repeats them, because it cannot import
 # the package.
 _PREFIX, _NEW = "a2c_compiled.", "new."
-_GREEDY = ("GreedyPolicy", "PredictPolicy", "RecurrentPolicy", "PredictFromFrames")
+_GREEDY = ("GreedyPolicy", "PredictPolicy", "RecurrentPolicy", "PredictFromFrames", "RecurrentPredictPolicy")
 _POLICIES = (*_GREEDY, "SampledPolicy", "SampledPredictPolicy", "RecurrentSampledPolicy")
 _DRAWN_BY = {"gumbel": "gumbel", "logistic": "logistic", "normal": "standard_normal", "uniform": "random"}
 """For each kind of noise, the method of numpy's random generator that draws it."""

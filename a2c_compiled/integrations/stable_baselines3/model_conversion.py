@@ -9,6 +9,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
+try:
+    from sb3_contrib import RecurrentPPO
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+except ImportError:  # sb3-contrib is optional
+    RecurrentPPO = RecurrentActorCriticPolicy = None
+
 from a2c_compiled._kinds import flag
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Distribution, Normal
 from a2c_compiled.estimators import GAE
@@ -21,6 +27,7 @@ from a2c_compiled.integrations.stable_baselines3.policy_networks import (
     PredictPolicy,
     SampledPredictPolicy,
 )
+from a2c_compiled.integrations.stable_baselines3.recurrent_networks import OverTime, RecurrentPredictPolicy, lstm_layers
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import discrete_distribution_for
 
@@ -34,13 +41,17 @@ _COMPUTATIONS = (
     "_get_action_dist_from_latent",
     "_predict",
 )
+_ALGORITHMS = (A2C, PPO) if RecurrentPPO is None else (A2C, PPO, RecurrentPPO)
 _MIN_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect, because SB3 has no lower bound of the scale
+
+
+ExportablePolicy = Union[PredictPolicy, PredictFromFrames, SampledPredictPolicy, RecurrentPredictPolicy]
 
 
 class FromSB3(NamedTuple):
     """The result of :func:`from_sb3`: an exportable policy, and a loss."""
 
-    policy: Union[PredictPolicy, PredictFromFrames, SampledPredictPolicy]
+    policy: ExportablePolicy
     loss: A2CLoss
 
 
@@ -56,6 +67,8 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
     - The present observation statistics of ``VecNormalize`` are constants of the policy, if the model was trained with that wrapper.
     - The channels of images may be the first or the last dimension.
     - Actions of a Box are clipped to its bounds.
+    - The policy of ``RecurrentPPO`` takes and returns its hidden state: ``action, next_hidden = policy(observation, hidden)``. The loss of
+      such a model takes observations as :mod:`a2c_compiled.recurrent` describes.
     - If ``VecFrameStack`` is around ``VecNormalize``, as in RL Zoo, the policy takes one frame and its hidden state, which is the stack of
       normalised frames: ``action, next_hidden = policy(observation, hidden)``. Pass a hidden state of zeros, in the shape of the model's
       space, at the first step of an episode; the runtime's ``Policy`` does so after ``reset``.
@@ -76,7 +89,7 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
     and critic share runs twice.
 
     Args:
-        model: an SB3 ``A2C`` or ``PPO``, or its policy.
+        model: an SB3 ``A2C`` or ``PPO``, or sb3-contrib's ``RecurrentPPO``, or its policy.
 
             - Action spaces: Box, Discrete, MultiDiscrete, MultiBinary.
             - Observation spaces: Box (also images), Discrete, MultiDiscrete with one axis, MultiBinary.
@@ -89,10 +102,11 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         :class:`FromSB3`: ``policy`` and ``loss``.
 
     Raises:
-        TypeError: ``model`` is not an A2C, a PPO or the policy of one of them, or the policy overrides the computation (recurrent, masked
-            or custom policies), or ``sampled`` is not a bool.
+        TypeError: ``model`` is not an A2C, a PPO or the policy of one of them, or the policy overrides the computation (masked or custom
+            policies), or ``sampled`` is not a bool.
         ValueError: the observation or action space is not supported, or ``use_sde`` is True, or two ``VecFrameStack``, or a wrapper that
-            changes the observation space, are around ``VecNormalize``, or ``sampled`` is True with a ``VecFrameStack`` there.
+            changes the observation space, are around ``VecNormalize``, or ``sampled`` is True with a ``VecFrameStack`` there
+            or with ``RecurrentPPO``, or both are combined; or an LSTM is bidirectional, or has a projection or dropout.
     """
     sampled = flag("sampled", sampled)
     policy = _checked_policy(model)
@@ -100,13 +114,28 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
     preprocess = preprocessing(space, policy.normalize_images)
     distribution = _distribution(policy)
     extractor, shape = policy.mlp_extractor, list(space.shape or ())
-    actor = Network(shape, preprocess, policy.pi_features_extractor, extractor.policy_net, _actor_head(policy))
-    critic = Network(shape, preprocess, policy.vf_features_extractor, extractor.value_net, policy.value_net)
+    features = policy.pi_features_extractor, policy.vf_features_extractor
+    heads = (extractor.policy_net, _actor_head(policy)), (extractor.value_net, policy.value_net)
+    actor: nn.Module
+    critic: nn.Module
+    if _is_recurrent(policy):
+        actor_layers, critic_layers, between = lstm_layers(policy)
+        actor_features, critic_features = (Network(shape, preprocess, part, nn.Identity(), nn.Identity()) for part in features)
+        actor = OverTime(actor_features, actor_layers, nn.Sequential(*heads[0]))
+        critic = OverTime(critic_features, critic_layers, nn.Sequential(between, *heads[1]))
+    else:
+        actor, critic = (Network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
     wrappers = wrappers_of(None if algorithm is None else algorithm.get_env())
     parts = environment_to_model(space, wrappers.normalize), actor, distribution, _bounds(policy.action_space)
-    exportable: Union[PredictPolicy, PredictFromFrames, SampledPredictPolicy] = PredictPolicy(*parts)
-    if wrappers.stack is not None:
+    exportable: ExportablePolicy = PredictPolicy(*parts)
+    if _is_recurrent(policy):
+        if sampled:
+            raise ValueError("sampled: expected False for a recurrent model, got True")
+        if wrappers.stack is not None:
+            raise ValueError("model: expected no VecFrameStack around VecNormalize for a recurrent model, got one")
+        exportable = RecurrentPredictPolicy(*parts)
+    elif wrappers.stack is not None:
         if sampled:
             raise ValueError("sampled: expected False for a model with a VecFrameStack around VecNormalize, got True")
         dim = 1 if wrappers.stack.stacked_obs.channels_first else -1
@@ -118,22 +147,28 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
 
 def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPolicy:
     """Returns the policy of ``model``. Raises the errors of :func:`from_sb3` if the policy is not supported."""
-    if not isinstance(model, (A2C, PPO, ActorCriticPolicy)):
-        raise TypeError(f"model: expected an A2C, a PPO or an ActorCriticPolicy, got {type(model).__name__}")
+    if not isinstance(model, (*_ALGORITHMS, ActorCriticPolicy)):
+        raise TypeError(f"model: expected an A2C, a PPO, a RecurrentPPO or an ActorCriticPolicy, got {type(model).__name__}")
     policy = model if isinstance(model, ActorCriticPolicy) else model.policy
     if not isinstance(policy, ActorCriticPolicy):
         raise TypeError(f"model: expected an ActorCriticPolicy, got {type(policy).__name__}")
-    overridden = [name for name in _COMPUTATIONS if getattr(type(policy), name) is not getattr(ActorCriticPolicy, name)]
+    original = RecurrentActorCriticPolicy if _is_recurrent(policy) else ActorCriticPolicy
+    overridden = [name for name in _COMPUTATIONS if getattr(type(policy), name) is not getattr(original, name)]
     if overridden:
         raise TypeError(
-            f"model: expected a policy with the methods of ActorCriticPolicy, got {type(policy).__name__} with its own"
-            f" {', '.join(overridden)} (recurrent and masked policies are not supported)"
+            f"model: expected a policy with the methods of {original.__name__}, got {type(policy).__name__} with its own"
+            f" {', '.join(overridden)} (masked policies are not supported)"
         )
     if not isinstance(policy.mlp_extractor, MlpExtractor):
         raise TypeError(f"model: expected an MlpExtractor as mlp_extractor, got {type(policy.mlp_extractor).__name__}")
     if policy.use_sde:
         raise ValueError("model: expected use_sde=False, got True (state-dependent exploration is not supported)")
     return policy
+
+
+def _is_recurrent(policy: ActorCriticPolicy) -> bool:
+    """Returns whether ``policy`` is a recurrent policy of sb3-contrib."""
+    return RecurrentActorCriticPolicy is not None and isinstance(policy, RecurrentActorCriticPolicy)
 
 
 def _distribution(policy: ActorCriticPolicy) -> Distribution:
