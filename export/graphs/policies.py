@@ -132,6 +132,9 @@ class RecurrentPolicy(nn.Module):
 
         Returns:
             ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``next_hidden``: ``[N, H]``, floating point.
+
+        Raises:
+            ValueError: the network runs the same recurrent layer twice, or the states of two layers overlap.
         """
         (params,), after = run_step([self.actor_network], observation, hidden)
         return RecurrentAction(self.distribution.mode(params), after)
@@ -165,6 +168,9 @@ class RecurrentSampledPolicy(_ActorCritic):
         Returns:
             ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``log_prob``, ``state_value``: ``[N]``, floating
             point. ``next_hidden``: ``[N, H]``, floating point.
+
+        Raises:
+            ValueError: a network runs the same recurrent layer twice, or the states of two layers overlap.
         """
         (params, value), after = run_step([self.actor_network, self.critic_network], observation, hidden)
         params = widen(params)
