@@ -53,7 +53,9 @@ class Step(NamedTuple):
 class _ThisThread(threading.local):
     """The recurrent layers that ran in this thread's :func:`run_step`, with their states. None outside of :func:`run_step`."""
 
-    states: Optional[List[Tuple["Recurrent", Tensor]]] = None
+    def __init__(self) -> None:
+        # Assigned in each thread: torch.compile guards on the attributes of the instance, and a class attribute is not one of them.
+        self.states: Optional[List[Tuple[Recurrent, Tensor]]] = None
 
 
 _this_thread = _ThisThread()

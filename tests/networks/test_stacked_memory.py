@@ -1,6 +1,7 @@
 """Networks with several recurrent layers: each layer's state advances on what the layer below it gives."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_a_rollout_records_the_states_of_a_plain_loop(kind, shared, environments
 @pytest.mark.slow
 @pytest.mark.parametrize("environments", ["torch", "gymnasium"])
 def test_a_compiled_rollout_records_the_states_of_a_plain_loop(environments):
-    networks = make_actor_and_critic("mixture")
+    networks = make_actor_and_critic("two_cells", shared=True)
     collecting = collector(networks, environments, compile=True)
     for _ in range(2):
         assert_recorded(networks, collecting.collect())
@@ -159,13 +160,17 @@ def test_an_evaluated_policy_takes_the_actions_of_a_plain_loop(kind, shared):
 
 
 @pytest.mark.slow
-def test_a_compiled_step_equals_a_plain_loop_for_any_number_of_environments():
+def test_a_compiled_step_equals_a_plain_loop_for_any_number_of_environments_and_in_every_thread():
     networks = make_actor_and_critic("mixture").double()
     compiled = torch.compile(run_step, fullgraph=True, dynamic=True, backend="aot_eager")
     x, first, start = make_sequence(networks)
     (actor, critic), _, after = plain_run(networks, x, first, start)
-    for envs in (N, 2):
-        step = compiled(list(networks), x[0, :envs], first[:envs])
+    with ThreadPoolExecutor(1) as pool:
+        steps = {
+            N: compiled(list(networks), x[0], first),
+            2: pool.submit(compiled, list(networks), x[0, :2], first[:2]).result(),
+        }
+    for envs, step in steps.items():
         expected = {"actor": actor[0, :envs], "critic": critic[0, :envs], "hidden": after[0, :envs]}
         assert_same({"actor": step.outputs[0], "critic": step.outputs[1], "hidden": step.hidden}, expected, 1e-12)
 
