@@ -103,6 +103,8 @@ LOADERS = {".onnx": load_onnx, ".pt": load_torchscript, ".pt2": load_pt2, ".aot.
 def named(outputs):
     """Returns a module's outputs by name, without Nones."""
     outputs = {"output": outputs} if isinstance(outputs, torch.Tensor) else outputs
+    if type(outputs) is tuple:
+        outputs = {f"output_{i}" if i else "output": value for i, value in enumerate(outputs)}
     outputs = outputs if isinstance(outputs, dict) else outputs._asdict()
     return {name: value for name, value in outputs.items() if value is not None}
 

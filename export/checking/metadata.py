@@ -1,7 +1,8 @@
 """The metadata in an exported file: versions, module, input shapes and hyperparameters."""
 
 import json
-from typing import Any, Container, Dict, List, Optional, Union
+import math
+from typing import Any, Container, Dict, List, Mapping, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ METADATA = "a2c_compiled.json"
 """Name of the extra file that holds the metadata in ``.pt`` and ``.pt2`` files."""
 
 
-def describe(call: Call) -> Dict[str, str]:
+def describe(call: Call, renamed: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
     """Returns the metadata as a dict of strings. A value that is not a string is written as JSON.
 
     The keys, each with the prefix ``a2c_compiled.``:
@@ -29,6 +30,10 @@ def describe(call: Call) -> Dict[str, str]:
       coefficients that are not inputs, and its options.
     - ``distribution``: the entry of ``hyperparameters`` for the action distribution, repeated. Absent without a distribution.
     - ``noise``: ``{"noise": kind}``, with the distribution's ``noise_kind``. Absent without an input ``noise`` or a ``noise_kind``.
+    - ``renamed_parameters``: the argument ``renamed``, the names in the file of parameters that have the name of an input or output, by
+      their names in the module. Absent if there are none.
+
+    JSON has no infinity and no NaN. They are the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
     """
     source = call.source
     parts = {path: part for path, part in source.named_modules() if isinstance(part, CoefficientModule)}
@@ -44,7 +49,22 @@ def describe(call: Call) -> Dict[str, str]:
         described["distribution"] = _hyperparameters(distribution, call.inputs)
         if "noise" in call.inputs and distribution.noise_kind is not None:
             described["noise"] = {"noise": distribution.noise_kind}
-    return {f"{PREFIX}{key}": value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
+    if renamed:
+        described["renamed_parameters"] = dict(renamed)
+    return {f"{PREFIX}{key}": value if isinstance(value, str) else _json(value) for key, value in described.items()}
+
+
+def _json(value: Any) -> str:
+    """Returns ``value`` as JSON, with a string for each number that JSON lacks."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(entry) for key, entry in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [finite(entry) for entry in part]
+        return str(part) if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), allow_nan=False)
 
 
 def _named_shape(tensor: Tensor, axes: List[Optional[str]]) -> List[Union[str, int]]:

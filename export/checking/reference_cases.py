@@ -114,7 +114,8 @@ def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> 
 
 
 def _flags(inputs: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
-    """Yields pairs of a name and flags: other ends of episodes, and another mask."""
+    """Yields pairs of a name and flags: other ends of episodes, and another mask. Only inputs of dtype bool are flags."""
+    inputs = {name: tensor for name, tensor in inputs.items() if tensor.dtype == torch.bool}
 
     def some(name: str) -> Tensor:
         """Returns random flags in the shape of an input. Each is True with probability 0.4."""

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Union
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from a2c_compiled.export.checking.comparison import PASSED, OutputError, compared, summary
 from a2c_compiled.export.checking.reference_cases import Case, load_cases
@@ -107,7 +108,8 @@ def verify(path: Union[str, Path]) -> Report:
 def _answer(run: Callable[..., Any], case: Case) -> Dict[str, np.ndarray]:
     """Returns the outputs of a loaded file by name, for the inputs of ``case``."""
     outputs = named_outputs(run(**{name: torch.from_numpy(array) for name, array in case.inputs.items()}))
-    return {name: np.asarray(output) for name, output in outputs.items()}
+    # Detached, because an output may be a parameter.
+    return {name: np.asarray(output.detach() if isinstance(output, Tensor) else output) for name, output in outputs.items()}
 
 
 def _size(path: Path) -> int:

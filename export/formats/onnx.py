@@ -33,6 +33,7 @@ def export_onnx(
     dynamic_axes: DynamicAxes = ("T", "N"),
     opset: int = OLDEST_OPSET,
     output_names: Optional[Sequence[str]] = None,
+    ir_version: Optional[int] = None,
 ) -> Path:
     """Writes ``module`` as an ONNX file that stock onnxruntime runs, with reference outputs at several shapes beside it.
 
@@ -56,6 +57,8 @@ def export_onnx(
             for each input, the names of its dimensions, with None for a fixed one. Dimensions of the same name have the same size.
         opset: ONNX operator version, 18 or later. The installed onnxruntime may support fewer versions than onnx.
         output_names: names of the outputs, instead of the field names of the result.
+        ir_version: version of the ONNX file format. None: the lowest that ``opset`` needs (8 for opset 18), because an onnxruntime refuses
+            files of a newer version than its own.
 
     Returns:
         ``path``.
@@ -70,6 +73,7 @@ def export_onnx(
         raise ValueError(
             f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that the installed onnx supports, got {opset}"
         )
+    ir_version = _checked_ir_version(ir_version, opset)
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     with unused_weights_removed(path), atomic_file(path) as temporary:
@@ -77,26 +81,38 @@ def export_onnx(
         with exporting_without_logs(), explained(call, "ONNX"):
             program = torch.onnx.export(
                 exported_program(call),
-                input_names=list(call.inputs),
-                output_names=names,
                 opset_version=opset,
                 custom_translation_table={**TRANSLATIONS, **SCANS},
                 dynamo=True,
                 verbose=False,
                 optimize=False,
             )
-        assert program is not None
-        # If the conversion to a newer version fails, the exporter keeps the older version and only logs the failure.
-        written = program.model.opset_imports[""]
-        if written != opset:
-            raise ExportError(f"opset: expected {written}, which torch writes for this module, got {opset}")
-        model = tidy(program, call)
+            assert program is not None
+            # If the conversion to a newer version fails, the exporter keeps the older version and only logs the failure.
+            written = program.model.opset_imports[""]
+            if written != opset:
+                raise ExportError(f"opset: expected {written}, which torch writes for this module, got {opset}")
+            model = tidy(program, call, names)
+        model.ir_version = ir_version
         save(model, temporary, path)
         onnx.checker.check_model(temporary, full_check=True)
+        inputs = _checked_input_names(temporary, list(call.inputs), names)
         with explained(call, "ONNX"):
             _check_kernels(temporary)
-        record_cases(call, path, [str(value.name) for value in model.graph.inputs], names)
+        record_cases(call, path, inputs, names)
     return path
+
+
+def _checked_ir_version(ir_version: Optional[int], opset: int) -> int:
+    """Returns ``ir_version``; None: the lowest that ``opset`` allows. Raises ValueError if it is lower, or unknown to onnx."""
+    lowest = int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
+    version = lowest if ir_version is None else integer("ir_version", ir_version)
+    if not lowest <= version <= onnx.IR_VERSION:
+        raise ValueError(
+            f"ir_version: expected {lowest}, which opset {opset} needs, to {onnx.IR_VERSION}, the newest of the installed onnx,"
+            f" got {version}"
+        )
+    return version
 
 
 def _output_names(call: Call, requested: Optional[Sequence[str]]) -> List[str]:
@@ -112,6 +128,22 @@ def _output_names(call: Call, requested: Optional[Sequence[str]]) -> List[str]:
     if len({*names, *call.inputs}) < len(names) + len(call.inputs):
         raise ValueError(f"output_names: expected names that differ from each other and from {list(call.inputs)}, got {names}")
     return names
+
+
+def _checked_input_names(path: Path, inputs: List[str], outputs: List[str]) -> List[str]:
+    """Returns the names of the inputs in a file.
+
+    Raises ExportError unless they are among ``inputs``, the outputs have the names ``outputs``, and no weight has the name of an input,
+    which would make the weight the default value of the input.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    found = [value.name for value in graph.input]
+    weights = {value.name for value in graph.initializer}
+    if [name for name in inputs if name in found] != found or not weights.isdisjoint(found):
+        raise ExportError(f"{path.name}: expected inputs among {inputs}, none of them a weight, got {found}")
+    if [value.name for value in graph.output] != outputs:
+        raise ExportError(f"{path.name}: expected outputs {outputs}, got {[value.name for value in graph.output]}")
+    return found
 
 
 def _check_kernels(path: Path) -> None:

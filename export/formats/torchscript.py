@@ -81,20 +81,32 @@ def export_torchscript(
 
 
 def _scripted(call: Call) -> torch.jit.ScriptModule:
-    """Compiles the module of ``call`` with TorchScript. Turns an error of the compiler into an ExportError.
+    """Compiles the module of ``call`` with TorchScript, and runs it once. Turns an error of the compiler or of the run into an ExportError.
 
     A module with the attribute ``is_traced`` is traced with the example inputs.
     """
-    module = call.module
+    name = type(call.module).__name__
     try:
-        return _traced(call) if getattr(module, "is_traced", False) else script(module)
+        scripted = _traced(call) if getattr(call.module, "is_traced", False) else script(call.module)
     except TypeError:
         raise  # raised on purpose by modules that TorchScript cannot express; the message says so
     except Exception as error:
         raise ExportError(
-            f"{type(module).__name__} cannot be exported to TorchScript: {_reason(str(error).strip())}. Write that part in the Python"
+            f"{name} cannot be exported to TorchScript: {_reason(str(error).strip())}. Write that part in the Python"
             " subset that TorchScript compiles, or export with export_onnx or export_pt2"
         ) from error
+    expected = list(call.eager(call.inputs))
+    try:
+        with torch.no_grad():
+            outputs = list(named_outputs(scripted(**call.inputs)))
+    except Exception as error:
+        raise ExportError(
+            f"{name} cannot be exported to TorchScript: its code compiles but does not run ({str(error).strip().splitlines()[-1]})."
+            " Export with export_onnx or export_pt2"
+        ) from error
+    if outputs != expected:
+        raise ExportError(f"{name} cannot be exported to TorchScript: expected outputs {expected}, got {outputs}")
+    return scripted
 
 
 @torch.no_grad()

@@ -525,6 +525,7 @@ class _Graph:
         self.device = "cuda" if _CUDA in self.session.get_providers() else "cpu"
         about = self.session.get_modelmeta().custom_metadata_map
         self.module = about.get(f"{_PREFIX}module", "")
+        self.renamed_parameters: Dict[str, str] = json.loads(about.get(f"{_PREFIX}renamed_parameters", "{}"))
         self.noise = _kinds(json.loads(about.get(f"{_PREFIX}noise", "{}")).get("noise", ""))
         if self.module not in modules:
             raise ValueError(f"path: expected an exported {' or '.join(modules)}, got {path}, {_described(self.module)}")
@@ -660,6 +661,7 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
     is_greedy = graph.module in _GREEDY
     model = bytearray(graph.path.read_bytes())
     weights = _weights(model)
+    weights.update({name: weights.pop(in_file) for name, in_file in graph.renamed_parameters.items() if in_file in weights})
     for name, value in parameters.items():
         if is_greedy and str(name).startswith(("critic_network.", "distribution.")):
             continue  # a greedy policy does not use these, for example a scale that does not depend on the observation

@@ -5,13 +5,14 @@ import hashlib
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Union
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Union
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
 from a2c_compiled.export.checking.metadata import PREFIX, describe
+from a2c_compiled.export.onnx_model.names import assign_names
 from a2c_compiled.export.onnx_model.onnxscript_internals import optimize
 from a2c_compiled.export.tracing.call import Call
 
@@ -21,20 +22,19 @@ MAX_WEIGHT_BYTES = 2**31 - 2**26
 _WRAPPER = "module."
 
 
-def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
+def tidy(program: torch.onnx.ONNXProgram, call: Call, outputs: Sequence[str]) -> ir.Model:
     """Returns the model of ``program``, simplified and with readable names.
 
     - Removes repeated and unused operations, and inputs that nothing reads.
-    - Gives parameters, inputs and dimensions their names in ``call``.
+    - Gives parameters, inputs and dimensions their names in ``call``, and outputs the names ``outputs``.
     - Adds the metadata of :func:`~a2c_compiled.export.checking.metadata.describe`.
     """
-    _fold_constants(program, call)
     model = program.model
+    weights = _fold_constants(program, call)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph
-    for value, name in zip(graph.inputs, call.inputs, strict=True):
-        value.name = name  # the exporter renames an input that is also an output
+    renamed = assign_names(graph, list(call.inputs), outputs, weights)
     _name_dimensions(graph, call)
     for value in list(graph.inputs):
         if not value.uses() and not value.is_graph_output():
@@ -42,33 +42,34 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call) -> ir.Model:
     for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with file paths of the exporting machine
         _make_axis_positive(node)
-    metadata = describe(call)
+    metadata = describe(call, renamed)
     model.producer_name, model.producer_version = "a2c_compiled", metadata[f"{PREFIX}version"]
     model.metadata_props.update(metadata)
     return model
 
 
-def _fold_constants(program: torch.onnx.ONNXProgram, call: Call) -> None:
-    """Folds constants, but keeps every parameter as an initializer, even one that is all zeros: programs replace parameters in the file."""
+def _fold_constants(program: torch.onnx.ONNXProgram, call: Call) -> Dict[ir.Value, str]:
+    """Folds constants, but keeps every parameter as an initializer, even one that is all zeros: programs replace parameters in the file.
+
+    Returns the names of the module's parameters and buffers. The values keep the exporter's names, because a name may also be the name of
+    an input or output.
+    """
     parameters = dict(call.module.named_parameters())
-    values: Dict[str, Optional[ir.TensorProtocol]] = {}
     graph = program.model.graph
-    for wrapped in list(graph.initializers):
-        name = wrapped.removeprefix(_WRAPPER)
-        value = graph.initializers.pop(wrapped)
-        value.name = name
+    weights = {value: name.removeprefix(_WRAPPER) for name, value in graph.initializers.items() if name.startswith(_WRAPPER)}
+    held: Dict[ir.Value, Optional[ir.TensorProtocol]] = {}
+    for value, name in weights.items():
         if name in parameters:  # becomes an input until the end of this function, because inputs are not folded
-            values[name], value.const_value = value.const_value, None
+            held[value], value.const_value = value.const_value, None
+            del graph.initializers[str(value.name)]
             graph.inputs.append(value)
-        else:
-            graph.initializers.add(value)
     optimize(program.model)
-    for value in list(graph.inputs):
-        if value.name in values:
-            graph.inputs.remove(value)
-            value.const_value = values[value.name]
-            if value.uses() or value.is_graph_output():
-                graph.initializers.add(value)
+    for value, number in held.items():
+        graph.inputs.remove(value)
+        value.const_value = number
+        if value.uses() or value.is_graph_output():
+            graph.initializers.add(value)
+    return weights
 
 
 def _name_dimensions(graph: ir.Graph, call: Call) -> None:

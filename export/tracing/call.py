@@ -6,8 +6,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from a2c_compiled._kinds import described
+from a2c_compiled.export.tracing.errors import ExportError
 
 ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
@@ -64,6 +66,7 @@ class Call:
         sizes: size in the example of each dimension that may vary, by the name of the dimension.
 
     Raises:
+        ExportError: torch cannot copy the module.
         TypeError: an input is not a tensor, or is bfloat16, which numpy does not support; or ``example_inputs`` is a tensor itself.
         ValueError: an example is for no argument; or dynamic axes are given for an argument without an example; or a dimension that may
             vary is smaller than 2 in the example, which torch would treat as fixed, or has different sizes in two inputs.
@@ -92,7 +95,7 @@ class Call:
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
-        self.module = copy.deepcopy(module).eval()
+        self.module = _with_plain_weights(_copied(module).eval())
         # Copied, because torch exports a tensor that is given twice as one input. Contiguous, because an AOTInductor package accepts no
         # other strides later.
         self.inputs = {
@@ -148,8 +151,36 @@ class Call:
 
     @torch.no_grad()
     def eager(self, inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """Returns the outputs of the module in eager mode, by name."""
-        return named_outputs(self.module(**inputs))
+        """Returns the outputs of the module in eager mode, by name, without gradients: an output may be a parameter."""
+        return {name: tensor.detach() for name, tensor in named_outputs(self.module(**inputs)).items()}
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """Returns a copy of ``module``. Raises ExportError if torch cannot copy it."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported: copying the module fails ({str(error).strip().splitlines()[0]}). Replace"
+            " torch.nn.utils.weight_norm and spectral_norm by those of torch.nn.utils.parametrizations, and store no computed tensor in"
+            " the module"
+        ) from error
+
+
+def _with_plain_weights(module: nn.Module) -> nn.Module:
+    """Returns ``module``, with a plain parameter in place of each parametrization, such as a weight norm.
+
+    In evaluation mode, the weight that a parametrization computes is constant.
+    """
+    for part in list(module.modules()):
+        if parametrize.is_parametrized(part):
+            weights = {name: getattr(part, name) for name in part.parametrizations}  # type: ignore[union-attr]
+            # torch.nn.utils.parametrize.remove_parametrizations would change the class, which the original module shares.
+            part.__class__ = type(part).__bases__[0]
+            del part.parametrizations
+            for name, weight in weights.items():
+                part.register_parameter(name, nn.Parameter(weight.detach(), weight.requires_grad))
+    return module
 
 
 def named_outputs(result: Any) -> Dict[str, Tensor]:
