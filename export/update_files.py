@@ -37,7 +37,7 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
     Args:
         step: training step with the parameters and the optimizer state to start from, eager or compiled. It is not changed.
         example_rollout: real data, ``[T, N, ...]``, or ``[N, T, ...]`` if the ``time_dim`` of the value estimator is the second dimension.
-            T and N are at least 2. Dtypes: see :class:`~a2c_compiled.update.Rollout`.
+            T and N are at least 1. Dtypes: see :class:`~a2c_compiled.update.Rollout`.
         path: path of the first file, ending in ``.onnx``.
         opset: ONNX operator version, see :func:`~a2c_compiled.export.export_onnx`.
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any, Container, Dict, List, Mapping, Optional, Union
+from typing import Any, Container, Dict, List, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,21 @@ METADATA = "a2c_compiled.json"
 """Name of the extra file that holds the metadata in ``.pt`` and ``.pt2`` files."""
 
 
-def describe(call: Call, renamed: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
+class Names(NamedTuple):
+    """Names in a file by the names in the module.
+
+    Attributes:
+        inputs: names of the inputs, by argument.
+        outputs: names of the outputs, by field of the result, in order.
+        weights: names of the parameters and buffers whose names are others in the file.
+    """
+
+    inputs: Dict[str, str]
+    outputs: Dict[str, str]
+    weights: Dict[str, str]
+
+
+def describe(call: Call, names: Optional[Names] = None) -> Dict[str, str]:
     """Returns the metadata as a dict of strings. A value that is not a string is written as JSON.
 
     The keys, each with the prefix ``a2c_compiled.``:
@@ -30,18 +44,19 @@ def describe(call: Call, renamed: Optional[Mapping[str, str]] = None) -> Dict[st
       coefficients that are not inputs, and its options.
     - ``distribution``: the entry of ``hyperparameters`` for the action distribution, repeated. Absent without a distribution.
     - ``noise``: ``{"noise": kind}``, with the distribution's ``noise_kind``. Absent without an input ``noise`` or a ``noise_kind``.
-    - ``renamed_parameters``: the argument ``renamed``, the names in the file of parameters that have the name of an input or output, by
-      their names in the module. Absent if there are none.
+    - ``renamed``: names in the file by the names in the module, of inputs, outputs and parameters whose names differ. Absent if there are
+      none.
 
     JSON has no infinity and no NaN. They are the strings ``"inf"``, ``"-inf"`` and ``"nan"``.
     """
+    names = names or Names({name: name for name in call.inputs}, {}, {})
     source = call.source
     parts = {path: part for path, part in source.named_modules() if isinstance(part, CoefficientModule)}
     described: Dict[str, Any] = {
         "version": a2c_compiled.__version__,
         "torch_version": torch.__version__,
         "module": type(call.module).__name__,
-        "shapes": {name: _named_shape(tensor, call.axes[name]) for name, tensor in call.inputs.items()},
+        "shapes": {names.inputs[name]: _named_shape(tensor, call.axes[name]) for name, tensor in call.inputs.items()},
         "hyperparameters": {path: _hyperparameters(part, call.inputs) for path, part in parts.items()},
     }
     distribution = next((part for part in parts.values() if isinstance(part, Distribution)), None)
@@ -49,8 +64,9 @@ def describe(call: Call, renamed: Optional[Mapping[str, str]] = None) -> Dict[st
         described["distribution"] = _hyperparameters(distribution, call.inputs)
         if "noise" in call.inputs and distribution.noise_kind is not None:
             described["noise"] = {"noise": distribution.noise_kind}
-    if renamed:
-        described["renamed_parameters"] = dict(renamed)
+    renamed = {kind: {name: own for name, own in entries.items() if name != own} for kind, entries in names._asdict().items()}
+    if any(renamed.values()):
+        described["renamed"] = renamed
     return {f"{PREFIX}{key}": value if isinstance(value, str) else _json(value) for key, value in described.items()}
 
 

@@ -11,7 +11,7 @@ The name of a case states its sizes and what is extreme about its data.
 """
 
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -56,14 +56,14 @@ def cases_path(path: Path) -> Path:
 
 
 def record_cases(
-    call: Call, path: Path, input_names: Optional[Sequence[str]] = None, output_names: Optional[Sequence[str]] = None
+    call: Call, path: Path, input_names: Optional[Mapping[str, str]] = None, output_names: Optional[Sequence[str]] = None
 ) -> None:
     """Computes the outputs of eager mode at several shapes other than the example's, and stores them beside ``path``.
 
     Args:
         call: module and example inputs.
         path: path of the exported file.
-        input_names: names of the inputs that the file has. None: all inputs of ``call``.
+        input_names: names of the inputs that the file has, by their names in ``call``. None: all inputs of ``call``, with their names.
         output_names: names of the file's outputs. None: the names that the module returns.
 
     Raises:
@@ -83,10 +83,18 @@ def record_cases(
         outputs, random = _eager_outputs(call, label, inputs)
         for name, (own_name, tensor) in zip(output_names or outputs, outputs.items(), strict=True):
             arrays[f"{label}/{'random' if own_name in random else 'outputs'}/{name}"] = tensor.cpu().numpy()
-    unread = set() if input_names is None else {f"inputs/{name}" for name in call.inputs if name not in input_names}
-    arrays = {key: array for key, array in arrays.items() if key.split("/", 1)[1] not in unread}
+    if input_names is not None:
+        arrays = {own: array for key, array in arrays.items() if (own := _renamed(key, input_names))}
     with atomic_file(cases_path(path)) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+
+def _renamed(key: str, input_names: Mapping[str, str]) -> Optional[str]:
+    """Returns the key of an array with the name of the input in the file; None if the file lacks the input."""
+    label, kind, name = key.split("/", 2)
+    if kind != "inputs":
+        return key
+    return f"{label}/{kind}/{input_names[name]}" if name in input_names else None
 
 
 def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:

@@ -1,9 +1,11 @@
 """Export to ONNX."""
 
 import logging
+import os
 import re
+import tempfile
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Sequence, Union, overload
 
 import onnx
 import torch
@@ -11,8 +13,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKern
 from torch import nn
 
 from a2c_compiled._files import atomic_file
-from a2c_compiled._kinds import integer
+from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled.export.checking import onnx_file
+from a2c_compiled.export.checking.metadata import PREFIX, Names
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.onnx_model.float64 import TRANSLATIONS
@@ -26,22 +29,45 @@ from a2c_compiled.export.tracing.program import exported_program, exporting_with
 OLDEST_OPSET = 18
 
 
+@overload
 def export_onnx(
     module: nn.Module,
     example_inputs: ExampleInputs,
     path: Union[str, Path],
+    dynamic_axes: DynamicAxes = ...,
+    opset: int = ...,
+    output_names: Optional[Sequence[str]] = ...,
+    ir_version: Optional[int] = ...,
+    input_names: Optional[Sequence[str]] = ...,
+    keep_unread_inputs: bool = ...,
+    metadata: Optional[Mapping[str, str]] = ...,
+) -> Path: ...
+
+
+@overload
+def export_onnx(module: nn.Module, example_inputs: ExampleInputs, path: BinaryIO, *args: Any, **options: Any) -> None: ...
+
+
+def export_onnx(
+    module: nn.Module,
+    example_inputs: ExampleInputs,
+    path: Union[str, Path, BinaryIO],
     dynamic_axes: DynamicAxes = ("T", "N"),
     opset: int = OLDEST_OPSET,
     output_names: Optional[Sequence[str]] = None,
     ir_version: Optional[int] = None,
-) -> Path:
+    input_names: Optional[Sequence[str]] = None,
+    keep_unread_inputs: bool = False,
+    metadata: Optional[Mapping[str, str]] = None,
+) -> Optional[Path]:
     """Writes ``module`` as an ONNX file that stock onnxruntime runs, with reference outputs at several shapes beside it.
 
     >>> export_onnx(loss, {"observation": ..., "action": ..., ...}, "loss.onnx")
     >>> verify("loss.onnx")
 
     - The graph's inputs have the names of ``forward``'s arguments. The outputs have the field names of the result. The parameters have
-      their names in ``module.state_dict()``. An argument that the module does not read is not an input of the graph.
+      their names in ``module.state_dict()``; one with the name of an input or output is renamed, see the metadata. An argument that the
+      module does not read is not an input of the graph, unless ``keep_unread_inputs``.
     - The module is exported in evaluation mode.
     - Metadata in the file describes the module, see :mod:`a2c_compiled.export.checking.metadata`.
     - Before the file replaces an older one, it must pass the full checks of ``onnx.checker``, and onnxruntime must not report an operator
@@ -51,22 +77,32 @@ def export_onnx(
     Args:
         module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or another module from tensors to tensors around them.
         example_inputs: tensors in the shapes and dtypes that ``forward`` accepts, by argument name or in the order of the arguments.
-            Arguments without an example keep their defaults.
-        path: path of the file.
+            Arguments without an example keep their defaults. One row, such as a single observation ``[1, ...]``, is enough; the reference
+            outputs are then those of equal rows.
+        path: path of the file. Or a binary file object, such as ``io.BytesIO()``, to which the graph alone is written, without reference
+            outputs; it must be smaller than 2 GB.
         dynamic_axes: names of the dimensions that may vary in size. A sequence names the leading dimensions of every input. A mapping has,
             for each input, the names of its dimensions, with None for a fixed one. Dimensions of the same name have the same size.
         opset: ONNX operator version, 18 or later. The installed onnxruntime may support fewer versions than onnx.
         output_names: names of the outputs, instead of the field names of the result.
         ir_version: version of the ONNX file format. None: the lowest that ``opset`` needs (8 for opset 18), because an onnxruntime refuses
             files of a newer version than its own.
+        input_names: names of the inputs, one for each example, in the order of ``forward``'s arguments. None: the names of the arguments.
+            ``dynamic_axes`` has the names of the arguments. :class:`runtime.Policy` runs a policy with such names too.
+        keep_unread_inputs: True: an argument that the module does not read is an input too, because some programs always pass it.
+        metadata: further metadata of the file, strings by name.
 
     Returns:
-        ``path``.
+        ``path``, or None for a file object.
 
     Raises:
         TypeError, ValueError: an argument is invalid; the message names it.
         ExportError: (a RuntimeError) the module cannot be exported; the message says what prevents it, where, and what to do.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        options = (dynamic_axes, opset, output_names, ir_version, input_names, keep_unread_inputs, metadata)
+        _write_to(path, module, example_inputs, *options)
+        return None
     opset = integer("opset", opset)
     newest_opset = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest_opset:
@@ -75,9 +111,10 @@ def export_onnx(
         )
     ir_version = _checked_ir_version(ir_version, opset)
     path = Path(path)
+    keep_unread_inputs, own_metadata = flag("keep_unread_inputs", keep_unread_inputs), _checked_metadata(metadata)
     call = Call(module, example_inputs, dynamic_axes)
     with unused_weights_removed(path), atomic_file(path) as temporary:
-        names = _output_names(call, output_names)
+        names = _names(call, input_names, output_names)
         with exporting_without_logs(), explained(call, "ONNX"):
             program = torch.onnx.export(
                 exported_program(call),
@@ -92,15 +129,48 @@ def export_onnx(
             written = program.model.opset_imports[""]
             if written != opset:
                 raise ExportError(f"opset: expected {written}, which torch writes for this module, got {opset}")
-            model = tidy(program, call, names)
+            model = tidy(program, call, names, keep_unread_inputs)
         model.ir_version = ir_version
+        model.metadata_props.update(own_metadata)
         save(model, temporary, path)
         onnx.checker.check_model(temporary, full_check=True)
-        inputs = _checked_input_names(temporary, list(call.inputs), names)
+        inputs = _checked_input_names(temporary, names)
         with explained(call, "ONNX"):
             _check_kernels(temporary)
-        record_cases(call, path, inputs, names)
+        record_cases(
+            call, path, {name: own for name, own in names.inputs.items() if own in inputs}, list(names.outputs.values())
+        )
     return path
+
+
+def _write_to(file: Any, *arguments: Any) -> None:
+    """Exports to a temporary file with the other arguments of :func:`export_onnx`, and writes the graph to ``file``.
+
+    Raises:
+        TypeError: ``file`` has no method ``write``.
+        ExportError: the weights do not fit in the graph.
+    """
+    if not hasattr(file, "write"):
+        raise TypeError(f"path: expected a path or a binary file object, got {described(file)}")
+    module, example_inputs, *others = arguments
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_onnx(module, example_inputs, Path(folder) / "graph.onnx", *others)
+        if list(path.parent.glob("*.data")):
+            raise ExportError("path: expected a path, since the weights of 2 GB or more need a second file, got a file object")
+        file.write(path.read_bytes())
+
+
+def _checked_metadata(metadata: Optional[Mapping[str, str]]) -> Dict[str, str]:
+    """Returns the metadata of the caller. Raises TypeError or ValueError unless they are strings by names without this package's prefix."""
+    if not isinstance(metadata, (Mapping, type(None))):
+        raise TypeError(f"metadata: expected a mapping of names to strings, got {described(metadata)}")
+    entries = dict(metadata or {})
+    for name, text in entries.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError(f"metadata: expected strings by name, got {described(text)} for {name!r}")
+        if name.startswith(PREFIX):
+            raise ValueError(f"metadata: expected names without the prefix {PREFIX!r} of this package's own, got {name!r}")
+    return entries
 
 
 def _checked_ir_version(ir_version: Optional[int], opset: int) -> int:
@@ -115,34 +185,39 @@ def _checked_ir_version(ir_version: Optional[int], opset: int) -> int:
     return version
 
 
-def _output_names(call: Call, requested: Optional[Sequence[str]]) -> List[str]:
-    """Returns the names of the file's outputs: ``requested``, or the field names of the result.
+def _names(call: Call, inputs: Optional[Sequence[str]], outputs: Optional[Sequence[str]]) -> Names:
+    """Returns the names of the file's inputs and outputs: the requested ones, or the names of the arguments and the fields of the result.
 
     Raises:
         ValueError: the number of names is wrong, or two names are equal, or a name is also the name of an input.
     """
-    fields = list(call.eager(call.inputs))
-    names = list(requested or fields)
-    if len(names) != len(fields):
-        raise ValueError(f"output_names: expected {len(fields)} names for the outputs {fields}, got {names}")
-    if len({*names, *call.inputs}) < len(names) + len(call.inputs):
-        raise ValueError(f"output_names: expected names that differ from each other and from {list(call.inputs)}, got {names}")
-    return names
+    arguments, fields = list(call.inputs), list(call.eager(call.inputs))
+    own_inputs = arguments if inputs is None else list(inputs)
+    own_outputs = fields if outputs is None else list(outputs)
+    for what, own, of, kind in (("input", own_inputs, arguments, "inputs"), ("output", own_outputs, fields, "outputs")):
+        if len(own) != len(of):
+            raise ValueError(f"{what}_names: expected {len(of)} names for the {kind} {of}, got {own}")
+    if len(set(own_inputs)) < len(own_inputs):
+        raise ValueError(f"input_names: expected names that differ from each other, got {own_inputs}")
+    if len({*own_outputs, *own_inputs}) < len(own_outputs) + len(own_inputs):
+        raise ValueError(f"output_names: expected names that differ from each other and from {own_inputs}, got {own_outputs}")
+    return Names(dict(zip(arguments, own_inputs, strict=True)), dict(zip(fields, own_outputs, strict=True)), {})
 
 
-def _checked_input_names(path: Path, inputs: List[str], outputs: List[str]) -> List[str]:
+def _checked_input_names(path: Path, names: Names) -> List[str]:
     """Returns the names of the inputs in a file.
 
-    Raises ExportError unless they are among ``inputs``, the outputs have the names ``outputs``, and no weight has the name of an input,
-    which would make the weight the default value of the input.
+    Raises ExportError unless inputs and outputs have their names, and no weight has the name of an input: that weight would be the default
+    value of the input.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    found = [value.name for value in graph.input]
+    found, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
+    inputs, expected = list(names.inputs.values()), list(names.outputs.values())
     weights = {value.name for value in graph.initializer}
     if [name for name in inputs if name in found] != found or not weights.isdisjoint(found):
         raise ExportError(f"{path.name}: expected inputs among {inputs}, none of them a weight, got {found}")
-    if [value.name for value in graph.output] != outputs:
-        raise ExportError(f"{path.name}: expected outputs {outputs}, got {[value.name for value in graph.output]}")
+    if outputs != expected:
+        raise ExportError(f"{path.name}: expected outputs {expected}, got {outputs}")
     return found
 
 

@@ -81,7 +81,7 @@ def export_torchscript(
 
 
 def _scripted(call: Call) -> torch.jit.ScriptModule:
-    """Compiles the module of ``call`` with TorchScript, and runs it once. Turns an error of the compiler or of the run into an ExportError.
+    """Compiles the module of ``call`` with TorchScript, and runs it once. Turns an error of either into an ExportError.
 
     A module with the attribute ``is_traced`` is traced with the example inputs.
     """

@@ -1,11 +1,12 @@
 """Policies as modules from tensors to tensors. In shapes, ``*event`` is the shape of one action."""
 
-from typing import Dict, NamedTuple, Sequence
+from typing import Dict, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction
+from a2c_compiled._kinds import described
 from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
@@ -35,18 +36,43 @@ class ActingOutputs(NamedTuple):
     greedy_log_prob: Tensor
 
 
+class _Converted(nn.Module):
+    """Converts actions to the dtype ``action_dtype``; None: leaves them unchanged."""
+
+    def __init__(self, action_dtype: Optional[torch.dtype]) -> None:
+        super().__init__()
+        if action_dtype is not None and not isinstance(action_dtype, torch.dtype):
+            raise TypeError(f"action_dtype: expected a torch.dtype or None, got {described(action_dtype)}")
+        self.converts = action_dtype is not None
+        self.dtype = action_dtype or torch.int64
+        self.is_real = self.dtype.is_floating_point
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Returns the converted action. Raises TypeError if the action is real and the dtype is not."""
+        if not self.converts:
+            return action
+        if action.is_floating_point() and not self.is_real:
+            raise TypeError(f"action_dtype: expected a floating dtype for actions of {action.dtype}, got {self.dtype}")
+        return action.to(self.dtype)
+
+
 class GreedyPolicy(nn.Module):
     """Returns the greedy action for each observation.
 
     Args:
         actor_network: maps an observation to the parameters of the distribution.
         distribution: action distribution; its ``mode`` is the greedy action.
+        action_dtype: dtype of the actions, such as ``torch.int32`` or ``torch.float32`` for programs that expect choices in this dtype.
+            Choices are int64 by default. Real actions must stay floating point.
     """
 
-    def __init__(self, actor_network: nn.Module, distribution: Distribution) -> None:
+    def __init__(
+        self, actor_network: nn.Module, distribution: Distribution, action_dtype: Optional[torch.dtype] = None
+    ) -> None:
         super().__init__()
         self.actor_network = actor_network
         self.distribution = distribution
+        self.converted = _Converted(action_dtype)
 
     def forward(self, observation: Tensor) -> GreedyAction:
         """Computes ``action = distribution.mode(actor_network(observation))``.
@@ -55,9 +81,9 @@ class GreedyPolicy(nn.Module):
             observation: ``[N, ...]``, in the dtype that the actor network accepts.
 
         Returns:
-            ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions.
+            ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype`` or the dtype of the distribution's actions.
         """
-        return GreedyAction(self.distribution.mode(self.actor_network(observation)))
+        return GreedyAction(self.converted(self.distribution.mode(self.actor_network(observation))))
 
 
 class _ActorCritic(nn.Module):
@@ -84,7 +110,18 @@ class SampledPolicy(_ActorCritic):
         actor_network: maps an observation to the parameters of the distribution.
         critic_network: maps an observation to its value.
         distribution: action distribution.
+        action_dtype: dtype of the actions, as in :class:`GreedyPolicy`.
     """
+
+    def __init__(
+        self,
+        actor_network: nn.Module,
+        critic_network: nn.Module,
+        distribution: Distribution,
+        action_dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__(actor_network, critic_network, distribution)
+        self.converted = _Converted(action_dtype)
 
     def forward(self, observation: Tensor, noise: Tensor) -> SampledAction:
         """Computes the action that ``noise`` selects, the log-probability of the action and the value of the observation.
@@ -94,13 +131,13 @@ class SampledPolicy(_ActorCritic):
             noise: ``[N, ...]``, floating point: one row of noise for each observation.
 
         Returns:
-            ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``log_prob``, ``state_value``: ``[N]``, floating
-            point. One value for several agents keeps the shape that the critic gives it.
+            ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype`` or the dtype of the distribution's actions. ``log_prob``,
+            ``state_value``: ``[N]``, floating point. One value for several agents keeps the shape that the critic gives it.
         """
         params = widen(self.actor_network(observation))
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        return SampledAction(action, log_prob, match_dims(self.critic_network(observation), log_prob))
+        return SampledAction(self.converted(action), log_prob, match_dims(self.critic_network(observation), log_prob))
 
 
 class RecurrentPolicy(nn.Module):

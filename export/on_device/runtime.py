@@ -44,7 +44,17 @@ _DRAWN_BY = {"gumbel": "gumbel", "logistic": "logistic", "normal": "standard_nor
 """For each kind of noise, the method of numpy's random generator that draws it."""
 _ARRAYS = ("observation", "noise", "hidden")
 """Inputs of a policy that are not parameters."""
-_CUDA = "CUDAExecutionProvider"
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "directml": "DmlExecutionProvider",
+}
+"""onnxruntime's execution providers, by the names that ``provider`` takes."""
+_PACKAGES = {"openvino": "onnxruntime-openvino", "directml": "onnxruntime-directml", "coreml": "onnxruntime on macOS"}
+_OPTIONS = {"cuda": {"use_tf32": "0"}}  # matrix products in float32, as on the CPU and in torch, not in TF32
 
 
 class PolicyOutput(NamedTuple):
@@ -85,7 +95,9 @@ class Policy:
 
         Args:
             path: path of the ``.onnx`` file.
-            provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if onnxruntime can start it, else the CPU.
+            provider: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if onnxruntime can start it, else the CPU. Or ``"tensorrt"``, ``"coreml"``,
+                ``"openvino"`` or ``"directml"``, if onnxruntime is built with it. Operators that the provider lacks run on the CPU. These
+                providers may compute in other precisions; set them up with onnxruntime's own means.
             threads: number of threads that onnxruntime may use, 1 or more.
             parameters: arrays by parameter name, such as :attr:`Learner.parameters`, which replace the parameters in the file. Shapes as
                 in the file. Dtypes as in the file, or dtypes that numpy casts to them (``casting="same_kind"``). Parameters that are not in
@@ -99,7 +111,7 @@ class Policy:
         random = _Random(seed)
         graph = _Graph(_existing(path), _POLICIES, provider, threads)
         if parameters is not None:
-            graph = _Graph(graph.path, _POLICIES, graph.device, threads, _with_parameters(graph, parameters))
+            graph = _Graph(graph.path, _POLICIES, graph.provider, threads, _with_parameters(graph, parameters))
         return cls(graph, random)
 
     def act(self, observation: ArrayLike, noise: Optional[ArrayLike] = None) -> Union[np.ndarray, PolicyOutput]:
@@ -173,7 +185,8 @@ class Learner:
 
         Args:
             path: path of ``train_step.onnx``.
-            provider, threads: as in :meth:`Policy.load`.
+            provider: ``"cpu"``, ``"cuda"`` or ``"auto"``, as in :meth:`Policy.load`.
+            threads: as in :meth:`Policy.load`.
             seed: seed of the noise for acting, and for training steps that estimate an entropy from samples. None: the noise differs from
                 run to run.
 
@@ -182,8 +195,11 @@ class Learner:
             ValueError, TypeError: one of the files is not what was exported, or an argument is invalid; the message names it.
         """
         random = _Random(seed)
+        if provider in _PROVIDERS and provider not in ("cpu", "cuda"):
+            # onnxruntime copies a bound input to such a device once, so it would not see the state that a training step writes.
+            raise ValueError(f"provider: expected 'auto', 'cpu' or 'cuda' for a training step, got {provider!r}")
         update = _Graph(_existing(path), ("TrainStepGraph",), provider, threads)
-        policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.device, threads)
+        policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.provider, threads)
         return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
 
     def act(self, observation: ArrayLike, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
@@ -441,15 +457,15 @@ class _Actor:
     def _put(self, name: str, value: Union[float, np.ndarray]) -> None:
         """Writes ``value`` into a bound input."""
         self._inputs[name][...] = value
-        if self._graph.device == "cuda":  # the session has its own copy of the array
-            self._binding.bind_cpu_input(name, self._inputs[name])
+        if self._graph.provider != "cpu":  # the session has its own copy of the array
+            self._binding.bind_cpu_input(self._graph.in_file(name), self._inputs[name])
 
     def _resize(self, size: int) -> None:
         """Allocates and binds input and output arrays for ``N = size``."""
         inputs = {name: tensor.empty(size) for name, tensor in self._graph.inputs.items() if name in _ARRAYS}
         outputs = {name: tensor.empty(size) for name, tensor in self._graph.outputs.items()}
         for name, array in inputs.items():
-            self._binding.bind_cpu_input(name, array)
+            self._binding.bind_cpu_input(self._graph.in_file(name), array)
         for name, array in outputs.items():
             self._binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
         self._inputs, self._outputs = inputs, list(outputs.values())
@@ -522,23 +538,32 @@ class _Graph:
     def __init__(self, path: Path, modules: Sequence[str], provider: str, threads: int, model: Optional[bytes] = None) -> None:
         self.path = path
         self.session = _session(path, model, provider, threads)
-        self.device = "cuda" if _CUDA in self.session.get_providers() else "cpu"
+        used = self.session.get_providers()[0]
+        self.provider = next(name for name, full in _PROVIDERS.items() if full == used)
+        self.device = "cuda" if self.provider == "cuda" else "cpu"  # where tensors are bound
         about = self.session.get_modelmeta().custom_metadata_map
         self.module = about.get(f"{_PREFIX}module", "")
-        self.renamed_parameters: Dict[str, str] = json.loads(about.get(f"{_PREFIX}renamed_parameters", "{}"))
+        renamed = json.loads(about.get(f"{_PREFIX}renamed", "{}"))
+        self._input_names: Dict[str, str] = renamed.get("inputs", {})
+        self.renamed_weights: Dict[str, str] = renamed.get("weights", {})
         self.noise = _kinds(json.loads(about.get(f"{_PREFIX}noise", "{}")).get("noise", ""))
         if self.module not in modules:
             raise ValueError(f"path: expected an exported {' or '.join(modules)}, got {path}, {_described(self.module)}")
-        self.inputs = {node.name: _Tensor.of(node) for node in self.session.get_inputs()}
+        argument = {in_file: name for name, in_file in self._input_names.items()}
+        self.inputs = {argument.get(node.name, node.name): _Tensor.of(node) for node in self.session.get_inputs()}
         self.outputs = {node.name: _Tensor.of(node) for node in self.session.get_outputs()}
+
+    def in_file(self, name: str) -> str:
+        """Returns the name in the file of the input ``name``."""
+        return self._input_names.get(name, name)
 
     def run(self, binding: IOBinding) -> None:
         """Runs the graph on the bound inputs, and writes the bound outputs."""
         try:
-            if self.device == "cuda":
+            if self.provider != "cpu":
                 binding.synchronize_inputs()
             self.session.run_with_iobinding(binding)
-            if self.device == "cuda":
+            if self.provider != "cpu":
                 binding.synchronize_outputs()
         except Exception as error:
             raise RuntimeError(f"{self.path}: onnxruntime failed ({error})") from error
@@ -578,43 +603,48 @@ def _kinds(noise: str) -> List[Tuple[str, int]]:
 
 def _session(path: Path, model: Optional[bytes], provider: str, threads: int) -> InferenceSession:
     """Returns a session that runs ``model``, or the file at ``path`` if ``model`` is None."""
-    if provider not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"provider: expected 'auto', 'cpu' or 'cuda', got {provider!r}")
+    if provider not in ("auto", *_PROVIDERS):
+        raise ValueError(f"provider: expected {', '.join(map(repr, ('auto', *_PROVIDERS)))}, got {provider!r}")
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads: expected an integer of at least 1, got {threads!r}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # log fatal errors only: other errors are raised
+    options.enable_mem_pattern = provider != "directml"  # which requires this
     source = str(path) if model is None else model
-    session, obstacle = _cuda_session(source, options) if provider != "cpu" else (None, "")
+    wanted = "cuda" if provider == "auto" else provider
+    session, obstacle = (None, "") if wanted == "cpu" else _device_session(wanted, source, options)
     if session is not None:
         return session
     try:
-        session = InferenceSession(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = InferenceSession(source, options, providers=[_PROVIDERS["cpu"]], enable_fallback=0)
     except Exception as error:
         raise ValueError(f"path: expected an ONNX file that onnxruntime can read, got {path} ({error})") from error
-    if provider == "cuda":
-        raise ValueError(f"provider: expected one that works on this machine, got 'cuda' ({obstacle})")
+    if provider not in ("auto", "cpu"):
+        raise ValueError(f"provider: expected one that works on this machine, got {provider!r} ({obstacle})")
     return session
 
 
-def _cuda_session(source: Union[str, bytes], options: onnxruntime.SessionOptions) -> Tuple[Optional[InferenceSession], str]:
-    """Returns a session on the GPU, or None and the reason why there is none."""
-    if _CUDA not in onnxruntime.get_available_providers():
-        return None, "this onnxruntime is built without CUDA; install onnxruntime-gpu"
+def _device_session(
+    provider: str, source: Union[str, bytes], options: onnxruntime.SessionOptions
+) -> Tuple[Optional[InferenceSession], str]:
+    """Returns a session with a provider other than the CPU, or None and the reason why there is none."""
+    name = _PROVIDERS[provider]
+    available = onnxruntime.get_available_providers()
+    if name not in available:
+        package = _PACKAGES.get(provider, "onnxruntime-gpu")
+        return None, f"this onnxruntime is built without {name}, with {', '.join(available)}; install {package}"
     try:
-        # Loaded first, because onnxruntime prints errors if there is no driver.
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-        # Matrix products in float32, as on the CPU and in torch, not in TF32.
-        providers = [(_CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"]
+        if provider in ("cuda", "tensorrt"):
+            # Loaded first, because onnxruntime prints errors if there is no driver.
+            ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        providers = [(name, _OPTIONS.get(provider, {})), _PROVIDERS["cpu"]]
         session = InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:
         return None, str(error)
-    if _CUDA not in session.get_providers():
-        return (
-            None,
-            "onnxruntime does not find the libraries of CUDA; if pip installed them, call onnxruntime.preload_dlls() first",
-        )
+    if name not in session.get_providers():
+        hint = "; if pip installed those of CUDA, call onnxruntime.preload_dlls() first" if provider == "cuda" else ""
+        return None, f"onnxruntime does not find its libraries{hint}"
     return session, ""
 
 
@@ -661,7 +691,7 @@ def _with_parameters(graph: _Graph, parameters: Mapping[str, ArrayLike]) -> byte
     is_greedy = graph.module in _GREEDY
     model = bytearray(graph.path.read_bytes())
     weights = _weights(model)
-    weights.update({name: weights.pop(in_file) for name, in_file in graph.renamed_parameters.items() if in_file in weights})
+    weights.update({name: weights.pop(in_file) for name, in_file in graph.renamed_weights.items() if in_file in weights})
     for name, value in parameters.items():
         if is_greedy and str(name).startswith(("critic_network.", "distribution.")):
             continue  # a greedy policy does not use these, for example a scale that does not depend on the observation

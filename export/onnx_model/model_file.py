@@ -5,13 +5,13 @@ import hashlib
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Dict, Iterator, List, Mapping, Optional, Union
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
-from a2c_compiled.export.checking.metadata import PREFIX, describe
+from a2c_compiled.export.checking.metadata import PREFIX, Names, describe
 from a2c_compiled.export.onnx_model.names import assign_names
 from a2c_compiled.export.onnx_model.onnxscript_internals import optimize
 from a2c_compiled.export.tracing.call import Call
@@ -22,11 +22,11 @@ MAX_WEIGHT_BYTES = 2**31 - 2**26
 _WRAPPER = "module."
 
 
-def tidy(program: torch.onnx.ONNXProgram, call: Call, outputs: Sequence[str]) -> ir.Model:
+def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_inputs: bool) -> ir.Model:
     """Returns the model of ``program``, simplified and with readable names.
 
-    - Removes repeated and unused operations, and inputs that nothing reads.
-    - Gives parameters, inputs and dimensions their names in ``call``, and outputs the names ``outputs``.
+    - Removes repeated and unused operations, and inputs that nothing reads, unless ``keep_unread_inputs``.
+    - Gives parameters and dimensions their names in ``call``, and inputs and outputs their ``names``.
     - Adds the metadata of :func:`~a2c_compiled.export.checking.metadata.describe`.
     """
     model = program.model
@@ -34,15 +34,15 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, outputs: Sequence[str]) ->
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph
-    renamed = assign_names(graph, list(call.inputs), outputs, weights)
+    renamed = assign_names(graph, list(names.inputs.values()), list(names.outputs.values()), weights)
     _name_dimensions(graph, call)
     for value in list(graph.inputs):
-        if not value.uses() and not value.is_graph_output():
+        if not keep_unread_inputs and not value.uses():
             graph.inputs.remove(value)
     for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with file paths of the exporting machine
         _make_axis_positive(node)
-    metadata = describe(call, renamed)
+    metadata = describe(call, names._replace(weights=renamed))
     model.producer_name, model.producer_version = "a2c_compiled", metadata[f"{PREFIX}version"]
     model.metadata_props.update(metadata)
     return model

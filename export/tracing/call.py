@@ -69,7 +69,7 @@ class Call:
         ExportError: torch cannot copy the module.
         TypeError: an input is not a tensor, or is bfloat16, which numpy does not support; or ``example_inputs`` is a tensor itself.
         ValueError: an example is for no argument; or dynamic axes are given for an argument without an example; or a dimension that may
-            vary is smaller than 2 in the example, which torch would treat as fixed, or has different sizes in two inputs.
+            vary has size 0 in the example, or different sizes in two inputs.
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
@@ -108,6 +108,13 @@ class Call:
             axes = dynamic_axes.get(name, ()) if isinstance(dynamic_axes, Mapping) else dynamic_axes
             self.axes[name] = list(axes)[: tensor.dim()]
         self.sizes = self._checked_sizes()
+        # torch would take a size of 1 for fixed, so such an example is doubled.
+        single = [axis for axis, size in self.sizes.items() if size == 1]
+        for name, axes in self.axes.items():
+            for dim, axis in enumerate(axes):
+                if axis in single:
+                    self.inputs[name] = self.inputs[name].repeat_interleave(2, dim)
+        self.sizes |= dict.fromkeys(single, 2)
 
     @property
     def source(self) -> nn.Module:
@@ -122,8 +129,8 @@ class Call:
                 if axis is None:
                     continue
                 size = self.inputs[name].size(dim)
-                if size < 2:
-                    raise ValueError(f"example_inputs: expected dimension {dim} ({axis}) of {name} to be 2 or more, got {size}")
+                if size < 1:
+                    raise ValueError(f"example_inputs: expected dimension {dim} ({axis}) of {name} to be 1 or more, got {size}")
                 if sizes.setdefault(axis, size) != size:
                     raise ValueError(
                         f"example_inputs: expected {sizes[axis]} for dimension {dim} ({axis}) of {name}, got {size}"

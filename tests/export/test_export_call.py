@@ -102,20 +102,15 @@ INVALID_INPUTS = {
         TypeError,
         r"expected a dtype that numpy supports for reward, got torch\.bfloat16",
     ),
-    "one_step": (
-        lambda inputs: {name: tensor[:1] for name, tensor in inputs.items()},
-        ValueError,
-        r"expected dimension 0 \(T\) of state_value to be 2 or more, got 1",
-    ),
     "no_steps": (
         lambda inputs: {name: tensor[:0] for name, tensor in inputs.items()},
         ValueError,
-        r"expected dimension 0 \(T\) of state_value to be 2 or more, got 0",
+        r"expected dimension 0 \(T\) of state_value to be 1 or more, got 0",
     ),
     "no_environments": (
         lambda inputs: {name: tensor[:, :0] for name, tensor in inputs.items()},
         ValueError,
-        r"expected dimension 1 \(N\) of state_value to be 2 or more, got 0",
+        r"expected dimension 1 \(N\) of state_value to be 1 or more, got 0",
     ),
     "two_sizes": (
         lambda inputs: {**inputs, "reward": inputs["reward"][:, :3]},

@@ -112,7 +112,7 @@ def test_a_weight_with_the_name_of_an_input_or_output_is_renamed(kind, tmp_path)
     assert {f"{name}.weight", "linear.weight", "linear.bias"} <= weights
     assert weights.isdisjoint({name, *(value.name for value in [*model.graph.input, *model.graph.output])})
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(metadata["a2c_compiled.renamed_parameters"]) == {name: f"{name}.weight"}
+    assert json.loads(metadata["a2c_compiled.renamed"])["weights"] == {name: f"{name}.weight"}
 
 
 class PolicyWithAParameterNamedAction(export.GreedyPolicy):

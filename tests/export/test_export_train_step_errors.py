@@ -189,16 +189,6 @@ HALF = SMALL._replace(dtype=torch.bfloat16)
         ({"path": "train_step.pt"}, ValueError, r"path: expected a name ending in \.onnx, got .*train_step\.pt"),
         ({"path": "train_step"}, ValueError, r"path: expected a name ending in \.onnx, got .*train_step"),
         (
-            {"example_rollout": SMALL.make_rollout((1, 6), 0)},
-            ValueError,
-            r"example_inputs: expected dimension 0 \(T\) of observation to be 2 or more, got 1",
-        ),
-        (
-            {"example_rollout": SMALL.make_rollout((5, 1), 0)},
-            ValueError,
-            r"example_inputs: expected dimension 1 \(N\) of observation to be 2 or more, got 1",
-        ),
-        (
             {"step": SMALL._replace(loss={"value_estimator": "vtrace"}).make_step()},
             ValueError,
             "rollout: expected a log_prob, which the value estimator needs, got None",
@@ -221,8 +211,6 @@ HALF = SMALL._replace(dtype=torch.bfloat16)
         "rollout",
         "pt",
         "no_ending",
-        "one_step",
-        "one_environment",
         "log_prob",
         "opset",
         "newer_opset",

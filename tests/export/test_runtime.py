@@ -724,7 +724,7 @@ def test_a_learner_needs_the_files_beside_its_graph(choices, vectors, tmp_path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"provider": "tpu"}, "provider: expected 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        ({"provider": "tpu"}, "provider: expected 'auto', 'cpu', 'cuda', 'tensorrt', .* got 'tpu'"),
         ({"threads": 0}, "threads: expected an integer of at least 1, got 0"),
         ({"threads": 1.5}, "threads: expected an integer of at least 1, got 1.5"),
         ({"seed": -1}, "seed: expected an integer of at least 0 or None, got -1"),
@@ -747,6 +747,48 @@ def test_without_cuda_auto_selects_the_cpu_and_cuda_is_an_error(choices, monkeyp
         with pytest.raises(ValueError, match=r"^provider: expected one that works on this machine, got 'cuda'"):
             load(path, "cuda")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("provider", ["tensorrt", "coreml", "openvino", "directml"])
+def test_a_provider_that_is_absent_is_named_in_the_error(choices, monkeypatch, capfd, provider):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    message = rf"^provider: expected one that works on this machine, got '{provider}' \(this onnxruntime is built without \w+,"
+    with pytest.raises(ValueError, match=message):
+        Policy.load(choices.policy, provider)
+    with pytest.raises(ValueError, match=f"^provider: expected 'auto', 'cpu' or 'cuda' for a training step, got '{provider}'"):
+        Learner.load(choices.graph, provider)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_provider_that_does_not_start_is_an_error_with_its_reason(choices, monkeypatch, capfd):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(runtime.ctypes, "CDLL", no_driver)
+    with pytest.raises(ValueError, match=r"^provider: .* got 'tensorrt' \(lib.* cannot open shared object file\)"):
+        Policy.load(choices.policy, "tensorrt")
+    assert capfd.readouterr() == ("", "")
+
+
+class OnAnotherProvider(onnxruntime.InferenceSession):
+    """A session on the CPU that reports OpenVINO first."""
+
+    def get_providers(self):
+        return ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_a_policy_on_another_provider_acts_as_on_the_cpu(choices, monkeypatch):
+    expected = Policy.load(choices.policy, "cpu").act(observations())
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"])
+    started = []
+
+    def session(source, options, providers, **others):
+        started.append([entry[0] if isinstance(entry, tuple) else entry for entry in providers])
+        return OnAnotherProvider(source, options, providers=["CPUExecutionProvider"], **others)
+
+    monkeypatch.setattr(runtime, "InferenceSession", session)
+    policy = Policy.load(choices.policy, "openvino")
+    assert started == [["OpenVINOExecutionProvider", "CPUExecutionProvider"]]
+    np.testing.assert_array_equal(policy.act(observations()), expected)
+    np.testing.assert_array_equal(policy.act(-observations()), Policy.load(choices.policy, "cpu").act(-observations()))
 
 
 def no_driver(name):

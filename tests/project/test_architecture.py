@@ -57,6 +57,7 @@ MOST_FILES = 14
 MOST_PARAMETERS = 8
 # Functions with more parameters, and the reasons.
 LONG_PARAMETER_LISTS = {
+    "export/formats/onnx:export_onnx": "the interface of a file has several independent parts, each with a default",
     "functional/vtrace:_vtrace": "the definition of an operator, which takes the form's operands one by one",
     "integrations/torchrl/value_functions:_vtrace": "stands in for a function of TorchRL's, with its parameters",
     "export/tracing/backward_operations:_convolution_backward": "stands in for an operator of torch's, with its parameters",
