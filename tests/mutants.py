@@ -167,6 +167,27 @@ FAULTS = (
         ("tests/distributions", "tests/losses"),
     ),
     Fault(
+        "an ONNX weight keeps the name of an input",
+        "export/onnx_model/names.py",
+        "if name in {*inputs, *outputs}",
+        "if name in {*outputs}",
+        ("tests/export/test_export_names.py",),
+    ),
+    Fault(
+        "inputs named as flags are flags in every dtype",
+        "export/checking/reference_cases.py",
+        "if tensor.dtype == torch.bool}",
+        "if tensor.dtype != torch.int64}",
+        ("tests/export/test_export_names.py",),
+    ),
+    Fault(
+        "runtime.py feeds renamed inputs under their old names",
+        "export/on_device/runtime.py",
+        "return self._input_names.get(name, name)",
+        "return name",
+        ("tests/export/test_interfaces.py",),
+    ),
+    Fault(
         "an exported policy scores the sample before tanh",
         "export/graphs/policies.py",
         "action = self.distribution.sample(params, noise)\n        log_prob = self.distribution.log_prob(params, action)\n        return S",
