@@ -162,5 +162,8 @@ def masked_product(a: Tensor, b: Tensor, cut: Tensor) -> Tensor:
     """Returns ``a * b``, and 0 where ``cut``. NaN and infinity there reach neither the result nor a gradient.
 
     The code masks the factors. A mask of the product would leave NaN in the gradients, because each is a product with the other factor.
+    A number ``a`` without gradient needs no mask.
     """
+    if a.dim() == 0 and not a.requires_grad:
+        return a * b.masked_fill(cut, 0.0)
     return a.masked_fill(cut, 0.0) * b.masked_fill(cut, 0.0)

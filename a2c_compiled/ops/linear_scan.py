@@ -5,15 +5,15 @@ runs forward in time: ``y[t] = x[t] + decay[t-1] * y[t-1]``. Each is the gradien
 """
 
 from functools import partial
-from typing import Any, List
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from a2c_compiled._kinds import check_tensor, flag, integer
-from a2c_compiled._precision import widen
 from a2c_compiled.kernels import scan_forms, torch_scan
 from a2c_compiled.ops.registration import register
+from a2c_compiled.ops.scripted_scan import scripted_scan
 from a2c_compiled.ops.transforms import batch_first, fresh_views
 
 _reverse_op = register(scan_forms.LINEAR_SCAN, partial(torch_scan.linear_scan, reverse=True))
@@ -93,28 +93,8 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Ten
     check_tensor("x", x)
     check_tensor("decay", decay)
     if torch.jit.is_scripting():
-        return _scripted_loop(x, decay, dim, reverse)
+        return scripted_scan(x, decay, dim, reverse)
     dim, reverse = integer("dim", dim), flag("reverse", reverse)
     if torch.compiler.is_dynamo_compiling():
         x, decay = fresh_views((x, decay))
     return _LinearScan.apply(x, decay, dim, reverse)
-
-
-def _scripted_loop(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
-    """Computes the scan in a loop of torch operations, so that a TorchScript file can be loaded without this library."""
-    length = x.size(dim)
-    if length == 0:
-        return x.clone()
-    x_steps = widen(x).unbind(dim)
-    decay_steps = widen(decay).unbind(dim)
-    y = x_steps[length - 1 if reverse else 0]
-    steps: List[Tensor] = [y]
-    for i in range(1, length):
-        t = length - 1 - i if reverse else i
-        decay_t = decay_steps[t if reverse else t - 1]
-        # Mask y only if it is NaN or infinite: for a finite y, the derivative with respect to a zero decay must be y.
-        y = x_steps[t] + decay_t * y.masked_fill((decay_t == 0) & ~y.isfinite(), 0.0)
-        steps.append(y)
-    if reverse:
-        steps.reverse()
-    return torch.stack(steps, dim).to(x.dtype)
