@@ -253,9 +253,30 @@ FAULTS = (
     Fault(
         "ONNX: NaN passes the end of an episode",
         "export/onnx_model/onnx_scan.py",
-        "op.Where(decay_t == zero, zero, decay_t * previous)",
-        "decay_t * previous",
-        ("tests/export/test_export.py", "tests/export/test_export_formats.py"),
+        "step.Where(step.Equal(decay_t, self.zero), self.zero, step.Mul(decay_t, y_t))",
+        "step.Mul(decay_t, y_t)",
+        ("tests/export/test_onnx_scan.py",),
+    ),
+    Fault(
+        "ONNX: blocks whose results are not finite are not computed again",
+        "export/onnx_model/onnx_scan.py",
+        "[self._step_by_step(again)]",
+        "[again.Identity(y)]",
+        ("tests/export/test_onnx_scan.py",),
+    ),
+    Fault(
+        "TorchScript: results that are not finite are not computed again",
+        "a2c_compiled/ops/scripted_scan.py",
+        "if y.detach().sum().isfinite():",
+        "if True:",
+        ("tests/ops", "tests/kernels/test_not_finite.py"),
+    ),
+    Fault(
+        "TorchScript: NaN in a gradient passes a zero decay",
+        "a2c_compiled/ops/scripted_scan.py",
+        "torch.where(weights[i] == 0, y.detach().nan_to_num(0.0, 0.0, 0.0), y)",
+        "y.masked_fill((weights[i] == 0) & ~y.isfinite(), 0.0)",
+        ("tests/ops/test_linear_scan.py",),
     ),
     Fault(
         "verify passes a file when one case of several is right",

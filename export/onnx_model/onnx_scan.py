@@ -127,71 +127,68 @@ class _Scan:
         2. Recursive doubling computes this scan.
         3. The recurrence runs again over the steps of a block, starting from the result of the block before.
         """
-        blocks_last = [1, 0, *range(2, self.rank + 1)]
         count = body.Div(body.Add(self.length, _ints(_BLOCK_STEPS - 1)), _ints(_BLOCK_STEPS))
         missing = body.Sub(body.Mul(count, _ints(_BLOCK_STEPS)), self.length)
-        rest = body.Shape(self.x, start=1)
-        shape = body.Concat(count, _ints(_BLOCK_STEPS), rest, axis=0)
-        # The weight with which y enters each step. It is zero at the first step of the scan, where decay is not defined.
-        inner = body.Slice(self.decay, _ints(0), _ints(-1), _ints(0))
-        end = self._pads(self.rank, 0, True)
-        first = self._pads(self.rank, 0, self.reverse)
-        padded_x = body.Pad(self.x, body.Mul(missing, end))
-        padded_weight = body.Pad(inner, body.Add(body.Mul(missing, end), first))
-        xs, weights = (
-            list(
-                body.Split(
-                    body.Transpose(body.Reshape(padded, shape), perm=blocks_last), outputs=_BLOCK_STEPS, num_outputs=_BLOCK_STEPS
-                )
-            )
-            for padded in (padded_x, padded_weight)
-        )
-        if self.reverse:
-            xs.reverse(), weights.reverse()
-        y, weight = xs[0], weights[0]
+        at_end = body.Mul(missing, self._pads(self.rank, 0, True))
+        # The weight with which a step enters the next one in the direction of the scan belongs to the next one. It is 0 at the first step.
+        before_last = body.Slice(self.decay, _ints(0), _ints(-1), _ints(0))
+        weight = body.Pad(before_last, body.Add(at_end, self._pads(self.rank, 0, self.reverse)))
+        xs, weights = self._split(body, body.Pad(self.x, at_end), count), self._split(body, weight, count)
+        y, product = xs[0], weights[0]
         for x_i, weight_i in zip(xs[1:], weights[1:], strict=True):
-            y, weight = body.Add(x_i, body.Mul(weight_i, y)), body.Mul(weight_i, weight)
-        last = self._doubling(body, y, weight, count)
-        y = body.Pad(self._far(body, last, _ints(1)), self._pads(self.rank + 1, 1, self.reverse))
-        steps: List[Any] = []
+            y, product = body.Add(x_i, body.Mul(weight_i, y)), body.Mul(weight_i, product)
+        last = self._doubling(body, y, product, count)
+        y = body.Pad(self._previous(body, last, _ints(1)), self._pads(self.rank + 1, 1, self.reverse))
+        steps = []
         for x_i, weight_i in zip(xs[:-1], weights[:-1], strict=True):
             y = body.Add(x_i, body.Mul(weight_i, y))
             steps.append(y)
-        steps.append(last)
-        if self.reverse:
-            steps.reverse()
-        y = body.Transpose(body.Concat(*steps, axis=0), perm=blocks_last)
-        y = body.Reshape(y, body.Concat(body.Add(self.length, missing), rest, axis=0))
-        return body.Slice(y, _ints(0), self.length, _ints(0))
+        y = body.Transpose(body.Concat(*self._ordered([*steps, last]), axis=0), perm=self._blocks_second())
+        shape = body.Concat(body.Add(self.length, missing), body.Shape(self.x, start=1), axis=0)
+        return body.Slice(body.Reshape(y, shape, allowzero=1), _ints(0), self.length, _ints(0))
+
+    def _split(self, body: _Body, padded: ir.Value, count: ir.Value) -> List[ir.Value]:
+        """Returns the steps of the blocks, ``[1, blocks, *F]`` each, in the direction of the scan."""
+        shape = body.Concat(count, _ints(_BLOCK_STEPS), body.Shape(self.x, start=1), axis=0)
+        blocks = body.Transpose(body.Reshape(padded, shape, allowzero=1), perm=self._blocks_second())
+        return self._ordered(body.Split(blocks, outputs=_BLOCK_STEPS, num_outputs=_BLOCK_STEPS))
+
+    def _ordered(self, steps: Sequence[ir.Value]) -> List[ir.Value]:
+        """Turns the order in time into the direction of the scan, and the reverse."""
+        return list(reversed(steps)) if self.reverse else list(steps)
+
+    def _blocks_second(self) -> List[int]:
+        """Returns the permutation that swaps the first two dimensions of ``[blocks, steps, *F]``."""
+        return [1, 0, *range(2, self.rank + 1)]
 
     def _doubling(self, body: _Body, x: ir.Value, weight: ir.Value, count: ir.Value) -> ir.Value:
-        """Computes the scan along dimension 1 of ``[1, blocks, *F]`` in log2(blocks) rounds.
+        """Computes the scan over the blocks, ``[1, blocks, *F]``, in log2(blocks) rounds, the body of a ``Loop``.
 
-        In the round with distance ``d = 1, 2, 4, ...``, ``weight`` has an entry for each two blocks with this distance::
+        In the round with ``distance = 1, 2, 4, ...``, ``products`` has an entry for each two blocks with this distance: the product of the
+        weights between them::
 
-            y[t] = y[t] + weight[t] * y[t + d]
-            weight[t] = weight[t] * weight[t + d]
+            y[t] = y[t] + products[t] * y[t + distance]
+            products[t] = products[t] * products[t + distance]
         """
         pads = self._pads(self.rank + 1, 1, self.reverse)
-        between = (0, -1) if self.reverse else (1, _END)
-        weight = body.Slice(weight, _ints(between[0]), _ints(between[1]), _ints(1))
-        number, goes_on = ir.Value(name="round"), ir.Value(name="goes_on")
-        number.type, goes_on.type = ir.TensorType(ir.DataType.INT64), ir.TensorType(ir.DataType.BOOL)
-        number.shape = goes_on.shape = ir.Shape([])
+        between = body.Slice(weight, *((_ints(0), _ints(-1)) if self.reverse else (_ints(1), _ints(_END))), _ints(1))
+        number = ir.Value(name="number", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+        unfinished = ir.Value(name="unfinished", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
         distance = ir.Value(name="distance", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
         y, products = self._value("y"), self._value("products")
-        once = _Body()
-        new_y = once.Add(y, once.Pad(once.Mul(products, self._far(once, y, distance)), once.Mul(distance, pads)))
-        near = once.Slice(products, _ints(0), once.Neg(distance), _ints(1))
-        far = once.Slice(products, distance, _ints(_END), _ints(1))
-        doubled = once.Add(distance, distance)
-        outputs = [once.Squeeze(once.Less(doubled, count)), doubled, new_y, once.Mul(near, far)]
-        graph = once.graph([number, goes_on, distance, y, products], outputs, "double")
-        unfinished = body.Squeeze(body.Less(_ints(1), count))
-        return body.Loop(None, unfinished, _ints(1), x, weight, outputs=3, body=graph)[1]
+        round_ = _Body()
+        terms = round_.Mul(products, self._previous(round_, y, distance))
+        new_y = round_.Add(y, round_.Pad(terms, round_.Mul(distance, pads)))
+        near = round_.Slice(products, _ints(0), round_.Neg(distance), _ints(1))
+        far = round_.Slice(products, distance, _ints(_END), _ints(1))
+        doubled = round_.Add(distance, distance)
+        outputs = [round_.Squeeze(round_.Less(doubled, count)), doubled, new_y, round_.Mul(near, far)]
+        graph = round_.graph([number, unfinished, distance, y, products], outputs, "round")
+        several = body.Squeeze(body.Less(_ints(1), count))
+        return body.Loop(None, several, _ints(1), x, between, outputs=3, body=graph)[1]
 
-    def _far(self, body: _Body, y: ir.Value, distance: Any) -> ir.Value:
-        """Returns the entries of ``[1, blocks, *F]`` that have another one at ``distance`` before them in time (after, if reversed)."""
+    def _previous(self, body: _Body, y: ir.Value, distance: Any) -> ir.Value:
+        """Returns the ``y`` of all blocks that are ``distance`` before another block in the direction of the scan."""
         if self.reverse:
             return body.Slice(y, distance, _ints(_END), _ints(1))
         return body.Slice(y, _ints(0), body.Neg(distance), _ints(1))

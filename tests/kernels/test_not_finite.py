@@ -8,11 +8,14 @@ import functools
 
 import pytest
 import torch
-from torch import Tensor
+from export_cases import load_onnx
+from torch import Tensor, nn
 
+from a2c_compiled import export
 from a2c_compiled.export.tracing import scan_doubling
 from a2c_compiled.kernels import cpu_scan, torch_scan
 from a2c_compiled.kernels.scan_forms import LINEAR_SCAN, LINEAR_SCAN_TRANSPOSED
+from a2c_compiled.ops.linear_scan import linear_scan as scriptable_linear_scan
 
 ROWS = 2000
 DIRECTIONS = pytest.mark.parametrize("reverse", [True, False], ids=["reverse", "forward"])
@@ -71,6 +74,32 @@ def in_exported_graphs(x: Tensor, decay: Tensor, reverse: bool) -> Tensor:
     return (scan_doubling.linear_scan if reverse else scan_doubling.linear_scan_transposed)(x, decay, -2)
 
 
+_scripted = torch.jit.script(scriptable_linear_scan)
+
+
+def in_torchscript(x: Tensor, decay: Tensor, reverse: bool) -> Tensor:
+    return _scripted(x, decay, -2, reverse)
+
+
+class _Scan(nn.Module):
+    def __init__(self, reverse: bool) -> None:
+        super().__init__()
+        self.reverse = reverse
+
+    def forward(self, x: Tensor, decay: Tensor) -> Tensor:
+        return scriptable_linear_scan(x, decay, -2, self.reverse)
+
+
+@pytest.fixture(scope="module")
+def in_onnx(tmp_path_factory):
+    def run_of(reverse: bool, dtype: torch.dtype):
+        path = tmp_path_factory.mktemp("scan") / "scan.onnx"
+        return load_onnx(export.export_onnx(_Scan(reverse), 2 * [torch.zeros(3, 2, dtype=dtype)], path))
+
+    runs = functools.cache(run_of)
+    return lambda x, decay, reverse: runs(reverse, x.dtype)({"x": x, "decay": decay})["output"]
+
+
 def in_triton(x: Tensor, decay: Tensor, reverse: bool, time_contiguous: bool, **sizes) -> Tensor:
     triton_scan = pytest.importorskip("a2c_compiled.kernels.triton_scan")
     from a2c_compiled.kernels.triton import tuning
@@ -88,6 +117,7 @@ EXACT = {
     "C++, side by side": in_cpp,
     "C++, rows": functools.partial(in_cpp_along_rows, rows=100),
     "C++, parts of a row": functools.partial(in_cpp_along_rows, rows=3),
+    "TorchScript": in_torchscript,
 }
 TRITON = {
     f"Triton, {name}{', time is contiguous' if time_contiguous else ''}": functools.partial(
@@ -132,6 +162,31 @@ def test_backends_agree_with_the_loop(scan, length, reverse, dtype):
         y = scan(x, decay, reverse)
         assert torch.equal(y.isfinite(), expected.isfinite())
         assert_same_kinds(y, expected, ("nan", "posinf", "neginf") if exact else ())
+
+
+def assert_agrees_row_by_row(scan, length, reverse, dtype) -> None:
+    """Scans each row alone, so that a row whose results are finite is computed in the fast way, and another one step by step."""
+    generator = torch.Generator().manual_seed(length)
+    x, decay = (odd_numbers((length, 100), generator, dtype, not_finite=0.4 / length) for _ in range(2))
+    decay = decay.clamp(-1, 1)
+    expected = plain_loop(x, decay, reverse)
+    assert 10 < expected.isfinite().all(0).sum() < 90
+    rows = zip(x.split(1, 1), decay.split(1, 1), strict=True)
+    assert_same_kinds(torch.cat([scan(*row, reverse) for row in rows], 1), expected)
+
+
+@DTYPES
+@DIRECTIONS
+@pytest.mark.parametrize("length", [70, 300])
+def test_torchscript_agrees_with_the_loop_row_by_row(length, reverse, dtype):
+    assert_agrees_row_by_row(in_torchscript, length, reverse, dtype)
+
+
+@pytest.mark.slow
+@DTYPES
+@DIRECTIONS
+def test_onnx_agrees_with_the_loop_row_by_row(in_onnx, reverse, dtype):
+    assert_agrees_row_by_row(in_onnx, 70, reverse, dtype)
 
 
 @pytest.mark.slow
