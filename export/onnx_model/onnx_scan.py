@@ -7,7 +7,7 @@ Few steps are computed one after the other, by the operator ``Scan``. More steps
 of the blocks is not finite, ``Scan`` computes all results again, because a zero decay must stop NaN and infinity.
 """
 
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -27,22 +27,33 @@ _END = 2**31 - 1
 
 
 class _Body:
-    """Records the operators of a subgraph, the body of an ``If``, ``Loop`` or ``Scan``: ``body.Mul(a, b)`` returns the product."""
+    """Records the operators of a subgraph, the body of an ``If``, ``Loop`` or ``Scan``: ``body.Mul(a, b)`` returns the product.
 
-    def __init__(self) -> None:
-        self._tape = Tape()
+    Its values have names that no graph around it has. Otherwise shape inference would mix up their types.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._tape, self._count = f"linear_scan.{name}", Tape(), 0
 
     def __getattr__(self, operator: str) -> Callable[..., Any]:
         def record(*inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-            if outputs == 1:
-                return self._tape.op(operator, inputs, attributes)
-            return self._tape.op_multi_out(operator, inputs, attributes, num_outputs=outputs)
+            values = self._tape.op_multi_out(operator, inputs, attributes, num_outputs=outputs)
+            for value in values:
+                value.name = f"{self._name}.{self._count}"
+                self._count += 1
+            return values[0] if outputs == 1 else values
 
         return record
 
-    def graph(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], name: str) -> ir.Graph:
+    def input(self, name: str, dtype: ir.DataType, shape: Optional[Sequence[int]] = None) -> ir.Value:
+        """Returns a value to use as an input of the subgraph."""
+        return ir.Value(
+            name=f"{self._name}.{name}", type=ir.TensorType(dtype), shape=None if shape is None else ir.Shape(shape)
+        )
+
+    def graph(self, inputs: Sequence[ir.Value], *outputs: ir.Value) -> ir.Graph:
         """Returns the subgraph."""
-        return ir.Graph(inputs, outputs, nodes=self._tape.nodes, name=name)
+        return ir.Graph(inputs, outputs, nodes=self._tape.nodes, name=self._name)
 
 
 def linear_scan(x: Any, decay: Any, dim: int, reverse: bool = True) -> Any:
@@ -82,21 +93,21 @@ class _Scan:
 
     def result(self) -> Any:
         """Returns ``y``, ``[T, *F]``."""
-        few_steps, many_steps = _Body(), _Body()
+        few_steps, many_steps = _Body("few_steps"), _Body("many_steps")
         y = self._in_blocks(many_steps)
         # A sum is finite only if all its terms are.
         largest = self._number(np.finfo(self.dtype.numpy()).max)
         finite = many_steps.LessOrEqual(many_steps.Abs(many_steps.ReduceSum(y, keepdims=0)), largest)
-        unchanged, again = _Body(), _Body()
+        unchanged, again = _Body("finite"), _Body("not_finite")
         checked = many_steps.If(
             finite,
-            then_branch=unchanged.graph([], [unchanged.Identity(y)], "finite"),
-            else_branch=again.graph([], [self._step_by_step(again)], "not_finite"),
+            then_branch=unchanged.graph([], unchanged.Identity(y)),
+            else_branch=again.graph([], self._step_by_step(again)),
         )
         return op.If(
             op.LessOrEqual(self.length, _ints(_MAX_SCAN_STEPS)),
-            then_branch=few_steps.graph([], [self._step_by_step(few_steps)], "few_steps"),
-            else_branch=many_steps.graph([], [checked], "many_steps"),
+            then_branch=few_steps.graph([], self._step_by_step(few_steps)),
+            else_branch=many_steps.graph([], checked),
         )
 
     def _step_by_step(self, body: _Body) -> ir.Value:
@@ -109,12 +120,12 @@ class _Scan:
             backwards = body.Sub(body.Sub(steps, one), body.Range(self._int(0), steps, one))
             # The step after t, in reverse, is t - 1, which y[t] enters with decay[t - 1]. No step follows step 0: its index -1 is not used.
             x, decay = body.Gather(x, backwards), body.Gather(decay, body.Sub(backwards, one))
-        entering, x_t, decay_t = (self._value(name) for name in ("entering", "x_t", "decay_t"))
-        step = _Body()
+        step = _Body("step")
+        entering, x_t, decay_t = (step.input(name, self.dtype) for name in ("entering", "x_t", "decay_t"))
         y_t = step.Add(x_t, entering)
         # A zero decay cuts the recurrence. Where selects 0, since the product 0 * NaN would be NaN.
         leaving = step.Where(step.Equal(decay_t, self.zero), self.zero, step.Mul(decay_t, y_t))
-        graph = step.graph([entering, x_t, decay_t], [leaving, y_t], "step")
+        graph = step.graph([entering, x_t, decay_t], leaving, y_t)
         nothing = body.Expand(self.zero, body.Shape(x, start=1))
         _, y = body.Scan(nothing, x, decay, outputs=2, body=graph, num_scan_inputs=2)
         return body.Gather(y, backwards) if self.reverse else y
@@ -172,18 +183,17 @@ class _Scan:
         """
         pads = self._pads(self.rank + 1, 1, self.reverse)
         between = body.Slice(weight, *((_ints(0), _ints(-1)) if self.reverse else (_ints(1), _ints(_END))), _ints(1))
-        number = ir.Value(name="number", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
-        unfinished = ir.Value(name="unfinished", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
-        distance = ir.Value(name="distance", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
-        y, products = self._value("y"), self._value("products")
-        round_ = _Body()
+        round_ = _Body("round")
+        number, unfinished = round_.input("number", ir.DataType.INT64, []), round_.input("unfinished", ir.DataType.BOOL, [])
+        distance = round_.input("distance", ir.DataType.INT64, [1])
+        y, products = round_.input("y", self.dtype), round_.input("products", self.dtype)
         terms = round_.Mul(products, self._previous(round_, y, distance))
         new_y = round_.Add(y, round_.Pad(terms, round_.Mul(distance, pads)))
         near = round_.Slice(products, _ints(0), round_.Neg(distance), _ints(1))
         far = round_.Slice(products, distance, _ints(_END), _ints(1))
         doubled = round_.Add(distance, distance)
         outputs = [round_.Squeeze(round_.Less(doubled, count)), doubled, new_y, round_.Mul(near, far)]
-        graph = round_.graph([number, unfinished, distance, y, products], outputs, "round")
+        graph = round_.graph([number, unfinished, distance, y, products], *outputs)
         several = body.Squeeze(body.Less(_ints(1), count))
         return body.Loop(None, several, _ints(1), x, between, outputs=3, body=graph)[1]
 
@@ -204,9 +214,6 @@ class _Scan:
 
     def _int(self, number: int) -> Any:
         return op.Constant(value_int=number)
-
-    def _value(self, name: str) -> ir.Value:
-        return ir.Value(name=name, type=ir.TensorType(self.dtype))
 
 
 def linear_scan_transposed(x: Any, decay: Any, dim: int) -> Any:
