@@ -306,7 +306,7 @@ class TrainStep(CoefficientModule):
         for k in range(rollouts.reward.size(0)):
             rollout = Rollout(*(_selected(entry, k) for entry in rollouts))
             if k > 0:
-                state = state._replace(params=[param.detach().requires_grad_() for param in state.params])
+                state = state._replace(params=_requiring_grad(state.params, old_state.params))
             state, update_metrics = self.pure(state, rollout, self.lr)
             metrics.append(update_metrics)
         self._write(old_state, state, [update_metrics.grad_norm for update_metrics in metrics])
@@ -333,6 +333,15 @@ class TrainStep(CoefficientModule):
 
 
 _COUNTERS = ("step_count", "skipped", "skipped_in_a_row")
+
+
+def _requiring_grad(params: List[Tensor], old_params: List[Tensor]) -> List[Tensor]:
+    """Returns ``params`` as tensors that require grad, as ``old_params`` do.
+
+    Dynamo cannot trace ``requires_grad_`` in torch 2.11. A selection that never selects the old value has the same effect.
+    """
+    condition = torch.ones((), dtype=torch.bool, device=params[0].device)
+    return [torch.where(condition, new, old) for new, old in zip(params, old_params, strict=True)]
 
 
 def _stacked(parts: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Hand-written generalized advantage estimation (GAE): a loop compiled by numba, and a scan compiled by torch.compile.
+"""Hand-written generalized advantage estimation (GAE): a loop compiled by numba, and scans compiled by torch.compile and by jax.
 
 A contender is one implementation that the benchmarks time, see :mod:`a2c_compiled.benchmarks.measure.harness`.
 """
@@ -108,3 +108,21 @@ def _compiled_gae() -> Callable[..., Tuple[Tensor, Tensor]]:
         return advantage, advantage + value
 
     return torch.compile(gae, fullgraph=True)
+
+
+@cache
+def jax_gae() -> Callable[..., Any]:
+    """Returns the jax function, compiled, from the inputs of :func:`compiled_scan_gae` as arrays to advantage and value target."""
+    import jax
+    from jax import numpy as jnp
+
+    def combine(later: Any, earlier: Any) -> Any:
+        return later[0] * earlier[0], earlier[1] + earlier[0] * later[1]
+
+    def gae(value: Any, next_value: Any, reward: Any, done: Any, terminated: Any) -> Any:
+        delta = reward + GAMMA * jnp.where(terminated, 0.0, next_value) - value
+        decay = jnp.where(done, 0.0, GAMMA * LMBDA).astype(value.dtype)
+        advantage = jax.lax.associative_scan(combine, (decay, delta), reverse=True)[1]
+        return advantage, advantage + value
+
+    return jax.jit(gae)

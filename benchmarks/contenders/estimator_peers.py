@@ -10,8 +10,10 @@ The input data is prepared before timing, in the format of each peer:
   episode's last observation.
 - numba: a hand-written loop over numpy arrays in the layout of the case; and the same loop with tensors as inputs and outputs.
 - rl-triton: tensors ``[N, T]`` on the GPU, float flags, and bootstrap values where an episode was truncated.
-- PufferLib: rewards and flags shifted one step later, with the same reward as for Stable-Baselines3. PufferLib returns one step less than
-  the other peers, so the check compares its result with GAE over one step less.
+- PufferLib: ``[N, T]``, rewards and flags shifted one step later, with the same reward as for Stable-Baselines3. PufferLib returns one
+  step less than the other peers, so the check compares its result with GAE over one step less.
+- rl_games: ``[T, N, 1]``, float flags shifted one step later, with the same reward as for Stable-Baselines3.
+- jax: arrays ``[T, N]`` that share the memory of the tensors. A call waits for its result, because torch cannot see jax's streams.
 """
 
 import importlib
@@ -79,7 +81,11 @@ def estimator_peers(computation: Computation, plan: Plan) -> Dict[str, Make]:
     """
     peers = _torchrl_peers(computation, plan) if installed("torchrl") else {}
     if computation.name == "GAE" and computation.cotangents is None:
-        peers |= _gpu_peers(computation, plan) if plan.device.type == "cuda" else _numpy_peers(computation)
+        if plan.device.type != "cuda":
+            return peers | _numpy_peers(computation)
+        for name, make in gpu_peers(computation, plan).items():
+            if name not in GPU_PEERS or installed(GPU_PEERS[name].package):
+                peers[name] = make
     return peers
 
 
@@ -151,15 +157,11 @@ def _numpy_peers(computation: Computation) -> Dict[str, Make]:
     return peers
 
 
-def _gpu_peers(computation: Computation, plan: Plan) -> Dict[str, Make]:
-    """Returns the peers that compute forward GAE on a GPU."""
-    peers: Dict[str, Make] = {}
+def gpu_peers(computation: Computation, plan: Plan) -> Dict[str, Make]:
+    """Returns the peers that compute forward GAE on a GPU, installed or not. The function of a missing peer raises ImportError."""
+    peers: Dict[str, Make] = {name: partial(peer.make, computation) for name, peer in GPU_PEERS.items()}
     if plan.compiling and not computation.time_last and computation.shape in plan.compiled_peers:
         peers["associative_scan compiled"] = lambda: baselines.compiled_scan_gae(computation.steps)
-    if installed("rl_triton"):
-        peers["rl-triton"] = lambda: _rl_triton(computation)
-    if installed("pufferlib"):
-        peers["PufferLib"] = lambda: _pufferlib(computation)
     return peers
 
 
@@ -217,18 +219,87 @@ def _rl_triton(computation: Computation) -> Contender:
 
 def _pufferlib(computation: Computation) -> Contender:
     steps = computation.steps
-    importlib.import_module("pufferlib._C")  # registers the operator
+    kernel = _pufferlib_kernel(importlib.import_module("pufferlib._C"))
+    # Later versions clamp rewards to [-1, 1]. GAE is linear, and the factor is a power of two, so the scaled result is exact.
+    scale = 1 / 32
 
-    value = steps["state_value"].t().contiguous()
+    value = scale * steps["state_value"].t().contiguous()
     # At index t, PufferLib's arrays hold the reward and the flag of step t - 1.
     late_reward, late_done = torch.zeros_like(value), torch.zeros_like(value)
-    late_reward[:, 1:], late_done[:, 1:] = folded_reward(steps)[:-1].t(), steps["done"][:-1].t().float()
+    late_reward[:, 1:], late_done[:, 1:] = scale * folded_reward(steps)[:-1].t(), steps["done"][:-1].t().float()
     importance, advantage = torch.ones_like(value), torch.zeros_like(value)
     shorter: Any = [steps[name][:-1].double() if steps[name].is_floating_point() else steps[name][:-1] for name in _STEP]
     return Contender(
-        lambda: torch.ops.pufferlib.compute_puff_advantage(
-            value, late_reward, late_done, importance, advantage, GAMMA, LMBDA, 1.0, 1.0
-        ),
-        lambda _: [advantage[:, :-1]],
+        lambda: kernel(value, late_reward, late_done, importance, advantage),
+        lambda _: [advantage[:, :-1] / scale],
         [F.generalized_advantage_estimate(GAMMA, LMBDA, *shorter).advantage.t()],
     )
+
+
+def _pufferlib_kernel(extension: Any) -> Callable[..., Any]:
+    """Returns a function that calls PufferLib's kernel with five tensors, the last of which the kernel writes.
+
+    Raises:
+        RuntimeError: PufferLib was built for bfloat16.
+    """
+    if not hasattr(extension, "puff_advantage"):  # up to version 3, the import registers an operator
+        return lambda *tensors: torch.ops.pufferlib.compute_puff_advantage(*tensors, GAMMA, LMBDA, 1.0, 1.0)
+    if extension.precision_bytes != 4:
+        raise RuntimeError(f"pufferlib: expected a build with 4 bytes per value, got {extension.precision_bytes}")
+
+    def call(*tensors: Tensor) -> None:
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        extension.puff_advantage(*addresses, *tensors[0].shape, GAMMA, LMBDA, 1.0, 1.0)
+
+    return call
+
+
+def _rl_games(computation: Computation) -> Contender:
+    from rl_games.triton_kernels import compute_gae
+
+    steps = computation.steps
+    # At index t, the array of flags holds the flag of step t - 1.
+    late_done = torch.zeros_like(steps["reward"])
+    late_done[1:] = steps["done"][:-1].float()
+    last_value, last_done = steps["next_state_value"][-1].unsqueeze(-1), steps["done"][-1].float()
+    reward, value = folded_reward(steps).unsqueeze(-1), steps["state_value"].unsqueeze(-1)
+
+    def to_result(advantage: Tensor) -> Result:
+        # rl_games returns no value target.
+        result = [advantage.squeeze(-1), (advantage + value).squeeze(-1)]
+        return [tensor.t() for tensor in result] if computation.time_last else result
+
+    return Contender(lambda: compute_gae(reward, value, late_done, last_value, last_done, GAMMA, LMBDA), to_result)
+
+
+def _jax(computation: Computation) -> Contender:
+    import jax
+
+    arrays = [jax.dlpack.from_dlpack(computation.steps[name]) for name in _STEP]
+    gae = baselines.jax_gae()
+
+    def to_result(result: Any) -> Result:
+        tensors = [torch.from_dlpack(array) for array in result]
+        return [tensor.t() for tensor in tensors] if computation.time_last else tensors
+
+    return Contender(lambda: jax.block_until_ready(gae(*arrays)), to_result)
+
+
+class GpuPeer(NamedTuple):
+    """A library that computes forward GAE on a GPU.
+
+    Attributes:
+        package: the package to import.
+        make: creates the contender; raises an error if the package cannot be imported.
+    """
+
+    package: str
+    make: Callable[[Computation], Contender]
+
+
+GPU_PEERS = {
+    "rl-triton": GpuPeer("rl_triton", _rl_triton),
+    "PufferLib": GpuPeer("pufferlib", _pufferlib),
+    "rl_games": GpuPeer("rl_games", _rl_games),
+    "jax": GpuPeer("jax", _jax),
+}

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
+
+from a2c_compiled.benchmarks.contenders.estimator_peers import GPU_PEERS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Files and folders from which the wheel is built.
@@ -22,22 +24,22 @@ PYTHON = "3.12"
 _GLIBC = ("2_39", "2_35", "2_34", "2_31", "2_28", "2_27", "2_24", "2_17")
 
 
-def prepare(out: Path, packages: Sequence[str] = PACKAGES, rl_triton: Optional[Path] = None) -> None:
+def prepare(out: Path, packages: Sequence[str] = PACKAGES, peers: Optional[Mapping[str, Path]] = None) -> None:
     """Deletes the folder ``out`` and creates it again.
 
     Args:
         out: the folder.
         packages: packages to download for the machine's Python version.
-        rl_triton: a checkout of github.com/simonsays1980/rl-triton. None: the benchmarks leave rl-triton out.
+        peers: checkouts of peer libraries, by a name in ``GPU_PEERS``. Their packages are copied as they are: a package with compiled code
+            must be built, for the machine's Python version. None: no peers.
 
     Raises:
-        ValueError: this is not a checkout of the project, or ``rl_triton`` is not a checkout of rl-triton.
+        ValueError: this is not a checkout of the project, a peer is unknown, or its folder does not contain its package.
         RuntimeError: pip failed.
     """
     if not (ROOT / "tests" / "kernels" / "test_gpu.py").is_file():
         raise ValueError(f"project: expected a checkout with its tests, got {ROOT}")
-    if rl_triton is not None and not (rl_triton / "src" / "rl_triton").is_dir():
-        raise ValueError(f"rl_triton: expected a checkout with a folder src/rl_triton, got {rl_triton}")
+    found = {name: _package_folder(name, checkout) for name, checkout in (peers or {}).items()}
     shutil.rmtree(out, ignore_errors=True)
     wheels = out / "wheels"
     wheels.mkdir(parents=True)
@@ -49,8 +51,24 @@ def prepare(out: Path, packages: Sequence[str] = PACKAGES, rl_triton: Optional[P
     shutil.copytree(ROOT / "tests", out / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", out)
     shutil.copy(Path(__file__).with_name("first.py"), out)
-    if rl_triton is not None:
-        shutil.copytree(rl_triton / "src" / "rl_triton", out / "peers" / "rl_triton")
+    for name, folder in found.items():
+        shutil.copytree(folder, out / "peers" / GPU_PEERS[name].package, ignore=_all_but_code)
+
+
+def _package_folder(name: str, checkout: Path) -> Path:
+    """Returns the folder of a peer's package in a checkout. Raises ValueError if there is none."""
+    if name not in GPU_PEERS:
+        raise ValueError(f"peer: expected one of {', '.join(GPU_PEERS)}, got {name}")
+    package = GPU_PEERS[name].package
+    for folder in (checkout / package, checkout / "src" / package):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"peer {name}: expected a checkout with a folder {package} or src/{package}, got {checkout}")
+
+
+def _all_but_code(folder: str, names: List[str]) -> List[str]:
+    """Returns the entries of ``folder`` that are neither folders nor importable: peers ship assets of hundreds of megabytes."""
+    return [name for name in names if not ((Path(folder) / name).is_dir() or name.endswith((".py", ".so")))]
 
 
 def build_wheel(folder: Path) -> Path:
@@ -96,9 +114,21 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         metavar="DIR",
         help="output folder; deleted first (default: .gpu in the checkout)",
     )
-    parser.add_argument("--rl-triton", type=Path, metavar="DIR", help="checkout of rl-triton, to benchmark it too")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=CHECKOUT",
+        help=f"peer library to benchmark too, with the folder of its sources: any of {', '.join(GPU_PEERS)}",
+    )
     arguments = parser.parse_args(argv)
-    prepare(arguments.out, rl_triton=arguments.rl_triton)
+    peers: Dict[str, Path] = {}
+    for argument in arguments.peer:
+        name, separator, checkout = argument.partition("=")
+        if not separator:
+            parser.error(f"--peer: expected NAME=CHECKOUT, got {argument}")
+        peers[name] = Path(checkout)
+    prepare(arguments.out, peers=peers)
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"{arguments.out}: {size / 1e6:.1f} MB. On the GPU machine, run: python3 {arguments.out.name}/first.py")
     return 0

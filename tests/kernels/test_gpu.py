@@ -255,18 +255,22 @@ def test_vmap_and_func_grad_equal_one_call_each(name):
     tensors = {key: value for key, value in batched.items() if torch.is_tensor(value)}
     numbers = {key: value for key, value in batched.items() if key not in tensors}
 
-    def total(reward, others):
-        return sum(result.square().sum() for result in as_tuple(getattr(functional, name)(reward=reward, **others, **numbers)))
+    first = next(key for key, value in tensors.items() if value.is_floating_point())
 
-    reward = tensors.pop("reward")
-    per_sample = torch.vmap(total)(reward, tensors)
-    found = torch.vmap(torch.func.grad(total))(reward, tensors)
+    def total(leaf, others):
+        return sum(
+            result.square().sum() for result in as_tuple(getattr(functional, name)(**{first: leaf}, **others, **numbers))
+        )
+
+    leaves = tensors.pop(first)
+    per_sample = torch.vmap(total)(leaves, tensors)
+    found = torch.vmap(torch.func.grad(total))(leaves, tensors)
     for i in range(3):
-        leaf, others = reward[i].clone().requires_grad_(), {key: value[i] for key, value in tensors.items()}
+        leaf, others = leaves[i].clone().requires_grad_(), {key: value[i] for key, value in tensors.items()}
         value = total(leaf, others)
         assert_close(per_sample[i], value)
         assert_close(found[i], torch.autograd.grad(value, leaf)[0])
-        assert_close(torch.func.grad(total)(reward[i], others), found[i])
+        assert_close(torch.func.grad(total)(leaves[i], others), found[i])
 
 
 # -- Compiled ------------------------------------------------------------------------------------------------------------------

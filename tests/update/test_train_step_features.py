@@ -35,6 +35,16 @@ def traced_with_gradients():
         yield
 
 
+@pytest.fixture
+def requires_grad_refused(monkeypatch):
+    """Lets Dynamo trace no ``requires_grad_``, as in torch 2.11."""
+
+    def refuse(*arguments):
+        raise NotImplementedError("requires_grad_")
+
+    monkeypatch.setattr(torch._dynamo.variables.tensor.TensorVariable, "method_requires_grad_", refuse)
+
+
 def stacked(rollouts):
     return Rollout(*(None if entries[0] is None else torch.stack(entries) for entries in zip(*rollouts, strict=True)))
 
@@ -127,7 +137,7 @@ def test_minibatches_must_be_of_one_size():
 # Several updates in one call
 
 
-@pytest.mark.usefixtures("traced_with_gradients")
+@pytest.mark.usefixtures("traced_with_gradients", "requires_grad_refused")
 @modes
 def test_many_updates_in_one_call_equal_one_call_each(compile):
     rollouts = [make_rollout(seed=seed) for seed in range(3)]
