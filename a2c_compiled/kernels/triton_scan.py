@@ -6,15 +6,17 @@ Splits need two launches: REDUCE computes the aggregates of the splits, RESUME t
 (decay, offset) that maps the value entering the split to the value leaving it, ``offset + decay * value``.
 """
 
+import functools
 import math
+import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
+from triton.runtime import driver  # type: ignore[import-untyped]
 
 from a2c_compiled._precision import working_dtype
 from a2c_compiled.kernels.scan_forms import Form
@@ -58,6 +60,28 @@ class _Plan(NamedTuple):
     # Indices, into (values, flags, coefficients) in this order, of the operands whose strides are not one (batch, time, row) triple.
     # `prepare` copies these operands.
     to_copy: Tuple[int, ...]
+
+
+@functools.cache
+def is_available() -> bool:
+    """Returns whether Triton can start kernels on this machine. If not, warns once per process, with Triton's message.
+
+    Some versions of Triton build their launcher with a C compiler and the headers of Python and CUDA's driver at the first use.
+    """
+    try:
+        driver.active.get_current_target()
+    except (
+        Exception
+    ) as raised:  # RuntimeError without a compiler, CalledProcessError without headers, AssertionError without a driver
+        first_line = (str(raised).strip().splitlines() or [""])[0]
+        warnings.warn(
+            "a2c_compiled: Triton cannot start kernels here, so scans on the GPU run in plain torch, which is slower;"
+            f" Triton needs a C compiler (gcc or clang) and Python's headers; it raised {type(raised).__name__}: {first_line}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def run(
@@ -169,7 +193,7 @@ def prepare(
     )
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _plan(
     form: Form,
     shape: Tuple[int, ...],
@@ -223,7 +247,8 @@ def _plan(
     # along this dimension that a thread can load at once from every tensor, or 0 if a tensor is not contiguous along this dimension.
     vector = 0
     axis = 2 if rows_contiguous else 1
-    if all(stride[axis] == 1 for stride in data):
+    # A tile of one element gets no hints: Triton's analysis of them ends the process or raises an error.
+    if all(stride[axis] == 1 for stride in data) and blocks.rows * blocks.steps * blocks.chunks > 1:
         # `vector` must divide the strides along the other two axes: then each group of `vector` elements is aligned in every row and step.
         others = [stride[i] for stride in data for i in range(3) if i != axis]
         vector = math.gcd(blocks.vector, rows if rows_contiguous else length, *others)

@@ -21,9 +21,10 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
     """Registers ``torch.ops.a2c_compiled.<form.name>(coefficients..., values..., flags..., dim)`` and returns a function that calls it.
 
     The operator is one node in any captured graph. On the CPU the operator runs the C++ kernel and on a GPU the Triton kernel. The
-    operator runs ``definition`` if the kernel of the device is not installed, on other devices, and on the CPU for tensors of more than 16
-    dimensions. The fake implementation of the operator returns empty outputs. The operator has no registered gradient: ``torch.func``
-    transforms only accept the gradient of a :class:`torch.autograd.Function`, so the callers wrap the operator in such a function.
+    operator runs ``definition`` if the kernel of the device is not installed or Triton cannot start kernels, on other devices, and on the
+    CPU for tensors of more than 16 dimensions. The fake implementation of the operator returns empty outputs. The operator has no
+    registered gradient: ``torch.func`` transforms only accept the gradient of a :class:`torch.autograd.Function`, so the callers wrap the
+    operator in such a function.
 
     Args:
         form: the names and order of the operator's arguments. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
@@ -65,9 +66,11 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
         return result(cpu_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
     def on_gpu(*arguments: Any) -> Any:
-        """Runs the Triton kernel."""
+        """Runs the Triton kernel, or ``definition`` if Triton cannot start kernels on this machine."""
         from a2c_compiled.kernels import triton_scan  # not at the top of the file: the CPU needs no triton, which this imports
 
+        if not triton_scan.is_available():
+            return in_torch(*arguments)
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(triton_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 

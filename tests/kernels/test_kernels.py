@@ -94,6 +94,28 @@ def test_without_the_extension_the_operator_runs_plain_torch_and_warns_once(monk
     cpu_scan.warn_once.cache_clear()
 
 
+def test_without_a_compiler_for_triton_the_operator_of_a_gpu_runs_plain_torch_and_warns_once(monkeypatch):
+    triton_scan = pytest.importorskip("a2c_compiled.kernels.triton_scan")
+
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(triton_scan, "driver", Driver())
+    triton_scan.is_available.cache_clear()
+    operator = torch.ops.a2c_compiled.linear_scan.default
+    x, decay = torch.randn(5, 3), torch.rand(5, 3)
+    gpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)  # the implementation for GPUs, on CPU tensors
+    with pytest.warns(RuntimeWarning, match="Triton needs a C compiler .* it raised RuntimeError: Failed to find C compiler"):
+        y = operator.redispatch(gpu, x, decay, -2)
+    torch.testing.assert_close(y, operator(x, decay, -2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        operator.redispatch(gpu, x, decay, -2)
+    triton_scan.is_available.cache_clear()
+
+
 def test_the_extension_raises_for_malformed_operands():
     with pytest.raises(ValueError, match="bad form"):
         cpu_scan._extension.run()

@@ -24,7 +24,7 @@ from a2c_compiled.benchmarks.gpu.ahead_of_time import (  # noqa: E402  (needs Tr
 )
 from a2c_compiled.kernels import scan_forms  # noqa: E402
 
-# Shape and time dimension: a few steps, one tile, tiles of one warp and of several warps, splits.
+# Shape and time dimension: a few steps, one tile, tiles of one warp and of several warps, splits, one element.
 SHAPES = [
     ((5, 64), -2),
     ((16, 65536), -2),
@@ -36,6 +36,7 @@ SHAPES = [
     ((64, 512), -1),
     ((4096, 2048), -1),
     ((16, 65536), -1),
+    ((1, 1), -1),
 ]
 # The shapes that every form compiles for, and those of GAE and the backward of V-trace, which has the most operands.
 OF_EVERY_FORM = [1, 2, 3, 4, 6, 8, 9]
