@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -102,6 +103,16 @@ def run(step: Step, seconds: int, environment: Dict[str, str], log: Path) -> int
             return 124
 
 
+def missing_for_triton() -> List[str]:
+    """Returns a sentence for each thing that the machine lacks and that Triton up to 3.6 needs for its launcher."""
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    found = {
+        "a C compiler (gcc, clang or the variable CC)": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
+        f"Python's headers ({headers})": headers.is_file(),
+    }
+    return [f"missing: {name}; Triton up to 3.6 cannot start kernels without\n" for name, there in found.items() if not there]
+
+
 def unpack(site: Path) -> None:
     """Unpacks the wheels into ``site``. ``main`` adds this folder to ``PYTHONPATH``."""
     for wheel in sorted((HERE / "wheels").glob("*.whl")):
@@ -142,7 +153,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             "TRITON_CACHE_DIR": f"{work}/triton",
             "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor",
             "A2C_TEST_DEVICE": arguments.device,
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # jax would reserve most of the GPU's memory
         }
+        print(*missing_for_triton(), sep="", end="", flush=True)
         if shutil.which("nvidia-smi"):
             query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total"
             subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], check=False)

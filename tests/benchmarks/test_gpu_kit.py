@@ -121,6 +121,16 @@ def test_a_step_that_fails_or_hangs_does_not_stop_the_others(tmp_path, monkeypat
         assert b"no_such_module" in archive.extractfile("./fails.log").read()
 
 
+def test_a_machine_without_a_compiler_is_reported(monkeypatch):
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(first.sysconfig, "get_paths", lambda: {"include": "/nowhere"})
+    (sentence,) = first.missing_for_triton()
+    assert sentence.startswith("missing: Python's headers (/nowhere/Python.h)")
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(first.shutil, "which", lambda name: None)
+    assert first.missing_for_triton()[0].startswith("missing: a C compiler")
+
+
 def test_an_unknown_step_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         first.main(["--out", str(tmp_path), "smoke", "nonsense"])

@@ -376,6 +376,7 @@ def waiting_refused():
 @each_call
 @each_function
 def test_captured_graph_equals_eager_on_new_data(name, coefficients, backward):
+    """A call before the capture compiles and loads the kernels, which a capture does not allow."""
     static = prepared(name, coefficients, backward)
     replay, results = captured(lambda: outcome(name, static))
     for seed in (1, 2):
@@ -438,8 +439,39 @@ def test_runs_on_the_current_stream(name):
 @each_function
 def test_data_may_be_on_another_device_than_the_current_one(name):
     arguments = {key: on("cuda:1", value) for key, value in arguments_of(name, (9, 4)).items()}
-    assert torch.cuda.current_device() == 0
-    assert_equals_oracle(name, arguments)
+    for _ in range(2):  # the second call takes the direct launch
+        assert torch.cuda.current_device() == 0
+        assert_equals_oracle(name, arguments)
+
+
+@pytest.mark.skipif(not ON_CUDA or torch.cuda.device_count() < 2, reason="needs two GPUs")
+@each_fused
+def test_runs_on_the_current_stream_of_the_device_of_the_data(name):
+    arguments = {key: on("cuda:1", value) for key, value in prepared(name, "numbers", False).items()}
+    expected = outcome(name, arguments)
+    stream = torch.cuda.Stream("cuda:1")
+    stream.wait_stream(torch.cuda.current_stream("cuda:1"))
+    torch.cuda.synchronize("cuda:1")
+    with torch.cuda.stream(stream):
+        torch.cuda.set_device(0)  # keeps the stream of cuda:1
+        late = {key: torch.zeros_like(value) if torch.is_tensor(value) else value for key, value in arguments.items()}
+        with torch.cuda.device(1):
+            torch.cuda._sleep(50_000_000)  # on another stream the zeros would be read
+        for key, value in arguments.items():
+            if torch.is_tensor(value):
+                late[key].copy_(value)
+        results = outcome(name, late)
+    stream.synchronize()
+    for result, truth in zip(results, expected, strict=True):
+        assert torch.equal(result, truth)
+
+
+@about_cuda
+def test_triton_starts_kernels_here():
+    """Without a compiler for Triton's launcher, the other tests would test plain torch."""
+    from a2c_compiled.kernels import triton_scan
+
+    assert triton_scan.is_available()
 
 
 @pytest.mark.parametrize("coefficients", ["numbers", "learnt"])
