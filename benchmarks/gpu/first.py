@@ -59,7 +59,8 @@ def steps(device: str, out: Path) -> List[Step]:
             ["a2c_compiled.cli", "bench", *common, f"{out}/bench", "--subject"]
             + sized("estimators,sweep,packed", "packed --quick"),
         ),
-        Step("tests", 140, [*tests, *sized("-m gpu -q -n 12 --maxfail 30", "-m gpu -q -k wherever_episodes_end")]),
+        # -v: the log names each test as it ends, also if the time limit ends the run.
+        Step("tests", 160, [*tests, *sized("-m gpu -v --tb=short -n 12 --maxfail 30", "-m gpu -q -k wherever_episodes_end")]),
         Step(
             "update",
             60,
