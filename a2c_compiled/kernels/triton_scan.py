@@ -70,9 +70,8 @@ def is_available() -> bool:
     """
     try:
         driver.active.get_current_target()
-    except (
-        Exception
-    ) as raised:  # RuntimeError without a compiler, CalledProcessError without headers, AssertionError without a driver
+    # RuntimeError: no compiler. CalledProcessError: no headers. AssertionError: no driver.
+    except Exception as raised:
         first_line = (str(raised).strip().splitlines() or [""])[0]
         warnings.warn(
             "a2c_compiled: Triton cannot start kernels here, so scans on the GPU run in plain torch, which is slower;"
