@@ -106,9 +106,16 @@ FAULTS = (
     Fault(
         "Triton: results that are not finite are not computed again",
         "a2c_compiled/kernels/triton/kernel.py",
-        "elif tl.sum(zero_if_finite) != 0:",
-        "elif tl.sum(zero_if_finite) == 1:",
+        "elif tl.max((zero_if_finite != 0).to(tl.int32)) != 0:",
+        "elif tl.max((zero_if_finite != 0).to(tl.int32)) == 2:",
         ("tests/kernels/test_triton_interpreter.py", "tests/kernels/test_not_finite.py"),
+    ),
+    Fault(
+        "Triton: the operands of elements outside of the data enter the scan",
+        "a2c_compiled/kernels/triton/kernel.py",
+        "start = time_end - splits * tiles * (CHUNKS * STEPS) if REVERSE",
+        "start = 0 if REVERSE",
+        ("tests/kernels/test_triton_interpreter.py",),
     ),
     Fault(
         "torch: doubling lets NaN pass a zero decay",

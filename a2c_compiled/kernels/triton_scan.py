@@ -256,14 +256,16 @@ def _plan(
     tiles_per_split = triton.cdiv(tiles, blocks.splits)
     splits = triton.cdiv(tiles, tiles_per_split)
     extents = [sum((size - 1) * step for size, step in zip((batches, length, rows), stride, strict=True)) for stride in data]
+    unrolled = rows_contiguous or blocks.vector == 1
     layout = (
         shared,
         vector,
         rows_contiguous,
         bool(form.unmasked_name),
-        rows_contiguous and max(extents) < 2**31,
+        unrolled and max(extents) < 2**31,
         rows % blocks.rows == 0 and splits * tiles_per_split * blocks.chunks * blocks.steps == length,
         batches == 1,
+        unrolled,
     )
     device_form = DEVICE_FORMS[form.unmasked_name or form.name]
 

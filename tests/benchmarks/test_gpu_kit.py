@@ -178,12 +178,16 @@ def test_a_peer_called_as_its_users_call_it_agrees_with_gae(name, time_last, tmp
 
 
 @pytest.mark.slow
-def test_instructions_are_counted_without_a_gpu():
+def test_instructions_are_counted_without_a_gpu(tmp_path):
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "a2c_compiled.benchmarks.gpu.instructions", "gae", "--shapes", "1"]
+    module, table = "a2c_compiled.benchmarks.gpu.instructions", tmp_path / "table.md"
+    command = [sys.executable, "-m", module, "gae", "--shapes", "1", "--out", str(table)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = done.stdout.splitlines()
     executed = float(line.partition(" launch 0: ")[2].split()[0])
     assert 20 < executed < 200, line
+    # The thread requests its 8 steps of 3 float32 values and 2 flags before it waits.
+    assert " 112 bytes requested, 0 ahead" in line
+    assert table.read_text().splitlines()[-1].startswith(f"| gae | [T, N] | 32768 x 8 | 0 | {executed} |")

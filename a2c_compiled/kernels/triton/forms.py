@@ -5,7 +5,7 @@
 
 * ``here``, ``before``, ``after``: the operands at the steps ``t``, ``t-1`` and ``t+1``. Each is a tuple (coefficients, values, flags) of
   tuples in the order of the form: ``here[0][0]`` is the first coefficient, ``here[1][0]`` the first value, ``here[2][0]`` the first
-  flag. If a step does not exist, its values, flags and per-step coefficients are 0.
+  flag. At the first step, the values, flags and per-step coefficients of ``before`` are 0. At the last step, ``after`` is any step.
 * ``last``: bool, ``t == T-1``.
 * ``y``: the result of the scan at ``t``. ``y_next``: its result at ``t+1``, valid only if the form sets ``needs_next``.
 
@@ -34,7 +34,7 @@ class DeviceForm(NamedTuple):
     decay: Any  # (coefficients, values, flags) of one step -> decay[t]
     source: Any  # (here, before, after, last) -> x[t]
     outputs: Any  # (here, before, after, last, y, y_next) -> a tuple in the order of the form's outputs
-    # Whether `outputs` reads y_next. If so, the kernel scans four tensors instead of two.
+    # Whether `outputs` reads y_next. If so, and if several threads share the steps of a chunk, the kernel scans four tensors, not two.
     needs_next: bool = False
 
 
@@ -141,8 +141,8 @@ def _td_lambda_backward_outputs(here, before, after, last, y, y_next):
 
 @triton.jit
 def _at_most(x, bound):
-    """Computes min(x, bound), but NaN if x is NaN. tl.minimum would return the bound for NaN."""
-    return tl.where(x > bound, bound, x)
+    """Computes min(x, bound), but NaN if one of them is NaN, as torch.minimum does."""
+    return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
 # ratio[t] = exp(min(log_pi[t] - log_mu[t], LARGEST_LOG_RATIO)): the bound keeps the ratio finite in float32.

@@ -1,7 +1,7 @@
 """The scan kernel, shared by all forms (recurrences with their inputs and outputs, see :mod:`a2c_compiled.kernels.scan_forms`).
 
-A program handles a block of rows (sequences). The program loads a tile of rows and steps, scans the tile along time with an associative
-scan, and carries the last result into the next tile. :mod:`a2c_compiled.kernels.triton.tuning` chooses the tile sizes, and
+A program handles a block of rows (sequences). The program loads a tile of rows and steps, scans the tile along time, and carries the last
+result into the next tile. :mod:`a2c_compiled.kernels.triton.tuning` chooses the tile sizes, and
 :mod:`a2c_compiled.kernels.triton.forms` defines the decay, ``x`` and the outputs of each form.
 
 One step of the scan is the map ``y -> x + a * y`` from the value that enters the step to the value that leaves it. Here ``a`` is
@@ -11,8 +11,9 @@ One step of the scan is the map ``y -> x + a * y`` from the value that enters th
 
 A zero ``a`` cuts the scan: whatever enters the step, NaN and infinity included, the value that leaves it is ``x``. Composed maps break this
 rule: 0 * NaN is NaN, and a product of decays may underflow to 0 or overflow to infinity. But whenever NaN, infinity or an overflow meets a
-composed map, the result is NaN or infinite. So the kernel adds ``0 * y`` over all results of a program. If the sum is NaN, the program
-scans its rows again, one step after the other, which is exact and slow.
+composed map, the result is NaN or infinite, and so is every later result that a thread computes from it with ``x + a * y``. So the kernel
+adds ``0 * y`` over the last results of each thread. If a sum is NaN, the program scans its rows again, one step after the other, which is
+exact and slow.
 """
 
 # Compile-time arguments are in capitals, as in Triton's own code. Device code has no types that mypy could check.
@@ -41,10 +42,12 @@ WHOLE, REDUCE, RESUME = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # VECTOR: the number of adjacent elements of an aligned group, or 0 if the elements are not contiguous in every operand.
 # ROWS_CONTIGUOUS: whether rows (instead of time) are the contiguous axis.
 # MASKED: whether the last flag is a mask.
-# SMALL: whether rows are contiguous and every offset fits in 32 bits. If time is contiguous, 64-bit offsets take no more instructions.
+# SMALL: whether UNROLLED holds and every offset fits in 32 bits. In other layouts, 64-bit offsets take no more instructions.
 # DIVIDED: whether the tiles divide the data, so that no element of a tile is outside of it.
 # ONE_BATCH: whether there is one batch.
-SHARED, VECTOR, ROWS_CONTIGUOUS, MASKED, SMALL, DIVIDED, ONE_BATCH = (tl.constexpr(i) for i in range(7))
+# UNROLLED: whether a tile is one tensor [ROWS, 1, CHUNKS] per step of a chunk, instead of one tensor [ROWS, STEPS, CHUNKS]. A thread then
+#   has all steps of its chunks.
+SHARED, VECTOR, ROWS_CONTIGUOUS, MASKED, SMALL, DIVIDED, ONE_BATCH, UNROLLED = (tl.constexpr(i) for i in range(8))
 
 
 @triton.jit
@@ -76,7 +79,7 @@ def _add_both(a, x, b, z):
 
 
 @triton.jit
-def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
+def _latest_map(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
     """Returns the entries of ``a`` and ``x`` that a scan along AXIS reaches last. The results keep AXIS, with size 1."""
     edge: tl.constexpr = 0 if BACKWARDS else x.shape[AXIS] - 1
     chosen = index == edge
@@ -84,11 +87,20 @@ def _latest(a, x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
 
 
 @triton.jit
-def _offset(stride, place, LAYOUT: tl.constexpr):
-    """Returns the offsets of the elements at ``place``: (batch, time, row, number of steps)."""
+def _latest(x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
+    """Returns the entries of ``x`` that a scan along AXIS reaches last. The result keeps AXIS, with size 1."""
+    edge: tl.constexpr = 0 if BACKWARDS else x.shape[AXIS] - 1
+    return tl.sum(tl.where(index == edge, x, 0.0), AXIS, keep_dims=True)
+
+
+@triton.jit
+def _offset(stride, place, SHIFT: tl.constexpr, LAYOUT: tl.constexpr):
+    """Returns the offsets of the elements at ``place``, (batch, time, row, number of steps), ``SHIFT`` steps later."""
     batch, time, row = place[0], place[1], place[2]
     if not LAYOUT[SMALL]:
         time, row = time.to(tl.int64), row.to(tl.int64)
+    if LAYOUT[ROWS_CONTIGUOUS]:
+        time += SHIFT
     offset = time * stride[1] + row * stride[2]
     if not LAYOUT[ONE_BATCH]:
         offset += (batch if LAYOUT[SMALL] else batch.to(tl.int64)) * stride[0]
@@ -101,7 +113,7 @@ def _offset(stride, place, LAYOUT: tl.constexpr):
             offset = tl.max_contiguous(tl.multiple_of(offset, [vector, 1, 1]), [16, 1, 2])
         else:
             offset = tl.max_contiguous(tl.multiple_of(offset, [1, vector, 1]), [1, 16, 2])
-    return offset
+    return offset if LAYOUT[ROWS_CONTIGUOUS] else offset + SHIFT * stride[1]
 
 
 @triton.jit
@@ -113,7 +125,7 @@ def _load(pointers, strides, place, mask, FIRST: tl.constexpr, SHIFT: tl.constex
     loaded = ()
     for i in tl.static_range(len(pointers)):
         stride = strides[0 if LAYOUT[SHARED] else FIRST + i]
-        offset = _offset(stride, place, LAYOUT) + SHIFT * stride[1]
+        offset = _offset(stride, place, SHIFT, LAYOUT)
         loaded = loaded + (tl.load(pointers[i] + offset, mask=mask, other=0).to(TYPE),)  # type: ignore[assignment]
     return loaded
 
@@ -153,13 +165,35 @@ def _load_step(
 
 
 @triton.jit
-def _load_steps(tensors, strides, place, inside, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr):
-    """Loads the steps ``t``, ``t-1`` and ``t+1`` for ``place``. A step that does not exist is 0, as elements that are not ``inside``."""
-    time, length = place[1], place[3]
-    here = _load_step(tensors, strides, place, inside, 0, MODES, LAYOUT, TYPE)
-    before = _load_step(tensors, strides, place, inside & (time > 0), -1, MODES, LAYOUT, TYPE)
-    after = _load_step(tensors, strides, place, inside & (time < length - 1), 1, MODES, LAYOUT, TYPE)
-    return here, before, after
+def _load_steps(tensors, strides, places, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr):
+    """Loads the steps at ``places``, which follow each other, the step before them and the step after them.
+
+    A step that does not exist is 0.
+    """
+    first, last = places[0], places[len(places) - 1]
+    steps = (_load_step(tensors, strides, first, first[1] > 0, -1, MODES, LAYOUT, TYPE),)
+    for i in tl.static_range(len(places)):
+        exists = tl.full([1, 1, 1], 1, tl.int1)
+        steps = steps + (_load_step(tensors, strides, places[i], exists, 0, MODES, LAYOUT, TYPE),)  # type: ignore[assignment]
+    return steps + (_load_step(tensors, strides, last, last[1] < last[3] - 1, 1, MODES, LAYOUT, TYPE),)
+
+
+@triton.constexpr_function
+def _slice(index, slices, reverse):
+    """Returns the slice of a tile that the scan reaches after ``index`` others. Slices are in the order of time."""
+    return slices - 1 - index if reverse else index
+
+
+@triton.jit
+def _step_of_slice(steps, places, SLICE: tl.constexpr, ENDS: tl.constexpr):
+    """Returns the operands of a slice at ``t``, ``t-1`` and ``t+1``, and whether ``t`` is the last step.
+
+    ENDS: whether only the last slice of a tile can have the last step.
+    """
+    last = places[SLICE][1] == places[SLICE][3] - 1
+    if ENDS and len(places) - 1 > SLICE:
+        last = tl.full([1, 1, 1], 0, tl.int1)
+    return steps[SLICE + 1], steps[SLICE], steps[SLICE + 2], last
 
 
 @triton.jit
@@ -178,7 +212,7 @@ def scan_step_by_step(
     strides,
     batch,
     row,
-    rows,
+    row_inside,
     length,
     begin,
     end,
@@ -190,15 +224,17 @@ def scan_step_by_step(
     LAYOUT: tl.constexpr,
     TYPE: tl.constexpr,
 ):
-    """Scans the rows from the first step of the scan on, one step after the other. Stores the outputs of the steps [begin, end)."""
+    """Scans the rows from the first step of the scan on, one step after the other. Stores the outputs of the steps [begin, end).
+
+    ``row_inside``: the mask of the rows whose outputs are stored.
+    """
     y = tl.zeros(row.shape, TYPE)
     first = length - 1 if REVERSE else 0
     for i in range(length - begin if REVERSE else end):
         t = first - i if REVERSE else i
         time = tl.zeros(row.shape, tl.int32) + t
         place = (batch, time, row, length)
-        inside = row < rows
-        here, before, after = _load_steps(tensors, strides, place, inside, MODES, LAYOUT, TYPE)
+        before, here, after = _load_steps(tensors, strides, (place,), MODES, LAYOUT, TYPE)
         last = time == length - 1
         x = SOURCE(here, before, after, last)
         decaying = here if REVERSE else before
@@ -208,9 +244,9 @@ def scan_step_by_step(
         results = OUTPUTS(here, before, after, last, y, y_next)
         if LAYOUT[MASKED]:
             results = _zero_unless(here[2][len(here[2]) - 1], results)
-        offset = _offset(strides[0], place, LAYOUT)
+        offset = _offset(strides[0], place, 0, LAYOUT)
         for k in tl.static_range(len(outputs)):
-            tl.store(outputs[k] + offset, results[k], mask=inside & (time >= begin) & (time < end))
+            tl.store(outputs[k] + offset, results[k], mask=row_inside & (time >= begin) & (time < end))
 
 
 @triton.jit
@@ -224,8 +260,7 @@ def _resume(aggregates, aggregate, stride, mask, split, splits, REVERSE: tl.cons
     a = tl.load(aggregates[0] + pointer, mask=mask & comes_before, other=1)
     x = tl.load(aggregates[1] + pointer, mask=mask & comes_before, other=0)
     a, x = tl.associative_scan((a, x), 1, _compose)
-    _, carry = _latest(a, x, order, 1, False)
-    return carry
+    return _latest(x, order, 1, False)
 
 
 @triton.jit
@@ -257,7 +292,8 @@ def scan_kernel(
 ):
     """Scans one block of ROWS rows over one time split, which has ``tiles`` tiles of CHUNKS chunks of STEPS steps.
 
-    Program (i, j): i is the batch and the block of rows, j the time split. Tiles have the shape [ROWS, STEPS, CHUNKS].
+    Program (i, j): i is the batch and the block of rows, j the time split.
+    A tile is a tuple of SLICES tensors [ROWS, STEPS // SLICES, CHUNKS], with SLICES = STEPS if the LAYOUT is UNROLLED, else 1.
 
     Args:
         coefficients, values, flags, outputs: tuples of pointers in the order of the form; coefficients may be numbers (see MODES).
@@ -272,31 +308,32 @@ def scan_kernel(
         REVERSE: whether the scan runs in reverse time.
         LAUNCH_MODE: WHOLE, REDUCE or RESUME.
         MODES: how each coefficient is passed, NUMBER, SCALAR or PER_STEP.
-        LAYOUT: a tuple of the properties SHARED to ONE_BATCH.
+        LAYOUT: a tuple of the properties SHARED to UNROLLED.
         TYPE: the dtype of the computation.
         SPLITS: ``splits`` rounded up to a power of two.
         ONE_CHUNK: whether one chunk has all steps. No value other than 0 then enters a chunk.
     """
-    # A reverse scan loads its steps in descending order, so that the scan runs forward over the tile. But if time is contiguous, the kernel
-    # loads the steps in ascending order, for wide accesses, and the scan runs backwards over the tile.
-    BACKWARDS: tl.constexpr = REVERSE and not LAYOUT[ROWS_CONTIGUOUS]
+    # Chunks are in the order of the scan. Steps of a chunk are in the order of time, for wide accesses, so a reverse scan goes backwards.
+    SLICES: tl.constexpr = STEPS if LAYOUT[UNROLLED] else 1
+    SLICE_STEPS: tl.constexpr = STEPS // SLICES
+    ENDS: tl.constexpr = REVERSE or LAYOUT[DIVIDED]
     blocks = tl.num_programs(0) if LAYOUT[ONE_BATCH] else tl.cdiv(rows, ROWS)
     batch = 0 if LAYOUT[ONE_BATCH] else tl.program_id(0) // blocks
     block = tl.program_id(0) if LAYOUT[ONE_BATCH] else tl.program_id(0) % blocks
     row = (block * ROWS + tl.arange(0, ROWS))[:, None, None]
-    step = tl.arange(0, STEPS)[None, :, None]
+    step = tl.arange(0, SLICE_STEPS)[None, :, None]
     chunk = tl.arange(0, CHUNKS)[None, None, :]
-    time_in_tile = (CHUNKS - 1 - chunk if REVERSE else chunk) * STEPS
-    time_in_tile += STEPS - 1 - step if REVERSE and not BACKWARDS else step
+    time_in_tile = (CHUNKS - 1 - chunk if REVERSE else chunk) * STEPS + step
+    # Tiles that do not divide the data go beyond its rows, and beyond the last step that the scan reaches. Elements outside of the data
+    # have the operands of the first elements, so loads need no masks. Their results reach no other element and are not stored.
     # The host chose a vector size that divides rows or length, so rounding down changes nothing. From the rounding, Triton infers that a
     # mask is constant over a vector.
-    row_end = rows
-    time_end = length
-    if LAYOUT[VECTOR] > 1:
-        if LAYOUT[ROWS_CONTIGUOUS]:
-            row_end = rows // LAYOUT[VECTOR] * LAYOUT[VECTOR]
-        else:
-            time_end = length // LAYOUT[VECTOR] * LAYOUT[VECTOR]
+    ROW_VECTOR: tl.constexpr = LAYOUT[VECTOR] if LAYOUT[ROWS_CONTIGUOUS] and LAYOUT[VECTOR] > 1 else 1
+    STEP_VECTOR: tl.constexpr = 1 if LAYOUT[ROWS_CONTIGUOUS] or LAYOUT[VECTOR] <= 1 else LAYOUT[VECTOR]
+    row_end, time_end = rows // ROW_VECTOR * ROW_VECTOR, length // STEP_VECTOR * STEP_VECTOR
+    row_inside = tl.full([1, 1, 1], 1, tl.int1) if LAYOUT[DIVIDED] else row < row_end
+    data_row = row if LAYOUT[DIVIDED] else tl.where(row_inside, row, row % ROW_VECTOR)
+    start = time_end - splits * tiles * (CHUNKS * STEPS) if REVERSE and not LAYOUT[DIVIDED] else 0
 
     split = tl.program_id(1)
     if LAUNCH_MODE == REDUCE:
@@ -305,76 +342,95 @@ def scan_kernel(
     aggregate_stride = (1 if LAYOUT[ONE_BATCH] else (tl.num_programs(0) // blocks).to(tl.int64)) * rows
     carry = tl.full([ROWS, 1, 1], 0, TYPE)
     decay_so_far = tl.full([ROWS, 1, 1], 1, TYPE)
-    # 0 * y, added over the results: 0, or NaN if a result is NaN or infinite. Adding it first over the steps of a thread saves registers:
-    # a thread has all steps of a chunk if rows are contiguous, otherwise groups of adjacent steps.
-    adjacent: tl.constexpr = STEPS if LAYOUT[ROWS_CONTIGUOUS] else (LAYOUT[VECTOR] if LAYOUT[VECTOR] > 1 else 1)
-    zero_if_finite = tl.full([ROWS, STEPS // adjacent, CHUNKS], 0, TYPE)
+    # 0 * y, added over the results: 0, or NaN if a result is NaN or infinite. Adding it first over adjacent steps saves registers. At the
+    # end, a maximum of integers takes one instruction per warp, a sum of floats ten.
+    ADJACENT: tl.constexpr = LAYOUT[VECTOR] if SLICE_STEPS > 1 and LAYOUT[VECTOR] > 1 else 1
+    zero_if_finite = tl.full([ROWS, SLICE_STEPS // ADJACENT, CHUNKS], 0, TYPE)
     if LAUNCH_MODE == RESUME:
         carry = _resume(aggregates, aggregate, aggregate_stride, row < rows, split, splits, REVERSE, SPLITS)
 
     for i in range(tiles):
         tile = split * tiles + (tiles - 1 - i if REVERSE else i)
-        time = tile * (CHUNKS * STEPS) + time_in_tile
-        last = time == length - 1
-        place = (batch, time, row, length)
-        tensors = (coefficients, values, flags)
-        inside = tl.full([1, 1, 1], 1, tl.int1) if LAYOUT[DIVIDED] else (time < time_end) & (row < row_end)
-        here, before, after = _load_steps(tensors, strides, place, inside, MODES, LAYOUT, TYPE)
+        places, masks = (), ()
+        for s in tl.static_range(SLICES):
+            time = start + tile * (CHUNKS * STEPS) + time_in_tile + s
+            inside = row_inside
+            if not LAYOUT[DIVIDED]:
+                time_inside = time >= 0 if REVERSE else time < time_end
+                time = tl.where(time_inside, time, step % STEP_VECTOR)
+                inside = row_inside & time_inside
+            places = places + ((batch, time, data_row, length),)  # type: ignore[assignment]
+            masks = masks + (inside,)  # type: ignore[assignment]
+        steps = _load_steps((coefficients, values, flags), strides, places, MODES, LAYOUT, TYPE)
 
-        x = SOURCE(here, before, after, last)
-        decaying = here if REVERSE else before
-        a, x = tl.broadcast(DECAY(decaying[0], decaying[1], decaying[2]), x)
-        if NEEDS_NEXT:
-            a, x, a_next, x_next = _scan_both(a, x, 1, BACKWARDS)
-        else:
-            a, x = tl.associative_scan((a, x), 1, _compose, reverse=BACKWARDS)
+        # The maps of the slices and, composed, of the chunks.
+        maps, maps_to_next = (), ()
+        chunk_a, chunk_x = tl.full([1, 1, 1], 1, TYPE), tl.full([1, 1, 1], 0, TYPE)
+        for s in tl.static_range(SLICES):
+            here, before, after, last = _step_of_slice(steps, places, _slice(s, SLICES, REVERSE), ENDS)
+            x = SOURCE(here, before, after, last)
+            decaying = here if REVERSE else before
+            a, x = tl.broadcast(DECAY(decaying[0], decaying[1], decaying[2]), x)
+            slice_a, slice_x = a, x
+            if SLICE_STEPS > 1:
+                if NEEDS_NEXT:
+                    a, x, a_next, x_next = _scan_both(a, x, 1, REVERSE)
+                    maps_to_next = maps_to_next + ((a_next, x_next),)  # type: ignore[assignment]
+                else:
+                    a, x = tl.associative_scan((a, x), 1, _compose, reverse=REVERSE)
+                slice_a, slice_x = _latest_map(a, x, step, 1, REVERSE)
+            maps = maps + ((a, x),)  # type: ignore[assignment]
+            chunk_a, chunk_x = _compose(chunk_a, chunk_x, slice_a, slice_x) if s > 0 else (slice_a, slice_x)
 
         # The value entering a chunk: the maps of the earlier chunks, applied to the carry.
-        tile_a, tile_x = _latest(a, x, step, 1, BACKWARDS)
-        entry = carry
+        y = carry
         if CHUNKS > 1:
-            chunk_a, chunk_x, entry_a, entry_x = _scan_both(tile_a, tile_x, 2, False)
-            entry = entry_x + entry_a * carry
-            tile_a, tile_x = _latest(chunk_a, chunk_x, chunk, 2, False)
-        carry = tile_x + tile_a * carry
+            chunk_a, chunk_x, entry_a, entry_x = _scan_both(chunk_a, chunk_x, 2, False)
+            y = entry_x + entry_a * carry
 
         if LAUNCH_MODE == REDUCE:
-            decay_so_far *= tile_a
+            chunk_a, chunk_x = _latest_map(chunk_a, chunk_x, chunk, 2, False)
+            carry = chunk_x + chunk_a * carry
+            decay_so_far *= chunk_a
         else:
-            y = x if ONE_CHUNK else x + a * entry
-            zero_if_finite += tl.sum(tl.reshape(0.0 * y, [ROWS, STEPS // adjacent, adjacent, CHUNKS]), 2)
-            y_next = y
-            if NEEDS_NEXT:
-                y_next = x_next if ONE_CHUNK else x_next + a_next * entry
-            results = OUTPUTS(here, before, after, last, y, y_next)
-            if LAYOUT[MASKED]:
-                results = _zero_unless(here[2][len(here[2]) - 1], results)
-            offset = _offset(strides[0], place, LAYOUT)
-            for k in tl.static_range(len(outputs)):
-                tl.store(outputs[k] + offset, results[k], mask=inside)
+            for s in tl.static_range(SLICES):
+                a, x = maps[s]
+                y_next = y
+                if SLICE_STEPS > 1 and NEEDS_NEXT:
+                    y_next = maps_to_next[s][1] if ONE_CHUNK else maps_to_next[s][1] + maps_to_next[s][0] * y
+                y = x if ONE_CHUNK and s == 0 else x + a * y
+                here, before, after, last = _step_of_slice(steps, places, _slice(s, SLICES, REVERSE), ENDS)
+                results = OUTPUTS(here, before, after, last, y, y_next)
+                if LAYOUT[MASKED]:
+                    results = _zero_unless(here[2][len(flags) - 1], results)
+                offset = _offset(strides[0], places[_slice(s, SLICES, REVERSE)], 0, LAYOUT)
+                for k in tl.static_range(len(outputs)):
+                    tl.store(outputs[k] + offset, results[k], mask=masks[_slice(s, SLICES, REVERSE)])
+            carry = _latest(_latest(y, step, 1, REVERSE) if SLICE_STEPS > 1 else y, chunk, 2, False)
+            zero_if_finite += tl.sum(tl.reshape(0.0 * y, [ROWS, SLICE_STEPS // ADJACENT, ADJACENT, CHUNKS]), 2)
 
     if LAUNCH_MODE == REDUCE:
         pointer = aggregate + tl.program_id(1) * aggregate_stride
         tl.store(aggregates[0] + pointer, decay_so_far, mask=row < rows)
         tl.store(aggregates[1] + pointer, carry, mask=row < rows)
-    elif tl.sum(zero_if_finite) != 0:  # NaN
-        begin = split * tiles * (CHUNKS * STEPS)
+    elif tl.max((zero_if_finite != 0).to(tl.int32)) != 0:  # NaN
+        begin = start + split * tiles * (CHUNKS * STEPS)
         end = tl.minimum(begin + tiles * (CHUNKS * STEPS), length)
         scan_step_by_step(
             (coefficients, values, flags),
             outputs,
             strides,
             batch,
-            row,
-            rows,
+            data_row,
+            row_inside,
             length,
-            begin,
+            tl.maximum(begin, 0),
             end,
             DECAY,
             SOURCE,
             OUTPUTS,
             REVERSE,
             MODES,
-            (LAYOUT[SHARED], 0, LAYOUT[ROWS_CONTIGUOUS], LAYOUT[MASKED], LAYOUT[SMALL], False, LAYOUT[ONE_BATCH]),
+            (LAYOUT[SHARED], 0, LAYOUT[ROWS_CONTIGUOUS], LAYOUT[MASKED], LAYOUT[SMALL], False, LAYOUT[ONE_BATCH], True),
             TYPE,
         )

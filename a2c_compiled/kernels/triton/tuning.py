@@ -10,7 +10,8 @@ has ``chunks * steps`` consecutive steps. :class:`Blocks` explains each size. Th
 * Width of memory accesses. If rows are contiguous (``[T, N]``), 16 adjacent threads read 8 bytes each: one cache line of 128 bytes. Each
   thread scans ``steps`` steps in registers; other threads and warps scan the other chunks; joining the chunks needs one barrier. If time
   is contiguous (``[N, T]``), each thread reads 16 bytes along time, and the threads of a warp exchange partial results by shuffles. Only
-  programs with several warps need a barrier.
+  programs with several warps need a barrier. If time is contiguous and T is odd, accesses have one element, and each thread scans ``steps``
+  steps as in ``[T, N]``.
 
 ``tests/kernels/test_triton_ahead_of_time.py`` compiles the kernel for four GPUs and checks registers, spills and the width of accesses.
 The sizes have not been tuned by timings on a GPU yet.
@@ -26,7 +27,7 @@ class Blocks(NamedTuple):
 
     # Number of rows of a program.
     rows: int
-    # Number of consecutive steps of a chunk. If rows are contiguous, one thread scans a chunk in registers.
+    # Number of consecutive steps of a chunk. If rows are contiguous or `vector` is 1, one thread scans a chunk in registers.
     steps: int
     # Number of chunks of a tile. The chunks are scanned in parallel and then joined.
     chunks: int
@@ -97,12 +98,12 @@ def _rows_contiguous(
         warps = 4 if batches * rows > 8 * multiprocessors * warp_size * vector else 1
         return Blocks(min(_power_of_two(rows), vector * warp_size * warps), steps, 1, warps, vector)
 
-    vector = max(1, 8 // itemsize)
-    # Halve the width from a cache line (16 threads) to a sector (4 threads) until there are enough programs. With more than 128 steps a
+    vector = math.gcd(max(1, 8 // itemsize), rows)
+    # Halve the width from a cache line to a sector until there are enough programs. With more than 128 steps a
     # program waits for its next tile, and a second program on the multiprocessor works during that time.
     enough = 0.75 * multiprocessors if length <= 128 else 1.5 * multiprocessors
-    width = min(16 * vector, _power_of_two(rows))
-    while width > 4 * vector and batches * _ceil_div(rows, width) < enough:
+    width = min(128 // itemsize, _power_of_two(rows))
+    while width > 32 // itemsize and batches * _ceil_div(rows, width) < enough:
         width //= 2
     programs = batches * _ceil_div(rows, width)
     lanes = max(1, width // vector)  # threads beside each other along the rows
@@ -110,10 +111,6 @@ def _rows_contiguous(
     warps = _power_of_two(16 * multiprocessors // programs, _MAX_WARPS)
     max_chunks = max(1, warp_size // lanes) * warps
     steps = elements // vector
-    loops = length > steps * max_chunks
-    if loops and (elements < _MOST_ELEMENTS or rows % width or length % (steps * max_chunks)):
-        # The loop over tiles needs registers, and so do many streams and the masks of tiles that do not divide the data.
-        steps = max(_MIN_ELEMENTS, elements // 2) // vector
     chunks = min(max_chunks, _power_of_two(_ceil_div(length, steps)))
     return Blocks(width, steps, chunks, max(1, lanes * chunks // warp_size), vector)
 
@@ -122,8 +119,16 @@ def _time_contiguous(
     batches: int, rows: int, length: int, itemsize: int, elements: int, multiprocessors: int, warp_size: int
 ) -> Blocks:
     """As :func:`_rows_contiguous`, if time is contiguous."""
-    vector = max(1, 16 // itemsize)
+    vector = math.gcd(max(1, 16 // itemsize), length)
     total_rows = batches * rows
+    if vector == 1:
+        # A thread scans the steps of a chunk, as if rows were contiguous. Longer chunks have fewer shuffles per step, but the accesses of
+        # adjacent threads are further apart.
+        steps = min(elements, 8, _power_of_two(length))
+        warps = 4 if length <= 128 else (_MAX_WARPS if total_rows < 4 * multiprocessors else 1)
+        chunks = min(_power_of_two(_ceil_div(length, steps)), warp_size * warps)
+        width = min(warp_size * warps // chunks, _power_of_two(rows)) if length <= 128 else 1
+        return Blocks(width, steps, chunks, max(1, width * chunks // warp_size), vector)
     if total_rows * length <= multiprocessors * _THREADS_PER_MULTIPROCESSOR * 4:
         # With 4 elements per thread, all threads run at once. Fewer elements per thread then finish sooner.
         elements = min(elements, max(vector, 4))
