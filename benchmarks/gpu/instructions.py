@@ -13,8 +13,9 @@ GAE element is 22 bytes (5 float32, 2 bool), which take 7.3 ps at 3.0 TB/s, the 
 most 216 thread instructions. Kernels with barriers reach some 80 to 90.
 
 The order of the instructions also tells how many bytes a thread waits for at once. ``requested`` is the largest number of bytes that a
-thread loads before it reads one of them. ``ahead`` is the number of bytes that one pass of the loop loads and does not read: loads of the
-next tile, which are under way while this tile is scanned. If it is 0, only other programs of the multiprocessor load meanwhile.
+thread loads before it reads one of them. ``ahead`` is the number of bytes that a thread has loaded and not yet read when it ends the last
+shuffle or barrier of the loop, thus the scan of this tile. If it is 0, the thread loads the next tile only after this scan, and other
+programs of the multiprocessor load meanwhile.
 """
 
 import argparse
@@ -158,9 +159,9 @@ def _instructions(kernel: Any) -> Tuple[List[Instruction], List[Instruction]]:
 
 
 def _bytes_loaded(instructions: Sequence[Instruction]) -> Tuple[int, int]:
-    """Returns how many bytes a thread requests before it reads one of them, at most, and how many it requests and does not read."""
+    """Returns how many bytes a thread requests before it reads one of them, at most, and how many when it ends its last exchange."""
     pending: Dict[str, int] = {}  # bytes of the loads whose result has not been read yet, by the first register of the result
-    most = 0
+    most = ahead = 0
     for instruction in instructions:
         registers = re.findall(r"\bR\d+\b", instruction.operands)
         if instruction.name.startswith("LDG"):
@@ -173,7 +174,9 @@ def _bytes_loaded(instructions: Sequence[Instruction]) -> Tuple[int, int]:
             width = re.search(r"\.(128|64|U16|S16|U8|S8)\b", instruction.name)
             pending[written] = int(width[1].lstrip("US")) // 8 if width else 4
             most = max(most, sum(pending.values()))
-    return most, sum(pending.values())
+        if instruction.name.startswith(("SHFL", "BAR")):
+            ahead = sum(pending.values())
+    return most, ahead
 
 
 def table(rows: Sequence[Count]) -> str:

@@ -193,6 +193,19 @@ def test_equals_the_oracle_with_every_kind_of_strides(form, layouts, shape, dim)
         Case(form, shape, dim, layouts=layouts).check()
 
 
+# In the other tests, tiles go beyond the data.
+@pytest.mark.parametrize("name", ["chunks", "splits"])
+@pytest.mark.parametrize(
+    "form",
+    [scan_forms.GAE, scan_forms.TD_LAMBDA_BACKWARD, scan_forms.VTRACE, scan_forms.VTRACE_BACKWARD],
+    ids=lambda form: form.name,
+)
+def test_equals_the_oracle_if_tiles_divide_the_data(form, name):
+    for shape, dim in (((24, 4), -2), ((4, 24), -1)):
+        with tuning.forced(BLOCKS[name]):
+            Case(form, shape, dim).check()
+
+
 NOT_FOLDED = {"all": ([permuted],), "some": ([permuted, contiguous],)}
 
 

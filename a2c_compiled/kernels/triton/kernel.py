@@ -349,6 +349,9 @@ def scan_kernel(
     if LAUNCH_MODE == RESUME:
         carry = _resume(aggregates, aggregate, aggregate_stride, row < rows, split, splits, REVERSE, SPLITS)
 
+    # A thread loads the next tile only after the scan of this one; other programs of the multiprocessor load meanwhile. Loading it before
+    # the scan takes GAE in [N, T] from 72 to 121 registers and from 31 to 36 instructions per element (T = 2048), and GAE in [T, N] to 228
+    # registers.
     for i in range(tiles):
         tile = split * tiles + (tiles - 1 - i if REVERSE else i)
         places, masks = (), ()

@@ -42,7 +42,7 @@ class Blocks(NamedTuple):
 # (streams, elements): if a step has at most `streams` values and outputs, a thread holds `elements` elements (rows x steps) of each. More
 # streams need more registers per element.
 _ELEMENTS = ((6, 16), (11, 8), (math.inf, 4))
-_MIN_ELEMENTS, _MOST_ELEMENTS = 4, 16
+_MIN_ELEMENTS = 4
 _MAX_WARPS = 8
 _MAX_SPLITS = 128
 _THREADS_PER_MULTIPROCESSOR = 2048
@@ -99,9 +99,10 @@ def _rows_contiguous(
         return Blocks(min(_power_of_two(rows), vector * warp_size * warps), steps, 1, warps, vector)
 
     vector = math.gcd(max(1, 8 // itemsize), rows)
-    # Halve the width from a cache line to a sector until there are enough programs. With more than 128 steps a
-    # program waits for its next tile, and a second program on the multiprocessor works during that time.
-    enough = 0.75 * multiprocessors if length <= 128 else 1.5 * multiprocessors
+    # Halve the width from a cache line to a sector until there are enough programs. With more than 128 steps a program waits for its next
+    # tile, and a second program on the multiprocessor works during that time. But if accesses have one element, narrow tiles need more
+    # instructions, and in the gradient of V-trace 140 registers.
+    enough = 0.75 * multiprocessors if length <= 128 or vector < 8 // itemsize else 1.5 * multiprocessors
     width = min(128 // itemsize, _power_of_two(rows))
     while width > 32 // itemsize and batches * _ceil_div(rows, width) < enough:
         width //= 2
