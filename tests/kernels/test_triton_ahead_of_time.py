@@ -50,8 +50,6 @@ EVERY_SHAPE = [
 ]
 FORWARD = ("linear_scan", "reward2go", "gae", "td_lambda")
 # Forms that may use at most 128 registers, with which 16 warps fit on a multiprocessor.
-# Exceptions: (target, form) that uses more registers for the second flag of the step before.
-MORE_REGISTERS = {("gfx942", "td_lambda_backward"): 153}
 HOT = ("linear_scan", "reward2go", "gae", "gae_backward", "td_lambda", "td_lambda_backward")
 
 
@@ -68,7 +66,7 @@ def test_compiles_without_spills(target):
         assert kernel["spills"] <= (8 if wide or kernel["registers"] <= 80 else 0), kernel
         assert kernel["registers"] <= TARGETS[target].registers, kernel
         if kernel["form"] in HOT and kernel["plain"]:
-            assert kernel["registers"] <= MORE_REGISTERS.get((target, kernel["form"]), 128), kernel
+            assert kernel["registers"] <= 128, kernel
         if kernel["plain"] and kernel["blocks"]["splits"] == 1:
             # All operands of a tile have the same distribution over threads.
             assert kernel["conversions"] == 0, kernel
@@ -138,10 +136,25 @@ def _report(kernel) -> dict:
     return {
         "registers": registers,
         "spills": spills,
-        "conversions": kernel.asm["ttgir"].split("scf.if")[0].count("ttg.convert_layout"),
+        "conversions": _conversions(kernel.asm["ttgir"]),
         "loads of 4 bytes": widths.count(32),
         "loads of 8 or 16 bytes": sum(width > 32 for width in widths),
     }
+
+
+def _conversions(ttgir: str) -> int:
+    """Counts the conversions that move elements between threads, up to the step-by-step scan.
+
+    With one axis longer than 1, the order of the axes changes no element's thread.
+    """
+    layouts = {
+        name: re.sub(r", order = \[.*?\]", "", text) for name, text in re.findall(r"^(#\w+) = (.*)$", ttgir, re.MULTILINE)
+    }
+    conversion = r"ttg\.convert_layout .*: tensor<([\dx]+)x[^#]*(#\w+)> -> tensor<[^#]*(#\w+)>"
+    return sum(
+        layouts[before] != layouts[after] or sum(size != "1" for size in sizes.split("x")) > 1
+        for sizes, before, after in re.findall(conversion, ttgir.split("scf.if")[0])
+    )
 
 
 if __name__ == "__main__":
