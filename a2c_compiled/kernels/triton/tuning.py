@@ -80,6 +80,9 @@ def choose_blocks(
         elements = max(_MIN_ELEMENTS, elements // 2)
     blocks_for_layout = _rows_contiguous if rows_contiguous else _time_contiguous
     blocks = blocks_for_layout(batches, rows, length, itemsize, elements, multiprocessors, warp_size)
+    if rows_contiguous and blocks.vector == 1 and streams <= 3 and length > blocks.steps * blocks.chunks:
+        # With accesses of one element in a loop, 16 steps take 168 registers in the gradient of TD(lambda).
+        blocks = blocks._replace(steps=min(blocks.steps, 8))
     programs = batches * _ceil_div(rows, blocks.rows)
     tiles = _ceil_div(length, blocks.steps * blocks.chunks)
     if length < _MIN_STEPS_TO_SPLIT or tiles < _MIN_TILES_TO_SPLIT or 2 * programs > multiprocessors:
