@@ -205,6 +205,16 @@ def _zero_unless(condition, tensors):
     return selected
 
 
+@triton.constexpr_function
+def _of_single_steps(layout):
+    """Returns LAYOUT for tiles of one step: without vectors, not divided, unrolled.
+
+    Triton 3.6 takes no tuple that is written in a kernel for a constant.
+    """
+    shared, _, rows_contiguous, masked, small, _, one_batch, _ = layout
+    return shared, 0, rows_contiguous, masked, small, False, one_batch, True
+
+
 @triton.jit
 def scan_step_by_step(
     tensors,
@@ -434,6 +444,6 @@ def scan_kernel(
             OUTPUTS,
             REVERSE,
             MODES,
-            (LAYOUT[SHARED], 0, LAYOUT[ROWS_CONTIGUOUS], LAYOUT[MASKED], LAYOUT[SMALL], False, LAYOUT[ONE_BATCH], True),
+            _of_single_steps(LAYOUT),
             TYPE,
         )
