@@ -18,9 +18,11 @@ from a2c_compiled.export.checking import onnx_file
 from a2c_compiled.export.checking.metadata import PREFIX, Names
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
+from a2c_compiled.export.onnx_model.attention import ATTENTION
 from a2c_compiled.export.onnx_model.float64 import TRANSLATIONS
 from a2c_compiled.export.onnx_model.model_file import save, tidy, unused_weights_removed
 from a2c_compiled.export.onnx_model.onnx_scan import SCANS
+from a2c_compiled.export.onnx_model.random_numbers import RANDOM
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
 from a2c_compiled.export.tracing.errors import ExportError
@@ -119,7 +121,7 @@ def export_onnx(
             program = torch.onnx.export(
                 exported_program(call),
                 opset_version=opset,
-                custom_translation_table={**TRANSLATIONS, **SCANS},
+                custom_translation_table={**TRANSLATIONS, **ATTENTION, **RANDOM, **SCANS},
                 dynamo=True,
                 verbose=False,
                 optimize=False,

@@ -14,7 +14,7 @@ from onnxscript import opset18
 op: Any = opset18  # Any, because the stubs of onnxscript expect protobuf's types
 
 
-def _constant(number: Any, dtype: ir.DataType) -> Any:
+def constant(number: Any, dtype: ir.DataType) -> Any:
     """Returns a Python number as a constant of the graph, in ``dtype`` and without a detour through float32."""
     return op.Constant(value=ir.tensor(np.asarray(number, dtype=dtype.numpy())))
 
@@ -24,7 +24,7 @@ def _scalar_tensor(
 ) -> Any:
     """Translates ``aten::scalar_tensor``, which torch inserts for every Python number in arithmetic."""
     dtype = int(ir.DataType.FLOAT) if dtype == -1 else dtype  # -1 means that the caller gave no dtype
-    return op.Cast(s, to=dtype) if isinstance(s, ir.Value) else _constant(s, ir.DataType(dtype))
+    return op.Cast(s, to=dtype) if isinstance(s, ir.Value) else constant(s, ir.DataType(dtype))
 
 
 def _full(size: Any, fill_value: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
@@ -35,7 +35,7 @@ def _full(size: Any, fill_value: Any, dtype: int = -1, layout: str = "", device:
 
 def _clamp(self: Any, min: Optional[float] = None, max: Optional[float] = None) -> Any:
     """Translates ``aten::clamp``."""
-    return op.Clip(self, *(None if bound is None else _constant(bound, self.dtype) for bound in (min, max)))
+    return op.Clip(self, *(None if bound is None else constant(bound, self.dtype) for bound in (min, max)))
 
 
 def _clamp_min(self: Any, min_: float) -> Any:
@@ -52,37 +52,37 @@ def _add(self: Any, other: Any, alpha: float = 1.0) -> Any:
     """Translates ``aten::add.Tensor``, also for booleans."""
     if self.dtype == ir.DataType.BOOL:
         return op.Or(self, other)
-    return op.Add(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
+    return op.Add(self, other if alpha == 1 else op.Mul(other, constant(alpha, other.dtype)))
 
 
 def _sub(self: Any, other: Any, alpha: float = 1.0) -> Any:
     """Translates ``aten::sub.Tensor``."""
-    return op.Sub(self, other if alpha == 1 else op.Mul(other, _constant(alpha, other.dtype)))
+    return op.Sub(self, other if alpha == 1 else op.Mul(other, constant(alpha, other.dtype)))
 
 
 def _addcmul(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
     """Translates ``aten::addcmul``, rounding in torch's order."""
-    return op.Add(self, op.Mul(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
+    return op.Add(self, op.Mul(op.Mul(constant(value, self.dtype), tensor1), tensor2))
 
 
 def _addcdiv(self: Any, tensor1: Any, tensor2: Any, value: float = 1.0) -> Any:
     """Translates ``aten::addcdiv``, rounding in torch's order."""
-    return op.Add(self, op.Div(op.Mul(_constant(value, self.dtype), tensor1), tensor2))
+    return op.Add(self, op.Div(op.Mul(constant(value, self.dtype), tensor1), tensor2))
 
 
 def _pow_of_number(self: float, exponent: Any) -> Any:
     """Translates ``aten::pow.Scalar``. The power of a float with integer exponents is float32."""
     keeps_dtype = exponent.dtype.is_floating_point() or isinstance(self, int)
     dtype = exponent.dtype if keeps_dtype else ir.DataType.FLOAT
-    return op.Pow(_constant(self, dtype), op.Cast(exponent, to=dtype))
+    return op.Pow(constant(self, dtype), op.Cast(exponent, to=dtype))
 
 
 def _atanh(self: Any) -> Any:
     """Translates ``aten::atanh``. In float64: ``0.5 * log((1 + x) / (1 - x))``, since onnxruntime has no float64 kernel of ``Atanh``."""
     if self.dtype != ir.DataType.DOUBLE:
         return op.Atanh(self)
-    one = _constant(1.0, self.dtype)
-    return op.Mul(_constant(0.5, self.dtype), op.Log(op.Div(op.Add(one, self), op.Sub(one, self))))
+    one = constant(1.0, self.dtype)
+    return op.Mul(constant(0.5, self.dtype), op.Log(op.Div(op.Add(one, self), op.Sub(one, self))))
 
 
 TRANSLATIONS: Dict[Callable[..., Any], Callable[..., Any]] = {
