@@ -1,23 +1,37 @@
 """Translations to ONNX of operators that draw random numbers, where torch's own translations draw from another distribution.
 
+- onnxruntime removes ``Dropout`` between two operators, also in training mode.
 - ``Bernoulli`` of onnxruntime draws 1 with probability 1 - p.
 - ``normal`` with a tensor of standard deviations draws one number for all elements.
 - ``multinomial`` without replacement draws with replacement.
 """
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import onnx_ir as ir
 import torch
 from onnxscript import opset18
+
+from a2c_compiled.export.onnx_model.float64 import constant
 
 op: Any = opset18  # Any, because the stubs of onnxscript expect protobuf's types
 
 
 def _uniform_like(x: Any) -> Any:
     """Draws a number of [0, 1) for each element of ``x``: float64 for float64, else float32."""
-    dtype = x.dtype if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
-    return op.RandomUniformLike(x, dtype=int(dtype))
+    return op.RandomUniformLike(x, dtype=int(ir.DataType.DOUBLE if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT))
+
+
+def dropout(input: Any, p: float, dtype: ir.DataType) -> Any:
+    """Sets entries to zero with probability ``p`` and scales the others. ``dtype`` is the dtype of ``input``."""
+    return _native_dropout(input, p, True, dtype)[0] if p else input
+
+
+def _native_dropout(input: Any, p: float, train: bool, dtype: Optional[ir.DataType] = None) -> Tuple[Any, Any]:
+    """Translates ``aten::native_dropout``: the result, and which entries it keeps."""
+    keeps = op.GreaterOrEqual(_uniform_like(input), constant(p if train else 0.0, ir.DataType.FLOAT))
+    factor = constant(1 / (1 - p) if train and p < 1 else 1.0, dtype or input.dtype)
+    return op.Mul(input, op.Mul(op.CastLike(keeps, input), factor)), keeps
 
 
 def _bernoulli(self: Any) -> Any:
@@ -34,7 +48,7 @@ def _bernoulli_of(self: Any, p: Any) -> Any:
 def _normal(mean: float, std: Any) -> Any:
     """Translates ``aten::normal.float_Tensor``."""
     draw = op.CastLike(op.RandomNormalLike(std, dtype=int(ir.DataType.FLOAT)), std)
-    return op.Add(op.CastLike(op.Constant(value_float=mean), std), op.Mul(std, draw))
+    return op.Add(constant(mean, std.dtype), op.Mul(std, draw))
 
 
 def _multinomial(self: Any, num_samples: int, replacement: bool = False) -> Any:
@@ -48,6 +62,7 @@ def _multinomial(self: Any, num_samples: int, replacement: bool = False) -> Any:
 
 
 RANDOM: Dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.native_dropout.default: _native_dropout,
     torch.ops.aten.bernoulli.default: _bernoulli,
     torch.ops.aten.bernoulli.Tensor: _bernoulli_of,
     torch.ops.aten.normal.float_Tensor: _normal,
