@@ -1,7 +1,7 @@
 """Runs an ONNX file in onnxruntime and checks it with onnx, without this package's ``runtime.py``."""
 
 from pathlib import Path
-from typing import Callable, Dict, Mapping
+from typing import Callable, Dict, Mapping, Union
 
 import numpy as np
 import onnx
@@ -9,8 +9,8 @@ import onnxruntime
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from a2c_compiled.export.checking.comparison import PASSED, compared, summary
-from a2c_compiled.export.checking.reference_cases import Case
+from a2c_compiled.export.checking.comparison import PASSED, compared
+from a2c_compiled.export.checking.reference_cases import Case, summary
 
 # Largest number of input values in the second case. The reference evaluator needs more than a second to convolve this many.
 _MAX_INPUT_VALUES = 2**18
@@ -24,7 +24,11 @@ def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path, load_external_data=False)
     onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True, data_prop=True)
-    session = cpu_session(path)
+    return as_function(cpu_session(path))
+
+
+def as_function(session: onnxruntime.InferenceSession) -> Callable[..., Dict[str, np.ndarray]]:
+    """Returns a session as a function that takes tensors by input name."""
     names = [output.name for output in session.get_outputs()]
 
     def run(**inputs: Tensor) -> Dict[str, np.ndarray]:
@@ -36,11 +40,24 @@ def load(path: Path) -> Callable[..., Dict[str, np.ndarray]]:
     return run
 
 
-def cpu_session(path: Path) -> onnxruntime.InferenceSession:
-    """Returns an onnxruntime session on the CPU."""
+def cpu_session(model: Union[Path, bytes]) -> onnxruntime.InferenceSession:
+    """Returns an onnxruntime session on the CPU. ``model`` is the path of a file, or the content of one."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # log fatal errors only: other errors are raised
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def knows_opset(path: Path) -> bool:
+    """Returns whether onnxruntime loads a minimal graph of the opset and the IR version of a file."""
+    model = onnx.load(path, load_external_data=False)
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "identity", values[:1], values[1:])
+    minimal = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    try:
+        cpu_session(minimal.SerializeToString())
+    except Exception:
+        return False
+    return True
 
 
 def checks(path: Path, cases: Mapping[str, Case]) -> Dict[str, str]:

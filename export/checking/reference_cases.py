@@ -4,20 +4,26 @@
 
 - ``<case>/inputs/<name>``: an input.
 - ``<case>/outputs/<name>``: an output.
-- ``<case>/random/<name>``: an output that differs between calls, because the module draws random numbers.
+- ``<case>/errors/<name>``: how far rounding errors move each element of that output, as powers of two in int16, see
+  :mod:`a2c_compiled.export.checking.rounding`. Files that an earlier version wrote have none.
+- ``<case>/random/<name>``: an output that depends on random numbers, from one call.
+- ``<case>/samples/<name>``: that output from many calls, ``[calls, elements]``, see :mod:`a2c_compiled.export.checking.randomness`. Only
+  one case has them, and none in a file that an earlier version wrote.
 - ``every case/inputs/<name>``: an input that is the same in all cases.
 
 The name of a case states its sizes and what is extreme about its data.
 """
 
 from pathlib import Path
-from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from a2c_compiled._files import atomic_file
+from a2c_compiled.export.checking.randomness import random_outputs, samples
+from a2c_compiled.export.checking.rounding import RoundingErrors
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -43,11 +49,20 @@ class Case(NamedTuple):
         inputs: arrays by input name.
         outputs: outputs that are the same in every call, by name.
         random: outputs that depend on random numbers, by name.
+        errors: errors of ``outputs`` by name, from :class:`~a2c_compiled.export.checking.rounding.RoundingErrors`.
+        samples: samples of ``random`` by name, from :func:`~a2c_compiled.export.checking.randomness.samples`.
     """
 
     inputs: Dict[str, np.ndarray]
     outputs: Dict[str, np.ndarray]
     random: Dict[str, np.ndarray]
+    errors: Dict[str, np.ndarray]
+    samples: Dict[str, np.ndarray]
+
+    @classmethod
+    def empty(cls) -> "Case":
+        """Returns a case without arrays."""
+        return cls(*({} for _ in cls._fields))
 
 
 def cases_path(path: Path) -> Path:
@@ -56,45 +71,84 @@ def cases_path(path: Path) -> Path:
 
 
 def record_cases(
-    call: Call, path: Path, input_names: Optional[Mapping[str, str]] = None, output_names: Optional[Sequence[str]] = None
+    call: Call,
+    path: Path,
+    run: Optional[Callable[..., Any]],
+    input_names: Optional[Mapping[str, str]] = None,
+    output_names: Optional[Sequence[str]] = None,
 ) -> None:
-    """Computes the outputs of eager mode at several shapes other than the example's, and stores them beside ``path``.
+    """Computes the outputs of eager mode at several shapes other than the example's, runs the file there, and stores them beside ``path``.
 
     Args:
         call: module and example inputs.
         path: path of the exported file.
+        run: the file, as a function of tensors by input name, which must run in every case. None: the file is not run.
         input_names: names of the inputs that the file has, by their names in ``call``. None: all inputs of ``call``, with their names.
         output_names: names of the file's outputs. None: the names that the module returns.
 
     Raises:
         ValueError: the module does not run at these shapes.
-        ExportError: the outputs depend on earlier calls.
+        ExportError: the outputs depend on earlier calls, or the file does not run in a case.
     """
     generator = torch.Generator().manual_seed(0)
     same = {name: tensor for name, tensor in call.inputs.items() if not any(call.axes[name])}
     if isinstance(call.module, InputsByName):
         same = {name: tensor for name, tensor in call.module.varied(call.inputs, generator).items() if name in same}
-    arrays = {f"{_EVERY_CASE}/inputs/{name}": tensor.cpu().numpy() for name, tensor in same.items()}
+    in_file = dict(zip(call.inputs, call.inputs, strict=True)) if input_names is None else input_names
+    arrays = {f"{_EVERY_CASE}/inputs/{in_file[name]}": same[name].cpu().numpy() for name in same if name in in_file}
+    errors = RoundingErrors(call)
+    cases: List[_Recorded] = []
     for i, (label, inputs) in enumerate(_varied(call, same, generator)):
         if i >= _MIN_CASES and sum(array.nbytes for array in arrays.values()) > _MAX_BYTES:
             break
-        others = {name: tensor for name, tensor in inputs.items() if tensor is not same.get(name)}
-        arrays |= {f"{label}/inputs/{name}": tensor.cpu().numpy() for name, tensor in others.items()}
+        read = {own: inputs[name].cpu() for name, own in in_file.items()}
+        arrays |= {
+            f"{label}/inputs/{in_file[name]}": read[in_file[name]].numpy()
+            for name in in_file
+            if inputs[name] is not same.get(name)
+        }
         outputs, random = _eager_outputs(call, label, inputs)
-        for name, (own_name, tensor) in zip(output_names or outputs, outputs.items(), strict=True):
-            arrays[f"{label}/{'random' if own_name in random else 'outputs'}/{name}"] = tensor.cpu().numpy()
-    if input_names is not None:
-        arrays = {own: array for key, array in arrays.items() if (own := _renamed(key, input_names))}
+        names = dict(zip(outputs, output_names or outputs, strict=True))
+        certain = {name: tensor for name, tensor in outputs.items() if name not in random}
+        for own_name, tensor in outputs.items():
+            arrays[f"{label}/{'random' if own_name in random else 'outputs'}/{names[own_name]}"] = tensor.cpu().numpy()
+        with torch.random.fork_rng():
+            arrays |= {f"{label}/errors/{names[name]}": error for name, error in errors.of(inputs, certain).items()}
+        if run is not None:
+            _run_once(call, run, label, read)
+        cases.append(_Recorded(label, inputs, random, names))
+    small = sorted(cases, key=lambda case: sum(tensor.numel() for tensor in case.inputs.values()))
+    # The second smallest case: several rows, and still fast. A module with two cases is large.
+    chosen = small[1 if len(small) > _MIN_CASES else 0]
+    if chosen.random:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn = samples(lambda: call.eager(chosen.inputs), chosen.random)
+        arrays |= {f"{chosen.label}/samples/{chosen.names[name]}": rows for name, rows in drawn.items()}
     with atomic_file(cases_path(path)) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 
-def _renamed(key: str, input_names: Mapping[str, str]) -> Optional[str]:
-    """Returns the key of an array with the name of the input in the file; None if the file lacks the input."""
-    label, kind, name = key.split("/", 2)
-    if kind != "inputs":
-        return key
-    return f"{label}/{kind}/{input_names[name]}" if name in input_names else None
+class _Recorded(NamedTuple):
+    """A case that is recorded: its inputs, the names of its random outputs, and the file's name for each output."""
+
+    label: str
+    inputs: Dict[str, Tensor]
+    random: Set[str]
+    names: Dict[str, str]
+
+
+@torch.no_grad()
+def _run_once(call: Call, run: Callable[..., Any], label: str, inputs: Dict[str, Tensor]) -> None:
+    """Runs an exported file on the inputs of a case. Raises ExportError if it does not run."""
+    with torch.random.fork_rng():
+        try:
+            run(**inputs)
+        except Exception as error:
+            raise ExportError(
+                f"{type(call.module).__name__} cannot be exported: eager mode runs at sizes {label}, but the exported file does not"
+                f" ({summary(error)}). Write the module in other operations, or export to another format"
+            ) from error
 
 
 def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
@@ -143,7 +197,7 @@ def _flags(inputs: Dict[str, Tensor], generator: torch.Generator) -> Iterator[Tu
 def _eager_outputs(call: Call, label: str, inputs: Dict[str, Tensor]) -> Tuple[Dict[str, Tensor], Set[str]]:
     """Returns the outputs of eager mode, and the names of the outputs that depend on random numbers."""
     try:
-        first, repeated, reseeded = (_seeded(call, inputs, seed) for seed in (0, 0, 1))
+        first, repeated = (_seeded(call, inputs) for _ in range(2))
     except Exception as error:
         raise ValueError(
             f"dynamic_axes: the module does not run at sizes {label}; name those leading dimensions that may vary ({error})"
@@ -154,13 +208,13 @@ def _eager_outputs(call: Call, label: str, inputs: Dict[str, Tensor]) -> Tuple[D
                 f"{type(call.module).__name__} cannot be exported: two calls with the same inputs and random seed return different {name},"
                 " so the module keeps state between calls, which a graph cannot do"
             )
-    return first, {name for name, tensor in first.items() if not _equal(tensor, reseeded[name])}
+    return first, random_outputs(lambda: _seeded(call, inputs))
 
 
-def _seeded(call: Call, inputs: Dict[str, Tensor], seed: int) -> Dict[str, Tensor]:
-    """Returns the outputs of eager mode under a random seed. The caller's random state is unchanged."""
+def _seeded(call: Call, inputs: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Returns the outputs of eager mode under a fixed random seed. The caller's random state is unchanged."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         return call.eager(inputs)
 
 
@@ -176,15 +230,25 @@ def load_cases(path: Path) -> Dict[str, Case]:
         with cases_path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for key in arrays.files:
                 label, kind, name = key.split("/", 2)
-                getattr(cases.setdefault(label, Case({}, {}, {})), kind)[name] = arrays[key]
+                getattr(cases.setdefault(label, Case.empty()), kind)[name] = arrays[key]
     except FileNotFoundError:
         raise ValueError(f"{path}: expected {cases_path(path).name} beside it, which export writes, found none") from None
     except Exception as error:
         raise ValueError(f"{cases_path(path)}: not readable ({error})") from error
-    same = cases.pop(_EVERY_CASE, Case({}, {}, {}))
+    same = cases.pop(_EVERY_CASE, Case.empty())
     if not cases:
         raise ValueError(f"{cases_path(path)}: expected at least one case, found none")
+    # Earlier versions tested for randomness with two seeds. In some cases of a random output, both may have given the same.
+    for name in {name for case in cases.values() for name in case.random}:
+        for case in cases.values():
+            if name in case.outputs:
+                case.random[name] = case.outputs.pop(name)
     return {label: case._replace(inputs={**same.inputs, **case.inputs}) for label, case in cases.items()}
+
+
+def summary(error: Exception) -> str:
+    """Returns the first line of an error's message, or the name of its class if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -54,7 +54,7 @@ def export_aot(
             inductor_configs={"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False},
         )
 
-    return write_program(module, example_inputs, path, dynamic_axes, COMPILED_ENDING, write)
+    return write_program(module, example_inputs, path, dynamic_axes, COMPILED_ENDING, write, load_aot)
 
 
 def load_aot(path: Path) -> Callable[..., Dict[str, Tensor]]:

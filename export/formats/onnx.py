@@ -1,13 +1,14 @@
 """Export to ONNX."""
 
-import logging
 import os
 import re
 import tempfile
+import warnings
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Sequence, Union, overload
+from typing import Any, BinaryIO, Callable, Dict, List, Mapping, Optional, Sequence, Union, overload
 
 import onnx
+import onnxruntime
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from torch import nn
@@ -16,7 +17,7 @@ from a2c_compiled._files import atomic_file
 from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled.export.checking import onnx_file
 from a2c_compiled.export.checking.metadata import PREFIX, Names
-from a2c_compiled.export.checking.reference_cases import record_cases
+from a2c_compiled.export.checking.reference_cases import record_cases, summary
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.onnx_model.attention import ATTENTION
 from a2c_compiled.export.onnx_model.float64 import TRANSLATIONS
@@ -72,8 +73,8 @@ def export_onnx(
       module does not read is not an input of the graph, unless ``keep_unread_inputs``.
     - The module is exported in evaluation mode.
     - Metadata in the file describes the module, see :mod:`a2c_compiled.export.checking.metadata`.
-    - Before the file replaces an older one, it must pass the full checks of ``onnx.checker``, and onnxruntime must not report an operator
-      without a kernel.
+    - Before the file replaces an older one, it must pass the full checks of ``onnx.checker``, and run in onnxruntime on every reference
+      input. If the installed onnxruntime does not know the opset, the file is written with a warning that it was not run.
     - Weights of about 2 GB or more do not fit in an ONNX file. They are written to ``<path>.<digest>.data``.
 
     Args:
@@ -138,10 +139,9 @@ def export_onnx(
         onnx.checker.check_model(temporary, full_check=True)
         inputs = _checked_input_names(temporary, names)
         with explained(call, "ONNX"):
-            _check_kernels(temporary)
-        record_cases(
-            call, path, {name: own for name, own in names.inputs.items() if own in inputs}, list(names.outputs.values())
-        )
+            run = _loaded(temporary, path)
+        in_file = {name: own for name, own in names.inputs.items() if own in inputs}
+        record_cases(call, path, run, in_file, list(names.outputs.values()))
     return path
 
 
@@ -223,20 +223,35 @@ def _checked_input_names(path: Path, names: Names) -> List[str]:
     return found
 
 
-def _check_kernels(path: Path) -> None:
-    """Raises ExportError if onnxruntime supports an operator, but has no kernel for the dtype in the file."""
+def _loaded(file: Path, path: Path) -> Optional[Callable[..., Any]]:
+    """Returns the model in ``file`` as a function. Returns None, with a warning, if onnxruntime does not know the opset.
+
+    Raises:
+        ExportError: onnxruntime does not load the model, for example because it has no kernel for an operator in the dtype of the model.
+    """
     try:
-        onnx_file.cpu_session(path)
-    except NoKernel as error:
+        return onnx_file.as_function(onnx_file.cpu_session(file))
+    except Exception as error:
+        if not onnx_file.knows_opset(file):
+            warnings.warn(
+                f"a2c_compiled: {path} was not run: onnxruntime {onnxruntime.__version__} does not support its opset. Test the file with"
+                " the runtime that will run it",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return None
+        if not isinstance(error, NoKernel):
+            raise ExportError(f"onnxruntime does not load the exported file ({summary(error)})") from error
         operator = re.search(r"implementation for (\w+)", str(error))
         name = operator[1] if operator else str(error)
+        remedy = (
+            "Export with opset=21 or less"
+            if name.startswith(("Random", "Multinomial"))
+            else "If the module is float64 or half precision, export it in float32"
+        )
         raise ExportError(
-            f"{name}: onnxruntime has no CPU kernel for this operator in this dtype. If the module is float64 or half precision,"
-            " export it in float32",
-            name,
+            f"{name}: onnxruntime has no CPU kernel for this operator in this dtype and opset. {remedy}", name
         ) from error
-    except Exception as error:  # for example an opset that only a newer onnxruntime supports
-        logging.getLogger(__name__).debug("onnxruntime does not load %s: %s", path, error)
 
 
 FORMAT = Format("onnx", ".onnx", export_onnx, onnx_file.load, onnx_file.checks, options=("opset",), has_runtime=True)

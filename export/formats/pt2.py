@@ -50,7 +50,7 @@ def export_pt2(
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
         torch.export.save(program, temporary, extra_files={METADATA: json.dumps(metadata)})
 
-    return write_program(module, example_inputs, path, dynamic_axes, ENDING, write)
+    return write_program(module, example_inputs, path, dynamic_axes, ENDING, write, load_pt2)
 
 
 def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
@@ -71,8 +71,11 @@ def write_program(
     dynamic_axes: DynamicAxes,
     ending: str,
     write: Callable[[ExportedProgram, Dict[str, str], Path], None],
+    load: Callable[[Path], Callable[..., Dict[str, Tensor]]],
 ) -> Path:
-    """Exports ``module`` as a program, lets ``write`` save it with its metadata, and stores reference outputs beside the file.
+    """Exports ``module`` as a program and lets ``write`` save it with its metadata. Stores reference outputs beside the file.
+
+    The file, which ``load`` loads, must run on every reference input.
 
     Raises:
         ValueError: ``path`` does not end in ``ending``.
@@ -88,7 +91,7 @@ def write_program(
             program = exported_program(call).run_decompositions(DECOMPOSITIONS)
             _remove_stack_traces(program)
             write(program, describe(call), temporary)
-        record_cases(call, path)
+        record_cases(call, path, load(temporary))
     return path
 
 

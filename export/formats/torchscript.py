@@ -74,9 +74,10 @@ def export_torchscript(
     """
     path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
-    with atomic_file(path) as temporary, without_deprecation_warnings():
-        torch.jit.save(_scripted(call), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
-        record_cases(call, path)
+    with atomic_file(path) as temporary:
+        with without_deprecation_warnings():
+            torch.jit.save(_scripted(call), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
+        record_cases(call, path, load(temporary))
     return path
 
 

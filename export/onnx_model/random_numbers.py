@@ -18,8 +18,8 @@ op: Any = opset18  # Any, because the stubs of onnxscript expect protobuf's type
 
 
 def _uniform_like(x: Any) -> Any:
-    """Draws a number of [0, 1) for each element of ``x``: float64 for float64, else float32."""
-    return op.RandomUniformLike(x, dtype=int(ir.DataType.DOUBLE if x.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT))
+    """Draws a float32 number of [0, 1) for each element of ``x``."""
+    return op.RandomUniformLike(x, dtype=int(ir.DataType.FLOAT))
 
 
 def dropout(input: Any, p: float, dtype: ir.DataType) -> Any:
@@ -36,8 +36,7 @@ def _native_dropout(input: Any, p: float, train: bool, dtype: Optional[ir.DataTy
 
 def _bernoulli(self: Any) -> Any:
     """Translates ``aten::bernoulli``."""
-    uniform = _uniform_like(self)
-    return op.CastLike(op.Less(uniform, op.CastLike(self, uniform)), self)
+    return op.CastLike(op.Less(_uniform_like(self), op.Cast(self, to=int(ir.DataType.FLOAT))), self)
 
 
 def _bernoulli_of(self: Any, p: Any) -> Any:
@@ -58,7 +57,7 @@ def _multinomial(self: Any, num_samples: int, replacement: bool = False) -> Any:
         chosen = op.Multinomial(rows, dtype=int(ir.DataType.INT64), sample_size=num_samples)
         return chosen if len(self.shape) == 2 else op.Squeeze(chosen, [0])
     exponential = op.Neg(op.Log(_uniform_like(self)))
-    return op.TopK(op.Div(op.CastLike(self, exponential), exponential), op.Constant(value_ints=[num_samples]))[1]
+    return op.TopK(op.Div(op.Cast(self, to=int(ir.DataType.FLOAT)), exponential), op.Constant(value_ints=[num_samples]))[1]
 
 
 RANDOM: Dict[Callable[..., Any], Callable[..., Any]] = {

@@ -1,0 +1,166 @@
+"""How far rounding errors move the outputs of a module, and the tolerances that follow.
+
+An exported file computes with the same precision as eager mode, but rounds elsewhere: a runtime sums in another order and has another
+``exp``. Its outputs may therefore differ from eager mode's by about as much as eager mode's own outputs move if its operators round
+differently. At export, a case is computed again in float64, and several times with noise of the size of a rounding error on the result of
+each operator. The largest change of each element is stored. A choice, such as the index of the largest logit, may differ from eager mode's
+only where one of these runs chose differently.
+"""
+
+import copy
+from typing import Any, Dict, Iterator, List, Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a2c_compiled._torch_internals import argument_writes, dispatch_mode
+from a2c_compiled.export.tracing.call import Call
+
+_NOISY_RUNS = 3
+_NO_ERROR = np.iinfo(np.int16).min
+_ANY_ERROR = np.iinfo(np.int16).max
+# The tolerance of a real output is FACTOR times the error of its element, or of the median element if that is larger, plus FLOOR times
+# the largest magnitude in the output.
+_FACTOR = 32.0
+_FLOOR = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6, np.dtype(np.float16): 4e-3}
+
+_DispatchMode: Any = dispatch_mode()
+
+
+class RoundingErrors:
+    """Computes the errors of eager mode's outputs for one module.
+
+    Args:
+        call: module and example inputs.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._generator = torch.Generator().manual_seed(0)
+        self._wide: Optional[Call] = None
+        try:
+            self._wide = copy.deepcopy(call)
+            for module in (self._wide.module, self._wide.source):
+                module.double()
+        except Exception:
+            self._wide = None  # the module has no float64 form; the noisy runs remain
+
+    def of(self, inputs: Dict[str, Tensor], outputs: Dict[str, Tensor]) -> Dict[str, np.ndarray]:
+        """Returns the largest error of each element of each output, by name.
+
+        Args:
+            inputs: inputs of a call, by name.
+            outputs: outputs of eager mode for these inputs, by name.
+
+        Returns:
+            int16 arrays in the shapes of the outputs: the error is at most two to this power. The smallest int16 means no error.
+        """
+        largest = {name: np.zeros(tensor.shape) for name, tensor in outputs.items()}
+        for others in self._runs(inputs):
+            for name, tensor in outputs.items():
+                error = difference(others[name].cpu().numpy(), tensor.cpu().numpy())
+                largest[name] = np.maximum(largest[name], error)
+        return {name: _exponents(error) for name, error in largest.items()}
+
+    def _runs(self, inputs: Dict[str, Tensor]) -> Iterator[Dict[str, Tensor]]:
+        """Yields the outputs in float64, then those of the noisy runs."""
+        if self._wide is not None:
+            try:
+                yield self._wide.eager({name: _widened(tensor) for name, tensor in inputs.items()})
+            except Exception:
+                self._wide = None  # as above
+        for _ in range(_NOISY_RUNS):
+            with _RoundingNoise(self._generator):
+                outputs = self._call.eager(inputs)
+            yield outputs
+
+
+class _RoundingNoise(_DispatchMode):
+    """Adds noise to the results of operators that round, about as large as their rounding errors.
+
+    An element is rounded if the operator returns another number for it in float64. Copies, comparisons, choices and sums of integers stay
+    exact.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        shares_memory = any(writes is not None for _, writes in argument_writes(func))
+        narrow = [tensor for tensor in tensors_in(result) if tensor.dtype in (torch.float32, torch.float16)]
+        if shares_memory or not narrow or torch.Tag.nondeterministic_seeded in func.tags:
+            return result
+        try:
+            exact = func(*_all_widened(args), **{name: _all_widened(value) for name, value in kwargs.items()})
+        except Exception:
+            return result  # no float64 kernel
+        for rounded, wide in zip(tensors_in(result), tensors_in(exact), strict=True):
+            if rounded.dtype in (torch.float32, torch.float16) and wide.dtype == torch.float64:
+                self._perturb(rounded, wide)
+        return result
+
+    def _perturb(self, rounded: Tensor, exact: Tensor) -> None:
+        """Adds noise in place: at most the rounding error of an element plus two units in its last place."""
+        error = (exact - rounded).abs().nan_to_num(0.0, 0.0, 0.0)
+        size = torch.where(error > 0, error + 2 * torch.finfo(rounded.dtype).eps * rounded.abs(), 0.0).nan_to_num(0.0, 0.0, 0.0)
+        noise = 2 * torch.rand(rounded.shape, generator=self._generator, dtype=torch.float64).to(rounded.device) - 1
+        rounded.add_((noise * size).to(rounded.dtype))
+
+
+def tensors_in(value: Any) -> List[Tensor]:
+    """Returns the tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for entry in entries for tensor in tensors_in(entry)]
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Returns a tensor of real numbers in float64, another tensor unchanged."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _all_widened(value: Any) -> Any:
+    """Applies :func:`_widened` in nested lists and tuples."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_all_widened(entry) for entry in value)
+    return _widened(value) if isinstance(value, Tensor) else value
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns absolute differences in float64. Equal infinities and two NaNs have difference 0; any other non-finite pair has infinity."""
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.nan_to_num(np.where(same, 0.0, np.abs(one - other)), nan=np.inf, posinf=np.inf)
+
+
+def _exponents(error: np.ndarray) -> np.ndarray:
+    """Returns the powers of two that are just above the errors."""
+    exponents = np.where(error > 0, np.frexp(error)[1], _NO_ERROR)
+    return np.where(np.isinf(error), _ANY_ERROR, exponents).astype(np.int16)
+
+
+def within_rounding(actual: np.ndarray, expected: np.ndarray, exponents: np.ndarray) -> bool:
+    """Returns whether every element of ``actual`` differs from ``expected`` by rounding errors only. The three shapes are equal.
+
+    Args:
+        actual: an output of an exported file.
+        expected: the output of eager mode, in the same dtype.
+        exponents: the errors of eager mode, from :meth:`RoundingErrors.of`.
+    """
+    if not expected.size:
+        return True
+    with np.errstate(over="ignore"):
+        error = np.where(exponents == _NO_ERROR, 0.0, np.ldexp(1.0, exponents.astype(np.int32)))
+    if expected.dtype not in _FLOOR:
+        return bool((difference(actual, expected) <= error).all())
+    magnitude = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    if expected.dtype == np.float64:
+        magnitude = max(1.0, magnitude)
+    floor = _FLOOR[expected.dtype] * magnitude + float(np.finfo(expected.dtype).tiny)
+    return bool((difference(actual, expected) <= _FACTOR * np.maximum(error, np.median(error)) + floor).all())
