@@ -22,7 +22,7 @@ _NO_ERROR = np.iinfo(np.int16).min
 _ANY_ERROR = np.iinfo(np.int16).max
 # The tolerance of a real output is FACTOR times the error of its element, or of the median element if that is larger, plus FLOOR times
 # the largest magnitude in the output.
-_FACTOR = 32.0
+_FACTOR = 16.0
 _FLOOR = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6, np.dtype(np.float16): 4e-3}
 
 _DispatchMode: Any = dispatch_mode()

@@ -1,7 +1,7 @@
 """Translations of ATen operators to ONNX that also work in float64.
 
-torch's own translations round every Python number to float32, whatever the dtype of the tensors. For ``Atanh``, onnxruntime has no
-float64 kernel.
+torch's own translations round every Python number to float32, whatever the dtype of the tensors. Their ``log(sigmoid(x))`` is infinite
+where ``x < -104``. For ``Atanh``, onnxruntime has no float64 kernel.
 """
 
 from typing import Any, Callable, Dict, Optional
@@ -85,6 +85,12 @@ def _atanh(self: Any) -> Any:
     return op.Mul(constant(0.5, self.dtype), op.Log(op.Div(op.Add(one, self), op.Sub(one, self))))
 
 
+def _log_sigmoid(self: Any) -> Any:
+    """Translates ``aten::log_sigmoid`` as ``min(x, 0) - log(1 + exp(-|x|))``. torch's ``log(sigmoid(x))`` is -inf where ``x < -104``."""
+    one, zero = constant(1.0, self.dtype), constant(0.0, self.dtype)
+    return op.Sub(op.Min(self, zero), op.Log(op.Add(one, op.Exp(op.Neg(op.Abs(self))))))
+
+
 TRANSLATIONS: Dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scalar_tensor.default: _scalar_tensor,
     torch.ops.aten.full.default: _full,
@@ -97,4 +103,5 @@ TRANSLATIONS: Dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.addcdiv.default: _addcdiv,
     torch.ops.aten.pow.Scalar: _pow_of_number,
     torch.ops.aten.atanh.default: _atanh,
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
 }
