@@ -59,7 +59,7 @@ def compared(cases: Mapping[str, Case], answers: Mapping[str, Mapping[str, np.nd
             error = _error(answer[name], expected, before)
             if name in cases[label].errors:
                 if error is not _WRONG_SHAPE_OR_DTYPE:
-                    error = error._replace(passed=within_rounding(answer[name], expected, cases[label].errors[name]))
+                    error = error._replace(passed=within_rounding(answer[name], expected, cases[label].errors[name], before))
                 errors[name] = _worst(errors.get(name), error)
                 continue
             scored = name.replace("log_prob", "action")

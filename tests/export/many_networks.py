@@ -257,10 +257,10 @@ def graph_of(network: Network, name: str) -> Graph:
 
 
 class Outcome(NamedTuple):
-    """What became of the files of one network: names of the equal ones, and messages of those that differ and those refused."""
+    """What became of the files of one network: names of the equal ones, and messages of those refused and of all others."""
 
     equal: List[str]
-    different: List[str]
+    wrong: List[str]
     refused: List[str]
 
 
@@ -277,8 +277,10 @@ def outcome(network: Network, folder: Path, graph_names: Sequence[str], formats:
                 report = export.verify(format.export(graph.module, graph.example_inputs, folder / file, graph.dynamic_axes))
             except export.ExportError as error:
                 result.refused.append(f"{file}: {error}")
-                continue
-            (result.equal if report.passed else result.different).append(file if report.passed else str(report))
+            except Exception as error:
+                result.wrong.append(f"{file}: {type(error).__name__}: {error}")
+            else:
+                (result.equal if report.passed else result.wrong).append(file if report.passed else str(report))
     return result
 
 
@@ -294,12 +296,15 @@ def main() -> int:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = outcome(NETWORKS[name], Path(folder), options.graphs, options.formats)
-        complete += not (found.different or found.refused)
-        failed += len(found.different)
+        complete += not (found.wrong or found.refused)
+        failed += len(found.wrong)
         print(f"{name}: {len(found.equal)} equal, {time.perf_counter() - started:.0f} s", flush=True)
-        for line in (*(f"DIFFERS {report}" for report in found.different), *(f"refused {text}" for text in found.refused)):
+        for line in (*(f"WRONG {report}" for report in found.wrong), *(f"refused {text}" for text in found.refused)):
             print(f"  {line}", flush=True)
-    print(f"{complete} of {len(options.only)} networks export completely; {failed} files differ from eager mode")
+    print(
+        f"{complete} of {len(options.only)} networks export completely; {failed} files differ from eager mode, or raise another error than"
+        " ExportError"
+    )
     return int(failed > 0 or complete < min(50, len(options.only)))
 
 
