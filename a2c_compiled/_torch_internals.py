@@ -227,6 +227,16 @@ def recompile_limit(limit: int) -> ContextManager[Any]:
     return _dynamo_setting("recompile_limit", limit, "after many recompilations of a function, torch runs it in eager mode")
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Returns the module that ``torch.compile`` was given, if ``module`` is its result, else ``module``.
+
+    Names: ``_orig_mod`` of the class ``torch._dynamo.eval_frame.OptimizedModule``, because the arguments of its ``forward`` have no names.
+    Without one of them: ``module``, and the export of a compiled module fails with a message about the names of its arguments.
+    """
+    compiled = _lookup("torch._dynamo.eval_frame.OptimizedModule")
+    return getattr(module, "_orig_mod", module) if compiled is not None and isinstance(module, compiled) else module
+
+
 def _resolve_all(paths: Dict[str, str], error: Type[Exception], needed_for: str = "") -> Any:
     """Looks up several names and returns them as a namespace. Raises ``error`` if one is missing; ``needed_for`` ends the message."""
     resolved = {name: _lookup(path) for name, path in paths.items()}
@@ -340,6 +350,7 @@ def thread_local_export_flag() -> ContextManager[Any]:
 
 _TRACING = {
     "FakeTensorMode": "torch._subclasses.fake_tensor.FakeTensorMode",
+    "enable_python_dispatcher": "torch._dispatch.python.enable_python_dispatcher",
     "make_fx": "torch.fx.experimental.proxy_tensor.make_fx",
     "DimDynamic": "torch.fx.experimental.symbolic_shapes.DimDynamic",
     "ShapeEnv": "torch.fx.experimental.symbolic_shapes.ShapeEnv",
@@ -358,6 +369,16 @@ def symbolic_tracing() -> Any:
         RuntimeError: a name is missing. There is no fallback.
     """
     return _resolve_all(_TRACING, RuntimeError, ", which the export of a training step needs")
+
+
+def outside_of_tracing() -> ContextManager[Any]:
+    """Returns a context in which operations on real tensors run at once, although a tracer is active.
+
+    Name: ``torch.utils._python_dispatch._disable_current_modes``, because these tensors become constants of the graph.
+    Without it: the context changes nothing, and the graph computes these tensors.
+    """
+    disable_modes = _lookup("torch.utils._python_dispatch._disable_current_modes")
+    return nullcontext() if disable_modes is None else disable_modes()
 
 
 @functools.cache

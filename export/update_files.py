@@ -1,6 +1,5 @@
 """Exports the training step as ONNX files, with the state and the runtime needed to train without torch."""
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Union
@@ -14,6 +13,7 @@ from a2c_compiled.export.graphs.policies import ActingPolicy
 from a2c_compiled.export.graphs.update_graph import TrainStepGraph
 from a2c_compiled.export.on_device import RUNTIME, runtime
 from a2c_compiled.export.onnx_model.model_file import remove_unused_weights
+from a2c_compiled.export.tracing.call import copied
 from a2c_compiled.update import Rollout, TrainStep
 
 
@@ -60,7 +60,7 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"path: expected a name ending in .onnx, got {path}")
-    step = copy.deepcopy(step).cpu()  # exported files are verified on the CPU
+    step = copied(step).cpu()  # exported files are verified on the CPU
     rollout = Rollout(*(None if entry is None else entry.cpu() for entry in example_rollout))  # type: ignore[arg-type]
     update = TrainStepGraph(step, rollout)
     acting = ActingPolicy(step.loss, update.state_names, rollout.observation.flatten(0, 1))

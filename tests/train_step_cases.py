@@ -10,7 +10,7 @@ from typing import Any, Dict, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from loss_cases import DISTRIBUTIONS, FEATURES, allowed, make_loss_steps
+from loss_cases import DISTRIBUTIONS, FEATURES, allowed, assert_same, make_loss_steps
 from torch import nn
 from torch_step import OPTIMIZERS, TorchStep
 
@@ -88,6 +88,21 @@ class Convolutional(nn.Module):
         leading = observation.shape[:-3]
         features = self.convolutions(observation.flatten(0, -4))
         return self.head(features.flatten(1)).reshape(*leading, self.head.out_features)
+
+
+class Layers(nn.Module):
+    """Layers on images, and a head. The layers make a batch of features from ``[N, *shape]``."""
+
+    def __init__(self, shape, outputs, layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        with torch.no_grad():
+            features = self.layers(torch.zeros(1, *shape)).numel()
+        self.head = nn.Linear(features, outputs)
+
+    def forward(self, observation):
+        features = self.layers(observation.flatten(0, -4)).flatten(1)
+        return self.head(features).reshape(*observation.shape[:-3], self.head.out_features)
 
 
 class Recurrent(nn.Module):
@@ -371,3 +386,60 @@ class InTorch(Runner):
         with torch.no_grad():
             outputs = self.graph(**{name: torch.tensor(inputs[name]) for name in self.inputs})
         return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+# Updates
+
+# Largest difference from eager mode after 100 updates, relative to 1 or to the number itself where that is larger.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+class Trained(NamedTuple):
+    """The state before and after the updates of a case, in three places, by name."""
+
+    case: Case
+    start: Dict[str, torch.Tensor]
+    in_graph: Dict[str, torch.Tensor]
+    eager: Dict[str, torch.Tensor]
+    in_torch_optim: Dict[str, torch.Tensor]
+    metrics: list
+    """Of each update: the metrics of the graph and those of eager mode."""
+
+
+def train_all(case, runner):
+    """Trains on the same rollouts with ``runner``, in eager mode and with torch.optim."""
+    eager, loop = case.make_step(compile=False), case.make_torch_step()
+    start, metrics = runner.state, []
+    for update in range(case.updates):
+        rollout = case.rollout(update)
+        outputs = runner(rollout, case.lr(update), case.noise(update, rollout))
+        expected = train(eager, case, rollout, update)._asdict()
+        metrics.append((outputs, {name: value for name, value in expected.items() if value is not None}))
+        train(loop, case, rollout, update)
+    start, end = ({name: torch.from_numpy(array) for name, array in state.items()} for state in (start, runner.state))
+    eager_state = state_of(eager)
+    return Trained(case, start, end, {name: eager_state[name] for name in start}, loop.state(), metrics)
+
+
+def assert_same_state(actual, expected, dtype):
+    """Parameters agree to the tolerance, the optimizer's state, which may be small, to ten times the tolerance of its largest number."""
+    assert set(actual) == set(expected)
+    for name, tensor in expected.items():
+        of_optimizer = not name.startswith(("actor_network", "critic_network"))
+        magnitude = 10 * tensor.abs().max() if of_optimizer else tensor.abs().max().clamp_min(1.0)
+        error = (actual[name] - tensor).abs().max()
+        assert error <= TOLERANCE[dtype] * magnitude, f"{name}: off by {error:.1e}"
+
+
+def assert_trained_the_same(trained):
+    """The graph ends where eager mode and torch.optim do, and reports the same metrics."""
+    case = trained.case
+    assert_same_state(trained.in_graph, trained.eager, case.dtype)
+    step_count = torch.tensor(float(case.updates + case.updates_before))
+    assert_same_state(trained.in_graph, {**trained.in_torch_optim, "step_count": step_count}, case.dtype)
+    for name in trained.start.keys() & dict(case.make_loss().named_parameters()):
+        moved = (trained.in_graph[name] - trained.start[name]).abs().max()
+        assert moved > 100 * TOLERANCE[case.dtype], f"{name}: moved by no more than {moved:.1e}, which proves little"
+    for outputs, expected in trained.metrics:
+        # The norm of a gradient is the root of many squares, and the critic's loss may be the sum of many errors.
+        assert_same(outputs, expected, 10 * TOLERANCE[case.dtype])

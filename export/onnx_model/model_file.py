@@ -42,6 +42,9 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with file paths of the exporting machine
         _make_axis_positive(node)
+    for value in graph.initializers.values():
+        if not value.is_graph_output():
+            value.shape = value.type = None  # its tensor has them; tools that replace the tensor do not change them
     metadata = describe(call, names._replace(weights=renamed))
     model.producer_name, model.producer_version = "a2c_compiled", metadata[f"{PREFIX}version"]
     model.metadata_props.update(metadata)

@@ -2,17 +2,20 @@
 
 import copy
 import inspect
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from a2c_compiled._kinds import described
+from a2c_compiled._torch_internals import uncompiled
 from a2c_compiled.export.tracing.errors import ExportError
 
 ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 NEW = "new."
 """Prefix of the name of an output that replaces the input of that name."""
@@ -73,6 +76,7 @@ class Call:
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
+        module = uncompiled(module)
         names = module.input_names if isinstance(module, InputsByName) else list(inspect.signature(module.forward).parameters)
         if isinstance(example_inputs, Tensor):
             raise TypeError("example_inputs: expected a mapping of names to tensors or a sequence of tensors, got a tensor")
@@ -95,7 +99,7 @@ class Call:
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
             if name not in example_inputs:
                 raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
-        self.module = _with_plain_weights(_copied(module).eval())
+        self.module = _with_plain_weights(copied(module).eval())
         # Copied, because torch exports a tensor that is given twice as one input. Contiguous, because an AOTInductor package accepts no
         # other strides later.
         self.inputs = {
@@ -162,15 +166,19 @@ class Call:
         return {name: tensor.detach() for name, tensor in named_outputs(self.module(**inputs)).items()}
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    """Returns a copy of ``module``. Raises ExportError if torch cannot copy it."""
+def copied(module: _Module) -> _Module:
+    """Returns a copy of ``module``. Raises ExportError if torch cannot copy it.
+
+    torch does not copy computed tensors, such as the weight that ``torch.nn.utils.weight_norm`` stores. The copy has their values.
+    """
+    parts = [*module.modules(), *(module.source.modules() if isinstance(module, InputsByName) else ())]
+    stored = [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, {id(value): value.detach().clone() for value in stored if not value.is_leaf})
     except Exception as error:
         raise ExportError(
-            f"{type(module).__name__} cannot be exported: copying the module fails ({str(error).strip().splitlines()[0]}). Replace"
-            " torch.nn.utils.weight_norm and spectral_norm by those of torch.nn.utils.parametrizations, and store no computed tensor in"
-            " the module"
+            f"{type(module).__name__} cannot be exported: copying the module fails ({str(error).strip().splitlines()[0]}). Store no"
+            " lists of computed tensors in the module, and no objects that copy.deepcopy refuses"
         ) from error
 
 
@@ -187,6 +195,9 @@ def _with_plain_weights(module: nn.Module) -> nn.Module:
             del part.parametrizations
             for name, weight in weights.items():
                 part.register_parameter(name, nn.Parameter(weight.detach(), weight.requires_grad))
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and hasattr(part, f"{name}_g") and hasattr(part, f"{name}_v"):
+                nn.utils.remove_weight_norm(part, name)  # the older kind, a hook that computes the weight before each call
     return module
 
 

@@ -5,13 +5,13 @@ import sysconfig
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import SymInt, Tensor, nn
 
 import a2c_compiled
-from a2c_compiled._torch_internals import dispatch_mode, is_fixed
+from a2c_compiled._torch_internals import dispatch_mode, is_fixed, symbolic_tracing
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -24,9 +24,11 @@ _LIBRARY_FOLDERS = (f"{Path(torch.__file__).parent}/", f"{Path(a2c_compiled.__fi
 _RECURRENT = (
     "make a recurrent network's state part of the observation, and use nn.GRUCell or nn.LSTMCell instead of nn.GRU or nn.LSTM"
 )
-# Modules that cause the error, for operations that other modules use without error.
-_AT_FAULT: Dict[str, Callable[[nn.Module], bool]] = {
-    "aten.convolution_backward": lambda module: getattr(module, "groups", 1) != 1 or getattr(module, "transposed", False),
+# Other ways to compute what an operation without translation to ONNX computes, by a part of the name of the operation.
+_REPLACEMENTS = {
+    "adaptive_max_pool": "Use nn.MaxPool2d with a fixed kernel_size, or amax for the maximum of an image",
+    "grid_sampler": "Freeze the layers before it and its grid with requires_grad_(False)",
+    "_aa_backward": "Use antialias=False, or freeze the layers before it with requires_grad_(False)",
 }
 
 
@@ -56,7 +58,8 @@ def _explanation(error: Exception, call: Call, tracker: "_CallTracker") -> Tuple
     missing = _NOT_TRANSLATED.search(text)
     if missing:
         other_formats = ".pt2" if of_training_step else "TorchScript or .pt2"
-        reason = f" has no translation to ONNX. Write it in other operations, or export to {other_formats}"
+        known = [way for part, way in _REPLACEMENTS.items() if part in missing[1]]
+        reason = f" has no translation to ONNX. {known[0] if known else 'Write it in other operations'}, or export to {other_formats}"
         return missing[1], _with_callers(call, missing[1], reason)
     specialized = _SPECIALIZED.search(text)
     if specialized:
@@ -176,12 +179,16 @@ def _with_callers(call: Call, operation: str, reason: str) -> str:
     """Returns the message about an operation, with the innermost modules that call the operation."""
     callers: List[nn.Module] = []
     try:
-        with _CallTracker(call.source) as tracker, _CallerRecorder(operation, tracker, callers), torch.no_grad():
+        with (
+            _CallTracker(call.source) as tracker,
+            _CallerRecorder(operation, tracker, callers),
+            symbolic_tracing().enable_python_dispatcher(),  # as in tracing, which splits the same functions into the same operations
+            torch.no_grad(),
+        ):
             call.module(**call.inputs)
     except Exception:
         return f"{operation}{reason}"  # a second error would hide the first one, so the message omits the modules
-    at_fault = _AT_FAULT.get(operation, lambda module: True)
-    places = [_place(name, module) for name, module in call.source.named_modules() if module in callers and at_fault(module)]
+    places = [_place(name, module) for name, module in call.source.named_modules() if module in callers]
     return f"{operation}{_in(' and '.join(places))}{reason}"
 
 

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from a2c_compiled._exporting import exporting
 from a2c_compiled._torch_internals import OPERATOR, argument_writes, export_flags, symbolic_tracing
-from a2c_compiled.export.tracing.backward_operations import BACKWARD
+from a2c_compiled.export.tracing.backward_operations import DECOMPOSITIONS
 from a2c_compiled.export.tracing.call import Call
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -71,8 +71,8 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
         for size, axis in zip(fake.shape, call.axes[name], strict=False)
         if axis is not None
     }
-    with exporting(), export_flags(), _NumbersStayTensors(), mode:
-        graph = tracing.make_fx(function, decomposition_table=BACKWARD, _allow_non_fake_inputs=True)(*fakes)
+    with exporting(), export_flags(), _NumbersStayTensors(), mode, tracing.enable_python_dispatcher():
+        graph = tracing.make_fx(function, decomposition_table=DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
     sizes_left = {str(size) for fake in fakes for size in fake.shape}
     if not sizes_left.issuperset(axis_of):
         return _Traced(graph, outputs, [])  # a dimension was fixed to one size; torch.export raises the error later

@@ -175,9 +175,11 @@ class Normalized(nn.Module):
         super().__init__()
         self.linear = parametrizations.weight_norm(nn.Linear(4, 3))
         self.rotation = parametrizations.orthogonal(nn.Linear(3, 3)).requires_grad_(trained)
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            self.older = nn.utils.weight_norm(nn.Linear(3, 3))
 
     def forward(self, observation: Tensor) -> Tensor:
-        return self.rotation(self.linear(observation))
+        return self.older(self.rotation(self.linear(observation)))
 
 
 @pytest.mark.parametrize("ending", UNCOMPILED)
@@ -192,12 +194,12 @@ def test_a_parametrized_weight_is_a_plain_weight_in_the_file(ending, tmp_path):
     assert sorted(name for name, _ in module.named_parameters()) == sorted(name for name, _ in Normalized().named_parameters())
     if ending == ".onnx":
         weights = {tensor.name for tensor in onnx.load(path).graph.initializer}
-        assert {"linear.weight", "linear.bias", "rotation.weight", "rotation.bias"} <= weights
+        assert {f"{layer}.{name}" for layer in ("linear", "rotation", "older") for name in ("weight", "bias")} <= weights
 
 
 def test_a_module_that_cannot_be_copied_is_refused(tmp_path):
     module = nn.Linear(4, 2)
-    module.computed = module.weight * 2
+    module.computed = [module.weight * 2]
     with pytest.raises(
         export.ExportError, match=r"^Linear cannot be exported: copying the module fails \(Only Tensors created"
     ):

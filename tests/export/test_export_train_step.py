@@ -26,9 +26,11 @@ from train_step_cases import (
     Case,
     InOnnxruntime,
     InTorch,
+    assert_trained_the_same,
     export_update,
     state_of,
     train,
+    train_all,
 )
 
 import a2c_compiled
@@ -37,9 +39,6 @@ from a2c_compiled.export import update_files
 from a2c_compiled.export.checking import reference_cases
 from a2c_compiled.export.tracing import gradients
 from a2c_compiled.update import Rollout, TrainStep
-
-# Largest difference from eager mode after 100 updates, relative to 1 or to the number itself where that is larger.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 pytestmark = pytest.mark.slow
 
@@ -108,33 +107,6 @@ def with_policy(request, exports):
 # Updates
 
 
-class Trained(NamedTuple):
-    """The state before and after the updates of a case, in three places, by name."""
-
-    case: Case
-    start: Dict[str, torch.Tensor]
-    in_graph: Dict[str, torch.Tensor]
-    eager: Dict[str, torch.Tensor]
-    in_torch_optim: Dict[str, torch.Tensor]
-    metrics: list
-    """Of each update: the metrics of the graph and those of eager mode."""
-
-
-def train_all(case, runner):
-    """Trains on the same rollouts with ``runner``, in eager mode and with torch.optim."""
-    eager, loop = case.make_step(compile=False), case.make_torch_step()
-    start, metrics = runner.state, []
-    for update in range(case.updates):
-        rollout = case.rollout(update)
-        outputs = runner(rollout, case.lr(update), case.noise(update, rollout))
-        expected = train(eager, case, rollout, update)._asdict()
-        metrics.append((outputs, {name: value for name, value in expected.items() if value is not None}))
-        train(loop, case, rollout, update)
-    start, end = ({name: torch.from_numpy(array) for name, array in state.items()} for state in (start, runner.state))
-    eager_state = state_of(eager)
-    return Trained(case, start, end, {name: eager_state[name] for name in start}, loop.state(), metrics)
-
-
 def test_the_cases_have_every_network_with_every_distribution_and_optimizer():
     kinds, distributions = ("mlp", "layer_norm", "conv", "recurrent", "shared"), tuple(DISTRIBUTIONS)
     rules = ("sgd", "rmsprop", "adam")  # adamw counts as adam
@@ -148,30 +120,6 @@ def test_the_cases_have_every_network_with_every_distribution_and_optimizer():
     assert {kind for case in EXPORTED for kind in case.networks} == {*kinds, "linear"}
     assert {case.rule for case in EXPORTED if case.updates == 100} == {"sgd", "rmsprop", "adam", "adamw"}
     assert {case.optimizer for case in (*EXPORTED, *TRACED)} == set(OPTIMIZERS)
-
-
-def assert_same_state(actual, expected, dtype):
-    """Parameters agree to the tolerance, the optimizer's state, which may be small, to ten times the tolerance of its largest number."""
-    assert set(actual) == set(expected)
-    for name, tensor in expected.items():
-        of_optimizer = not name.startswith(("actor_network", "critic_network"))
-        magnitude = 10 * tensor.abs().max() if of_optimizer else tensor.abs().max().clamp_min(1.0)
-        error = (actual[name] - tensor).abs().max()
-        assert error <= TOLERANCE[dtype] * magnitude, f"{name}: off by {error:.1e}"
-
-
-def assert_trained_the_same(trained):
-    """The graph ends where eager mode and torch.optim do, and reports the same metrics."""
-    case = trained.case
-    assert_same_state(trained.in_graph, trained.eager, case.dtype)
-    step_count = torch.tensor(float(case.updates + case.updates_before))
-    assert_same_state(trained.in_graph, {**trained.in_torch_optim, "step_count": step_count}, case.dtype)
-    for name in trained.start.keys() & dict(case.make_loss().named_parameters()):
-        moved = (trained.in_graph[name] - trained.start[name]).abs().max()
-        assert moved > 100 * TOLERANCE[case.dtype], f"{name}: moved by no more than {moved:.1e}, which proves little"
-    for outputs, expected in trained.metrics:
-        # The norm of a gradient is the root of many squares, and the critic's loss may be the sum of many errors.
-        assert_same(outputs, expected, 10 * TOLERANCE[case.dtype])
 
 
 @pytest.mark.parametrize("case", TRACED, ids=str)

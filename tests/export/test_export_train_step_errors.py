@@ -71,12 +71,21 @@ class Counting(nn.Module):
 class Convolved(nn.Module):
     """Treats eight features as two channels of a row."""
 
-    def __init__(self, **options):
+    def __init__(self):
         super().__init__()
-        self.convolution = nn.Conv1d(2, 2, 3, padding=1, **options)
+        self.convolution = nn.Conv1d(2, 2, 3, padding=1)
 
     def forward(self, x):
         return self.convolution(x.flatten(0, -2).unflatten(-1, (2, 4))).reshape(x.shape)
+
+
+class Warped(nn.Module):
+    """Reads one row of eight features at the positions of a grid."""
+
+    def forward(self, x):
+        rows = x.reshape(-1, 1, 1, 8)
+        grid = torch.zeros(rows.shape[0], 1, 8, 2)
+        return nn.functional.grid_sample(rows, grid, align_corners=False).reshape(x.shape)
 
 
 LAYER = r"loss\.actor_network\.1"
@@ -89,16 +98,21 @@ LAYER = r"loss\.actor_network\.1"
         (Bessel(), "prims.bessel_j0", rf"\(in {LAYER}, Bessel\) has no translation to ONNX. Write it in other operations"),
         (
             nn.Dropout(),
-            "aten.bernoulli_.float",
+            "aten.native_dropout",
             rf"\(in {LAYER}, Dropout\): draws random numbers .* Call \.eval\(\) on the module",
         ),
         (
-            Convolved(groups=2),
-            "aten.convolution_backward",
-            rf"\(in {LAYER}\.convolution, Conv1d\): expected a plain convolution, with groups=1 .* Change the layer, or freeze it",
+            nn.Sequential(nn.Unflatten(-1, (2, 4)), nn.AdaptiveMaxPool2d((2, 4)), nn.Flatten(-2)),
+            "aten.adaptive_max_pool2d",
+            rf"\(in {LAYER}\.1, AdaptiveMaxPool2d\) has no translation to ONNX. Use nn\.MaxPool2d",
+        ),
+        (
+            Warped(),
+            "aten.grid_sampler_2d_backward",
+            rf"\(in {LAYER}, Warped\) has no translation to ONNX. Freeze the layers before it",
         ),
     ],
-    ids=["no_translation", "dropout", "groups"],
+    ids=["no_translation", "dropout", "adaptive_max_pooling", "warped"],
 )
 def test_an_operation_that_cannot_be_exported_is_named_with_its_module_and_a_remedy(layer, operation, message, tmp_path):
     with pytest.raises(
@@ -142,7 +156,7 @@ def test_a_buffer_that_a_network_writes_to_is_named_with_a_remedy_and_not_change
         ),
         (
             OverTime(),
-            rf"\(in {LAYER}\.lstm, LSTM, .* a recurrent network's state part of the observation, and use nn\.GRUCell",
+            rf"only works for T = 5, the example's size \(in {LAYER}\.lstm, LSTM\).* a recurrent network's state part of the observation, and use nn\.GRUCell",
         ),
     ],
     ids=["branch", "branch_on_size", "loop", "lstm"],
