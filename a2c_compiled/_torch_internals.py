@@ -394,6 +394,14 @@ def decompositions() -> Dict[Any, Callable[..., Any]]:
     return dict(torch.export.default_decompositions() if table is None else table)
 
 
+def aten_operator(name: str) -> Any:
+    """Returns the operator ``torch.ops.aten.<name>.default``, whose name may be private.
+
+    Without it: None, and an export leaves operators of other names as they are.
+    """
+    return getattr(getattr(torch.ops.aten, name, None), "default", None)
+
+
 def check_sizes(condition: Any) -> None:
     """Adds a condition on symbolic sizes to the trace. Raises RuntimeError if the condition is False.
 

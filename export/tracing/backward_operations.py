@@ -7,7 +7,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.nn import functional
 
-from a2c_compiled._torch_internals import decompositions, outside_of_tracing
+from a2c_compiled._torch_internals import aten_operator, decompositions, outside_of_tracing
 
 
 def _convolution_backward(
@@ -90,9 +90,11 @@ def _avg_pool_backward(
     """Decomposes the backward operations of average pooling into one matrix product for each dimension."""
 
     def along(axis: int) -> Callable[[Tensor], Tensor]:
-        window = [(sizes[axis], other) for sizes, other in ((kernel_size, 1), (stride or kernel_size, 1), (padding, 0))]
+        kernel, step, pad = kernel_size[axis], (stride or kernel_size)[axis], padding[axis]
         divisor = None if divisor_override is None else 1  # 1: the sum
-        return lambda rows: functional.avg_pool2d(rows[..., None], *window, ceil_mode, count_include_pad, divisor)[..., 0]
+        return lambda rows: functional.avg_pool2d(
+            rows[..., None], (kernel, 1), (step, 1), (pad, 0), ceil_mode, count_include_pad, divisor
+        )[..., 0]
 
     grad_input = _per_axis_backward(grad_output, input, [along(axis) for axis in range(len(kernel_size))])
     return grad_input if divisor_override is None else grad_input / divisor_override
@@ -186,7 +188,8 @@ def _attention_backward(
     if is_causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(later, float("-inf"))
-    weights = _ATEN._safe_softmax.default(scores, -1)
+    masked = (scores == float("-inf")).all(-1, keepdim=True)
+    weights = scores.softmax(-1).masked_fill(masked, 0.0)
     grad_weights = grad_output @ value_of_head.transpose(-2, -1)
     grad_scores = weights * (grad_weights - (grad_output * output).sum(-1, keepdim=True)) * scale
     grad_key, grad_value = grad_scores.transpose(-2, -1) @ query, weights.transpose(-2, -1) @ grad_output
@@ -195,32 +198,31 @@ def _attention_backward(
     return grad_scores @ key_of_head, grad_key, grad_value
 
 
-_ATEN = torch.ops.aten
 _TORCH_DECOMPOSITIONS = decompositions()
-# Decompositions of backward operations: torch's own, and the functions of this file for those that torch lacks or has in more operations.
-# Attention is also decomposed in forward, because its fused operator counts as one that draws random numbers.
-_ATTENTION = _ATEN._scaled_dot_product_flash_attention_for_cpu.default
+_ATTENTION = aten_operator("_scaled_dot_product_flash_attention_for_cpu")
+# Own decompositions, by the name of the operator: of those that torch lacks or has in more operations.
+_OWN: Dict[str, Callable[..., Any]] = {
+    "convolution_backward": _convolution_backward,
+    "slice_backward": _slice_backward,
+    "avg_pool2d_backward": _avg_pool_backward,
+    "avg_pool3d_backward": _avg_pool_backward,
+    "_adaptive_avg_pool2d_backward": _adaptive_avg_pool_backward(2),
+    "_adaptive_avg_pool3d_backward": _adaptive_avg_pool_backward(3),
+    **{f"reflection_pad{axes}d_backward": _pad_backward("reflect") for axes in (1, 2, 3)},
+    **{f"replication_pad{axes}d_backward": _pad_backward("replicate") for axes in (1, 2, 3)},
+    "adaptive_max_pool2d_backward": _max_pool_backward(2),
+    "adaptive_max_pool3d_backward": _max_pool_backward(3),
+    "max_pool3d_with_indices_backward": _max_pool_backward(3),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "_weight_norm_interface_backward": _weight_norm_backward,
+}
+# Decompositions of torch for backward operations, and the own ones. Attention is also decomposed in forward: its fused operator counts as
+# one that draws random numbers.
 DECOMPOSITIONS: Dict[Any, Callable[..., Any]] = {
     **{
         operation: decomposition
         for operation, decomposition in _TORCH_DECOMPOSITIONS.items()
         if "backward" in str(operation) or operation is _ATTENTION
     },
-    _ATEN.convolution_backward.default: _convolution_backward,
-    _ATEN.slice_backward.default: _slice_backward,
-    _ATEN.avg_pool2d_backward.default: _avg_pool_backward,
-    _ATEN.avg_pool3d_backward.default: _avg_pool_backward,
-    _ATEN._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool_backward(2),
-    _ATEN._adaptive_avg_pool3d_backward.default: _adaptive_avg_pool_backward(3),
-    _ATEN.reflection_pad1d_backward.default: _pad_backward("reflect"),
-    _ATEN.replication_pad1d_backward.default: _pad_backward("replicate"),
-    _ATEN.reflection_pad2d_backward.default: _pad_backward("reflect"),
-    _ATEN.replication_pad2d_backward.default: _pad_backward("replicate"),
-    _ATEN.reflection_pad3d_backward.default: _pad_backward("reflect"),
-    _ATEN.replication_pad3d_backward.default: _pad_backward("replicate"),
-    _ATEN.adaptive_max_pool2d_backward.default: _max_pool_backward(2),
-    _ATEN.adaptive_max_pool3d_backward.default: _max_pool_backward(3),
-    _ATEN.max_pool3d_with_indices_backward.default: _max_pool_backward(3),
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
-    _ATEN._weight_norm_interface_backward.default: _weight_norm_backward,
+    **{aten_operator(name): decomposition for name, decomposition in _OWN.items()},
 }

@@ -191,6 +191,7 @@ EXPORTED = {
     ],
     "depthwise": lambda: [
         *first(),
+        nn.AdaptiveMaxPool2d((3, 9)),
         nn.Conv2d(4, 4, 3, groups=4, padding=1, padding_mode="circular"),
         nn.ConstantPad2d((2, -1, 0, 1), 0.5),
         nn.ConvTranspose2d(4, 4, 3, stride=2, groups=2, output_padding=1),

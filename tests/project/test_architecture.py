@@ -60,6 +60,7 @@ LONG_PARAMETER_LISTS = {
     "functional/vtrace:_vtrace": "the definition of an operator, which takes the form's operands one by one",
     "integrations/torchrl/value_functions:_vtrace": "stands in for a function of TorchRL's, with its parameters",
     "export/tracing/backward_operations:_convolution_backward": "stands in for an operator of torch's, with its parameters",
+    "export/tracing/backward_operations:_attention_backward": "stands in for an operator of torch's, with its parameters",
 }
 
 
