@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from export_cases import grouped
 from torch import nn
 from torch.nn import functional
 from train_step_cases import (
@@ -229,7 +228,7 @@ def test_layers_with_gradients_written_out_learn_as_in_eager_mode(layers, monkey
     assert_trained_the_same(train_all(learnt, runner))
 
 
-@pytest.mark.parametrize("layers", grouped("train-step-layers", EXPORTED.values()), ids=EXPORTED)
+@pytest.mark.parametrize("layers", EXPORTED.values(), ids=EXPORTED)
 def test_layers_learn_in_onnxruntime_as_in_eager_mode(layers, monkeypatch, tmp_path):
     learnt = layers_case(layers, monkeypatch)
     step = learnt.make_step()
