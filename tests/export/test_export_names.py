@@ -197,6 +197,15 @@ def test_a_parametrized_weight_is_a_plain_weight_in_the_file(ending, tmp_path):
         assert {f"{layer}.{name}" for layer in ("linear", "rotation", "older") for name in ("weight", "bias")} <= weights
 
 
+@pytest.mark.parametrize("ending", UNCOMPILED)
+def test_a_compiled_module_is_exported_under_its_own_names(ending, tmp_path):
+    module, inputs = nn.Linear(4, 2), {"input": torch.randn(3, 4)}
+    path = EXPORTERS[ending](torch.compile(module, backend="eager"), inputs, tmp_path / f"compiled{ending}", ("N",))
+    torch.testing.assert_close(LOADERS[ending](path)(inputs)["output"], module(inputs["input"]).detach())
+    if ending == ".onnx":
+        assert {tensor.name for tensor in onnx.load(path).graph.initializer} == {"weight", "bias"}
+
+
 def test_a_module_that_cannot_be_copied_is_refused(tmp_path):
     module = nn.Linear(4, 2)
     module.computed = [module.weight * 2]
