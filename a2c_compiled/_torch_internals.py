@@ -113,6 +113,20 @@ def module_has_hooks(module: nn.Module) -> bool:
         return True
 
 
+def call_is_plain(module: nn.Module) -> bool:
+    """Returns whether a call of ``module`` does no more than to run the ``forward`` of its class.
+
+    That is not so with hooks, with a ``forward`` that is set on the instance, and after ``module.compile()``.
+
+    Name: ``nn.Module._compiled_call_impl``, what ``module.compile()`` sets. Without it: a compiled module counts as plain.
+    """
+    return (
+        "forward" not in module.__dict__
+        and getattr(module, "_compiled_call_impl", None) is None
+        and not module_has_hooks(module)
+    )
+
+
 # -- Operators --
 
 

@@ -25,7 +25,8 @@ critic's cell runs ``T + shifted_budget`` times instead of ``2 * T``.
 """
 
 import threading
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+from functools import partial
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._kinds import check_mask, check_tensors, described, integer
 from a2c_compiled.ops import linear_scan
+from a2c_compiled.shared_trunk import run_layers, trunk_length
 
 RecurrentObservation = Tuple[Tensor, Tensor, Tensor]
 """The observation of a recurrent network: ``x``, ``hidden`` and ``start``."""
@@ -245,6 +247,8 @@ def initial_hidden(network: nn.Module, num_envs: int) -> Tensor:
 def run_step(networks: Sequence[nn.Module], x: Tensor, hidden: Tensor) -> Step:
     """Runs each network once on one step, from the same state. Returns the outputs, and the state of all recurrent layers after the step.
 
+    The common trunk of two networks, see :mod:`a2c_compiled.shared_trunk`, runs once for both.
+
     Entries of ``hidden`` that belong to no recurrent layer of ``networks`` are returned unchanged. A layer that several networks contain
     gets the state that the first of these networks computes.
 
@@ -262,8 +266,7 @@ def run_step(networks: Sequence[nn.Module], x: Tensor, hidden: Tensor) -> Step:
     observation = x.unsqueeze(0), hidden.unsqueeze(0), torch.ones([1, x.size(0)], dtype=torch.bool, device=x.device)
     outputs: List[Tensor] = []
     states: List[Tuple[Recurrent, Tensor]] = []
-    for network in networks:
-        output, states_of_network = _call(network, observation)
+    for output, states_of_network in _call_all(networks, observation):
         outputs.append(output.squeeze(0))
         earlier = [layer for layer, _ in states]
         states += [(layer, state) for layer, state in states_of_network if not any(layer is other for other in earlier)]
@@ -301,13 +304,26 @@ def next_hidden(network: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
     return run_step(networks, x, hidden).hidden
 
 
-def _call(network: nn.Module, observation: RecurrentObservation) -> Tuple[Tensor, List[Tuple[Recurrent, Tensor]]]:
-    """Returns the output of ``network``, and each recurrent layer that ran with its state after the last step."""
-    states: List[Tuple[Recurrent, Tensor]] = []
+_States = List[Tuple[Recurrent, Tensor]]
+"""Recurrent layers that ran, with their states after the last step."""
+
+
+def _call_all(networks: Sequence[nn.Module], observation: RecurrentObservation) -> List[Tuple[Tensor, _States]]:
+    """Returns the output of each network, and the layers that ran for it with their states. A common trunk of two networks runs once."""
+    length = trunk_length(*networks) if len(networks) == 2 else 0
+    if length == 0:
+        return [_call(network, observation, []) for network in networks]
+    features, states = _call(partial(run_layers, networks[0], stop=length), observation, [])
+    return [_call(partial(run_layers, network, start=length), features, states) for network in networks]
+
+
+def _call(network: Callable[[Any], Any], x: Any, earlier_states: _States) -> Tuple[Any, _States]:
+    """Returns the output of ``network`` for ``x``, and ``earlier_states`` with those of the layers that ran now."""
+    states: _States = list(earlier_states)
     before = _this_thread.states
     _this_thread.states = states
     try:
-        output = network(observation)
+        output = network(x)
     finally:
         _this_thread.states = before
     for i, (layer, _) in enumerate(states):

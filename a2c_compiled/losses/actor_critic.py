@@ -22,6 +22,7 @@ from a2c_compiled.losses.critic_inputs import chunks, concatenate, replace_nan, 
 from a2c_compiled.losses.detached_parameters import detach_parameters
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
 from a2c_compiled.recurrent import is_recurrent
+from a2c_compiled.shared_trunk import ActorAndCritic, ActorCritic, trunk_length
 
 ModuleKind = TypeVar("ModuleKind", bound=nn.Module)
 
@@ -32,10 +33,12 @@ class PolicyOutputs(NamedTuple):
     Fields:
         params: ``[*B, num_params]``, floating: parameters of the action distribution.
         log_prob: ``[*B]``, dtype of ``params``: log-probability of the actions of the batch.
+        features: ``[*B, ...]``, floating: output of the trunk of actor and critic. None if they have no common trunk.
     """
 
     params: Tensor
     log_prob: Tensor
+    features: Optional[Tensor]
 
 
 class CriticValues(NamedTuple):
@@ -51,7 +54,7 @@ class CriticValues(NamedTuple):
     mask: Optional[Tensor]
 
 
-class ActorCritic(CoefficientModule):
+class LossNetworks(CoefficientModule, ActorAndCritic):
     """Holds actor network, critic network and action distribution, and calls them for :class:`~a2c_compiled.A2CLoss`.
 
     Arguments and errors: see :class:`a2c_compiled.A2CLoss`.
@@ -70,6 +73,13 @@ class ActorCritic(CoefficientModule):
         num_chunks: Optional[int],
     ) -> None:
         super().__init__()
+        if isinstance(actor_network, ActorCritic):
+            if critic_network is not None:
+                raise ValueError(
+                    "critic_network: expected None with an ActorCritic, which has the critic (pass distribution=..., estimators and"
+                    f" coefficients by name), got {type(critic_network).__name__}"
+                )
+            critic_network, actor_network = actor_network.critic_network, actor_network.actor_network
         self.actor_network: nn.Module = checked("actor_network", actor_network, nn.Module)
         self.critic_network: nn.Module = checked("critic_network", critic_network, nn.Module)
         self.distribution: Distribution = checked("distribution", distribution, Distribution)
@@ -109,6 +119,10 @@ class ActorCritic(CoefficientModule):
             for location, name in parameter_names_by_location(self.critic_network).items()
             if separate_losses and name in shared
         ]
+        trunk = trunk_length(self.actor_network, self.critic_network)
+        head = list(self.critic_network._modules.values())[trunk:]
+        head_parameters = {id(parameter) for layer in head if layer is not None for parameter in layer.parameters()}
+        self._detaches_in_head = separate_losses and not actor_parameters.isdisjoint(head_parameters)
 
     @torch.jit.unused
     def device(self) -> torch.device:
@@ -120,14 +134,15 @@ class ActorCritic(CoefficientModule):
 
         At the steps that ``mask`` excludes, neither ``action`` nor the network's output is read: the parameters become 1.
         """
-        params = widen(self.actor_network(observation))
+        features = self.features(observation)
+        params = widen(self.actor_output(observation, features))
         if mask is not None:
             possible = self.distribution.action_of_ones(params)
             # With another shape, log_prob raises an error. It must not receive an action that the replacement has broadcast.
             if list(action.shape) == list(params.shape[:-1]) + list(possible.shape):
                 action = replace_uncounted("action", action, mask, possible)
             params = replace_uncounted("params", params, mask, params.new_ones([]))
-        return PolicyOutputs(params, self.distribution.log_prob(params, action))
+        return PolicyOutputs(params, self.distribution.log_prob(params, action), features)
 
     def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:
         """Computes the values of the observations and next observations of ``batch``; ``time_dim`` is the batch's dimension of time.
@@ -138,7 +153,7 @@ class ActorCritic(CoefficientModule):
         reward, next_observation, done = experience(batch)
         if self.shifted:
             return self._shifted_values(batch, reward, next_observation, done, time_dim, with_gradient)
-        state_value = self.critic(batch.observation, with_gradient)
+        state_value = self.critic(batch.observation, batch.features, with_gradient)
         if batch.agent < 0 and (reward.dim() == 0 or state_value.size(0) != reward.size(0)):
             raise ValueError(
                 f"reward: expected one entry for each of the {state_value.size(0)} leading entries of observation,"
@@ -164,8 +179,17 @@ class ActorCritic(CoefficientModule):
             terminated = done
         dim = time_dim % max(reward.dim() + batch.extra_dims, 1)
         slots = shifted_slots(done, terminated, batch.mask, batch.cu_seqlens, dim, self.shifted_budget)
-        both = concatenate(batch.observation, next_observation, dim)
-        values = match_dims(self.critic(take_observations(both, slots.source, dim), with_gradient), slots.source)
+        features = batch.features
+        if features is None:
+            both = concatenate(batch.observation, next_observation, dim)
+            values = self.critic(take_observations(both, slots.source, dim), None, with_gradient)
+        else:  # the actor has computed the features of all steps
+            with torch.no_grad():
+                next_features = self.features(replace_nan(next_observation, batch.observation))
+            assert next_features is not None
+            in_slots = take_observations(torch.cat([features, next_features], dim), slots.source, dim)
+            values = self.critic(batch.observation, in_slots, with_gradient)
+        values = match_dims(values, slots.source)
         return CriticValues(
             take_steps(values, slots.observation, dim),
             take_steps(values, slots.next_observation, dim),
@@ -174,13 +198,16 @@ class ActorCritic(CoefficientModule):
             slots.kept,
         )
 
-    def critic(self, observation: Tensor, with_gradient: bool) -> Tensor:
-        """Runs the critic network, in chunks if ``value_chunk_size`` or ``num_chunks`` is set."""
+    def critic(self, observation: Tensor, features: Optional[Tensor], with_gradient: bool) -> Tensor:
+        """Runs the critic network, in chunks if ``value_chunk_size`` or ``num_chunks`` is set.
+
+        ``features``: output of the trunk that the critic shares with the actor. None: the critic runs on ``observation``.
+        """
         if with_gradient:
-            values = self._values_in_chunks(observation, False)
+            values = self._values_in_chunks(observation, features, False)
         else:
             with torch.no_grad():
-                values = self._values_in_chunks(observation, False)
+                values = self._values_in_chunks(observation, features, False)
         return values
 
     def _next_values(self, next_observation: Tensor) -> Tensor:
@@ -190,22 +217,28 @@ class ActorCritic(CoefficientModule):
         backward over the next observations.
         """
         with torch.no_grad():
-            return self._values_in_chunks(next_observation, True)
+            return self._values_in_chunks(next_observation, None, True)
 
-    def _values_in_chunks(self, observation: Tensor, of_target: bool) -> Tensor:
-        """Runs :meth:`_value` on each chunk of ``observation`` and concatenates the values."""
+    def _values_in_chunks(self, observation: Tensor, features: Optional[Tensor], of_target: bool) -> Tensor:
+        """Runs :meth:`_value` on each chunk of ``features``, or of ``observation`` if they are None, and concatenates the values."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
             if is_exporting():  # the number of chunks would depend on the size, which is dynamic in an exported graph
-                return self._value(observation, of_target)
+                return self._value(observation, features, of_target)
         if self.value_chunk_size == 0 and self.num_chunks == 0:
-            return self._value(observation, of_target)
+            return self._value(observation, features, of_target)
         values: List[Tensor] = []
-        for chunk in chunks(observation, self.value_chunk_size, self.num_chunks):
-            values.append(self._value(chunk, of_target))
+        if features is None:
+            for chunk in chunks(observation, self.value_chunk_size, self.num_chunks):
+                values.append(self._value(chunk, None, of_target))
+        else:
+            for chunk in chunks(features, self.value_chunk_size, self.num_chunks):
+                values.append(self._value(observation, chunk, of_target))
         return torch.cat(values)
 
-    def _value(self, observation: Tensor, of_target: bool) -> Tensor:
+    def _value(self, observation: Tensor, features: Optional[Tensor], of_target: bool) -> Tensor:
         """Runs the target critic if ``of_target`` and there is one, otherwise the critic, which reads shared parameters detached."""
+        if features is not None:
+            return self.critic_output(observation, features.detach() if self.separate_losses else features)
         if self.target_critic_network is not None:  # noqa: SIM102 - TorchScript would compile the call although the network is None
             if of_target:
                 return self.target_critic_network(observation)
@@ -217,14 +250,20 @@ class ActorCritic(CoefficientModule):
         detached = {name: parameters[name].detach() for name in self._detached_names}
         return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)
 
+    @torch.jit.unused
+    def _trunk_length(self) -> int:
+        """Returns the number of layers in the trunk. 0 if the critic's head also reads parameters detached: the critic then runs whole."""
+        return 0 if self._detaches_in_head else trunk_length(self.actor_network, self.critic_network)
+
     def __prepare_scriptable__(self) -> Any:
         """Returns the module that TorchScript compiles instead of this one.
 
-        TorchScript has no ``functional_call``. If the critic reads parameters detached, the returned module has a traced critic that
-        contains the ``detach`` calls.
+        TorchScript has no ``functional_call``. If the critic reads parameters detached, and not all of them in the trunk, the returned
+        module has a traced critic that contains the ``detach`` calls.
         """
-        if not self._detached_names:
-            return self
+        prepared = ActorAndCritic.__prepare_scriptable__(self)
+        if not self._detached_names or prepared is not self:
+            return prepared
         prepared = copy.copy(self)
         prepared._modules = {**self._modules, "critic_network": detach_parameters(self.critic_network, self._detached_names)}
         prepared._detached_names = []

@@ -40,6 +40,7 @@ class Batch(NamedTuple):
     extra_dims: int = 0
     cu_seqlens: Optional[Tensor] = None  # [S + 1]: starts of packed sequences along time, then T
     agent: int = -1  # the dimension of agents in [*B]; -1 with an estimator of a single agent
+    features: Optional[Tensor] = None  # [*B, ...]: output of the trunk for the observations; None without a common trunk
 
 
 def check_entries(entries: Batch, action: Tensor) -> None:
@@ -55,15 +56,18 @@ def check_entries(entries: Batch, action: Tensor) -> None:
     check_optional_mask(entries.mask)
 
 
-_TENSORS = tuple(name for name in Batch._fields if name not in ("observation", "next_observation", "extra_dims", "agent"))
+_TENSORS = tuple(name for name in Batch._fields if name not in ("observation", "next_observation", "extra_dims", "agent", "features"))
 
 
-def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agents_extra_dims: int) -> Batch:
+def shaped(
+    batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agents_extra_dims: int, features: Optional[Tensor]
+) -> Batch:
     """Returns ``batch`` with the shapes that :class:`Batch` describes.
 
     At the steps that the mask excludes, 0 replaces NaN and infinity in ``reward``, ``next_observation`` and ``sample_log_prob``.
     ``observation``, the result of :func:`zero_nonfinite`, replaces ``batch.observation``. If ``batch`` has an advantage, the fields that
-    only the value estimator reads become None. ``agent`` and ``agents_extra_dims``: see the last fields of :class:`Batch`.
+    only the value estimator reads become None. ``agent``, ``agents_extra_dims`` and ``features``: see the last fields of
+    :class:`Batch`.
     """
     mask = batch.mask
     if mask is not None:
@@ -76,7 +80,18 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agen
         advantage = of_each_agent("advantage", advantage, log_prob, agent)
         value_target = _per_step_or_none("value_target", batch.value_target, log_prob, agent)
         return Batch(
-            observation, None, None, None, None, advantage, value_target, state_value, sample_log_prob, mask, agent=agent
+            observation,
+            None,
+            None,
+            None,
+            None,
+            advantage,
+            value_target,
+            state_value,
+            sample_log_prob,
+            mask,
+            agent=agent,
+            features=features,
         )
     reward = batch.reward
     next_observation = _zero_nonfinite_or_none("next_observation", batch.next_observation, mask, agent >= 0)
@@ -117,6 +132,7 @@ def shaped(batch: Batch, observation: Tensor, log_prob: Tensor, agent: int, agen
         extra_dims,
         batch.cu_seqlens,
         agent,
+        features,
     )
 
 

@@ -9,7 +9,7 @@ from a2c_compiled._precision import widen
 from a2c_compiled.estimators import make_value_estimator
 from a2c_compiled.estimators.registry import EstimatorKind
 from a2c_compiled.functional.packed import sequence_ends
-from a2c_compiled.losses.actor_critic import ActorCritic, PolicyOutputs, checked
+from a2c_compiled.losses.actor_critic import LossNetworks, PolicyOutputs, checked
 from a2c_compiled.losses.advantage_norm import AdvantageNorm
 from a2c_compiled.losses.batch import (
     Batch,
@@ -52,8 +52,8 @@ class Estimates(NamedTuple):
     mask: Optional[Tensor]
 
 
-class EstimatingActorCritic(ActorCritic):
-    """Adds the value estimator and the norms to :class:`ActorCritic`, for :class:`~a2c_compiled.A2CLoss`."""
+class EstimatingActorCritic(LossNetworks):
+    """Adds the value estimator and the norms to :class:`LossNetworks`, for :class:`~a2c_compiled.A2CLoss`."""
 
     def __init__(self, advantage_norm: Optional[AdvantageNorm], value_norm: Optional[PopArt], *networks: Any) -> None:
         super().__init__(*networks)
@@ -144,7 +144,7 @@ class EstimatingActorCritic(ActorCritic):
         agent, extra_dims = -1, 0
         if self.value_estimator.several_agents:
             agent, extra_dims = agents_layout(policy.log_prob, self.value_estimator.agent_dim, self.value_estimator.time_dim)
-        return policy, shaped(entries, observation, policy.log_prob, agent, extra_dims)
+        return policy, shaped(entries, observation, policy.log_prob, agent, extra_dims, policy.features)
 
     def _given(self, batch: Batch, advantage: Tensor, log_prob: Tensor, wants_critic: bool) -> Estimates:
         """Returns the advantage and the value target that the caller passed, detached, with the critic's values if ``wants_critic``."""
@@ -153,7 +153,7 @@ class EstimatingActorCritic(ActorCritic):
         if value_target is not None:
             value_target = value_target.detach()
         if wants_critic:
-            new_state_value = checked_values(self.critic(batch.observation, True), log_prob, "the actions", batch.agent)
+            new_state_value = checked_values(self.critic(batch.observation, batch.features, True), log_prob, "the actions", batch.agent)
             if value_target is not None and batch.agent >= 0:
                 value_target = like_values("value_target", value_target, new_state_value, batch.agent)
         return Estimates(new_state_value, advantage.detach(), value_target, batch.state_value, batch.mask)
@@ -213,7 +213,7 @@ class EstimatingActorCritic(ActorCritic):
             if moves_values:
                 self.value_norm.update(value_target, mask)
                 if with_gradient:  # only now, because autograd refuses parameters that change after they were read
-                    state_value = checked_values(self.critic(batch.observation, True), reference, "reward", agent)
+                    state_value = checked_values(self.critic(batch.observation, batch.features, True), reference, "reward", agent)
         old_value = batch.state_value
         old_value = state_value.detach() if old_value is None else old_value
         advantage = of_each_agent("advantage", estimate.advantage, log_prob, agent)

@@ -1,6 +1,6 @@
 """Runs the policy once on a batch of observations. In shapes, ``*event`` is the shape of one action."""
 
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from torch import Tensor
 
@@ -35,8 +35,10 @@ def act(loss: A2CLoss, observation: Observation, hidden: Optional[Tensor] = None
         hidden: ``[N, H]``, floating point: the state of the recurrent layers of both networks. None if there are none.
     """
     if hidden is None:
-        value = loss.critic_network(observation) if loss.reads_state_value else None
-        return _sample_action(loss, loss.actor_network(observation), value)
+        inputs: Any = observation
+        features = loss.features(inputs) if loss.reads_state_value else None
+        value = loss.critic_output(inputs, features) if loss.reads_state_value else None
+        return _sample_action(loss, loss.actor_output(inputs, features), value)
     assert isinstance(observation, Tensor), "expected one tensor as the observation of a recurrent network"
     (params, value), after = run_step([loss.actor_network, loss.critic_network], observation, hidden)
     return _sample_action(loss, params, value if loss.reads_state_value else None)._replace(next_hidden=after)

@@ -15,6 +15,7 @@ from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.losses.batch import match_dims
 from a2c_compiled.recurrent import run_step
+from a2c_compiled.shared_trunk import ActorAndCritic
 
 
 class RecurrentSampledAction(NamedTuple):
@@ -86,7 +87,7 @@ class GreedyPolicy(nn.Module):
         return GreedyAction(self.converted(self.distribution.mode(self.actor_network(observation))))
 
 
-class _ActorCritic(nn.Module):
+class _SamplingPolicy(ActorAndCritic):
     """Holds the networks and the distribution of a policy that samples its actions.
 
     As in the loss, half-precision parameters of the distribution become float32, and a score is ``log_prob`` of the action that the graph
@@ -100,7 +101,7 @@ class _ActorCritic(nn.Module):
         self.distribution = distribution
 
 
-class SampledPolicy(_ActorCritic):
+class SampledPolicy(_SamplingPolicy):
     """Samples an action for each observation. Also returns the log-probability of the action and the value of the observation.
 
     The random noise is an input, so the graph returns the same action for the same inputs on every machine. Draw the noise with
@@ -134,10 +135,12 @@ class SampledPolicy(_ActorCritic):
             ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype`` or the dtype of the distribution's actions. ``log_prob``,
             ``state_value``: ``[N]``, floating point. One value for several agents keeps the shape that the critic gives it.
         """
-        params = widen(self.actor_network(observation))
+        features = self.features(observation)
+        params = widen(self.actor_output(observation, features))
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        return SampledAction(self.converted(action), log_prob, match_dims(self.critic_network(observation), log_prob))
+        state_value = match_dims(self.critic_output(observation, features), log_prob)
+        return SampledAction(self.converted(action), log_prob, state_value)
 
 
 class RecurrentPolicy(nn.Module):
@@ -177,7 +180,7 @@ class RecurrentPolicy(nn.Module):
         return RecurrentAction(self.distribution.mode(params), after)
 
 
-class RecurrentSampledPolicy(_ActorCritic):
+class RecurrentSampledPolicy(_SamplingPolicy):
     """Samples an action for each observation and hidden state. Also returns log-probability, state value and the next hidden state.
 
     For networks of :mod:`a2c_compiled.recurrent`. Pass a hidden state of zeros at the first step of an episode. The random noise is an
@@ -216,16 +219,17 @@ class RecurrentSampledPolicy(_ActorCritic):
         return RecurrentSampledAction(action, log_prob, match_dims(value, log_prob), after)
 
 
-class _Acting(_ActorCritic):
+class _Acting(_SamplingPolicy):
     """Computes :class:`ActingOutputs`. The module that :class:`ActingPolicy` runs with its inputs as parameters."""
 
     def forward(self, observation: Tensor, noise: Tensor) -> ActingOutputs:
-        params = widen(self.actor_network(observation))
+        features = self.features(observation)
+        params = widen(self.actor_output(observation, features))
         greedy_action = self.distribution.mode(params)
         greedy_log_prob = self.distribution.log_prob(params, greedy_action)
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        state_value = match_dims(self.critic_network(observation), log_prob)
+        state_value = match_dims(self.critic_output(observation, features), log_prob)
         return ActingOutputs(action, log_prob, state_value, greedy_action, greedy_log_prob)
 
 

@@ -47,6 +47,7 @@ ROOMS = (
     "functional",
     "networks",
     "recurrent",
+    "shared_trunk",
     "ops",
     "kernels",
     "distributions",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction
 from a2c_compiled.distributions import Distribution
+from a2c_compiled.shared_trunk import ActorAndCritic
 
 
 class Network(nn.Module):
@@ -95,7 +96,7 @@ class PredictPolicy(nn.Module):
         return GreedyAction(self.bounds(self.distribution.mode(self.actor_network(self.raw(observation)))))
 
 
-class SampledPredictPolicy(nn.Module):
+class SampledPredictPolicy(ActorAndCritic):
     """Samples the actions of ``model.predict(observation, deterministic=False)``. The random noise is an input.
 
     Args:
@@ -125,10 +126,11 @@ class SampledPredictPolicy(nn.Module):
             ``state_value``: ``[N]``, float32.
         """
         observation = self.raw(observation)
-        params = self.actor_network(observation)
+        features = self.features(observation)
+        params = self.actor_output(observation, features)
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        return SampledAction(self.bounds(action), log_prob, self.critic_network(observation).squeeze(-1))
+        return SampledAction(self.bounds(action), log_prob, self.critic_output(observation, features).squeeze(-1))
 
 
 class PredictFromFrames(nn.Module):
