@@ -30,6 +30,7 @@ from a2c_compiled.integrations.stable_baselines3.policy_networks import (
 from a2c_compiled.integrations.stable_baselines3.recurrent_networks import OverTime, RecurrentPredictPolicy, lstm_layers
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import discrete_distribution_for
+from a2c_compiled.shared_trunk import ActorCritic
 
 # Methods that a subclass must not override, because this module composes the networks in the same way as the original methods.
 _COMPUTATIONS = (
@@ -86,7 +87,8 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
       divisor is ``max(std, 1e-4)``, not ``std + 1e-8``.
 
     For PPO the result is the A2C objective with PPO's coefficients, without the clipped probability ratio. A features extractor that actor
-    and critic share runs twice.
+    and critic share is the trunk of an :class:`~a2c_compiled.ActorCritic`, if it has parameters: it runs once for both. That of a
+    recurrent model runs twice.
 
     Args:
         model: an SB3 ``A2C`` or ``PPO``, or sb3-contrib's ``RecurrentPPO``, or its policy.
@@ -123,6 +125,11 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         actor_features, critic_features = (Network(shape, preprocess, part, nn.Identity(), nn.Identity()) for part in features)
         actor = OverTime(actor_features, actor_layers, nn.Sequential(*heads[0]))
         critic = OverTime(critic_features, critic_layers, nn.Sequential(between, *heads[1]))
+    elif policy.share_features_extractor and any(True for _ in features[0].parameters()):
+        trunk = Network(shape, preprocess, features[0], nn.Identity(), nn.Identity())
+        width = [int(policy.features_dim)]
+        network = ActorCritic(trunk, *(Network(width, nn.Identity(), nn.Identity(), *head) for head in heads))
+        actor, critic = network.actor_network, network.critic_network
     else:
         actor, critic = (Network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
     algorithm = None if isinstance(model, ActorCriticPolicy) else model

@@ -15,6 +15,7 @@ from a2c_compiled.integrations.torchrl.action_distributions import converted_dis
 from a2c_compiled.integrations.torchrl.module_chains import Chain, Key, leaves
 from a2c_compiled.integrations.torchrl.shared_networks import holds_same_tensors
 from a2c_compiled.losses import A2CLoss, PercentileNorm
+from a2c_compiled.shared_trunk import ActorCritic
 
 # Methods that a subclass must not override, because the converted loss computes what the original methods compute.
 _COMPUTATIONS = ("forward", "_log_probs", "get_entropy_bonus", "loss_critic", "_reduce_loss")
@@ -57,19 +58,21 @@ def from_torchrl(
         )
     actor, critic, separate = _networks(loss)
     keys = _observation_keys((actor, critic), observation_keys)
-    actor_chain = Chain(keys)
-    *modules, last = leaves(actor)
-    for module in modules:
+    actor_modules, critic_modules = list(leaves(actor)), list(leaves(critic))
+    trunk, length, (actor_chain, critic_chain) = _trunk(actor_modules, critic_modules, keys)
+    *modules, last = actor_modules
+    for module in modules[length:]:
         actor_chain.run(module)
     if not isinstance(last, ProbabilisticTensorDictModule):
         raise TypeError(f"actor_network: expected a ProbabilisticTensorDictModule at its end, got {type(last).__name__}")
     distribution, params = converted_distribution(last, actor_chain, size)
-    critic_chain = Chain(keys)
-    for module in leaves(critic):
+    for module in critic_modules[length:]:
         critic_chain.run(module)
+    networks = actor_chain.module(params), critic_chain.module(critic_chain.node(loss.tensor_keys.value))
+    network = None if trunk is None else ActorCritic(trunk, *networks)
     converted_loss = A2CLoss(
-        actor_chain.module(params),
-        critic_chain.module(critic_chain.node(loss.tensor_keys.value)),
+        networks[0] if network is None else network,
+        networks[1] if network is None else None,
         distribution,
         _estimator(loss),
         float(loss.entropy_coeff),
@@ -116,19 +119,46 @@ def _observation_keys(networks: Sequence[nn.Module], observation_keys: Optional[
     Raises:
         ValueError: ``observation_keys`` has other keys, or is None and ``networks`` read several entries.
     """
-    read: List[Key] = []
-    for network in networks:
-        written: List[Key] = []
-        for module in leaves(network):
-            in_keys = [unravel_key(key) for key in _keys(module, "in_keys")]
-            read += [key for key in in_keys if key not in (*written, *read)]
-            written += [unravel_key(key) for key in _keys(module, "out_keys")]
+    read = _keys_read([list(leaves(network)) for network in networks])
     keys = read if observation_keys is None else [unravel_key(key) for key in observation_keys]
     if observation_keys is None and len(read) != 1:
         raise ValueError(f"observation_keys: expected the keys {read} in an order of your choice, got None")
     if set(keys) != set(read) or len(keys) != len(read):
         raise ValueError(f"observation_keys: expected {read} in any order, got {keys}")
     return keys
+
+
+def _keys_read(networks: Sequence[Sequence[nn.Module]]) -> List[Key]:
+    """Returns the keys of the entries that networks, each a list of its modules, read and do not write."""
+    read: List[Key] = []
+    for modules in networks:
+        written: List[Key] = []
+        for module in modules:
+            in_keys = [unravel_key(key) for key in _keys(module, "in_keys")]
+            read += [key for key in in_keys if key not in (*written, *read)]
+            written += [unravel_key(key) for key in _keys(module, "out_keys")]
+    return read
+
+
+def _trunk(
+    actor: Sequence[nn.Module], critic: Sequence[nn.Module], keys: Sequence[Key]
+) -> Tuple[Optional[nn.Module], int, Tuple[Chain, Chain]]:
+    """Returns the trunk of two networks, each a list of its modules, the number of its modules, and the chains for the other modules.
+
+    Both networks begin with the modules of the trunk. The other modules read one entry that the trunk writes, and no other entry.
+    Without such a trunk, the result is None, 0 and two chains from the observation.
+    """
+    pairs = enumerate(zip(actor[:-1], critic[:-1], strict=False))
+    length = next((i for i, (one, other) in pairs if one is not other), min(len(actor), len(critic)) - 1)
+    read = _keys_read([actor[length:], critic[length:]])
+    if length > 0 and len(read) == 1 and read[0] not in keys and any(True for part in actor[:length] for _ in part.parameters()):
+        chain, heads = Chain(keys), (Chain(read), Chain(read))
+        for module in actor[:length]:
+            chain.run(module)
+        for head in heads:
+            head.widths[read[0]] = chain.width(read[0])
+        return chain.module(chain.node(read[0])), length, heads
+    return None, 0, (Chain(keys), Chain(keys))
 
 
 def _keys(module: Any, name: str) -> List[Key]:
