@@ -21,7 +21,8 @@ A network may contain any number of recurrent layers at any depth. Each layer ta
 step is right for every structure of the network.
 
 Losses and training steps accept these tuples as observations. With ``shifted=True`` (see :class:`~a2c_compiled.losses.A2CLoss`), the
-critic's cell runs ``T + shifted_budget`` times instead of ``2 * T``.
+critic's cell runs ``T + shifted_budget`` times instead of ``2 * T``. A cell in a trunk that actor and critic share, see
+:mod:`a2c_compiled.shared_trunk`, runs ``2 * T`` times for both.
 """
 
 import threading

@@ -97,6 +97,20 @@ FAULTS = (
         ("tests/functional",),
     ),
     Fault(
+        "separate losses train the trunk with the critic loss",
+        "a2c_compiled/losses/actor_critic.py",
+        "features.detach() if self.separate_losses else features",
+        "features",
+        ("tests/losses/test_shared_trunk.py",),
+    ),
+    Fault(
+        "a trunk with hooks is shared",
+        "a2c_compiled/shared_trunk.py",
+        "not (is_declared or call_is_plain(layer))",
+        "False",
+        ("tests/losses/test_shared_trunk.py",),
+    ),
+    Fault(
         "the standard deviation of masked data is biased",
         "a2c_compiled/functional/standardization.py",
         "(count - 1.0).clamp_min(1.0)",

@@ -56,7 +56,9 @@ def check_entries(entries: Batch, action: Tensor) -> None:
     check_optional_mask(entries.mask)
 
 
-_TENSORS = tuple(name for name in Batch._fields if name not in ("observation", "next_observation", "extra_dims", "agent", "features"))
+_TENSORS = tuple(
+    name for name in Batch._fields if name not in ("observation", "next_observation", "extra_dims", "agent", "features")
+)
 
 
 def shaped(

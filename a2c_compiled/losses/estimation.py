@@ -153,7 +153,9 @@ class EstimatingActorCritic(LossNetworks):
         if value_target is not None:
             value_target = value_target.detach()
         if wants_critic:
-            new_state_value = checked_values(self.critic(batch.observation, batch.features, True), log_prob, "the actions", batch.agent)
+            new_state_value = checked_values(
+                self.critic(batch.observation, batch.features, True), log_prob, "the actions", batch.agent
+            )
             if value_target is not None and batch.agent >= 0:
                 value_target = like_values("value_target", value_target, new_state_value, batch.agent)
         return Estimates(new_state_value, advantage.detach(), value_target, batch.state_value, batch.mask)
@@ -213,7 +215,9 @@ class EstimatingActorCritic(LossNetworks):
             if moves_values:
                 self.value_norm.update(value_target, mask)
                 if with_gradient:  # only now, because autograd refuses parameters that change after they were read
-                    state_value = checked_values(self.critic(batch.observation, batch.features, True), reference, "reward", agent)
+                    state_value = checked_values(
+                        self.critic(batch.observation, batch.features, True), reference, "reward", agent
+                    )
         old_value = batch.state_value
         old_value = state_value.detach() if old_value is None else old_value
         advantage = of_each_agent("advantage", estimate.advantage, log_prob, agent)

@@ -69,14 +69,17 @@ class A2CLoss(EstimatingActorCritic):
     and each agent receives the team's advantage. The critic loss is over ``[N, T]``, with the shape ``[N, T, 1]`` for
     ``reduction="none"``. A step counts for it if ``mask`` counts the step of any agent.
 
-    Both networks become submodules of the loss and are not copied. They may share modules.
+    Both networks become submodules of the loss and are not copied. They may share modules. The loss computes the layers with which both
+    begin once, if it gets an :class:`~a2c_compiled.ActorCritic`, or if both networks are plain ``nn.Sequential`` and begin with the same
+    modules, without hooks: see :mod:`a2c_compiled.shared_trunk`.
 
     The coefficients ``entropy_coef``, ``critic_coef`` and ``clip_value``, and the value estimator's ``gamma`` and ``lmbda``, are buffers.
     You can assign a number at any time, for example ``loss.entropy_coef = 0.001``; this needs no recompilation. Assign names to
     ``out_keys`` to compute only these outputs.
 
     Args:
-        actor_network: maps an observation to the distribution parameters. ``actor`` is an alias and takes precedence.
+        actor_network: maps an observation to the distribution parameters; or an :class:`~a2c_compiled.ActorCritic`, then without a
+            ``critic_network``. ``actor`` is an alias and takes precedence.
         critic_network: maps an observation to the values. ``critic`` is an alias and takes precedence.
         distribution: the action distribution, one of :mod:`a2c_compiled.distributions`.
         value_estimator: any value that :func:`~a2c_compiled.estimators.make_value_estimator` accepts. None means GAE with ``gamma=0.99``
@@ -89,7 +92,8 @@ class A2CLoss(EstimatingActorCritic):
         loss_critic_type: :math:`\ell`: ``"l1"``, ``"l2"`` or ``"smooth_l1"`` (quadratic up to a distance of 1, linear beyond).
         entropy_bonus: False switches off both entropy outputs.
         samples_mc_entropy: number of samples in the Monte-Carlo estimate of an entropy that has no closed form.
-        separate_losses: if True, the critic loss has no gradient for parameters that actor and critic share.
+        separate_losses: if True, the critic loss has no gradient for parameters that actor and critic share. A trunk that is computed once
+            ends in a detached tensor for the critic.
         functional: ignored; TorchRL's ``A2CLoss`` has this argument. You can always use ``torch.func.functional_call`` on the loss;
             pass ``tie_weights=False`` if the networks share modules, because otherwise torch leaves the given tensors in the modules.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. None means ``"mean"``.
@@ -103,7 +107,7 @@ class A2CLoss(EstimatingActorCritic):
             ``update(advantage)`` of a RunningNorm.
         shifted: if True, the critic runs once on ``T + shifted_budget`` observations instead of ``2 * T``. The option requires that the
             next observation of a step is the observation of the next step, except at ``done`` steps. n-step data does not fulfil this
-            requirement.
+            requirement. A trunk that actor and critic share runs on the observations, for both, and without gradient on the next ones.
         shifted_budget: number of next observations, per trajectory, that the one pass can hold. The last step uses one; each truncated
             step before the last one uses another. If a trajectory has more, it ends earlier: its last steps do not count.
         value_chunk_size: largest number of leading entries of the observations in one call of the critic, to save memory. None: no limit.

@@ -139,8 +139,7 @@ class SampledPolicy(_SamplingPolicy):
         params = widen(self.actor_output(observation, features))
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        state_value = match_dims(self.critic_output(observation, features), log_prob)
-        return SampledAction(self.converted(action), log_prob, state_value)
+        return SampledAction(self.converted(action), log_prob, match_dims(self.critic_output(observation, features), log_prob))
 
 
 class RecurrentPolicy(nn.Module):

@@ -102,13 +102,16 @@ def test_losses_are_equal_to_the_bit_and_gradients_to_rounding(options, names):
 def test_networks_and_names_are_those_of_two_sequences():
     network = make_network()
     loss = A2CLoss(network, distribution=DISTRIBUTION)
-    pair = A2CLoss(nn.Sequential(network.trunk, network.actor_head), nn.Sequential(network.trunk, network.critic_head), DISTRIBUTION)
+    pair = A2CLoss(
+        nn.Sequential(network.trunk, network.actor_head), nn.Sequential(network.trunk, network.critic_head), DISTRIBUTION
+    )
     assert type(loss.actor_network) is type(loss.critic_network) is nn.Sequential
     assert loss.actor_network[0] is loss.critic_network[0] is network.trunk
     assert list(loss.state_dict()) == list(pair.state_dict())
     observation = torch.randn(5, FEATURES, dtype=torch.float64)
     params, value = network(observation)
-    assert torch.equal(params, loss.actor_network(observation)) and torch.equal(value, loss.critic_network(observation))
+    assert torch.equal(params, loss.actor_network(observation))
+    assert torch.equal(value, loss.critic_network(observation))
 
 
 def test_the_trunk_runs_once_for_the_observations_and_once_for_the_next_ones():
@@ -134,7 +137,8 @@ def test_the_trunk_runs_once_for_an_action_and_its_value():
     network = counted_network()
     loss = A2CLoss(network, distribution=DISTRIBUTION, clip_value=0.2)
     output = act(loss, torch.randn(7, FEATURES))
-    assert network.trunk.calls == 1 and output.state_value.shape == (7,)
+    assert network.trunk.calls == 1
+    assert output.state_value.shape == (7,)
     SampledPolicy(loss.actor_network, loss.critic_network, DISTRIBUTION)(torch.randn(7, FEATURES), torch.rand(7, 1))
     assert network.trunk.calls == 2
 
@@ -147,10 +151,21 @@ def test_a_recurrent_trunk_runs_once_for_a_step_and_reports_its_state():
     assert initial_hidden(nn.ModuleList(networks), 3).shape == hidden.shape
     one, expected = run_step(networks, x, hidden), run_step([Apart(part) for part in networks], x, hidden)
     assert trunk.calls == 1 + 2
-    assert torch.equal(one.hidden, expected.hidden) and all(map(torch.equal, one.outputs, expected.outputs))
-    twice = ActorCritic(trunk.module, nn.Linear(8, 2), trunk.module)
-    with pytest.raises((ValueError, TypeError)):
-        run_step([twice.actor_network, twice.critic_network], x, hidden)
+    assert torch.equal(one.hidden, expected.hidden)
+    assert all(map(torch.equal, one.outputs, expected.outputs))
+
+    class Sequence(nn.Module):
+        """Makes features the observation of a further cell."""
+
+        def forward(self, features):
+            return features, hidden.unsqueeze(0), torch.ones(1, 3, dtype=torch.bool)
+
+    lower, upper = Recurrent(MinGRU(FEATURES, 8)), Recurrent(MinGRU(8, 8))
+    again = ActorCritic(
+        nn.Sequential(lower, Sequence(), upper), nn.Linear(8, 2), nn.Sequential(Sequence(), upper, nn.Linear(8, 1))
+    )
+    with pytest.raises(ValueError, match="expected one call of each Recurrent in a step, got two"):
+        run_step([again.actor_network, again.critic_network], x, hidden)
 
 
 def test_a_trunk_is_shared_only_where_both_networks_are_sequences_without_hooks():
@@ -187,7 +202,7 @@ def test_separate_losses_detach_parameters_that_the_heads_share_too():
 
 def test_wrong_parts_and_a_second_critic_are_refused_by_name():
     network = make_network()
-    with pytest.raises(ValueError, match="critic_network: expected None with an ActorCritic.*got Categorical"):
+    with pytest.raises(ValueError, match=r"critic_network: expected None with an ActorCritic.*got Categorical"):
         A2CLoss(network, DISTRIBUTION)
     with pytest.raises(TypeError, match="actor_head: expected a module, got"):
         ActorCritic(network.trunk, 3, network.critic_head)

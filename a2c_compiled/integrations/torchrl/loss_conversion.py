@@ -151,7 +151,12 @@ def _trunk(
     pairs = enumerate(zip(actor[:-1], critic[:-1], strict=False))
     length = next((i for i, (one, other) in pairs if one is not other), min(len(actor), len(critic)) - 1)
     read = _keys_read([actor[length:], critic[length:]])
-    if length > 0 and len(read) == 1 and read[0] not in keys and any(True for part in actor[:length] for _ in part.parameters()):
+    if (
+        length > 0
+        and len(read) == 1
+        and read[0] not in keys
+        and any(True for part in actor[:length] for _ in part.parameters())
+    ):
         chain, heads = Chain(keys), (Chain(read), Chain(read))
         for module in actor[:length]:
             chain.run(module)
