@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._kinds import described
+from a2c_compiled._kinds import check_observation, described
 from a2c_compiled._torch_internals import call_is_plain
 
 
@@ -67,7 +67,12 @@ class ActorCritic(nn.Module):
 
         Args:
             observation: ``[*B, ...]``, a tensor or, except in TorchScript, a tuple of tensors, as the trunk accepts.
+
+        Raises:
+            TypeError: ``observation`` is neither a tensor nor a tuple of tensors.
         """
+        if not torch.jit.is_scripting():
+            check_observation("observation", observation)
         features = self.trunk(observation)
         return self.actor_head(features), self.critic_head(features)
 

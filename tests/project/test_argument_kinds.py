@@ -16,7 +16,19 @@ from loss_cases import compile_backend, graphs_compiled, make_loss_steps, make_n
 from project.test_docstrings import exported, function_of
 from torch import Tensor, nn
 
-from a2c_compiled import A2CLoss, TrainStep, distributions, environments, estimators, export, functional, losses, ops, rollouts
+from a2c_compiled import (
+    A2CLoss,
+    ActorCritic,
+    TrainStep,
+    distributions,
+    environments,
+    estimators,
+    export,
+    functional,
+    losses,
+    ops,
+    rollouts,
+)
 from a2c_compiled.networks.observation_norm import ObservationNorm, RunningMoments, update_norms
 from a2c_compiled.recurrent import MinGRU, Recurrent
 from a2c_compiled.rollouts.reward_scale import RewardScale
@@ -130,6 +142,9 @@ CALLS: dict[str, Call] = {
     "a2c_compiled.A2CLoss.forward": Call(LOSS.forward, TRANSITIONS),
     "a2c_compiled.A2CLoss.entropy_noise": Call(LOSS.entropy_noise, TRANSITIONS),
     "A2CLoss.estimates": Call(LOSS.estimates, TRANSITIONS),
+    "a2c_compiled.ActorCritic.forward": Call(
+        ActorCritic(nn.Identity(), *make_networks()[:2]).forward, {"observation": TRANSITIONS["observation"]}
+    ),
     "a2c_compiled.losses.a2c_loss": Call(losses.a2c_loss, A2C_TERMS),
     "a2c_compiled.losses.PercentileNorm": Call(losses.PercentileNorm),
     "a2c_compiled.losses.PercentileNorm.update": Call(losses.PercentileNorm().update),
