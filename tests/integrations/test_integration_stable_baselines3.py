@@ -18,6 +18,7 @@ from torch import nn
 from a2c_compiled import Rollout, TrainStep
 from a2c_compiled.integrations.stable_baselines3 import accelerate, from_sb3, restore
 from a2c_compiled.kernels import cpu_scan
+from a2c_compiled.shared_trunk import trunk_length
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
 ORIGINAL = RolloutBuffer.compute_returns_and_advantage
@@ -328,10 +329,10 @@ def test_a_user_defined_features_extractor_may_be_shared_or_separate(shared, tmp
     options = {"features_extractor_class": Extractor, "share_features_extractor": shared, "net_arch": []}
     model = random_model(policy_kwargs=options)
     check_policy(model, samples(BOX), None if shared else tmp_path)
-    actor, critic = (
-        set(network.parameters()) for network in (from_sb3(model).loss.actor_network, from_sb3(model).loss.critic_network)
-    )
+    loss = from_sb3(model).loss
+    actor, critic = (set(network.parameters()) for network in (loss.actor_network, loss.critic_network))
     assert len(actor & critic) == (2 if shared else 0)
+    assert trunk_length(loss.actor_network, loss.critic_network) == shared
 
 
 # Losses

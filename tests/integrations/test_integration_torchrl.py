@@ -40,6 +40,7 @@ import a2c_compiled
 from a2c_compiled import export
 from a2c_compiled.integrations.torchrl import accelerate, from_torchrl, restore
 from a2c_compiled.integrations.torchrl.value_functions import SERVED
+from a2c_compiled.shared_trunk import trunk_length
 
 pytestmark = pytest.mark.filterwarnings(
     # TorchRL's own note that it samples the entropy.
@@ -648,7 +649,8 @@ def test_a_converted_vtrace_has_its_coefficients():
     ids=lambda options: "-".join(f"{name}_{value}" for name, value in options.items() if not isinstance(value, nn.Module)),
 )
 def test_converted_options_equal_torchrl(options):
-    check_converted(loss_of(**options), steps_for("Categorical"))
+    converted = check_converted(loss_of(**options), steps_for("Categorical"))
+    assert trunk_length(converted.actor_network, converted.critic_network) == ("shared" in options)
 
 
 def test_a_copied_or_converted_torchrl_loss_shares_its_own_parameters():

@@ -12,6 +12,7 @@ from a2c_compiled import A2CLoss, export
 from a2c_compiled.environments import observation_tensor
 from a2c_compiled.networks.for_spaces import ImageEncoder, OneHot, TupleEncoder, encoder_for, make_networks, mlp
 from a2c_compiled.networks.observation_norm import ObservationNorm, update_norms
+from a2c_compiled.shared_trunk import trunk_length
 from a2c_compiled.update import Rollout, TrainStep
 
 
@@ -107,6 +108,12 @@ def test_observations_without_an_encoder_are_refused(space):
 def test_images_that_are_too_small_are_refused(space):
     with pytest.raises(ValueError, match="shape: expected images of at least 3 x 3"):
         make_networks(Spaces(space), (8,))
+
+
+def test_actor_and_critic_of_images_share_the_encoder_as_their_trunk():
+    actor, critic, _ = make_networks(Spaces(pixels(84, 84, 4)), [])
+    assert trunk_length(actor, critic) == 1
+    assert isinstance(actor[0], ImageEncoder)
 
 
 def test_networks_for_vectors_have_no_encoder():

@@ -27,7 +27,7 @@ from loss_cases import (
 from tolerances import assert_close
 from torch import nn
 
-from a2c_compiled import A2CLoss, distributions, estimators
+from a2c_compiled import A2CLoss, ActorCritic, distributions, estimators
 from a2c_compiled import functional as F
 from a2c_compiled.estimators import ValueEstimators, make_value_estimator
 from a2c_compiled.losses import PercentileNorm
@@ -127,6 +127,16 @@ def test_gamma():
 def test_separate_losses():
     for shared in (False, True):
         compare(shared=shared, separate_losses=True)
+
+
+def test_actor_and_critic_over_a_common_trunk():
+    mine, others = copies(make_networks(shared=True))
+    steps = make_loss_steps()
+    loss = make_loss(networks=(ActorCritic(mine[0][0], mine[0][1], mine[1][1]), None), value_estimator="GAE")
+    expected = torchrl_loss(others, estimator="GAE")(torchrl_data(steps, *PLAIN))
+    outputs = loss(**of(steps, *PLAIN))
+    assert_same(present(outputs), {name: expected[name] for name in present(outputs)})
+    assert_same(gradients(outputs, mine), gradients(expected, others))
 
 
 def test_functional():
