@@ -218,6 +218,11 @@ def is_recurrent(network: nn.Module) -> bool:
     return len(_recurrent_layers(network)) > 0
 
 
+def unrolls(network: nn.Module) -> bool:
+    """Returns whether a graph of ``network`` contains every step, because a recurrent layer has a cell other than :class:`MinGRU`."""
+    return any(not isinstance(layer.cell, MinGRU) for layer in _recurrent_layers(network))
+
+
 def hidden_size(network: nn.Module) -> int:
     """Returns ``H``, the sum of the state sizes of all recurrent layers in ``network``; 0 if there is none.
 

@@ -9,12 +9,13 @@ import torch
 
 from a2c_compiled._files import atomic_files
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
-from a2c_compiled.export.graphs.policies import ActingPolicy
+from a2c_compiled.export.graphs.policies import ActingPolicy, flattened
 from a2c_compiled.export.graphs.update_graph import TrainStepGraph
 from a2c_compiled.export.on_device import RUNTIME, runtime
 from a2c_compiled.export.onnx_model.model_file import remove_unused_weights
 from a2c_compiled.export.tracing.call import copied
 from a2c_compiled.update import Rollout, TrainStep
+from a2c_compiled.update.rollout import check_rollout, mapped
 
 
 def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str, Path], opset: int = OLDEST_OPSET) -> Path:
@@ -32,7 +33,8 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
     - ``runtime.py``: a copy of :mod:`a2c_compiled.export.on_device.runtime`.
     - ``*.cases.npz``: the reference outputs of the two ONNX files.
 
-    The exported graphs accept any number of steps and environments, including 1.
+    The exported graphs accept any number of steps and environments, including 1. If the networks have a recurrent layer whose cell is not
+    :class:`~a2c_compiled.recurrent.MinGRU`, the number of steps is the example's.
 
     Args:
         step: training step with the parameters and the optimizer state to start from, eager or compiled. It is not changed.
@@ -52,18 +54,14 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
         raise TypeError(f"step: expected a TrainStep, got {type(step).__name__}")
     if not isinstance(example_rollout, Rollout):
         raise TypeError(f"example_rollout: expected a Rollout, got {type(example_rollout).__name__}")
-    if not isinstance(example_rollout.observation, torch.Tensor):
-        raise TypeError(
-            "example_rollout: expected an observation that is one tensor, since an exported graph has one observation input, got"
-            f" {type(example_rollout.observation).__name__}"
-        )
+    check_rollout(example_rollout)
     path = Path(path)
     if path.suffix != ".onnx":
         raise ValueError(f"path: expected a name ending in .onnx, got {path}")
     step = copied(step).cpu()  # exported files are verified on the CPU
-    rollout = Rollout(*(None if entry is None else entry.cpu() for entry in example_rollout))  # type: ignore[arg-type]
+    rollout = Rollout(*(mapped(torch.Tensor.cpu, entry) for entry in example_rollout))
     update = TrainStepGraph(step, rollout)
-    acting = ActingPolicy(step.loss, update.state_names, rollout.observation.flatten(0, 1))
+    acting = ActingPolicy(step.loss, update.state_names, flattened(rollout.observation))
     with atomic_files(path.parent) as folder:
         export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
         export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)

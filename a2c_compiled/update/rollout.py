@@ -1,6 +1,6 @@
 """The data that a policy collects, as tensors."""
 
-from typing import Any, Dict, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
 
 from torch import Tensor
 
@@ -53,6 +53,13 @@ def check_rollout(rollout: Rollout) -> None:
     check_observation("observation", rollout.observation)
     check_observation("next_observation", rollout.next_observation)
     check_tensors(_TENSORS, [getattr(rollout, name) for name in _TENSORS], _NUM_REQUIRED)
+
+
+def mapped(function: Callable[[Tensor], Tensor], entry: Any) -> Any:
+    """Applies ``function`` to a tensor, or to each tensor of a tuple. None stays None."""
+    if isinstance(entry, tuple):
+        return tuple(mapped(function, part) for part in entry)
+    return None if entry is None else function(entry)
 
 
 def as_loss_arguments(entries: Mapping[str, Any]) -> Dict[str, Any]:

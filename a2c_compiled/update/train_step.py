@@ -1,5 +1,6 @@
 """The A2C training step: a pure function of parameters, optimizer state and rollout, and the module that applies it."""
 
+import operator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,7 +16,7 @@ from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.loss_gradients import LossGradients
 from a2c_compiled.update.optimizers import FunctionalOptimizer, Slots
-from a2c_compiled.update.rollout import Rollout, check_rollout
+from a2c_compiled.update.rollout import Rollout, check_rollout, mapped
 
 
 class TrainMetrics(NamedTuple):
@@ -304,7 +305,7 @@ class TrainStep(CoefficientModule):
         state = old_state = self.state()
         metrics: List[TrainMetrics] = []
         for k in range(rollouts.reward.size(0)):
-            rollout = Rollout(*(_selected(entry, k) for entry in rollouts))
+            rollout = Rollout(*(mapped(operator.itemgetter(k), entry) for entry in rollouts))
             if k > 0:
                 state = state._replace(params=_requiring_grad(state.params, old_state.params))
             state, update_metrics = self.pure(state, rollout, self.lr)
@@ -347,13 +348,6 @@ def _requiring_grad(params: List[Tensor], old_params: List[Tensor]) -> List[Tens
 def _stacked(parts: Sequence[Any]) -> Any:
     """Stacks one metric of all updates; None if the loss does not compute it."""
     return None if parts[0] is None else torch.stack(list(parts))
-
-
-def _selected(entry: Any, k: int) -> Any:
-    """Returns entry ``k`` of a tensor, or of each tensor in a tuple; None for None."""
-    if isinstance(entry, tuple):
-        return tuple(_selected(part, k) for part in entry)
-    return None if entry is None else entry[k]
 
 
 def _state_where(condition: Tensor, new_state: TrainState, old_state: TrainState) -> TrainState:

@@ -170,7 +170,7 @@ def _varied(call: Call, same: Dict[str, Tensor], generator: torch.Generator) -> 
         yield f"{label}, as exported", {**inputs, **{name: call.inputs[name] for name in same}}
     for what, flags in _flags(inputs, generator):
         yield f"{label}, {what}", {**inputs, **flags}
-    scaled = [name for name in _SCALED if name in inputs and inputs[name].is_floating_point()]
+    scaled = [name for name in inputs if name.partition(".")[0] in _SCALED and inputs[name].is_floating_point()]
     if scaled:
         yield f"{label}, large numbers", {**inputs, **{name: _SCALE * inputs[name] for name in scaled}}
 

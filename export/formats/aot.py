@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from a2c_compiled._torch_internals import ahead_of_time
-from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, by_name, write_program
+from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, write_program
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import DynamicAxes, ExampleInputs
-from a2c_compiled.export.tracing.program import exporting_without_logs
+from a2c_compiled.export.tracing.program import by_name, exporting_without_logs
 
 
 def export_aot(

@@ -14,7 +14,7 @@ from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.error_hints import explained
-from a2c_compiled.export.tracing.program import argument_name, exported_program, exporting_without_logs
+from a2c_compiled.export.tracing.program import by_name, exported_program, exporting_without_logs
 from a2c_compiled.export.tracing.scan_doubling import DECOMPOSITIONS
 
 ENDING = ".pt2"
@@ -57,11 +57,6 @@ def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
     """Loads the program in a file of :func:`export_pt2` as a function that takes tensors by input name."""
     with exporting_without_logs():
         return by_name(torch.export.load(path).module())
-
-
-def by_name(program: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:
-    """Wraps ``program`` so that its keywords are the input names, dots included."""
-    return lambda **inputs: program(**{argument_name(name): tensor for name, tensor in inputs.items()})
 
 
 def write_program(

@@ -4,9 +4,9 @@ import json
 import re
 import sys
 from contextlib import contextmanager
-from functools import wraps
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Dict, Iterator, Union
+from typing import Callable, Dict, Iterator, Union
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, named_outputs
 from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.export.tracing.program import exporting_without_logs
+from a2c_compiled.export.tracing.program import argument_name, by_name, exporting_without_logs
 
 # Parts of the messages of TorchScript's compiler: an attribute that it cannot read, and a line of code of the failing module.
 _ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")
@@ -57,6 +57,9 @@ def export_torchscript(
     The file needs no operator of this package. It loads with ``torch.jit.load`` in Python and C++ where only torch is installed, and it is
     differentiable there. It accepts inputs of any shape that the module accepts. The module is saved in evaluation mode.
 
+    A policy whose observation is a tuple or a mapping of tensors is traced with the example inputs. Its file has one argument for each
+    tensor, such as ``observation__0``.
+
     Args:
         module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or another module around them that
             TorchScript compiles.
@@ -84,11 +87,12 @@ def export_torchscript(
 def _scripted(call: Call) -> torch.jit.ScriptModule:
     """Compiles the module of ``call`` with TorchScript, and runs it once. Turns an error of either into an ExportError.
 
-    A module with the attribute ``is_traced`` is traced with the example inputs.
+    A module with the attribute ``is_traced``, or with an argument that is a tuple or a mapping, is traced with the example inputs.
     """
     name = type(call.module).__name__
+    is_traced = call.has_parts or getattr(call.module, "is_traced", False)
     try:
-        scripted = _traced(call) if getattr(call.module, "is_traced", False) else script(call.module)
+        scripted = _traced(call) if is_traced else script(call.module)
     except TypeError:
         raise  # raised on purpose by modules that TorchScript cannot express; the message says so
     except Exception as error:
@@ -99,7 +103,7 @@ def _scripted(call: Call) -> torch.jit.ScriptModule:
     expected = list(call.eager(call.inputs))
     try:
         with torch.no_grad():
-            outputs = list(named_outputs(scripted(**call.inputs)))
+            outputs = list(named_outputs(by_name(scripted)(**call.inputs)))
     except Exception as error:
         raise ExportError(
             f"{name} cannot be exported to TorchScript: its code compiles but does not run ({str(error).strip().splitlines()[-1]})."
@@ -116,16 +120,20 @@ def _traced(call: Call) -> torch.jit.ScriptModule:
     module = call.module
     forward = module.forward
 
-    @wraps(forward)
-    def by_name(*inputs: Tensor) -> Dict[str, Tensor]:
-        return named_outputs(forward(*inputs))
+    def of_tensors(*inputs: Tensor) -> Dict[str, Tensor]:
+        return named_outputs(forward(**call.arguments(dict(zip(call.inputs, inputs, strict=True)))))
 
-    module.forward = by_name
+    parameters = [Parameter(argument_name(name), Parameter.POSITIONAL_OR_KEYWORD) for name in call.inputs]
+    of_tensors.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    module.forward = of_tensors
     try:
         # strict=False allows a dict as output.
-        return torch.jit.trace(module, tuple(call.inputs.values()), check_trace=False, strict=False)
+        traced = torch.jit.trace(module, tuple(call.inputs.values()), check_trace=False, strict=False)
     finally:
         module.forward = forward
+    if any(node.kind() == "prim::PythonOp" for node in traced.inlined_graph.nodes()):
+        raise RuntimeError("a module whose arguments are not all tensors is traced, and a trace cannot hold a linear scan")
+    return traced
 
 
 def _reason(text: str) -> str:
@@ -146,4 +154,4 @@ def _reason(text: str) -> str:
 
 
 # The file is differentiable, but it cannot hold a training step, whose graph computes gradients itself.
-FORMAT = Format("torchscript", ".pt", export_torchscript, load, has_gradients=False)
+FORMAT = Format("torchscript", ".pt", export_torchscript, lambda path: by_name(load(path)), has_gradients=False)

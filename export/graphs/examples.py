@@ -1,14 +1,23 @@
 """The graphs of a loss, with example inputs taken from a rollout."""
 
-from typing import Dict, NamedTuple, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled._export_names import ESTIMATOR, LOSS, POLICY, POLICY_SAMPLED
-from a2c_compiled.export.graphs.policies import GreedyPolicy, SampledPolicy
+from a2c_compiled.export.graphs.policies import (
+    GreedyPolicy,
+    RecurrentPolicy,
+    RecurrentSampledPolicy,
+    SampledPolicy,
+    flattened,
+    policy_inputs,
+)
 from a2c_compiled.export.tracing.call import DynamicAxes
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.losses.critic_inputs import concatenate
+from a2c_compiled.recurrent import unrolls
 from a2c_compiled.losses.batch import agents_layout, laid_out, like_values, per_step, time_and_agent_dims
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
@@ -18,21 +27,24 @@ class Graph(NamedTuple):
 
     Attributes:
         module: the module to export.
-        example_inputs: tensors by input name, in the shapes and dtypes that ``module`` accepts.
+        example_inputs: tensors, or observations that are tuples of tensors, by argument name, in the shapes and dtypes that ``module``
+            accepts.
         dynamic_axes: names of the leading dimensions that may vary in size, such as ``("T", "N")``; see
             :func:`~a2c_compiled.export.export_onnx`.
     """
 
     module: nn.Module
-    example_inputs: Dict[str, Tensor]
+    example_inputs: Dict[str, Any]
     dynamic_axes: DynamicAxes
 
 
 def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
     """Returns the graphs of a loss by name, with example inputs from a rollout.
 
-    - ``policy``: a :class:`~a2c_compiled.export.GreedyPolicy`, from ``observation``.
-    - ``policy_sampled``: a :class:`~a2c_compiled.export.SampledPolicy`, from ``observation`` and ``noise``.
+    - ``policy``: a :class:`~a2c_compiled.export.GreedyPolicy`, from ``observation``. Of recurrent networks: a
+      :class:`~a2c_compiled.export.RecurrentPolicy`, also from ``hidden``.
+    - ``policy_sampled``: a :class:`~a2c_compiled.export.SampledPolicy`, from ``observation`` and ``noise``. Of recurrent networks: a
+      :class:`~a2c_compiled.export.RecurrentSampledPolicy`, also from ``hidden``.
     - ``loss``: ``loss`` itself, from the rollout entries that the loss reads.
     - ``estimator``: the value estimator of ``loss``, from the critic's values and the rollout.
 
@@ -47,10 +59,9 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
         TypeError: with several agents, an entry is not a tensor.
     """
     entries, axes = read_entries(loss, rollout), leading_axes(loss, rollout)
-    observation = rollout.observation.flatten(0, 1)
+    inputs = policy_inputs(loss, flattened(rollout.observation))
     with torch.no_grad():
-        noise = loss.distribution.noise(loss.actor_network(observation))
-        values = loss.critic_network(torch.cat([rollout.observation, rollout.next_observation])).unflatten(0, (2, -1))
+        values = loss.critic_network(concatenate(rollout.observation, rollout.next_observation, 0)).unflatten(0, (2, -1))
     estimator_inputs = {
         "state_value": values[0],
         "next_state_value": values[1],
@@ -59,32 +70,34 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
     if loss.value_estimator.several_agents:
         steps = _one_entry_per_step(loss, rollout)
         agent, extra_dims = agents_layout(steps, loss.value_estimator.agent_dim, loss.value_estimator.time_dim)
-        inputs = {name: per_step(name, tensor, steps, agent) for name, tensor in estimator_inputs.items()}
-        value = inputs["state_value"]
-        estimator_inputs = {name: laid_out(like_values(name, x, value, agent), extra_dims) for name, x in inputs.items()}
+        each = {name: per_step(name, tensor, steps, agent) for name, tensor in estimator_inputs.items()}
+        value = each["state_value"]
+        estimator_inputs = {name: laid_out(like_values(name, x, value, agent), extra_dims) for name, x in each.items()}
     else:
         for name in ("state_value", "next_state_value"):
             estimator_inputs[name] = estimator_inputs[name].reshape(rollout.reward.shape)
     if "log_prob" in entries:
         estimator_inputs |= {"log_pi": entries["log_prob"], "log_mu": entries["log_prob"]}
+    greedy, sampled = (RecurrentPolicy, RecurrentSampledPolicy) if "hidden" in inputs else (GreedyPolicy, SampledPolicy)
+    of_greedy = {name: entry for name, entry in inputs.items() if name != "noise"}
     return {
-        POLICY: Graph(GreedyPolicy(loss.actor_network, loss.distribution), {"observation": observation}, ("N",)),
-        POLICY_SAMPLED: Graph(
-            SampledPolicy(loss.actor_network, loss.critic_network, loss.distribution),
-            {"observation": observation, "noise": noise},
-            ("N",),
-        ),
+        POLICY: Graph(greedy(loss.actor_network, loss.distribution), of_greedy, ("N",)),
+        POLICY_SAMPLED: Graph(sampled(loss.actor_network, loss.critic_network, loss.distribution), inputs, ("N",)),
         LOSS: Graph(loss, as_loss_arguments(entries), axes),
         ESTIMATOR: Graph(loss.value_estimator, estimator_inputs, axes),
     }
 
 
-def leading_axes(loss: A2CLoss, rollout: Rollout) -> Tuple[str, str]:
-    """Returns the names of the first two dimensions of a rollout, in the order that the value estimator of ``loss`` expects."""
+def leading_axes(loss: A2CLoss, rollout: Rollout) -> Tuple[Optional[str], Optional[str]]:
+    """Returns the names of the first two dimensions of a rollout, in the order that the value estimator of ``loss`` expects.
+
+    None for time if a graph of the networks contains every step, so that the number of steps is fixed.
+    """
     estimator = loss.value_estimator
     steps = _one_entry_per_step(loss, rollout) if estimator.several_agents else rollout.reward
     time_dim = time_and_agent_dims(estimator, rollout.reward, steps)[0]
-    return ("T", "N") if time_dim == 0 else ("N", "T")
+    time = None if unrolls(loss) else "T"
+    return (time, "N") if time_dim == 0 else ("N", time)
 
 
 def _one_entry_per_step(loss: A2CLoss, rollout: Rollout) -> Tensor:
@@ -93,7 +106,7 @@ def _one_entry_per_step(loss: A2CLoss, rollout: Rollout) -> Tensor:
     return rollout.action if loss.distribution.action_of_ones(params).dim() == 0 else rollout.action[..., 0]
 
 
-def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Tensor]:
+def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Any]:
     """Returns the rollout entries that a loss reads. Other entries would be unused inputs of its graph.
 
     Raises:

@@ -1,6 +1,6 @@
 """Policies as modules from tensors to tensors. In shapes, ``*event`` is the shape of one action."""
 
-from typing import Dict, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from a2c_compiled.export.tracing.call import InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.losses.batch import match_dims
-from a2c_compiled.recurrent import run_step
+from a2c_compiled.recurrent import is_recurrent, run_step
 from a2c_compiled.shared_trunk import ActorAndCritic
+from a2c_compiled.update.rollout import mapped
 
 
 class RecurrentSampledAction(NamedTuple):
@@ -28,13 +29,14 @@ class RecurrentSampledAction(NamedTuple):
 
 
 class ActingOutputs(NamedTuple):
-    """Outputs of :class:`ActingPolicy`."""
+    """Outputs of :class:`ActingPolicy`. ``next_hidden`` is None without recurrent layers."""
 
     action: Tensor
     log_prob: Tensor
     state_value: Tensor
     greedy_action: Tensor
     greedy_log_prob: Tensor
+    next_hidden: Optional[Tensor]
 
 
 class _Converted(nn.Module):
@@ -221,15 +223,43 @@ class RecurrentSampledPolicy(_SamplingPolicy):
 class _Acting(_SamplingPolicy):
     """Computes :class:`ActingOutputs`. The module that :class:`ActingPolicy` runs with its inputs as parameters."""
 
-    def forward(self, observation: Tensor, noise: Tensor) -> ActingOutputs:
-        features = self.features(observation)
-        params = widen(self.actor_output(observation, features))
+    def forward(self, observation: Any, noise: Tensor, hidden: Optional[Tensor] = None) -> ActingOutputs:
+        after: Optional[Tensor] = None
+        if hidden is None:
+            features = self.features(observation)
+            params, value = self.actor_output(observation, features), self.critic_output(observation, features)
+        else:
+            (params, value), after = run_step([self.actor_network, self.critic_network], observation, hidden)
+        params = widen(params)
         greedy_action = self.distribution.mode(params)
         greedy_log_prob = self.distribution.log_prob(params, greedy_action)
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        state_value = match_dims(self.critic_output(observation, features), log_prob)
-        return ActingOutputs(action, log_prob, state_value, greedy_action, greedy_log_prob)
+        return ActingOutputs(action, log_prob, match_dims(value, log_prob), greedy_action, greedy_log_prob, after)
+
+
+def flattened(observation: Any) -> Any:
+    """Returns observations ``[T, N, ...]``, a tensor or a tuple of tensors, as ``[T * N, ...]``."""
+    return mapped(lambda tensor: tensor.flatten(0, 1), observation)
+
+
+@torch.no_grad()
+def policy_inputs(loss: A2CLoss, observation: Any) -> Dict[str, Any]:
+    """Returns example inputs of a policy of ``loss`` by name: ``observation``, ``noise`` and, with recurrent layers, ``hidden``.
+
+    Args:
+        loss: loss with the networks and the distribution of the policy.
+        observation: ``[N, ...]``, a tensor or a tuple of tensors. With recurrent layers: ``x``, ``hidden`` and ``start``, see
+            :mod:`a2c_compiled.recurrent`; ``start`` is not read.
+    """
+    inputs = {"observation": observation}
+    if is_recurrent(loss):
+        x, hidden, _ = observation
+        inputs = {"observation": x, "hidden": hidden}
+        (params,), _ = run_step([loss.actor_network], x, hidden)
+    else:
+        params = loss.actor_network(observation)
+    return {**inputs, "noise": loss.distribution.noise(params)}
 
 
 class ActingPolicy(InputsByName):
@@ -240,10 +270,11 @@ class ActingPolicy(InputsByName):
     Args:
         loss: loss whose networks and distribution form the policy.
         parameter_names: names of the parameters that become inputs. All other parameters are constants of the graph.
-        observation: example, ``[N, ...]``, in the dtype that the networks accept.
+        observation: example, ``[N, ...]``, in the dtype that the networks accept, as in :func:`policy_inputs`.
 
     Attributes:
-        example_inputs: tensors by input name: the parameters, ``observation`` and ``noise``.
+        example_inputs: tensors by input name: the parameters, ``observation``, ``noise`` and, with recurrent layers, ``hidden``. An
+            observation may be a tuple of tensors.
         dynamic_axes: names of the dimensions that may vary in size, by input name.
 
     Raises:
@@ -252,7 +283,7 @@ class ActingPolicy(InputsByName):
 
     source: _Acting
 
-    def __init__(self, loss: A2CLoss, parameter_names: Sequence[str], observation: Tensor) -> None:
+    def __init__(self, loss: A2CLoss, parameter_names: Sequence[str], observation: Any) -> None:
         if loss.distribution.noise_kind is None:
             raise ExportError(
                 f"ActingPolicy cannot be exported: {type(loss.distribution).__name__} draws its own random numbers, but an exported graph"
@@ -261,26 +292,26 @@ class ActingPolicy(InputsByName):
         policy = _Acting(loss.actor_network, loss.critic_network, loss.distribution)
         parameters = dict(policy.named_parameters())
         params = {name: parameters[name].detach().clone() for name in parameters if name in parameter_names}
-        with torch.no_grad():
-            noise = loss.distribution.noise(loss.actor_network(observation))
-        super().__init__(policy, [*params, "observation", "noise"])
-        self.example_inputs = {**params, "observation": observation, "noise": noise}
-        self.dynamic_axes = {"observation": ("N",), "noise": ("N",)}
+        inputs = policy_inputs(loss, observation)
+        super().__init__(policy, [*params, *inputs])
+        self.example_inputs: Dict[str, Any] = {**params, **inputs}
+        self.dynamic_axes = dict.fromkeys(inputs, ("N",))
         locations = parameter_names_by_location(policy)
         self._names_by_location = {location: name for location, name in locations.items() if name in params}
 
-    def forward(self, **inputs: Tensor) -> Dict[str, Tensor]:
+    def forward(self, **inputs: Any) -> Dict[str, Tensor]:
         """Computes the fields of :class:`ActingOutputs`.
 
         Args:
-            inputs: tensors by name. Parameters: shapes and dtypes of ``example_inputs``. ``observation``: ``[N, ...]``. ``noise``:
-                ``[N, ...]``, floating point.
+            inputs: tensors by name. Parameters: shapes and dtypes of ``example_inputs``. ``observation``: ``[N, ...]``, a tensor or a tuple
+                of tensors. ``noise``: ``[N, ...]``, floating point. ``hidden``: ``[N, H]``, only with recurrent layers.
 
         Returns:
             Tensors by name. ``action``, ``greedy_action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions.
-            ``log_prob``, ``greedy_log_prob``, ``state_value``: ``[N]``, floating point.
+            ``log_prob``, ``greedy_log_prob``, ``state_value``: ``[N]``, floating point. ``next_hidden``: ``[N, H]``, only with recurrent
+            layers.
         """
         params = {location: inputs[name] for location, name in self._names_by_location.items()}
-        arguments = inputs["observation"], inputs["noise"]
+        arguments = inputs["observation"], inputs["noise"], inputs.get("hidden")
         outputs = torch.func.functional_call(self.source, params, arguments, tie_weights=False)
-        return outputs._asdict()
+        return {name: output for name, output in outputs._asdict().items() if output is not None}

@@ -1,7 +1,7 @@
 """The training step as a graph from tensors to tensors."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterator, Optional, Sequence
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from a2c_compiled.export.graphs.examples import leading_axes, read_entries
 from a2c_compiled.export.tracing.call import NEW, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.update import Rollout, TrainState, TrainStep
+from a2c_compiled.update.rollout import mapped
 
 
 class TrainStepGraph(InputsByName):
@@ -20,7 +21,8 @@ class TrainStepGraph(InputsByName):
     - The state: each parameter under its name in the loss, the optimizer state under ``<slot>.<parameter>``, and ``step_count``. State that
       the training step does not change is a constant of the graph, not an input.
     - ``lr``: learning rate, a scalar in the dtype of the parameters.
-    - The rollout entries that the loss reads, in the layout that its value estimator expects.
+    - The rollout entries that the loss reads, in the layout that its value estimator expects. An observation that is a tuple has an input
+      for each tensor: ``observation.0``, ``observation.1``, ...
     - ``noise``, ``[samples, T, N, ...]``: only if the loss estimates the entropy from samples.
 
     Outputs: ``new.<name>`` for each state input, and the metrics of :class:`~a2c_compiled.update.TrainMetrics` that are not None.
@@ -31,8 +33,9 @@ class TrainStepGraph(InputsByName):
             the training step once on this rollout, without changing ``step``.
 
     Attributes:
-        example_inputs: tensors by input name, among them copies of the state of ``step``.
-        dynamic_axes: names of the dimensions that may vary in size, by input name.
+        example_inputs: tensors by input name, among them copies of the state of ``step``. An observation may be a tuple of tensors.
+        dynamic_axes: names of the dimensions that may vary in size, by the names in ``example_inputs``. The number of steps is fixed if
+            the networks have a recurrent layer whose cell is not :class:`~a2c_compiled.recurrent.MinGRU`.
         state_names: names of the inputs for which there is an output ``new.<name>``.
 
     Raises:
@@ -50,7 +53,10 @@ class TrainStepGraph(InputsByName):
                 raise ValueError(f"step: expected parameters of float32 or float64, got {state[name].dtype} for {name}")
         lr = step.lr.to(step.state().params[0].dtype)
         entries, axes = read_entries(step.loss, example), leading_axes(step.loss, example)
-        inputs = {name: tensor.detach().clone() for name, tensor in {**state, "lr": lr, **entries}.items()}
+        inputs: Dict[str, Any] = {
+            name: mapped(lambda tensor: tensor.detach().clone(), entry)
+            for name, entry in {**state, "lr": lr, **entries}.items()
+        }
         super().__init__(step, list(inputs))
         with _buffers_restored(step.loss):
             noise = step.loss.entropy_noise(example.observation)

@@ -43,7 +43,9 @@ _POLICIES = (*_GREEDY, "SampledPolicy", "SampledPredictPolicy", "RecurrentSample
 _DRAWN_BY = {"gumbel": "gumbel", "logistic": "logistic", "normal": "standard_normal", "uniform": "random"}
 """For each kind of noise, the method of numpy's random generator that draws it."""
 _ARRAYS = ("observation", "noise", "hidden")
-"""Inputs of a policy that are not parameters."""
+"""Arguments of a policy that are not parameters."""
+_Observation = Union[ArrayLike, Sequence[Any], Mapping[str, Any]]
+"""An array, or the arrays of an observation with several inputs."""
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -80,7 +82,8 @@ class Policy:
 
     def __init__(self, graph: _Graph, random: _Random) -> None:
         self._is_greedy = graph.module in _GREEDY
-        self._actor = _Actor(graph, {}, random)
+        self._memory = _Memory(graph)
+        self._actor = _Actor(graph, {}, random, self._memory)
 
     @classmethod
     def load(
@@ -114,12 +117,13 @@ class Policy:
             graph = _Graph(graph.path, _POLICIES, graph.provider, threads, _with_parameters(graph, parameters))
         return cls(graph, random)
 
-    def act(self, observation: ArrayLike, noise: Optional[ArrayLike] = None) -> Union[np.ndarray, PolicyOutput]:
+    def act(self, observation: _Observation, noise: Optional[ArrayLike] = None) -> Union[np.ndarray, PolicyOutput]:
         """Returns actions for observations.
 
         Args:
             observation: ``[N, ...]``, or one observation without ``N``. Dtype: as exported, or a dtype that numpy casts to it
-                (``casting="same_kind"``).
+                (``casting="same_kind"``). If the policy has several inputs ``observation.0``, ``observation.1``, ..., a tuple of such arrays.
+                If they are ``observation.<key>``, a mapping of keys to arrays.
             noise: ``[N, ...]``, or without ``N`` for one observation, floating point: random numbers from which a sampled policy makes its
                 actions. The action distribution determines their kind, such as standard Gumbel noise for discrete actions and standard
                 normal noise for vectors. None: the policy draws the noise. A greedy policy accepts only None.
@@ -145,7 +149,7 @@ class Policy:
         Raises:
             ValueError, TypeError: ``done`` is not such an array.
         """
-        self._actor.reset(done)
+        self._memory.reset(done)
 
 
 class Learner:
@@ -167,7 +171,8 @@ class Learner:
         self._entries = {
             name: tensor for name, tensor in update.inputs.items() if name not in {*self._state_tensors, "lr", "noise"}
         }
-        self.rollout_entries = tuple(self._entries)
+        self.rollout_entries = tuple(dict.fromkeys(map(_argument, self._entries)))
+        self._memory = _Memory(policy)
         self._parameter_names = self._parameters_of(policy)
         self._choices = _choices(policy)
         state, self.lr = self._checked_state(initial)
@@ -202,7 +207,7 @@ class Learner:
         policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.provider, threads)
         return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
 
-    def act(self, observation: ArrayLike, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
+    def act(self, observation: _Observation, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
         """Returns actions of the policy with the current parameters.
 
         Args:
@@ -217,21 +222,37 @@ class Learner:
         """
         if greedy and noise is not None:
             raise ValueError("noise: expected None for the greedy action, got an array")
-        action, log_prob, state_value, greedy_action, greedy_log_prob = self._current.actor.act(
-            observation, noise, noiseless=greedy
-        )
+        outputs = self._current.actor.act(observation, noise, noiseless=greedy)
+        action, log_prob, state_value, greedy_action, greedy_log_prob = outputs[:5]
         if greedy:
             return PolicyOutput(greedy_action, greedy_log_prob, state_value)
         return PolicyOutput(action, log_prob, state_value)
 
-    def step(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, float]:
+    def reset(self, done: Optional[ArrayLike] = None) -> None:
+        """Sets the hidden states to 0 where ``done`` is True, see :meth:`Policy.reset`."""
+        self._memory.reset(done)
+
+    def hidden(self, num_envs: int) -> np.ndarray:
+        """Returns a copy of the hidden states from which the next :meth:`act` starts, ``[num_envs, H]``, floating point.
+
+        A policy without memory has ``H = 0``.
+
+        Raises:
+            ValueError: ``num_envs`` is not the number of environments in the last :meth:`act`, unless :meth:`reset` ended all episodes.
+        """
+        return self._memory.of(num_envs, "num_envs").copy()
+
+    def step(self, rollout: Mapping[str, _Observation]) -> Dict[str, float]:
         """Runs one training step on ``T`` steps of ``N`` parallel environments, and updates the state.
 
         Args:
             rollout: arrays by name, one for each of ``rollout_entries``: ``[T, N, ...]``, or ``[N, T, ...]`` if the training step was
                 exported with this layout. Dtypes: as exported, or dtypes that numpy casts to them (``casting="same_kind"``). ``done``,
-                ``terminated`` and ``mask`` are bool. T and N may differ from call to call. If the loss estimates the entropy from samples,
-                ``noise``, ``[samples, T, N, ...]``, may be passed too. Without ``noise``, the learner draws it.
+                ``terminated`` and ``mask`` are bool. T and N may differ from call to call, but T is fixed if the networks have a recurrent
+                layer other than MinGRU. If the loss estimates the entropy from samples, ``noise``, ``[samples, T, N, ...]``, may be passed
+                too. Without ``noise``, the learner draws it. Observations of several inputs are tuples of arrays. Those of recurrent
+                networks are ``(x, hidden, start)``: ``hidden`` from :meth:`hidden` before the step, or after it in the next observation;
+                ``start``, bool, True at the first step of the rollout and of each episode, and everywhere in the next observation.
 
         Returns:
             The losses and ``grad_norm``, the norm of the gradient before clipping, by name.
@@ -312,11 +333,12 @@ class Learner:
             update.bind_ortvalue_output(f"{_NEW}{name}", others[name])
         for name, array in self._metrics.items():
             update.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
-        return _BoundState(values, update, _Actor(policy, {name: values[name] for name in self._parameter_names}, self._random))
+        params = {name: values[name] for name in self._parameter_names}
+        return _BoundState(values, update, _Actor(policy, params, self._random, self._memory))
 
     def _parameters_of(self, policy: _Graph) -> List[str]:
         """Returns the names of the parameters that ``policy`` reads."""
-        names = [name for name in policy.inputs if name not in ("observation", "noise")]
+        names = [name for name in policy.inputs if _argument(name) not in _ARRAYS]
         others = [name for name in names if policy.inputs[name] != self._state_tensors.get(name)]
         if others:
             raise ValueError(
@@ -342,16 +364,17 @@ class Learner:
         if not isinstance(rollout, Mapping):
             raise TypeError(f"rollout: expected a mapping of names to arrays, got {type(rollout).__name__}")
         noise = self._graph.inputs.get("noise")
-        missing = [name for name in self._entries if name not in rollout]
-        unknown = [name for name in rollout if name not in self._entries and not (noise and name == "noise")]
-        if missing or unknown:
-            raise ValueError(f"rollout: expected {', '.join(self._entries)}; missing: {missing}, unknown: {unknown}")
+        unknown = [name for name in rollout if name not in self.rollout_entries and not (noise and name == "noise")]
+        _check_names("rollout", self.rollout_entries, rollout, unknown)
+        values: Dict[str, Any] = {}
+        for name in self.rollout_entries:
+            values.update(_parts(name, rollout[name], self._graph.names, "rollout[%r]"))
         arrays: Dict[str, np.ndarray] = {}
         size: Tuple[int, ...] = ()
         for name, tensor in self._entries.items():
             # The first entry determines T and N.
             tensor = tensor.with_sizes(0, *size)
-            arrays[name] = tensor.checked(f"rollout[{name!r}]", rollout[name])
+            arrays[name] = tensor.checked(f"rollout[{name!r}]", values[name])
             size = arrays[name].shape[:2]
         if noise:
             noise, given = noise.with_sizes(1, *size), rollout.get("noise")
@@ -387,65 +410,50 @@ class _Actor:
         graph: graph of the policy.
         parameters: the parameters that are inputs of the graph.
         random: source of the noise.
+        memory: hidden states.
     """
 
-    def __init__(self, graph: _Graph, parameters: Mapping[str, OrtValue], random: _Random) -> None:
-        self._graph, self._random = graph, random
+    def __init__(self, graph: _Graph, parameters: Mapping[str, OrtValue], random: _Random, memory: _Memory) -> None:
+        self._graph, self._random, self._memory = graph, random, memory
         self._binding = graph.session.io_binding()
         for name, value in parameters.items():
             self._binding.bind_ortvalue_input(name, value)
-        self._observation, self._noise = graph.inputs["observation"], graph.inputs.get("noise")
+        self._observation = {name: tensor for name, tensor in graph.inputs.items() if _argument(name) == "observation"}
+        self._noise = graph.inputs.get("noise")
         self._has_memory = "hidden" in graph.inputs
-        self._hidden: Optional[np.ndarray] = None
         self._resize(1)
 
-    def act(self, observation: ArrayLike, noise: Optional[ArrayLike], noiseless: bool = False) -> List[np.ndarray]:
+    def act(self, observation: _Observation, noise: Optional[ArrayLike], noiseless: bool = False) -> List[np.ndarray]:
         """Returns the outputs of the graph in order, without ``N`` if ``observation`` is one observation without ``N``.
 
         ``noiseless``: the noise is 0, and the random generator is unchanged.
         """
-        array = self._observation.converted("observation", observation)
-        is_single = array.ndim < len(self._observation.shape)
+        values = _parts("observation", observation, self._graph.names)
+        arrays = {name: tensor.converted(name, values[name]) for name, tensor in self._observation.items()}
+        is_single = all(array.ndim < len(self._observation[name].shape) for name, array in arrays.items())
         if is_single:
-            array = array[None]
-        if array.shape != self._inputs["observation"].shape:
-            self._resize(len(self._observation.shaped("observation", array)))
-        self._put("observation", array)
+            arrays = {name: array[None] for name, array in arrays.items()}
+        if any(array.shape != self._inputs[name].shape for name, array in arrays.items()):
+            self._resize(self._checked_size(arrays))
+        for name, array in arrays.items():
+            self._put(name, array)
         if self._noise is not None:
             self._put("noise", 0.0 if noiseless else self._checked_noise(self._noise, noise, is_single))
         elif noise is not None:
             raise ValueError(f"noise: expected None for {self._graph.path.name}, which has no noise input, got an array")
         if self._has_memory:
-            self._put("hidden", self._hidden_of(len(array)))
+            self._put("hidden", self._memory.of(len(self._inputs["hidden"]), "observation"))
         self._graph.run(self._binding)
         if self._has_memory:
-            self._hidden = self._outputs[list(self._graph.outputs).index("next_hidden")].copy()
+            self._memory.hidden = self._outputs[list(self._graph.outputs).index("next_hidden")].copy()
         return [(output[0] if is_single else output).copy() for output in self._outputs]
 
-    def reset(self, done: Optional[ArrayLike]) -> None:
-        """Sets the hidden states to 0 where ``done`` is True, see :meth:`Policy.reset`."""
-        if done is None:
-            self._hidden = None
-            return
-        flags = np.atleast_1d(np.asarray(done))
-        if flags.dtype != np.bool_:
-            raise TypeError(f"done: expected bool, got {flags.dtype}")
-        if self._hidden is None:
-            return
-        if flags.shape != self._hidden.shape[:1]:
-            raise ValueError(f"done: expected shape [{len(self._hidden)}], as in the last act, got {list(flags.shape)}")
-        self._hidden[flags] = 0.0
-
-    def _hidden_of(self, size: int) -> np.ndarray:
-        """Returns the hidden states of ``size`` observations: those after the last call, or zeros if there are none."""
-        if self._hidden is None:
-            return np.zeros_like(self._inputs["hidden"])
-        if len(self._hidden) != size:
-            raise ValueError(
-                f"observation: expected N = {len(self._hidden)}, as in the last act, because the policy has memory, got N = {size}"
-                " (call reset() before another N)"
-            )
-        return self._hidden
+    def _checked_size(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Returns ``N``, the same in all ``arrays``. Raises ValueError if an array has a wrong shape."""
+        size: Tuple[int, ...] = ()
+        for name, array in arrays.items():
+            size = self._observation[name].with_sizes(0, *size).shaped(name, array).shape[:1]
+        return size[0]
 
     def _checked_noise(self, tensor: _Tensor, noise: Optional[ArrayLike], is_single: bool) -> np.ndarray:
         """Returns the noise in the shape of the input ``tensor``. Draws it if ``noise`` is None."""
@@ -462,13 +470,50 @@ class _Actor:
 
     def _resize(self, size: int) -> None:
         """Allocates and binds input and output arrays for ``N = size``."""
-        inputs = {name: tensor.empty(size) for name, tensor in self._graph.inputs.items() if name in _ARRAYS}
+        inputs = {name: tensor.empty(size) for name, tensor in self._graph.inputs.items() if _argument(name) in _ARRAYS}
         outputs = {name: tensor.empty(size) for name, tensor in self._graph.outputs.items()}
         for name, array in inputs.items():
             self._binding.bind_cpu_input(self._graph.in_file(name), array)
         for name, array in outputs.items():
             self._binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
         self._inputs, self._outputs = inputs, list(outputs.values())
+
+
+class _Memory:
+    """The hidden states of the episodes in which a policy acts.
+
+    Attributes:
+        hidden: ``[N, H]``, the states after the last call. None: all episodes begin, from zeros.
+    """
+
+    def __init__(self, graph: _Graph) -> None:
+        self._tensor = graph.inputs.get("hidden", _Tensor(np.dtype("float32"), ("N", 0)))
+        self.hidden: Optional[np.ndarray] = None
+
+    def reset(self, done: Optional[ArrayLike]) -> None:
+        """Sets the hidden states to 0 where ``done`` is True, see :meth:`Policy.reset`."""
+        if done is None:
+            self.hidden = None
+            return
+        flags = np.atleast_1d(np.asarray(done))
+        if flags.dtype != np.bool_:
+            raise TypeError(f"done: expected bool, got {flags.dtype}")
+        if self.hidden is None:
+            return
+        if flags.shape != self.hidden.shape[:1]:
+            raise ValueError(f"done: expected shape [{len(self.hidden)}], as in the last act, got {list(flags.shape)}")
+        self.hidden[flags] = 0.0
+
+    def of(self, size: int, name: str) -> np.ndarray:
+        """Returns the hidden states of ``size`` episodes. The error of another size calls the argument ``name``."""
+        if self.hidden is None:
+            return np.zeros_like(self._tensor.empty(size))
+        if len(self.hidden) != size:
+            raise ValueError(
+                f"{name}: expected N = {len(self.hidden)}, as in the last act, because the policy has memory, got N = {size}"
+                " (call reset() before another N)"
+            )
+        return self.hidden
 
 
 class _Tensor(NamedTuple):
@@ -552,6 +597,9 @@ class _Graph:
         argument = {in_file: name for name, in_file in self._input_names.items()}
         self.inputs = {argument.get(node.name, node.name): _Tensor.of(node) for node in self.session.get_inputs()}
         self.outputs = {node.name: _Tensor.of(node) for node in self.session.get_outputs()}
+        # Names of all inputs of the module, also of those that it does not read and the graph therefore lacks.
+        shapes = json.loads(about.get(f"{_PREFIX}shapes", "{}"))
+        self.names = [argument.get(name, name) for name in shapes]
 
     def in_file(self, name: str) -> str:
         """Returns the name in the file of the input ``name``."""
@@ -567,6 +615,40 @@ class _Graph:
                 binding.synchronize_outputs()
         except Exception as error:
             raise RuntimeError(f"{self.path}: onnxruntime failed ({error})") from error
+
+
+def _argument(name: str) -> str:
+    """Returns the name of the argument that an input belongs to: ``observation`` for ``observation.0``."""
+    return name.partition(".")[0]
+
+
+def _parts(name: str, value: Any, names: Sequence[str], label: str = "%s") -> Dict[str, Any]:
+    """Returns ``{name: value}``; if ``names`` has ``<name>.<key>``, the entries of ``value`` by these names.
+
+    Raises:
+        TypeError: ``value`` is neither a tuple or list, for keys that are indices, nor a mapping. ``label`` makes the name in the message.
+        ValueError: an entry is missing or unknown.
+    """
+    prefix = f"{name}."
+    keys = list(dict.fromkeys(_argument(other[len(prefix) :]) for other in names if other.startswith(prefix)))
+    if not keys:
+        return {name: value}
+    if isinstance(value, Mapping):
+        entries = dict(value)
+    elif isinstance(value, (tuple, list)) and keys[0] == "0":
+        entries = {str(i): entry for i, entry in enumerate(value)}
+    else:
+        kind = f"a tuple of {len(keys)} arrays" if keys[0] == "0" else f"a mapping of {', '.join(keys)} to arrays"
+        raise TypeError(f"{label % name}: expected {kind}, got {type(value).__name__}")
+    _check_names(label % name, keys, entries, [key for key in entries if key not in keys])
+    return {part: x for key in keys for part, x in _parts(f"{prefix}{key}", entries[key], names, label).items()}
+
+
+def _check_names(what: str, expected: Sequence[str], given: Mapping[str, Any], unknown: Sequence[str]) -> None:
+    """Raises ValueError if an expected name is missing, or if there are unknown names."""
+    missing = [name for name in expected if name not in given]
+    if missing or unknown:
+        raise ValueError(f"{what}: expected {', '.join(expected)}; missing: {missing}, unknown: {list(unknown)}")
 
 
 def _described(module: str) -> str:

@@ -12,7 +12,9 @@ from a2c_compiled._kinds import described
 from a2c_compiled._torch_internals import uncompiled
 from a2c_compiled.export.tracing.errors import ExportError
 
-ExampleInputs = Union[Mapping[str, Tensor], Sequence[Tensor]]
+Input = Union[Tensor, Tuple[Any, ...], Mapping[str, Any]]
+"""An argument of a module: a tensor, or a tuple or mapping of such inputs."""
+ExampleInputs = Union[Mapping[str, Any], Sequence[Any]]
 DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -56,23 +58,28 @@ class Call:
 
     The module is copied because torch swaps parameters and attaches hooks during an export, and another thread may train the original.
 
+    A graph has only tensors as inputs. For an argument that is a tuple or a mapping, each of its tensors is an input. The names of these
+    inputs are ``<argument>.<index>`` or ``<argument>.<key>``.
+
     Args:
         module: module whose ``forward`` returns a tensor, a dict of tensors, or a tuple or NamedTuple of tensors and Nones.
-        example_inputs: tensors by the names of ``forward``'s arguments, or in the order of the arguments.
+        example_inputs: tensors by the names of ``forward``'s arguments, or in the order of the arguments. In place of a tensor, a tuple or
+            a mapping of tensors.
         dynamic_axes: names of the dimensions that may vary in size. A sequence names the leading dimensions of every input. A mapping has
-            the names for each input, with None for a fixed dimension. Dimensions of the same name have the same size.
+            the names for each argument or input, with None for a fixed dimension. Dimensions of the same name have the same size.
 
     Attributes:
         module: the copy.
-        inputs: copies of the example inputs by name, in the order of ``forward``'s arguments.
+        inputs: copies of the example tensors by name, in the order of ``forward``'s arguments.
+        has_parts: whether an argument is a tuple or a mapping.
         axes: for each input, the names of its leading dimensions, with None for a fixed dimension.
         sizes: size in the example of each dimension that may vary, by the name of the dimension.
 
     Raises:
         ExportError: torch cannot copy the module.
         TypeError: an input is not a tensor, or is bfloat16, which numpy does not support; or ``example_inputs`` is a tensor itself.
-        ValueError: an example is for no argument; or dynamic axes are given for an argument without an example; or a dimension that may
-            vary has size 0 in the example, or different sizes in two inputs.
+        ValueError: an example is for no argument; or a tuple or mapping is empty, or a key is no identifier; or dynamic axes are given for
+            an argument without an example; or a dimension that may vary has size 0 in the example, or different sizes in two inputs.
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
@@ -89,28 +96,34 @@ class Call:
             if len(example_inputs) > len(names):
                 raise ValueError(f"example_inputs: expected at most {len(names)} for {names}, got {len(example_inputs)}")
             example_inputs = dict(zip(names, example_inputs, strict=False))
-        for name, tensor in example_inputs.items():
+        for name in example_inputs:
             if name not in names:
                 raise ValueError(f"example_inputs: expected names among {names}, got {name!r}")
+        self._examples = {name: example_inputs[name] for name in names if name in example_inputs}
+        parts = {name: tensors_of(name, example) for name, example in self._examples.items()}
+        tensors = {part: tensor for of_argument in parts.values() for part, tensor in of_argument.items()}
+        self.has_parts = list(tensors) != list(parts)
+        for name, tensor in tensors.items():
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"example_inputs: expected a torch.Tensor for {name}, got {described(tensor)}")
             if tensor.dtype == torch.bfloat16:
                 raise TypeError(f"example_inputs: expected a dtype that numpy supports for {name}, got {tensor.dtype}")
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
-            if name not in example_inputs:
-                raise ValueError(f"dynamic_axes: expected names among {list(example_inputs)}, got {name!r}")
+            if name not in {**parts, **tensors}:
+                raise ValueError(f"dynamic_axes: expected names among {[*{**parts, **tensors}]}, got {name!r}")
         self.module = _with_plain_weights(copied(module).eval())
         # Copied, because torch exports a tensor that is given twice as one input. Contiguous, because an AOTInductor package accepts no
         # other strides later.
-        self.inputs = {
-            name: example_inputs[name].detach().clone(memory_format=torch.contiguous_format)
-            for name in names
-            if name in example_inputs
-        }
+        self.inputs = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         self.axes: Dict[str, List[Optional[str]]] = {}
-        for name, tensor in self.inputs.items():
-            axes = dynamic_axes.get(name, ()) if isinstance(dynamic_axes, Mapping) else dynamic_axes
-            self.axes[name] = list(axes)[: tensor.dim()]
+        for argument, of_argument in parts.items():
+            for name, tensor in of_argument.items():
+                axes = (
+                    dynamic_axes.get(name, dynamic_axes.get(argument, ()))
+                    if isinstance(dynamic_axes, Mapping)
+                    else dynamic_axes
+                )
+                self.axes[name] = list(axes)[: tensor.dim()]
         self.sizes = self._checked_sizes()
         # torch would take a size of 1 for fixed, so such an example is doubled.
         single = [axis for axis, size in self.sizes.items() if size == 1]
@@ -119,6 +132,10 @@ class Call:
                 if axis in single:
                     self.inputs[name] = self.inputs[name].repeat_interleave(2, dim)
         self.sizes |= dict.fromkeys(single, 2)
+
+    def arguments(self, inputs: Mapping[str, Tensor]) -> Dict[str, Any]:
+        """Returns the arguments of ``module``, made of tensors by input name."""
+        return {name: with_tensors(name, example, inputs) for name, example in self._examples.items()}
 
     @property
     def source(self) -> nn.Module:
@@ -163,7 +180,33 @@ class Call:
     @torch.no_grad()
     def eager(self, inputs: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """Returns the outputs of the module in eager mode, by name, without gradients: an output may be a parameter."""
-        return {name: tensor.detach() for name, tensor in named_outputs(self.module(**inputs)).items()}
+        return {name: tensor.detach() for name, tensor in named_outputs(self.module(**self.arguments(inputs))).items()}
+
+
+def tensors_of(name: str, value: Any) -> Dict[str, Any]:
+    """Returns ``{name: value}``; for a tuple or mapping, its entries by name: ``<name>.<index>`` or ``<name>.<key>``.
+
+    Raises:
+        ValueError: a tuple or mapping is empty, or a key is no identifier.
+    """
+    if not isinstance(value, (tuple, Mapping)):
+        return {name: value}
+    if not value:
+        raise ValueError(f"example_inputs: expected at least one tensor for {name}, got an empty {type(value).__name__}")
+    entries = value if isinstance(value, Mapping) else dict(zip(map(str, range(len(value))), value, strict=True))
+    for key in entries:
+        if isinstance(value, Mapping) and not (isinstance(key, str) and key.isidentifier()):
+            raise ValueError(f"example_inputs: expected identifiers as keys of {name}, got {key!r}")
+    return {part: tensor for key, entry in entries.items() for part, tensor in tensors_of(f"{name}.{key}", entry).items()}
+
+
+def with_tensors(name: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns ``value`` with the entries of ``tensors``, named as by :func:`tensors_of`, in place of its tensors."""
+    if isinstance(value, Mapping):
+        return {key: with_tensors(f"{name}.{key}", entry, tensors) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(with_tensors(f"{name}.{i}", entry, tensors) for i, entry in enumerate(value))
+    return tensors[name]
 
 
 def copied(module: _Module) -> _Module:

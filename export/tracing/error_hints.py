@@ -185,7 +185,7 @@ def _with_callers(call: Call, operation: str, reason: str) -> str:
             symbolic_tracing().enable_python_dispatcher(),  # as in tracing, which splits the same functions into the same operations
             torch.no_grad(),
         ):
-            call.module(**call.inputs)
+            call.eager(call.inputs)
     except Exception:
         return f"{operation}{reason}"  # a second error would hide the first one, so the message omits the modules
     places = [_place(name, module) for name, module in call.source.named_modules() if module in callers]

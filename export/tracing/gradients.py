@@ -61,7 +61,7 @@ def _traced(call: Call, sizes: Sequence[int]) -> _Traced:
     outputs: List[str] = []
 
     def function(*tensors: Tensor) -> List[Tensor]:
-        named = call.module(**dict(zip(call.inputs, tensors, strict=True)))
+        named = call.module(**call.arguments(dict(zip(call.inputs, tensors, strict=True))))
         outputs[:] = named
         return list(named.values())
 

@@ -5,7 +5,7 @@ import inspect
 import logging
 import warnings
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,18 @@ def argument_name(input_name: str) -> str:
     return input_name.replace(".", "__")
 
 
+def by_name(program: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:
+    """Wraps ``program`` so that its keywords are the input names, dots included."""
+    return lambda **inputs: program(**{argument_name(name): tensor for name, tensor in inputs.items()})
+
+
 class _WithSignature(nn.Module):
     """The module of a call, with a Python signature made of the input names."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
-        self.module = with_gradients_written_out(call) if isinstance(call.module, InputsByName) else _unshared(call.module)
+        written_out = isinstance(call.module, InputsByName)
+        self.module = with_gradients_written_out(call) if written_out else _unshared(call.module)
         names = list(call.inputs)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         signature = inspect.Signature([inspect.Parameter(argument_name(name), kind) for name in names])
@@ -53,7 +59,7 @@ class _WithSignature(nn.Module):
         def forward(*args: Tensor, **kwargs: Tensor) -> Dict[str, Tensor]:
             inputs = dict(zip(names, signature.bind(*args, **kwargs).arguments.values(), strict=True))
             _equate(inputs, call)
-            return named_outputs(self.module(**inputs))
+            return named_outputs(self.module(**(inputs if written_out else call.arguments(inputs))))
 
         forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
