@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from a2c_compiled._exporting import is_exporting
 from a2c_compiled._kinds import check_tensor, flag, integer
 from a2c_compiled.kernels import scan_forms, torch_scan
 from a2c_compiled.ops.registration import register
@@ -68,6 +69,10 @@ def _times_next(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
     The code reads no size, because Dynamo may read it wrongly in a backward: from a stride of the incoming gradient. In the graph of
     ``f(result).sum()`` this stride is 0. Dynamo chooses the stride if a guard has merged the sizes of two arguments.
     """
+    if is_exporting():  # an exporter would fix whether all steps but one are exactly one step
+        steps = torch.arange(later.size(dim), device=later.device)
+        is_last = (steps == steps.size(0) - 1).reshape(-1, *[1] * (-1 - dim))
+        return (earlier * later.roll(-1, dim)).masked_fill(is_last, 0.0)
     before_last, last = earlier.tensor_split([-1], dim)
     return torch.cat([before_last * later.tensor_split([1], dim)[1], torch.zeros_like(last)], dim)
 

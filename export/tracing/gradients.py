@@ -12,6 +12,7 @@ from a2c_compiled._torch_internals import OPERATOR, argument_writes, export_flag
 from a2c_compiled.export.tracing.backward_operations import DECOMPOSITIONS
 from a2c_compiled.export.tracing.call import Call
 from a2c_compiled.export.tracing.errors import ExportError
+from a2c_compiled.export.tracing.recurrent_cells import CELLS
 
 # While a graph is traced, the dimensions that may vary have these sizes, one each. The sizes differ, because torch treats equal sizes as
 # one symbol.
@@ -111,13 +112,15 @@ def _fake(mode: Any, tensor: Tensor, axes: Sequence[Optional[str]], size_of: Map
 
 
 class _NumbersStayTensors(TorchFunctionMode):
-    """Keeps step sizes of optimizers as tensors.
+    """Keeps step sizes of optimizers as tensors, and sizes of recurrent cells symbolic.
 
     torch.optim passes a step size as the number ``alpha`` or ``value``, so tracing would read the value of the tensor.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in CELLS:
+            return CELLS[func](*args, **kwargs)
         if func is Tensor.addcdiv_ and isinstance(kwargs.get("value"), Tensor):
             param, numerator, denominator = args
             return param.add_(_cast_like(kwargs["value"], param) * numerator / denominator)
