@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Union
+from typing import Dict, Iterator, Union
 
 import torch
 from torch import Tensor, nn

@@ -16,9 +16,9 @@ from a2c_compiled.export.graphs.policies import (
 )
 from a2c_compiled.export.tracing.call import DynamicAxes
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.losses.batch import agents_layout, laid_out, like_values, per_step, time_and_agent_dims
 from a2c_compiled.losses.critic_inputs import concatenate
 from a2c_compiled.recurrent import unrolls
-from a2c_compiled.losses.batch import agents_layout, laid_out, like_values, per_step, time_and_agent_dims
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments
 
 

@@ -122,8 +122,8 @@ class Policy:
 
         Args:
             observation: ``[N, ...]``, or one observation without ``N``. Dtype: as exported, or a dtype that numpy casts to it
-                (``casting="same_kind"``). If the policy has several inputs ``observation.0``, ``observation.1``, ..., a tuple of such arrays.
-                If they are ``observation.<key>``, a mapping of keys to arrays.
+                (``casting="same_kind"``). For inputs ``observation.0``, ``observation.1``, ...: a tuple of such arrays. For inputs
+                ``observation.<key>``: a mapping of keys to such arrays.
             noise: ``[N, ...]``, or without ``N`` for one observation, floating point: random numbers from which a sampled policy makes its
                 actions. The action distribution determines their kind, such as standard Gumbel noise for discrete actions and standard
                 normal noise for vectors. None: the policy draws the noise. A greedy policy accepts only None.
@@ -359,7 +359,7 @@ class Learner:
             raise ValueError(f"path: expected a learning rate in the state, got {lr}")
         return {name: arrays[name] for name in self._state_tensors}, lr.item()
 
-    def _checked_rollout(self, rollout: Mapping[str, ArrayLike]) -> Dict[str, np.ndarray]:
+    def _checked_rollout(self, rollout: Mapping[str, _Observation]) -> Dict[str, np.ndarray]:
         """Returns the inputs of the training step from a rollout, with the noise."""
         if not isinstance(rollout, Mapping):
             raise TypeError(f"rollout: expected a mapping of names to arrays, got {type(rollout).__name__}")
@@ -633,15 +633,16 @@ def _parts(name: str, value: Any, names: Sequence[str], label: str = "%s") -> Di
     keys = list(dict.fromkeys(_argument(other[len(prefix) :]) for other in names if other.startswith(prefix)))
     if not keys:
         return {name: value}
-    if isinstance(value, Mapping):
-        entries = dict(value)
-    elif isinstance(value, (tuple, list)) and keys[0] == "0":
-        entries = {str(i): entry for i, entry in enumerate(value)}
-    else:
-        kind = f"a tuple of {len(keys)} arrays" if keys[0] == "0" else f"a mapping of {', '.join(keys)} to arrays"
-        raise TypeError(f"{label % name}: expected {kind}, got {type(value).__name__}")
-    _check_names(label % name, keys, entries, [key for key in entries if key not in keys])
-    return {part: x for key in keys for part, x in _parts(f"{prefix}{key}", entries[key], names, label).items()}
+    if keys[0] == "0":
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(f"{label % name}: expected a tuple of {len(keys)} arrays, got {type(value).__name__}")
+        if len(value) != len(keys):
+            raise ValueError(f"{label % name}: expected a tuple of {len(keys)} arrays, got one of {len(value)}")
+        value = dict(zip(keys, value))  # noqa: B905 (strict came with Python 3.10)
+    elif not isinstance(value, Mapping):
+        raise TypeError(f"{label % name}: expected a mapping of {', '.join(keys)} to arrays, got {type(value).__name__}")
+    _check_names(label % name, keys, value, [key for key in value if key not in keys])
+    return {part: x for key in keys for part, x in _parts(f"{prefix}{key}", value[key], names, label).items()}
 
 
 def _check_names(what: str, expected: Sequence[str], given: Mapping[str, Any], unknown: Sequence[str]) -> None:

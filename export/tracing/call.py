@@ -15,7 +15,7 @@ from a2c_compiled.export.tracing.errors import ExportError
 Input = Union[Tensor, Tuple[Any, ...], Mapping[str, Any]]
 """An argument of a module: a tensor, or a tuple or mapping of such inputs."""
 ExampleInputs = Union[Mapping[str, Any], Sequence[Any]]
-DynamicAxes = Union[Sequence[str], Mapping[str, Sequence[Optional[str]]]]
+DynamicAxes = Union[Sequence[Optional[str]], Mapping[str, Sequence[Optional[str]]]]
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

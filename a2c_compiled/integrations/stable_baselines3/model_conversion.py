@@ -1,6 +1,6 @@
 """Converts a Stable-Baselines3 (SB3) model to a policy and a loss of this library that share its parameters."""
 
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from gymnasium import spaces
@@ -22,6 +22,7 @@ from a2c_compiled.integrations.stable_baselines3.observations import environment
 from a2c_compiled.integrations.stable_baselines3.policy_networks import (
     Clipped,
     Floating,
+    MultiInputNetwork,
     Network,
     PredictFromFrames,
     PredictPolicy,
@@ -67,6 +68,8 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
 
     - The present observation statistics of ``VecNormalize`` are constants of the policy, if the model was trained with that wrapper.
     - The channels of images may be the first or the last dimension.
+    - Observations of a Dict space are a mapping of keys to tensors, as for ``model.predict``. The loss takes them as a tuple of tensors, in
+      the order of the space: ``tuple(observation[key] for key in model.observation_space)``.
     - Actions of a Box are clipped to its bounds.
     - The policy of ``RecurrentPPO`` takes and returns its hidden state: ``action, next_hidden = policy(observation, hidden)``. The loss of
       such a model takes observations as :mod:`a2c_compiled.recurrent` describes.
@@ -94,8 +97,8 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         model: an SB3 ``A2C`` or ``PPO``, or sb3-contrib's ``RecurrentPPO``, or its policy.
 
             - Action spaces: Box, Discrete, MultiDiscrete, MultiBinary.
-            - Observation spaces: Box (also images), Discrete, MultiDiscrete with one axis, MultiBinary.
-            - Features extractor: any module that maps one tensor to a tensor ``[N, features]``.
+            - Observation spaces: Box (also images), Discrete, MultiDiscrete with one axis, MultiBinary, and a Dict of them.
+            - Features extractor: any module that maps a tensor, or a dict of tensors, to a tensor ``[N, features]``.
         sampled: True returns a policy that samples as ``model.predict(observation, deterministic=False)`` does. It takes the noise as a
             second input, ``loss.distribution.noise(loss.actor_network(model_observation))``, and also returns ``log_prob`` and
             ``state_value``; the runtime's ``Policy`` draws the noise.
@@ -108,14 +111,20 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
             policies), or ``sampled`` is not a bool.
         ValueError: the observation or action space is not supported, or ``use_sde`` is True, or two ``VecFrameStack``, or a wrapper that
             changes the observation space, are around ``VecNormalize``, or ``sampled`` is True with a ``VecFrameStack`` there
-            or with ``RecurrentPPO``, or both are combined; or an LSTM is bidirectional, or has a projection or dropout.
+            or with ``RecurrentPPO``, or both are combined, or one of them with a Dict space; or an LSTM is bidirectional, or has a projection or dropout.
     """
     sampled = flag("sampled", sampled)
     policy = _checked_policy(model)
     space = policy.observation_space
     preprocess = preprocessing(space, policy.normalize_images)
     distribution = _distribution(policy)
-    extractor, shape = policy.mlp_extractor, list(space.shape or ())
+    extractor = policy.mlp_extractor
+    shape: Any = list(space.shape or ())
+    network: Any = Network
+    if isinstance(space, spaces.Dict):
+        if _is_recurrent(policy):
+            raise ValueError(f"model: expected an observation space of one tensor for a recurrent model, got {space}")
+        shape, network = {key: list(part.shape or ()) for key, part in space.items()}, MultiInputNetwork
     features = policy.pi_features_extractor, policy.vf_features_extractor
     heads = (extractor.policy_net, _actor_head(policy)), (extractor.value_net, policy.value_net)
     actor: nn.Module
@@ -131,7 +140,7 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         network = ActorCritic(trunk, *(Network(width, nn.Identity(), nn.Identity(), *head) for head in heads))
         actor, critic = network.actor_network, network.critic_network
     else:
-        actor, critic = (Network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
+        actor, critic = (network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
     wrappers = wrappers_of(None if algorithm is None else algorithm.get_env())
     parts = environment_to_model(space, wrappers.normalize), actor, distribution, _bounds(policy.action_space)
@@ -143,6 +152,8 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
             raise ValueError("model: expected no VecFrameStack around VecNormalize for a recurrent model, got one")
         exportable = RecurrentPredictPolicy(*parts)
     elif wrappers.stack is not None:
+        if isinstance(space, spaces.Dict):
+            raise ValueError(f"model: expected no VecFrameStack around VecNormalize for a Dict observation space, got {space}")
         if sampled:
             raise ValueError("sampled: expected False for a model with a VecFrameStack around VecNormalize, got True")
         dim = 1 if wrappers.stack.stacked_obs.channels_first else -1

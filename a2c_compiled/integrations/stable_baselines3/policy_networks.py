@@ -1,7 +1,7 @@
 """The networks and the policy of a Stable-Baselines3 model as plain modules. TorchScript can compile all of them."""
 
 import copy
-from typing import List
+from typing import Dict, List, Tuple
 
 import torch
 from gymnasium import spaces
@@ -9,6 +9,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 
 from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction
+from a2c_compiled._kinds import described
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.shared_trunk import ActorAndCritic
 
@@ -42,6 +43,43 @@ class Network(nn.Module):
         features = self.features_extractor(self.preprocess(observation.reshape([-1] + self.shape)))
         output = self.head(self.hidden(features))
         return output.reshape(list(observation.shape[:leading]) + [output.size(-1)])
+
+
+class MultiInputNetwork(nn.Module):
+    """The :class:`Network` of a Dict space: its observations are tuples of tensors ``[*B, *shape]``, in the order of the space."""
+
+    def __init__(
+        self,
+        shapes: Dict[str, List[int]],
+        preprocess: nn.Module,
+        features_extractor: nn.Module,
+        hidden: nn.Module,
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.shapes = shapes
+        self.preprocess = preprocess
+        self.features_extractor = features_extractor
+        self.hidden = hidden
+        self.head = head
+
+    def forward(self, observation: Tuple[Tensor, ...]) -> Tensor:
+        """Maps a tuple of observations to outputs ``[*B, outputs]``.
+
+        Raises:
+            TypeError: ``observation`` is not a tuple.
+            ValueError: its length, the last dimensions of a tensor or its leading dimensions are wrong.
+        """
+        expected = f"a tuple of {', '.join(f'{key} [*B, *{shape}]' for key, shape in self.shapes.items())}"
+        if not isinstance(observation, tuple):
+            raise TypeError(f"observation: expected {expected}, got {described(observation)}")
+        given = [list(x.shape) for x in observation]
+        batch = given[0][: len(given[0]) - len(next(iter(self.shapes.values())))] if given else []
+        if given != [batch + shape for shape in self.shapes.values()]:
+            raise ValueError(f"observation: expected {expected} with equal *B, got shapes {given}")
+        parts = tuple(x.reshape([-1] + shape) for x, shape in zip(observation, self.shapes.values(), strict=True))
+        output = self.head(self.hidden(self.features_extractor(self.preprocess(parts))))
+        return output.reshape([*batch, output.size(-1)])
 
 
 def _plain(module: nn.Module) -> nn.Module:
