@@ -258,6 +258,20 @@ FAULTS = (
         ("tests/export/test_export_names.py",),
     ),
     Fault(
+        "the runtime takes a mapping in the order of its keys",
+        "export/on_device/runtime.py",
+        '_parts(f"{prefix}{key}", value[key], names, label)',
+        '_parts(f"{prefix}{key}", list(value.values())[keys.index(key)], names, label)',
+        ("tests/export/test_several_inputs.py",),
+    ),
+    Fault(
+        "an exported scan's gradient reaches from the first step to the last",
+        "a2c_compiled/ops/linear_scan.py",
+        "later.roll(-1, dim)).masked_fill(is_last, 0.0)",
+        "later.roll(-1, dim))",
+        ("tests/export/test_recurrent_train_step.py",),
+    ),
+    Fault(
         "runtime.py feeds renamed inputs under their old names",
         "export/on_device/runtime.py",
         "return self._input_names.get(name, name)",
@@ -302,7 +316,7 @@ FAULTS = (
     Fault(
         "the runtime forgets the hidden state after each action",
         "export/on_device/runtime.py",
-        "if self._hidden is None:\n            return np.zeros_like",
+        "if self.hidden is None:\n            return np.zeros_like",
         "if True:\n            return np.zeros_like",
         ("tests/export/test_runtime_memory.py",),
     ),

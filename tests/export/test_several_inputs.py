@@ -36,7 +36,8 @@ def make_observation(size=5, seed=0):
 
 
 def as_mapping(observation):
-    return {"vectors": (observation[0], np.zeros_like(observation[1])), "goal": observation[1]}
+    """In another order than the export's."""
+    return {"goal": observation[1], "vectors": (observation[0], np.zeros_like(observation[1]))}
 
 
 def as_tensors(observation):

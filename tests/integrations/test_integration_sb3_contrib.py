@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from tolerances import assert_close
 
@@ -106,6 +107,10 @@ def test_an_exported_recurrent_policy_acts_as_its_model(ending, tmp_path):
 def test_recurrent_models_that_are_not_supported_are_refused_by_name():
     with pytest.raises(ValueError, match=r"model: expected an LSTM with dropout=0\.0, got 0\.5"):
         from_sb3(make_model(n_lstm_layers=2, lstm_kwargs={"dropout": 0.5}))
+    space = spaces.Dict({"x": spaces.Box(-1.0, 1.0, (3,))})
+    policy = sb3_contrib.RecurrentPPO.policy_aliases["MultiInputLstmPolicy"](space, spaces.Discrete(2), lambda _: 1e-3)
+    with pytest.raises(ValueError, match="expected an observation space of one tensor for a recurrent model, got Dict"):
+        from_sb3(policy)
     with pytest.raises(ValueError, match="sampled: expected False for a recurrent model, got True"):
         from_sb3(make_model(), sampled=True)
     with pytest.raises(ValueError, match="model: expected no VecFrameStack around VecNormalize for a recurrent model, got one"):

@@ -17,6 +17,7 @@ from torch import nn
 
 from a2c_compiled import Rollout, TrainStep
 from a2c_compiled.integrations.stable_baselines3 import accelerate, from_sb3, restore
+from a2c_compiled.integrations.stable_baselines3.observations import preprocessing
 from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.shared_trunk import trunk_length
 
@@ -446,14 +447,14 @@ class Squared(ActorCriticPolicy):
     [
         (lambda: random_model(use_sde=True), ValueError, "model: expected use_sde=False"),
         (
-            lambda: random_model(spaces.Dict({"x": BOX}), policy="MultiInputPolicy"),
+            lambda: preprocessing(spaces.Dict({"x": spaces.Text(3)}), True),
             ValueError,
-            r"model: expected a Box, .* observation space, got Dict",
+            r"model: expected a Box, .* observation space, or a Dict of them, got Text",
         ),
         (lambda: random_model(policy=Squared), TypeError, "got Squared with its own predict_values"),
         (lambda: DQN("MlpPolicy", "CartPole-v1", device="cpu"), TypeError, "model: expected an A2C, .* got DQN"),
     ],
-    ids=["gSDE", "Dict", "custom", "DQN"],
+    ids=["gSDE", "Text", "custom", "DQN"],
 )
 def test_a_model_that_is_not_supported_is_refused(make, error, message):
     with pytest.raises(error, match=message):
@@ -586,6 +587,146 @@ def test_a_whole_stack_is_refused_where_the_policy_stacks_frames():
         ValueError, match=r"observation: expected one frame \[N, \*\[3\]\] \(the policy stacks frames\), got \[2, 9\]"
     ):
         policy(torch.zeros(2, 9), torch.zeros(2, 9))
+
+
+# Dict observations
+
+
+DICT = spaces.Dict({"vector": FRAME, "image": IMAGE, "goal": spaces.Discrete(5), "flags": spaces.MultiBinary(2)})
+VECTORS = spaces.Dict({"vector": FRAME, "goal": spaces.Discrete(5)})
+
+
+def dict_samples(space, count=16):
+    return {key: samples(part, count) for key, part in space.items()}
+
+
+def as_tensors(observation):
+    return {key: torch.from_numpy(array) for key, array in observation.items()}
+
+
+def dict_model(space, wrap=lambda env: env, **options):
+    """A model over Dict observations, with statistics of a few of them if ``wrap`` normalises."""
+    env = wrap(DummyVecEnv([lambda: Random(space, ACTIONS["MultiDiscrete"], 1000)] * 3))
+    model = A2C("MultiInputPolicy", env, seed=0, device="cpu", n_steps=4, ent_coef=0.02, max_grad_norm=1e9, **options)
+    env.reset()
+    for _ in range(20):
+        env.step(np.stack([env.action_space.sample()] * 3))
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100.0)
+    return model
+
+
+@pytest.mark.parametrize("keys", [None, ["vector"]])
+def test_a_policy_over_dicts_acts_as_its_model_whichever_entries_are_normalised(keys):
+    model = dict_model(DICT, (lambda env: env) if keys is None else (lambda env: VecNormalize(env, norm_obs_keys=keys)))
+    observation = dict_samples(DICT)
+    normalize = model.get_vec_normalize_env()
+    expected, _ = model.predict(observation if normalize is None else normalize.normalize_obs(observation), deterministic=True)
+    policy = from_sb3(model).policy
+    with torch.no_grad():
+        check_actions(policy(as_tensors(observation)).action.numpy(), expected)
+        channels_first = {**observation, "image": observation["image"].transpose(0, 3, 1, 2)}
+        check_actions(policy(as_tensors(channels_first)).action.numpy(), expected)
+
+
+@pytest.mark.slow
+def test_an_exported_policy_over_dicts_acts_as_its_model_in_the_runtime(tmp_path):
+    export = pytest.importorskip("a2c_compiled.export")
+    from a2c_compiled.export.on_device.runtime import Policy
+
+    model = dict_model(DICT, lambda env: VecNormalize(env, norm_obs_keys=["vector"]))
+    observation = dict_samples(DICT)
+    example = {key: tensor[:3] for key, tensor in as_tensors(observation).items()}
+    path = export.export_onnx(from_sb3(model).policy, {"observation": example}, tmp_path / "policy.onnx", ("N",))
+    assert export.verify(path).passed
+    expected, _ = model.predict(model.get_vec_normalize_env().normalize_obs(observation), deterministic=True)
+    policy = Policy.load(path)
+    check_actions(policy.act(observation), expected)
+    np.testing.assert_array_equal(policy.act({key: array[0] for key, array in observation.items()}), expected[0])
+    sampled, loss = from_sb3(model, sampled=True)
+    noise = torch.randn(16, loss.distribution.num_params)
+    with torch.no_grad():
+        action, log_prob, value = sampled(as_tensors(observation), noise)
+        normalized = as_tensors(model.get_vec_normalize_env().normalize_obs(observation))
+        normalized["image"] = normalized["image"].permute(0, 3, 1, 2)
+        values, log_probs, _ = model.policy.evaluate_actions(normalized, action)
+    torch.testing.assert_close(value, values.squeeze(-1))
+    torch.testing.assert_close(log_prob, log_probs)
+
+
+def dict_update(**options):
+    """A model over Dict observations after one rollout, with the gradients of SB3's own update."""
+    model = dict_model(VECTORS, **options)
+    with torch.no_grad():
+        model.policy.action_net.weight.div_(100.0)
+    model.policy.optimizer.step = lambda: None
+    return model.learn(12, log_interval=None)
+
+
+def in_order(observation):
+    """The entries as a tuple, without the dimension that a buffer adds to choices."""
+    return tuple(torch.from_numpy(observation[key]).reshape(-1, *part.shape) for key, part in VECTORS.items())
+
+
+def test_losses_and_gradients_over_dicts_equal_those_of_sb3s_update():
+    model = dict_update()
+    buffer = model.rollout_buffer
+    action, advantage, value_target = map(torch.from_numpy, (buffer.actions, buffer.advantages, buffer.returns))
+    loss = from_sb3(model).loss
+    arguments = {"advantage": advantage.squeeze(-1), "value_target": value_target.squeeze(-1)}
+    check_losses_and_gradients(model, loss(in_order(buffer.observations), action, **arguments))
+
+
+@pytest.mark.slow
+def test_the_training_step_of_a_model_over_dicts_exports_and_trains_as_eager_does(tmp_path):
+    export = pytest.importorskip("a2c_compiled.export")
+    from a2c_compiled.export.on_device.runtime import Learner
+
+    model = dict_update()
+    buffer = model.rollout_buffer
+    observation = tuple(map(rows, in_order(buffer.observations)))
+    last = in_order(model._last_obs)
+    next_observation = tuple(torch.cat([part[1:], end.unsqueeze(0)]) for part, end in zip(observation, last, strict=True))
+    reward = torch.from_numpy(buffer.rewards)
+    done = torch.zeros_like(reward, dtype=torch.bool)
+    rollout = Rollout(observation, rows(torch.from_numpy(buffer.actions)), reward, next_observation, done, done)
+    step = TrainStep(from_sb3(model).loss, lr=1e-2, compile=False)
+    path = export.export_train_step(step, rollout, tmp_path / "step.onnx")
+    assert export.verify(path).passed
+    learner = Learner.load(path)
+    arrays = {
+        name: tuple(part.numpy() for part in entry) if isinstance(entry, tuple) else entry.numpy()
+        for name, entry in rollout._asdict().items()
+        if entry is not None
+    }
+    learner.step(arrays)
+    step(rollout)
+    for name, parameter in step.loss.named_parameters():
+        np.testing.assert_allclose(learner.parameters[name], parameter.detach(), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (tuple, TypeError, "observation: expected a mapping of goal, vector to tensors, got tuple"),
+        (lambda x: {"goal": x["goal"]}, ValueError, "observation: expected the keys goal, vector, got goal"),
+        (lambda x: {**x, "map": x["goal"]}, ValueError, "observation: expected the keys goal, vector, got goal, vector, map"),
+        (
+            lambda x: {**x, "vector": x["vector"][:, :2]},
+            ValueError,
+            r"expected a tuple of goal \[\*B, \*\[\]\], vector \[\*B, \*\[3\]\] .*, got shapes \[\[16\], \[16, 2\]\]",
+        ),
+    ],
+)
+def test_a_wrong_dict_is_refused_by_name(change, error, message):
+    with pytest.raises(error, match=message):
+        from_sb3(dict_model(VECTORS)).policy(change(as_tensors(dict_samples(VECTORS))))
+
+
+def test_stacked_dicts_over_statistics_are_refused_by_name():
+    model = dict_model(spaces.Dict({"vector": FRAME}), lambda env: VecFrameStack(VecNormalize(env), 2))
+    with pytest.raises(ValueError, match="expected no VecFrameStack around VecNormalize for a Dict observation space"):
+        from_sb3(model)
 
 
 # Sampled policies

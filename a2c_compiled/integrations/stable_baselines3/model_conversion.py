@@ -110,8 +110,9 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         TypeError: ``model`` is not an A2C, a PPO or the policy of one of them, or the policy overrides the computation (masked or custom
             policies), or ``sampled`` is not a bool.
         ValueError: the observation or action space is not supported, or ``use_sde`` is True, or two ``VecFrameStack``, or a wrapper that
-            changes the observation space, are around ``VecNormalize``, or ``sampled`` is True with a ``VecFrameStack`` there
-            or with ``RecurrentPPO``, or both are combined, or one of them with a Dict space; or an LSTM is bidirectional, or has a projection or dropout.
+            changes the observation space, are around ``VecNormalize``. Two of these are combined: ``sampled=True``, ``RecurrentPPO`` and a
+            ``VecFrameStack`` around ``VecNormalize``; or a Dict space with one of the latter two. Or an LSTM is bidirectional, or has a
+            projection or dropout.
     """
     sampled = flag("sampled", sampled)
     policy = _checked_policy(model)

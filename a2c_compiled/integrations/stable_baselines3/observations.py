@@ -31,19 +31,17 @@ class Normalized(nn.Module):
     Args:
         env: wrapper with the numbers ``clip_obs`` and ``epsilon``.
         statistics: mean and variance, arrays ``mean`` and ``var``.
-        transposed: whether the channels are the last dimension of the statistics, but the first of the observations.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, env: VecNormalize, statistics: Any, transposed: bool) -> None:
+    def __init__(self, env: VecNormalize, statistics: Any) -> None:
         super().__init__()
         self.clip = float(env.clip_obs)
         mean, variance = (torch.from_numpy(np.array(x, np.float64)) for x in (statistics.mean, statistics.var))
-        deviation = (variance + env.epsilon).sqrt()
-        self.register_buffer("mean", mean.movedim(-1, 0) if transposed else mean)
-        self.register_buffer("deviation", deviation.movedim(-1, 0) if transposed else deviation)
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", (variance + env.epsilon).sqrt())
 
     def forward(self, observation: Tensor) -> Tensor:
         """Returns a float32 tensor of the shape of ``observation``."""
@@ -85,7 +83,7 @@ class Wrappers(NamedTuple):
 def wrappers_of(env: Optional[VecEnv]) -> Wrappers:
     """Returns the wrappers of ``env`` that a policy repeats.
 
-    ``VecTransposeImage`` is repeated by :func:`environment_to_model`.
+    ``VecTransposeImage`` is repeated by :func:`environment_to_model`. It never transposes normalised images, which are no images to SB3.
 
     Raises:
         ValueError: a policy cannot repeat the wrappers: two ``VecNormalize`` normalise observations, or between ``VecNormalize`` and the
@@ -129,12 +127,10 @@ def environment_to_model(space: spaces.Space, env: Optional[VecNormalize]) -> nn
 def _tensor_to_model(space: spaces.Space, env: Optional[VecNormalize], statistics: Any) -> nn.Sequential:
     """Returns the module of :func:`environment_to_model` for one tensor. ``statistics``: of ``env``, None without normalisation."""
     steps: List[nn.Module] = []
-    shape = space.shape or ()
-    if is_image_space(space):
-        steps.append(ChannelsFirst(shape))
+    if is_image_space(space) and space.shape:
+        steps.append(ChannelsFirst(space.shape))
     if env is not None and statistics is not None:
-        transposed = len(steps) > 0 and statistics.mean.shape == (*shape[1:], shape[0])
-        steps.append(Normalized(env, statistics, transposed))
+        steps.append(Normalized(env, statistics))
     return nn.Sequential(*steps)
 
 
