@@ -1,6 +1,6 @@
 """Policies as modules from tensors to tensors. In shapes, ``*event`` is the shape of one action."""
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
