@@ -36,6 +36,20 @@ class SampledAction(NamedTuple):
     state_value: Tensor
 
 
+class SampledEnvironmentAction(NamedTuple):
+    """Output of an exported policy that samples its actions, for an environment whose actions can differ from the distribution's.
+
+    Attributes:
+        action, log_prob, state_value: as in :class:`SampledAction`.
+        environment_action: the action for the environment, see :class:`~a2c_compiled.environments.EnvironmentAction`.
+    """
+
+    action: Tensor
+    log_prob: Tensor
+    state_value: Tensor
+    environment_action: Tensor
+
+
 class RecurrentAction(NamedTuple):
     """Output of an exported greedy policy with memory.
 

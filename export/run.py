@@ -90,7 +90,10 @@ def export_run(
     """
     step.cpu()
     rollout = example_rollout(step, env_id)
-    graphs = graphs_of(step.loss, rollout)
+    env = make_environments(env_id, 1)
+    action_space = env.action_space
+    env.close()
+    graphs = graphs_of(step.loss, rollout, action_space)
     if any(job.graph == TRAIN_STEP for job in wanted):
         update = TrainStepGraph(step, rollout)
         graphs[TRAIN_STEP] = Graph(update, update.example_inputs, update.dynamic_axes)
@@ -102,7 +105,7 @@ def export_run(
         path, format, graph = folder / job.file, FORMATS[job.format], graphs[job.graph]
         files = [path]
         if job.graph == TRAIN_STEP and format.has_runtime:
-            export_train_step(step, rollout, path, opset)
+            export_train_step(step, rollout, path, opset, action_space)
             files.append(acting_path(path))
         else:
             options = {name: value for name, value in {"opset": opset}.items() if name in format.options}

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from a2c_compiled.update import Rollout, TrainStep
 from a2c_compiled.update.rollout import check_rollout, mapped
 
 
-def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str, Path], opset: int = OLDEST_OPSET) -> Path:
+def export_train_step(
+    step: TrainStep, example_rollout: Rollout, path: Union[str, Path], opset: int = OLDEST_OPSET, action_space: Any = None
+) -> Path:
     """Writes a training step as an ONNX file, and beside it everything that is needed to continue training without torch.
 
     >>> export_train_step(step, rollout, "train_step.onnx")
@@ -42,6 +44,8 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
             T and N are at least 1. Dtypes: see :class:`~a2c_compiled.update.Rollout`.
         path: path of the first file, ending in ``.onnx``.
         opset: ONNX operator version, see :func:`~a2c_compiled.export.export_onnx`.
+        action_space: gymnasium's action space of one environment, so that ``learner.act(observation).environment_action`` is in the space.
+            None: the environment takes the distribution's actions.
 
     Returns:
         ``path``.
@@ -61,7 +65,7 @@ def export_train_step(step: TrainStep, example_rollout: Rollout, path: Union[str
     step = copied(step).cpu()  # exported files are verified on the CPU
     rollout = Rollout(*(mapped(torch.Tensor.cpu, entry) for entry in example_rollout))
     update = TrainStepGraph(step, rollout)
-    acting = ActingPolicy(step.loss, update.state_names, flattened(rollout.observation))
+    acting = ActingPolicy(step.loss, update.state_names, flattened(rollout.observation), action_space)
     with atomic_files(path.parent) as folder:
         export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
         export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)

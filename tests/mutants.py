@@ -274,15 +274,15 @@ FAULTS = (
     Fault(
         "runtime.py feeds renamed inputs under their old names",
         "export/on_device/runtime.py",
-        "return self._input_names.get(name, name)",
+        "return self._names_in_file.get(name, name)",
         "return name",
         ("tests/export/test_interfaces.py",),
     ),
     Fault(
         "an exported policy scores the sample before tanh",
         "export/graphs/policies.py",
-        "action = self.distribution.sample(params, noise)\n        log_prob = self.distribution.log_prob(params, action)\n        return S",
-        "action, log_prob = self.distribution.sample_and_log_prob(params, noise)\n        return S",
+        "        log_prob = self.distribution.log_prob(params, action)\n        value = match_dims(self",
+        "        log_prob = self.distribution.sample_and_log_prob(params, noise)[1]\n        value = match_dims(self",
         ("tests/export/test_policy_scores.py",),
     ),
     Fault(

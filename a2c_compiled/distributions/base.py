@@ -258,6 +258,17 @@ class Distribution(CoefficientModule):
         self.check_params(params)
         return self.mode(params.new_ones([self.num_params]))
 
+    def action_bounds(self, params: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
+        """Returns the smallest and the largest action, with the rounding of the computation.
+
+        Args:
+            params: ``[*B, num_params]``, floating dtype. The method reads only dtype and device, not the values.
+
+        Returns:
+            The two actions, ``[dim]`` each, dtype of ``params``. None: the actions have no bounds, or their rounding is not known.
+        """
+        return None
+
     def check_params(self, params: Tensor) -> None:
         """Checks that ``params`` is ``[*B, num_params]`` with a floating dtype; raises ValueError or TypeError if not."""
         check_tensor("params", params)

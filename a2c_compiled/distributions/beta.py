@@ -111,6 +111,11 @@ class Beta(Distribution):
         excess = self._excess(params) + 1e-30  # if both excesses are 0, the density is uniform and the result is the middle
         return self._stretch(excess[..., 0, :] / excess.sum(-2)).to(params.dtype)
 
+    def action_bounds(self, params: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
+        """Returns the bounds of the box, ``[dim]`` each, dtype of ``params``. Their rounding may exceed ``high``."""
+        y = widen(params.new_zeros(self.dim))
+        return self._stretch(y).to(params.dtype), self._stretch(y + 1.0).to(params.dtype)
+
     def noise(self, params: Tensor) -> Tensor:
         """Draws 8 standard normal numbers for each of the ``2 * dim`` gamma variables, then as many uniform numbers.
 

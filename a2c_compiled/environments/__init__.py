@@ -3,6 +3,7 @@
 :class:`Environments` is the interface that rollouts use.
 """
 
+from a2c_compiled._environment_action import EnvironmentAction
 from a2c_compiled.environments.cartpole import CartPole
 from a2c_compiled.environments.make import goal_of, make_environments
 from a2c_compiled.environments.pendulum import Pendulum
@@ -14,6 +15,7 @@ from a2c_compiled.environments.vector import GymnasiumEnvironments, make_vector,
 __all__ = [
     "CannotResume",
     "CartPole",
+    "EnvironmentAction",
     "EnvironmentState",
     "EnvironmentStep",
     "Environments",

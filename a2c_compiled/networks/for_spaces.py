@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._environment_action import check_action_space
 from a2c_compiled.distributions import Bernoulli, Beta, Categorical, Distribution, MultiCategorical, Normal
 from a2c_compiled.environments.protocol import Environments
 from a2c_compiled.networks.observation_norm import ObservationNorm
@@ -216,7 +217,8 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
     """Returns the distribution for an action space.
 
     * ``Discrete``: Categorical. ``MultiDiscrete``: MultiCategorical. ``MultiBinary``: Bernoulli. Their values must start at 0.
-    * ``Box``: Beta if every entry is bounded below and above, else Normal.
+    * ``Box`` of float16, float32 or float64: Beta if every entry is bounded below and above, else Normal, whose actions are clipped
+      where the environment takes them, see :class:`~a2c_compiled.environments.EnvironmentAction`.
 
     ``MultiDiscrete``, ``MultiBinary`` and ``Box`` must have exactly one dimension.
 
@@ -224,12 +226,14 @@ def distribution_for(actions: gymnasium.Space[Any]) -> Distribution:
     normal distribution has no bound.
 
     Raises:
-        ValueError: the space is of another kind, has another number of dimensions, or has values that do not start at 0.
+        ValueError: the space is of another kind, such as a Box of integers, has another number of dimensions, or has values that do not
+            start at 0.
     """
     discrete = discrete_distribution_for(actions)
     if discrete is not None and not np.any(getattr(actions, "start", 0)):
         return discrete
     if isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1:
+        check_action_space(actions)
         if actions.is_bounded("both"):
             return Beta(actions.shape[0], actions.low.tolist(), actions.high.tolist())
         return Normal(actions.shape[0])

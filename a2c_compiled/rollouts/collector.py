@@ -6,6 +6,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from a2c_compiled._environment_action import environment_action
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled._tensor_groups import group_of, prefixed
@@ -25,6 +26,8 @@ class RolloutCollector:
 
     * ``next_observation`` is the last observation of the episode at a step that ends an episode, not the first of the next episode.
     * gymnasium's autoreset mode NEXT_STEP spends one step on each reset. The rollout's ``mask`` is False at these steps.
+    * ``action`` is the action that the distribution drew. The environments get it in the dtype of their action space, and clipped in a
+      Box, see :class:`~a2c_compiled.environments.EnvironmentAction`.
     * ``log_prob`` and ``state_value`` are recorded only if the loss reads them.
     * With recurrent networks, observations are tuples that contain the hidden states, see :mod:`a2c_compiled.recurrent`.
 
@@ -43,7 +46,8 @@ class RolloutCollector:
         episodes: returns and lengths of the episodes that ended. ``episodes.take()`` returns and removes them.
 
     Raises:
-        ValueError: ``envs`` is a gymnasium vector environment with another autoreset mode, or ``num_steps`` is less than 1.
+        ValueError: ``envs`` is a gymnasium vector environment with another autoreset mode, or ``num_steps`` is less than 1, or the
+            action space is a Box of integers or bools, or has discrete values that do not start at 0.
         TypeError: an argument has a wrong type.
     """
 
@@ -63,13 +67,14 @@ class RolloutCollector:
         compile = flag("compile", compile)
         device = loss.entropy_coef.device
         self.envs: Environments = GymnasiumEnvironments(envs, device) if isinstance(envs, VectorEnv) else envs
+        self._environment_action = environment_action(self.envs.action_space, loss.distribution, loss.actor_network)
         self.loss = loss
         self.num_steps = positive_int("num_steps", num_steps)
         self.episodes = EpisodeReturns(self.envs.num_envs, device)
         self._hidden_state = self._initial_hidden_state()
         self._device_rollout: Optional[DeviceRollout] = None
         if isinstance(self.envs, TensorEnvironments):
-            self._device_rollout = DeviceRollout(self.envs, loss, compile)
+            self._device_rollout = DeviceRollout(self.envs, loss, compile, self._environment_action)
         self._act: Callable[..., PolicyOutput] = compiled(act) if compile else act
         self._observation: Any = self.envs.reset(seed)
 
@@ -146,7 +151,7 @@ class RolloutCollector:
             observation = self._observation
             state = self._hidden_state
             action, log_prob, state_value, hidden = self._act(self.loss, observation, None if state is None else state.hidden)
-            step = self.envs.step(action)
+            step = self.envs.step(action if self._environment_action is None else self._environment_action(action))
             done = step.terminated | step.truncated
             # A step spent on a reset belongs to no episode, so the hidden state is zeroed after it too.
             is_last = done if step.counted is None else done | ~step.counted

@@ -5,8 +5,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled._environment_action import EnvironmentAction
 from a2c_compiled._torch_internals import scan_operator
-from a2c_compiled.environments import EnvironmentState, TensorEnvironments
+from a2c_compiled.environments import EnvironmentState, EnvironmentStep, TensorEnvironments
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.acting import act
 from a2c_compiled.rollouts.hidden_state import HiddenState, advanced, with_hidden_states
@@ -22,7 +23,9 @@ With recurrent networks, also ``hidden`` and ``start``, see :class:`~a2c_compile
 Fields = Dict[str, Tensor]
 """Fields of :class:`Rollout`, and hidden states, by name. Shapes: ``[N, ...]`` for one step, ``[T, N, ...]`` for all steps."""
 
-Step = Callable[[A2CLoss, TensorEnvironments, Carry, Tensor], Tuple[Carry, Fields]]
+Transition = Callable[[EnvironmentState, Tensor, Tensor], Tuple[EnvironmentState, EnvironmentStep]]
+"""Takes one step with an action of the policy and noise, see :meth:`TensorEnvironments.transition`."""
+Step = Callable[[A2CLoss, Transition, Carry, Tensor], Tuple[Carry, Fields]]
 
 
 class DeviceRollout:
@@ -36,10 +39,14 @@ class DeviceRollout:
         envs: environments written in torch. Call their ``reset`` before the first rollout.
         loss: loss whose actor network and distribution sample the actions.
         compile: whether to compile the rollout. False runs it in eager mode.
+        environment_action: maps the actions of the policy to those of the environments; None: these are the same.
     """
 
-    def __init__(self, envs: TensorEnvironments, loss: A2CLoss, compile: bool) -> None:
+    def __init__(
+        self, envs: TensorEnvironments, loss: A2CLoss, compile: bool, environment_action: Optional[EnvironmentAction]
+    ) -> None:
         self.envs = envs
+        self.environment_action = environment_action
         self.loss = loss
         self._run: Callable[..., Tuple[Carry, Fields]] = _loop
         self._captured: Optional[_CapturedLoop] = None
@@ -64,23 +71,29 @@ class DeviceRollout:
         state = self.envs.state
         assert state is not None, "expected reset() before the first rollout"
         carry = [*state, observation, *(hidden_state or ())]
-        carry, fields = self._run(self.loss, self.envs, carry, self.envs.draw(num_steps))
+        carry, fields = self._run(self.loss, self._transition, carry, self.envs.draw(num_steps))
         self.envs.state = EnvironmentState(*carry[:2])
         return carry[2], _hidden_state(carry), Rollout(**with_hidden_states(fields))
 
-    def _replay(self, loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
+    def _transition(self, state: EnvironmentState, action: Tensor, noise: Tensor) -> Tuple[EnvironmentState, EnvironmentStep]:
+        """Takes one step with an action of the policy."""
+        if self.environment_action is not None:
+            action = self.environment_action(action)
+        return self.envs.transition(state, action, noise)
+
+    def _replay(self, loss: A2CLoss, transition: Transition, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
         """Replays the CUDA graph. Captures it first if there is none for this number of steps."""
         if self._captured is None or self._captured.noise.shape != noise.shape:
-            self._captured = _CapturedLoop(loss, envs, carry, noise)
+            self._captured = _CapturedLoop(loss, transition, carry, noise)
         return self._captured(carry, noise)
 
 
-def _step(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
+def _step(loss: A2CLoss, transition: Transition, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
     """Takes one step. Returns the state at the beginning of the next step, and the fields of the rollout for this step."""
     physics, steps, observation = carry[:3]
     hidden_state = _hidden_state(carry)
     action, log_prob, state_value, hidden = act(loss, observation, None if hidden_state is None else hidden_state.hidden)
-    state, step = envs.transition(EnvironmentState(physics, steps), action, noise)
+    state, step = transition(EnvironmentState(physics, steps), action, noise)
     done = step.terminated | step.truncated
     fields = {
         "observation": observation,
@@ -102,11 +115,11 @@ def _hidden_state(carry: Carry) -> Optional[HiddenState]:
     return HiddenState(*carry[3:]) if len(carry) > 3 else None
 
 
-def _loop(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor, step: Step = _step) -> Tuple[Carry, Fields]:
+def _loop(loss: A2CLoss, transition: Transition, carry: Carry, noise: Tensor, step: Step = _step) -> Tuple[Carry, Fields]:
     """Takes one step for each entry of ``noise``, ``[T, N, noise_size]``. Returns the final state, and all fields of the rollout."""
     steps = []
     for step_noise in noise.unbind(0):
-        carry, step_fields = step(loss, envs, carry, step_noise)
+        carry, step_fields = step(loss, transition, carry, step_noise)
         steps.append(step_fields)
     return carry, {name: torch.stack([fields[name] for fields in steps]) for name in steps[0]}
 
@@ -121,9 +134,9 @@ def _compiled_scan() -> Callable[..., Tuple[Carry, Fields]]:
         return compiled(_loop)
     scan, options = operator
 
-    def scanned(loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
+    def scanned(loss: A2CLoss, transition: Transition, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
         def body(carry: Carry, step_noise: Tensor) -> Any:
-            next_carry, fields = _step(loss, envs, carry, step_noise)
+            next_carry, fields = _step(loss, transition, carry, step_noise)
             # The scan operator rejects tensors that share memory. The compiler fuses these copies away.
             return [tensor.clone() for tensor in next_carry], {name: tensor.clone() for name, tensor in fields.items()}
 
@@ -138,7 +151,7 @@ class _CapturedLoop:
     The graph reads the parameters from the networks' memory, so each replay uses the current parameters.
     """
 
-    def __init__(self, loss: A2CLoss, envs: TensorEnvironments, carry: Carry, noise: Tensor) -> None:
+    def __init__(self, loss: A2CLoss, transition: Transition, carry: Carry, noise: Tensor) -> None:
         self.noise = noise.clone()
         self._carry = [tensor.clone() for tensor in carry]
         step = compiled(_step)
@@ -146,11 +159,11 @@ class _CapturedLoop:
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):  # compile and warm up before the capture
             for _ in range(2):
-                _loop(loss, envs, self._carry, self.noise[:1], step)
+                _loop(loss, transition, self._carry, self.noise[:1], step)
         torch.cuda.current_stream().wait_stream(side_stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._next_carry, self._fields = _loop(loss, envs, self._carry, self.noise, step)
+            self._next_carry, self._fields = _loop(loss, transition, self._carry, self.noise, step)
 
     def __call__(self, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
         """Copies the inputs into the graph's memory, replays the graph, and copies the outputs, which the next replay overwrites."""

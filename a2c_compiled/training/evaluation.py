@@ -7,7 +7,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from a2c_compiled.environments import make_vector, observation_tensor
+from a2c_compiled.environments import EnvironmentAction, make_vector, observation_tensor
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.recurrent import initial_hidden, is_recurrent, run_step
 
@@ -23,8 +23,9 @@ MAX_ENVIRONMENTS = 100
 """Largest number of environments that are stepped together in an evaluation."""
 
 Policy = Callable[[Any], np.ndarray]
-"""Maps a batch of observations of a gymnasium vector environment to a batch of actions. A policy with hidden states also has a method
-``reset()``. Evaluations call it when new episodes begin."""
+"""Maps a batch of observations of a gymnasium vector environment to a batch of actions. The environment gets them as
+:class:`~a2c_compiled.environments.EnvironmentAction` maps them. A policy with hidden states also has a method ``reset()``. Evaluations call
+it when new episodes begin."""
 
 
 class Episodes(NamedTuple):
@@ -135,11 +136,12 @@ def reset_policy(policy: Policy) -> None:
 def _first_episodes(policy: Policy, envs: VectorEnv, seed: int) -> Episodes:
     """Plays until every environment has finished its first episode, or for ``MAX_STEPS`` steps."""
     reset_policy(policy)
+    environment_action = EnvironmentAction(envs.single_action_space)
     observation, _ = envs.reset(seed=seed)
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=np.int64)
     running = np.ones(envs.num_envs, dtype=bool)
     for _ in range(MAX_STEPS):
-        observation, reward, terminated, truncated, _ = envs.step(policy(observation))
+        observation, reward, terminated, truncated, _ = envs.step(environment_action.of_array(policy(observation)))
         returns[running] += reward[running]
         lengths[running] += 1
         running &= ~(terminated | truncated)

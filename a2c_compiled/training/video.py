@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from PIL import Image, ImageDraw
 
 from a2c_compiled._files import atomic_file
-from a2c_compiled.environments import make_vector
+from a2c_compiled.environments import EnvironmentAction, make_vector
 from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, reset_policy
 
 MAX_FRAMES = 500
@@ -78,6 +78,7 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
         )
     _render_without_display()
     envs = make_vector(env_id, 1, "sync", render_mode="rgb_array", disable_env_checker=True, **env_options)
+    environment_action = EnvironmentAction(envs.single_action_space)
     frames: List[Image.Image] = []
     stride, total_return = 1, 0.0
     reset_policy(policy)
@@ -88,7 +89,7 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
                 frames, stride = frames[::2], 2 * stride
             if step % stride == 0:
                 frames.append(_frame(env_id, envs))
-            observation, reward, terminated, truncated, _ = envs.step(policy(observation))
+            observation, reward, terminated, truncated, _ = envs.step(environment_action.of_array(policy(observation)))
             total_return += float(reward[0])
             if terminated[0] or truncated[0]:
                 break

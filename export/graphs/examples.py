@@ -38,7 +38,7 @@ class Graph(NamedTuple):
     dynamic_axes: DynamicAxes
 
 
-def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
+def graphs_of(loss: A2CLoss, rollout: Rollout, action_space: Any = None) -> Dict[str, Graph]:
     """Returns the graphs of a loss by name, with example inputs from a rollout.
 
     - ``policy``: a :class:`~a2c_compiled.export.GreedyPolicy`, from ``observation``. Of recurrent networks: a
@@ -52,6 +52,7 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
         loss: loss whose networks, distribution and value estimator are exported.
         rollout: example data, ``[T, N, ...]``, or ``[N, T, ...]`` if the ``time_dim`` of the value estimator is the second dimension.
             Dtypes: see :class:`~a2c_compiled.update.Rollout`.
+        action_space: gymnasium's action space of one environment, for the policies, see :class:`~a2c_compiled.export.SampledPolicy`.
 
     Raises:
         ValueError: the value estimator needs ``log_prob``, and the rollout has none; with several agents, also if an entry has another
@@ -81,8 +82,10 @@ def graphs_of(loss: A2CLoss, rollout: Rollout) -> Dict[str, Graph]:
     greedy, sampled = (RecurrentPolicy, RecurrentSampledPolicy) if "hidden" in inputs else (GreedyPolicy, SampledPolicy)
     of_greedy = {name: entry for name, entry in inputs.items() if name != "noise"}
     return {
-        POLICY: Graph(greedy(loss.actor_network, loss.distribution), of_greedy, ("N",)),
-        POLICY_SAMPLED: Graph(sampled(loss.actor_network, loss.critic_network, loss.distribution), inputs, ("N",)),
+        POLICY: Graph(greedy(loss.actor_network, loss.distribution, action_space=action_space), of_greedy, ("N",)),
+        POLICY_SAMPLED: Graph(
+            sampled(loss.actor_network, loss.critic_network, loss.distribution, action_space=action_space), inputs, ("N",)
+        ),
         LOSS: Graph(loss, as_loss_arguments(entries), axes),
         ESTIMATOR: Graph(loss.value_estimator, estimator_inputs, axes),
     }

@@ -1,16 +1,17 @@
 """Policies as modules from tensors to tensors. In shapes, ``*event`` is the shape of one action."""
 
-from typing import Any, Dict, NamedTuple, Optional, Sequence
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction
+from a2c_compiled._environment_action import environment_action
+from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction, SampledEnvironmentAction
 from a2c_compiled._kinds import described
 from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
-from a2c_compiled.export.tracing.call import InputsByName
+from a2c_compiled.export.tracing.call import InputsByName, named_outputs
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.losses.batch import match_dims
@@ -28,15 +29,31 @@ class RecurrentSampledAction(NamedTuple):
     next_hidden: Tensor
 
 
+class RecurrentSampledEnvironmentAction(NamedTuple):
+    """Outputs of :class:`RecurrentSampledPolicy` with an action space, if the environment's actions can differ from the distribution's."""
+
+    action: Tensor
+    log_prob: Tensor
+    state_value: Tensor
+    next_hidden: Tensor
+    environment_action: Tensor
+
+
 class ActingOutputs(NamedTuple):
-    """Outputs of :class:`ActingPolicy`. ``next_hidden`` is None without recurrent layers."""
+    """Outputs of :class:`ActingPolicy`.
+
+    ``next_hidden`` is None without recurrent layers. The last two are None if the environment's actions cannot differ from the
+    distribution's.
+    """
 
     action: Tensor
     log_prob: Tensor
     state_value: Tensor
     greedy_action: Tensor
     greedy_log_prob: Tensor
-    next_hidden: Optional[Tensor]
+    next_hidden: Optional[Tensor] = None
+    environment_action: Optional[Tensor] = None
+    greedy_environment_action: Optional[Tensor] = None
 
 
 class _Converted(nn.Module):
@@ -59,6 +76,26 @@ class _Converted(nn.Module):
         return action.to(self.dtype)
 
 
+class _EnvironmentAction(nn.Module):
+    """Maps actions to those of an environment with ``action_space``, as :class:`~a2c_compiled.environments.EnvironmentAction` does.
+
+    Attributes:
+        differs: whether the environment's actions can differ. False: :meth:`forward` returns its argument. It is False for None.
+    """
+
+    __constants__ = ["differs"]  # TorchScript compiles only the branch that a constant selects
+
+    def __init__(self, action_space: Any, distribution: Distribution, actor_network: nn.Module) -> None:
+        super().__init__()
+        module = environment_action(action_space, distribution, actor_network)
+        self.differs = module is not None
+        self.module = module or nn.Identity()
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Returns the environment's actions."""
+        return self.module(action)
+
+
 class GreedyPolicy(nn.Module):
     """Returns the greedy action for each observation.
 
@@ -67,14 +104,21 @@ class GreedyPolicy(nn.Module):
         distribution: action distribution; its ``mode`` is the greedy action.
         action_dtype: dtype of the actions, such as ``torch.int32`` or ``torch.float32`` for programs that expect choices in this dtype.
             Choices are int64 by default. Real actions must stay floating point.
+        action_space: gymnasium's action space of one environment. The policy returns actions in the space, see
+            :class:`~a2c_compiled.environments.EnvironmentAction`. None: actions as the distribution returns them.
     """
 
     def __init__(
-        self, actor_network: nn.Module, distribution: Distribution, action_dtype: Optional[torch.dtype] = None
+        self,
+        actor_network: nn.Module,
+        distribution: Distribution,
+        action_dtype: Optional[torch.dtype] = None,
+        action_space: Any = None,
     ) -> None:
         super().__init__()
         self.actor_network = actor_network
         self.distribution = distribution
+        self.environment = _EnvironmentAction(action_space, distribution, actor_network)
         self.converted = _Converted(action_dtype)
 
     def forward(self, observation: Tensor) -> GreedyAction:
@@ -84,9 +128,10 @@ class GreedyPolicy(nn.Module):
             observation: ``[N, ...]``, in the dtype that the actor network accepts.
 
         Returns:
-            ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype`` or the dtype of the distribution's actions.
+            ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype``, or the dtype of the action space, or that of the distribution's
+            actions.
         """
-        return GreedyAction(self.converted(self.distribution.mode(self.actor_network(observation))))
+        return GreedyAction(self.converted(self.environment(self.distribution.mode(self.actor_network(observation)))))
 
 
 class _SamplingPolicy(ActorAndCritic):
@@ -96,11 +141,14 @@ class _SamplingPolicy(ActorAndCritic):
     returns. The loss therefore computes the same score while the policy is unchanged, so that the importance ratio is 1.
     """
 
-    def __init__(self, actor_network: nn.Module, critic_network: nn.Module, distribution: Distribution) -> None:
+    def __init__(
+        self, actor_network: nn.Module, critic_network: nn.Module, distribution: Distribution, action_space: Any = None
+    ) -> None:
         super().__init__()
         self.actor_network = actor_network
         self.critic_network = critic_network
         self.distribution = distribution
+        self.environment = _EnvironmentAction(action_space, distribution, actor_network)
 
 
 class SampledPolicy(_SamplingPolicy):
@@ -114,6 +162,8 @@ class SampledPolicy(_SamplingPolicy):
         critic_network: maps an observation to its value.
         distribution: action distribution.
         action_dtype: dtype of the actions, as in :class:`GreedyPolicy`.
+        action_space: gymnasium's action space of one environment. If its actions can differ from those of the distribution, the policy
+            also returns ``environment_action``.
     """
 
     def __init__(
@@ -122,11 +172,12 @@ class SampledPolicy(_SamplingPolicy):
         critic_network: nn.Module,
         distribution: Distribution,
         action_dtype: Optional[torch.dtype] = None,
+        action_space: Any = None,
     ) -> None:
-        super().__init__(actor_network, critic_network, distribution)
+        super().__init__(actor_network, critic_network, distribution, action_space)
         self.converted = _Converted(action_dtype)
 
-    def forward(self, observation: Tensor, noise: Tensor) -> SampledAction:
+    def forward(self, observation: Tensor, noise: Tensor) -> Union[SampledAction, SampledEnvironmentAction]:
         """Computes the action that ``noise`` selects, the log-probability of the action and the value of the observation.
 
         Args:
@@ -136,12 +187,17 @@ class SampledPolicy(_SamplingPolicy):
         Returns:
             ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype`` or the dtype of the distribution's actions. ``log_prob``,
             ``state_value``: ``[N]``, floating point. One value for several agents keeps the shape that the critic gives it.
+            ``environment_action``: the action for the environment, see :class:`~a2c_compiled.environments.EnvironmentAction`; shape and
+            dtype of the action space, or ``action_dtype``. ``log_prob`` is that of ``action``.
         """
         features = self.features(observation)
         params = widen(self.actor_output(observation, features))
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        return SampledAction(self.converted(action), log_prob, match_dims(self.critic_output(observation, features), log_prob))
+        value = match_dims(self.critic_output(observation, features), log_prob)
+        if self.environment.differs:
+            return SampledEnvironmentAction(self.converted(action), log_prob, value, self.converted(self.environment(action)))
+        return SampledAction(self.converted(action), log_prob, value)
 
 
 class RecurrentPolicy(nn.Module):
@@ -152,6 +208,7 @@ class RecurrentPolicy(nn.Module):
     Args:
         actor_network: recurrent network that maps observations to the parameters of the distribution.
         distribution: action distribution; its ``mode`` is the greedy action.
+        action_space: as in :class:`GreedyPolicy`.
 
     Attributes:
         is_traced: True: ``export_torchscript`` traces this module, because TorchScript cannot compile recurrent layers.
@@ -159,10 +216,11 @@ class RecurrentPolicy(nn.Module):
 
     is_traced = True
 
-    def __init__(self, actor_network: nn.Module, distribution: Distribution) -> None:
+    def __init__(self, actor_network: nn.Module, distribution: Distribution, action_space: Any = None) -> None:
         super().__init__()
         self.actor_network = actor_network
         self.distribution = distribution
+        self.environment = _EnvironmentAction(action_space, distribution, actor_network)
 
     def forward(self, observation: Tensor, hidden: Tensor) -> RecurrentAction:
         """Computes the greedy action and the next hidden state.
@@ -172,13 +230,14 @@ class RecurrentPolicy(nn.Module):
             hidden: ``[N, H]``, floating point: hidden state, with ``H = recurrent.hidden_size(actor_network)``.
 
         Returns:
-            ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``next_hidden``: ``[N, H]``, floating point.
+            ``action``: ``[N]`` or ``[N, *event]``, dtype of the action space, or else of the distribution's actions. ``next_hidden``:
+            ``[N, H]``, floating point.
 
         Raises:
             ValueError: the network runs the same recurrent layer twice, or the states of two layers overlap.
         """
         (params,), after = run_step([self.actor_network], observation, hidden)
-        return RecurrentAction(self.distribution.mode(params), after)
+        return RecurrentAction(self.environment(self.distribution.mode(params)), after)
 
 
 class RecurrentSampledPolicy(_SamplingPolicy):
@@ -191,6 +250,7 @@ class RecurrentSampledPolicy(_SamplingPolicy):
         actor_network: recurrent network that maps observations to the parameters of the distribution.
         critic_network: recurrent network that maps observations to their values.
         distribution: action distribution.
+        action_space: as in :class:`SampledPolicy`.
 
     Attributes:
         is_traced: as in :class:`RecurrentPolicy`.
@@ -198,7 +258,9 @@ class RecurrentSampledPolicy(_SamplingPolicy):
 
     is_traced = True
 
-    def forward(self, observation: Tensor, hidden: Tensor, noise: Tensor) -> RecurrentSampledAction:
+    def forward(
+        self, observation: Tensor, hidden: Tensor, noise: Tensor
+    ) -> Union[RecurrentSampledAction, RecurrentSampledEnvironmentAction]:
         """Computes the action that ``noise`` selects, its log-probability, the value of the observation and the next hidden state.
 
         Args:
@@ -208,7 +270,7 @@ class RecurrentSampledPolicy(_SamplingPolicy):
 
         Returns:
             ``action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions. ``log_prob``, ``state_value``: ``[N]``, floating
-            point. ``next_hidden``: ``[N, H]``, floating point.
+            point. ``next_hidden``: ``[N, H]``, floating point. ``environment_action``: as in :class:`SampledPolicy`.
 
         Raises:
             ValueError: a network runs the same recurrent layer twice, or the states of two layers overlap.
@@ -217,7 +279,10 @@ class RecurrentSampledPolicy(_SamplingPolicy):
         params = widen(params)
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        return RecurrentSampledAction(action, log_prob, match_dims(value, log_prob), after)
+        value = match_dims(value, log_prob)
+        if self.environment.differs:
+            return RecurrentSampledEnvironmentAction(action, log_prob, value, after, self.environment(action))
+        return RecurrentSampledAction(action, log_prob, value, after)
 
 
 class _Acting(_SamplingPolicy):
@@ -235,7 +300,12 @@ class _Acting(_SamplingPolicy):
         greedy_log_prob = self.distribution.log_prob(params, greedy_action)
         action = self.distribution.sample(params, noise)
         log_prob = self.distribution.log_prob(params, action)
-        return ActingOutputs(action, log_prob, match_dims(value, log_prob), greedy_action, greedy_log_prob, after)
+        outputs = ActingOutputs(action, log_prob, match_dims(value, log_prob), greedy_action, greedy_log_prob, after)
+        if not self.environment.differs:
+            return outputs
+        return outputs._replace(
+            environment_action=self.environment(action), greedy_environment_action=self.environment(greedy_action)
+        )
 
 
 def flattened(observation: Any) -> Any:
@@ -271,6 +341,7 @@ class ActingPolicy(InputsByName):
         loss: loss whose networks and distribution form the policy.
         parameter_names: names of the parameters that become inputs. All other parameters are constants of the graph.
         observation: example, ``[N, ...]``, in the dtype that the networks accept, as in :func:`policy_inputs`.
+        action_space: as in :class:`SampledPolicy`.
 
     Attributes:
         example_inputs: tensors by input name: the parameters, ``observation``, ``noise`` and, with recurrent layers, ``hidden``. An
@@ -283,13 +354,13 @@ class ActingPolicy(InputsByName):
 
     source: _Acting
 
-    def __init__(self, loss: A2CLoss, parameter_names: Sequence[str], observation: Any) -> None:
+    def __init__(self, loss: A2CLoss, parameter_names: Sequence[str], observation: Any, action_space: Any = None) -> None:
         if loss.distribution.noise_kind is None:
             raise ExportError(
                 f"ActingPolicy cannot be exported: {type(loss.distribution).__name__} draws its own random numbers, but an exported graph"
                 " needs them as an input. Use one of a2c_compiled.distributions that has a noise_kind"
             )
-        policy = _Acting(loss.actor_network, loss.critic_network, loss.distribution)
+        policy = _Acting(loss.actor_network, loss.critic_network, loss.distribution, action_space)
         parameters = dict(policy.named_parameters())
         params = {name: parameters[name].detach().clone() for name in parameters if name in parameter_names}
         inputs = policy_inputs(loss, observation)
@@ -309,9 +380,9 @@ class ActingPolicy(InputsByName):
         Returns:
             Tensors by name. ``action``, ``greedy_action``: ``[N]`` or ``[N, *event]``, dtype of the distribution's actions.
             ``log_prob``, ``greedy_log_prob``, ``state_value``: ``[N]``, floating point. ``next_hidden``: ``[N, H]``, only with recurrent
-            layers.
+            layers. ``environment_action``, ``greedy_environment_action``: as in :class:`SampledPolicy`.
         """
         params = {location: inputs[name] for location, name in self._names_by_location.items()}
         arguments = inputs["observation"], inputs["noise"], inputs.get("hidden")
         outputs = torch.func.functional_call(self.source, params, arguments, tie_weights=False)
-        return {name: output for name, output in outputs._asdict().items() if output is not None}
+        return named_outputs(outputs)

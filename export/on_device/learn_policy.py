@@ -100,7 +100,7 @@ def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed:
         ended: List[float] = []
         for _ in range(num_steps):
             output = learner.act(observation)
-            next_observation, reward, terminated, truncated, info = envs.step(output.action)
+            next_observation, reward, terminated, truncated, info = envs.step(output.environment_action)
             done = terminated | truncated
             entries = {
                 **output._asdict(),

@@ -41,7 +41,7 @@ def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[flo
     returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
     while running.any():
         result = act(observation)
-        action = result.action if isinstance(result, PolicyOutput) else result
+        action = result.environment_action if isinstance(result, PolicyOutput) else result
         observation, reward, terminated, truncated, _ = envs.step(action)
         returns[running] += reward[running]
         running &= ~(terminated | truncated)

@@ -9,7 +9,8 @@ Act with a policy:
 Continue training from the state that was exported:
 
 >>> learner = Learner.load("train_step.onnx")
->>> action, log_prob, state_value = learner.act(observation)
+>>> action, log_prob, state_value = output = learner.act(observation)
+>>> envs.step(output.environment_action)  # the action within the bounds of the environment's action space
 >>> metrics = learner.step({"observation": observations, "action": actions, ...})  # each [T, N, ...]: T steps of N environments
 >>> policy = Policy.load("policy.onnx", parameters=learner.parameters)
 """
@@ -59,8 +60,19 @@ _PACKAGES = {"openvino": "onnxruntime-openvino", "directml": "onnxruntime-direct
 _OPTIONS = {"cuda": {"use_tf32": "0"}}  # matrix products in float32, as on the CPU and in torch, not in TF32
 
 
-class PolicyOutput(NamedTuple):
+class _Scored(NamedTuple):
+    """The three entries of :class:`PolicyOutput`."""
+
+    action: np.ndarray
+    log_prob: np.ndarray
+    state_value: np.ndarray
+
+
+class PolicyOutput(_Scored):
     """The result of acting on ``N`` observations. For a single observation, the arrays have no dimension ``N``.
+
+    A tuple of ``action``, ``log_prob`` and ``state_value``. Record ``action`` in the rollout, and step the environment with
+    ``environment_action``.
 
     Attributes:
         action: ``[N]`` or ``[N, *event]``, where event is the shape of one action. Its dtype, such as int64 or float32, depends on
@@ -69,9 +81,20 @@ class PolicyOutput(NamedTuple):
         state_value: ``[N]``, floating point: the critic's value of the observation.
     """
 
-    action: np.ndarray
-    log_prob: np.ndarray
-    state_value: np.ndarray
+    _environment_action: Optional[np.ndarray] = None
+
+    @property
+    def environment_action(self) -> np.ndarray:
+        """The action for the environment: ``[N]`` or ``[N, *event]``, dtype of the action space, between its bounds.
+
+        It is ``action`` if the file has no such output: where the two cannot differ, or the export was not given the action space.
+        """
+        return self.action if self._environment_action is None else self._environment_action
+
+    def for_environment(self, action: Optional[np.ndarray]) -> PolicyOutput:
+        """Sets :attr:`environment_action`, and returns this object. None stands for the own ``action``."""
+        self._environment_action = action
+        return self
 
 
 class Policy:
@@ -135,7 +158,9 @@ class Policy:
             ValueError, TypeError: an argument is invalid; the message names it.
         """
         results = self._actor.act(observation, noise)
-        return results[0] if self._is_greedy else PolicyOutput(*results[:3])
+        if self._is_greedy:
+            return results[0]
+        return PolicyOutput(*results[:3]).for_environment(self._actor.named("environment_action", results))
 
     def reset(self, done: Optional[ArrayLike] = None) -> None:
         """Sets the hidden states to 0, as at the first step of an episode. Without memory, nothing happens.
@@ -215,18 +240,20 @@ class Learner:
             greedy: True takes the greedy action, which needs no noise. False takes an action that the noise selects.
 
         Returns:
-            A :class:`PolicyOutput`.
+            A :class:`PolicyOutput`. Its ``log_prob`` is that of ``action``, not of ``environment_action``.
 
         Raises:
             ValueError, TypeError: an argument is invalid; the message names it.
         """
         if greedy and noise is not None:
             raise ValueError("noise: expected None for the greedy action, got an array")
-        outputs = self._current.actor.act(observation, noise, noiseless=greedy)
-        action, log_prob, state_value, greedy_action, greedy_log_prob = outputs[:5]
+        actor = self._current.actor
+        results = actor.act(observation, noise, noiseless=greedy)
+        action, log_prob, state_value, greedy_action, greedy_log_prob = results[:5]
         if greedy:
-            return PolicyOutput(greedy_action, greedy_log_prob, state_value)
-        return PolicyOutput(action, log_prob, state_value)
+            output = PolicyOutput(greedy_action, greedy_log_prob, state_value)
+            return output.for_environment(actor.named("greedy_environment_action", results))
+        return PolicyOutput(action, log_prob, state_value).for_environment(actor.named("environment_action", results))
 
     def reset(self, done: Optional[ArrayLike] = None) -> None:
         """Sets the hidden states to 0 where ``done`` is True, see :meth:`Policy.reset`."""
@@ -421,6 +448,7 @@ class _Actor:
         self._observation = {name: tensor for name, tensor in graph.inputs.items() if _argument(name) == "observation"}
         self._noise = graph.inputs.get("noise")
         self._has_memory = "hidden" in graph.inputs
+        self._places = {name: i for i, name in enumerate(graph.outputs)}
         self._resize(1)
 
     def act(self, observation: _Observation, noise: Optional[ArrayLike], noiseless: bool = False) -> List[np.ndarray]:
@@ -445,7 +473,7 @@ class _Actor:
             self._put("hidden", self._memory.of(len(self._inputs["hidden"]), "observation"))
         self._graph.run(self._binding)
         if self._has_memory:
-            self._memory.hidden = self._outputs[list(self._graph.outputs).index("next_hidden")].copy()
+            self._memory.hidden = self._outputs[self._places["next_hidden"]].copy()
         return [(output[0] if is_single else output).copy() for output in self._outputs]
 
     def _checked_size(self, arrays: Mapping[str, np.ndarray]) -> int:
@@ -454,6 +482,11 @@ class _Actor:
         for name, array in arrays.items():
             size = self._observation[name].with_sizes(0, *size).shaped(name, array).shape[:1]
         return size[0]
+
+    def named(self, name: str, results: Sequence[np.ndarray]) -> Optional[np.ndarray]:
+        """Returns the output ``name`` of the ``results`` of :meth:`act`, or None if the graph has no such output."""
+        place = self._places.get(name)
+        return None if place is None else results[place]
 
     def _checked_noise(self, tensor: _Tensor, noise: Optional[ArrayLike], is_single: bool) -> np.ndarray:
         """Returns the noise in the shape of the input ``tensor``. Draws it if ``noise`` is None."""
@@ -475,7 +508,7 @@ class _Actor:
         for name, array in inputs.items():
             self._binding.bind_cpu_input(self._graph.in_file(name), array)
         for name, array in outputs.items():
-            self._binding.bind_ortvalue_output(name, OrtValue.ortvalue_from_numpy(array))
+            self._binding.bind_ortvalue_output(self._graph.in_file(name), OrtValue.ortvalue_from_numpy(array))
         self._inputs, self._outputs = inputs, list(outputs.values())
 
 
@@ -589,21 +622,21 @@ class _Graph:
         about = self.session.get_modelmeta().custom_metadata_map
         self.module = about.get(f"{_PREFIX}module", "")
         renamed = json.loads(about.get(f"{_PREFIX}renamed", "{}"))
-        self._input_names: Dict[str, str] = renamed.get("inputs", {})
+        self._names_in_file: Dict[str, str] = {**renamed.get("inputs", {}), **renamed.get("outputs", {})}
         self.renamed_weights: Dict[str, str] = renamed.get("weights", {})
         self.noise = _kinds(json.loads(about.get(f"{_PREFIX}noise", "{}")).get("noise", ""))
         if self.module not in modules:
             raise ValueError(f"path: expected an exported {' or '.join(modules)}, got {path}, {_described(self.module)}")
-        argument = {in_file: name for name, in_file in self._input_names.items()}
+        argument = {in_file: name for name, in_file in self._names_in_file.items()}
         self.inputs = {argument.get(node.name, node.name): _Tensor.of(node) for node in self.session.get_inputs()}
-        self.outputs = {node.name: _Tensor.of(node) for node in self.session.get_outputs()}
+        self.outputs = {argument.get(node.name, node.name): _Tensor.of(node) for node in self.session.get_outputs()}
         # Names of all inputs of the module, also of those that it does not read and the graph therefore lacks.
         shapes = json.loads(about.get(f"{_PREFIX}shapes", "{}"))
         self.names = [argument.get(name, name) for name in shapes]
 
     def in_file(self, name: str) -> str:
-        """Returns the name in the file of the input ``name``."""
-        return self._input_names.get(name, name)
+        """Returns the name in the file of the input or output ``name``."""
+        return self._names_in_file.get(name, name)
 
     def run(self, binding: IOBinding) -> None:
         """Runs the graph on the bound inputs, and writes the bound outputs."""

@@ -15,12 +15,12 @@ try:
 except ImportError:  # sb3-contrib is optional
     RecurrentPPO = RecurrentActorCriticPolicy = None
 
+from a2c_compiled._environment_action import EnvironmentAction, check_action_space
 from a2c_compiled._kinds import flag
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Distribution, Normal
 from a2c_compiled.estimators import GAE
 from a2c_compiled.integrations.stable_baselines3.observations import environment_to_model, preprocessing, wrappers_of
 from a2c_compiled.integrations.stable_baselines3.policy_networks import (
-    Clipped,
     Floating,
     MultiInputNetwork,
     Network,
@@ -64,7 +64,7 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
     >>> export.export_onnx(policy, {"observation": torch.from_numpy(observations)}, "policy.onnx", dynamic_axes=("N",))
 
     The **policy** maps observations of the environment, ``[N, ...]``, to the actions that ``model.predict(observation,
-    deterministic=True)`` returns for a batch, with the same shape and dtype:
+    deterministic=True)`` returns for a batch, with the same shape and dtype (in a Box, the dtype of the space):
 
     - The present observation statistics of ``VecNormalize`` are constants of the policy, if the model was trained with that wrapper.
     - The channels of images may be the first or the last dimension.
@@ -96,7 +96,7 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
     Args:
         model: an SB3 ``A2C`` or ``PPO``, or sb3-contrib's ``RecurrentPPO``, or its policy.
 
-            - Action spaces: Box, Discrete, MultiDiscrete, MultiBinary.
+            - Action spaces: Box of float16, float32 or float64, Discrete, MultiDiscrete, MultiBinary.
             - Observation spaces: Box (also images), Discrete, MultiDiscrete with one axis, MultiBinary, and a Dict of them.
             - Features extractor: any module that maps a tensor, or a dict of tensors, to a tensor ``[N, features]``.
         sampled: True returns a policy that samples as ``model.predict(observation, deterministic=False)`` does. It takes the noise as a
@@ -194,6 +194,7 @@ def _distribution(policy: ActorCriticPolicy) -> Distribution:
     """Returns this library's distribution for the action space of ``policy``."""
     space = policy.action_space
     if isinstance(space, spaces.Box):
+        check_action_space(space)
         return Normal(policy.log_std.numel(), scale_mapping="exp", scale_lb=_MIN_SCALE)
     distribution = discrete_distribution_for(space)
     if distribution is None:
@@ -213,7 +214,7 @@ def _actor_head(policy: ActorCriticPolicy) -> nn.Module:
 def _bounds(space: spaces.Space) -> nn.Module:
     """Returns the module that maps actions of the distribution to actions that ``model.predict`` returns."""
     if isinstance(space, spaces.Box):
-        return Clipped(space)
+        return EnvironmentAction(space)
     return Floating() if isinstance(space, spaces.MultiBinary) else nn.Identity()
 
 

@@ -4,7 +4,6 @@ import copy
 from typing import Dict, List, Tuple
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 
@@ -92,23 +91,6 @@ def _plain(module: nn.Module) -> nn.Module:
         module = copy.copy(module)
         module.in_features, module.out_features = int(module.in_features), int(module.out_features)
     return module
-
-
-class Clipped(nn.Module):
-    """Reshapes actions ``[*B, dim]`` to the shape of a Box, and clips them to its bounds."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, space: spaces.Box) -> None:
-        super().__init__()
-        self.register_buffer("low", torch.from_numpy(space.low.copy()), persistent=False)
-        self.register_buffer("high", torch.from_numpy(space.high.copy()), persistent=False)
-
-    def forward(self, action: Tensor) -> Tensor:
-        """Returns actions ``[*B, *space.shape]``."""
-        shaped = action.reshape(list(action.shape[:-1]) + list(self.low.shape))
-        return torch.minimum(torch.maximum(shaped, self.low), self.high)
 
 
 class Floating(nn.Module):

@@ -1,0 +1,146 @@
+"""From the action of a distribution to the action that an environment takes: its dtype, its shape and its bounds.
+
+Spaces are recognised by their attributes, so that exports need no gymnasium.
+"""
+
+from typing import Any, List, Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from a2c_compiled._hyperparameters import CoefficientModule
+from a2c_compiled._kinds import described
+
+REAL = ("float16", "float32", "float64")
+
+
+def check_action_space(space: Any) -> None:
+    """Raises ValueError if the samples of this library's distributions cannot be actions of ``space``.
+
+    These are a Box of integers or bools, and discrete values that do not start at 0.
+    """
+    if is_box(space) and space.dtype.name not in REAL:
+        instead = "MultiBinary" if space.dtype == np.bool_ else "MultiDiscrete"
+        raise ValueError(
+            f"action_space: expected a Box of {', '.join(REAL)}, got {space}; use a {instead} space, with a gymnasium wrapper around the"
+            " environment"
+        )
+    if np.any(getattr(space, "start", 0)):
+        raise ValueError(f"action_space: expected discrete values that start at 0, got {space}")
+
+
+def is_box(space: Any) -> bool:
+    """Returns whether ``space`` is a Box: the space of arrays between two bounds."""
+    return hasattr(space, "low") and hasattr(space, "high")
+
+
+class EnvironmentAction(CoefficientModule):
+    r"""Maps an action of a distribution to the action that an environment takes.
+
+    The action is converted to the dtype of the space, and in a Box then reshaped to the shape of the space and clipped:
+
+    .. math::
+        a_\text{environment} = \min(\max(a, \text{low}), \text{high})
+
+    Rollouts record the action itself, because its log-probability is the one that the loss computes. The environment gets the result.
+
+    Actions of other spaces than Box, Discrete, MultiDiscrete and MultiBinary, such as Tuple, remain unchanged.
+
+    Args:
+        space: the action space of one environment, of gymnasium or with the same attributes.
+
+    Raises:
+        TypeError: ``space`` is not a space.
+    """
+
+    low: Tensor
+    high: Tensor
+    shape: List[int]
+
+    def __init__(self, space: Any) -> None:
+        super().__init__()
+        if not hasattr(space, "contains"):
+            raise TypeError(f"action_space: expected a gymnasium space, got {described(space)}")
+        box = is_box(space)
+        self.converts = box or hasattr(space, "n") or hasattr(space, "nvec")
+        bounds = (space.low, space.high) if box else (np.zeros(0, space.dtype if self.converts else None),) * 2
+        low, high = (torch.from_numpy(bound.copy()) for bound in bounds)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        self.dtype = low.dtype
+        # Stable-Baselines3 returns 0.0 and 1.0 for MultiBinary; the space contains both.
+        self.takes_real = self.dtype.is_floating_point or (hasattr(space, "n") and bool(space.shape))
+        self.clips = box and bool(np.isfinite(space.low).any() or np.isfinite(space.high).any())
+        self.shape = [int(size) for size in space.shape] if box else []
+        self.reshapes = box and len(self.shape) != 1  # a distribution's action is a vector
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Returns the environment's actions.
+
+        Args:
+            action: ``[*B]``, ``[*B, dim]`` or ``[*B, *space.shape]``, any dtype.
+
+        Returns:
+            ``[*B]`` or ``[*B, *space.shape]``, dtype of the space. In a Box, between its bounds.
+
+        Raises:
+            TypeError: the action is real, and the space has integers.
+        """
+        if not self.converts:
+            return action
+        if action.is_floating_point() and not self.takes_real:
+            raise TypeError(f"action: expected {self.dtype}, the dtype of the action space, got {action.dtype}")
+        action = action.to(self.dtype)
+        if self.reshapes:
+            rank = len(self.shape)
+            is_vector = action.dim() > 1 if rank == 0 else list(action.shape[-rank:]) != self.shape
+            if is_vector:
+                action = action.reshape(list(action.shape[:-1]) + self.shape)
+        if self.clips:
+            action = torch.minimum(torch.maximum(action, self.low), self.high)
+        return action
+
+    def of_array(self, action: Any) -> Any:
+        """Returns the environment's actions as an array, shapes and errors as in :meth:`forward`. ``action``: an array, ``[N, ...]``.
+
+        Anything but an array of numbers remains unchanged.
+        """
+        if not isinstance(action, np.ndarray) or action.dtype.kind not in "biuf":
+            return action
+        return self(torch.tensor(action)).numpy()
+
+    def can_change(self, distribution: Any, dtype: torch.dtype = torch.float32) -> bool:
+        """Returns whether the result can have another dtype, shape or value than an action of ``distribution``.
+
+        Args:
+            distribution: the action distribution.
+            dtype: dtype of the distribution's parameters.
+        """
+        params = self.low.new_ones(distribution.num_params, dtype=dtype)
+        if not self.converts:
+            return False
+        if self.reshapes or distribution.action_of_ones(params).dtype != self.dtype:
+            return True
+        bounds = distribution.action_bounds(params) if self.clips else None
+        return self.clips and (bounds is None or bool((bounds[0] < self.low).any() or (bounds[1] > self.high).any()))
+
+
+def environment_action(space: Any, distribution: Any, network: nn.Module) -> Optional[EnvironmentAction]:
+    """Returns the module that maps the actions of a policy to those of an environment. None: these are the same.
+
+    Args:
+        space: the action space of the environment; None if there is none.
+        distribution: the action distribution.
+        network: the actor network. The dtype of its last parameter is that of the distribution's parameters.
+
+    Raises:
+        TypeError, ValueError: as :class:`EnvironmentAction` and :func:`check_action_space` describe.
+    """
+    if space is None:
+        return None
+    check_action_space(space)
+    module = EnvironmentAction(space)
+    real = [parameter for parameter in network.parameters() if parameter.is_floating_point()]
+    head = real[-1] if real else torch.zeros(())
+    return module.to(head.device) if module.can_change(distribution, head.dtype) else None
