@@ -82,6 +82,9 @@ EXTENDED = {
         "test_integration_stable_baselines3.py::test_the_training_step_of_a_model_over_dicts_exports_and_trains_as_eager_does",
         "test_torchscript_cpp.py::test_a_policy_acts_in_cpp",
         "test_export_threads.py::test_two_threads_export_while_another_trains",
+        "test_action_space_files.py::test_exported_policies_return_actions_in_the_space[MultiBinary*",
+        "test_action_space_files.py::test_exported_policies_return_actions_in_the_space[*np.float64*",
+        "test_action_space_files.py::test_exported_policies_return_actions_in_the_space[*np.float16)-.pt*",
         "test_loss_export.py::test_a_training_step_with_another_objective_shifted_values_diagnostics_and_fixed_statistics_is_exported",
         "test_integration_stable_baselines3.py::test_the_training_step_of_a_model_exports",
     ),
@@ -138,6 +141,7 @@ EXTENDED = {
         "test_device_rollout.py::*[cartpole_cut_sooner-compiled]",
         "test_device_rollout.py::*[pendulum_normal-compiled]",
         "test_device_rollout.py::*[pendulum_beta-compiled]",
+        "test_action_spaces.py::*[compiled]",
         "test_device_rollout.py::test_without_the_scan_operator_the_compiled_steps_are_unrolled_and_give_the_same_rollout",
     ),
     "project: what users copy from the README, and files of earlier versions": (

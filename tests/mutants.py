@@ -286,6 +286,20 @@ FAULTS = (
         ("tests/export/test_policy_scores.py",),
     ),
     Fault(
+        "an environment gets the action that was drawn",
+        "a2c_compiled/_environment_action.py",
+        "return self.clips and (bounds is None",
+        "return self.clips and (bounds is not None",
+        ("tests/environments/test_action_spaces.py",),
+    ),
+    Fault(
+        "the runtime steps an environment with the action that was drawn",
+        "export/on_device/runtime.py",
+        "return self.action if self._environment_action is None else self._environment_action",
+        "return self.action",
+        ("tests/export/test_action_space_files.py",),
+    ),
+    Fault(
         "masked observations enter the running mean",
         "a2c_compiled/networks/observation_norm.py",
         "rows.masked_fill(ignored, 0.0).sum(0).flatten()",

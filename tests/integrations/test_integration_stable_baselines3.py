@@ -285,6 +285,33 @@ def test_a_policy_for_every_action_space_acts_as_its_model(name):
     check_policy(random_model(action_space=ACTIONS[name]), samples(BOX))
 
 
+BOXES = {
+    "float16": spaces.Box(-0.5, 0.5, (2,), np.float16),
+    "float64": spaces.Box(-0.1, 0.3, (2,), np.float64),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_the_actions_of_a_policy_lie_in_a_box_of_any_dtype_and_bounds(name, sampled):
+    model, observation = random_model(action_space=BOXES[name]), samples(BOX)
+    policy, loss = from_sb3(model, sampled)
+    noise = (loss.distribution.noise(loss.actor_network(torch.from_numpy(observation))),) if sampled else ()
+    with torch.no_grad():
+        action = policy(torch.from_numpy(observation), *noise).action.numpy()
+    assert action.dtype == BOXES[name].dtype
+    assert all(BOXES[name].contains(row) for row in action)
+    if not sampled:
+        expected, _ = model.predict(observation, deterministic=True)
+        np.testing.assert_allclose(action, expected, rtol=0, atol=1e-3 if name == "float16" else 1e-5)
+
+
+def test_a_box_of_integers_is_refused():
+    model = random_model(action_space=spaces.Box(-5, 5, (2,), np.int32))
+    with pytest.raises(ValueError, match="action_space: expected a Box of float16, .* use a MultiDiscrete space"):
+        from_sb3(model)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("observations", "actions"), list(zip(OBSERVATIONS, ACTIONS, strict=True)))
 def test_an_exported_policy_for_every_space_acts_as_its_model(observations, actions, tmp_path):
