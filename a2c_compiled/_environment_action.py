@@ -94,8 +94,13 @@ class EnvironmentAction(CoefficientModule):
         action = action.to(self.dtype)
         if self.reshapes:
             rank = len(self.shape)
-            is_vector = action.dim() > 1 if rank == 0 else list(action.shape[-rank:]) != self.shape
-            if is_vector:
+            # The sizes are compared from the last one, because the first may vary in an exported graph.
+            is_shaped = action.dim() < 2
+            if rank > 0:
+                is_shaped = (
+                    action.dim() > rank and action.size(-1) == self.shape[-1] and list(action.shape[-rank:]) == self.shape
+                )
+            if not is_shaped:
                 action = action.reshape(list(action.shape[:-1]) + self.shape)
         if self.clips:
             action = torch.minimum(torch.maximum(action, self.low), self.high)

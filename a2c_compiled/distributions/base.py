@@ -266,7 +266,12 @@ class Distribution(CoefficientModule):
 
         Returns:
             The two actions, ``[dim]`` each, dtype of ``params``. None: the actions have no bounds, or their rounding is not known.
+
+        Raises:
+            ValueError: the shape of ``params`` is wrong.
+            TypeError: the dtype of ``params`` is not floating.
         """
+        self.check_params(params)
         return None
 
     def check_params(self, params: Tensor) -> None:

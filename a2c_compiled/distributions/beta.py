@@ -113,6 +113,7 @@ class Beta(Distribution):
 
     def action_bounds(self, params: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
         """Returns the bounds of the box, ``[dim]`` each, dtype of ``params``. Their rounding may exceed ``high``."""
+        self.check_params(params)
         y = widen(params.new_zeros(self.dim))
         return self._stretch(y).to(params.dtype), self._stretch(y + 1.0).to(params.dtype)
 

@@ -91,7 +91,7 @@ class PolicyOutput(_Scored):
         """
         return self.action if self._environment_action is None else self._environment_action
 
-    def for_environment(self, action: Optional[np.ndarray]) -> PolicyOutput:
+    def _for_environment(self, action: Optional[np.ndarray]) -> PolicyOutput:
         """Sets :attr:`environment_action`, and returns this object. None stands for the own ``action``."""
         self._environment_action = action
         return self
@@ -160,7 +160,7 @@ class Policy:
         results = self._actor.act(observation, noise)
         if self._is_greedy:
             return results[0]
-        return PolicyOutput(*results[:3]).for_environment(self._actor.named("environment_action", results))
+        return PolicyOutput(*results[:3])._for_environment(self._actor.named("environment_action", results))
 
     def reset(self, done: Optional[ArrayLike] = None) -> None:
         """Sets the hidden states to 0, as at the first step of an episode. Without memory, nothing happens.
@@ -252,8 +252,8 @@ class Learner:
         action, log_prob, state_value, greedy_action, greedy_log_prob = results[:5]
         if greedy:
             output = PolicyOutput(greedy_action, greedy_log_prob, state_value)
-            return output.for_environment(actor.named("greedy_environment_action", results))
-        return PolicyOutput(action, log_prob, state_value).for_environment(actor.named("environment_action", results))
+            return output._for_environment(actor.named("greedy_environment_action", results))
+        return PolicyOutput(action, log_prob, state_value)._for_environment(actor.named("environment_action", results))
 
     def reset(self, done: Optional[ArrayLike] = None) -> None:
         """Sets the hidden states to 0 where ``done`` is True, see :meth:`Policy.reset`."""
