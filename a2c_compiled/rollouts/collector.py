@@ -9,7 +9,6 @@ from torch import Tensor
 from a2c_compiled._environment_action import environment_action
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._kinds import described, flag, integer
-from a2c_compiled._tensor_groups import group_of, prefixed
 from a2c_compiled.environments import Environments, GymnasiumEnvironments, TensorEnvironments
 from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.losses import A2CLoss
@@ -17,6 +16,7 @@ from a2c_compiled.rollouts.acting import PolicyOutput, act
 from a2c_compiled.rollouts.device_rollout import DeviceRollout
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
 from a2c_compiled.rollouts.hidden_state import HiddenState, advanced, with_hidden_states
+from a2c_compiled.rollouts.tensor_groups import group_of, prefixed
 from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.rollout import Rollout
 

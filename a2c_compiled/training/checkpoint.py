@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from a2c_compiled._files import atomic_file
-from a2c_compiled._tensor_groups import Tensors
+from a2c_compiled.rollouts.tensor_groups import Tensors
 from a2c_compiled.training.distributed import Processes
 
 VERSION = 1

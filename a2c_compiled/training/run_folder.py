@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from a2c_compiled._tensor_groups import group_of
 from a2c_compiled.environments import goal_of
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.rollouts.tensor_groups import group_of
 from a2c_compiled.training.checkpoint import load_checkpoint, load_tensors
 from a2c_compiled.training.config import TrainConfig, load_config
 from a2c_compiled.training.construction import make_loss, make_step

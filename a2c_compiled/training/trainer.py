@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2c_compiled._tensor_groups import group_of, prefixed
 from a2c_compiled.environments import goal_of, make_environments
 from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.losses import A2CLoss
@@ -20,6 +19,7 @@ from a2c_compiled.networks.observation_norm import update_norms
 from a2c_compiled.rollouts.collector import RolloutCollector
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
 from a2c_compiled.rollouts.reward_scale import RewardScale
+from a2c_compiled.rollouts.tensor_groups import group_of, prefixed
 from a2c_compiled.training.checkpoint import (
     Checkpoint,
     has_checkpoint,
