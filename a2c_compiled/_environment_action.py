@@ -122,10 +122,14 @@ class EnvironmentAction(CoefficientModule):
             distribution: the action distribution.
             dtype: dtype of the distribution's parameters.
         """
-        params = self.low.new_ones(distribution.num_params, dtype=dtype)
         if not self.converts:
             return False
-        if self.reshapes or distribution.action_of_ones(params).dtype != self.dtype:
+        try:
+            params = self.low.new_ones(distribution.num_params, dtype=dtype)
+            action_dtype = distribution.action_of_ones(params).dtype
+        except (NotImplementedError, RuntimeError, ValueError):
+            return True  # a user's distribution may have no mode or no num_params, or it refuses such parameters
+        if self.reshapes or action_dtype != self.dtype:
             return True
         bounds = distribution.action_bounds(params) if self.clips else None
         return self.clips and (bounds is None or bool((bounds[0] < self.low).any() or (bounds[1] > self.high).any()))

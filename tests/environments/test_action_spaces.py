@@ -85,6 +85,21 @@ def test_a_collector_and_exports_refuse_actions_that_cannot_be_right(name):
     envs.close()
 
 
+@pytest.mark.parametrize("name", [HALF_BOUNDED, "Discrete(3)"])
+def test_the_actions_of_a_torch_distribution_of_unknown_parameters_lie_in_the_space(name):
+    def factory(params):
+        if name == HALF_BOUNDED:
+            return torch.distributions.Independent(torch.distributions.Normal(params, 1.0), 1)
+        return torch.distributions.Categorical(logits=params)
+
+    size = 2 if name == HALF_BOUNDED else 3
+    loss = A2CLoss(nn.Linear(4, size), nn.Linear(4, 1), distributions.TorchDistribution(factory), estimators.VTrace())
+    envs = make_vector(env_id(name), 4, "sync")
+    rollout = RolloutCollector(envs, loss, LENGTH, seed=0).collect()
+    envs.close()
+    assert rollout.log_prob.isfinite().all()
+
+
 def test_real_actions_are_not_rounded_to_choices():
     for space in (spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.Box(-5, 5, (2,), np.int32)):
         with pytest.raises(TypeError, match=f"action: expected torch.{space.dtype}, .* got torch.float32"):
