@@ -217,16 +217,13 @@ def test_training_steps_equal_those_of_networks_that_run_one_by_one(options):
 
 
 @pytest.mark.slow
-def test_compiled_loss_and_policy_equal_eager_at_every_size():
+def test_a_compiled_loss_equals_eager_at_every_size():
     loss = losses_of(make_network(), clip_value=0.2)[0]
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
     for shape in ((4, 5), (3, 2)):
         arguments = of(make_loss_steps(shape, dtype=torch.float64), *INSIDE)
         for one, expected in zip(compiled(**arguments), loss(**arguments), strict=True):
             torch.testing.assert_close(one, expected)
-    observation = torch.randn(7, FEATURES, dtype=torch.float64)
-    output = torch.compile(act, fullgraph=True, backend="aot_eager")(loss, observation)
-    torch.testing.assert_close(output.state_value, loss.critic_network(observation).squeeze(-1))
 
 
 @pytest.mark.slow
@@ -243,20 +240,31 @@ def test_a_scripted_loss_equals_eager_with_the_same_names(options):
 
 
 @pytest.mark.slow
-def test_exported_graphs_hold_the_trunk_once_for_each_observation(tmp_path):
+@pytest.mark.parametrize(("graph", "trunks"), [("loss", 2), ("policy", 1), ("step", 2)])
+def test_an_exported_graph_holds_the_trunk_once_for_each_observation(graph, trunks, tmp_path):
     loss = A2CLoss(make_network(dtype=torch.float32), distribution=DISTRIBUTION)
-    rollout = make_rollout()
-    arguments = {name: entry for name, entry in rollout._asdict().items() if entry is not None}
-    observation, noise = torch.randn(7, FEATURES), torch.rand(7, 1)
-    policy = SampledPolicy(loss.actor_network, loss.critic_network, DISTRIBUTION)
+    rollout, path = make_rollout(), tmp_path / "graph.onnx"
+    if graph == "step":
+        export.export_train_step(TrainStep(loss, compile=False), rollout, path)
+    elif graph == "loss":
+        arguments = {name: entry for name, entry in rollout._asdict().items() if entry is not None}
+        export.export_onnx(loss, arguments, path, dynamic_axes=("T", "N"))
+    else:
+        observation = torch.randn(7, FEATURES)
+        inputs = {"observation": observation, "noise": DISTRIBUTION.noise(loss.actor_network(observation))}
+        export.export_onnx(
+            SampledPolicy(loss.actor_network, loss.critic_network, DISTRIBUTION), inputs, path, dynamic_axes=("N",)
+        )
+    assert export.verify(path).passed
+    assert sum(node.op_type == "Tanh" for node in onnx.load(path).graph.node) == trunks
+
+
+@pytest.mark.slow
+def test_a_scripted_policy_runs_the_trunk_once():
+    loss = A2CLoss(make_network(dtype=torch.float32), distribution=DISTRIBUTION)
+    policy, observation = SampledPolicy(loss.actor_network, loss.critic_network, DISTRIBUTION), torch.randn(7, FEATURES)
     noise = DISTRIBUTION.noise(loss.actor_network(observation))
-    export.export_onnx(loss, arguments, tmp_path / "loss.onnx", dynamic_axes=("T", "N"))
-    export.export_onnx(policy, {"observation": observation, "noise": noise}, tmp_path / "policy.onnx", dynamic_axes=("N",))
-    export.export_torchscript(policy, {"observation": observation, "noise": noise}, tmp_path / "policy.pt", dynamic_axes=("N",))
-    export.export_train_step(TrainStep(loss, compile=False), rollout, tmp_path / "step.onnx")
-    for name, trunks in (("loss.onnx", 2), ("policy.onnx", 1), ("policy.pt", None), ("step.onnx", 2)):
-        report = export.verify(tmp_path / name)
-        assert report.passed, str(report)
-        if trunks is not None:
-            graph = onnx.load(tmp_path / name).graph
-            assert sum(node.op_type == "Tanh" for node in graph.node) == trunks, name
+    scripted = torch.jit.script(policy)
+    torch.testing.assert_close(tuple(scripted(observation, noise)), tuple(policy(observation, noise)))
+    graph = torch.jit.freeze(scripted.eval()).inlined_graph
+    assert sum(node.kind() == "aten::tanh" for node in graph.findAllNodes("aten::tanh")) == 1
