@@ -457,13 +457,15 @@ class _Actor:
         ``noiseless``: the noise is 0, and the random generator is unchanged.
         """
         values = _parts("observation", observation, self._graph.names)
-        arrays = {name: tensor.converted(name, values[name]) for name, tensor in self._observation.items()}
-        is_single = all(array.ndim < len(self._observation[name].shape) for name, array in arrays.items())
+        arrays, is_single = {}, True
+        for name, tensor in self._observation.items():
+            arrays[name] = tensor.converted(name, values[name])
+            is_single &= arrays[name].ndim < len(tensor.shape)
         if is_single:
             arrays = {name: array[None] for name, array in arrays.items()}
-        if any(array.shape != self._inputs[name].shape for name, array in arrays.items()):
-            self._resize(self._checked_size(arrays))
         for name, array in arrays.items():
+            if array.shape != self._inputs[name].shape:  # only the first: all arrays have the same N
+                self._resize(self._checked_size(arrays))
             self._put(name, array)
         if self._noise is not None:
             self._put("noise", 0.0 if noiseless else self._checked_noise(self._noise, noise, is_single))
@@ -632,7 +634,7 @@ class _Graph:
         self.outputs = {argument.get(node.name, node.name): _Tensor.of(node) for node in self.session.get_outputs()}
         # Names of all inputs of the module, also of those that it does not read and the graph therefore lacks.
         shapes = json.loads(about.get(f"{_PREFIX}shapes", "{}"))
-        self.names = [argument.get(name, name) for name in shapes]
+        self.names = dict.fromkeys([*(argument.get(name, name) for name in shapes), *self.inputs])
 
     def in_file(self, name: str) -> str:
         """Returns the name in the file of the input or output ``name``."""
@@ -655,17 +657,17 @@ def _argument(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _parts(name: str, value: Any, names: Sequence[str], label: str = "%s") -> Dict[str, Any]:
+def _parts(name: str, value: Any, names: Mapping[str, Any], label: str = "%s") -> Dict[str, Any]:
     """Returns ``{name: value}``; if ``names`` has ``<name>.<key>``, the entries of ``value`` by these names.
 
     Raises:
         TypeError: ``value`` is neither a tuple or list, for keys that are indices, nor a mapping. ``label`` makes the name in the message.
         ValueError: an entry is missing or unknown.
     """
+    if name in names:
+        return {name: value}
     prefix = f"{name}."
     keys = list(dict.fromkeys(_argument(other[len(prefix) :]) for other in names if other.startswith(prefix)))
-    if not keys:
-        return {name: value}
     if keys[0] == "0":
         if not isinstance(value, (tuple, list)):
             raise TypeError(f"{label % name}: expected a tuple of {len(keys)} arrays, got {type(value).__name__}")

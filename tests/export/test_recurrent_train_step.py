@@ -39,7 +39,7 @@ def make_example(width, steps=STEPS):
 @pytest.fixture(scope="module", params=["min_gru", "mixture"])
 def exported(request, tmp_path_factory):
     networks = make_networks(request.param)
-    step = TrainStep(make_memory_loss(networks), "rmsprop", 1e-2, compile=False)
+    step = TrainStep(make_memory_loss(networks), "sgd", 0.1, compile=False)  # rmsprop amplifies rounding errors at first
     path = tmp_path_factory.mktemp(request.param) / "step.onnx"
     return request.param, export.export_train_step(step, make_example(hidden_size(networks)), path), step
 

@@ -717,7 +717,7 @@ def test_the_training_step_of_a_model_over_dicts_exports_and_trains_as_eager_doe
     reward = torch.from_numpy(buffer.rewards)
     done = torch.zeros_like(reward, dtype=torch.bool)
     rollout = Rollout(observation, rows(torch.from_numpy(buffer.actions)), reward, next_observation, done, done)
-    step = TrainStep(from_sb3(model).loss, lr=1e-2, compile=False)
+    step = TrainStep(from_sb3(model).loss, "sgd", 0.1, compile=False)
     path = export.export_train_step(step, rollout, tmp_path / "step.onnx")
     assert export.verify(path).passed
     learner = Learner.load(path)
