@@ -26,10 +26,16 @@ def test_the_runtime_draws_every_kind_of_noise():
 
 
 def test_the_runtime_has_the_names_of_the_exporter():
-    predict_policy = pytest.importorskip("a2c_compiled.integrations.stable_baselines3.policy_networks").PredictPolicy
+    networks, recurrent = (
+        pytest.importorskip(f"a2c_compiled.integrations.stable_baselines3.{module}")
+        for module in ("policy_networks", "recurrent_networks")
+    )
+    greedy = {export.GreedyPolicy, export.RecurrentPolicy, networks.PredictPolicy, networks.PredictFromFrames}
+    greedy |= {recurrent.RecurrentPredictPolicy}
+    sampled = {export.SampledPolicy, export.RecurrentSampledPolicy, networks.SampledPredictPolicy}
     assert (runtime._PREFIX, runtime._NEW) == (metadata.PREFIX, call.NEW)
-    assert set(runtime._POLICIES) == {cls.__name__ for cls in (export.GreedyPolicy, export.SampledPolicy, predict_policy)}
-    assert set(runtime._GREEDY) == {export.GreedyPolicy.__name__, predict_policy.__name__}
+    assert set(runtime._GREEDY) == {cls.__name__ for cls in greedy}
+    assert set(runtime._POLICIES) == {cls.__name__ for cls in greedy | sampled}
 
 
 def test_learning_evaluates_the_greedy_policy_like_training():
