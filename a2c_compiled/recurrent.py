@@ -142,6 +142,7 @@ class Recurrent(nn.Module):
             raise TypeError(f"cell: expected a MinGRU, GRUCell, RNNCell or LSTMCell, got {type(cell).__name__}")
         self.cell = cell
         self.encoder = nn.Identity() if encoder is None else encoder
+        self._identity = object()  # the same in the stand-ins that torch.export calls instead of a layer
         self.offset = integer("offset", offset)
         self.state_size = cell.hidden_size * (2 if isinstance(cell, nn.LSTMCell) else 1)
 
@@ -275,7 +276,11 @@ def run_step(networks: Sequence[nn.Module], x: Tensor, hidden: Tensor) -> Step:
     for output, states_of_network in _call_all(networks, observation):
         outputs.append(output.squeeze(0))
         earlier = [layer for layer, _ in states]
-        states += [(layer, state) for layer, state in states_of_network if not any(layer is other for other in earlier)]
+        states += [
+            (layer, state)
+            for layer, state in states_of_network
+            if not any(layer._identity is other._identity for other in earlier)
+        ]
     parts: List[Tensor] = []
     end = 0
     for layer, state in sorted(states, key=lambda pair: pair[0].offset):
@@ -333,7 +338,7 @@ def _call(network: Callable[[Any], Any], x: Any, earlier_states: _States) -> Tup
     finally:
         _this_thread.states = before
     for i, (layer, _) in enumerate(states):
-        if any(layer is other for other, _ in states[:i]):
+        if any(layer._identity is other._identity for other, _ in states[:i]):
             raise ValueError(
                 f"network: expected one call of each Recurrent in a step, got two of the one with offset {layer.offset} (a layer has one"
                 " state: give each call a layer with an offset of its own)"

@@ -177,21 +177,21 @@ def test_a_compiled_step_equals_a_plain_loop_for_any_number_of_environments_and_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".onnx", ".pt", ".pt2"])
-@pytest.mark.parametrize("kind", ["two_cells", "mixture"])
-def test_exported_policies_carry_the_states_of_a_plain_loop(kind, ending, tmp_path):
+@pytest.mark.parametrize(("kind", "shared"), [("two_cells", True), ("mixture", False)])
+def test_exported_policies_carry_the_states_of_a_plain_loop(kind, shared, ending, tmp_path):
     pytest.importorskip("onnxruntime")
     from export_cases import LOADERS
 
     from a2c_compiled import export
 
     export_to = {".onnx": export.export_onnx, ".pt": export.export_torchscript, ".pt2": export.export_pt2}[ending]
-    networks = make_actor_and_critic(kind)
+    networks = make_actor_and_critic(kind, shared)
     loss = make_memory_loss(networks)
     x, _, start = make_sequence(networks)
     x, noise = x.float(), torch.zeros(T, N, CHOICES)
     policies = {
         "greedy": (export.RecurrentPolicy(networks[0], loss.distribution), KINDS[kind]),
-        "sampled": (export.RecurrentSampledPolicy(*networks, loss.distribution), 2 * KINDS[kind]),
+        "sampled": (export.RecurrentSampledPolicy(*networks, loss.distribution), KINDS[kind] if shared else 2 * KINDS[kind]),
     }
     for name, (policy, width) in policies.items():
         hidden = torch.zeros(N, width)
