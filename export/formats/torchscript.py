@@ -80,7 +80,7 @@ def export_torchscript(
     with atomic_file(path) as temporary:
         with without_deprecation_warnings():
             torch.jit.save(_scripted(call), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
-        record_cases(call, path, load(temporary))
+        record_cases(call, path, by_name(load(temporary)))
     return path
 
 

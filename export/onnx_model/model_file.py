@@ -39,6 +39,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     for value in list(graph.inputs):
         if not keep_unread_inputs and not value.uses():
             graph.inputs.remove(value)
+    _name_values_in_subgraphs(graph)
     for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with file paths of the exporting machine
         _make_axis_positive(node)
@@ -86,6 +87,26 @@ def _name_dimensions(graph: ir.Graph, call: Call) -> None:
     for value in values:
         if value.shape is not None:
             value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+
+
+def _name_values_in_subgraphs(graph: ir.Graph) -> None:
+    """Gives every value in a subgraph a name that no other value of the model has: strict shape inference confuses equal names."""
+    for node in graph:
+        count = 0
+        for subgraph in _subgraphs(node):
+            for value in (*subgraph.inputs, *(output for inner in subgraph for output in inner.outputs)):
+                value.name = f"{node.name}.{count}"
+                count += 1
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yields the subgraphs of ``node``, such as the branches of an If, and those of the nodes in them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            subgraph = attribute.as_graph()
+            yield subgraph
+            for inner in subgraph:
+                yield from _subgraphs(inner)
 
 
 def _make_axis_positive(node: ir.Node) -> None:

@@ -59,7 +59,7 @@ def test_a_scripted_policy_scores_as_the_loss_does(name, dtype):
 def test_a_score_may_differ_as_far_as_its_action_is_rounded_in_another_way():
     """The error of the second score is 2 percent of the largest score."""
     expected = {"action": np.float32([[0.5], [0.99]]), "log_prob": np.float32([1.0, 10.0])}
-    cases = {"case": Case({}, expected, {})}
+    cases = {"case": Case({}, expected, {}, {}, {})}
     for action, log_prob, passed in (
         ([[0.5], [0.99]], [1.0, 10.2], False),  # the same action
         ([[0.5], [0.9900001]], [1.0, 10.2], True),

@@ -136,10 +136,10 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         actor = OverTime(actor_features, actor_layers, nn.Sequential(*heads[0]))
         critic = OverTime(critic_features, critic_layers, nn.Sequential(between, *heads[1]))
     elif policy.share_features_extractor and any(True for _ in features[0].parameters()):
-        trunk = Network(shape, preprocess, features[0], nn.Identity(), nn.Identity())
+        trunk = network(shape, preprocess, features[0], nn.Identity(), nn.Identity())
         width = [int(policy.features_dim)]
-        network = ActorCritic(trunk, *(Network(width, nn.Identity(), nn.Identity(), *head) for head in heads))
-        actor, critic = network.actor_network, network.critic_network
+        both = ActorCritic(trunk, *(Network(width, nn.Identity(), nn.Identity(), *head) for head in heads))
+        actor, critic = both.actor_network, both.critic_network
     else:
         actor, critic = (network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
