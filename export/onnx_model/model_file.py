@@ -30,6 +30,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     - Adds the metadata of :func:`~a2c_compiled.export.checking.metadata.describe`.
     """
     model = program.model
+    _name_values_in_subgraphs(model.graph)
     weights = _fold_constants(program, call)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
@@ -39,7 +40,6 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     for value in list(graph.inputs):
         if not keep_unread_inputs and not value.uses():
             graph.inputs.remove(value)
-    _name_values_in_subgraphs(graph)
     for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with file paths of the exporting machine
         _make_axis_positive(node)
@@ -90,7 +90,10 @@ def _name_dimensions(graph: ir.Graph, call: Call) -> None:
 
 
 def _name_values_in_subgraphs(graph: ir.Graph) -> None:
-    """Gives every value in a subgraph a name that no other value of the model has: strict shape inference confuses equal names."""
+    """Gives every value in a subgraph a name that no other value of the model has.
+
+    Strict shape inference confuses equal names, and constants of subgraphs become initializers of the model.
+    """
     for node in graph:
         count = 0
         for subgraph in _subgraphs(node):
