@@ -5,7 +5,6 @@ Spaces are recognised by their attributes, so that exports need no gymnasium.
 
 from typing import Any, List, Optional
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,12 +20,13 @@ def check_action_space(space: Any) -> None:
     These are a Box of integers or bools, and discrete values that do not start at 0.
     """
     if is_box(space) and space.dtype.name not in REAL:
-        instead = "MultiBinary" if space.dtype == np.bool_ else "MultiDiscrete"
+        instead = "MultiBinary" if space.dtype.kind == "b" else "MultiDiscrete"
         raise ValueError(
             f"action_space: expected a Box of {', '.join(REAL)}, got {space}; use a {instead} space, with a gymnasium wrapper around the"
             " environment"
         )
-    if np.any(getattr(space, "start", 0)):
+    start = getattr(space, "start", 0)
+    if start.any() if hasattr(start, "any") else start:
         raise ValueError(f"action_space: expected discrete values that start at 0, got {space}")
 
 
@@ -64,14 +64,17 @@ class EnvironmentAction(CoefficientModule):
             raise TypeError(f"action_space: expected a gymnasium space, got {described(space)}")
         box = is_box(space)
         self.converts = box or hasattr(space, "n") or hasattr(space, "nvec")
-        bounds = (space.low, space.high) if box else (np.zeros(0, space.dtype if self.converts else None),) * 2
-        low, high = (torch.from_numpy(bound.copy()) for bound in bounds)
+        if box:
+            low, high = (torch.from_numpy(bound.copy()) for bound in (space.low, space.high))
+        else:  # empty, in the dtype of the space
+            low = torch.from_numpy(space.dtype.type(0).reshape(1))[:0] if self.converts else torch.empty(0)
+            high = low.clone()
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
         self.dtype = low.dtype
         # Stable-Baselines3 returns 0.0 and 1.0 for MultiBinary; the space contains both.
         self.takes_real = self.dtype.is_floating_point or (hasattr(space, "n") and bool(space.shape))
-        self.clips = box and bool(np.isfinite(space.low).any() or np.isfinite(space.high).any())
+        self.clips = box and bool(low.isfinite().any() or high.isfinite().any())
         self.shape = [int(size) for size in space.shape] if box else []
         self.reshapes = box and len(self.shape) != 1  # a distribution's action is a vector
 
@@ -111,6 +114,8 @@ class EnvironmentAction(CoefficientModule):
 
         Anything but an array of numbers remains unchanged.
         """
+        import numpy as np  # not at the top of the file: exports and losses need torch alone
+
         if not isinstance(action, np.ndarray) or action.dtype.kind not in "biuf":
             return action
         return self(torch.tensor(action)).numpy()
