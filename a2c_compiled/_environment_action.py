@@ -67,8 +67,8 @@ class EnvironmentAction(CoefficientModule):
         if box:
             low, high = (torch.from_numpy(bound.copy()) for bound in (space.low, space.high))
         else:  # empty, in the dtype of the space
-            low = torch.from_numpy(space.dtype.type(0).reshape(1))[:0] if self.converts else torch.empty(0)
-            high = low.clone()
+            low = torch.from_numpy(space.dtype.type(0).reshape(1)).new_empty(0) if self.converts else torch.empty(0)
+            high = low.new_empty(0)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
         self.dtype = low.dtype
