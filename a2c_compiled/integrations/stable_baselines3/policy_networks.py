@@ -101,8 +101,15 @@ class Floating(nn.Module):
         return action.float()
 
 
-class PredictPolicy(nn.Module):
-    """Maps observations of the environment to the actions that ``model.predict(observation, deterministic=True)`` returns."""
+class ModelPolicy(nn.Module):
+    """A base of the policies of a model.
+
+    Args:
+        raw: maps observations of the environment to those of the model.
+        actor_network: maps observations of the model to the parameters of the distribution.
+        distribution: action distribution.
+        bounds: maps actions of the distribution to those that ``model.predict`` returns.
+    """
 
     def __init__(self, raw: nn.Module, actor_network: nn.Module, distribution: Distribution, bounds: nn.Module) -> None:
         super().__init__()
@@ -111,27 +118,27 @@ class PredictPolicy(nn.Module):
         self.distribution = distribution
         self.bounds = bounds
 
+
+class PredictPolicy(ModelPolicy):
+    """Maps observations of the environment to the actions that ``model.predict(observation, deterministic=True)`` returns."""
+
     def forward(self, observation: Tensor) -> GreedyAction:
         """Returns the actions for a batch of observations, ``[N, ...]``."""
         return GreedyAction(self.bounds(self.distribution.mode(self.actor_network(self.raw(observation)))))
 
 
-class SampledPredictPolicy(ActorAndCritic):
+class SampledPredictPolicy(ModelPolicy, ActorAndCritic):
     """Samples the actions of ``model.predict(observation, deterministic=False)``. The random noise is an input.
 
     Args:
-        raw, actor_network, distribution, bounds: as in :class:`PredictPolicy`.
+        raw, actor_network, distribution, bounds: as in :class:`ModelPolicy`.
         critic_network: maps an observation of the model's space to its value.
     """
 
     def __init__(
         self, raw: nn.Module, actor_network: nn.Module, distribution: Distribution, bounds: nn.Module, critic_network: nn.Module
     ) -> None:
-        super().__init__()
-        self.raw = raw
-        self.actor_network = actor_network
-        self.distribution = distribution
-        self.bounds = bounds
+        super().__init__(raw, actor_network, distribution, bounds)
         self.critic_network = critic_network
 
     def forward(self, observation: Tensor, noise: Tensor) -> SampledAction:
@@ -153,14 +160,14 @@ class SampledPredictPolicy(ActorAndCritic):
         return SampledAction(self.bounds(action), log_prob, self.critic_output(observation, features).squeeze(-1))
 
 
-class PredictFromFrames(nn.Module):
+class PredictFromFrames(ModelPolicy):
     """:class:`PredictPolicy` for a model whose frames are normalised before they are stacked. The stack of frames is its hidden state.
 
     A hidden state of zeros at the first step of an episode is SB3's stack of that step. Its zeros are normalised numbers, so that no
     observation of the environment equals them.
 
     Args:
-        raw, actor_network, distribution, bounds: as in :class:`PredictPolicy`. ``raw`` takes one frame.
+        raw, actor_network, distribution, bounds: as in :class:`ModelPolicy`. ``raw`` takes one frame.
         frame_shape: shape of one frame.
         dim: dimension along which frames are stacked, in a batch.
     """
@@ -176,11 +183,7 @@ class PredictFromFrames(nn.Module):
         frame_shape: List[int],
         dim: int,
     ) -> None:
-        super().__init__()
-        self.raw = raw
-        self.actor_network = actor_network
-        self.distribution = distribution
-        self.bounds = bounds
+        super().__init__(raw, actor_network, distribution, bounds)
         self.frame_shape = frame_shape
         self.dim = dim
 

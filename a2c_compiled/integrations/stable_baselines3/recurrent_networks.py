@@ -5,8 +5,7 @@ from typing import Any, List, Sequence, Tuple
 from torch import Tensor, nn
 
 from a2c_compiled._export_names import RecurrentAction
-from a2c_compiled.distributions import Distribution
-from a2c_compiled.integrations.stable_baselines3.policy_networks import Network
+from a2c_compiled.integrations.stable_baselines3.policy_networks import ModelPolicy, Network
 from a2c_compiled.recurrent import Recurrent, RecurrentObservation, run_step
 
 
@@ -36,7 +35,7 @@ class OverTime(nn.Module):
         return self.head(x)
 
 
-class RecurrentPredictPolicy(nn.Module):
+class RecurrentPredictPolicy(ModelPolicy):
     """Maps observations and hidden states to the actions of ``model.predict(observation, state, episode_start, deterministic=True)``.
 
     Attributes:
@@ -44,13 +43,6 @@ class RecurrentPredictPolicy(nn.Module):
     """
 
     is_traced = True
-
-    def __init__(self, raw: nn.Module, actor_network: nn.Module, distribution: Distribution, bounds: nn.Module) -> None:
-        super().__init__()
-        self.raw = raw
-        self.actor_network = actor_network
-        self.distribution = distribution
-        self.bounds = bounds
 
     def forward(self, observation: Tensor, hidden: Tensor) -> RecurrentAction:
         """Returns the actions for a batch of observations, and the next hidden state.
