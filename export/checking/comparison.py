@@ -54,11 +54,9 @@ def compared(cases: Mapping[str, Case], answers: Mapping[str, Mapping[str, np.nd
     """
     errors: Dict[str, OutputError] = {}
     for label, answer in answers.items():
-        # A module without float64 inputs computes in float32. It converts a result to float64 where an action space has that dtype.
-        is_single = all(array.dtype != np.float64 for array in cases[label].inputs.values())
         for name, expected in cases[label].outputs.items():
             before = cases[label].inputs.get(name.removeprefix(NEW)) if name.startswith(NEW) else None
-            error = _error(answer[name], expected, before, is_single)
+            error = _error(answer[name], expected, before)
             if name in cases[label].errors:
                 if error is not _WRONG_SHAPE_OR_DTYPE:
                     error = error._replace(passed=within_rounding(answer[name], expected, cases[label].errors[name], before))
@@ -74,11 +72,8 @@ def compared(cases: Mapping[str, Case], answers: Mapping[str, Mapping[str, np.nd
     return errors
 
 
-def _error(actual: np.ndarray, expected: np.ndarray, before: Optional[np.ndarray], is_single: bool) -> OutputError:
-    """Returns the error of one output. ``before`` is the old state if the output is new state, else None.
-
-    ``is_single``: float64 outputs have the tolerance of float32.
-    """
+def _error(actual: np.ndarray, expected: np.ndarray, before: Optional[np.ndarray]) -> OutputError:
+    """Returns the error of one output. ``before`` is the old state if the output is new state, else None."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return _WRONG_SHAPE_OR_DTYPE
     if not expected.size:
@@ -87,8 +82,7 @@ def _error(actual: np.ndarray, expected: np.ndarray, before: Optional[np.ndarray
     magnitude = max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)))
     if before is None:
         relative = absolute / magnitude
-        dtype = np.dtype(np.float32) if is_single and expected.dtype == np.float64 else expected.dtype
-        return OutputError(absolute, relative, relative <= TOLERANCE.get(dtype, 0.0))
+        return OutputError(absolute, relative, relative <= TOLERANCE.get(expected.dtype, 0.0))
     change = max(_distance(expected, before), SMALLEST_CHANGE * _distance(expected, np.zeros_like(expected)))
     relative = (
         _distance(actual, expected) / change if change else absolute
@@ -103,7 +97,7 @@ def _score_error(
     if action.shape != expected_action.shape or actual.shape != expected.shape:
         return error
     same = (action == expected_action).reshape(*actual.shape, -1).all(-1)
-    exact = _error(actual[same], expected[same], None, False)
+    exact = _error(actual[same], expected[same], None)
     return error._replace(passed=exact.passed and error.relative <= TOLERANCE_OF_SCORE)
 
 
