@@ -275,12 +275,8 @@ def run_step(networks: Sequence[nn.Module], x: Tensor, hidden: Tensor) -> Step:
     states: List[Tuple[Recurrent, Tensor]] = []
     for output, states_of_network in _call_all(networks, observation):
         outputs.append(output.squeeze(0))
-        earlier = [layer for layer, _ in states]
-        states += [
-            (layer, state)
-            for layer, state in states_of_network
-            if not any(layer._identity is other._identity for other in earlier)
-        ]
+        earlier = list(states)
+        states += [(layer, state) for layer, state in states_of_network if not _is_among(layer, earlier)]
     parts: List[Tensor] = []
     end = 0
     for layer, state in sorted(states, key=lambda pair: pair[0].offset):
@@ -319,6 +315,11 @@ _States = List[Tuple[Recurrent, Tensor]]
 """Recurrent layers that ran, with their states after the last step."""
 
 
+def _is_among(layer: Recurrent, states: _States) -> bool:
+    """Returns whether ``states`` has a state of ``layer``."""
+    return any(layer._identity is other._identity for other, _ in states)
+
+
 def _call_all(networks: Sequence[nn.Module], observation: RecurrentObservation) -> List[Tuple[Tensor, _States]]:
     """Returns the output of each network, and the layers that ran for it with their states. A common trunk of two networks runs once."""
     length = trunk_length(*networks) if len(networks) == 2 else 0
@@ -338,7 +339,7 @@ def _call(network: Callable[[Any], Any], x: Any, earlier_states: _States) -> Tup
     finally:
         _this_thread.states = before
     for i, (layer, _) in enumerate(states):
-        if any(layer._identity is other._identity for other, _ in states[:i]):
+        if _is_among(layer, states[:i]):
             raise ValueError(
                 f"network: expected one call of each Recurrent in a step, got two of the one with offset {layer.offset} (a layer has one"
                 " state: give each call a layer with an offset of its own)"
