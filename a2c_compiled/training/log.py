@@ -6,7 +6,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Dict, List, Mapping, NamedTuple, Optional, TextIO, Tuple, Type
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, TextIO, Tuple, Type
 
 from tqdm import tqdm
 
@@ -36,6 +36,9 @@ COLUMNS: Dict[str, Column] = {
     "return": Column("episode/return", "return", "return, mean of 100 episodes"),
     "episode_length": Column("episode/length", "length", "episode length, steps"),
     "episodes": Column("episode/count"),
+    "greedy_return": Column("greedy/return", "greedy"),
+    "greedy_return_std": Column("greedy/return_std"),
+    "greedy_episodes": Column("greedy/episodes"),
     "loss_objective": Column("loss/objective", "actor"),
     "entropy": Column("loss/entropy", "entropy", "entropy, nats"),
     "loss_critic": Column("loss/critic", "critic", "critic loss", logarithmic=True),
@@ -59,7 +62,8 @@ class RunLog:
     >>> with RunLog(Path("runs/cartpole"), total_steps=1_000_000) as log:
     ...     log.write({"steps": 1024, "seconds": 0.5, "return": 21.3, "loss_critic": 8.2})
 
-    Each row is in the file when :meth:`write` returns. A row may have columns that earlier rows lack. If a row cannot be written, for
+    Each row is in the file when :meth:`write` returns. A row may have columns that earlier rows lack. A row with the ``steps`` of the
+    last row adds its columns to that row: a policy is evaluated after the row of its training step. If a row cannot be written, for
     example because the disk is full, the log issues a warning, once, and training continues. The next :meth:`write` then rewrites the
     file, which removes the incomplete row.
 
@@ -70,6 +74,7 @@ class RunLog:
             removed. None starts a new run.
         progress: whether to show the progress bar.
         tensorboard: whether to write scalars for TensorBoard, if it is installed.
+        config: options of the run, which TensorBoard shows as a table.
         enabled: False disables all output. Pass False in all processes but the first.
 
     Raises:
@@ -85,14 +90,16 @@ class RunLog:
         progress: bool = True,
         tensorboard: bool = True,
         enabled: bool = True,
+        config: Optional[Mapping[str, Any]] = None,
     ) -> None:
         self._warned = False
+        self._last_row: Mapping[str, float] = {}
         self._table: Optional[_Table] = None
         self._scalars: Optional[_Scalars] = None
         if enabled and folder is not None:
             self._table = _Table(folder / PROGRESS, resume_at)
             if tensorboard and find_spec("tensorboard") is not None:
-                self._scalars = _Scalars(folder / TENSORBOARD, resume_at)
+                self._scalars = _Scalars(folder / TENSORBOARD, resume_at, config or {})
         self._bar = tqdm(
             total=total_steps,
             initial=resume_at or 0,
@@ -124,7 +131,9 @@ class RunLog:
         except OSError as error:
             self._scalars = None  # after an error, TensorBoard's writer thread has ended
             self._warn(error)
-        shown = {_column(name).short: _brief(value) for name, value in row.items()}
+        added = row["steps"] == self._last_row.get("steps")
+        self._last_row = {**self._last_row, **row} if added else row
+        shown = {_column(name).short: _brief(value) for name, value in self._last_row.items()}
         self._bar.set_postfix({short: value for short, value in shown.items() if short is not None}, refresh=False)
         self._bar.update(int(row["steps"]) - self._bar.n)
 
@@ -168,8 +177,14 @@ class _Table:
         self._write(columns, [row for row in rows if row.get("steps", math.nan) <= (resume_at or 0)])
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Appends a row. Rewrites the whole file if the row has new columns, or if writing the last row failed."""
+        """Appends a row, or adds the columns to the last row if both have equal ``steps``.
+
+        Rewrites the whole file if the row has new columns or adds to the last row, or if writing the last row failed.
+        """
         columns = [*self._columns, *(name for name in row if name not in self._columns)]
+        if self._rows and self._rows[-1]["steps"] == row["steps"]:
+            self._write(columns, [*self._rows[:-1], {**self._rows[-1], **row}])
+            return
         if self._has_incomplete_row or len(columns) > len(self._columns):
             self._write(columns, [*self._rows, row])
             return
@@ -223,7 +238,7 @@ def _read(path: Path) -> Tuple[List[str], List[Dict[str, float]]]:
 class _Scalars:
     """Writes TensorBoard's event file."""
 
-    def __init__(self, folder: Path, resume_at: Optional[int]) -> None:
+    def __init__(self, folder: Path, resume_at: Optional[int], config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if resume_at is None:
@@ -231,6 +246,9 @@ class _Scalars:
                 older.unlink()
         purge_step = None if resume_at is None else resume_at + 1
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+        if config:
+            rows = "\n".join(f"| {name} | {value} |" for name, value in config.items())
+            self._writer.add_text("config", f"| option | value |\n| --- | --- |\n{rows}", resume_at or 0)
 
     def write(self, row: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]

@@ -6,7 +6,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from a2c_compiled._files import atomic_file
 from a2c_compiled.training.log import COLUMNS, load_progress
@@ -29,6 +31,10 @@ _MAX_POINTS = 400
 # The colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
+_EXPLAINED = "0.4"
+"""Colour of the legend's entries that explain marks of every colour."""
+
+_GREEDY = ("greedy_return", "greedy_return_std")
 
 
 def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int = 1) -> None:
@@ -66,7 +72,11 @@ def plot_learning_curves(
 
     One run is a line. Several runs under one name are a band with a line, their mean. The band goes from their minimum to their maximum;
     with five or more runs, from the lower to the upper quartile. Band and mean cover the range of x that all runs have. After the end of
-    the shortest run, each longer run is a thin line. Runs without a common range are separate lines.
+    the shortest run, each longer run is a thin line. Runs without a common range are separate lines. The legend explains bands and thin
+    lines.
+
+    The curve shows the returns of sampled actions. A diamond with an error bar is the last evaluation of a run's greedy policy: mean and
+    standard deviation of its returns.
 
     Args:
         runs: logged columns of one or several runs, by name in the legend.
@@ -92,17 +102,22 @@ def plot_learning_curves(
     figure = Figure(figsize=(11, 3.2 + 2.4 * rows_below), layout="constrained")
     figure.suptitle(title if smooth == 1 else f"{title}, means of {smooth} rows")
     legend: Dict[str, Any] = {}
+    explained: Dict[str, Any] = {}  # entries of the legend that explain marks, after the names
     axes = _axes(figure, len(panels))
     for axis in {axes[0], *axes[-3:]}:  # only the lowest panels have a label on the x axis
         axis.set_xlabel(_X_AXES[x])
     for column, axis in zip(panels, axes, strict=True):
-        for i, name in enumerate(seeds):
-            _draw(axis, lines[column][name], name, _COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)])
+        for i, (name, group) in enumerate(seeds.items()):
+            colour = _COLOURS[i % len(_COLOURS)]
+            explained |= _draw(axis, lines[column][name], name, colour, _DASHES[i // len(_COLOURS) % len(_DASHES)])
+            if column == "return":
+                explained |= _mark_greedy_returns(axis, group, x, colour)
         if column == "return" and goal is not None:
             axis.axhline(goal, color="0.35", linestyle=(0, (5, 3)), linewidth=1, label=f"solved: {goal:g}")
         _finish(axis, column, x)
         handles, labels = axis.get_legend_handles_labels()
         legend |= dict(zip(labels, handles, strict=True))
+    legend |= explained
     # In the legend, about 120 characters fit in a row; an entry takes its label and about eight characters for its line.
     columns = max(1, min(len(legend), 120 // (8 + max(map(len, legend)))))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=columns, frameon=False)
@@ -113,8 +128,8 @@ def plot_learning_curves(
 def plot_returns(folders: Sequence[Path], path: Path) -> None:
     """Plots the return of runs over environment steps, with one panel for each configuration.
 
-    Runs that differ only in the seed become one band, as in :func:`plot_learning_curves`. A dashed line marks the return at which the
-    environment counts as solved.
+    Runs that differ only in the seed become one band, and the greedy policy's return is marked, as in :func:`plot_learning_curves`. A
+    dashed line marks the return at which the environment counts as solved.
 
     Args:
         folders: folders of the runs.
@@ -129,15 +144,19 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)  # rounded up
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows), layout="constrained")
+    explained: Dict[str, Any] = {}
     for i, group in enumerate(groups):
         axis, env, goal = figure.add_subplot(rows, columns, i + 1), str(group.config.get("env", "A2C")), group.goal
-        _draw(axis, _lines([load_progress(folder) for folder in group.folders], "steps", "return", 1), env, _COLOURS[0], "-")
+        runs = [load_progress(folder) for folder in group.folders]
+        explained |= _draw(axis, _lines(runs, "steps", "return", 1), env, _COLOURS[0], "-")
+        explained |= _mark_greedy_returns(axis, runs, "steps", _COLOURS[0])
         if goal is not None:
             axis.axhline(goal, color="0.35", linestyle=(0, (5, 3)), linewidth=1)
         axis.set_title(env, fontsize=10)
         axis.set_xlabel(_X_AXES["steps"])
         _finish(axis, "return", "steps")
         axis.set_ylabel("return")
+    figure.legend(explained.values(), explained.keys(), loc="outside lower center", ncols=columns, frameon=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
@@ -160,24 +179,45 @@ def _smoothed(values: np.ndarray, count: int) -> np.ndarray:
     return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
 
-def _draw(axis: Axes, lines: Sequence[Line], name: str, colour: str, dashes: str) -> None:
-    """Draws the runs of one name, as described in :func:`plot_learning_curves`."""
+def _draw(axis: Axes, lines: Sequence[Line], name: str, colour: str, dashes: str) -> Dict[str, Any]:
+    """Draws the runs of one name, as described in :func:`plot_learning_curves`.
+
+    Returns entries of the legend, by text, that explain what is drawn beside the line of ``name``.
+    """
     if not lines:
-        return
+        return {}
     start, end = max(xs[0] for xs, _ in lines), min(xs[-1] for xs, _ in lines)
     if len(lines) == 1 or start >= end:
         for xs, ys in lines:
             axis.plot(xs, ys, dashes, marker="o" if len(xs) == 1 else None, color=colour, linewidth=1.3, label=name)
-        return
+        return {}
     common = np.unique(np.concatenate([xs for xs, _ in lines]))
     common = common[(start <= common) & (common <= end)] if len(common) <= _MAX_POINTS else np.linspace(start, end, _MAX_POINTS)
     values = np.stack([np.interp(common, *line) for line in lines])
-    quantiles = (0.25, 0.75) if len(lines) >= 5 else (0.0, 1.0)
+    quantiles, text = ((0.25, 0.75), "mean and quartiles") if len(lines) >= 5 else ((0.0, 1.0), "mean, min and max")
     low, high = np.quantile(values, quantiles, axis=0)
     axis.fill_between(common, low, high, color=colour, alpha=0.2, linewidth=0)
     axis.plot(common, values.mean(0), dashes, color=colour, linewidth=1.6, label=name)
+    explained: Dict[str, Any] = {f"{text} of seeds": Patch(color=_EXPLAINED, alpha=0.3, linewidth=0)}
     for xs, ys in lines:
-        axis.plot(xs[xs >= end], ys[xs >= end], dashes, color=colour, linewidth=0.7, alpha=0.6)
+        if xs[-1] > end:
+            axis.plot(xs[xs >= end], ys[xs >= end], dashes, color=colour, linewidth=0.7, alpha=0.6)
+            explained["seed that ran longer"] = Line2D([], [], color=_EXPLAINED, linewidth=0.7)
+    return explained
+
+
+def _mark_greedy_returns(axis: Axes, group: Sequence[Progress], x: str, colour: str) -> Dict[str, Any]:
+    """Marks the last evaluation of each run's greedy policy, and returns the entry of the legend for the marks."""
+    mark: Dict[str, Any] = {"fmt": "D", "markersize": 4, "capsize": 3, "elinewidth": 1, "markeredgecolor": "white"}
+    explained = {}
+    for progress in group:
+        for position, mean, std in list(zip(*(progress.get(name, ()) for name in (x, *_GREEDY)), strict=False))[::-1]:
+            if np.isfinite(mean):
+                axis.errorbar(position, mean, std, color=colour, **mark)
+                text = "greedy policy: mean ± std"
+                explained = {text: Line2D([], [], color=_EXPLAINED, marker="D", markersize=4, linestyle="none")}
+                break
+    return explained
 
 
 def _axes(figure: Figure, panels: int) -> List[Axes]:
@@ -197,9 +237,7 @@ def _finish(axis: Axes, column: str, x: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if COLUMNS[column].logarithmic and any(np.max(line.get_ydata(), initial=0.0) > 0 for line in axis.lines):
         axis.set_yscale("log", nonpositive="mask")
-        low, high = axis.get_ylim()
-        # Below three decades, powers of ten alone would be few ticks.
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1e3 * low else (1.0,)))
+        axis.yaxis.set_major_locator(_log_locator(*axis.get_ylim()))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
     low, high = axis.get_ylim()
@@ -208,3 +246,12 @@ def _finish(axis: Axes, column: str, x: str) -> None:
     if column == "steps_per_second":
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylim(bottom=0)
+
+
+def _log_locator(low: float, high: float) -> Locator:
+    """Returns ticks for a logarithmic axis from ``low`` to ``high``, of which at least two are in this range."""
+    # Two ticks are certain if the range is wider than two gaps. The widest gap of (1, 3) is 10 / 3, that of (1, 2, 5) is 2.5.
+    for subs, gap in (((1.0,), 10.0**1.5), ((1.0, 3.0), 10 / 3), ((1.0, 2.0, 5.0), 2.5)):
+        if high / low > gap**2:
+            return LogLocator(subs=subs)
+    return MaxNLocator(4)

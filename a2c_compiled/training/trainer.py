@@ -4,7 +4,7 @@ import time
 import warnings
 from collections import deque
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
@@ -142,6 +142,7 @@ class Trainer:
         self.lengths: Deque[float] = deque(maxlen=100)
         self.episodes = 0
         self._logged = 0, 0.0  # environment steps and seconds at the last logged row
+        self._greedy_returns: List[np.ndarray] = []  # of each evaluation since the last training step
 
     @property
     def steps_per_update(self) -> int:
@@ -174,32 +175,38 @@ class Trainer:
         first = self.processes.is_first
         resume_at = self._begin(resume)
         history: List[Dict[str, float]] = []
-        saved, stopped = time.perf_counter(), False
-        with (
-            closing(self.collector.envs),
-            RunLog(self.folder, self.config.total_steps, resume_at, progress, enabled=first) as log,
-            stop_requests() as stop,
-            self.processes.reporting_ended_processes(),
-        ):
-            if compiles(self.config):
-                log.say("compiling")
-            while not self.is_over():
-                rollout, metrics = self.update()
-                is_logged = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
-                if not is_logged and self.processes.world_size > 1:
-                    continue  # the processes exchange stop requests and checkpoint times only when a row is logged
-                if is_logged:
-                    history.append(self.row(metrics))
-                    log.write(history[-1])
-                    self.check(rollout)
-                stopped = self.processes.any(bool(stop))
-                if stopped:
-                    break
-                if self.processes.any(time.perf_counter() - saved >= self.config.checkpoint_seconds):
-                    self.save()
-                    saved = time.perf_counter()
-            self.save(last=True)
-        greedy = self.greedy_return() if first and not stopped else float("nan")
+        saved, stopped, greedy = time.perf_counter(), False, float("nan")
+        with RunLog(
+            self.folder, self.config.total_steps, resume_at, progress, enabled=first, config=asdict(self.config)
+        ) as log:
+            with (
+                closing(self.collector.envs),
+                stop_requests() as stop,
+                self.processes.reporting_ended_processes(),
+            ):
+                if compiles(self.config):
+                    log.say("compiling")
+                while not self.is_over():
+                    self._log_greedy_returns(log, history)
+                    rollout, metrics = self.update()
+                    is_logged = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
+                    if not is_logged and self.processes.world_size > 1:
+                        continue  # the processes exchange stop requests and checkpoint times only when a row is logged
+                    if is_logged:
+                        history.append(self.row(metrics))
+                        log.write(history[-1])
+                        self.check(rollout)
+                    stopped = self.processes.any(bool(stop))
+                    if stopped:
+                        break
+                    if self.processes.any(time.perf_counter() - saved >= self.config.checkpoint_seconds):
+                        self.save()
+                        saved = time.perf_counter()
+                self.save(last=True)
+            if first and not stopped:
+                self._greedy_returns = []  # the last evaluation alone is logged
+                greedy = self.greedy_return()
+                self._log_greedy_returns(log, history)
         interrupted = (stop.received or "a signal to another process") if stopped else None
         steps = self.updates * self.steps_per_update
         return TrainResult(self.loss, self.step, history, greedy, steps, self.seconds, first, interrupted)
@@ -230,6 +237,7 @@ class Trainer:
         Returns the rollout, with scaled rewards, and the metrics of the training step. Raises TypeError if the environments return
         something other than tensors.
         """
+        self._greedy_returns = []
         left = 1.0 - self.updates / self.total_updates
         self.step.lr.fill_(self.config.lr * (self.config.final_lr + (1.0 - self.config.final_lr) * left))
         rollout = self.collector.collect()
@@ -261,6 +269,20 @@ class Trainer:
         }
         self._logged = steps, seconds
         return row
+
+    def _log_greedy_returns(self, log: RunLog, history: List[Dict[str, float]]) -> None:
+        """Adds mean and standard deviation of the greedy policy's returns to the last row, if the policy was evaluated."""
+        if not self._greedy_returns:
+            return
+        returns = np.concatenate(self._greedy_returns)
+        columns = {
+            "greedy_return": float(returns.mean()),
+            "greedy_return_std": float(returns.std()),
+            "greedy_episodes": len(returns),
+        }
+        log.write({"steps": self.updates * self.steps_per_update, **columns})
+        if history:  # empty if a resumed run evaluates the policy before its first row
+            history[-1].update(columns)
 
     def _take_episodes(self) -> None:
         """Adds the episodes of all processes that ended since the last call to the statistics."""
@@ -306,7 +328,7 @@ class Trainer:
         )
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
-        """Evaluates the greedy policy.
+        """Evaluates the greedy policy. :meth:`run` logs mean and standard deviation of the returns.
 
         Args:
             seed: seed of the environments, see :func:`~a2c_compiled.training.evaluation.play`.
@@ -319,7 +341,9 @@ class Trainer:
             ValueError: ``episodes`` is less than 1, or gymnasium cannot make the environment.
         """
         policy = greedy_policy(self.loss)
-        return float(evaluate(policy, self.config.env, episodes, seed, frame_stack=self.config.frame_stack).mean())
+        returns = evaluate(policy, self.config.env, episodes, seed, frame_stack=self.config.frame_stack)
+        self._greedy_returns.append(returns)
+        return float(returns.mean())
 
     def save(self, last: bool = False) -> None:
         """Writes a checkpoint, if the run has a folder.

@@ -21,24 +21,34 @@ MIN_SIDE, MAX_SIDE = 200, 400
 """Limits of a frame's longer side, in pixels."""
 
 
+CAPTION = 18
+"""Height of the caption above a frame, in pixels."""
+
+
 class Film(NamedTuple):
     """Frames of an episode.
 
     Attributes:
         frames: rendered before every ``stride``-th step, so without the episode's final state.
+        returns: for each frame, the sum of the rewards before it.
         stride: number of steps between two frames.
         seconds: time between two frames.
         total_return: undiscounted return of the episode.
     """
 
     frames: List[Image.Image]
+    returns: List[float]
     stride: int
     seconds: float
     total_return: float
 
+    def caption(self, i: int) -> str:
+        """Returns the text above frame ``i``: its step, and the return so far."""
+        return f"step {i * self.stride:,}   return {self.returns[i]:,.6g}"
+
 
 def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION_SEED, **env_options: Any) -> Film:
-    """Plays an episode and writes it to ``path``.
+    """Plays an episode and writes it to ``path``. Above each frame are its step and the return so far.
 
     Args:
         policy: maps observations to actions.
@@ -80,22 +90,24 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
     envs = make_vector(env_id, 1, "sync", render_mode="rgb_array", disable_env_checker=True, **env_options)
     environment_action = EnvironmentAction(envs.single_action_space)
     frames: List[Image.Image] = []
+    returns: List[float] = []
     stride, total_return = 1, 0.0
     reset_policy(policy)
     try:
         observation, _ = envs.reset(seed=seed)
         for step in range(MAX_STEPS):
             if step == stride * MAX_FRAMES:
-                frames, stride = frames[::2], 2 * stride
+                frames, returns, stride = frames[::2], returns[::2], 2 * stride
             if step % stride == 0:
                 frames.append(_frame(env_id, envs))
+                returns.append(total_return)
             observation, reward, terminated, truncated, _ = envs.step(environment_action.of_array(policy(observation)))
             total_return += float(reward[0])
             if terminated[0] or truncated[0]:
                 break
     finally:
         envs.close()
-    return Film(frames, stride, stride / envs.metadata.get("render_fps", 30), total_return)
+    return Film(frames, returns, stride, stride / envs.metadata.get("render_fps", 30), total_return)
 
 
 def _frame(env_id: str, envs: VectorEnv) -> Image.Image:
@@ -126,28 +138,39 @@ def _render_without_display() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
+def _captioned(film: Film) -> List[Image.Image]:
+    """Returns the frames with their captions above them."""
+    width, height = film.frames[0].size
+    captioned = []
+    for i, frame in enumerate(film.frames):
+        image = Image.new("RGB", (width, height + CAPTION), "gainsboro")
+        ImageDraw.Draw(image).text((4, 2), film.caption(i), fill="black", font_size=12)
+        image.paste(frame, (0, CAPTION))
+        captioned.append(image)
+    return captioned
+
+
 def _write_gif(film: Film, path: Path) -> None:
     """Writes an animation that repeats for ever and shows the last frame for a second."""
     # GIF stores durations in hundredths of a second, and viewers slow down durations below two hundredths.
     milliseconds = max(20, round(film.seconds * 100) * 10)
     # Each frame has its own palette. FASTOCTREE is several times as fast as Pillow's default method.
-    first, *others = [frame.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in film.frames]
+    frames = _captioned(film)
+    first, *others = [frame.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in frames]
     durations = [milliseconds] * len(others) + [1000]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def _write_strip(film: Film, path: Path) -> None:
-    """Writes up to eight frames in rows of four, with the step number above each."""
-    chosen = sorted(set(np.linspace(0, len(film.frames) - 1, 8).round().astype(int).tolist()))
-    width, height = film.frames[0].size
-    columns, margin, caption = min(4, len(chosen)), 8, 16
-    cell_width, cell_height = width + margin, height + margin + caption
+    """Writes up to eight frames in rows of four."""
+    frames = _captioned(film)
+    chosen = sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int).tolist()))
+    width, height = frames[0].size
+    columns, margin = min(4, len(chosen)), 8
+    cell_width, cell_height = width + margin, height + margin
     strip = Image.new("RGB", (columns * cell_width + margin, -(-len(chosen) // columns) * cell_height + margin), "gainsboro")
-    draw = ImageDraw.Draw(strip)
     for i, frame in enumerate(chosen):
-        left, top = margin + i % columns * cell_width, i // columns * cell_height + margin
-        draw.text((left, top), f"step {frame * film.stride:,}", fill="black", font_size=12)
-        strip.paste(film.frames[frame], (left, top + caption))
+        strip.paste(frames[frame], (margin + i % columns * cell_width, margin + i // columns * cell_height))
     strip.save(path)
 
 
@@ -155,10 +178,11 @@ def _write_mp4(film: Film, path: Path) -> None:
     """Writes a video with one frame for each frame of ``film``, at the speed of the environment."""
     import imageio.v3 as imageio
 
-    width, height = film.frames[0].size
+    frames = _captioned(film)
+    width, height = frames[0].size
     even = (0, 0, width - width % 2, height - height % 2)  # players expect even sizes
-    frames = [np.asarray(frame.crop(even)) for frame in film.frames]
-    imageio.imwrite(path, frames, plugin="FFMPEG", fps=1 / film.seconds, macro_block_size=2)
+    pixels = [np.asarray(frame.crop(even)) for frame in frames]
+    imageio.imwrite(path, pixels, plugin="FFMPEG", fps=1 / film.seconds, macro_block_size=2)
 
 
 _WRITERS: Dict[str, Callable[[Film, Path], None]] = {".gif": _write_gif, ".mp4": _write_mp4, ".png": _write_strip}

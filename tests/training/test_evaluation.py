@@ -233,6 +233,7 @@ def test_long_episodes_are_filmed_with_a_stride(monkeypatch):
     monkeypatch.setattr(video, "MAX_FRAMES", 4)
     film = record_episode(push(0), "Dots-v0", length=20)
     assert brightness(film) == [0, 80, 160]
+    assert [film.caption(i) for i in range(3)] == ["step 0   return 0", "step 8   return 8", "step 16   return 16"]
     assert (film.stride, film.seconds, film.total_return) == (8, 0.8, 20.0)
 
 
@@ -253,14 +254,17 @@ def test_frames_may_have_colours_from_0_to_1():
 def test_an_animation_plays_in_time(tmp_path):
     film_episode(push(0), "Dots-v0", tmp_path / "new" / "dots.gif")
     with Image.open(tmp_path / "new" / "dots.gif") as image:
-        assert (image.format, image.n_frames, image.size) == ("GIF", 6, (200, 100))
-        durations, shades = [], []
+        assert (image.format, image.n_frames, image.size) == ("GIF", 6, (200, 118))
+        durations, shades, captions = [], [], []
         for i in range(6):
             image.seek(i)
             durations.append(image.info["duration"])
             shades.append(image.convert("RGB").getpixel((50, 50))[0])
+            captions.append(np.asarray(image.convert("L").crop((0, 0, 200, 18))))
     assert durations == [100] * 5 + [1000]
     assert shades == pytest.approx([0, 10, 20, 30, 40, 50], abs=4)
+    assert all(caption.min() < 100 < 180 < caption.max() for caption in captions), "dark text on a bright bar"
+    assert len({caption.tobytes() for caption in captions}) == 6
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["dots.gif"]
 
 
@@ -269,8 +273,8 @@ def test_a_strip_shows_eight_frames_at_most(tmp_path, length, shades):
     film_episode(push(0), "Dots-v0", tmp_path / "dots.png", length=length)
     with Image.open(tmp_path / "dots.png") as image:
         left = [8 + 208 * i for i in range(min(4, length))]
-        rows = (24, 148) if length > 4 else (24,)
-        assert image.size == (208 * len(left) + 8, 124 * len(rows) + 8)
+        rows = (26, 152) if length > 4 else (26,)
+        assert image.size == (208 * len(left) + 8, 126 * len(rows) + 8)
         assert [image.getpixel((x + 100, y + 50))[0] for y in rows for x in left] == shades
 
 
@@ -283,10 +287,10 @@ def test_a_video_has_the_frames_in_time(tmp_path):
     assert film.frames[0].size == (201, 301)
     command = [ffmpeg, "-i", tmp_path / "dots.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     read = subprocess.run(command, capture_output=True, check=True)
-    assert b"200x300" in read.stderr, "players expect even sizes"
+    assert b"200x318" in read.stderr, "players expect even sizes"
     assert b"yuv420p" in read.stderr
     assert b" 10 fps" in read.stderr
-    pixels = np.frombuffer(read.stdout, np.uint8).reshape(6, 300, 200, 3)
+    pixels = np.frombuffer(read.stdout, np.uint8).reshape(6, 318, 200, 3)
     assert pixels[:, 150, 100, 0].tolist() == pytest.approx([0, 40, 80, 120, 160, 200], abs=6)
     assert [file.name for file in tmp_path.iterdir()] == ["dots.mp4"]
 

@@ -74,6 +74,17 @@ def test_columns_may_be_added_later_and_left_out(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["progress.csv"]
 
 
+def test_a_row_with_the_steps_of_the_last_row_adds_columns_to_it(tmp_path):
+    greedy = {"steps": 2, "greedy_return": 9.5}
+    logged(tmp_path, [row(1), row(2), greedy, {**greedy, "greedy_return": 10.5}, row(3)])
+    progress = load_progress(tmp_path)
+    assert progress["steps"] == [1, 2, 3]
+    assert progress["return"] == [0.1, 0.2, 0.3]
+    assert progress["greedy_return"] == pytest.approx([math.nan, 10.5, math.nan], nan_ok=True)
+    logged(tmp_path, [{"steps": 3, "greedy_return": 11.5}], resume_at=3)
+    assert load_progress(tmp_path)["greedy_return"] == pytest.approx([math.nan, 10.5, 11.5], nan_ok=True)
+
+
 def test_an_incomplete_last_line_is_ignored(tmp_path):
     logged(tmp_path, [row(1), row(2)])
     with (tmp_path / "progress.csv").open("a") as file:
@@ -187,10 +198,13 @@ def test_the_progress_bar_shows_steps_and_return(tmp_path, capsys):
     assert "compiling the update" in shown
     assert "600/1.00k" in shown
     assert "return=-0.5, critic=0.1" in shown
+    logged(None, [row(400), {"steps": 400, "greedy_return": 7.0}], progress=True)
+    assert "return=40, critic=0.1, greedy=7" in capsys.readouterr().err
 
 
 def test_every_logged_column_is_a_metric_of_the_training_step_or_of_the_run():
     of_the_run = {"return", "episode_length", "episodes", "lr", "updates", "skipped", "seconds", "steps_per_second"}
+    of_the_run |= {"greedy_return", "greedy_return_std", "greedy_episodes"}
     assert COLUMNS.keys() - of_the_run <= set(TrainMetrics._fields)
 
 
@@ -219,6 +233,20 @@ def test_tensorboard_groups_the_columns(tmp_path):
         "optimizer/grad_norm": [(1, 2.0)],
         "speed/steps_per_second": [(1, 100.0)],
     }
+
+
+def test_tensorboard_shows_the_configuration_and_the_greedy_return(tmp_path):
+    config = {"env": "CartPole-v1", "lr": 0.1, "hidden": (64, 64)}
+    greedy = {"steps": 2, "greedy_return": 9.5, "greedy_return_std": 1.5, "greedy_episodes": 100}
+    logged(tmp_path, [row(2), greedy], tensorboard=True, config=config)
+    tags = scalars(tmp_path)
+    assert (tags["greedy/return"], tags["greedy/return_std"], tags["greedy/episodes"]) == ([(2, 9.5)], [(2, 1.5)], [(2, 100.0)])
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (text,) = events.Tensors("config/text_summary")
+    table = text.tensor_proto.string_val[0].decode()
+    assert table.splitlines()[2:] == ["| env | CartPole-v1 |", "| lr | 0.1 |", "| hidden | (64, 64) |"]
 
 
 def test_tensorboard_drops_events_after_the_resumed_step(tmp_path, monkeypatch):

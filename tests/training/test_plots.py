@@ -6,11 +6,12 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from a2c_compiled.cli import main
 from a2c_compiled.training.log import RunLog
-from a2c_compiled.training.plots import plot_learning_curves, plot_runs
+from a2c_compiled.training.plots import plot_learning_curves, plot_returns, plot_runs
 from a2c_compiled.training.run_folder import group_runs
 
 GOAL = 475.0
@@ -95,13 +96,13 @@ def test_several_seeds_are_a_mean_and_a_band_up_to_the_shortest_run(tmp_path, fi
     plot_learning_curves({"ours": [short, long]}, tmp_path / "curves.png", "A2C")
     (axis,) = figures[0].axes
     mean, *tails = axis.lines
-    assert names(figures[0]) == ["ours"]
+    assert names(figures[0]) == ["ours", "mean, min and max of seeds", "seed that ran longer"]
     x, y = mean.get_data()
     assert (x[0], x[-1]) == (0.0, 10.0)
     np.testing.assert_allclose(y, 2 * x)
     low, high = axis.collections[0].get_paths()[0].get_extents().intervaly
     assert (low, high) == (0.0, 30.0)
-    assert [tail.get_xydata().tolist() for tail in tails] == [[[10.0, 10.0]], [[20.0, 60.0]]]
+    assert [tail.get_xydata().tolist() for tail in tails] == [[[20.0, 60.0]]]
 
 
 def test_the_band_of_five_seeds_lies_between_the_quartiles(tmp_path, figures):
@@ -110,6 +111,7 @@ def test_the_band_of_five_seeds_lies_between_the_quartiles(tmp_path, figures):
     (axis,) = figures[0].axes
     assert axis.collections[0].get_paths()[0].get_extents().intervaly.tolist() == [10.0, 30.0]
     assert axis.lines[0].get_ydata()[0] == 212.0
+    assert names(figures[0]) == ["ours", "mean and quartiles of seeds"]
 
 
 def test_seeds_without_common_steps_are_separate_lines(tmp_path, figures):
@@ -143,6 +145,34 @@ def test_importing_plots_does_not_change_the_matplotlib_backend():
     before = matplotlib.rcParams._get("backend")
     importlib.reload(plots)
     assert matplotlib.rcParams._get("backend") == before
+
+
+def test_the_last_evaluation_of_each_greedy_policy_is_marked(tmp_path, figures):
+    for seed, greedy in ((0, {10: (300.0, 50.0), 30: (480.0, 20.0)}), (1, {})):
+        with RunLog(tmp_path / str(seed), 100, progress=False, tensorboard=False) as log:
+            for steps in (10, 20, 30):
+                log.write({"steps": steps, "seconds": float(steps), "return": steps * 2.0})
+                for mean, std in filter(None, [greedy.get(steps)]):
+                    log.write({"steps": steps, "greedy_return": mean, "greedy_return_std": std, "greedy_episodes": 100})
+    plot_runs([tmp_path / "0", tmp_path / "1"], tmp_path / "curves.png")
+    plot_returns([tmp_path / "0", tmp_path / "1"], tmp_path / "returns.png")
+    for figure in figures:
+        (bars,) = [one for one in figure.axes[0].containers if isinstance(one, ErrorbarContainer)]
+        assert bars.lines[0].get_xydata().tolist() == [[30.0, 480.0]]
+        assert bars.lines[2][0].get_segments()[0].tolist() == [[30.0, 460.0], [30.0, 500.0]]
+        assert names(figure)[-1] == "greedy policy: mean ± std"
+        assert [axis.get_ylabel() for axis in figure.axes if "greedy" in axis.get_ylabel()] == []
+
+
+def test_a_logarithmic_axis_has_at_least_two_ticks(figures, tmp_path):
+    generator = np.random.default_rng(0)
+    for ratio in 10 ** generator.uniform(0.01, 8, 40):
+        low = 10 ** generator.uniform(-4, 4)
+        progress = {"steps": [10.0, 20.0], "loss_critic": [low, low * ratio]}
+        plot_learning_curves({"seed 0": progress}, tmp_path / "curves.png", "A2C")
+        axis = figures[-1].axes[0].yaxis
+        bottom, top = axis.get_view_interval()
+        assert sum(bottom <= tick <= top for tick in axis.get_majorticklocs()) >= 2, (low, ratio)
 
 
 # Runs in folders
@@ -202,8 +232,9 @@ def test_folders_without_a_configuration_are_groups_of_one(tmp_path):
 )
 def test_the_legend_names_the_options_in_which_runs_differ(tmp_path, figures, runs, expected):
     plot_runs([make_run(tmp_path / name, **config) for name, config in runs.items()], tmp_path / "curves.png")
-    assert names(figures[0])[:-1] == [name.format(tmp_path).replace("/", os.sep) for name in expected]
-    assert names(figures[0])[-1] == "solved: 475"
+    expected = [name.format(tmp_path).replace("/", os.sep) for name in expected]
+    band = ["mean, min and max of seeds"] if any("seeds)" in name for name in expected) else []
+    assert names(figures[0]) == [*expected, "solved: 475", *band]
     assert figures[0].get_suptitle() == "A2C on CartPole-v1"
 
 

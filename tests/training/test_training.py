@@ -80,7 +80,8 @@ def test_training_changes_every_parameter(trained):
 def test_history_has_a_row_each_log_interval_and_at_the_end(trained):
     columns = ["steps", "updates", "seconds", "steps_per_second", "return", "episode_length", "episodes"]
     columns += ["loss_objective", "loss_critic", "entropy", "loss_entropy", "grad_norm", "lr", "skipped"]
-    assert [list(row) for row in trained.history] == [columns] * 3
+    greedy = ["greedy_return", "greedy_return_std", "greedy_episodes"]
+    assert [list(row) for row in trained.history] == [columns, columns, columns + greedy]
     assert [row["updates"] for row in trained.history] == [2, 4, 5]
     assert [row["steps"] for row in trained.history] == [40, 80, 100]
     assert trained.steps == 100
@@ -117,7 +118,19 @@ def test_returns_are_means_of_the_last_hundred_episodes():
 
 
 def test_the_greedy_return_is_that_of_the_returned_networks(trained):
-    assert trained.greedy_return == evaluate(greedy_policy(trained.loss), "CartPole-v1").mean()
+    returns = evaluate(greedy_policy(trained.loss), "CartPole-v1")
+    assert trained.greedy_return == returns.mean()
+    last = trained.history[-1]
+    assert (last["greedy_return"], last["greedy_return_std"], last["greedy_episodes"]) == (returns.mean(), returns.std(), 100)
+
+
+def test_every_evaluation_of_the_greedy_policy_is_in_the_log(tmp_path):
+    result = train(config(solved_return=60.0, total_steps=400, log_interval=4), progress=False, folder=tmp_path)
+    progress = load_progress(tmp_path)
+    assert progress["steps"] == [row["steps"] for row in result.history]
+    assert progress["greedy_episodes"] == [10.0] * 4 + [100.0], "the end of training evaluates in any case"
+    for row, written in zip(result.history, progress["greedy_return"], strict=True):
+        assert row.get("greedy_return", math.nan) == pytest.approx(written, nan_ok=True)
 
 
 @pytest.mark.parametrize("final_lr", [0.1, 1.0, 0.0])
@@ -368,9 +381,9 @@ def test_a_loaded_training_step_has_the_state_at_the_end_of_training(run, traine
 
 def test_the_progress_of_a_run_equals_its_history(run, trained):
     progress = load_progress(run)
-    assert list(progress) == list(trained.history[0])
+    assert list(progress) == list(trained.history[-1]), "the last row has every column"
     for name, column in progress.items():
-        assert column == pytest.approx([row[name] for row in trained.history], nan_ok=True)
+        assert column == pytest.approx([row.get(name, math.nan) for row in trained.history], nan_ok=True)
     with (run / "progress.csv").open() as file:
         assert len(list(csv.reader(file))) == 1 + len(trained.history)
 
