@@ -97,11 +97,7 @@ def differentiated(result, arguments):
 
 
 def check(name, *calls, served=True, **named):
-    """Each call, a list of arguments, gives TorchRL's results and gradients; the kernels serve all of the calls, or none of them.
-
-    One ``accelerate()`` serves all calls: to enter and leave it searches every imported module for TorchRL's functions, which takes longer
-    than the calls.
-    """
+    """Each call, a list of arguments, gives TorchRL's results and gradients; the kernels serve all of the calls, or none of them."""
     expected = [ORIGINALS[name](*arguments, **named) for arguments in calls]
     before = [[one.clone() if isinstance(one, torch.Tensor) else one for one in arguments] for arguments in calls]
     actual = []
@@ -280,8 +276,28 @@ def test_every_module_gets_the_functions_until_the_block_ends():
             late.function = functional.reward2go
         assert early.renamed is ORIGINALS["generalized_advantage_estimate"] is advantages.generalized_advantage_estimate
         assert late.function is ORIGINALS["reward2go"]
+        late.other = functional.td0_return_estimate  # a new name in a module that has been searched before
+        del early.renamed
+        with accelerate():
+            assert late.function is functional.reward2go is not ORIGINALS["reward2go"]
+            assert late.other is functional.td0_return_estimate is not ORIGINALS["td0_return_estimate"]
+            assert not hasattr(early, "renamed")
+        assert (late.function, late.other) == (ORIGINALS["reward2go"], ORIGINALS["td0_return_estimate"])
     finally:
         del sys.modules["early"], sys.modules["late"]
+
+
+def test_a_name_that_is_assigned_again_in_the_main_module_gets_the_functions(monkeypatch):
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    for name in ("reward2go", "td0_return_estimate"):
+        main.function = functional.vtrace_advantage_estimate
+        with accelerate():
+            pass
+        main.function = getattr(functional, name)
+        with accelerate():
+            assert main.function is getattr(functional, name) is not ORIGINALS[name]
+        assert main.function is ORIGINALS[name]
 
 
 def test_nested_accelerates_count_their_own_calls():

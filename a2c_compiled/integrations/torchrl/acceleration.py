@@ -1,9 +1,10 @@
 """Replaces functions and methods of TorchRL with faster ones, and restores them."""
 
 import sys
+from collections import deque
 from functools import wraps
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torchrl.objectives import A2CLoss
@@ -64,13 +65,21 @@ class _ReplacementInAllModules(Replacement):
 
 
 def _references(functions: Dict[Function, Function]) -> Iterator[Tuple[ModuleType, str, Function]]:
-    """Yields the module, the name and the function for each name in an imported module that refers to one of ``functions``."""
-    by_id = {id(function): function for function in functions}
+    """Yields the module, the name and the function for each name in an imported module that refers to one of ``functions``.
+
+    Searches a module again only if its number of names has changed, because a search of all modules takes tens of milliseconds.
+    """
+    wanted, searched_for = set(map(id, functions)), set(map(id, (*_FUNCTIONS, *_ORIGINALS)))
     for module in list(sys.modules.values()):
         if isinstance(module, ModuleType):
-            for name, value in list(vars(module).items()):
-                if id(value) in by_id:
-                    yield module, name, value
+            variables = vars(module)
+            size, names = _searched.get(id(module), (-1, []))
+            if size != len(variables) or module is sys.modules.get("__main__"):  # at a prompt, names are assigned again
+                names = [name for name, value in list(variables.items()) if id(value) in searched_for]
+                _searched[id(module)] = len(variables), names
+            for name in names:
+                if id(variables.get(name)) in wanted:
+                    yield module, name, variables[name]
 
 
 def _function(name: str, compute: Callable[..., ResultOrReason]) -> Function:
@@ -101,8 +110,12 @@ def _count(reason: Optional[str]) -> None:
 _replacement = _ReplacementInAllModules({})
 _FUNCTIONS: Dict[Function, Function] = {getattr(functional, name): _function(name, compute) for name, compute in SERVED.items()}
 _ORIGINALS = {replacement: original for original, replacement in _FUNCTIONS.items()}
+_searched: Dict[int, Tuple[int, List[str]]] = {}
+"""By the id of a module: its number of names when it was last searched, and the names that referred to one of the functions."""
 _METHODS: Dict[Place, Callable[[Any], Any]] = {
     (ValueEstimatorBase, "_call_value_nets"): lambda original: call_value_nets(original, _count),
     (A2CLoss, "_log_probs"): lambda original: without_parameter_swap(original, "actor_network"),
     (A2CLoss, "loss_critic"): lambda original: without_parameter_swap(original, "critic_network"),
 }
+
+deque(_references({}), maxlen=0)  # the search of all modules takes place here, not in the first call of accelerate()
