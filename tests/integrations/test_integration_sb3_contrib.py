@@ -115,3 +115,19 @@ def test_recurrent_models_that_are_not_supported_are_refused_by_name():
         from_sb3(make_model(), sampled=True)
     with pytest.raises(ValueError, match="model: expected no VecFrameStack around VecNormalize for a recurrent model, got one"):
         from_sb3(make_model(lambda env: VecFrameStack(VecNormalize(env), 2)))
+
+
+def test_trpo_is_converted_with_a_critic_that_learns():
+    model = sb3_contrib.TRPO(
+        "MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16, gamma=0.9, gae_lambda=0.8, seed=0, device="cpu"
+    )
+    model.learn(32)
+    policy, loss = from_sb3(model)
+    observation = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    with torch.no_grad():
+        action = policy(torch.from_numpy(observation)).action
+    np.testing.assert_allclose(action, model.predict(observation, deterministic=True)[0], atol=1e-5)
+    found = [
+        float(value) for value in (loss.value_estimator.gamma, loss.value_estimator.lmbda, loss.entropy_coef, loss.critic_coef)
+    ]
+    assert found == pytest.approx([0.9, 0.8, 0.0, 0.5])

@@ -1,6 +1,7 @@
 """Stable-Baselines3: rollout buffers accelerated by our kernel, models converted to our losses and policies, compared with its own code."""
 
 import copy
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecMonitor, VecNormalize
@@ -461,6 +463,42 @@ def test_hyperparameters_come_from_the_model():
     assert (float(alone.value_estimator.lmbda), float(alone.critic_coef), alone.loss_critic_type) == (1.0, 0.5, "l2")
 
 
+class Another(OnPolicyAlgorithm):
+    """An algorithm of a user."""
+
+    def __init__(self, policy, env, **options):
+        kept = {"learning_rate": 0.1, "n_steps": 4, "max_grad_norm": 1.0, "use_sde": False, "sde_sample_freq": -1}
+        super().__init__(policy, env, **kept, gamma=0.8, gae_lambda=0.7, ent_coef=0.2, vf_coef=0.3, **options)
+
+
+def test_any_on_policy_algorithm_is_converted():
+    model = random_model(algorithm=Another, policy=ActorCriticPolicy)
+    check_policy(model, samples(BOX))
+    loss = from_sb3(model).loss
+    found = [
+        float(value) for value in (loss.value_estimator.gamma, loss.value_estimator.lmbda, loss.entropy_coef, loss.critic_coef)
+    ]
+    assert found == pytest.approx([0.8, 0.7, 0.2, 0.3])
+
+
+def test_a_model_that_was_loaded_without_its_vec_normalize_is_warned_about(tmp_path):
+    env = VecNormalize(DummyVecEnv([lambda: Random(BOX, BOX)]))
+    model = A2C("MlpPolicy", env, seed=0, device="cpu").learn(10)
+    model.save(tmp_path / "model.zip")
+    env.save(tmp_path / "statistics.pkl")
+    inner = DummyVecEnv([lambda: Random(BOX, BOX)])
+    for loaded in (A2C.load(tmp_path / "model.zip", device="cpu"), A2C.load(tmp_path / "model.zip", inner, device="cpu")):
+        with pytest.warns(
+            UserWarning, match="model: expected an environment with the VecNormalize of the training, got one without"
+        ):
+            from_sb3(loaded)
+    loaded.set_env(VecNormalize.load(tmp_path / "statistics.pkl", inner))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_sb3(loaded)
+        from_sb3(random_model())
+
+
 # Errors
 
 
@@ -472,16 +510,20 @@ class Squared(ActorCriticPolicy):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: random_model(use_sde=True), ValueError, "model: expected use_sde=False"),
+        (
+            lambda: random_model(use_sde=True, policy_kwargs={"squash_output": True}),
+            ValueError,
+            "model: expected squash_output=False",
+        ),
         (
             lambda: preprocessing(spaces.Dict({"x": spaces.Text(3)}), True),
             ValueError,
             r"model: expected a Box, .* observation space, or a Dict of them, got Text",
         ),
         (lambda: random_model(policy=Squared), TypeError, "got Squared with its own predict_values"),
-        (lambda: DQN("MlpPolicy", "CartPole-v1", device="cpu"), TypeError, "model: expected an A2C, .* got DQN"),
+        (lambda: DQN("MlpPolicy", "CartPole-v1", device="cpu"), TypeError, "model: expected an on-policy .* got DQN"),
     ],
-    ids=["gSDE", "Text", "custom", "DQN"],
+    ids=["squashed", "Text", "custom", "DQN"],
 )
 def test_a_model_that_is_not_supported_is_refused(make, error, message):
     with pytest.raises(error, match=message):
@@ -800,11 +842,34 @@ def test_a_sampled_policy_draws_as_its_model_and_scores_its_actions(name, tmp_pa
     np.testing.assert_allclose(output.state_value[kept], values.squeeze(-1), atol=1e-5)
 
 
-def test_state_dependent_exploration_and_sampled_frames_are_refused_by_name():
+EXPLORATIONS = {
+    "one scale for each feature and action": {},
+    "one scale for each feature": {"full_std": False},
+    "expln, features without gradient": {"use_expln": True},
+}
+
+
+@pytest.mark.parametrize("name", EXPLORATIONS)
+def test_a_model_with_state_dependent_exploration_acts_and_learns_as_it_does_itself(name, tmp_path):
+    box, options = ACTIONS["Box"], {"use_sde": True, "policy_kwargs": {"net_arch": [6], **EXPLORATIONS[name]}}
+    check_policy(random_model(action_space=box, **options), samples(BOX), None if EXPLORATIONS[name] else tmp_path)
+    model, _ = one_update(box, **options)
+    with torch.no_grad():  # both branches of expln
+        model.policy.log_std.copy_(torch.linspace(-2.0, 1.0, model.policy.log_std.numel()).reshape_as(model.policy.log_std))
+    model.policy.optimizer.zero_grad()
+    model.train()
+    advantage, value_target = (
+        torch.from_numpy(array).squeeze(-1) for array in (model.rollout_buffer.advantages, model.rollout_buffer.returns)
+    )
+    check_losses_and_gradients(
+        model, from_sb3(model).loss(*flat_rollout(model), advantage=advantage, value_target=value_target)
+    )
+
+
+def test_sampling_with_state_dependent_exploration_and_sampled_frames_are_refused_by_name():
     model = A2C("MlpPolicy", DummyVecEnv([lambda: Random(BOX, BOX)]), use_sde=True, device="cpu")
-    for sampled in (False, True):
-        with pytest.raises(ValueError, match=r"use_sde=False, got True \(state-dependent exploration is not supported\)"):
-            from_sb3(model, sampled)
+    with pytest.raises(ValueError, match=r"sampled: expected False for a model with use_sde=True, .*, got True"):
+        from_sb3(model, sampled=True)
     with pytest.raises(
         ValueError, match="sampled: expected False for a model with a VecFrameStack around VecNormalize, got True"
     ):

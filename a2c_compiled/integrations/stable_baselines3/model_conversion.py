@@ -1,19 +1,22 @@
 """Converts a Stable-Baselines3 (SB3) model to a policy and a loss of this library that share its parameters."""
 
+import math
+import warnings
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 try:
-    from sb3_contrib import RecurrentPPO
+    from sb3_contrib import TRPO
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 except ImportError:  # sb3-contrib is optional
-    RecurrentPPO = RecurrentActorCriticPolicy = None
+    TRPO = RecurrentActorCriticPolicy = None
 
 from a2c_compiled._environment_action import EnvironmentAction, check_action_space
 from a2c_compiled._kinds import flag
@@ -27,6 +30,7 @@ from a2c_compiled.integrations.stable_baselines3.policy_networks import (
     PredictFromFrames,
     PredictPolicy,
     SampledPredictPolicy,
+    StateDependentScale,
 )
 from a2c_compiled.integrations.stable_baselines3.recurrent_networks import OverTime, RecurrentPredictPolicy, lstm_layers
 from a2c_compiled.losses import A2CLoss
@@ -43,7 +47,6 @@ _COMPUTATIONS = (
     "_get_action_dist_from_latent",
     "_predict",
 )
-_ALGORITHMS = (A2C, PPO) if RecurrentPPO is None else (A2C, PPO, RecurrentPPO)
 _MIN_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect, because SB3 has no lower bound of the scale
 
 
@@ -57,7 +60,7 @@ class FromSB3(NamedTuple):
     loss: A2CLoss
 
 
-def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -> FromSB3:
+def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool = False) -> FromSB3:
     """Converts an SB3 model to an exportable policy and a loss. Both share the model's parameters: training one changes the other.
 
     >>> policy, loss = from_sb3(model)
@@ -89,12 +92,16 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
     - ``normalize_advantage`` becomes ``average_gae``: advantages are standardised over the whole rollout, not over a minibatch, and the
       divisor is ``max(std, 1e-4)``, not ``std + 1e-8``.
 
-    For PPO the result is the A2C objective with PPO's coefficients, without the clipped probability ratio. A features extractor that actor
-    and critic share is the trunk of an :class:`~a2c_compiled.ActorCritic`, if it has parameters: it runs once for both. That of a
-    recurrent model runs twice.
+    For every algorithm the result is the A2C objective with the algorithm's coefficients, without PPO's clipped probability ratio and
+    without TRPO's trust region. TRPO trains its critic separately: the coefficient of the critic loss is then A2C's default.
+
+    A features extractor that actor and critic share is the trunk of an :class:`~a2c_compiled.ActorCritic`, if it has parameters: it runs
+    once for both. That of a recurrent model runs twice.
 
     Args:
-        model: an SB3 ``A2C`` or ``PPO``, or sb3-contrib's ``RecurrentPPO``, or its policy.
+        model: an SB3 ``A2C`` or ``PPO``, sb3-contrib's ``RecurrentPPO`` or ``TRPO``, another on-policy algorithm with an
+            ``ActorCriticPolicy``, or its policy. With ``use_sde=True`` (generalised state-dependent exploration), the loss computes the
+            scale of the noise from the features.
 
             - Action spaces: Box of float16, float32 or float64, Discrete, MultiDiscrete, MultiBinary.
             - Observation spaces: Box (also images), Discrete, MultiDiscrete with one axis, MultiBinary, and a Dict of them.
@@ -107,12 +114,17 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         :class:`FromSB3`: ``policy`` and ``loss``.
 
     Raises:
-        TypeError: ``model`` is not an A2C, a PPO or the policy of one of them, or the policy overrides the computation (masked or custom
-            policies), or ``sampled`` is not a bool.
-        ValueError: the observation or action space is not supported, or ``use_sde`` is True, or two ``VecFrameStack``, or a wrapper that
+        TypeError: ``model`` is not an on-policy algorithm or an ``ActorCriticPolicy``, or the policy overrides the computation (masked or
+            custom policies), or ``sampled`` is not a bool.
+        ValueError: the observation or action space is not supported, or ``squash_output`` is True, or ``use_sde`` and ``sampled`` are both
+            True (SB3 keeps the noise of several steps), or two ``VecFrameStack``, or a wrapper that
             changes the observation space, are around ``VecNormalize``. Two of these are combined: ``sampled=True``, ``RecurrentPPO`` and a
             ``VecFrameStack`` around ``VecNormalize``; or a Dict space with one of the latter two. Or an LSTM is bidirectional, or has a
             projection or dropout.
+
+    Warns:
+        UserWarning: ``model`` was trained with ``VecNormalize``, and its environment has none. The policy then takes normalised
+            observations.
     """
     sampled = flag("sampled", sampled)
     policy = _checked_policy(model)
@@ -144,6 +156,17 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
         actor, critic = (network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
     algorithm = None if isinstance(model, ActorCriticPolicy) else model
     wrappers = wrappers_of(None if algorithm is None else algorithm.get_env())
+    had_statistics = getattr(algorithm, "_last_original_obs", None) is not None
+    if algorithm is not None and had_statistics and algorithm.get_vec_normalize_env() is None:
+        warnings.warn(
+            "model: expected an environment with the VecNormalize of the training, got one without: the policy takes normalised"
+            " observations (before the conversion, call model.set_env(VecNormalize.load(path, env)))",
+            stacklevel=2,
+        )
+    if sampled and policy.use_sde:
+        raise ValueError(
+            "sampled: expected False for a model with use_sde=True, whose noise depends on earlier steps, got True"
+        )
     parts = environment_to_model(space, wrappers.normalize), actor, distribution, _bounds(policy.action_space)
     exportable: ExportablePolicy = PredictPolicy(*parts)
     if _is_recurrent(policy):
@@ -164,10 +187,10 @@ def from_sb3(model: Union[A2C, PPO, ActorCriticPolicy], sampled: bool = False) -
     return FromSB3(exportable.to(policy.device), _loss(algorithm, actor, critic, distribution))
 
 
-def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPolicy:
+def _checked_policy(model: Union[OnPolicyAlgorithm, ActorCriticPolicy]) -> ActorCriticPolicy:
     """Returns the policy of ``model``. Raises the errors of :func:`from_sb3` if the policy is not supported."""
-    if not isinstance(model, (*_ALGORITHMS, ActorCriticPolicy)):
-        raise TypeError(f"model: expected an A2C, a PPO, a RecurrentPPO or an ActorCriticPolicy, got {type(model).__name__}")
+    if not isinstance(model, (OnPolicyAlgorithm, ActorCriticPolicy)):
+        raise TypeError(f"model: expected an on-policy algorithm or an ActorCriticPolicy, got {type(model).__name__}")
     policy = model if isinstance(model, ActorCriticPolicy) else model.policy
     if not isinstance(policy, ActorCriticPolicy):
         raise TypeError(f"model: expected an ActorCriticPolicy, got {type(policy).__name__}")
@@ -180,8 +203,8 @@ def _checked_policy(model: Union[A2C, PPO, ActorCriticPolicy]) -> ActorCriticPol
         )
     if not isinstance(policy.mlp_extractor, MlpExtractor):
         raise TypeError(f"model: expected an MlpExtractor as mlp_extractor, got {type(policy.mlp_extractor).__name__}")
-    if policy.use_sde:
-        raise ValueError("model: expected use_sde=False, got True (state-dependent exploration is not supported)")
+    if policy.squash_output:
+        raise ValueError("model: expected squash_output=False, got True (actions that tanh bounds are not supported)")
     return policy
 
 
@@ -195,7 +218,7 @@ def _distribution(policy: ActorCriticPolicy) -> Distribution:
     space = policy.action_space
     if isinstance(space, spaces.Box):
         check_action_space(space)
-        return Normal(policy.log_std.numel(), scale_mapping="exp", scale_lb=_MIN_SCALE)
+        return Normal(math.prod(space.shape), scale_mapping="exp", scale_lb=_MIN_SCALE)
     distribution = discrete_distribution_for(space)
     if distribution is None:
         raise ValueError(f"model: expected a Box, Discrete, MultiDiscrete or MultiBinary action space, got {space}")
@@ -203,9 +226,11 @@ def _distribution(policy: ActorCriticPolicy) -> Distribution:
 
 
 def _actor_head(policy: ActorCriticPolicy) -> nn.Module:
-    """Returns the last layer of the actor. For a Box, a second layer appends the parameter ``log_std`` to the output."""
+    """Returns the last layer of the actor. For a Box, it also returns the logarithm of the scale."""
     if not isinstance(policy.action_space, spaces.Box):
         return policy.action_net
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        return StateDependentScale(policy.action_net, policy.log_std, policy.action_dist)
     scale = AddStateIndependentNormalScale(policy.log_std.numel())
     scale.state_independent_scale = policy.log_std
     return nn.Sequential(policy.action_net, scale)
@@ -218,9 +243,10 @@ def _bounds(space: spaces.Space) -> nn.Module:
     return Floating() if isinstance(space, spaces.MultiBinary) else nn.Identity()
 
 
-def _loss(algorithm: Optional[Union[A2C, PPO]], actor: nn.Module, critic: nn.Module, distribution: Distribution) -> A2CLoss:
+def _loss(algorithm: Optional[OnPolicyAlgorithm], actor: nn.Module, critic: nn.Module, distribution: Distribution) -> A2CLoss:
     """Returns the loss with the coefficients of ``algorithm``; None: with SB3's defaults of A2C."""
     if algorithm is None:
         return A2CLoss(actor, critic, distribution, GAE(0.99, 1.0), 0.0, 0.5, "l2")
-    estimator = GAE(algorithm.gamma, algorithm.gae_lambda, average_gae=algorithm.normalize_advantage)
-    return A2CLoss(actor, critic, distribution, estimator, algorithm.ent_coef, algorithm.vf_coef, "l2")
+    estimator = GAE(algorithm.gamma, algorithm.gae_lambda, average_gae=getattr(algorithm, "normalize_advantage", False))
+    critic_coef = 0.5 if TRPO is not None and isinstance(algorithm, TRPO) else algorithm.vf_coef
+    return A2CLoss(actor, critic, distribution, estimator, algorithm.ent_coef, critic_coef, "l2")

@@ -4,6 +4,7 @@ import copy
 from typing import Dict, List, Tuple
 
 import torch
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 
@@ -91,6 +92,40 @@ def _plain(module: nn.Module) -> nn.Module:
         module = copy.copy(module)
         module.in_features, module.out_features = int(module.in_features), int(module.out_features)
     return module
+
+
+class StateDependentScale(nn.Module):
+    r"""Last layer of an actor with generalised state-dependent exploration (gSDE).
+
+    The scale of action :math:`j` for features :math:`\phi` is :math:`\sqrt{\sum_i \phi_i^2 \sigma_{ij}^2 + \epsilon}`
+    (Raffin et al. 2021, https://arxiv.org/abs/2005.05719).
+
+    Args:
+        mean: maps features ``[*B, features]`` to means ``[*B, dim]``.
+        log_std: ``[features, dim]`` or ``[features, 1]``: determines :math:`\sigma`.
+        noise: SB3's distribution, with the constants of its formula.
+    """
+
+    def __init__(self, mean: nn.Module, log_std: nn.Parameter, noise: StateDependentNoiseDistribution) -> None:
+        super().__init__()
+        self.mean = mean
+        self.log_std = log_std
+        self.learns_features = bool(noise.learn_features)
+        self.use_expln = bool(noise.use_expln)
+        self.epsilon = float(noise.epsilon)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features ``[*B, features]`` to means and logarithms of scales, ``[*B, 2 * dim]``."""
+        log_std = self.log_std
+        std = log_std.exp()
+        if self.use_expln:
+            std = torch.where(
+                log_std > 0, torch.log1p(log_std.clamp(min=0.0) + self.epsilon) + 1.0, log_std.clamp(max=0.0).exp()
+            )
+        mean = self.mean(features)
+        squared = (features if self.learns_features else features.detach()).square()
+        variance = torch.matmul(squared, std.square()).expand_as(mean)
+        return torch.cat([mean, 0.5 * torch.log(variance + self.epsilon)], -1)
 
 
 class Floating(nn.Module):
