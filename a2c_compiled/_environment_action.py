@@ -1,4 +1,4 @@
-"""From the action of a distribution to the action that an environment takes: its dtype, its shape and its bounds.
+"""Maps the action of a distribution to the action of an environment: converts the dtype, the shape and the bounds.
 
 Spaces are recognised by their attributes, so that exports need no gymnasium.
 """
@@ -15,15 +15,15 @@ REAL = ("float16", "float32", "float64")
 
 
 def check_action_space(space: Any) -> None:
-    """Raises ValueError if the samples of this library's distributions cannot be actions of ``space``.
+    """Raises ValueError for a Box of integers or bools, and for discrete values that do not start at 0. Other spaces are not checked.
 
-    These are a Box of integers or bools, and discrete values that do not start at 0.
+    Samples of this library's distributions cannot be actions of these spaces.
     """
     if is_box(space) and space.dtype.name not in REAL:
         instead = "MultiBinary" if space.dtype.kind == "b" else "MultiDiscrete"
         raise ValueError(
-            f"action_space: expected a Box of {', '.join(REAL)}, got {space}; use a {instead} space, with a gymnasium wrapper around the"
-            " environment"
+            f"action_space: expected a Box of {', '.join(REAL)}, got {space}; wrap the environment so that its action space is a"
+            f" {instead}"
         )
     start = getattr(space, "start", 0)
     if start.any() if hasattr(start, "any") else start:
@@ -43,12 +43,22 @@ class EnvironmentAction(CoefficientModule):
     .. math::
         a_\text{environment} = \min(\max(a, \text{low}), \text{high})
 
-    Rollouts record the action itself, because its log-probability is the one that the loss computes. The environment gets the result.
+    Rollouts record the distribution's action, because the loss computes the log-probability of that action. The environment receives the
+    result.
 
     Actions of other spaces than Box, Discrete, MultiDiscrete and MultiBinary, such as Tuple, remain unchanged.
 
     Args:
         space: the action space of one environment, of gymnasium or with the same attributes.
+
+    Attributes:
+        converts: whether the module converts actions; False for spaces such as Tuple.
+        dtype: dtype of the environment's actions.
+        low, high: bounds of a Box, in the shape of the space; empty for other spaces.
+        clips: whether a bound is finite.
+        shape: shape of a Box; empty for other spaces.
+        reshapes: whether the shape of the environment's action differs from that of the distribution's action.
+        takes_real: whether real actions are accepted.
 
     Raises:
         TypeError: ``space`` is not a space.
@@ -66,7 +76,7 @@ class EnvironmentAction(CoefficientModule):
         self.converts = box or hasattr(space, "n") or hasattr(space, "nvec")
         if box:
             low, high = (torch.from_numpy(bound.copy()) for bound in (space.low, space.high))
-        else:  # empty, in the dtype of the space
+        else:  # empty; in the dtype of the space if the action is converted
             low = torch.from_numpy(space.dtype.type(0).reshape(1)).new_empty(0) if self.converts else torch.empty(0)
             high = low.new_empty(0)
         self.register_buffer("low", low, persistent=False)
@@ -82,13 +92,14 @@ class EnvironmentAction(CoefficientModule):
         """Returns the environment's actions.
 
         Args:
-            action: ``[*B]``, ``[*B, dim]`` or ``[*B, *space.shape]``, any dtype.
+            action: ``[*B]``, ``[*B, dim]`` or ``[*B, *space.shape]``. A Box with two or more dimensions needs a batch dimension; a Box of
+                shape ``()`` takes ``[N]`` or ``[*B, 1]``.
 
         Returns:
             ``[*B]`` or ``[*B, *space.shape]``, dtype of the space. In a Box, between its bounds.
 
         Raises:
-            TypeError: the action is real, and the space has integers.
+            TypeError: the action is real, and the space is Discrete or MultiDiscrete.
         """
         if not self.converts:
             return action
@@ -110,18 +121,18 @@ class EnvironmentAction(CoefficientModule):
         return action
 
     def of_array(self, action: Any) -> Any:
-        """Returns the environment's actions as an array, shapes and errors as in :meth:`forward`. ``action``: an array, ``[N, ...]``.
+        """Returns the environment's actions as an array, ``[N]`` or ``[N, *space.shape]``. ``action``: an array, ``[N, ...]``.
 
-        Anything but an array of numbers remains unchanged.
+        Errors: as in :meth:`forward`. Anything but an array of numbers remains unchanged.
         """
-        import numpy as np  # not at the top of the file: exports and losses need torch alone
+        import numpy as np  # imported here, because exports and losses need only torch
 
         if not isinstance(action, np.ndarray) or action.dtype.kind not in "biuf":
             return action
         return self(torch.tensor(action)).numpy()
 
     def can_change(self, distribution: Any, dtype: torch.dtype = torch.float32) -> bool:
-        """Returns whether the result can have another dtype, shape or value than an action of ``distribution``.
+        """Returns whether :meth:`forward` can change the dtype, the shape or a value of an action of ``distribution``. True if unknown.
 
         Args:
             distribution: the action distribution.
@@ -132,8 +143,8 @@ class EnvironmentAction(CoefficientModule):
         try:
             params = self.low.new_ones(distribution.num_params, dtype=dtype)
             action_dtype = distribution.action_of_ones(params).dtype
-        except (NotImplementedError, RuntimeError, ValueError):
-            return True  # a user's distribution may have no mode or no num_params, or it refuses such parameters
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+            return True  # a user's distribution may lack mode or num_params, or raise an error for parameters of 1
         if self.reshapes or action_dtype != self.dtype:
             return True
         bounds = distribution.action_bounds(params) if self.clips else None
@@ -141,12 +152,12 @@ class EnvironmentAction(CoefficientModule):
 
 
 def environment_action(space: Any, distribution: Any, network: nn.Module) -> Optional[EnvironmentAction]:
-    """Returns the module that maps the actions of a policy to those of an environment. None: these are the same.
+    """Returns the module that maps the actions of a policy to those of an environment; None if ``space`` is None or both are always equal.
 
     Args:
         space: the action space of the environment; None if there is none.
         distribution: the action distribution.
-        network: the actor network. The dtype of its last parameter is that of the distribution's parameters.
+        network: the actor network. The distribution's parameters have the dtype of its last floating-point parameter, or else float32.
 
     Raises:
         TypeError, ValueError: as :class:`EnvironmentAction` and :func:`check_action_space` describe.

@@ -9,7 +9,7 @@ An observation of such a network is a tuple ``(x, hidden, start)``:
   state that it computed at step ``t - 1``. Step 0 always starts from ``hidden[0]``.
 
 At the first step of an episode, ``start`` is True and ``hidden`` is 0. In the tuple of next observations, ``start`` is True everywhere and
-``hidden`` is the state after each step. The network therefore computes each next observation as a sequence of one step.
+``hidden`` is the state after each step. The network therefore processes each next observation as a separate sequence of one step.
 
 A network may contain any number of recurrent layers at any depth. Each layer takes its own input in place of ``x``:
 
@@ -17,8 +17,8 @@ A network may contain any number of recurrent layers at any depth. Each layer ta
 ...     x, hidden, start = observation
 ...     return self.head(self.upper((self.lower((self.encoder(x), hidden, start)), hidden, start)))
 
-:func:`run_step` runs networks on one step. Each recurrent layer then reports the state that it computed, so that the state after the
-step is right for every structure of the network.
+:func:`run_step` runs networks on one step. Each recurrent layer then stores its new state, so any structure of recurrent layers gives the
+correct state after the step.
 
 Losses and training steps accept these tuples as observations. With ``shifted=True`` (see :class:`~a2c_compiled.losses.A2CLoss`), the
 critic's cell runs ``T + shifted_budget`` times instead of ``2 * T``. A cell in a trunk that actor and critic share, see
@@ -57,7 +57,7 @@ class _ThisThread(threading.local):
     """The recurrent layers that ran in this thread's :func:`run_step`, with their states. None outside of :func:`run_step`."""
 
     def __init__(self) -> None:
-        # Assigned in each thread: torch.compile guards on the attributes of the instance, and a class attribute is not one of them.
+        # Set here, which runs in each thread, and not in the class: torch.compile guards on attributes of the instance only.
         self.states: Optional[List[Tuple[Recurrent, Tensor]]] = None
 
 
@@ -65,13 +65,16 @@ _this_thread = _ThisThread()
 
 
 class MinGRU(nn.Module):
-    r"""A gated cell whose state is a linear recurrence. One linear scan computes all steps.
+    r"""A gated cell whose state follows a linear recurrence. One linear scan computes all steps.
 
     .. math:: h_t = (1 - z_t)\, h_{t-1} + z_t\, \tilde h_t, \quad z_t = \sigma(W_z x_t + b_z), \quad \tilde h_t = W_h x_t + b_h
 
     Args:
         input_size: width of :math:`x`.
         hidden_size: width of :math:`h`.
+
+    Raises:
+        TypeError, ValueError: a size is not an integer, or is less than 1.
 
     Source: Feng et al., Were RNNs All We Needed?, 2024.
     """
@@ -121,19 +124,19 @@ class Recurrent(nn.Module):
     >>> actor, critic = nn.Sequential(trunk, nn.Linear(128, 2)), nn.Sequential(trunk, nn.Linear(128, 1))
 
     From each step, gradients flow back to the most recent step that started from ``hidden``. :class:`MinGRU` computes all steps in one
-    scan. With other cells, a compiled graph contains every step, so that long rollouts compile slowly.
+    scan. With other cells, a compiled graph contains every step, so that long rollouts compile slowly. If actor and critic contain the same
+    layer, both must pass it the same input.
 
     Args:
         cell: :class:`MinGRU`, ``nn.GRUCell``, ``nn.RNNCell`` or ``nn.LSTMCell``. The state of an LSTM is its ``h`` and ``c``, concatenated.
         encoder: module that maps ``x`` to the cell's input. None: the input is ``x``.
-        offset: index in the last dimension of ``hidden`` where this cell's state begins, for networks with several cells. If actor and
-            critic share this layer, both must give it the same input.
+        offset: index in the last dimension of ``hidden`` where this cell's state begins, for networks with several cells.
 
     Attributes:
         state_size: number of entries of this cell's state in ``hidden``.
 
     Raises:
-        TypeError: ``cell`` is of another type.
+        TypeError: ``cell`` is of another type, or ``offset`` is not an integer.
     """
 
     def __init__(self, cell: nn.Module, encoder: Optional[nn.Module] = None, offset: int = 0) -> None:
@@ -142,7 +145,7 @@ class Recurrent(nn.Module):
             raise TypeError(f"cell: expected a MinGRU, GRUCell, RNNCell or LSTMCell, got {type(cell).__name__}")
         self.cell = cell
         self.encoder = nn.Identity() if encoder is None else encoder
-        self._identity = object()  # the same in the stand-ins that torch.export calls instead of a layer
+        self._identity = object()  # identifies the layer: torch.export replaces it by copies that keep this object
         self.offset = integer("offset", offset)
         self.state_size = cell.hidden_size * (2 if isinstance(cell, nn.LSTMCell) else 1)
 
@@ -153,10 +156,10 @@ class Recurrent(nn.Module):
             observation: ``x`` ``[T, N, ...]``; ``hidden`` ``[T, N, H]``, floating dtype; ``start`` ``[T, N]``, bool.
 
         Returns:
-            ``[T, N, cell.hidden_size]``.
+            ``[T, N, cell.hidden_size]``, floating dtype.
 
         Raises:
-            TypeError: ``observation`` is not a tuple of length 3, or ``start`` is not bool.
+            TypeError: ``observation`` is not a tuple of length 3, an entry is not a tensor, or ``start`` is not bool.
             ValueError: ``start`` is not 2-D, the leading dimensions differ, or the last dimension of ``hidden`` is less than
                 ``offset + state_size``.
         """
@@ -207,8 +210,9 @@ class Recurrent(nn.Module):
 def restart_after(observation: Any, cut: Tensor) -> Any:
     """Returns ``observation``, a :data:`RecurrentObservation`, with ``start`` True also at the steps after those where ``cut`` is True.
 
-    ``cut``: ``[T, N]``, bool, True at the end of a sequence or at a step that a mask excludes. The step after it starts from the recorded
-    ``hidden``, so that no result depends on the observations before.
+    ``cut``: ``[T, N]``, bool, True at the end of a sequence or at a step that a mask excludes. The step after a cut starts from the
+    ``hidden`` of the rollout, so results after a cut do not depend on observations before it. Raises the errors of
+    :meth:`Recurrent.forward`.
     """
     x, hidden, start = _checked(observation)
     return x, hidden, start | cut.reshape(start.shape).roll(1, 0)
@@ -220,7 +224,7 @@ def is_recurrent(network: nn.Module) -> bool:
 
 
 def unrolls(network: nn.Module) -> bool:
-    """Returns whether a graph of ``network`` contains every step, because a recurrent layer has a cell other than :class:`MinGRU`."""
+    """Returns whether a recurrent layer has a cell other than :class:`MinGRU`. A graph of such a network contains every step."""
     return any(not isinstance(layer.cell, MinGRU) for layer in _recurrent_layers(network))
 
 
@@ -241,7 +245,7 @@ def hidden_size(network: nn.Module) -> int:
 def initial_hidden(network: nn.Module, num_envs: int) -> Tensor:
     """Returns the state of all recurrent layers in ``network`` at the first step of an episode: zeros, ``[num_envs, H]``.
 
-    Dtype and device are those of the cells.
+    Dtype and device are those of the first cell; without cells, the default dtype on the CPU.
 
     Raises:
         ValueError: the states of the layers overlap or leave a gap.
@@ -295,8 +299,8 @@ def next_hidden(network: nn.Module, x: Tensor, hidden: Tensor) -> Tensor:
     """Computes the state of all recurrent layers in ``network`` after one step, ``[N, H]``, see :func:`run_step`.
 
     Args:
-        network: module that maps a :data:`RecurrentObservation` to a tensor; or a loss or an ``nn.ModuleList``, whose networks run one by
-            one.
+        network: module that maps a :data:`RecurrentObservation` to a tensor; or a loss, whose actor and critic run; or an
+            ``nn.ModuleList``, whose modules run. Each runs once; a common trunk of two networks runs once for both.
         x: ``[N, ...]``: the environments' observations.
         hidden: ``[N, H]``, floating dtype: the state before the step.
 
@@ -330,7 +334,7 @@ def _call_all(networks: Sequence[nn.Module], observation: RecurrentObservation) 
 
 
 def _call(network: Callable[[Any], Any], x: Any, earlier_states: _States) -> Tuple[Any, _States]:
-    """Returns the output of ``network`` for ``x``, and ``earlier_states`` with those of the layers that ran now."""
+    """Returns the output of ``network`` for ``x``, and ``earlier_states`` plus the states of the layers that this call ran."""
     states: _States = list(earlier_states)
     before = _this_thread.states
     _this_thread.states = states
@@ -341,8 +345,8 @@ def _call(network: Callable[[Any], Any], x: Any, earlier_states: _States) -> Tup
     for i, (layer, _) in enumerate(states):
         if _is_among(layer, states[:i]):
             raise ValueError(
-                f"network: expected one call of each Recurrent in a step, got two of the one with offset {layer.offset} (a layer has one"
-                " state: give each call a layer with an offset of its own)"
+                f"network: expected one call of each Recurrent layer in a step, got two of the layer with offset {layer.offset}, which"
+                " has one state: use a separate layer, with its own offset, for each call"
             )
     return output, states
 

@@ -19,8 +19,8 @@ class ActorCritic(nn.Module):
     >>> network = ActorCritic(trunk, actor_head, critic_head)
     >>> loss = A2CLoss(network, distribution=distribution)
 
-    The loss and the policy then compute the trunk once for each observation. The loss holds ``actor_network`` and ``critic_network`` of
-    this module, not the module itself.
+    The loss, and a policy that runs both networks, then compute the trunk once for each observation. The loss holds ``actor_network`` and
+    ``critic_network`` of this module, not the module itself.
 
     Args:
         trunk: maps an observation to features ``[*B, ...]``, floating.
@@ -66,7 +66,7 @@ class ActorCritic(nn.Module):
         """Computes the distribution parameters, ``[*B, num_params]``, and the values, ``[*B, 1]`` or ``[*B]``, both floating.
 
         Args:
-            observation: ``[*B, ...]``, a tensor or, except in TorchScript, a tuple of tensors, as the trunk accepts.
+            observation: ``[*B, ...]``, what the trunk accepts: a tensor or a tuple of tensors. TorchScript accepts only a tensor.
 
         Raises:
             TypeError: ``observation`` is neither a tensor nor a tuple of tensors.
@@ -78,10 +78,11 @@ class ActorCritic(nn.Module):
 
 
 def trunk_length(first: nn.Module, second: nn.Module) -> int:
-    """Returns the number of modules with which both networks begin; 0 if one of the networks is not a plain ``nn.Sequential``.
+    """Returns the number of leading modules that both networks share and that can run once for both.
 
-    A module with hooks ends the trunk, because its hooks may expect one call for each network. The trunk of :class:`ActorCritic` may have
-    hooks.
+    The number is 0 if a network is not an ``nn.Sequential``, or if it has hooks, a ``forward`` of its own or ``compile()``. The first
+    module with one of these ends the trunk, because its hooks may expect one call for each network. The trunk of :class:`ActorCritic` may
+    have them.
     """
     if type(first) is not nn.Sequential or type(second) is not nn.Sequential:
         return 0
@@ -91,12 +92,15 @@ def trunk_length(first: nn.Module, second: nn.Module) -> int:
         if layer is not other or not (is_declared or call_is_plain(layer)):
             break
         length += 1
-    # The layers are called one by one, so that hooks of the sequences would not run.
+    # run_layers does not call the hooks of the sequences, so sequences with hooks have no trunk.
     return length if length == 0 or (call_is_plain(first) and call_is_plain(second)) else 0
 
 
 def run_layers(network: nn.Module, x: Any, start: int = 0, stop: Optional[int] = None) -> Any:
-    """Runs the layers ``start`` to ``stop - 1`` of ``network``, an ``nn.Sequential``; ``stop=None``: to the last one."""
+    """Runs the layers ``start`` to ``stop - 1`` of ``network``, an ``nn.Sequential``; ``stop=None``: to the last one.
+
+    ``x``: what the first of these layers accepts. Returns what the last one returns; ``x`` if there are none.
+    """
     layers: List[Any] = list(network._modules.values())
     for layer in layers[start:stop]:
         x = layer(x)
@@ -104,7 +108,7 @@ def run_layers(network: nn.Module, x: Any, start: int = 0, stop: Optional[int] =
 
 
 class ActorAndCritic(nn.Module):
-    """A base of modules that call an actor and a critic on the same observations: it computes their trunk once.
+    """Base class of modules that call an actor and a critic on the same observations. It computes the common trunk once.
 
     >>> features = self.features(observation)
     >>> params, values = self.actor_output(observation, features), self.critic_output(observation, features)
@@ -116,7 +120,7 @@ class ActorAndCritic(nn.Module):
         scripted_trunk: int  # the length of the trunk, only in the copy that TorchScript compiles
 
     def features(self, observation: Tensor) -> Optional[Tensor]:
-        """Returns the output of the trunk, or None if the networks have none."""
+        """Returns the output of the trunk, ``[*B, ...]``, or None if the networks have none. ``observation``: ``[*B, ...]``."""
         if torch.jit.is_scripting():
             features: Optional[Tensor] = None
             if hasattr(self, "scripted_trunk"):
@@ -130,7 +134,7 @@ class ActorAndCritic(nn.Module):
         return run_layers(self.actor_network, observation, stop=length) if length > 0 else None
 
     def actor_output(self, observation: Tensor, features: Optional[Tensor]) -> Tensor:
-        """Returns the output of the actor for ``observation``. ``features``: the result of :meth:`features`."""
+        """Returns the output of the actor, ``[*B, num_params]``. ``features``: the result of :meth:`features` for ``observation``."""
         if features is None:
             return self.actor_network(observation)
         if torch.jit.is_scripting():
@@ -143,7 +147,7 @@ class ActorAndCritic(nn.Module):
         return run_layers(self.actor_network, features, self._trunk_length())
 
     def critic_output(self, observation: Tensor, features: Optional[Tensor]) -> Tensor:
-        """Returns the output of the critic for ``observation``. ``features``: the result of :meth:`features`."""
+        """Returns the output of the critic, ``[*B, 1]`` or ``[*B]``. ``features``: the result of :meth:`features` for ``observation``."""
         if features is None:
             return self.critic_network(observation)
         if torch.jit.is_scripting():
@@ -161,7 +165,7 @@ class ActorAndCritic(nn.Module):
         return trunk_length(self.actor_network, self.critic_network)
 
     def __prepare_scriptable__(self) -> Any:
-        """Returns the module that TorchScript compiles instead of this one: it knows the length of the trunk."""
+        """Returns what TorchScript compiles: this module, or with a trunk, a copy with the attribute ``scripted_trunk``, its length."""
         length = self._trunk_length()
         if length == 0:
             return self

@@ -1,8 +1,8 @@
 """The tests that ``make test`` leaves out, and what it runs instead.
 
-A graph that is compiled or exported costs seconds, so ``make test`` checks some behaviours on fewer cases than there are.
-``make test-extended`` runs the tests that match a pattern of ``EXTENDED``; ``.ci/run`` runs both. A pattern is a file name, ``::`` and a
-test with its parameters; ``*`` stands for any text. The keys say what ``make test`` runs of the same kind.
+Compiling or exporting a graph takes seconds, so ``make test`` checks some behaviours on fewer cases. ``make test-extended`` runs the tests
+that match a pattern of ``EXTENDED``; ``.ci/run`` runs ``make test`` and ``make test-extended``. A pattern is a file name, ``::`` and a
+test with its parameters; ``*`` stands for any text. A key names a subject, and those of its cases that ``make test`` still runs.
 """
 
 import re

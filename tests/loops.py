@@ -10,10 +10,14 @@ PARAM = type(pytest.param())
 
 
 def loop_over(names, cases):
-    """Takes the arguments of ``pytest.mark.parametrize``, but runs all cases in one test.
+    """Like ``pytest.mark.parametrize(names, cases)``, but one test runs all cases, with the seed 0 before each.
 
     pytest spends some 10 ms on each test. This decorator is for tests that take less than that. The error of a case that fails names the
-    case in a note. Several of these decorators run every combination.
+    case in a note. Several of these decorators on one test run every combination of their cases. The cases share the fixtures of the test.
+
+    Args:
+        names: the name of an argument, or a list of names.
+        cases: values for the argument, or tuples of values for the arguments. They have no marks.
     """
     names = [names] if isinstance(names, str) else names
 

@@ -1,6 +1,6 @@
-"""The linear scan in torch operations, for TorchScript: its files load without this library, and autograd differentiates them.
+"""The linear scan in torch operations, for TorchScript. Files with this scan load without this library, and autograd differentiates it.
 
-The weight of a step is the decay between it and the previous step in the direction of the scan, so that for both directions
+``weight[t]`` is the decay between step ``t`` and the previous step in the direction of the scan, so that for both directions
 ``y[t] = x[t] + weight[t] * y[previous]``. The first step of the scan has the weight 0.
 """
 
@@ -15,12 +15,14 @@ from a2c_compiled._precision import widen
 def scripted_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
     """Computes the linear scan. Arguments and result: as in :func:`a2c_compiled.ops.linear_scan.linear_scan`.
 
-    On a CPU, the scan first takes log2(T) rounds. Their results are right if all are finite: an infinite product of decays, and infinity
-    times a product that underflows, always leave a result that is not finite. If one is not, the scan takes one step after the other, since
-    a zero decay must stop NaN and infinity. On other devices it always does, because the host must not read device memory.
+    On a CPU, the scan takes log2(T) rounds, or blocks of 8 steps if it is long. Products of decays may overflow or underflow in them. If
+    NaN or infinity is involved, some result is then not finite, and the scan runs again, one step after the other, because a zero decay
+    must stop NaN and infinity. If all values are finite, a product that underflows loses a contribution that single steps would keep.
 
-    One step after the other, NaN and infinity in a gradient stop at a zero decay too. Second derivatives are then 0 with respect to a
-    decay of exactly zero and ``x``.
+    On other devices, the scan always takes one step after the other: a test of the results would read device memory on the host.
+
+    One step after the other, a zero decay stops NaN and infinity in a gradient too. The second derivative with respect to ``x`` and a decay
+    of exactly zero is then 0, which is wrong. :func:`~a2c_compiled.ops.linear_scan.linear_scan` computes it.
     """
     length = x.size(dim)
     if length == 0:
@@ -38,12 +40,12 @@ def scripted_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool) -> Tensor:
 
 
 def _step_by_step(x: Tensor, weight: Tensor, dim: int, reverse: bool) -> Tensor:
-    """Computes one step after the other."""
+    """Computes the scan one step after the other."""
     xs, weights = _in_order(x, dim, reverse), _in_order(weight, dim, reverse)
     y = xs[0]
     steps = [y]
     for i in range(1, len(xs)):
-        # A zero weight stops y in the result, and the gradient on its way back. The derivative with respect to this weight is still y.
+        # Where the weight is 0, y enters without gradient, and its NaN and infinity count as 0. The derivative in this weight is then y.
         y = xs[i] + weights[i] * torch.where(weights[i] == 0, y.detach().nan_to_num(0.0, 0.0, 0.0), y)
         steps.append(y)
     if reverse:
@@ -60,7 +62,7 @@ def _in_order(tensor: Tensor, dim: int, reverse: bool) -> List[Tensor]:
 
 
 def _doubling(x: Tensor, weight: Tensor, dim: int, reverse: bool) -> Tensor:
-    """Computes the scan in log2(T) rounds over all steps. Each round doubles the number of steps whose terms ``y`` contains.
+    """Computes the scan in log2(T) rounds over all steps. After each round, ``y[t]`` contains twice as many steps.
 
     ``roll`` wraps around only to steps whose weight is 0.
     """
@@ -76,10 +78,9 @@ def _doubling(x: Tensor, weight: Tensor, dim: int, reverse: bool) -> Tensor:
 def _in_blocks(x: Tensor, weight: Tensor, dim: int, reverse: bool, block_steps: int) -> Tensor:
     """Computes the scan in blocks of ``block_steps`` steps, with less work per step than :func:`_doubling`.
 
-    1. The recurrence runs over the steps of a block, in all blocks at once, as if no block had a previous one. The last ``y`` and the
-       product of the weights are the ``x`` and ``weight`` of a scan over the blocks.
-    2. Doubling computes this scan.
-    3. The recurrence runs over the steps of a block again, from the last ``y`` of the previous block.
+    1. Scan the steps of each block from 0, all blocks at once.
+    2. The last ``y`` and the product of the weights of each block are the ``x`` and ``weight`` of a scan over blocks. Doubling computes it.
+    3. Scan each block again, from the last ``y`` of the previous block.
     """
     length = x.size(dim)
     padding = [0] * (-2 * dim)

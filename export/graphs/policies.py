@@ -80,7 +80,8 @@ class _EnvironmentAction(nn.Module):
     """Maps actions to those of an environment with ``action_space``, as :class:`~a2c_compiled.environments.EnvironmentAction` does.
 
     Attributes:
-        differs: whether the environment's actions can differ. False: :meth:`forward` returns its argument. It is False for None.
+        differs: whether an action of the environment can differ from the distribution's action. False without ``action_space``;
+            :meth:`forward` then returns its argument.
     """
 
     __constants__ = ["differs"]  # TorchScript compiles only the branch that a constant selects
@@ -102,10 +103,14 @@ class GreedyPolicy(nn.Module):
     Args:
         actor_network: maps an observation to the parameters of the distribution.
         distribution: action distribution; its ``mode`` is the greedy action.
-        action_dtype: dtype of the actions, such as ``torch.int32`` or ``torch.float32`` for programs that expect choices in this dtype.
-            Choices are int64 by default. Real actions must stay floating point.
+        action_dtype: dtype of the actions, such as ``torch.int32`` or ``torch.float32`` for programs that expect discrete actions in this
+            dtype. Default: the dtype of the action space, or without one that of the distribution, which is int64 for discrete actions.
         action_space: gymnasium's action space of one environment. The policy returns actions in the space, see
             :class:`~a2c_compiled.environments.EnvironmentAction`. None: actions as the distribution returns them.
+
+    Raises:
+        TypeError: ``action_dtype`` is not a dtype, ``action_space`` is not a space, or a call would convert real actions to integers.
+        ValueError: ``action_space`` is a Box of integers or bools, or has values that do not start at 0.
     """
 
     def __init__(
@@ -125,11 +130,11 @@ class GreedyPolicy(nn.Module):
         """Computes ``action = distribution.mode(actor_network(observation))``.
 
         Args:
-            observation: ``[N, ...]``, in the dtype that the actor network accepts.
+            observation: ``[N, ...]``, in the dtype that the actor network accepts: a tensor, or a mapping or tuple of tensors.
 
         Returns:
-            ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype``, or the dtype of the action space, or that of the distribution's
-            actions.
+            ``action``: ``[N]`` or ``[N, *event]``. Dtype: ``action_dtype`` if given, else that of the action space if given, else that of
+            the distribution's actions.
         """
         return GreedyAction(self.converted(self.environment(self.distribution.mode(self.actor_network(observation)))))
 
@@ -137,8 +142,8 @@ class GreedyPolicy(nn.Module):
 class _SamplingPolicy(ActorAndCritic):
     """Holds the networks and the distribution of a policy that samples its actions.
 
-    As in the loss, half-precision parameters of the distribution become float32, and a score is ``log_prob`` of the action that the graph
-    returns. The loss therefore computes the same score while the policy is unchanged, so that the importance ratio is 1.
+    As in the loss, half-precision parameters of the distribution become float32. ``log_prob`` is computed for the returned action. While
+    the parameters are unchanged, the loss computes the same value, so the importance ratio is 1.
     """
 
     def __init__(
@@ -154,7 +159,7 @@ class _SamplingPolicy(ActorAndCritic):
 class SampledPolicy(_SamplingPolicy):
     """Samples an action for each observation. Also returns the log-probability of the action and the value of the observation.
 
-    The random noise is an input, so the graph returns the same action for the same inputs on every machine. Draw the noise with
+    The random noise is an input, so equal inputs give the same action, except for rounding. Draw the noise with
     ``distribution.noise``; ``distribution.noise_kind`` names the kind of noise.
 
     Args:
@@ -164,6 +169,9 @@ class SampledPolicy(_SamplingPolicy):
         action_dtype: dtype of the actions, as in :class:`GreedyPolicy`.
         action_space: gymnasium's action space of one environment. If its actions can differ from those of the distribution, the policy
             also returns ``environment_action``.
+
+    Raises:
+        TypeError, ValueError: as for :class:`GreedyPolicy`.
     """
 
     def __init__(
@@ -186,7 +194,8 @@ class SampledPolicy(_SamplingPolicy):
 
         Returns:
             ``action``: ``[N]`` or ``[N, *event]``, ``action_dtype`` or the dtype of the distribution's actions. ``log_prob``,
-            ``state_value``: ``[N]``, floating point. One value for several agents keeps the shape that the critic gives it.
+            ``state_value``: ``[N]``, floating point. With several agents, ``log_prob`` is ``[N, K]``; a critic with one value for all
+            agents returns ``state_value`` ``[N, 1]``.
             ``environment_action``: the action for the environment, see :class:`~a2c_compiled.environments.EnvironmentAction`; shape and
             dtype of the action space, or ``action_dtype``. ``log_prob`` is that of ``action``.
         """
@@ -211,7 +220,7 @@ class RecurrentPolicy(nn.Module):
         action_space: as in :class:`GreedyPolicy`.
 
     Attributes:
-        is_traced: True: ``export_torchscript`` traces this module, because TorchScript cannot compile recurrent layers.
+        is_traced: always True, because TorchScript cannot compile recurrent layers; ``export_torchscript`` then traces this module.
     """
 
     is_traced = True
@@ -286,7 +295,7 @@ class RecurrentSampledPolicy(_SamplingPolicy):
 
 
 class _Acting(_SamplingPolicy):
-    """Computes :class:`ActingOutputs`. The module that :class:`ActingPolicy` runs with its inputs as parameters."""
+    """Computes :class:`ActingOutputs`. :class:`ActingPolicy` calls this module with the input tensors in place of its parameters."""
 
     def forward(self, observation: Any, noise: Tensor, hidden: Optional[Tensor] = None) -> ActingOutputs:
         after: Optional[Tensor] = None
@@ -319,8 +328,11 @@ def policy_inputs(loss: A2CLoss, observation: Any) -> Dict[str, Any]:
 
     Args:
         loss: loss with the networks and the distribution of the policy.
-        observation: ``[N, ...]``, a tensor or a tuple of tensors. With recurrent layers: ``x``, ``hidden`` and ``start``, see
-            :mod:`a2c_compiled.recurrent`; ``start`` is not read.
+        observation: ``[N, ...]``, a tensor or a tuple of tensors. With recurrent layers: ``x`` ``[N, ...]``, ``hidden`` ``[N, H]`` and
+            ``start`` ``[N]``, which is not read.
+
+    Returns:
+        ``observation`` and ``hidden`` as given, and ``noise``, ``[N, ...]``, as ``distribution.noise`` returns it.
     """
     inputs = {"observation": observation}
     if is_recurrent(loss):

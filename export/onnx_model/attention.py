@@ -1,7 +1,7 @@
-"""Translation of attention to ONNX, in operations of every opset.
+"""Translation of attention to ONNX, in operators that every opset from 18 on has.
 
-torch's own translations differ from eager mode. Up to opset 22, a query whose keys are all masked attends to all keys, and NaN becomes 0
-under a mask. From opset 23 on, they use the operator ``Attention``, whose mask onnxruntime does not broadcast along the queries.
+torch's own translations differ from eager mode. Up to opset 22, a query whose keys are all masked attends to all keys, and with a mask, NaN
+becomes 0. From opset 23 on, they use the operator ``Attention``, whose mask onnxruntime does not broadcast along the queries.
 """
 
 import math
@@ -50,7 +50,7 @@ def _factor(query: Any, scale: Optional[float]) -> Any:
     if scale is None and not isinstance(size, int):
         return op.Reciprocal(op.Sqrt(op.CastLike(op.Shape(query, start=len(query.shape) - 1), query)))
     number = 1 / math.sqrt(size) if scale is None else scale
-    # onnxruntime moves a scalar factor into the product of matrices, and rounds it to float32.
+    # onnxruntime fuses a scalar factor into MatMul and rounds it to float32. For float64, the factor is therefore a vector.
     return constant([number] * size if query.dtype == ir.DataType.DOUBLE and isinstance(size, int) else number, query.dtype)
 
 

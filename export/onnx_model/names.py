@@ -10,8 +10,8 @@ def assign_names(
 ) -> Dict[str, str]:
     """Gives the inputs, outputs and weights of ``graph`` their names. Other values with one of these names get another name.
 
-    ONNX takes an initializer with the name of an input for the default value of that input. A weight with the name of an input or output
-    is therefore renamed.
+    In ONNX, an initializer with the name of an input is the default value of that input. Names must also be unique, so a weight with the
+    name of an input or output is renamed.
 
     Args:
         graph: graph without repeated names. Call this function after all passes, because passes may rename values.
@@ -20,7 +20,10 @@ def assign_names(
         weights: names of initializers. Other initializers are constants of the graph.
 
     Returns:
-        The names in the file of the weights that are renamed, by the names in ``weights``.
+        For each renamed weight, the new name by the name in ``weights``.
+
+    Raises:
+        ValueError: the number of names is not that of the inputs or outputs.
     """
     _make_outputs_distinct(graph)
     present = [value for value in weights if value.is_initializer()]
@@ -68,7 +71,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _free(name: str, taken: Set[str]) -> str:
-    """Returns ``name``, with a number if it is in ``taken``, and adds it to ``taken``."""
+    """Returns ``name``, with a number appended if ``taken`` contains it, and adds the result to ``taken``."""
     free = next(option for i in range(len(taken) + 1) if (option := f"{name}_{i}" if i else name) not in taken)
     taken.add(free)
     return free

@@ -1,9 +1,9 @@
-"""Translations to ONNX of operators that draw random numbers, where torch's own translations draw from another distribution.
+"""Translations to ONNX of operators that draw random numbers, where torch's translation or onnxruntime draws from another distribution.
 
 - onnxruntime removes ``Dropout`` between two operators, also in training mode.
-- ``Bernoulli`` of onnxruntime draws 1 with probability 1 - p.
-- ``normal`` with a tensor of standard deviations draws one number for all elements.
-- ``multinomial`` without replacement draws with replacement.
+- onnxruntime's ``Bernoulli`` draws 1 with probability 1 - p.
+- torch's translation of ``normal`` with a tensor of standard deviations draws one number for all elements.
+- torch's translation of ``multinomial(replacement=False)`` draws with replacement.
 """
 
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -23,7 +23,7 @@ def _uniform_like(x: Any) -> Any:
 
 
 def dropout(input: Any, p: float, dtype: ir.DataType) -> Any:
-    """Sets entries to zero with probability ``p`` and scales the others. ``dtype`` is the dtype of ``input``."""
+    """Sets entries to zero with probability ``p`` and divides the others by ``1 - p``. Shape and dtype: those of ``input``, ``dtype``."""
     return _native_dropout(input, p, True, dtype)[0] if p else input
 
 
@@ -40,7 +40,7 @@ def _bernoulli(self: Any) -> Any:
 
 
 def _bernoulli_of(self: Any, p: Any) -> Any:
-    """Translates ``aten::bernoulli.Tensor``: probabilities ``p``, in the dtype of ``self``, of which only the shape counts otherwise."""
+    """Translates ``aten::bernoulli.Tensor``: draws with probabilities ``p``. ``self`` gives only shape and dtype of the result."""
     return op.CastLike(_bernoulli(op.Expand(p, op.Shape(self))), self)
 
 
@@ -51,7 +51,10 @@ def _normal(mean: float, std: Any) -> Any:
 
 
 def _multinomial(self: Any, num_samples: int, replacement: bool = False) -> Any:
-    """Translates ``aten::multinomial``. Without replacement: the largest of ``p / e``, with ``e`` from an exponential distribution."""
+    """Translates ``aten::multinomial``.
+
+    Without replacement, the result is the indices of the ``num_samples`` largest ``p / e``, with ``e`` from an exponential distribution.
+    """
     if replacement or num_samples == 1:
         rows = op.Log(self if len(self.shape) == 2 else op.Unsqueeze(self, [0]))
         chosen = op.Multinomial(rows, dtype=int(ir.DataType.INT64), sample_size=num_samples)

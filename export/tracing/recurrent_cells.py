@@ -1,4 +1,7 @@
-"""``torch.gru_cell`` and ``torch.lstm_cell`` in operations that keep sizes symbolic. torch's own fix the size of the batch while traced."""
+"""``torch.gru_cell`` and ``torch.lstm_cell`` in operations that keep sizes symbolic.
+
+Tracing torch's own functions fixes the size of the batch in the graph.
+"""
 
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -26,7 +29,7 @@ def _lstm_cell(
     b_ih: Optional[Tensor] = None,
     b_hh: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor]:
-    """Computes the formula of ``nn.LSTMCell``: ``h`` and ``c``, ``[N, H]``, from ``x`` ``[N, F]`` and the pair before the step."""
+    """Computes the formula of ``nn.LSTMCell``: ``h`` and ``c``, ``[N, H]``, from ``x`` ``[N, F]`` and ``state``, the previous pair."""
     h, c = state
     gates = zip(_gates(x, w_ih, b_ih, h.size(-1)), _gates(h, w_hh, b_hh, h.size(-1)), strict=True)
     of_input, forget, new, output = (of_x + of_h for of_x, of_h in gates)
@@ -40,4 +43,4 @@ def _gates(x: Tensor, weight: Tensor, bias: Optional[Tensor], size: int) -> List
 
 
 CELLS: Dict[Any, Callable[..., Any]] = {torch.gru_cell: _gru_cell, torch.lstm_cell: _lstm_cell}
-"""By torch's functions, those that compute the same."""
+"""The function of this module that computes the same, by function of torch."""

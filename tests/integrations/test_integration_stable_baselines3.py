@@ -310,7 +310,9 @@ def test_the_actions_of_a_policy_lie_in_a_box_of_any_dtype_and_bounds(name, samp
 
 def test_a_box_of_integers_is_refused():
     model = random_model(action_space=spaces.Box(-5, 5, (2,), np.int32))
-    with pytest.raises(ValueError, match=r"action_space: expected a Box of float16, .* use a MultiDiscrete space"):
+    with pytest.raises(
+        ValueError, match=r"action_space: expected a Box of float16, .* so that its action space is a MultiDiscrete"
+    ):
         from_sb3(model)
 
 

@@ -164,7 +164,7 @@ def test_a_recurrent_trunk_runs_once_for_a_step_and_reports_its_state():
     again = ActorCritic(
         nn.Sequential(lower, Sequence(), upper), nn.Linear(8, 2), nn.Sequential(Sequence(), upper, nn.Linear(8, 1))
     )
-    with pytest.raises(ValueError, match="expected one call of each Recurrent in a step, got two"):
+    with pytest.raises(ValueError, match="expected one call of each Recurrent layer in a step, got two"):
         run_step([again.actor_network, again.critic_network], x, hidden)
 
 

@@ -230,7 +230,7 @@ def test_a_layer_that_runs_twice_in_a_step_is_refused():
     layer = Recurrent(nn.GRUCell(FEATURES, FEATURES), offset=2)
     x, hidden = torch.zeros(N, FEATURES), torch.zeros(N, 6)
     with pytest.raises(
-        ValueError, match="network: expected one call of each Recurrent in a step, got two of the one with offset 2"
+        ValueError, match="network: expected one call of each Recurrent layer in a step, got two of the layer with offset 2"
     ):
         next_hidden(Stacked(layer, nn.Tanh(), layer), x, hidden)
 

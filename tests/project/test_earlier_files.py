@@ -39,7 +39,7 @@ TRAINED, EXPORTED, LEARNER = (FIXTURES / name for name in ("trained", "exported"
 RUNS = sorted(NAMES["tensors"])
 GRAPHS = sorted(NAMES["graphs"])
 # The torch version that wrote the files gives equal bits; other versions may sum in another order.
-TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # centred RMSprop subtracts nearly equal numbers, and processors round differently
 # Rounding errors add up over the updates of a run.
 TOLERANCE_OF_RUN = {"rtol": 1e-4, "atol": 1e-5}
 

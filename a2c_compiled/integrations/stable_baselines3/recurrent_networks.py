@@ -27,7 +27,7 @@ class OverTime(nn.Module):
         self.head = head
 
     def forward(self, observation: RecurrentObservation) -> Tensor:
-        """Maps ``x`` ``[T, N, *shape]``, ``hidden`` ``[T, N, H]`` and ``start`` ``[T, N]``, bool, to outputs ``[T, N, outputs]``."""
+        """Maps ``x`` ``[T, N, *shape]`` and ``hidden`` ``[T, N, H]``, floating, and ``start`` ``[T, N]``, bool, to ``[T, N, outputs]``."""
         x, hidden, start = observation
         x = self.features(x)
         for layer in self.layers:
@@ -39,7 +39,7 @@ class RecurrentPredictPolicy(ModelPolicy):
     """Maps observations and hidden states to the actions of ``model.predict(observation, state, episode_start, deterministic=True)``.
 
     Attributes:
-        is_traced: True: ``export_torchscript`` traces this module, because TorchScript cannot compile recurrent layers.
+        is_traced: always True, because TorchScript cannot compile recurrent layers; ``export_torchscript`` then traces this module.
     """
 
     is_traced = True
@@ -51,13 +51,18 @@ class RecurrentPredictPolicy(ModelPolicy):
             observation: ``[N, ...]``: observations of the environment.
             hidden: ``[N, H]``, float32: for each LSTM layer of the actor, SB3's hidden state and cell state. 0 at the first step of an
                 episode. ``H`` may include the layers of the critic; their states are returned unchanged.
+
+        Returns:
+            ``action``: ``[N]`` or ``[N, *event]``, in the dtype of ``model.predict``. ``next_hidden``: ``[N, H]``, float32.
         """
         (params,), after = run_step([self.actor_network], self.raw(observation), hidden)
         return RecurrentAction(self.bounds(self.distribution.mode(params)), after)
 
 
 def lstm_layers(policy: Any) -> Tuple[List[Recurrent], List[Recurrent], nn.Module]:
-    """Returns the recurrent layers of actor and critic, and the module between the critic's last layer and its hidden layers.
+    """Returns the recurrent layers of actor and critic, and the module before the critic's MLP.
+
+    This module is the identity, :class:`Detached`, or SB3's linear layer if the critic has no LSTM.
 
     The layers share the parameters of the LSTMs of ``policy``, a ``RecurrentActorCriticPolicy``. The states of the actor come first.
 

@@ -10,10 +10,11 @@ One step of the scan is the map ``y -> x + a * y`` from the value that enters th
     (a1, x1) then (a2, x2)  =  (a2 * a1, x2 + a2 * x1)
 
 A zero ``a`` cuts the scan: whatever enters the step, NaN and infinity included, the value that leaves it is ``x``. Composed maps break this
-rule: 0 * NaN is NaN, and a product of decays may underflow to 0 or overflow to infinity. But whenever NaN, infinity or an overflow meets a
-composed map, the result is NaN or infinite, and so is every later result that a thread computes from it with ``x + a * y``. So the kernel
-adds ``0 * y`` over the last results of each thread. If a sum is NaN, the program scans its rows again, one step after the other, which is
-exact and slow.
+rule, because 0 * NaN is NaN. If NaN, infinity or an overflow enters a composed map, its result is not finite. Every later result of the
+thread is then not finite either, because it is ``x + a * y``. The kernel therefore adds ``0 * y`` over the last results of each thread. If
+a sum is NaN, the program scans its rows again, one step after the other, which is exact and slow.
+
+A product of decays that underflows to 0 drops a finite contribution. The kernel does not notice this.
 """
 
 # Compile-time arguments are in capitals, as in Triton's own code. Device code has no types that mypy could check.
@@ -27,7 +28,8 @@ import triton.language as tl  # type: ignore[import-untyped]
 # per step.
 NUMBER, SCALAR, PER_STEP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
-# Launch modes. A time split is a part of time that different programs scan; its aggregate is the pair that REDUCE computes.
+# Launch modes. A time split is a range of steps; each has a program of its own for every block of rows. Its aggregate is the pair that
+# REDUCE computes.
 # WHOLE: one program per block of rows scans all steps and writes the outputs. Time is not split.
 # REDUCE: one program per block of rows and time split. It computes the pair (decay, offset) that maps the value entering the split to the
 #   value leaving it, leaving = offset + decay * entering, and writes it to the aggregates. No program runs for the split that the
@@ -95,7 +97,7 @@ def _latest(x, index, AXIS: tl.constexpr, BACKWARDS: tl.constexpr):
 
 @triton.jit
 def _offset(stride, place, SHIFT: tl.constexpr, LAYOUT: tl.constexpr):
-    """Returns the offsets of the elements at ``place``, (batch, time, row, number of steps), ``SHIFT`` steps later."""
+    """Returns offsets in elements, ``SHIFT`` steps after ``place``, which is (batch, time, row, number of steps of the data)."""
     batch, time, row = place[0], place[1], place[2]
     if not LAYOUT[SMALL]:
         time, row = time.to(tl.int64), row.to(tl.int64)
@@ -104,9 +106,9 @@ def _offset(stride, place, SHIFT: tl.constexpr, LAYOUT: tl.constexpr):
     offset = time * stride[1] + row * stride[2]
     if not LAYOUT[ONE_BATCH]:
         offset += (batch if LAYOUT[SMALL] else batch.to(tl.int64)) * stride[0]
-    # Triton distributes a tile over threads by these hints. For the contiguous axis the hints are true. With the hints, flags have the
-    # distribution of values, so accesses are as wide as the tuning table says; otherwise Triton would distribute flags differently. The
-    # hint for chunks (the 2) only ranks the axes: warps spread over chunks before steps, so that one thread scans its steps in registers.
+    # From these hints, Triton chooses which thread holds which elements. Along the contiguous axis they are true. They give flags the
+    # layout of the values, so accesses are as wide as the tuning table says. The 2 for chunks only orders the axes: warps take chunks
+    # before steps, so one thread scans its steps in registers.
     vector: tl.constexpr = LAYOUT[VECTOR]
     if vector > 0:
         if LAYOUT[ROWS_CONTIGUOUS]:
@@ -136,8 +138,8 @@ def _load_step(
 ):
     """Loads coefficients, values and flags at ``place``, ``SHIFT`` steps later; tensors with an entry per step are 0 outside ``mask``.
 
-    With a form that has a mask, its last flag, the steps that this mask excludes count as :func:`scan_forms.masked` says. The flags keep
-    their coefficients out.
+    If the last flag of the form is a mask of excluded steps, these steps follow :func:`scan_forms.masked`. Their ``done`` flag is True, so
+    their coefficients have no effect.
     """
     coefficients, values, flags = tensors
     first_flag: tl.constexpr = 1 + len(values)
@@ -168,7 +170,7 @@ def _load_step(
 def _load_steps(tensors, strides, places, MODES: tl.constexpr, LAYOUT: tl.constexpr, TYPE: tl.constexpr):
     """Loads the steps at ``places``, which follow each other, the step before them and the step after them.
 
-    A step that does not exist is 0.
+    For a step outside of the data, all operands with an entry per step are 0.
     """
     first, last = places[0], places[len(places) - 1]
     steps = (_load_step(tensors, strides, first, first[1] > 0, -1, MODES, LAYOUT, TYPE),)
@@ -209,7 +211,7 @@ def _zero_unless(condition, tensors):
 def _of_single_steps(layout):
     """Returns LAYOUT for tiles of one step: without vectors, not divided, unrolled.
 
-    Triton 3.6 takes no tuple that is written in a kernel for a constant.
+    A constexpr function, because Triton 3.6 does not treat a tuple literal in a kernel as a constant.
     """
     shared, _, rows_contiguous, masked, small, _, one_batch, _ = layout
     return shared, 0, rows_contiguous, masked, small, False, one_batch, True
@@ -334,10 +336,9 @@ def scan_kernel(
     step = tl.arange(0, SLICE_STEPS)[None, :, None]
     chunk = tl.arange(0, CHUNKS)[None, None, :]
     time_in_tile = (CHUNKS - 1 - chunk if REVERSE else chunk) * STEPS + step
-    # Tiles that do not divide the data go beyond its rows, and beyond the last step that the scan reaches. Elements outside of the data
-    # have the operands of the first elements, so loads need no masks. Their results reach no other element and are not stored.
-    # The host chose a vector size that divides rows or length, so rounding down changes nothing. From the rounding, Triton infers that a
-    # mask is constant over a vector.
+    # If the tiles do not divide the data, the last tile extends past the data. Such elements read the first elements, so loads need no
+    # masks. Their results reach no other element and are not stored.
+    # The vector size divides rows or length, so rounding down changes nothing. It shows Triton that a mask is constant within a vector.
     ROW_VECTOR: tl.constexpr = LAYOUT[VECTOR] if LAYOUT[ROWS_CONTIGUOUS] and LAYOUT[VECTOR] > 1 else 1
     STEP_VECTOR: tl.constexpr = 1 if LAYOUT[ROWS_CONTIGUOUS] or LAYOUT[VECTOR] <= 1 else LAYOUT[VECTOR]
     row_end, time_end = rows // ROW_VECTOR * ROW_VECTOR, length // STEP_VECTOR * STEP_VECTOR
