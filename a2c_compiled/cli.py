@@ -132,6 +132,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     export.add_argument(
         "--opset", type=int, default=18, metavar="N", help="ONNX operator set version, 18 or later (default: 18)"
     )
+    _add_env(export)
     export.set_defaults(run=_export)
 
     verify = commands.add_parser(
@@ -176,6 +177,22 @@ def _add_out(parser: argparse.ArgumentParser, default: str, purpose: str) -> Non
     )
 
 
+def _add_env(parser: argparse.ArgumentParser) -> None:
+    """Adds --env and --trust-environment for a command that reads the folder of a run."""
+    parser.add_argument(
+        "--env", metavar="NAME", help="name of the environment, as for 'train' (default: the name in the run's config.json)"
+    )
+    _add_trust(parser)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-environment",
+        action="store_true",
+        help="import the module that the run's config.json names, and so run its code; without this option, such a run needs --env",
+    )
+
+
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
     """Adds --out, --resume, --overwrite, --preset, and one option for each field of TrainConfig.
 
@@ -198,6 +215,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=PRESETS, help="tuned options for an environment; options on the command line override them"
     )
+    _add_trust(parser)
     types = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
         field_type = types[field.name]
@@ -233,6 +251,7 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random seed of environments and sampled actions (default: %(default)s)",
     )
+    _add_env(parser)
     parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most probable ones")
     parser.add_argument(
         "--video",
@@ -291,6 +310,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"out: expected a folder, got the file {arguments.out}")
     config = _train_config(arguments)
+    _import_from_here()
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be created fails here, before training
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:  # only the process with rank 0 prints
@@ -319,7 +339,7 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
     """
     from a2c_compiled.training import TrainConfig
     from a2c_compiled.training.checkpoint import has_checkpoint
-    from a2c_compiled.training.config import load_config
+    from a2c_compiled.training.config import load_config, with_environment
     from a2c_compiled.training.distributed import restarts
     from a2c_compiled.training.presets import PRESETS
 
@@ -337,7 +357,8 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
             " --resume continues it, --overwrite starts a new one"
         )
     if resume and (arguments.out / "config.json").is_file():  # exists before the first checkpoint
-        return dataclasses.replace(load_config(arguments.out), **options)
+        before = with_environment(load_config(arguments.out), options.get("env"), arguments.trust_environment)
+        return dataclasses.replace(before, **options)
     return TrainConfig(**options)
 
 
@@ -347,14 +368,15 @@ def _eval(arguments: argparse.Namespace) -> int:
     from a2c_compiled.training.evaluation import NetworkPolicy, play, summary
     from a2c_compiled.training.run_folder import load_run
 
-    config, loss = load_run(arguments.folder)
+    _import_from_here()
+    config, loss = load_run(arguments.folder, arguments.env, arguments.trust_environment)
     policy = NetworkPolicy(loss, arguments.sampled)
     torch.manual_seed(arguments.seed)
     if arguments.video is not None:
         from a2c_compiled.training.video import film_episode
 
-        film_episode(policy, config.env, arguments.video, arguments.seed, frame_stack=config.frame_stack)
-    episodes = play(policy, config.env, arguments.episodes, arguments.seed, frame_stack=config.frame_stack)
+        film_episode(policy, config.environment, arguments.video, arguments.seed, frame_stack=config.frame_stack)
+    episodes = play(policy, config.environment, arguments.episodes, arguments.seed, frame_stack=config.frame_stack)
     numbers = summary(episodes)
     if arguments.json:
         options = {"env": config.env, "episodes": arguments.episodes, "seed": arguments.seed, "sampled": arguments.sampled}
@@ -389,14 +411,15 @@ def _export(arguments: argparse.Namespace) -> int:
     from a2c_compiled.export.run import Job, export_run, jobs
     from a2c_compiled.training.run_folder import load_step
 
-    config, step = load_step(arguments.folder)
+    _import_from_here()
+    config, step = load_step(arguments.folder, arguments.env, arguments.trust_environment)
     out = arguments.out or arguments.folder / "export"
     wanted = jobs(arguments.graph, arguments.format)
     print(f"{'file':<24}{'KB':>8}{'seconds':>9}{'largest error':>15}  comparison with eager mode")
     failed = []
     with tqdm(total=len(wanted), unit="graph", disable=None, leave=False) as bar:
         bar.set_description(wanted[0].file)
-        for report, seconds, done in export_run(step, config.env, out, wanted, arguments.opset):
+        for report, seconds, done in export_run(step, config.environment, out, wanted, arguments.opset, config.frame_stack):
             verdict = f"equal in {len(report.cases)} cases" if report.passed else "DIFFERS"
             bar.write(f"{report.path.name:<24}{report.size / 1024:>8.0f}{seconds:>9.1f}{report.worst:>15.1e}  {verdict}")
             if not report.passed:
@@ -411,6 +434,12 @@ def _export(arguments: argparse.Namespace) -> int:
     if Job(TRAIN_STEP, "onnx") in wanted:
         print(f"to continue learning without torch: python {out}/learn_policy.py {out}/train_step.onnx --env {config.env}")
     return 1 if failed else 0
+
+
+def _import_from_here() -> None:
+    """Makes modules in the current folder importable, after all others, as ``python -m`` does."""
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _verify(arguments: argparse.Namespace) -> int:

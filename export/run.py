@@ -2,11 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Sequence
+from typing import Any, Iterator, List, NamedTuple, Sequence, Tuple
 
 from a2c_compiled._export_names import GRAPHS, TRAIN_STEP
 from a2c_compiled._files import copy_atomically
-from a2c_compiled.environments import make_environments
+from a2c_compiled.environments import EnvironmentSource, make_environments
 from a2c_compiled.export.checking.verify import Report, verify
 from a2c_compiled.export.formats import FORMATS
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET
@@ -70,7 +70,12 @@ def jobs(graphs: Sequence[str] = GRAPHS, formats: Sequence[str] = tuple(FORMATS)
 
 
 def export_run(
-    step: TrainStep, env_id: str, folder: Path, wanted: Sequence[Job], opset: int = OLDEST_OPSET
+    step: TrainStep,
+    env_id: EnvironmentSource,
+    folder: Path,
+    wanted: Sequence[Job],
+    opset: int = OLDEST_OPSET,
+    frame_stack: int = 1,
 ) -> Iterator[Exported]:
     """Writes graphs of a loss and its training step to ``folder``, and verifies each file.
 
@@ -79,20 +84,18 @@ def export_run(
 
     Args:
         step: training step to export, in its present state. It is moved to the CPU, because exported files are verified there.
-        env_id: name of a gymnasium environment.
+        env_id: what :func:`~a2c_compiled.environments.make_environments` makes the environments from.
         folder: folder for the files.
         wanted: graphs and formats to write, from :func:`jobs`.
         opset: ONNX operator version. Formats other than ONNX ignore it.
+        frame_stack: number of successive frames in one observation.
 
     Yields:
         One :class:`Exported` for each file. The training step in ONNX has two files: the training step itself, and the policy whose
         parameters are inputs.
     """
     step.cpu()
-    rollout = example_rollout(step, env_id)
-    env = make_environments(env_id, 1)
-    action_space = env.action_space
-    env.close()
+    rollout, action_space = example_rollout(step, env_id, frame_stack)
     graphs = graphs_of(step.loss, rollout, action_space)
     if any(job.graph == TRAIN_STEP for job in wanted):
         update = TrainStepGraph(step, rollout)
@@ -115,9 +118,9 @@ def export_run(
             yield Exported(verify(file), seconds / len(files), file == files[-1])
 
 
-def example_rollout(step: TrainStep, env_id: str) -> Rollout:
-    """Collects a rollout of 16 steps in 8 environments."""
-    envs = make_environments(env_id, 8)
+def example_rollout(step: TrainStep, env_id: EnvironmentSource, frame_stack: int = 1) -> Tuple[Rollout, Any]:
+    """Collects a rollout of 16 steps in 8 environments. Returns it, and the action space of the environments."""
+    envs = make_environments(env_id, 8, frame_stack=frame_stack)
     rollout = RolloutCollector(envs, step.loss, 16, seed=0).collect()
     envs.close()
-    return rollout
+    return rollout, envs.action_space

@@ -100,7 +100,7 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     reports: List[export.Report] = []
     for seed in seeds:
         wanted = jobs() if seed == seeds[0] else [Job(POLICY, "onnx")]
-        for exported in export_run(results[seed].step, TrainConfig.env, out / f"seed_{seed}", wanted):
+        for exported in export_run(results[seed].step, TrainConfig().environment, out / f"seed_{seed}", wanted):
             reports.append(exported.report)
             print("   " + summary(exported.report))
 
@@ -175,8 +175,8 @@ def learn_exported(python: Path, folder: Path, seed: int) -> Dict[str, Any]:
     config = TrainConfig(seed=seed, device="cpu")
     seed_everything(seed)
     step = make_step(config, make_loss(config), compile=False)
-    path = next(export_run(step, config.env, folder, [Job(TRAIN_STEP, "onnx")])).report.path
-    options = ["--env", config.env, "--seed", str(seed), "--out", str(folder / "learned.npz")]
+    path = next(export_run(step, config.environment, folder, [Job(TRAIN_STEP, "onnx")])).report.path
+    options = ["--env", config.environment, "--seed", str(seed), "--out", str(folder / "learned.npz")]
     return _run(python, folder / "learn_policy.py", path, *options)
 
 

@@ -3,102 +3,17 @@
 In shapes, ``*event`` is the shape of one action.
 """
 
-import functools
-import importlib
 from typing import Any, Dict, Optional
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import iterate
-from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from torch import Tensor
 
-from a2c_compiled._hyperparameters import positive_int
-from a2c_compiled._kinds import described
-from a2c_compiled.environments import minatar
+from a2c_compiled.environments.envpool import check_batch_size
 from a2c_compiled.environments.protocol import EnvironmentStep, Observation
-from a2c_compiled.environments.replay import CannotResume, Replayable, batched_observations, restore_vector, vector_state
-from a2c_compiled.environments.worker_signals import ignoring_ctrl_c
-
-VECTORIZATIONS = ("auto", "gymnasium", "sync", "async")
-"""How gymnasium environments can run together, see :func:`make_vector`."""
-
-ATARI, MINATAR = "ALE", "MinAtar"
-
-
-def make_vector(env_id: str, num_envs: int, vectorization: str = "auto", frame_stack: int = 1, **options: Any) -> VectorEnv:
-    """Creates a gymnasium vector environment with ``num_envs`` copies of an environment.
-
-    Args:
-        env_id: name of a gymnasium environment. As everywhere in gymnasium, ``"module:Name-v0"`` imports ``module`` and makes
-            ``"Name-v0"``. ``"MinAtar/..."`` and ``"ALE/..."`` (Atari) need no module. Atari games return grey images of 84 x 84 pixels,
-            and repeat each action for four frames.
-        num_envs: number of copies.
-        vectorization: ``"gymnasium"``: gymnasium's own vectorised version; ``"sync"``: one after the other, in this process;
-            ``"async"``: each in a process of its own; ``"auto"``: gymnasium's own version if there is one, else ``"sync"``.
-        frame_stack: number of successive observations that form one observation, in a new first dimension; 1 adds no dimension.
-            gymnasium's own vectorised versions accept only 1, except Atari's, which always has the dimension.
-        options: options of the environment, passed to ``gymnasium.make_vec``.
-
-    Raises:
-        TypeError: ``env_id`` is not a string, or a number is not an integer.
-        ValueError: a number is less than 1, ``vectorization`` is unknown, or gymnasium has no such environment or cannot make it here
-            with these arguments.
-    """
-    if vectorization not in VECTORIZATIONS:
-        raise ValueError(f"vectorization: expected one of {', '.join(map(repr, VECTORIZATIONS))}, got {vectorization!r}")
-    if not isinstance(env_id, str):
-        raise TypeError(f"env_id: expected a name, got {described(env_id)}")
-    num_envs, frame_stack = positive_int("num_envs", num_envs), positive_int("frame_stack", frame_stack)
-    module, _, name = env_id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        _register(name)
-        spec = gymnasium.spec(name)
-        is_atari, has_own_version = spec.namespace == ATARI, spec.vector_entry_point is not None
-        can_stack = frame_stack == 1 or is_atari
-        if vectorization == "gymnasium" or (vectorization == "auto" and has_own_version and can_stack):
-            if not can_stack:
-                raise ValueError(f"frame_stack: expected 1 with vectorization 'gymnasium', got {frame_stack}")
-            if is_atari:
-                options.setdefault("stack_num", frame_stack)
-            return gymnasium.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **options)
-        # SAME_STEP spends no step on the reset. It returns the first observation of the next episode, and the final observation in info.
-        kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        mode = "async" if vectorization == "async" else "sync"
-        if is_atari:
-            options.setdefault("frameskip", 1)  # AtariPreprocessing skips frames
-        wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
-        with ignoring_ctrl_c():
-            return gymnasium.make_vec(
-                name, num_envs, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers, **options
-            )
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"env: expected an environment that gymnasium can make here, got {env_id!r} ({error})") from error
-
-
-def _register(name: str) -> None:
-    """Registers the games of MinAtar or Atari with gymnasium if ``name`` begins with their namespace."""
-    namespace, slash, _ = name.partition("/")
-    if namespace == MINATAR and slash:
-        minatar.register()
-    elif namespace == ATARI and slash:
-        gymnasium.register_envs(importlib.import_module("ale_py"))
-
-
-def _wrapped(env: gymnasium.Env, frame_stack: int) -> Replayable:
-    """Wraps ``env`` in preprocessing and frame stacking, and in :class:`Replayable` as the outermost wrapper."""
-    namespace = None if env.spec is None else env.spec.namespace
-    if namespace == ATARI:
-        env = AtariPreprocessing(env)
-    elif namespace == MINATAR:
-        env = minatar.SeededMinAtar(env)
-    if frame_stack > 1:
-        env = FrameStackObservation(env, frame_stack)
-    return Replayable(env)
+from a2c_compiled.environments.replay import CannotResume, batched_observations, restore_vector, vector_state
 
 
 def observation_tensor(observation: Any) -> Observation:
@@ -133,13 +48,14 @@ class GymnasiumEnvironments:
         device: device of the tensors.
 
     Raises:
-        ValueError: ``envs`` has another autoreset mode.
+        ValueError: ``envs`` has another autoreset mode, or is a pool of envpool's whose ``batch_size`` is not ``num_envs``.
     """
 
     def __init__(self, envs: VectorEnv, device: torch.device | str = "cpu") -> None:
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
             raise ValueError(f"envs: expected autoreset mode SAME_STEP or NEXT_STEP, got {mode}")
+        check_batch_size(envs)
         self.envs = envs
         self.num_envs = envs.num_envs
         self.device = torch.device(device)

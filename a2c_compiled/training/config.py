@@ -9,6 +9,7 @@ from typing import Any, Optional, Tuple, Union, get_args, get_origin
 from a2c_compiled._files import atomic_file
 from a2c_compiled._hyperparameters import ANY, NOT_NEGATIVE, POSITIVE, UNIT, Range, positive_int
 from a2c_compiled._kinds import described, flag, integer
+from a2c_compiled.environments.source import ENVPOOL, module_of
 
 COMPILE_FROM_STEPS = 2_000_000
 """On a CPU, runs of at least this number of environment steps compile by default.
@@ -36,7 +37,11 @@ class TrainConfig:
             :class:`~a2c_compiled.training.Trainer` uses them.
     """
 
-    env: str = _option("CartPole-v1", "name of a gymnasium environment")
+    env: Optional[str] = _option(
+        "CartPole-v1",
+        f"name of a gymnasium environment; {ENVPOOL}:NAME for one of envpool; or module:X, where X is a gymnasium.Env class, a"
+        " TensorEnvironments class, a function of num_envs and seed, or the name of an environment that the module registers",
+    )
     vectorization: str = _option(
         "auto",
         "how the environments run: torch (written in torch, on the device), gymnasium (gymnasium's own vectorised version),"
@@ -102,6 +107,13 @@ class TrainConfig:
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast: expected 'bfloat16', 'float16' or none, got {self.autocast!r}")
 
+    @property
+    def environment(self) -> str:
+        """Name of the environment. Raises ValueError if ``env`` is None."""
+        if self.env is None:
+            raise ValueError("env: expected the name of an environment, a class or a function, got none")
+        return self.env
+
 
 _RANGES = {
     "solved_return": Range("a number or none"),
@@ -140,11 +152,35 @@ def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
         now: the options with which the run is resumed.
 
     Raises:
-        ValueError: an option that is not in ``RESUMABLE`` differs.
+        ValueError: an option that is not in ``RESUMABLE`` differs. ``env`` may differ if ``before`` has none.
     """
     for name, value in dataclasses.asdict(now).items():
-        if name not in RESUMABLE and value != getattr(before, name):
+        is_unknown = name == "env" and before.env is None
+        if name not in RESUMABLE and not is_unknown and value != getattr(before, name):
             raise ValueError(f"{name}: expected {getattr(before, name)!r} as in the run that is resumed, got {value!r}")
+
+
+def with_environment(config: TrainConfig, env: Optional[str], trust_environment: bool) -> TrainConfig:
+    """Returns the options of an earlier run, with an environment that may be imported.
+
+    Args:
+        config: the options that ``config.json`` has.
+        env: name of the environment, as the user gives it; None takes that of ``config``.
+        trust_environment: whether to import the module that ``config`` names.
+
+    Raises:
+        ValueError: ``env`` is None, and ``config`` has no environment, or names a module and ``trust_environment`` is False.
+    """
+    if env is not None:
+        return dataclasses.replace(config, env=env)
+    if config.env is None:
+        raise ValueError("env: expected --env, because the config.json of the run names no environment, got none")
+    if module_of(config.env) and not trust_environment:
+        raise ValueError(
+            f"env: expected --env {config.env} or --trust-environment, because the config.json of the run names a module, whose import"
+            " runs its code, got neither"
+        )
+    return config
 
 
 def save_config(folder: Path, config: TrainConfig) -> None:

@@ -1,11 +1,12 @@
 """Creates the loss and the training step from the options of a run."""
 
 import random
+from typing import Optional
 
 import numpy as np
 import torch
 
-from a2c_compiled.environments import make_environments
+from a2c_compiled.environments import Environments, make_environments
 from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import make_networks
@@ -21,16 +22,21 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def make_loss(config: TrainConfig, across_processes: bool = False) -> A2CLoss:
+def make_loss(config: TrainConfig, across_processes: bool = False, envs: Optional[Environments] = None) -> A2CLoss:
     """Creates the loss with newly initialised networks, on the device of ``config``.
 
     Args:
         config: options of the run.
         across_processes: whether ``average_gae`` standardises advantages over the rollouts of all processes, not only this one.
+        envs: environments for whose spaces the networks are. None: one environment is made and closed.
+
+    Raises:
+        ValueError: the environment or an option is not valid.
     """
-    envs = make_environments(config.env, 1, frame_stack=config.frame_stack)
-    actor, critic, distribution = make_networks(envs, config.hidden, config.normalize_observations)
-    envs.close()
+    example = make_environments(config.environment, 1, frame_stack=config.frame_stack) if envs is None else envs
+    actor, critic, distribution = make_networks(example, config.hidden, config.normalize_observations)
+    if envs is None:
+        example.close()
     loss = A2CLoss(
         actor,
         critic,

@@ -7,7 +7,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from a2c_compiled.environments import EnvironmentAction, make_vector, observation_tensor
+from a2c_compiled.environments import EnvironmentAction, EnvironmentSource, make_vector, observation_tensor
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.recurrent import initial_hidden, is_recurrent, run_step
 
@@ -84,32 +84,36 @@ def greedy_policy(loss: A2CLoss) -> NetworkPolicy:
     return NetworkPolicy(loss)
 
 
-def evaluate(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATION_SEED, **env_options: Any) -> np.ndarray:
+def evaluate(
+    policy: Policy, env_id: EnvironmentSource, episodes: int = 100, seed: int = EVALUATION_SEED, **env_options: Any
+) -> np.ndarray:
     """Returns the undiscounted returns of ``episodes`` episodes, ``[episodes]``, float64. Arguments and errors: see :func:`play`."""
     return play(policy, env_id, episodes, seed, **env_options).returns
 
 
-def play(policy: Policy, env_id: str, episodes: int = 100, seed: int = EVALUATION_SEED, **env_options: Any) -> Episodes:
+def play(
+    policy: Policy, env_id: EnvironmentSource, episodes: int = 100, seed: int = EVALUATION_SEED, **env_options: Any
+) -> Episodes:
     """Plays one episode in each of ``episodes`` environments.
 
     Each environment counts once, so the result is not biased towards short episodes.
 
     Args:
         policy: maps observations to actions.
-        env_id: name of a gymnasium environment.
+        env_id: what :func:`~a2c_compiled.environments.make_vector` makes the environments from.
         episodes: number of episodes.
         seed: seed of the first environment; environment ``i`` has the seed ``seed + i``. gymnasium's own vectorised versions, such as
             CartPole-v1's, draw the starts of up to 100 environments from one generator, which has the seed of the first of these.
         env_options: options of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and options of the environment.
 
     Raises:
-        ValueError: gymnasium cannot make the environment here, or ``episodes`` is less than 1.
+        ValueError: the environment cannot be made here, or ``episodes`` is less than 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes: expected at least 1, got {episodes}")
     played = []
     for start in range(0, episodes, MAX_ENVIRONMENTS):
-        envs = make_vector(env_id, min(MAX_ENVIRONMENTS, episodes - start), **env_options)
+        envs = make_vector(env_id, min(MAX_ENVIRONMENTS, episodes - start), seed=seed + start, **env_options)
         try:
             played.append(_first_episodes(policy, envs, seed + start))
         finally:

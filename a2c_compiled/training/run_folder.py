@@ -9,7 +9,7 @@ from a2c_compiled.environments import goal_of
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.tensor_groups import group_of
 from a2c_compiled.training.checkpoint import load_checkpoint, load_tensors
-from a2c_compiled.training.config import TrainConfig, load_config
+from a2c_compiled.training.config import TrainConfig, load_config, with_environment
 from a2c_compiled.training.construction import make_loss, make_step
 from a2c_compiled.update.train_step import TrainStep
 
@@ -28,30 +28,30 @@ class Group(NamedTuple):
     @property
     def goal(self) -> Optional[float]:
         """Return at which the environment counts as solved; None if there is none. See :func:`~a2c_compiled.environments.goal_of`."""
-        return goal_of(str(self.config.get("env")), self.config.get("solved_return"))
+        return goal_of(self.config.get("env"), self.config.get("solved_return"))
 
 
-def load_run(folder: Path) -> Tuple[TrainConfig, A2CLoss]:
-    """Loads the options of a run, and its loss with the networks of the last checkpoint.
-
-    Raises:
-        ValueError: a file of the run is missing, not readable, or of another version, or this machine lacks the run's environment or
-            device.
-    """
-    config, step = load_step(folder)
+def load_run(folder: Path, env: Optional[str] = None, trust_environment: bool = False) -> Tuple[TrainConfig, A2CLoss]:
+    """Loads the options of a run, and its loss with the networks of the last checkpoint. Arguments and errors: see :func:`load_step`."""
+    config, step = load_step(folder, env, trust_environment)
     return config, step.loss
 
 
-def load_step(folder: Path) -> Tuple[TrainConfig, TrainStep]:
+def load_step(folder: Path, env: Optional[str] = None, trust_environment: bool = False) -> Tuple[TrainConfig, TrainStep]:
     """Loads the options of a run, and its training step with networks, optimizer state and learning rate of the last checkpoint.
 
     The training step is not compiled.
 
+    Args:
+        folder: folder of the run.
+        env: name of the environment; None takes the name in ``config.json``.
+        trust_environment: whether to import the module that ``config.json`` names.
+
     Raises:
         ValueError: a file of the run is missing, not readable, or of another version, or this machine lacks the run's environment or
-            device.
+            device; or ``env`` is None, and ``config.json`` has no environment, or names a module that is not trusted.
     """
-    config = load_config(folder)
+    config = with_environment(load_config(folder), env, trust_environment)
     checkpoint = load_checkpoint(folder)
     step = make_step(config, make_loss(config), compile=False)
     load_tensors(step, group_of(checkpoint.training, "step"), folder)

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections import deque
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2c_compiled.environments import goal_of, make_environments
+from a2c_compiled.environments import EnvironmentSource, goal_of, make_environments
 from a2c_compiled.environments.replay import CannotResume
+from a2c_compiled.environments.source import importable_name
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.observation_norm import update_norms
 from a2c_compiled.rollouts.collector import RolloutCollector
@@ -82,7 +83,13 @@ class TrainResult:
     interrupted: Optional[str] = None
 
 
-def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = None, resume: bool = False) -> TrainResult:
+def train(
+    config: TrainConfig,
+    progress: bool = True,
+    folder: Optional[Path] = None,
+    resume: bool = False,
+    environments: Optional[EnvironmentSource] = None,
+) -> TrainResult:
     """Trains until the greedy policy solves the environment, or until ``total_steps`` environment steps.
 
     The greedy policy is evaluated when a row is logged and the mean return of the last 100 training episodes is near the goal: over 10
@@ -96,6 +103,7 @@ def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = N
         folder: folder for ``config.json``, log and checkpoints. They replace the files of an earlier run. None writes no files.
         resume: whether to resume from the checkpoint in ``folder``. Without a checkpoint, a new run starts. Processes that torchrun
             restarted always resume.
+        environments: see :class:`Trainer`.
 
     Raises:
         ValueError: the environment or an option is not valid, or the checkpoint is not readable or has other options.
@@ -103,7 +111,7 @@ def train(config: TrainConfig, progress: bool = True, folder: Optional[Path] = N
         RuntimeError: another process has ended.
         TrainingDivergedError: the gradients of many successive training steps were not finite.
     """
-    return Trainer(config, folder).run(progress, resume)
+    return Trainer(config, folder, environments).run(progress, resume)
 
 
 class Trainer:
@@ -112,15 +120,21 @@ class Trainer:
     Args:
         config: options of the run.
         folder: folder for ``config.json``, log and checkpoints; None writes no files.
+        environments: what the environments are made from, in place of ``config.env``, see
+            :func:`~a2c_compiled.environments.make_environments`. A class or function without an importable name is recorded in
+            ``config.json`` as null.
 
     Raises:
         ValueError: the environment or an option is not valid, or ``num_envs`` is not a multiple of the number of processes.
-        TypeError: the environments return something other than tensors.
+        TypeError: ``environments`` is of another kind, or the environments return something other than tensors.
     """
 
-    def __init__(self, config: TrainConfig, folder: Optional[Path] = None) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: Optional[Path] = None, environments: Optional[EnvironmentSource] = None
+    ) -> None:
         self.started = time.perf_counter()
-        self.config, self.folder = config, folder
+        self.environments = config.environment if environments is None else environments
+        self.config, self.folder = replace(config, env=importable_name(self.environments)), folder
         self.device = device_of(config)
         if self.device.type == "cpu":
             keep_freed_memory()  # otherwise the memory of activations is returned to the system after every training step
@@ -129,12 +143,15 @@ class Trainer:
         if config.num_envs % world_size:
             raise ValueError(f"num_envs: expected a multiple of the {world_size} processes, got {config.num_envs}")
         num_envs = config.num_envs // world_size
-        seed_everything(config.seed)  # the same network weights in every process
-        self.loss = make_loss(config, world_size > 1)
-        self.step = make_step(config, self.loss, compiles(config), self.processes)
         own_seed = config.seed + self.processes.rank * num_envs
         seed_everything(own_seed)
-        envs = make_environments(config.env, num_envs, self.device, config.vectorization, frame_stack=config.frame_stack)
+        envs = make_environments(
+            self.environments, num_envs, self.device, config.vectorization, frame_stack=config.frame_stack, seed=own_seed
+        )
+        seed_everything(config.seed)  # the same network weights in every process
+        self.loss = make_loss(config, world_size > 1, envs)
+        self.step = make_step(config, self.loss, compiles(config), self.processes)
+        seed_everything(own_seed)
         self.collector = RolloutCollector(envs, self.loss, config.num_steps, own_seed, compiles(config))
         self.reward_scale = RewardScale(num_envs, config.gamma).to(self.device) if config.normalize_rewards else None
         self.updates, self.seconds_before = 0, 0.0
@@ -319,7 +336,7 @@ class Trainer:
 
         The policy is evaluated only if the mean return of training episodes is near the goal, see ``NEAR``.
         """
-        goal = goal_of(self.config.env, self.config.solved_return)
+        goal = goal_of(self.environments, self.config.solved_return)
         if goal is None:
             return False
         near = self.processes.is_first and _mean(self.returns) >= goal - NEAR * abs(goal)
@@ -338,10 +355,10 @@ class Trainer:
             Mean undiscounted return of the episodes.
 
         Raises:
-            ValueError: ``episodes`` is less than 1, or gymnasium cannot make the environment.
+            ValueError: ``episodes`` is less than 1, or the environment cannot be made.
         """
         policy = greedy_policy(self.loss)
-        returns = evaluate(policy, self.config.env, episodes, seed, frame_stack=self.config.frame_stack)
+        returns = evaluate(policy, self.environments, episodes, seed, frame_stack=self.config.frame_stack)
         self._greedy_returns.append(returns)
         return float(returns.mean())
 

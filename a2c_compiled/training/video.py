@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple
@@ -11,7 +12,8 @@ from gymnasium.vector import VectorEnv
 from PIL import Image, ImageDraw
 
 from a2c_compiled._files import atomic_file
-from a2c_compiled.environments import EnvironmentAction, make_vector
+from a2c_compiled.environments import EnvironmentAction, EnvironmentSource, make_vector
+from a2c_compiled.environments.source import is_environment_class, is_registered, resolved
 from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, reset_policy
 
 MAX_FRAMES = 500
@@ -47,12 +49,15 @@ class Film(NamedTuple):
         return f"step {i * self.stride:,}   return {self.returns[i]:,.6g}"
 
 
-def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION_SEED, **env_options: Any) -> Film:
+def film_episode(
+    policy: Policy, env_id: EnvironmentSource, path: Path, seed: int = EVALUATION_SEED, **env_options: Any
+) -> Film:
     """Plays an episode and writes it to ``path``. Above each frame are its step and the return so far.
 
     Args:
         policy: maps observations to actions.
-        env_id: name of a gymnasium environment.
+        env_id: what :func:`~a2c_compiled.environments.make_vector` makes the environment from. A function must make it with
+            ``render_mode="rgb_array"``.
         path: file with the ending ``.gif``, ``.mp4`` (requires imageio-ffmpeg), or ``.png`` (up to eight frames in one picture).
         seed: seed of the environment.
         env_options: options of :func:`~a2c_compiled.environments.make_vector`.
@@ -73,21 +78,13 @@ def film_episode(policy: Policy, env_id: str, path: Path, seed: int = EVALUATION
     return film
 
 
-def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **env_options: Any) -> Film:
+def record_episode(policy: Policy, env_id: EnvironmentSource, seed: int = EVALUATION_SEED, **env_options: Any) -> Film:
     """Plays an episode and returns its frames. Arguments: see :func:`film_episode`.
 
     Raises:
         ValueError: the environment cannot be made or rendered here.
     """
-    envs = make_vector(env_id, 1, "sync", **env_options)
-    modes = envs.metadata.get("render_modes") or ["nothing"]
-    envs.close()
-    if "rgb_array" not in modes:
-        raise ValueError(
-            f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}"
-        )
-    _render_without_display()
-    envs = make_vector(env_id, 1, "sync", render_mode="rgb_array", disable_env_checker=True, **env_options)
+    envs = _rendered_environment(env_id, seed, **env_options)
     environment_action = EnvironmentAction(envs.single_action_space)
     frames: List[Image.Image] = []
     returns: List[float] = []
@@ -110,7 +107,31 @@ def record_episode(policy: Policy, env_id: str, seed: int = EVALUATION_SEED, **e
     return Film(frames, returns, stride, stride / envs.metadata.get("render_fps", 30), total_return)
 
 
-def _frame(env_id: str, envs: VectorEnv) -> Image.Image:
+def _rendered_environment(env_id: EnvironmentSource, seed: int, **env_options: Any) -> VectorEnv:
+    """Makes one environment that renders frames.
+
+    Raises:
+        ValueError: the environment cannot be made here, or does not render frames.
+    """
+    source = resolved(env_id)
+    # Of gymnasium's environments, the single ones render; their checker would warn about render modes.
+    options: Dict[str, Any] = {"vectorization": "sync", "disable_env_checker": True} if is_registered(source) else {}
+    with closing(make_vector(source, 1, seed=seed, **options, **env_options)) as envs:
+        modes = envs.metadata.get("render_modes") or ["nothing"]
+        made_here = isinstance(source, str) or is_environment_class(source)
+        if not made_here:
+            modes = [str(envs.render_mode)]
+    if "rgb_array" not in modes:
+        raise ValueError(
+            f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}"
+        )
+    _render_without_display()
+    if made_here:
+        options["render_mode"] = "rgb_array"
+    return make_vector(source, 1, seed=seed, **options, **env_options)
+
+
+def _frame(env_id: EnvironmentSource, envs: VectorEnv) -> Image.Image:
     """Renders the first environment. Scales the frame if its longer side is below ``MIN_SIDE`` or above ``MAX_SIDE`` pixels."""
     try:
         rendered = envs.render()

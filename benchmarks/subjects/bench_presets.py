@@ -128,7 +128,7 @@ def table(runs: Sequence[PresetRun], presets: Mapping[str, Mapping[str, Any]] = 
         lines.append(
             [
                 f"`{name}`",
-                config.env,
+                config.environment,
                 "" if goal is None else f"{goal:g}",
                 solved,
                 f"{statistics.mean(returns):.1f} ({min(returns):.1f} to {max(returns):.1f})",

@@ -27,7 +27,7 @@ from a2c_compiled.training.evaluation import evaluate
 from a2c_compiled.training.trainer import Trainer
 
 PACKAGES = ("a2c-compiled", "torch", "numpy", "gymnasium", "stable-baselines3")
-ENV = TrainConfig.env
+ENV = TrainConfig().environment
 GOAL = 475.0
 STEPS = 16
 SB3_EVALUATION_INTERVAL = 5000  # environment steps between two evaluations of SB3's greedy policy

@@ -8,6 +8,7 @@ state of the learner to a file. The export of a2c_compiled copies this file besi
 
 import argparse
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
@@ -16,10 +17,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 if TYPE_CHECKING or __package__:
-    from a2c_compiled.export.on_device.play_policy import EVALUATION_SEED, episode_returns, make_environments
+    from a2c_compiled.export.on_device.play_policy import ENV_HELP, EVALUATION_SEED, episode_returns, make_environments
     from a2c_compiled.export.on_device.runtime import Learner
 else:  # the copies beside this file
-    from play_policy import EVALUATION_SEED, episode_returns, make_environments
+    from play_policy import ENV_HELP, EVALUATION_SEED, episode_returns, make_environments
     from runtime import Learner
 
 Rollout = Dict[str, np.ndarray]
@@ -88,19 +89,31 @@ def learn(
 def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed: int) -> Iterator[Tuple[Rollout, List[float]]]:
     """Yields rollouts without end, each with the returns of the episodes that ended in this rollout.
 
-    A rollout has, for each name in ``learner.rollout_entries``, an array ``[num_steps, num_envs, ...]``.
+    A rollout has, for each name in ``learner.rollout_entries``, an array ``[num_steps, num_envs, ...]``. Environments that spend a step on
+    each reset need a training step with ``mask``, which is False at these steps.
+
+    Raises:
+        ValueError: the environments have another autoreset mode, or spend a step on each reset and the training step has no ``mask``.
     """
     # With SAME_STEP, the step that ends an episode also resets its environment. The last observation of the episode is in info.
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    envs = make_environments(env_id, num_envs, vectorization_mode="sync", vector_kwargs=mode)
+    envs = make_environments(env_id, num_envs, seed, vectorization_mode="sync", vector_kwargs=mode)
+    spends_steps = envs.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP
+    if not spends_steps and envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        raise ValueError(f"env: expected autoreset mode SAME_STEP or NEXT_STEP, got {envs.metadata.get('autoreset_mode')}")
+    if spends_steps and "mask" not in learner.rollout_entries:
+        raise ValueError(
+            f"graph: expected a training step with the input mask, because {env_id} spends a step on each reset, got none"
+        )
     observation, _ = envs.reset(seed=seed)
-    running = np.zeros(num_envs)
+    running, done = np.zeros(num_envs), np.zeros(num_envs, dtype=bool)
     while True:
         steps: Dict[str, List[np.ndarray]] = {name: [] for name in learner.rollout_entries}
         ended: List[float] = []
         for _ in range(num_steps):
             output = learner.act(observation)
             next_observation, reward, terminated, truncated, info = envs.step(output.environment_action)
+            counted = ~done if spends_steps else np.ones(num_envs, dtype=bool)
             done = terminated | truncated
             entries = {
                 **output._asdict(),
@@ -109,7 +122,7 @@ def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed:
                 "next_observation": with_final_observations(next_observation, info),
                 "done": done,
                 "terminated": terminated,
-                "mask": np.ones(num_envs, dtype=bool),
+                "mask": counted,
             }
             for name, arrays in steps.items():
                 arrays.append(entries[name])
@@ -141,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("graph", help="exported training step (.onnx), with the files of its policy and state beside it")
-    parser.add_argument("--env", default="CartPole-v1", help="name of a gymnasium environment (default: %(default)s)")
+    parser.add_argument("--env", default="CartPole-v1", help=ENV_HELP)
     parser.add_argument("--num-envs", type=int, default=64, help="number of parallel environments (default: %(default)s)")
     parser.add_argument(
         "--num-steps", type=int, default=16, help="steps of each environment for one training step (default: %(default)s)"
@@ -166,6 +179,7 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
+    sys.path.append(os.getcwd())  # for the module of --env
     learner = Learner.load(arguments.graph, threads=arguments.threads, seed=arguments.seed)
     learner.save_state(arguments.out)  # fails before training if the file cannot be written
     sizes = (arguments.num_envs, arguments.num_steps, arguments.total_steps)

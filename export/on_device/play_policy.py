@@ -7,11 +7,13 @@ a2c_compiled copies this file beside a policy, together with ``runtime.py``. No 
 import argparse
 import importlib
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any, Callable, List, Union
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 if TYPE_CHECKING or __package__:
     from a2c_compiled.export.on_device.runtime import Policy, PolicyOutput
@@ -36,7 +38,7 @@ def play(policy_path: str, env_id: str, episodes: int, seed: int) -> List[float]
 
 def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[float]:
     """Returns the undiscounted return of the first episode in each of ``episodes`` environments."""
-    envs = make_environments(env_id, episodes)
+    envs = make_environments(env_id, episodes, seed)
     observation, _ = envs.reset(seed=seed)
     returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
     while running.any():
@@ -49,18 +51,47 @@ def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[flo
     return returns.tolist()
 
 
-def make_environments(env_id: str, num_envs: int, **options: Any) -> VectorEnv:
-    """Makes environments with gymnasium's ``make_vec``. Registers the games of MinAtar before the first use of one."""
-    if env_id.startswith("MinAtar/") and env_id not in gymnasium.registry:
-        importlib.import_module("minatar.gym").register_envs()
-    return gymnasium.make_vec(env_id, num_envs, **options)
+def make_environments(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv:
+    """Makes ``num_envs`` environments.
+
+    Args:
+        env_id: name of a gymnasium environment; or ``"envpool:NAME"``; or ``"module:X"``, where ``X`` is a subclass of ``gymnasium.Env``,
+            a function of ``num_envs`` and ``seed`` that returns a ``VectorEnv``, or the name of an environment that the module registers.
+        num_envs: number of environments.
+        seed: seed that envpool and a function get.
+        options: options of ``gymnasium.make_vec`` for environments in gymnasium's registry. Of a class, only ``vector_kwargs`` is used.
+
+    Raises:
+        ValueError: ``X`` is of another kind, or the function returns something else.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module == "envpool":
+        return importlib.import_module(module).make_gymnasium(name, num_envs=num_envs, seed=seed)
+    own: Any = getattr(importlib.import_module(module), name, None) if module else None
+    if own is None:
+        if env_id.startswith("MinAtar/") and env_id not in gymnasium.registry:
+            importlib.import_module("minatar.gym").register_envs()
+        return gymnasium.make_vec(env_id, num_envs, **options)
+    if isinstance(own, type) and issubclass(own, gymnasium.Env):
+        return SyncVectorEnv([own] * num_envs, **options.get("vector_kwargs", {}))
+    envs = None if isinstance(own, type) or not callable(own) else own(num_envs, seed)
+    if not isinstance(envs, VectorEnv):
+        got = type(own if envs is None else envs).__name__
+        raise ValueError(f"env: expected a gymnasium.Env class or a function that returns a VectorEnv, got {env_id}: {got}")
+    return envs
+
+
+ENV_HELP = (
+    "name of a gymnasium environment; envpool:NAME for one of envpool; or module:X, where X is a gymnasium.Env class, a function of"
+    " num_envs and seed that returns a VectorEnv, or a name that the module registers (default: %(default)s)"
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("policy", help="exported policy (.onnx)")
-    parser.add_argument("--env", default="CartPole-v1", help="name of a gymnasium environment (default: %(default)s)")
+    parser.add_argument("--env", default="CartPole-v1", help=ENV_HELP)
     parser.add_argument(
         "--episodes", type=int, default=100, help="number of episodes, one for each environment (default: %(default)s)"
     )
@@ -72,4 +103,5 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     arguments = parser().parse_args()
+    sys.path.append(os.getcwd())  # for the module of --env
     print(json.dumps(play(arguments.policy, arguments.env, arguments.episodes, arguments.seed)))

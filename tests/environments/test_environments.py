@@ -369,7 +369,7 @@ def test_vectorization_chooses_the_class_of_the_environments(opened, arguments, 
         (
             ("CartPole-v1", 2),
             {"vectorization": "torch", "frame_stack": 2},
-            "frame_stack: expected 1 with vectorization 'torch', got 2",
+            "frame_stack: expected 1 with environments written in torch, got 2",
         ),
         (
             ("CartPole-v1", 2),

@@ -105,7 +105,7 @@ def exists(target: str, entry: Exported) -> bool:
 def takes_tensors(function: Callable[..., Any]) -> bool:
     """Whether an annotation of a parameter or of the result mentions a tensor or an array."""
     annotations = " ".join(map(str, getattr(function, "__annotations__", {}).values()))
-    return "Tensor" in annotations or "ndarray" in annotations
+    return re.search(r"\bTensor\b|ndarray", annotations) is not None
 
 
 def errors_raised(function: Callable[..., Any], depth: int = 2) -> set[str]:

@@ -109,7 +109,7 @@ def assert_same_end(folder, other):
 # Stopped and resumed
 
 
-def remembering_loss(config, across_processes=False):
+def remembering_loss(config, across_processes, envs):
     trunk = Recurrent(nn.GRUCell(4, 8))
     return A2CLoss(nn.Sequential(trunk, nn.Linear(8, 2)), nn.Sequential(trunk, nn.Linear(8, 1)), distributions.Categorical(2))
 

@@ -231,7 +231,7 @@ def test_help_of_train_has_an_option_for_every_field_of_its_configuration(capsys
     for field in dataclasses.fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in text, field.name
     assert text.count("(default: ") == len(dataclasses.fields(TrainConfig)) + 1
-    assert "name of a gymnasium environment (default: CartPole-v1)" in text
+    assert "(default: CartPole-v1)" in text
 
 
 def python(*arguments, code):
@@ -494,7 +494,8 @@ def step_of(folder):
 
 
 def test_the_example_rollout_for_the_export_comes_from_the_environment(trained_run):
-    rollout = export_run_module.example_rollout(step_of(trained_run), "CartPole-v1")
+    rollout, action_space = export_run_module.example_rollout(step_of(trained_run), "CartPole-v1")
+    assert action_space == gymnasium.spaces.Discrete(2)
     assert rollout.reward.shape == (16, 8)
     assert set(rollout.action.unique().tolist()) == {0, 1}
 

@@ -344,7 +344,7 @@ def test_cartpole_is_filmed_without_a_display(tmp_path, monkeypatch):
 def run(monkeypatch, tmp_path):
     """A folder that loads as a run of CartPole, and the loss of that run."""
     loss = cartpole_loss()
-    monkeypatch.setattr("a2c_compiled.training.run_folder.load_run", lambda folder: (TrainConfig(), loss))
+    monkeypatch.setattr("a2c_compiled.training.run_folder.load_run", lambda *arguments: (TrainConfig(), loss))
     return tmp_path, loss
 
 
