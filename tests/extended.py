@@ -240,6 +240,8 @@ EXTENDED = {
         "test_train_step.py::test_a_copy_trains_itself_and_not_the_original[pickle-*",
         "test_train_step_features.py::test_two_processes_with_half_of_the_environments_equal_one_with_all",
         "test_train_step_features.py::test_traced_minibatches_of_environments_first_equal_eager",
+        "test_epochs.py::test_compiled_epochs_equal_a_plain_loop_and_compile_one_graph_for_all_minibatches[masked]",
+        "test_epochs.py::test_compiled_epochs_equal_a_plain_loop_and_compile_one_graph_for_all_minibatches[environments]",
         "test_compilation.py::test_a_step_compiles_without_the_pass",
         "test_compilation.py::test_products_of_other_dtypes_and_small_ones_are_not_rewritten",
     ),

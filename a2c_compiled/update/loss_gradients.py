@@ -50,9 +50,9 @@ class LossGradients:
         else:
             if noise is not None:
                 raise ValueError("noise: expected None with several minibatches, since each draws its own noise, got a tensor")
-            arguments = self._with_estimates(placed, arguments)
+            arguments = self.with_estimates(placed, arguments)
             # An advantage has the shape of the log-probability.
-            dim = environment_dim(self.loss.value_estimator, rollout.reward, arguments["advantage"], self.minibatches)
+            dim = environment_dim(self.loss.value_estimator, rollout.reward, arguments["advantage"])
             pieces = split_environments(arguments, dim, self.minibatches)
             dtype = torch.promote_types(params[0].dtype, torch.float32)
             weights = step_shares(pieces, "advantage", dtype)
@@ -64,11 +64,16 @@ class LossGradients:
             gradient_weights = None if self.loss.reduction == "sum" else weights
             derivatives = [weighted_sum(terms, gradient_weights) for terms in zip(*piece_derivatives, strict=True)]
             losses = combined_losses(piece_losses, weights, self.loss.reduction)
-        if self.group_name is not None:
-            return self._over_processes(losses, derivatives, rollout, self.group_name)
-        return losses, derivatives
+        return self._over_processes(losses, derivatives, rollout.reward, rollout.mask)
 
-    def _with_estimates(self, placed: Dict[str, Tensor], arguments: Dict[str, Any]) -> Dict[str, Any]:
+    def of_minibatch(
+        self, placed: Dict[str, Tensor], params: List[Tensor], arguments: Dict[str, Any]
+    ) -> Tuple[A2CLosses, Derivatives]:
+        """Computes the same as a call, from arguments of the loss that include the advantage. ``minibatches`` is not read."""
+        losses, derivatives = self._losses_and_gradients(placed, params, arguments)
+        return self._over_processes(losses, derivatives, arguments["advantage"], arguments["mask"])
+
+    def with_estimates(self, placed: Dict[str, Tensor], arguments: Dict[str, Any]) -> Dict[str, Any]:
         """Returns the arguments of the loss, with advantages and value targets that are computed from the whole rollout."""
         placed_in_module = {f"loss.{place}": tensor for place, tensor in placed.items()}
         with self._precision(arguments["reward"].device):
@@ -117,22 +122,26 @@ class LossGradients:
         return torch.autocast(device.type, self.autocast, cache_enabled=False)
 
     def _over_processes(
-        self, losses: A2CLosses, derivatives: Derivatives, rollout: Rollout, group_name: str
+        self, losses: A2CLosses, derivatives: Derivatives, steps: Tensor, mask: Optional[Tensor]
     ) -> Tuple[A2CLosses, Derivatives]:
-        """Combines losses and gradients of all processes.
+        """Combines losses and gradients of all processes of the group; without a group, returns them.
+
+        ``steps``: a tensor with one entry for each step. ``mask``: the steps that count; None: all steps.
 
         The result is an average, weighted with each process's number of unmasked steps. With ``reduction="sum"``, losses and gradients are
         summed instead; the other outputs are still averaged.
         """
+        if self.group_name is None:
+            return losses, derivatives
         grads = [derivative for derivative in derivatives if derivative is not None]
         dtype = torch.promote_types(grads[0].dtype, torch.float32)  # half precision would round the count
-        count = rollout.reward.new_full((), rollout.reward.numel(), dtype=dtype) if rollout.mask is None else rollout.mask.sum()
+        count = steps.new_full((), steps.numel(), dtype=dtype) if mask is None else mask.sum()
         count = count.to(dtype)
         one = torch.ones_like(count)
         weight = one if self.loss.reduction == "sum" else count
         present = [name for name in A2CLosses._fields if getattr(losses, name) is not None]
         weighted = [getattr(losses, name) * (weight if name in LOSSES else count) for name in present]
-        sums = summed_over_processes([*(grad * weight for grad in grads), *weighted, count], group_name)
+        sums = summed_over_processes([*(grad * weight for grad in grads), *weighted, count], self.group_name)
         total = sums[-1].clamp_min(1)  # 0 if every step is masked
         divisor = one if self.loss.reduction == "sum" else total
         named = dict(zip(present, sums[len(grads) : -1], strict=True))

@@ -12,7 +12,13 @@ from a2c_compiled.losses.batch import time_and_agent_dims
 
 
 def split_environments(arguments: Dict[str, Any], dim: int, count: int) -> List[Dict[str, Any]]:
-    """Splits tensors, and tuples of tensors, into ``count`` pieces of equal size along ``dim``. None stays None."""
+    """Splits tensors, and tuples of tensors, into ``count`` pieces of equal size along ``dim``. None stays None.
+
+    Raises ValueError if ``count`` does not divide the number of environments, the size of the advantage.
+    """
+    environments = arguments["advantage"].size(dim)
+    if environments % count != 0:
+        raise ValueError(f"minibatches: expected a number that divides the {environments} environments, got {count}")
 
     def piece(entry: Any, i: int) -> Any:
         if isinstance(entry, tuple):
@@ -25,13 +31,10 @@ def split_environments(arguments: Dict[str, Any], dim: int, count: int) -> List[
     return [{name: piece(entry, i) for name, entry in arguments.items()} for i in range(count)]
 
 
-def environment_dim(estimator: ValueEstimator, reward: Tensor, log_prob: Tensor, count: int) -> int:
+def environment_dim(estimator: ValueEstimator, reward: Tensor, log_prob: Tensor) -> int:
     """Returns the dimension of the environments: the first one that is neither the dimension of time nor that of agents.
 
-    ``reward`` and ``log_prob``: as the loss reads them; only their shapes are used.
-
-    Raises:
-        ValueError: there is no such dimension, or ``count`` does not divide the number of environments.
+    ``reward`` and ``log_prob``: as the loss reads them; only their shapes are used. Raises ValueError if there is no such dimension.
     """
     steps = log_prob if estimator.several_agents else reward
     taken = time_and_agent_dims(estimator, reward, log_prob)
@@ -40,8 +43,6 @@ def environment_dim(estimator: ValueEstimator, reward: Tensor, log_prob: Tensor,
         raise ValueError(
             f"minibatches: expected a reward with a step and an environment dimension, got shape {list(reward.shape)}"
         )
-    if steps.size(dim) % count != 0:
-        raise ValueError(f"minibatches: expected a number that divides the {steps.size(dim)} environments, got {count}")
     return dim
 
 

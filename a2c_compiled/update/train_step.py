@@ -11,12 +11,13 @@ from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientMod
 from a2c_compiled._kinds import described, flag, number_or_tensor, optional_flag
 from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._torch_internals import tracing_autograd
-from a2c_compiled.losses import A2CLoss
+from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
-from a2c_compiled.update.loss_gradients import LossGradients
+from a2c_compiled.update.epochs import check_epochs, learning_rates, rows_of, selected, shuffled, with_given
+from a2c_compiled.update.loss_gradients import Derivatives, LossGradients
 from a2c_compiled.update.optimizers import FunctionalOptimizer, Slots
-from a2c_compiled.update.rollout import Rollout, check_rollout, mapped
+from a2c_compiled.update.rollout import Rollout, as_loss_arguments, check_rollout, mapped
 
 
 class TrainMetrics(NamedTuple):
@@ -56,6 +57,7 @@ class TrainStep(CoefficientModule):
     >>> step = TrainStep(loss, optimizer="rmsprop", lr=7e-4)
     >>> metrics = step(rollout)  # one update; the parameters of loss change in place
     >>> metrics = step.many(rollouts)  # K rollouts [K, T, N, ...]: K updates, one after the other, in one graph
+    >>> metrics = step.epochs(rollout, epochs=4, minibatch_size=64)  # one update for each minibatch
     >>> step.lr = 3e-4  # changes the learning rate without compiling again
 
     One call computes, for the parameters ``p`` and the optimizer state ``s``::
@@ -164,29 +166,51 @@ class TrainStep(CoefficientModule):
             raise ValueError(f"cuda_graph: expected False unless compiled for a CUDA device, got True on {params[0].device}")
         dynamic = optional_flag("dynamic", dynamic)
         self._compiles, self._dynamic, self._cuda_graph = compile, dynamic, cuda_graph
+        # The generator of the last call of epochs(), and a loaded state that the generator of the next call gets.
+        self._generator: Optional[torch.Generator] = None
+        self._generator_state: Optional[Tensor] = None
         self._make_calls()
 
     def _make_calls(self) -> None:
         """Sets the functions that :meth:`forward` and :meth:`many` call: compiled, or in eager mode."""
         self._run: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update
         self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
+        self._run_estimates: Callable[[TrainStep, Rollout], Dict[str, Any]] = TrainStep._with_estimates
+        self._run_minibatch: Callable[..., TrainMetrics] = TrainStep._update_minibatch
         self._tracing: ContextManager[Any] = nullcontext()
         if self._compiles:
             self._tracing = tracing_autograd()  # created once, because creating it takes longer than entering it
             self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
             self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
+            # Without a CUDA graph, whose results the next call overwrites: all minibatches read the estimates.
+            self._run_estimates = compiled(TrainStep._with_estimates, dynamic=self._dynamic)
+            self._run_minibatch = compiled(TrainStep._update_minibatch, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
 
     def __getstate__(self) -> Dict[str, Any]:
         """Leaves out the compiled functions, which cannot be copied or pickled. A copy of the step compiles again."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_run", "_run_many", "_tracing")}
+        kept = {name: value for name, value in self.__dict__.items() if not name.startswith(("_run", "_tracing"))}
+        return {**kept, "_generator": None, "_generator_state": self._state_of_generator()}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
         self._make_calls()
 
+    def _state_of_generator(self) -> Optional[Tensor]:
+        """Returns the state of the generator of :meth:`epochs`: uint8, on the CPU. None if there was none."""
+        return self._generator_state if self._generator is None else self._generator.get_state()
+
+    def _save_to_state_dict(self, destination: Dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        generator_state = self._state_of_generator()
+        if generator_state is not None:
+            destination[f"{prefix}generator_state"] = generator_state
+
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *arguments: Any) -> None:
         for counter in _COUNTERS:  # files of earlier versions lack some counters
             state_dict.setdefault(f"{prefix}{counter}", torch.zeros(()))
+        generator_state = state_dict.pop(f"{prefix}generator_state", None)
+        if generator_state is not None:
+            self._generator, self._generator_state = None, generator_state.cpu()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def pure(
@@ -213,10 +237,21 @@ class TrainStep(CoefficientModule):
                 environments, ``noise`` is given with several minibatches, or the loss has no ``loss_*`` output.
         """
         number_or_tensor("lr", lr)
-        named = dict(zip(self.parameter_names, state.params, strict=True))
-        placed = {place: named[name] for place, name in self._places}
-        gradients = LossGradients(self.loss, self.minibatches, self.autocast, self._group_name)
-        losses, derivatives = gradients(placed, state.params, rollout, noise)
+        losses, derivatives = self._gradients()(self._placed(state.params), state.params, rollout, noise)
+        return self._updated(state, losses, derivatives, lr)
+
+    def _gradients(self) -> LossGradients:
+        return LossGradients(self.loss, self.minibatches, self.autocast, self._group_name)
+
+    def _placed(self, params: List[Tensor]) -> Dict[str, Tensor]:
+        """Returns ``params`` by each name under which the loss holds a parameter."""
+        named = dict(zip(self.parameter_names, params, strict=True))
+        return {place: named[name] for place, name in self._places}
+
+    def _updated(
+        self, state: TrainState, losses: A2CLosses, derivatives: Derivatives, lr: Tensor
+    ) -> Tuple[TrainState, TrainMetrics]:
+        """Clips the gradients and takes an optimizer step. Returns the new state and the metrics."""
         # As in torch.optim, a parameter without a gradient is not changed, not even by weight decay.
         used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         grads = [derivative for derivative in derivatives if derivative is not None]
@@ -284,6 +319,78 @@ class TrainStep(CoefficientModule):
                 )
             return self._run_many(self, rollouts)
 
+    def epochs(
+        self,
+        rollout: Rollout,
+        epochs: int,
+        minibatch_size: int,
+        by: str = "steps",
+        generator: Optional[torch.Generator] = None,
+        advantage: Optional[Tensor] = None,
+        value_target: Optional[Tensor] = None,
+        lr: Optional[Tensor] = None,
+    ) -> TrainMetrics:
+        """Learns from one rollout in several epochs of minibatches. Each minibatch is one update, of the losses of its steps alone.
+
+        >>> metrics = step.epochs(rollout, epochs=4, minibatch_size=64)  # 4 * ceil(T * N / 64) updates
+
+        Advantages and value targets are computed once, before the first update, from the whole rollout; a ``value_norm`` or an
+        ``advantage_norm`` is updated once. Each epoch visits all steps in a new random order. If ``minibatch_size`` does not divide their
+        number, the last minibatch of an epoch is smaller: other steps fill it up, which a mask excludes, so that one compiled graph serves
+        all minibatches. Only layers that mix the steps of a batch, such as batch normalisation, read these other steps.
+
+        A step that ``rollout.mask`` excludes takes a place in a minibatch, but does not count.
+
+        Args:
+            rollout: ``[T, N, ...]``. Dtypes: see :class:`~a2c_compiled.Rollout`.
+            epochs: number of passes over the rollout.
+            minibatch_size: number of steps, or of environments, in a minibatch.
+            by: ``"steps"``: minibatches are drawn from the ``T * N`` steps. ``"environments"``: they are drawn from the environments, each
+                with all its steps. Recurrent networks need ``"environments"``; their hidden states stay those of the rollout.
+            generator: the generator that draws the orders. ``state_dict`` then contains its state as ``generator_state``. After
+                ``load_state_dict``, the next call sets the state of its ``generator`` to the loaded one. None: torch's default
+                generator for the CPU.
+            advantage: ``[T, N]``, floating point: the advantage of each step; of each agent with a value estimator of several agents.
+                None: the value estimator computes advantage and value target.
+            value_target: ``[T, N]``, floating point: the value target of each step, only with ``advantage``.
+            lr: ``[K]``, floating point: the learning rate of each update. None: ``step.lr`` for all updates.
+
+        Returns:
+            The metrics of all ``K`` updates: float tensors ``[K]``, detached.
+
+        Raises:
+            TypeError: an argument has a wrong type, or a tensor a wrong dtype.
+            ValueError: a number is less than 1, ``minibatch_size`` is more than the number of steps or environments, ``by`` is unknown or
+                does not fit the networks or the layout, the training step has ``minibatches``, or a tensor is missing or has a wrong shape.
+        """
+        passes, size = positive_int("epochs", epochs), positive_int("minibatch_size", minibatch_size)
+        check_epochs(self.loss, by, self.minibatches, generator, advantage, value_target)
+        with self._calling(rollout):
+            given = None if advantage is None else with_given(rollout, advantage, value_target)
+            arguments = self._run_estimates(self, rollout) if given is None else given
+        arguments, dim = rows_of(by, arguments, self.loss.value_estimator, rollout.reward)
+        count = arguments["advantage"].size(dim)
+        if size > count:
+            raise ValueError(f"minibatch_size: expected at most the number of {by}, {count}, got {size}")
+        num_updates = passes * -(-count // size)
+        rates = [self.lr] * num_updates if lr is None else learning_rates(lr, num_updates, self.lr)
+        self._use_generator(generator)
+        indices, counted = shuffled(count, size, passes, generator, rollout.reward.device)
+        metrics: List[TrainMetrics] = []
+        for rows, rate in zip(zip(indices, counted, strict=True), rates, strict=True):
+            with self._calling(rollout):
+                update_metrics = self._run_minibatch(self, arguments, dim, *rows, rate)
+            # A copy, because the next call of a CUDA graph overwrites the metrics.
+            metrics.append(TrainMetrics(*map(_copied, update_metrics)) if self._cuda_graph else update_metrics)
+        return TrainMetrics(*map(_stacked, zip(*metrics, strict=True)))
+
+    def _use_generator(self, generator: Optional[torch.Generator]) -> None:
+        """Keeps ``generator`` for ``state_dict``, and gives it the state that ``load_state_dict`` has loaded."""
+        if generator is not None:
+            if self._generator_state is not None:
+                generator.set_state(self._generator_state)
+            self._generator, self._generator_state = generator, None
+
     @contextmanager
     def _calling(self, rollout: Rollout) -> Iterator[None]:
         """Context of a call: checks the type of ``rollout`` and lets torch.compile trace autograd. Then clears the autocast cache."""
@@ -312,6 +419,21 @@ class TrainStep(CoefficientModule):
             metrics.append(update_metrics)
         self._write(old_state, state, [update_metrics.grad_norm for update_metrics in metrics])
         return TrainMetrics(*map(_stacked, zip(*metrics, strict=True)))
+
+    def _with_estimates(self, rollout: Rollout) -> Dict[str, Any]:
+        return self._gradients().with_estimates(self._placed(self._params()), as_loss_arguments(rollout._asdict()))
+
+    def _update_minibatch(
+        self, arguments: Dict[str, Any], dim: int, indices: Tensor, counted: Optional[Tensor], lr: Tensor
+    ) -> TrainMetrics:
+        """Takes one update from some rows of the arguments of the loss, see :func:`~a2c_compiled.update.epochs.selected`."""
+        state = self.state()
+        with torch.no_grad():
+            rows = selected(arguments, dim, indices, counted)
+        losses, derivatives = self._gradients().of_minibatch(self._placed(state.params), state.params, rows)
+        new_state, metrics = self._updated(state, losses, derivatives, lr)
+        self._write(state, new_state, [metrics.grad_norm])
+        return metrics
 
     @torch.no_grad()
     def _write(self, old_state: TrainState, new_state: TrainState, grad_norms: List[Tensor]) -> None:
@@ -343,6 +465,11 @@ def _requiring_grad(params: List[Tensor], old_params: List[Tensor]) -> List[Tens
     """
     condition = torch.ones((), dtype=torch.bool, device=params[0].device)
     return [torch.where(condition, new, old) for new, old in zip(params, old_params, strict=True)]
+
+
+def _copied(metric: Any) -> Any:
+    """Copies a metric; None if the loss does not compute it."""
+    return None if metric is None else metric.clone()
 
 
 def _stacked(parts: Sequence[Any]) -> Any:

@@ -3,6 +3,7 @@
 ``CALLS`` is the table, with a row for each entry point. What kind a parameter has follows from its annotation, see :func:`kind_of`.
 """
 
+import copy
 import inspect
 import re
 from typing import Any, Callable, Iterator, NamedTuple, Optional, Tuple
@@ -162,6 +163,16 @@ CALLS: dict[str, Call] = {
     },
     "a2c_compiled.ops.linear_scan": Call(ops.linear_scan),
     "a2c_compiled.TrainStep": Call(TrainStep, {"loss": LOSS, "compile": False}),
+    "a2c_compiled.TrainStep.epochs": Call(
+        TrainStep(copy.deepcopy(LOSS), lr=0.0, compile=False).epochs,
+        {
+            "rollout": make_rollout(SHAPE),
+            "epochs": 1,
+            "minibatch_size": 6,
+            "advantage": STEPS.reward,
+            "value_target": STEPS.reward,
+        },
+    ),
     "sgd": Call(sgd),
     "rmsprop": Call(rmsprop),
     "a2c_compiled.rollouts.RolloutCollector": Call(
