@@ -13,7 +13,7 @@ import threading
 import warnings
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Type, Union
 from unittest import mock
 
 import torch
@@ -230,6 +230,44 @@ def tracing_autograd() -> ContextManager[Any]:
     return _dynamo_setting(
         "trace_autograd_ops", True, "a training step may fail to compile; pass compile=False to run it in eager mode"
     )
+
+
+class TracingErrors(NamedTuple):
+    """Errors that come from tracing a function, not from running it. Each field is a tuple for ``except`` or isinstance.
+
+    Fields:
+        of_compile: the errors of torch.compile.
+        of_operators: those among them that an operator has raised on fake tensors.
+        of_fake_tensors: errors of operations that fake tensors do not support, because they need the data.
+    """
+
+    of_compile: Tuple[Type[Exception], ...]
+    of_operators: Tuple[Type[Exception], ...]
+    of_fake_tensors: Tuple[Type[Exception], ...]
+
+
+@functools.cache
+def tracing_errors() -> TracingErrors:
+    """Returns the errors of tracing.
+
+    Names: ``torch._dynamo.exc.TorchDynamoException`` and ``TorchRuntimeError``; those of ``torch._subclasses.fake_tensor`` that end with
+    ``Exception``. Without a name: it is not among the errors, and an error of torch.compile stays as it is.
+    """
+    of_compile, of_operators = _lookup("torch._dynamo.exc.TorchDynamoException"), _lookup("torch._dynamo.exc.TorchRuntimeError")
+    fakes = vars(_lookup("torch._subclasses.fake_tensor") or SimpleNamespace())
+    of_fake_tensors = tuple(error for name, error in fakes.items() if name.endswith("Exception") and isinstance(error, type))
+    return TracingErrors(
+        () if of_compile is None else (of_compile,), () if of_operators is None else (of_operators,), of_fake_tensors
+    )
+
+
+def fake_tensors() -> Optional[ContextManager[Any]]:
+    """Returns a context in which operators compute shapes and dtypes, but no values, and write to no tensor that exists before it.
+
+    Name: ``torch._subclasses.fake_tensor.FakeTensorMode``. Without it: None.
+    """
+    mode = _lookup("torch._subclasses.fake_tensor.FakeTensorMode")
+    return None if mode is None else mode(allow_non_fake_inputs=True)
 
 
 def recompile_limit(limit: int) -> ContextManager[Any]:

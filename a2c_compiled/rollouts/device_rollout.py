@@ -142,7 +142,7 @@ def _compiled_scan() -> Callable[..., Tuple[Carry, Fields]]:
 
         return scan(body, [tensor.clone() for tensor in carry], noise)
 
-    return compiled(scanned, **options)
+    return compiled(scanned, eager=_loop, **options)
 
 
 class _CapturedLoop:

@@ -7,6 +7,9 @@ from typing import Any, Callable, Dict, Optional
 
 import torch
 
+from a2c_compiled._torch_internals import tracing_errors
+from a2c_compiled.update.eager_errors import eager_error
+
 
 def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
     """Returns options for ``torch.compile`` that make compiled training faster on a CPU.
@@ -49,9 +52,16 @@ def _own_pass() -> Dict[str, Any]:
 
 
 def compiled(
-    function: Callable[..., Any], dynamic: Optional[bool] = None, cuda_graph: bool = False, **options: Any
+    function: Callable[..., Any],
+    dynamic: Optional[bool] = None,
+    cuda_graph: bool = False,
+    eager: Optional[Callable[..., Any]] = None,
+    **options: Any,
 ) -> Callable[..., Any]:
     """Compiles a copy of ``function`` as one graph (``fullgraph=True``), with :func:`compile_options` and ``options``.
+
+    If a call cannot be traced, it raises the error that ``eager``, by default ``function``, raises for the same arguments, see
+    :func:`~a2c_compiled.update.eager_errors.eager_error`.
 
     Torch stores compiled graphs by code object. A call searches all graphs of the called code object, and torch limits their number.
     The copy has a new code object, so that any number of training steps and policies can be compiled in one process.
@@ -60,4 +70,14 @@ def compiled(
     copy = FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
-    return torch.compile(copy, dynamic=dynamic, fullgraph=True, options={**compile_options(cuda_graph), **options})
+    run = torch.compile(copy, dynamic=dynamic, fullgraph=True, options={**compile_options(cuda_graph), **options})
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return run(*arguments)
+        except tracing_errors().of_compile as error:
+            failure = error
+        # Outside of the except block, so that the error does not show that of torch.compile as its context.
+        raise eager_error(function if eager is None else eager, arguments, failure) or failure
+
+    return call

@@ -83,7 +83,7 @@ class TrainStep(CoefficientModule):
         optimizer: ``"sgd"``, ``"rmsprop"``, ``"adam"`` or ``"adamw"``.
         lr: learning rate: a number, or a tensor with one element.
         max_grad_norm: upper limit of the 2-norm of the gradient of all parameters together. None: no clipping.
-        compile: True: run as one graph (``torch.compile(fullgraph=True)``). False: run in eager mode.
+        compile: True: run as one graph (``torch.compile(fullgraph=True)``), with the errors of eager mode. False: run in eager mode.
         dynamic: as in ``torch.compile``. None: compile for the first shape; at a second shape, compile once more for all shapes.
         skip_nonfinite: whether to skip an update whose gradient is not finite, as described above. False takes the
             step, which may make parameters NaN.
