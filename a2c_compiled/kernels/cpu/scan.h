@@ -27,6 +27,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "forms.h"
 
@@ -258,89 +259,103 @@ INLINE void recur_step_by_step(Tile<T>& tile, int64_t pitch, int64_t from, int64
 #endif
 
 #if defined(HAS_VECTORS)
-static_assert(kLanes == 8, "a vector holds a step of every lane");
+#if defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;  // SSE2, NEON. The compiler splits wider vectors into single numbers when it shuffles them.
+#endif
 
 template <class T>
-struct Vector {
-  typedef T type __attribute__((vector_size(8 * sizeof(T))));
-};
+constexpr int kWidth = kVectorBytes / int(sizeof(T));  // numbers in a vector
+template <class T>
+using Vector __attribute__((vector_size(kVectorBytes))) = T;
 
-// Transposes an 8 x 8 matrix.
-template <class V>
-INLINE void transpose(V (&r)[8]) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    const V a = r[i], b = r[i + 1];
-    r[i] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
-    r[i + 1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const int i = j / 2 * 4 + j % 2;
-    const V a = r[i], b = r[i + 2];
-    r[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
-    r[i + 2] = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const V a = r[i], b = r[i + 4];
-    r[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
-    r[i + 4] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+// Exchanges blocks of kBlock numbers: each second block of `a` with the block before it in the other vector, `b`.
+template <int kBlock, class V, int... kIndex>
+INLINE void exchange(V& a, V& b, std::integer_sequence<int, kIndex...>) {
+  constexpr int kCount = sizeof...(kIndex);
+  const V first = __builtin_shufflevector(a, b, (kIndex & kBlock ? kCount + kIndex - kBlock : kIndex)...);
+  b = __builtin_shufflevector(a, b, (kIndex & kBlock ? kCount + kIndex : kIndex + kBlock)...);
+  a = first;
+}
+
+// Transposes a square matrix. Its rows are vectors.
+template <int kBlock = 1, class V, int kCount>
+INLINE void transpose(V (&rows)[kCount]) {
+  if constexpr (kBlock < kCount) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i)
+      if (!(i & kBlock)) exchange<kBlock>(rows[i], rows[i + kBlock], std::make_integer_sequence<int, kCount>());
+    transpose<2 * kBlock>(rows);
   }
 }
 
-// Loads eight steps of all lanes. columns[k] is step k of all lanes.
-template <class V, class T>
-INLINE void load_columns(V (&columns)[8], const T* rows, int64_t pitch) {
+// Loads as many steps as a vector has numbers, of as many lanes. columns[k] is step k of these lanes.
+template <class V, class T, int kCount>
+INLINE void load_columns(V (&columns)[kCount], const T* rows, int64_t pitch) {
 #pragma GCC unroll 8
-  for (int n = 0; n < 8; ++n) std::memcpy(&columns[n], rows + n * pitch, sizeof(V));
+  for (int n = 0; n < kCount; ++n) std::memcpy(&columns[n], rows + n * pitch, sizeof(V));
   transpose(columns);
 }
 
-// Stores eight steps of all lanes: the inverse of load_columns. Overwrites `columns`.
-template <class V, class T>
-INLINE void store_columns(V (&columns)[8], T* rows, int64_t pitch) {
+// Stores steps of lanes: the inverse of load_columns. Overwrites `columns`.
+template <class V, class T, int kCount>
+INLINE void store_columns(V (&columns)[kCount], T* rows, int64_t pitch) {
   transpose(columns);
 #pragma GCC unroll 8
-  for (int n = 0; n < 8; ++n) std::memcpy(rows + n * pitch, &columns[n], sizeof(V));
+  for (int n = 0; n < kCount; ++n) std::memcpy(rows + n * pitch, &columns[n], sizeof(V));
 }
 
-// Computes what recur_step_by_step computes, for all lanes, eight steps at a time. The steps are transposed, so that one step of all lanes
-// is one vector.
+// Computes what recur_step_by_step computes, for all lanes, kWidth steps at a time. The steps are transposed, so that one step of kWidth
+// lanes is one vector. All groups of kWidth lanes run side by side.
 template <bool kReverse, bool kProduct, class T>
-INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
-  using V = typename Vector<T>::type;
-  V x[8], decay[8], carried, multiplied;
-  std::memcpy(&carried, carry, sizeof(V));
-  std::memcpy(&multiplied, product, sizeof(V));
-  for (int64_t i = from; i < to; i += 8) {
-    const int64_t t = kReverse ? from + to - 8 - i : i;
-    load_columns(x, tile.x + t, pitch);
-    load_columns(decay, tile.decay + t, pitch);
+INLINE void recur_by_vectors(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
+  using V = Vector<T>;
+  constexpr int kSteps = kWidth<T>, kGroups = kLanes / kSteps;
+  V x[kGroups][kSteps], decay[kGroups][kSteps], carried[kGroups], multiplied[kGroups];
+  std::memcpy(carried, carry, sizeof carried);
+  std::memcpy(multiplied, product, sizeof multiplied);
+  for (int64_t i = from; i < to; i += kSteps) {
+    const int64_t t = kReverse ? from + to - kSteps - i : i;
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      load_columns(x[g], tile.x + g * kSteps * pitch + t, pitch);
+      load_columns(decay[g], tile.decay + g * kSteps * pitch + t, pitch);
+    }
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      const int k = kReverse ? 7 - j : j;
-      if (kReverse) {
-        x[k] = carried = x[k] + decay[k] * (decay[k] == 0 ? V{} : carried);
-      } else {
-        x[k] = x[k] + carried;
-        carried = decay[k] * (decay[k] == 0 ? V{} : x[k]);
-      }
-      if (kProduct) {
-        const V before = multiplied;
-        multiplied *= decay[k];
-        decay[k] = kReverse ? multiplied : before;
+    for (int j = 0; j < kSteps; ++j) {
+      const int k = kReverse ? kSteps - 1 - j : j;
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) {
+        V &y = x[g][k], &factor = decay[g][k];
+        if (kReverse) {
+          y = carried[g] = y + factor * (factor == 0 ? V{} : carried[g]);
+        } else {
+          y = y + carried[g];
+          carried[g] = factor * (factor == 0 ? V{} : y);
+        }
+        if (kProduct) {
+          const V before = multiplied[g];
+          multiplied[g] *= factor;
+          factor = kReverse ? multiplied[g] : before;
+        }
       }
     }
-    store_columns(x, tile.x + t, pitch);
-    if (kProduct) store_columns(decay, tile.product + t, pitch);
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      store_columns(x[g], tile.x + g * kSteps * pitch + t, pitch);
+      if (kProduct) store_columns(decay[g], tile.product + g * kSteps * pitch + t, pitch);
+    }
   }
-  std::memcpy(carry, &carried, sizeof(V));
-  std::memcpy(product, &multiplied, sizeof(V));
+  std::memcpy(carry, carried, sizeof carried);
+  std::memcpy(product, multiplied, sizeof multiplied);
 }
 #else
+template <class T>
+constexpr int kWidth = 1;
+
 template <bool kReverse, bool kProduct, class T>
-INLINE void recur_by_eight(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
+INLINE void recur_by_vectors(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
   recur_step_by_step<kReverse, kProduct, kLanes>(tile, pitch, from, to, carry, product);
 }
 #endif
@@ -352,21 +367,53 @@ void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
   T carry[kLanes], product[kLanes];
   std::copy(tile.carry, tile.carry + kLanes, carry);
   std::fill(product, product + kLanes, T(1));
-  const int64_t rest = count % 8;
+  const int64_t rest = count % kWidth<T>;
   if (kReverse) recur_step_by_step<kReverse, kProduct, kLanes>(tile, pitch, count - rest, count, carry, product);
-  recur_by_eight<kReverse, kProduct>(tile, pitch, 0, count - rest, carry, product);
+  recur_by_vectors<kReverse, kProduct>(tile, pitch, 0, count - rest, carry, product);
   if (!kReverse) recur_step_by_step<kReverse, kProduct, kLanes>(tile, pitch, count - rest, count, carry, product);
   std::copy(carry, carry + kLanes, tile.carry);
   if (kProduct) std::copy(product, product + kLanes, tile.decay);
 }
 
-// Returns whether whole sequences are contiguous in memory, one after the other, and fit a tile. Prologue and epilogue can then run over
-// the steps of all sequences in one loop. The form must not read `first` or `last`, because the loop passes false for both at every step.
+// Returns whether whole sequences are contiguous in memory, one after the other, and fit a tile.
 template <class T, class Form>
 bool are_one_run(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t steps) {
-  bool one = !Form::kFirst && !Form::kLast && steps <= kTile;
+  bool one = steps <= kTile;
   for (int k = 0; k < Cursor<T, Form>::kOperands; ++k) one = one && lane_stride[k] == steps * cursor.step[k];
   return one;
+}
+
+// Calls body(step, t) for the first and the last step of every sequence, if the form sets kFirst and kLast. `t` is the index in the run.
+template <class T, class Form, class Body>
+void over_edges(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps, Body body) {
+  const auto edge = [&](int64_t t) {
+    Cursor<T, Form> column = cursor;
+    column.advance(cursor.step, t);
+    std::copy(lane_stride, lane_stride + Cursor<T, Form>::kOperands, column.step);
+    INDEPENDENT_STEPS
+    for (int64_t n = 0; n < lanes; ++n) body(Step<T, Form, false>{column, n, 0, t == 0, t == steps - 1}, n * steps + t);
+  };
+  if (Form::kFirst) edge(0);
+  if (Form::kLast) edge(steps - 1);
+}
+
+// Scans sequences that are contiguous in memory, one after the other. Prologue and epilogue each run over the steps of all sequences in one
+// loop, as if these were steps of one sequence, and then again over the first and last steps.
+template <class T, class Form>
+void scan_run(Tile<T>& tile, const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
+  const int64_t from = Form::kFirst, to = lanes * steps - Form::kLast;
+  prologue(cursor, from, to, false, false, tile.x, tile.decay);
+  over_edges(cursor, lane_stride, lanes, steps, [&](const auto& step, int64_t t) {
+    const Link<T> link = Form::prologue(step);
+    tile.x[t] = link.x;
+    tile.decay[t] = link.decay;
+  });
+  for (int64_t n = 0; clears_last_decay<Form> && n < lanes; ++n) tile.decay[(n + 1) * steps - 1] = T(0);
+  recur<Form::kReverse, false>(tile, steps, steps);
+  epilogue(cursor, from, to, false, false, tile.x);
+  over_edges(cursor, lane_stride, lanes, steps, [&](const auto& step, int64_t t) {
+    step.finish(tile.x[t], step.last ? T(0) : tile.x[t + 1]);
+  });
 }
 
 // Scans up to kLanes sequences that are contiguous in time, tile by tile along time.
@@ -378,12 +425,7 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
     std::fill(tile.x, tile.x + kLanes * kTile, T(0));
     std::fill(tile.decay, tile.decay + kLanes * kTile, T(0));
   }
-  if (are_one_run(cursor, lane_stride, steps)) {
-    prologue(cursor, 0, lanes * steps, false, false, tile.x, tile.decay);
-    for (int64_t n = 0; clears_last_decay<Form> && n < lanes; ++n) tile.decay[(n + 1) * steps - 1] = T(0);
-    recur<Form::kReverse, false>(tile, steps, steps);
-    return epilogue(cursor, 0, lanes * steps, false, false, tile.x);
-  }
+  if (are_one_run(cursor, lane_stride, steps)) return scan_run(tile, cursor, lane_stride, lanes, steps);
   for (int64_t done = 0; done < steps; done += kTile) {
     const int64_t count = std::min(kTile, steps - done), from = Form::kReverse ? steps - done - count : done;
     Cursor<T, Form> row = cursor;
