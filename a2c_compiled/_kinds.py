@@ -5,7 +5,7 @@ A number is an int, a float, a NumPy scalar or a one-element tensor. A bool is n
 
 import operator
 from numbers import Number, Real
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ def check_observation(name: str, observation: Any) -> None:
         for i, part in enumerate(observation):
             check_observation(f"{name}[{i}]", part)
     elif not isinstance(observation, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor or a tuple of them, got {described(observation)}")
+        remedy = "; make a tuple of the mapping's tensors" if isinstance(observation, Mapping) else ""
+        raise TypeError(f"{name}: expected a torch.Tensor or a tuple of them, got {described(observation)}{remedy}")
 
 
 def check_mask(name: str, mask: Tensor) -> None:

@@ -19,7 +19,7 @@ from a2c_compiled.losses import A2CLoss
 from a2c_compiled.losses.batch import agents_layout, laid_out, like_values, per_step, time_and_agent_dims
 from a2c_compiled.losses.critic_inputs import concatenate
 from a2c_compiled.recurrent import unrolls
-from a2c_compiled.update.rollout import Rollout, as_loss_arguments
+from a2c_compiled.update.rollout import Rollout, as_loss_arguments, check_rollout
 
 
 class Graph(NamedTuple):
@@ -57,7 +57,7 @@ def graphs_of(loss: A2CLoss, rollout: Rollout, action_space: Any = None) -> Dict
     Raises:
         ValueError: the value estimator needs ``log_prob``, and the rollout has none; with several agents, also if an entry has another
             shape than :class:`~a2c_compiled.A2CLoss` accepts.
-        TypeError: with several agents, an entry is not a tensor.
+        TypeError: an entry of the rollout is not a tensor; an observation is neither a tensor nor a tuple of tensors.
     """
     entries, axes = read_entries(loss, rollout), leading_axes(loss, rollout)
     inputs = policy_inputs(loss, flattened(rollout.observation))
@@ -114,7 +114,9 @@ def read_entries(loss: A2CLoss, rollout: Rollout) -> Dict[str, Any]:
 
     Raises:
         ValueError: the value estimator needs ``log_prob``, and the rollout has none.
+        TypeError: an entry is not a tensor; an observation is neither a tensor nor a tuple of tensors.
     """
+    check_rollout(rollout)
     unread = set()
     if not loss.reads_log_prob:
         unread.add("log_prob")

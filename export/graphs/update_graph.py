@@ -41,6 +41,7 @@ class TrainStepGraph(InputsByName):
     Raises:
         ValueError: the rollout lacks an entry that the loss needs; or the parameters are neither float32 nor float64 (in half precision,
             the squared gradients that optimizers keep underflow to 0); or ``step`` has minibatches and estimates the entropy from samples.
+        TypeError: an entry of ``example`` is not a tensor; an observation is neither a tensor nor a tuple of tensors.
         ExportError: a network writes to its own buffers, such as running statistics.
     """
 
