@@ -165,5 +165,5 @@ def masked_product(a: Tensor, b: Tensor, cut: Tensor) -> Tensor:
     A number ``a`` without gradient needs no mask.
     """
     if a.dim() == 0 and not a.requires_grad:
-        return a * b.masked_fill(cut, 0.0)
+        return (a * b).masked_fill(cut, 0.0) if b.dim() == 0 else a * b.masked_fill(cut, 0.0)
     return a.masked_fill(cut, 0.0) * b.masked_fill(cut, 0.0)

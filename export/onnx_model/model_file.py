@@ -12,6 +12,7 @@ import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 
 from a2c_compiled.export.checking.metadata import PREFIX, Names, describe
+from a2c_compiled.export.onnx_model.faster_forms import use_faster_forms
 from a2c_compiled.export.onnx_model.names import assign_names
 from a2c_compiled.export.onnx_model.onnxscript_internals import optimize
 from a2c_compiled.export.tracing.call import Call
@@ -32,6 +33,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     model = program.model
     _name_values_in_subgraphs(model.graph)
     weights = _fold_constants(program, call)
+    use_faster_forms(model.graph)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph

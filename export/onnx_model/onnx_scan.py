@@ -122,12 +122,13 @@ class _Scan:
             x, decay = body.Gather(x, backwards), body.Gather(decay, body.Sub(backwards, one))
         step = _Body("step")
         entering, x_t, decay_t = (step.input(name, self.dtype) for name in ("entering", "x_t", "decay_t"))
+        cut_t = step.input("cut_t", ir.DataType.BOOL)
         y_t = step.Add(x_t, entering)
         # A zero decay cuts the recurrence. Where selects 0, since the product 0 * NaN would be NaN.
-        leaving = step.Where(step.Equal(decay_t, self.zero), self.zero, step.Mul(decay_t, y_t))
-        graph = step.graph([entering, x_t, decay_t], leaving, y_t)
-        nothing = body.Expand(self.zero, body.Shape(x, start=1))
-        _, y = body.Scan(nothing, x, decay, outputs=2, body=graph, num_scan_inputs=2)
+        leaving = step.Where(cut_t, self.zero, step.Mul(decay_t, y_t))
+        graph = step.graph([entering, x_t, decay_t, cut_t], leaving, y_t)
+        nothing, cut = body.Expand(self.zero, body.Shape(x, start=1)), body.Equal(decay, self.zero)
+        _, y = body.Scan(nothing, x, decay, cut, outputs=2, body=graph, num_scan_inputs=3)
         return body.Gather(y, backwards) if self.reverse else y
 
     def _in_blocks(self, body: _Body) -> ir.Value:
