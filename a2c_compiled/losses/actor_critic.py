@@ -244,7 +244,7 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
                 return self.target_critic_network(observation)
         if torch.jit.is_scripting():
             return self.critic_network(observation)
-        if not self._detached_names:
+        if not self._detached_names or not torch.is_grad_enabled():
             return self.critic_network(observation)
         parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
         detached = {name: parameters[name].detach() for name in self._detached_names}

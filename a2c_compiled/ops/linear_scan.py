@@ -4,6 +4,7 @@
 runs forward in time: ``y[t] = x[t] + decay[t-1] * y[t-1]``. Each is the gradient of the other.
 """
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,12 @@ def _times_next(earlier: Tensor, later: Tensor, dim: int) -> Tensor:
     return torch.cat([before_last * later.tensor_split([1], dim)[1], torch.zeros_like(last)], dim)
 
 
+@functools.cache
+def _compiled_scan() -> Any:
+    """Returns the scan compiled by TorchScript."""
+    return torch.jit.script(scripted_scan)
+
+
 def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Tensor:
     """Computes ``y[t] = x[t] + decay[t] * y[t+1]`` along ``dim``, or its transpose ``y[t] = x[t] + decay[t-1] * y[t-1]``.
 
@@ -100,6 +107,8 @@ def linear_scan(x: Tensor, decay: Tensor, dim: int, reverse: bool = True) -> Ten
     if torch.jit.is_scripting():
         return scripted_scan(x, decay, dim, reverse)
     dim, reverse = integer("dim", dim), flag("reverse", reverse)
+    if torch.jit.is_tracing() and is_exporting():
+        return _compiled_scan()(x, decay, dim, reverse)  # a trace for a TorchScript file: a call of the compiled function
     if torch.compiler.is_dynamo_compiling():
         x, decay = fresh_views((x, decay))
     return _LinearScan.apply(x, decay, dim, reverse)

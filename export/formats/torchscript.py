@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Dict, Iterator, Union
+from typing import Any, Dict, Iterator, Union
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +57,8 @@ def export_torchscript(
     The file needs no operator of this package. It loads with ``torch.jit.load`` in Python and C++ where only torch is installed, and it is
     differentiable there. It accepts inputs of any shape that the module accepts. The module is saved in evaluation mode.
 
-    A policy whose observation is a tuple or a mapping of tensors is traced with the example inputs. Its file has one argument for each
-    tensor, such as ``observation__0``.
+    A policy or a loss whose observation is a tuple or a mapping of tensors is traced with the example inputs. Its file has one argument for
+    each tensor, such as ``observation__0``, and returns a dict of tensors.
 
     Args:
         module: an estimator, a loss, a policy of :mod:`a2c_compiled.export`, or another module around them that
@@ -117,7 +117,8 @@ def _scripted(call: Call) -> torch.jit.ScriptModule:
 @torch.no_grad()
 def _traced(call: Call) -> torch.jit.ScriptModule:
     """Traces the module of ``call``. The result returns a dict of outputs by name, because a trace has no NamedTuples."""
-    module = call.module
+    prepare = getattr(call.module, "__prepare_scriptable__", None)  # torch.jit.script calls it too
+    module: Any = call.module if prepare is None else prepare()
     forward = module.forward
 
     def of_tensors(*inputs: Tensor) -> Dict[str, Tensor]:
@@ -131,8 +132,9 @@ def _traced(call: Call) -> torch.jit.ScriptModule:
         traced = torch.jit.trace(module, tuple(call.inputs.values()), check_trace=False, strict=False)
     finally:
         module.forward = forward
-    if any(node.kind() == "prim::PythonOp" for node in traced.inlined_graph.nodes()):
-        raise RuntimeError("a module whose arguments are not all tensors is traced, and a trace cannot hold a linear scan")
+    in_python = [node.pyname() for node in traced.inlined_graph.nodes() if node.kind() == "prim::PythonOp"]
+    if in_python:
+        raise RuntimeError(f"a module whose arguments are not all tensors is traced, and a trace cannot hold {in_python[0]}")
     return traced
 
 

@@ -209,22 +209,72 @@ def test_dynamic_axes_may_name_an_argument_or_one_of_its_entries():
 # Losses and training steps
 
 
+def tuple_networks(shared="nothing"):
+    """An actor and a critic over tuples. ``shared``: "trunk", a first layer that is computed once; "body", a part of both networks."""
+    if shared == "nothing":
+        return [TupleNetwork(CHOICES), TupleNetwork(1)]
+    body = TupleNetwork(8)
+    if shared == "trunk":
+        return [nn.Sequential(body, nn.Linear(8, outputs)) for outputs in (CHOICES, 1)]
+    return [nn.Sequential(nn.Sequential(body, nn.Tanh()), nn.Linear(8, outputs)) for outputs in (CHOICES, 1)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+@pytest.mark.parametrize("ending", [".onnx", ".pt", ".pt2"])
 def test_a_loss_over_tuples_equals_eager(ending, tmp_path):
-    loss = make_loss(networks=[TupleNetwork(CHOICES), TupleNetwork(1)])
+    loss = make_loss(networks=tuple_networks())
     graphs = export.graphs_of(loss, in_torch(make_rollout()))
-    write = {".onnx": export.export_onnx, ".pt2": export.export_pt2}[ending]
+    write = {".onnx": export.export_onnx, ".pt": export.export_torchscript, ".pt2": export.export_pt2}[ending]
     path = write(loss, graphs["loss"].example_inputs, tmp_path / f"loss{ending}", graphs["loss"].dynamic_axes)
     report = export.verify(path)
     assert report.passed, str(report)
 
 
-def test_torchscript_refuses_a_loss_over_tuples_in_one_message(tmp_path):
-    loss = make_loss(networks=[TupleNetwork(CHOICES), TupleNetwork(1)])
+def scripted_loss(loss, folder):
     inputs = export.graphs_of(loss, in_torch(make_rollout()))["loss"].example_inputs
-    with pytest.raises(export.ExportError, match=r"A2CLoss cannot be exported to TorchScript: .* cannot hold a linear scan"):
-        export.export_torchscript(loss, inputs, tmp_path / "loss.pt")
+    return torch.jit.load(export.export_torchscript(loss, inputs, folder / "loss.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", ["nothing", "trunk", "body"])
+@pytest.mark.parametrize("separate_losses", [False, True])
+def test_a_torchscript_file_of_a_loss_over_tuples_has_the_gradients_of_eager(shared, separate_losses, tmp_path):
+    torch.manual_seed(0)
+    loss = make_loss(networks=tuple_networks(shared), separate_losses=separate_losses)
+    file = scripted_loss(loss, tmp_path)
+    rollout = in_torch(make_rollout(40, 3, seed=1))  # other sizes than the example's
+    entries = {name: entry for name, entry in rollout._asdict().items() if entry is not None}
+    flat = {
+        f"{name}__{i}" if isinstance(entry, tuple) else name: part
+        for name, entry in entries.items()
+        for i, part in enumerate(entry if isinstance(entry, tuple) else (entry,))
+    }
+    ours, theirs = file(**flat), loss(**entries)
+    for losses in (ours, theirs._asdict()):
+        sum(losses[name] for name in ("loss_objective", "loss_critic", "loss_entropy")).backward()
+    expected = dict(loss.named_parameters())
+    for name, parameter in file.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-6)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+def test_torchscript_names_a_function_in_python_that_a_trace_cannot_hold(tmp_path):
+    class Network(TupleNetwork):
+        def forward(self, observation):
+            return Doubled.apply(super().forward(observation))
+
+    loss = make_loss(networks=[Network(CHOICES), TupleNetwork(1)])
+    with pytest.raises(export.ExportError, match=r"A2CLoss cannot be exported to TorchScript: .* a trace cannot hold Doubled"):
+        scripted_loss(loss, tmp_path)
 
 
 @pytest.mark.slow
