@@ -1,10 +1,12 @@
 """The command line of the library: ``a2c-compiled``."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import sys
 import typing
 from pathlib import Path
@@ -36,19 +38,34 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     Returns:
         0: success. 1: a check failed. 2: an error, described on stderr. 130: interrupted.
-        143: ``train`` stopped because of SIGTERM, or of a signal to another process.
+        143: ``train`` stopped because of SIGTERM, or of a signal to another process; 129: of SIGHUP. 141: the reader of the output has
+        ended.
     """
     words = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if (
+            getattr(sys, name) is None
+        ):  # it was closed; the next open file would get its number, and the messages of C++ libraries
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         arguments = _parser(words[0] if words else "").parse_args(words)
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("a2c-compiled: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
+    except BrokenPipeError:  # the program that read the output has ended
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python writes what is left to it when it exits
+        return 141
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         message = str(error).strip().splitlines() or [type(error).__name__]
-        print(f"a2c-compiled: {message[0]}", file=sys.stderr)
+        _say(message[0])
         return 2
+
+
+def _say(message: str) -> None:
+    """Prints ``message`` on stderr, if it can be written to."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"a2c-compiled: {message}", file=sys.stderr)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -317,12 +334,12 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     if result.interrupted:
         command = "a2c-compiled" if "WORLD_SIZE" not in os.environ else "torchrun ... -m a2c_compiled.cli"
-        print(
-            f"a2c-compiled: stopped by {result.interrupted} after {result.steps:,} environment steps;"
-            f" to continue: {command} train --resume --out {arguments.out}",
-            file=sys.stderr,
+        _say(
+            f"stopped by {result.interrupted} after {result.steps:,} environment steps;"
+            f" to continue: {command} train --resume --out {arguments.out}"
         )
-        return 130 if result.interrupted == "SIGINT" else 143
+        # As a shell does: 128 and the number of the signal.
+        return 128 + getattr(signal, result.interrupted, signal.SIGTERM)
     plot_runs([arguments.out], arguments.out / "learning_curve.png")
     print(
         f"mean episode return of the greedy policy: {result.greedy_return:.1f}, after {result.steps:,} environment steps"
@@ -501,7 +518,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     print(f"finished in {measured.seconds:.0f} s; report, plots and results: {arguments.out}/")
     failures = own_failures(measured.rows)
     for line in failures:
-        print(f"a2c-compiled: {line}", file=sys.stderr)
+        _say(line)
     return 1 if failures else 0
 
 

@@ -126,7 +126,7 @@ def _remove_others(folder: Path) -> None:
     for tensors_folder in folder.glob("checkpoints/*"):
         if tensors_folder.name != current:
             shutil.rmtree(tensors_folder, ignore_errors=True)
-    for pattern in (".checkpoint.*", ".config.*", ".progress.*"):
+    for pattern in (".checkpoint.*", ".config.*", ".progress.*", ".run.*"):
         for temporary in folder.glob(pattern):
             temporary.unlink(missing_ok=True)
 

@@ -16,9 +16,9 @@ from a2c_compiled.update.train_step import TrainStep
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds the random generators of Python, numpy and torch."""
+    """Seeds the random generators of Python, numpy and torch. numpy's gets the last 32 bits of ``seed``, because it accepts no more."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 

@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import torch
 import torch.distributed as dist
@@ -57,6 +57,23 @@ class Processes:
         parts: List[List[float]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(parts, values)
         return [value for turn in zip_longest(*parts) for value in turn if value is not None]
+
+    def check_equal(self, options: Dict[str, Any]) -> None:
+        """Raises an error in all processes if their ``options`` differ. All processes must call this method.
+
+        Raises:
+            ValueError: an option of a process differs from that of the process with rank 0.
+        """
+        if self.world_size == 1:
+            return
+        parts: List[Dict[str, Any]] = [{} for _ in range(self.world_size)]
+        dist.all_gather_object(parts, options)
+        for rank, other in enumerate(parts):
+            for name, value in other.items():
+                if value != parts[0].get(name):
+                    raise ValueError(
+                        f"{name}: expected the same in all processes, got {parts[0].get(name)!r} in rank 0 and {value!r} in rank {rank}"
+                    )
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Handling of SIGTERM and Ctrl-C: training ends after it has saved a checkpoint."""
+"""Handling of SIGTERM, SIGHUP and Ctrl-C: training ends after it has saved a checkpoint."""
 
 import signal
 import threading
@@ -22,9 +22,10 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Makes SIGTERM and Ctrl-C within the block set a :class:`StopRequest` instead of ending the process.
+    """Makes SIGTERM, SIGHUP and Ctrl-C within the block set a :class:`StopRequest` instead of ending the process.
 
-    After the first signal, Ctrl-C raises KeyboardInterrupt. In threads other than the main one, signal handling is unchanged.
+    After the first signal, Ctrl-C raises KeyboardInterrupt. A signal that the process ignores stays ignored, as SIGHUP under nohup. In
+    threads other than the main one, signal handling is unchanged.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -36,8 +37,11 @@ def stop_requests() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.received = signal.Signals(number).name
 
+    numbers = [
+        getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
+    ]  # Windows has no SIGHUP
     before: Dict[signal.Signals, Any] = {
-        number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, request_stop) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield request

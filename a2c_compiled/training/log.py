@@ -1,12 +1,15 @@
 """Logs of a training run: ``progress.csv``, TensorBoard scalars, and a progress bar on the terminal."""
 
 import csv
+import logging
 import math
+import sys
 import warnings
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, TextIO, Tuple, Type
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, TextIO, Tuple, Type
 
 from tqdm import tqdm
 
@@ -100,15 +103,11 @@ class RunLog:
             self._table = _Table(folder / PROGRESS, resume_at)
             if tensorboard and find_spec("tensorboard") is not None:
                 self._scalars = _Scalars(folder / TENSORBOARD, resume_at, config or {})
-        self._bar = tqdm(
-            total=total_steps,
-            initial=resume_at or 0,
-            desc=None if folder is None else folder.name,
-            unit="step",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=not (progress and enabled),
-        )
+        options = {"unit": "step", "unit_scale": True, "dynamic_ncols": True, "desc": None if folder is None else folder.name}
+        self._bar: Optional[tqdm] = None
+        with self._showing():
+            shown = progress and enabled and sys.stderr is not None
+            self._bar = tqdm(total=total_steps, initial=resume_at or 0, disable=not shown, **options)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -134,21 +133,38 @@ class RunLog:
         added = row["steps"] == self._last_row.get("steps")
         self._last_row = {**self._last_row, **row} if added else row
         shown = {_column(name).short: _brief(value) for name, value in self._last_row.items()}
-        self._bar.set_postfix({short: value for short, value in shown.items() if short is not None}, refresh=False)
-        self._bar.update(int(row["steps"]) - self._bar.n)
+        with self._showing():
+            if self._bar is not None:
+                self._bar.set_postfix({short: value for short, value in shown.items() if short is not None}, refresh=False)
+                self._bar.update(int(row["steps"]) - self._bar.n)
 
     def say(self, text: str) -> None:
         """Shows ``text`` on the progress bar until the next row."""
-        self._bar.set_postfix_str(text)
+        with self._showing():
+            if self._bar is not None:
+                self._bar.set_postfix_str(text)
 
     def close(self) -> None:
         """Closes the files and the progress bar, which stays visible."""
-        self._bar.close()
+        with self._showing():
+            if self._bar is not None:
+                self._bar.close()
         try:
             if self._scalars is not None:
                 self._scalars.close()
         except OSError as error:
             self._warn(error)
+
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        """Context in which the bar writes to stderr. If stderr is closed or its reader has gone, the run continues without the bar."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: stderr is closed
+            if self._bar is not None:
+                self._bar.disable = True
+                self._bar = None
+            logging.getLogger(__name__).warning("training goes on without its progress bar: %s", error)
 
     def _warn(self, error: Exception) -> None:
         """Issues the warning, unless an earlier error has already issued it."""

@@ -5,6 +5,7 @@ import warnings
 from collections import deque
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
@@ -35,8 +36,9 @@ from a2c_compiled.training.config import TrainConfig, check_resumable, load_conf
 from a2c_compiled.training.construction import compiles, device_of, make_loss, make_step, seed_everything
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import started_processes
-from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
-from a2c_compiled.training.interruption import stop_requests
+from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, evaluate
+from a2c_compiled.training.folder_lock import folder_lock
+from a2c_compiled.training.interruption import StopRequest, stop_requests
 from a2c_compiled.training.log import RunLog
 from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
 
@@ -106,7 +108,8 @@ def train(
         environments: see :class:`Trainer`.
 
     Raises:
-        ValueError: the environment or an option is not valid, or the checkpoint is not readable or has other options.
+        ValueError: the environment or an option is not valid, the checkpoint is not readable or has other options, another training writes
+            to ``folder``, or the processes have different options.
         OSError: ``config.json``, the log or the last checkpoint cannot be written.
         RuntimeError: another process has ended.
         TrainingDivergedError: the gradients of many successive training steps were not finite.
@@ -125,7 +128,8 @@ class Trainer:
             ``config.json`` as null.
 
     Raises:
-        ValueError: the environment or an option is not valid, or ``num_envs`` is not a multiple of the number of processes.
+        ValueError: the environment or an option is not valid, ``num_envs`` is not a multiple of the number of processes, the processes have
+            different options or versions of torch and this library.
         TypeError: ``environments`` is of another kind, or the environments return something other than tensors.
     """
 
@@ -139,6 +143,7 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()  # otherwise the memory of activations is returned to the system after every training step
         self.processes = started_processes(self.device)
+        self.processes.check_equal({**asdict(self.config), "torch": torch.__version__, "a2c_compiled": version("a2c_compiled")})
         world_size = self.processes.world_size
         if config.num_envs % world_size:
             raise ValueError(f"num_envs: expected a multiple of the {world_size} processes, got {config.num_envs}")
@@ -159,6 +164,7 @@ class Trainer:
         self.lengths: Deque[float] = deque(maxlen=100)
         self.episodes = 0
         self._logged = 0, 0.0  # environment steps and seconds at the last logged row
+        self._stop: Optional[StopRequest] = None  # only within run()
         self._greedy_returns: List[np.ndarray] = []  # of each evaluation since the last training step
 
     @property
@@ -184,11 +190,16 @@ class Trainer:
             resume: whether to resume from the checkpoint in the folder. Without a checkpoint, a new run starts.
 
         Raises:
-            ValueError: the checkpoint is not readable, has other options, or is not visible to all processes.
+            ValueError: the checkpoint is not readable, has other options, or is not visible to all processes, or another training writes to
+                the folder.
             OSError: ``config.json``, the log or the last checkpoint cannot be written.
             RuntimeError: another process has ended.
             TrainingDivergedError: the gradients of many successive training steps were not finite.
         """
+        with folder_lock(self.folder, self.processes):
+            return self._run(progress, resume)
+
+    def _run(self, progress: bool, resume: bool) -> TrainResult:
         first = self.processes.is_first
         resume_at = self._begin(resume)
         history: List[Dict[str, float]] = []
@@ -203,23 +214,26 @@ class Trainer:
             ):
                 if compiles(self.config):
                     log.say("compiling")
-                while not self.is_over():
+                self._stop = stop
+                while True:
+                    is_over = self.is_over()
                     self._log_greedy_returns(log, history)
+                    # The processes exchange stop requests only when a row is logged.
+                    stopped = (self.processes.world_size == 1 or self._is_logged) and self.processes.any(bool(stop))
+                    if is_over or stopped:
+                        break
                     rollout, metrics = self.update()
-                    is_logged = self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
-                    if not is_logged and self.processes.world_size > 1:
-                        continue  # the processes exchange stop requests and checkpoint times only when a row is logged
-                    if is_logged:
+                    if not self._is_logged and self.processes.world_size > 1:
+                        continue  # the processes exchange checkpoint times only when a row is logged
+                    if self._is_logged:
                         history.append(self.row(metrics))
                         log.write(history[-1])
                         self.check(rollout)
-                    stopped = self.processes.any(bool(stop))
-                    if stopped:
-                        break
                     if self.processes.any(time.perf_counter() - saved >= self.config.checkpoint_seconds):
                         self.save()
                         saved = time.perf_counter()
                 self.save(last=True)
+            self._stop = None
             if first and not stopped:
                 self._greedy_returns = []  # the last evaluation alone is logged
                 greedy = self.greedy_return()
@@ -227,6 +241,11 @@ class Trainer:
         interrupted = (stop.received or "a signal to another process") if stopped else None
         steps = self.updates * self.steps_per_update
         return TrainResult(self.loss, self.step, history, greedy, steps, self.seconds, first, interrupted)
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether a row is logged after the last training step."""
+        return self.updates % self.config.log_interval == 0 or self.updates == self.total_updates
 
     def _begin(self, resume: bool) -> Optional[int]:
         """Prepares the folder. Loads the checkpoint of a resumed run; removes the checkpoints of an earlier run before a new one.
@@ -339,10 +358,12 @@ class Trainer:
         goal = goal_of(self.environments, self.config.solved_return)
         if goal is None:
             return False
-        near = self.processes.is_first and _mean(self.returns) >= goal - NEAR * abs(goal)
-        return self.processes.any(
-            near and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in EVALUATION_TRIALS)
-        )
+        solved = self.processes.is_first and _mean(self.returns) >= goal - NEAR * abs(goal)
+        try:
+            solved = solved and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in EVALUATION_TRIALS)
+        except _StoppedError:
+            solved = False  # the resumed run evaluates the policy again
+        return self.processes.any(solved)
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
         """Evaluates the greedy policy. :meth:`run` logs mean and standard deviation of the returns.
@@ -357,8 +378,9 @@ class Trainer:
         Raises:
             ValueError: ``episodes`` is less than 1, or the environment cannot be made.
         """
-        policy = greedy_policy(self.loss)
-        returns = evaluate(policy, self.environments, episodes, seed, frame_stack=self.config.frame_stack)
+        returns = evaluate(
+            _UntilStopped(self.loss, self._stop), self.environments, episodes, seed, frame_stack=self.config.frame_stack
+        )
         self._greedy_returns.append(returns)
         return float(returns.mean())
 
@@ -436,6 +458,23 @@ class Trainer:
             seed_everything(seed)
             self.collector.begin_episodes(seed)
             warnings.warn(f"the run goes on with new episodes ({error})", RuntimeWarning, stacklevel=2)
+
+
+class _StoppedError(Exception):
+    """A request to end training arrived during an evaluation."""
+
+
+class _UntilStopped(NetworkPolicy):
+    """The greedy policy of a loss, which raises an error at the first step after a request to end training."""
+
+    def __init__(self, loss: A2CLoss, stop: Optional[StopRequest]) -> None:
+        super().__init__(loss)
+        self._stop = stop
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        if self._stop:
+            raise _StoppedError
+        return super().__call__(observation)
 
 
 def _mean(values: Deque[float]) -> float:

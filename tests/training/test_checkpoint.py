@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from a2c_compiled.training import TrainConfig, train
 from a2c_compiled.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import Processes
+from a2c_compiled.training.evaluation import NetworkPolicy
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.run_folder import load_run
 from a2c_compiled.training.trainer import PATIENCE, Trainer
@@ -167,7 +170,7 @@ def test_a_run_that_is_killed_twice_ends_with_the_tensors_of_an_uninterrupted_ru
     assert different == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_a_checkpoint_and_prints_the_command_that_resumes(number, status, tmp_path, signalled, capsys):
     before = signal.getsignal(number)
     signalled(STOP, number)
@@ -179,6 +182,82 @@ def test_a_signal_saves_a_checkpoint_and_prints_the_command_that_resumes(number,
         f"a2c-compiled: stopped by {name} after 260 environment steps; to continue: a2c-compiled train --resume --out {tmp_path}"
     )
     assert signal.getsignal(number) is before
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path, signalled, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signalled(STOP, signal.SIGHUP)
+        assert command(tmp_path) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert updates(tmp_path) == UPDATES
+
+
+def test_a_signal_during_an_evaluation_ends_it_at_the_next_step(whole, tmp_path, near, monkeypatch):
+    observations, act = [], NetworkPolicy.__call__
+
+    def signalled(self, observation):
+        observations.append(observation)
+        if len(observations) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return act(self, observation)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NetworkPolicy, "__call__", signalled)
+        stopped = train(config(solved_return=90.0), progress=False, folder=tmp_path)
+    assert (stopped.interrupted, stopped.steps, len(observations)) == ("SIGTERM", 0, 3)
+    assert resumed(tmp_path).steps == 20 * UPDATES
+    expected, actual = tensors(whole), tensors(tmp_path)
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+
+
+def test_two_trainings_do_not_write_to_one_folder(tmp_path, monkeypatch):
+    original, refused = Trainer.update, []
+
+    def update(self):
+        if self.updates == STOP:
+            with pytest.raises(
+                ValueError, match=rf"out: expected a folder to which no other .*, held by process {os.getpid()} on "
+            ) as raised:
+                resumed(tmp_path)
+            refused.append(raised.value)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    train(config(), progress=False, folder=tmp_path)
+    assert len(refused) == 1
+    assert updates(tmp_path) == UPDATES
+    assert resumed(tmp_path).steps == 20 * UPDATES, "the end of a training releases its lock"
+
+
+@pytest.mark.slow
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from a2c_compiled.training.folder_lock import folder_lock;"
+        "from a2c_compiled.training.distributed import Processes\n"
+        "with folder_lock(Path(sys.argv[1]), Processes()): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"out: expected .*, held by process {process.pid} on "):
+            train(config(), progress=False, folder=tmp_path)
+        process.kill()
+        process.wait()
+    assert train(config(), progress=False, folder=tmp_path).steps == 20 * UPDATES
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nothing_reads_its_output_any_more(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    arguments = [sys.executable, "-m", "a2c_compiled.cli", "train", "--out", tmp_path / "run", *OPTIONS, "--total-steps", "200"]
+    assert subprocess.run(list(map(str, arguments)), stdout=write, stderr=write, check=False).returncode == 141
+    os.close(write)
+    assert updates(tmp_path / "run") == 10
+    closed = " ".join(map(str, [*arguments, "--resume", "--total-steps", "400"])) + " 2>&- >&-"
+    assert subprocess.run(["bash", "-c", closed], check=False).returncode == 0
+    assert updates(tmp_path / "run") == 20
 
 
 def test_a_second_interrupt_ends_the_run_without_a_checkpoint(tmp_path, signalled, capsys):

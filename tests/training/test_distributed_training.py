@@ -164,6 +164,10 @@ def train_and_report(folder, rank):
         train(config(), progress=False, folder=seen, resume=True)
     except ValueError as error:
         report["not_shared"] = str(error)
+    try:
+        Trainer(config(lr=(0.001, 0.002)[rank]))
+    except ValueError as error:
+        report["unequal"] = str(error)
     half = slice(rank * ENVS // 2, (rank + 1) * ENVS // 2)
     report["data_parallel"] = data_parallel(random_rollouts(half))
     report["fully_sharded"] = fully_sharded(random_rollouts(half))
@@ -332,6 +336,7 @@ def test_a_folder_that_only_one_process_sees_is_refused(runs, ranks):
             " where only some processes find a checkpoint"
         )
         assert rank["not_shared"] == expected
+        assert rank["unequal"] == "lr: expected the same in all processes, got 0.001 in rank 0 and 0.002 in rank 1"
 
 
 # Deaths

@@ -5,6 +5,7 @@ import io
 import itertools
 import math
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,6 +201,30 @@ def test_the_progress_bar_shows_steps_and_return(tmp_path, capsys):
     assert "return=-0.5, critic=0.1" in shown
     logged(None, [row(400), {"steps": 400, "greedy_return": 7.0}], progress=True)
     assert "return=40, critic=0.1, greedy=7" in capsys.readouterr().err
+
+
+class Gone(io.StringIO):
+    """A stream whose reader goes away after some writes."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.writes = writes
+
+    def write(self, text):
+        self.writes -= 1
+        if self.writes < 0:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_run_goes_on_without_its_bar_when_stderr_has_no_reader(tmp_path, monkeypatch, caplog, writes):
+    monkeypatch.setattr(sys, "stderr", Gone(writes))
+    logged(tmp_path, [row(steps) for steps in range(100, 1001, 100)], progress=True)
+    assert load_progress(tmp_path)["steps"] == list(range(100, 1001, 100))
+    assert [record.getMessage() for record in caplog.records] == [
+        "training goes on without its progress bar: [Errno 32] Broken pipe"
+    ]
 
 
 def test_every_logged_column_is_a_metric_of_the_training_step_or_of_the_run():
