@@ -1,17 +1,27 @@
-"""Reads the folder of a run that is finished or still running: ``config.json``, and the current checkpoint."""
+"""The folder of a run: its lock, and how to read ``config.json`` and the current checkpoint of a run that is finished or still running."""
 
 import json
 import os
+import socket
+import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from filelock import FileLock, Timeout
+
+from a2c_compiled._files import atomic_file
 from a2c_compiled.environments import goal_of
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.tensor_groups import group_of
 from a2c_compiled.training.checkpoint import load_checkpoint, load_tensors
 from a2c_compiled.training.config import TrainConfig, load_config, with_environment
 from a2c_compiled.training.construction import make_loss, make_step
+from a2c_compiled.training.distributed import Processes
 from a2c_compiled.update.train_step import TrainStep
+
+LOCK, HOLDER = "run.lock", "run.holder"
+"""The file of the lock, and the file that says which process holds it."""
 
 
 class Group(NamedTuple):
@@ -29,6 +39,51 @@ class Group(NamedTuple):
     def goal(self) -> Optional[float]:
         """Return at which the environment counts as solved; None if there is none. See :func:`~a2c_compiled.environments.goal_of`."""
         return goal_of(self.config.get("env"), self.config.get("solved_return"))
+
+
+@contextmanager
+def folder_lock(folder: Optional[Path], processes: Processes) -> Iterator[None]:
+    """Context in which only the processes of this training write to ``folder``. All processes must enter it.
+
+    The process with rank 0 holds the lock. The operating system releases the lock when that process ends, however it ends.
+
+    Args:
+        folder: folder of the run; None: there is nothing to lock.
+        processes: the processes that train together.
+
+    Raises:
+        ValueError: another training holds the lock.
+        OSError: the file of the lock cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    lock = FileLock(folder / LOCK, timeout=0)
+    held = True
+    if processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            with atomic_file(folder / HOLDER) as path:
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        except Timeout:
+            held = False
+    if processes.any(not held):
+        raise ValueError(f"out: expected a folder to which no other training writes, got {folder}, held by {_holder(folder)}")
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            (folder / HOLDER).unlink(missing_ok=True)  # the file of the lock stays: removing it could give two processes a lock
+            lock.release()
+
+
+def _holder(folder: Path) -> str:
+    """Returns the text of the process that holds the lock."""
+    try:
+        return (folder / HOLDER).read_text()
+    except OSError:
+        return "another process"
 
 
 def load_run(folder: Path, env: Optional[str] = None, trust_environment: bool = False) -> Tuple[TrainConfig, A2CLoss]:

@@ -37,9 +37,9 @@ from a2c_compiled.training.construction import compiles, device_of, make_loss, m
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import started_processes
 from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, evaluate
-from a2c_compiled.training.folder_lock import folder_lock
 from a2c_compiled.training.interruption import StopRequest, stop_requests
 from a2c_compiled.training.log import RunLog
+from a2c_compiled.training.run_folder import folder_lock
 from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
 
 PATIENCE = 20

@@ -234,7 +234,7 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_released(tmp_path):
     program = (
-        "import sys, time; from pathlib import Path; from a2c_compiled.training.folder_lock import folder_lock;"
+        "import sys, time; from pathlib import Path; from a2c_compiled.training.run_folder import folder_lock;"
         "from a2c_compiled.training.distributed import Processes\n"
         "with folder_lock(Path(sys.argv[1]), Processes()): print('held', flush=True); time.sleep(60)"
     )
