@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from a2c_compiled._files import atomic_files
+from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
 from a2c_compiled.export.graphs.policies import ActingPolicy, flattened
 from a2c_compiled.export.graphs.update_graph import TrainStepGraph
@@ -32,6 +33,7 @@ def export_train_step(
     - ``train_step.onnx``: a :class:`~a2c_compiled.export.TrainStepGraph`.
     - ``train_step.policy.onnx``: an :class:`~a2c_compiled.export.ActingPolicy`.
     - ``train_step.state.npz``: the parameters, the optimizer state and the learning rate.
+    - ``train_step.onnx.sha256``: digests of these files, see :mod:`a2c_compiled.export.checking.digests`.
     - ``runtime.py``: a copy of :mod:`a2c_compiled.export.on_device.runtime`.
     - ``*.cases.npz``: the reference outputs of the two ONNX files.
 
@@ -74,6 +76,8 @@ def export_train_step(
             (folder / path.name).with_suffix(runtime.STATE_ENDING), allow_pickle=False, **state, lr=step.lr.double().numpy()
         )
         shutil.copy(RUNTIME, folder)
+        own = folder / path.name
+        write_digests(own, acting_path(own), own.with_suffix(runtime.STATE_ENDING))
     for written in (path, acting_path(path)):
         remove_unused_weights(written)
     return path

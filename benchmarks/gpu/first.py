@@ -123,7 +123,7 @@ def unpack(site: Path) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line. Returns 1 if a step failed or reached its time limit, else 0."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     names = [step.name for step in steps("cuda", HERE)]
     parser.add_argument("step", nargs="*", help=f"steps to run: any of {', '.join(names)} (default: all)")
     parser.add_argument(

@@ -195,7 +195,7 @@ def table(rows: Sequence[Count]) -> str:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line; returns the exit status."""
     forms = {form.name: form for form in FORMS}
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("form", nargs="*", help=f"forms to compile: any of {', '.join(forms)} (default: gae vtrace)")
     parser.add_argument(
         "--shapes", type=int, default=len(SHAPES), metavar="N", help="use only the first N shapes (default: all)"

@@ -233,7 +233,7 @@ def _cold_seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line. Returns 1 if a result is wrong, else 0."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="device to check and time (default: cuda)")
     parser.add_argument(
         "--out",

@@ -184,7 +184,7 @@ def _empty_compile_cache() -> Iterator[None]:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"preset to train: any of {', '.join(PRESETS)} (default: all)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="number of runs per preset (default: %(default)s)")
     parser.add_argument(

@@ -286,7 +286,7 @@ def measure(out: Path, num_envs: Sequence[int], seeds: int, device: str, samples
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--out", type=Path, default=Path("runs/bench_training"), help="folder for the results (default: runs/bench_training)"
     )

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from a2c_compiled._kinds import flag
 from a2c_compiled.export.checking.comparison import PASSED, OutputError, compared
+from a2c_compiled.export.checking.digests import check_digests
 from a2c_compiled.export.checking.randomness import same_distribution, samples
 from a2c_compiled.export.checking.reference_cases import Case, load_cases, summary
 from a2c_compiled.export.formats import ENDINGS, format_of
@@ -63,7 +65,7 @@ class Report(NamedTuple):
         return {**fields, "outputs": {name: error.as_json() for name, error in self.outputs.items()}}
 
 
-def verify(path: Union[str, Path]) -> Report:
+def verify(path: Union[str, Path], check: bool = True) -> Report:
     """Runs an exported file on its reference cases, and compares the outputs with the outputs of eager mode, stored at export.
 
     The cases cover:
@@ -82,13 +84,15 @@ def verify(path: Union[str, Path]) -> Report:
 
     Args:
         path: path of the file, with its ``.cases.npz`` beside it.
+        check: whether to compare the file with the digest of the export, ``.sha256`` beside it, if there is one.
 
     Returns:
         A :class:`Report`. Errors above the tolerance do not raise; read :attr:`Report.passed`.
 
     Raises:
+        TypeError: ``check`` is not a bool.
         ValueError: the file is missing, unreadable, of an unknown format or without reference cases; or its inputs or outputs do not match
-            the cases.
+            the cases; or it is not the file that was exported.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,6 +100,8 @@ def verify(path: Union[str, Path]) -> Report:
     format = format_of(path)
     if format is None:
         raise ValueError(f"path: expected a file ending in {', '.join(ENDINGS)}, got {path}")
+    if flag("check", check):
+        check_digests(path)
     cases = load_cases(path)
     try:
         run = format.load(path)

@@ -16,6 +16,7 @@ from torch import nn
 from a2c_compiled._files import atomic_file
 from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled.export.checking import onnx_file
+from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.checking.metadata import PREFIX, Names
 from a2c_compiled.export.checking.reference_cases import record_cases, summary
 from a2c_compiled.export.formats.record import Format
@@ -142,6 +143,7 @@ def export_onnx(
             run = _loaded(temporary, path)
         in_file = {name: own for name, own in names.inputs.items() if own in inputs}
         record_cases(call, path, run, in_file, list(names.outputs.values()))
+    write_digests(path)
     return path
 
 

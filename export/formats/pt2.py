@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from a2c_compiled._files import atomic_file
+from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
@@ -87,6 +88,7 @@ def write_program(
             _remove_stack_traces(program)
             write(program, describe(call), temporary)
         record_cases(call, path, load(temporary))
+    write_digests(path)
     return path
 
 

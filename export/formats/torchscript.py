@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled._files import atomic_file
+from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
@@ -81,6 +82,7 @@ def export_torchscript(
         with without_deprecation_warnings():
             torch.jit.save(_scripted(call), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
         record_cases(call, path, by_name(load(temporary)))
+    write_digests(path)
     return path
 
 

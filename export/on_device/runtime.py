@@ -116,6 +116,7 @@ class Policy:
         threads: int = 1,
         parameters: Optional[Mapping[str, ArrayLike]] = None,
         seed: Optional[int] = None,
+        check: bool = True,
     ) -> Policy:
         """Loads an exported greedy or sampled policy, with or without memory, or a Stable-Baselines3 model that ``from_sb3`` converted.
 
@@ -129,13 +130,15 @@ class Policy:
                 in the file. Dtypes as in the file, or dtypes that numpy casts to them (``casting="same_kind"``). Parameters that are not in
                 the mapping keep their values. A greedy policy ignores the parameters of the critic and of the distribution.
             seed: seed of the noise that a sampled policy draws. None: the noise differs from run to run.
+            check: whether to compare the file with the digest of its export, ``policy.onnx.sha256`` beside it, if there is one.
 
         Raises:
             FileNotFoundError: there is no file at ``path``.
-            ValueError, TypeError: the file is not such a policy, or an argument is invalid; the message names it.
+            ValueError, TypeError: the file is not such a policy, it is not the file that was exported, or an argument is invalid; the
+                message names it.
         """
         random = _Random(seed)
-        graph = _Graph(_existing(path), _POLICIES, provider, threads)
+        graph = _Graph(_checked(path, check), _POLICIES, provider, threads)
         if parameters is not None:
             graph = _Graph(graph.path, _POLICIES, graph.provider, threads, _with_parameters(graph, parameters))
         return cls(graph, random)
@@ -210,7 +213,9 @@ class Learner:
         self._current, self._next = self._bind(policy, first, second), self._bind(policy, second, first)
 
     @classmethod
-    def load(cls, path: Union[str, Path], provider: str = "auto", threads: int = 1, seed: Optional[int] = None) -> Learner:
+    def load(
+        cls, path: Union[str, Path], provider: str = "auto", threads: int = 1, seed: Optional[int] = None, check: bool = True
+    ) -> Learner:
         """Loads ``train_step.onnx``, with ``train_step.policy.onnx`` and ``train_step.state.npz`` beside it.
 
         Args:
@@ -219,6 +224,7 @@ class Learner:
             threads: as in :meth:`Policy.load`.
             seed: seed of the noise for acting, and for training steps that estimate an entropy from samples. None: the noise differs from
                 run to run.
+            check: whether to compare the three files with the digests of their export, ``train_step.onnx.sha256``, if there are any.
 
         Raises:
             FileNotFoundError: one of the files is missing.
@@ -228,7 +234,7 @@ class Learner:
         if provider in _PROVIDERS and provider not in ("cpu", "cuda"):
             # onnxruntime copies a bound input to such a device once, so it would not see the state that a training step writes.
             raise ValueError(f"provider: expected 'auto', 'cpu' or 'cuda' for a training step, got {provider!r}")
-        update = _Graph(_existing(path), ("TrainStepGraph",), provider, threads)
+        update = _Graph(_checked(path, check), ("TrainStepGraph",), provider, threads)
         policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.provider, threads)
         return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
 
@@ -873,6 +879,23 @@ def _existing(path: Union[str, Path]) -> Path:
     if not _path(path).is_file():
         raise FileNotFoundError(f"path: expected a file, found none at {path}")
     return Path(path)
+
+
+def _checked(path: Union[str, Path], check: bool) -> Path:
+    """Returns ``path`` as a Path. If ``check``, raises ValueError if a file is not the one whose digest was stored at export."""
+    path = _existing(path)
+    if not isinstance(check, bool):
+        raise TypeError(f"check: expected a bool, got {type(check).__name__}")
+    stored = path.with_name(f"{path.name}.sha256")
+    for line in stored.read_text(errors="replace").splitlines() if check and stored.is_file() else ():
+        digest, _, name = line.partition("  ")
+        file = path.parent / Path(name).name
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise ValueError(
+                f"path: expected the {file} that was exported, got one with another SHA-256 than in {stored.name}"
+                " (pass check=False if the file was changed on purpose)"
+            )
+    return path
 
 
 def _beside(path: Path, suffix: str) -> Path:

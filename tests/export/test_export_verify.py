@@ -1,5 +1,6 @@
 """``verify``: the cases on which it runs a file, which differences it accepts, and its errors for files that it cannot read."""
 
+import hashlib
 import json
 import shutil
 from typing import NamedTuple
@@ -37,8 +38,8 @@ def gae_files(tmp_path_factory):
 
 @pytest.fixture
 def folder(gae_files, tmp_path):
-    """A copy that the test may change."""
-    return shutil.copytree(gae_files, tmp_path / "files")
+    """A copy that the test may change: without the digests, which would tell."""
+    return shutil.copytree(gae_files, tmp_path / "files", ignore=shutil.ignore_patterns("*.sha256"))
 
 
 @pytest.fixture(params=UNCOMPILED)
@@ -319,6 +320,18 @@ def test_a_report_is_json(folder, ending, passes):
 
 
 # Files that cannot be verified
+
+
+def test_a_file_that_changed_since_its_export_is_refused(gae_files, tmp_path, ending):
+    folder = shutil.copytree(gae_files, tmp_path / "files")
+    path = folder / f"gae{ending}"
+    assert (folder / f"gae{ending}.sha256").read_text() == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  gae{ending}\n"
+    shutil.copy(folder / f"other{ending}", path)
+    with pytest.raises(ValueError, match=rf"path: expected the .*gae\{ending} that was exported, got one with another SHA-256"):
+        export.verify(path)
+    assert not export.verify(path, check=False).passed
+    (folder / f"gae{ending}.sha256").unlink()
+    assert not export.verify(path).passed
 
 
 @pytest.mark.parametrize("ending", EXPORTERS)

@@ -400,6 +400,43 @@ def test_saving_to_an_invalid_path_is_an_error(choices, tmp_path, path, error):
         Learner.load(choices.graph).save_state(path if path == 3 else tmp_path / path)
 
 
+def flipped(path):
+    """Flips one bit in the last weights of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".policy.onnx", ".state.npz"])
+def test_a_damaged_file_of_an_export_is_refused_by_name(choices, vectors, tmp_path, ending):
+    folder = shutil.copytree(choices.graph.parent, tmp_path / "files")
+    flipped(folder / f"train_step{ending}")
+    with pytest.raises(
+        ValueError, match=rf"path: expected the .*train_step\{ending} that was exported, .* than in train_step\.onnx\.sha256"
+    ):
+        Learner.load(folder / "train_step.onnx")
+    shutil.copy(vectors.graph.with_name(f"train_step{ending}"), folder)  # a file of another export
+    with pytest.raises(ValueError, match=rf"path: expected the .*train_step\{ending} that was exported"):
+        Learner.load(folder / "train_step.onnx")
+
+
+def test_a_policy_that_was_changed_on_purpose_loads_without_the_check(choices, tmp_path):
+    for file in choices.policy.parent.glob(f"{choices.policy.name}*"):
+        shutil.copy(file, tmp_path)
+    path, observation = tmp_path / choices.policy.name, observations()
+    model = onnx.load(path)
+    model.doc_string = "simplified"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match=r"path: expected the .* that was exported, .* check=False"):
+        Policy.load(path)
+    expected = Policy.load(choices.policy).act(observation)
+    np.testing.assert_array_equal(Policy.load(path, check=False).act(observation), expected)
+    path.with_name(f"{path.name}.sha256").unlink()
+    np.testing.assert_array_equal(Policy.load(path).act(observation), expected)
+    with pytest.raises(TypeError, match="check: expected a bool, got str"):
+        Policy.load(path, check="no")
+
+
 def altered(**changes):
     """Returns a function that replaces entries of a saved state, or removes those that are None."""
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium
@@ -243,6 +244,11 @@ def python(*arguments, code):
 
 
 @pytest.mark.slow
+def test_the_version_is_that_of_the_package(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"a2c-compiled {version('a2c_compiled')}\n"
+
+
 def test_help_of_train_needs_no_docstrings(capsys):
     output, _ = python("-OO", code="from a2c_compiled.cli import main; main(['train', '--help'])")
     assert run("train", "--help") == 0
