@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, List, NamedTuple, Tuple, Union
 
 import torch
 from gymnasium import spaces
@@ -14,14 +14,22 @@ from torch import nn
 
 try:
     from sb3_contrib import TRPO
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 except ImportError:  # sb3-contrib is optional
-    TRPO = RecurrentActorCriticPolicy = None
+    TRPO = MaskableActorCriticPolicy = RecurrentActorCriticPolicy = None
 
 from a2c_compiled._environment_action import EnvironmentAction, check_action_space
 from a2c_compiled._kinds import flag
 from a2c_compiled.distributions import AddStateIndependentNormalScale, Distribution, Normal
 from a2c_compiled.estimators import GAE
+from a2c_compiled.integrations.stable_baselines3.masked_networks import (
+    CriticHead,
+    FeaturesAndMask,
+    MaskedActorHead,
+    MaskedToModel,
+    masked_distribution,
+)
 from a2c_compiled.integrations.stable_baselines3.observations import environment_to_model, preprocessing, wrappers_of
 from a2c_compiled.integrations.stable_baselines3.policy_networks import (
     Floating,
@@ -47,6 +55,7 @@ _COMPUTATIONS = (
     "_get_action_dist_from_latent",
     "_predict",
 )
+_POLICIES = (ActorCriticPolicy,) if MaskableActorCriticPolicy is None else (ActorCriticPolicy, MaskableActorCriticPolicy)
 _MIN_SCALE = torch.finfo(torch.float32).tiny  # so small that it has no effect, because SB3 has no lower bound of the scale
 
 
@@ -76,6 +85,11 @@ def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool =
     - Actions of a Box are clipped to its bounds.
     - The policy of ``RecurrentPPO`` takes and returns its hidden state: ``action, next_hidden = policy(observation, hidden)``. The loss of
       such a model takes observations as :mod:`a2c_compiled.recurrent` describes.
+    - The observation of ``MaskablePPO`` is a pair of an observation and its action mask: ``policy((observation, action_masks))``. A mask is
+      ``[N, choices]``, any dtype, nonzero for allowed actions, in SB3's order. The inputs of an exported policy are ``observation.0`` (of a
+      Dict space: ``observation.0.<key>``) and the mask ``observation.1``; ``input_names`` of ``export_onnx`` gives them other names. The
+      loss takes the mask as the last entry of the observation, a tuple, and integer actions. If a mask allows no option of a choice, the
+      log-probability is NaN; in SB3, all options are then equally probable.
     - If ``VecFrameStack`` is around ``VecNormalize``, as in RL Zoo, the policy takes one frame and its hidden state, which is the stack of
       normalised frames: ``action, next_hidden = policy(observation, hidden)``. Pass a hidden state of zeros, in the shape of the model's
       space, at the first step of an episode; the runtime's ``Policy`` does so after ``reset``.
@@ -99,7 +113,7 @@ def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool =
     once for both. That of a recurrent model runs twice.
 
     Args:
-        model: an SB3 ``A2C`` or ``PPO``, sb3-contrib's ``RecurrentPPO`` or ``TRPO``, another on-policy algorithm with an
+        model: an SB3 ``A2C`` or ``PPO``, sb3-contrib's ``RecurrentPPO``, ``MaskablePPO`` or ``TRPO``, another on-policy algorithm with an
             ``ActorCriticPolicy``, or its policy. With ``use_sde=True`` (generalised state-dependent exploration), the loss computes the
             scale of the noise from the features.
 
@@ -114,13 +128,12 @@ def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool =
         :class:`FromSB3`: ``policy`` and ``loss``.
 
     Raises:
-        TypeError: ``model`` is not an on-policy algorithm or an ``ActorCriticPolicy``, or the policy overrides the computation (masked or
-            custom policies), or ``sampled`` is not a bool.
+        TypeError: ``model`` is none of these, or the policy overrides the computation (custom policies), or ``sampled`` is not a bool.
         ValueError: the observation or action space is not supported, or ``squash_output`` is True, or ``use_sde`` and ``sampled`` are both
-            True (SB3 keeps the noise of several steps), or two ``VecFrameStack``, or a wrapper that
-            changes the observation space, are around ``VecNormalize``. Two of these are combined: ``sampled=True``, ``RecurrentPPO`` and a
-            ``VecFrameStack`` around ``VecNormalize``; or a Dict space with one of the latter two. Or an LSTM is bidirectional, or has a
-            projection or dropout.
+            True (SB3 keeps the noise of several steps), or two ``VecFrameStack``, or a wrapper that changes the observation space, are
+            around ``VecNormalize``. Two of these are combined: ``sampled=True``, ``RecurrentPPO`` and a ``VecFrameStack`` around
+            ``VecNormalize``; or a Dict space with one of the latter two; or ``MaskablePPO`` with the last one. Or an LSTM is
+            bidirectional, or has a projection or dropout.
 
     Warns:
         UserWarning: ``model`` was trained with ``VecNormalize``, and its environment has none. The policy then takes normalised
@@ -129,32 +142,9 @@ def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool =
     sampled = flag("sampled", sampled)
     policy = _checked_policy(model)
     space = policy.observation_space
-    preprocess = preprocessing(space, policy.normalize_images)
     distribution = _distribution(policy)
-    extractor = policy.mlp_extractor
-    shape: Any = list(space.shape or ())
-    network: Any = Network
-    if isinstance(space, spaces.Dict):
-        if _is_recurrent(policy):
-            raise ValueError(f"model: expected an observation space of one tensor for a recurrent model, got {space}")
-        shape, network = {key: list(part.shape or ()) for key, part in space.items()}, MultiInputNetwork
-    features = policy.pi_features_extractor, policy.vf_features_extractor
-    heads = (extractor.policy_net, _actor_head(policy)), (extractor.value_net, policy.value_net)
-    actor: nn.Module
-    critic: nn.Module
-    if _is_recurrent(policy):
-        actor_layers, critic_layers, between = lstm_layers(policy)
-        actor_features, critic_features = (Network(shape, preprocess, part, nn.Identity(), nn.Identity()) for part in features)
-        actor = OverTime(actor_features, actor_layers, nn.Sequential(*heads[0]))
-        critic = OverTime(critic_features, critic_layers, nn.Sequential(between, *heads[1]))
-    elif policy.share_features_extractor and any(True for _ in features[0].parameters()):
-        trunk = network(shape, preprocess, features[0], nn.Identity(), nn.Identity())
-        width = [int(policy.features_dim)]
-        both = ActorCritic(trunk, *(Network(width, nn.Identity(), nn.Identity(), *head) for head in heads))
-        actor, critic = both.actor_network, both.critic_network
-    else:
-        actor, critic = (network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
-    algorithm = None if isinstance(model, ActorCriticPolicy) else model
+    actor, critic = _networks(policy)
+    algorithm: Any = None if isinstance(model, _POLICIES) else model
     wrappers = wrappers_of(None if algorithm is None else algorithm.get_env())
     had_statistics = getattr(algorithm, "_last_original_obs", None) is not None
     if algorithm is not None and had_statistics and algorithm.get_vec_normalize_env() is None:
@@ -163,11 +153,13 @@ def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool =
             " observations (before the conversion, call model.set_env(VecNormalize.load(path, env)))",
             stacklevel=2,
         )
-    if sampled and policy.use_sde:
+    if sampled and getattr(policy, "use_sde", False):
         raise ValueError(
             "sampled: expected False for a model with use_sde=True, whose noise depends on earlier steps, got True"
         )
-    parts = environment_to_model(space, wrappers.normalize), actor, distribution, _bounds(policy.action_space)
+    raw = environment_to_model(space, wrappers.normalize)
+    raw = MaskedToModel(raw) if _is_masked(policy) else raw
+    parts = raw, actor, distribution, _bounds(policy)
     exportable: ExportablePolicy = PredictPolicy(*parts)
     if _is_recurrent(policy):
         if sampled:
@@ -176,6 +168,8 @@ def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool =
             raise ValueError("model: expected no VecFrameStack around VecNormalize for a recurrent model, got one")
         exportable = RecurrentPredictPolicy(*parts)
     elif wrappers.stack is not None:
+        if _is_masked(policy):
+            raise ValueError("model: expected no VecFrameStack around VecNormalize for a MaskablePPO, got one")
         if isinstance(space, spaces.Dict):
             raise ValueError(f"model: expected no VecFrameStack around VecNormalize for a Dict observation space, got {space}")
         if sampled:
@@ -187,19 +181,58 @@ def from_sb3(model: Union[OnPolicyAlgorithm, ActorCriticPolicy], sampled: bool =
     return FromSB3(exportable.to(policy.device), _loss(algorithm, actor, critic, distribution))
 
 
+def _networks(policy: ActorCriticPolicy) -> Tuple[nn.Module, nn.Module]:
+    """Returns the actor and the critic of ``policy``."""
+    space = policy.observation_space
+    preprocess = preprocessing(space, policy.normalize_images)
+    extractor = policy.mlp_extractor
+    shape: Any = list(space.shape or ())
+    network: Any = Network
+    if isinstance(space, spaces.Dict):
+        if _is_recurrent(policy):
+            raise ValueError(f"model: expected an observation space of one tensor for a recurrent model, got {space}")
+        shape, network = {key: list(part.shape or ()) for key, part in space.items()}, MultiInputNetwork
+    features = policy.pi_features_extractor, policy.vf_features_extractor
+    heads = (extractor.policy_net, _actor_head(policy)), (extractor.value_net, policy.value_net)
+    if _is_recurrent(policy):
+        actor_layers, critic_layers, between = lstm_layers(policy)
+        actor_features, critic_features = (Network(shape, preprocess, part, nn.Identity(), nn.Identity()) for part in features)
+        actor = OverTime(actor_features, actor_layers, nn.Sequential(*heads[0]))
+        return actor, OverTime(critic_features, critic_layers, nn.Sequential(between, *heads[1]))
+    is_shared = policy.share_features_extractor and any(True for _ in features[0].parameters())
+    if not is_shared and not _is_masked(policy):
+        actor, critic = (network(shape, preprocess, part, *head) for part, head in zip(features, heads, strict=True))
+        return actor, critic
+    trunks: List[nn.Module] = [network(shape, preprocess, part, nn.Identity(), nn.Identity()) for part in features]
+    width = [int(policy.features_dim)]
+    ends: List[nn.Module] = [Network(width, nn.Identity(), nn.Identity(), *head) for head in heads]
+    if _is_masked(policy):
+        sizes = _choice_sizes(policy.action_space)
+        trunks = [FeaturesAndMask(trunk, sum(sizes)) for trunk in trunks]
+        ends = [MaskedActorHead(ends[0], sizes), CriticHead(ends[1], sum(sizes))]
+    if not is_shared:
+        return nn.Sequential(trunks[0], ends[0]), nn.Sequential(trunks[1], ends[1])
+    both = ActorCritic(trunks[0], *ends)
+    return both.actor_network, both.critic_network
+
+
 def _checked_policy(model: Union[OnPolicyAlgorithm, ActorCriticPolicy]) -> ActorCriticPolicy:
     """Returns the policy of ``model``. Raises the errors of :func:`from_sb3` if the policy is not supported."""
-    if not isinstance(model, (OnPolicyAlgorithm, ActorCriticPolicy)):
+    if not isinstance(model, (OnPolicyAlgorithm, *_POLICIES)):
         raise TypeError(f"model: expected an on-policy algorithm or an ActorCriticPolicy, got {type(model).__name__}")
-    policy = model if isinstance(model, ActorCriticPolicy) else model.policy
-    if not isinstance(policy, ActorCriticPolicy):
+    policy = model if isinstance(model, _POLICIES) else model.policy
+    if not isinstance(policy, _POLICIES):
         raise TypeError(f"model: expected an ActorCriticPolicy, got {type(policy).__name__}")
-    original = RecurrentActorCriticPolicy if _is_recurrent(policy) else ActorCriticPolicy
+    original = ActorCriticPolicy
+    if _is_recurrent(policy):
+        original = RecurrentActorCriticPolicy
+    elif _is_masked(policy):
+        original = MaskableActorCriticPolicy
     overridden = [name for name in _COMPUTATIONS if getattr(type(policy), name) is not getattr(original, name)]
     if overridden:
         raise TypeError(
             f"model: expected a policy with the methods of {original.__name__}, got {type(policy).__name__} with its own"
-            f" {', '.join(overridden)} (masked policies are not supported)"
+            f" {', '.join(overridden)}"
         )
     if not isinstance(policy.mlp_extractor, MlpExtractor):
         raise TypeError(f"model: expected an MlpExtractor as mlp_extractor, got {type(policy.mlp_extractor).__name__}")
@@ -213,9 +246,27 @@ def _is_recurrent(policy: ActorCriticPolicy) -> bool:
     return RecurrentActorCriticPolicy is not None and isinstance(policy, RecurrentActorCriticPolicy)
 
 
+def _is_masked(policy: ActorCriticPolicy) -> bool:
+    """Returns whether ``policy`` is a policy of sb3-contrib that takes action masks."""
+    return MaskableActorCriticPolicy is not None and isinstance(policy, MaskableActorCriticPolicy)
+
+
+def _choice_sizes(space: spaces.Space) -> List[int]:
+    """Returns the number of options of each choice in an action of a masked policy. An entry of MultiBinary is a choice of two."""
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return [int(n) for n in space.nvec]
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return [2] * space.shape[0]
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    raise ValueError(f"model: expected a Discrete, MultiDiscrete or MultiBinary action space of one axis, got {space}")
+
+
 def _distribution(policy: ActorCriticPolicy) -> Distribution:
     """Returns this library's distribution for the action space of ``policy``."""
     space = policy.action_space
+    if _is_masked(policy):
+        return masked_distribution(_choice_sizes(space), isinstance(space, spaces.Discrete))
     if isinstance(space, spaces.Box):
         check_action_space(space)
         return Normal(math.prod(space.shape), scale_mapping="exp", scale_lb=_MIN_SCALE)
@@ -236,14 +287,15 @@ def _actor_head(policy: ActorCriticPolicy) -> nn.Module:
     return nn.Sequential(policy.action_net, scale)
 
 
-def _bounds(space: spaces.Space) -> nn.Module:
+def _bounds(policy: ActorCriticPolicy) -> nn.Module:
     """Returns the module that maps actions of the distribution to actions that ``model.predict`` returns."""
-    if isinstance(space, spaces.Box):
-        return EnvironmentAction(space)
-    return Floating() if isinstance(space, spaces.MultiBinary) else nn.Identity()
+    if isinstance(policy.action_space, spaces.Box):
+        return EnvironmentAction(policy.action_space)
+    is_floating = isinstance(policy.action_space, spaces.MultiBinary) and not _is_masked(policy)
+    return Floating() if is_floating else nn.Identity()
 
 
-def _loss(algorithm: Optional[OnPolicyAlgorithm], actor: nn.Module, critic: nn.Module, distribution: Distribution) -> A2CLoss:
+def _loss(algorithm: Any, actor: nn.Module, critic: nn.Module, distribution: Distribution) -> A2CLoss:
     """Returns the loss with the coefficients of ``algorithm``; None: with SB3's defaults of A2C."""
     if algorithm is None:
         return A2CLoss(actor, critic, distribution, GAE(0.99, 1.0), 0.0, 0.5, "l2")
