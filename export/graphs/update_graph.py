@@ -155,6 +155,6 @@ def _buffers_restored(module: nn.Module) -> Iterator[None]:
     if written:
         raise ExportError(
             f"TrainStepGraph cannot be exported: a network writes to its buffer {written[0]}, which a graph cannot update. Call .eval() on"
-            " the module that has this buffer, if that stops the writes, as for nn.BatchNorm, or replace it: nn.LayerNorm and"
-            " nn.GroupNorm keep no statistics"
+            " the module that has this buffer, if that stops the writes, as for nn.BatchNorm and spectral_norm, or replace it:"
+            " nn.LayerNorm and nn.GroupNorm keep no statistics"
         )

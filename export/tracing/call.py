@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar,
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from a2c_compiled._kinds import described
 from a2c_compiled._torch_internals import uncompiled
@@ -226,7 +226,7 @@ def copied(module: _Module) -> _Module:
 
 
 def _with_plain_weights(module: nn.Module) -> nn.Module:
-    """Returns ``module``, with a plain parameter in place of each parametrization, such as a weight norm.
+    """Returns ``module``, with a plain parameter in place of each parametrization, such as a weight norm, and of each pruned weight.
 
     In evaluation mode, the weight that a parametrization computes is constant.
     """
@@ -239,8 +239,15 @@ def _with_plain_weights(module: nn.Module) -> nn.Module:
             for name, weight in weights.items():
                 part.register_parameter(name, nn.Parameter(weight.detach(), weight.requires_grad))
         for name, value in list(vars(part).items()):
-            if isinstance(value, Tensor) and hasattr(part, f"{name}_g") and hasattr(part, f"{name}_v"):
-                nn.utils.remove_weight_norm(part, name)  # the older kind, a hook that computes the weight before each call
+            if not isinstance(value, Tensor):
+                continue
+            # The older kinds: a hook computes the weight before each call.
+            if hasattr(part, f"{name}_g") and hasattr(part, f"{name}_v"):
+                nn.utils.remove_weight_norm(part, name)
+            elif hasattr(part, f"{name}_orig") and hasattr(part, f"{name}_u"):
+                nn.utils.remove_spectral_norm(part, name)
+            elif hasattr(part, f"{name}_orig") and hasattr(part, f"{name}_mask"):
+                prune.remove(part, name)
     return module
 
 

@@ -29,6 +29,7 @@ _REPLACEMENTS = {
     "adaptive_max_pool": "Use nn.MaxPool2d with a fixed kernel_size, or amax for the maximum of an image",
     "grid_sampler": "Freeze the layers before it and its grid with requires_grad_(False)",
     "_aa_backward": "Use antialias=False, or freeze the layers before it with requires_grad_(False)",
+    "linalg_": "Replace a parametrization such as orthogonal by a plain weight: torch.nn.utils.parametrize.remove_parametrizations",
 }
 
 
@@ -73,6 +74,15 @@ def _explanation(error: Exception, call: Call, tracker: "_CallTracker") -> Tuple
             f"its code only works for {axis} = {size}, the example's size{_in(tracker.fixed_in)}; a loop over that dimension, a"
             f" recurrent layer or a size that is read as a Python number fixes it. {remedy}"
         )
+    if "to have an entirely functional graph" in text:
+        places = [_place(name, module) for name, module in call.source.named_modules() if _computes_weight(name)]
+        remedy = (
+            "Replace the parametrization by a plain weight: torch.nn.utils.parametrize.remove_parametrizations"
+            if places
+            else "Write that part without writing to parts of tensors"
+        )
+        what = f"a gradient writes to a part of a tensor{_in(' or '.join(places))}, which an ONNX graph cannot do"
+        return None, f"{what}. {remedy}, or export to .pt2"
     if "data-dependent" in text:
         remedy = "Write it with torch.where" + ("" if of_training_step else ", or export to TorchScript")
         return None, f"its code branches on values of tensors{_in(tracker.place, _line(chain, text))}. {remedy}"
@@ -118,6 +128,11 @@ def _is_user_code(file: str) -> bool:
     """Returns whether a file belongs neither to Python's standard library nor to torch or this package, and is a real file."""
     standard = file.startswith(sysconfig.get_paths()["stdlib"]) and "site-packages" not in file
     return not standard and not file.startswith((*_LIBRARY_FOLDERS, "<"))
+
+
+def _computes_weight(name: str) -> bool:
+    """Returns whether the submodule at this path is a parametrization, which computes a weight."""
+    return ".parametrizations." in name and name.rpartition(".")[2].isdigit()
 
 
 def _place(name: str, module: nn.Module) -> str:

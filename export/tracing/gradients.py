@@ -160,7 +160,7 @@ def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
             target = "a buffer or parameter" if name is None else f"the buffer {name}"
             raise ExportError(
                 f"{operation}: writes to {target}, which a graph cannot update. Call .eval() on the module that does this, if that"
-                " stops the writes, as for nn.BatchNorm, or replace it: nn.LayerNorm and nn.GroupNorm keep no statistics",
+                " stops the writes, as for nn.BatchNorm and spectral_norm, or replace it: nn.LayerNorm and nn.GroupNorm keep no statistics",
                 operation,
             )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from export_cases import EXPORTERS, LOADERS, UNCOMPILED, named
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from a2c_compiled import distributions, estimators, export
 from a2c_compiled.export.on_device import runtime
@@ -177,9 +177,11 @@ class Normalized(nn.Module):
         self.rotation = parametrizations.orthogonal(nn.Linear(3, 3)).requires_grad_(trained)
         with pytest.warns(FutureWarning, match="weight_norm"):
             self.older = nn.utils.weight_norm(nn.Linear(3, 3))
+        self.older_spectral = nn.utils.spectral_norm(nn.Linear(3, 3)).eval()  # in training mode, each call changes the weight
+        self.pruned = prune.random_unstructured(nn.Linear(3, 3), "weight", 4)
 
     def forward(self, observation: Tensor) -> Tensor:
-        return self.older(self.rotation(self.linear(observation)))
+        return self.pruned(self.older_spectral(self.older(self.rotation(self.linear(observation)))))
 
 
 @pytest.mark.parametrize("ending", UNCOMPILED)
@@ -194,7 +196,11 @@ def test_a_parametrized_weight_is_a_plain_weight_in_the_file(ending, tmp_path):
     assert sorted(name for name, _ in module.named_parameters()) == sorted(name for name, _ in Normalized().named_parameters())
     if ending == ".onnx":
         weights = {tensor.name for tensor in onnx.load(path).graph.initializer}
-        assert {f"{layer}.{name}" for layer in ("linear", "rotation", "older") for name in ("weight", "bias")} <= weights
+        assert {
+            f"{layer}.{name}"
+            for layer in ("linear", "rotation", "older", "older_spectral", "pruned")
+            for name in ("weight", "bias")
+        } <= weights
 
 
 @pytest.mark.parametrize("ending", UNCOMPILED)

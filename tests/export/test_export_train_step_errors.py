@@ -111,8 +111,13 @@ LAYER = r"loss\.actor_network\.1"
             "aten.grid_sampler_2d_backward",
             rf"\(in {LAYER}, Warped\) has no translation to ONNX. Freeze the layers before it",
         ),
+        (
+            nn.utils.parametrizations.orthogonal(nn.Linear(8, 8), orthogonal_map="cayley"),
+            "aten._linalg_solve_ex",
+            rf"\(in {LAYER}\.parametrizations\.weight\.0, _Orthogonal\) has no translation .*remove_parametrizations, or",
+        ),
     ],
-    ids=["no_translation", "dropout", "adaptive_max_pooling", "warped"],
+    ids=["no_translation", "dropout", "adaptive_max_pooling", "warped", "orthogonal"],
 )
 def test_an_operation_that_cannot_be_exported_is_named_with_its_module_and_a_remedy(layer, operation, message, tmp_path):
     with pytest.raises(
@@ -158,8 +163,12 @@ def test_a_buffer_that_a_network_writes_to_is_named_with_a_remedy_and_not_change
             OverTime(),
             rf"only works for T = 5, .* \(in {LAYER}\.lstm, LSTM\).* a recurrent network's state part .*, and use nn\.GRUCell",
         ),
+        (
+            nn.utils.parametrizations.orthogonal(nn.Linear(8, 8), orthogonal_map="householder"),
+            rf"gradient writes to a part of a tensor \(in {LAYER}\.parametrizations\.weight\.0, _Orthogonal\).* plain weight.* to \.pt2$",
+        ),
     ],
-    ids=["branch", "branch_on_size", "loop", "lstm"],
+    ids=["branch", "branch_on_size", "loop", "lstm", "householder"],
 )
 def test_code_that_cannot_be_exported_is_named_with_a_remedy(layer, message, tmp_path):
     with pytest.raises(export.ExportError, match=rf"^TrainStepGraph cannot be exported to ONNX: .*{message}"):
