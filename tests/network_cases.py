@@ -209,13 +209,17 @@ class Widened(Peaked):
         return self.network(x).double()
 
 
-class Masked(Peaked):
-    """Logits, and a mask that depends on the observation and always allows the first choice."""
+class Masked(nn.Module):
+    """Logits, and a mask that the observation determines. It always allows the first choice."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.network = nn.Linear(8, outputs // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits, scores = self.network(x).chunk(2, -1)
-        allowed = scores > 0
-        return torch.cat([logits, torch.cat([torch.ones_like(allowed[..., :1]), allowed[..., 1:]], -1).to(logits.dtype)], -1)
+        logits = self.network(x)
+        others = x[..., 1 : logits.size(-1)] > 0
+        return torch.cat([logits, torch.ones_like(x[..., :1]), others.to(x.dtype)], -1)
 
 
 class LearnedStd(nn.Module):

@@ -34,6 +34,8 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     _name_values_in_subgraphs(model.graph)
     weights = _fold_constants(program, call)
     use_faster_forms(model.graph)
+    for node in model.graph.all_nodes():
+        _make_axes_positive(node, model.graph)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph
@@ -44,7 +46,6 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
             graph.inputs.remove(value)
     for node in graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with file paths of the exporting machine
-        _make_axis_positive(node)
     for value in graph.initializers.values():
         if not value.is_graph_output():
             value.shape = value.type = None  # its tensor has them; tools that replace the tensor do not change them
@@ -114,11 +115,24 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
                 yield from _subgraphs(inner)
 
 
-def _make_axis_positive(node: ir.Node) -> None:
-    """Replaces a negative ``axis`` by the same axis counted from 0, because some runtimes do not support negative axes."""
-    axis, data = node.attributes.get("axis"), node.inputs[0] if node.inputs else None
-    if axis is not None and axis.as_int() < 0 and data is not None and data.shape is not None:
-        node.attributes["axis"] = ir.AttrInt64("axis", axis.as_int() + len(data.shape))
+def _make_axes_positive(node: ir.Node, graph: ir.Graph) -> None:
+    """Replaces a negative ``axis``, and negative axes of a reduction, by the same axes counted from 0.
+
+    Some runtimes do not support negative axes. In onnxruntime, a reduction of an empty tensor over a negative axis keeps that axis.
+    """
+    data = node.inputs[0] if node.inputs else None
+    if data is None or data.shape is None:
+        return
+    rank, axis = len(data.shape), node.attributes.get("axis")
+    if axis is not None and axis.as_int() < 0:
+        node.attributes["axis"] = ir.AttrInt64("axis", axis.as_int() + rank)
+    axes = node.inputs[1] if node.op_type.startswith("Reduce") and len(node.inputs) > 1 else None
+    if axes is not None and axes.const_value is not None and (axes.const_value.numpy() < 0).any():
+        name = f"{axes.name}.of_{rank}"
+        if name not in graph.initializers:
+            positive = ir.tensor(axes.const_value.numpy() % rank, name=name)
+            graph.register_initializer(ir.Value(name=name, const_value=positive, shape=positive.shape, type=axes.type))
+        node.replace_input_with(1, graph.initializers[name])
 
 
 def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union[int, str, None]:

@@ -113,6 +113,10 @@ def _encoded(array: np.ndarray) -> List[Any]:
     return [array.dtype.name, array.shape, base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()]
 
 
+IN_PYTHON = {"onnxruntime": in_onnxruntime, "openvino": in_openvino, "tract": in_tract}
+IN_NODE = ("onnxruntime-web", "onnxruntime-node")
+
+
 def outcome(load: Callable[[Path], Run], path: Path) -> str:
     """Returns ``"equal"``, or what differs, or the error."""
     cases = load_cases(path)
@@ -128,13 +132,12 @@ def outcome(load: Callable[[Path], Run], path: Path) -> str:
 def main() -> int:
     """Runs the files of a folder, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    in_python = {"onnxruntime": in_onnxruntime, "openvino": in_openvino, "tract": in_tract}
-    parser.add_argument("runtime", choices=[*in_python, "onnxruntime-web", "onnxruntime-node"])
+    parser.add_argument("runtime", choices=[*IN_PYTHON, *IN_NODE])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--modules", type=Path, default=Path("node_modules"))
     options = parser.parse_args()
-    node = None if options.runtime in in_python else Node((options.modules / options.runtime).resolve())
-    load = node or in_python[options.runtime]
+    node = None if options.runtime in IN_PYTHON else Node((options.modules / options.runtime).resolve())
+    load = node or IN_PYTHON[options.runtime]
     paths = sorted(path for path in options.folder.rglob("*.onnx") if path.with_name(f"{path.name}.cases.npz").exists())
     equal = 0
     for path in paths:

@@ -183,8 +183,8 @@ def test_one_input_is_scripted(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["minatar", "stacked_grey"])
-def test_a_policy_over_images_is_exported(tmp_path, name):
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_an_actor_over_the_space_is_exported(tmp_path, name):
     space, _ = OBSERVATIONS[name]
     actor, _, _ = make_networks(Spaces(space), (8,))
     path = export.export_onnx(actor, (some_observations(space, 2),), tmp_path / "actor.onnx", ("N",))
