@@ -1,9 +1,9 @@
 """Exports the networks of ``network_cases.py`` as policies, loss and training step, in each format, and verifies every file.
 
-Run ``python tests/export/many_networks.py`` for all of them, which takes about an hour on one core. ``--only``, ``--graphs``, ``--formats``
-and ``--seeds`` choose some, and ``--keep`` keeps the files. Prints a table with a row for each network and a column for each file: ``equal`` to eager mode, ``refused`` with
-an ExportError, or ``WRONG``; the messages follow the row. Fails if a file is wrong, or if fewer than fifty networks export completely.
-``test_many_networks.py`` exports a few of them.
+Run ``python tests/export/many_networks.py`` for all of them, which takes about half an hour on one core. ``--only``, ``--graphs``,
+``--formats`` and ``--seeds`` choose some, and ``--keep`` keeps the files. Prints a table with a row for each network and a column for each
+file: ``equal`` to eager mode, ``refused``, or ``WRONG``; the messages follow the row. Fails if a file is wrong, or if fewer than fifty
+networks export completely. ``test_many_networks.py`` exports a few of them.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -87,7 +86,9 @@ def outcomes(
     for file, (name, format) in files(graphs, formats).items():
         try:
             graph = graph_of(network, name, seed)
-            report = export.verify(FORMATS[format].export(graph.module, graph.example_inputs, folder / file, graph.dynamic_axes))
+            report = export.verify(
+                FORMATS[format].export(graph.module, graph.example_inputs, folder / file, graph.dynamic_axes)
+            )
         except Exception as error:
             refused = isinstance(error, export.ExportError) or re.match(r"[\w.\[\]]+: expected .*, got ", str(error))
             yield file, Outcome(REFUSED if refused else WRONG, f"{type(error).__name__}: {error}")
@@ -121,7 +122,8 @@ def main() -> int:
     complete = 0
 
     def row(label: str, cells: Sequence[object], last: str) -> None:
-        print("  ".join([label.ljust(width), *(str(cell).rjust(len(file)) for cell, file in zip(cells, columns)), last]), flush=True)
+        aligned = [str(cell).rjust(len(file)) for cell, file in zip(cells, columns, strict=True)]
+        print("  ".join([label.ljust(width), *aligned, last]), flush=True)
 
     row("", columns, "seconds")
     runs = [(name, seed) for seed in options.seeds for name in options.only]

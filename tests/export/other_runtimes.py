@@ -79,7 +79,11 @@ class Node:
     def __init__(self, package: Path) -> None:
         script = Path(__file__).with_name("run_in_node.cjs")
         self._process = subprocess.Popen(
-            ["node", str(script), str(package)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ["node", str(script), str(package)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def __call__(self, path: Path) -> Run:
@@ -87,7 +91,9 @@ class Node:
         self._answer({"path": str(path)})
         return lambda inputs: {
             name: np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
-            for name, (dtype, shape, data) in self._answer({"inputs": {name: _encoded(x) for name, x in inputs.items()}}).items()
+            for name, (dtype, shape, data) in self._answer(
+                {"inputs": {name: _encoded(x) for name, x in inputs.items()}}
+            ).items()
         }
 
     def _answer(self, request: Dict[str, Any]) -> Dict[str, Any]:

@@ -56,7 +56,9 @@ def test_every_observation_space_is_in_one_line():
 
 
 def test_every_runtime_is_one_that_a_test_or_the_command_runs():
-    measured = [re.findall(r"other_runtimes\.py ([\w-]+)", how)[0] for _, _, _, how in rows("Runtimes") if "other_runtimes" in how]
+    measured = [
+        re.findall(r"other_runtimes\.py ([\w-]+)", how)[0] for _, _, _, how in rows("Runtimes") if "other_runtimes" in how
+    ]
     assert set(measured) == {*IN_PYTHON, *IN_NODE}
     for _, version, _, how in rows("Runtimes"):
         assert re.search(r"\d", version)
