@@ -36,6 +36,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     use_faster_forms(model.graph)
     for node in model.graph.all_nodes():
         _make_axes_positive(node, model.graph)
+        _replace_one_sided_clip(node)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph
@@ -133,6 +134,18 @@ def _make_axes_positive(node: ir.Node, graph: ir.Graph) -> None:
             positive = ir.tensor(axes.const_value.numpy() % rank, name=name)
             graph.register_initializer(ir.Value(name=name, const_value=positive, shape=positive.shape, type=axes.type))
         node.replace_input_with(1, graph.initializers[name])
+
+
+def _replace_one_sided_clip(node: ir.Node) -> None:
+    """Replaces a Clip of integers with one bound by Max or Min, because OpenVINO returns 0 for integers without the other bound."""
+    if node.op_type != "Clip" or node.inputs[0] is None or not (node.inputs[0].dtype or ir.DataType.FLOAT).is_integer():
+        return
+    bounds = [*node.inputs[1:], None, None][:2]
+    given = [bound for bound in bounds if bound is not None]
+    if len(given) == 1:
+        node.op_type = "Max" if bounds[0] is not None else "Min"
+        node.resize_inputs(2)
+        node.replace_input_with(1, given[0])
 
 
 def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union[int, str, None]:
