@@ -110,22 +110,31 @@ class Residual(nn.Module):
 class OverEntities(nn.Module):
     """Attends over entities. The first feature of an entity tells whether it exists; a query over none gives 0."""
 
-    def __init__(self, outputs: int, kind: str) -> None:
+    def __init__(self, outputs: int, by_products: bool) -> None:
         super().__init__()
         self.embed, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, outputs)
-        self.kind = kind
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True) if kind == "module" else nn.Identity()
+        self.by_products = by_products
 
     def forward(self, x: Tensor) -> Tensor:
-        exists = x[..., 0] > 0
+        mask = (x[..., 0] > 0).unsqueeze(-2)
         entities = self.embed(x)
-        if self.kind == "module":
-            return self.head(self.attention(entities, entities, entities, need_weights=False)[0].mean(-2))
-        mask = exists.unsqueeze(-2)
-        if self.kind == "products":
+        if self.by_products:
             scores = (entities @ entities.transpose(-1, -2)).masked_fill(~mask, -1e9)
             return self.head((scores.softmax(-1) @ entities).mean(-2))
         return self.head(F.scaled_dot_product_attention(entities, entities, entities, attn_mask=mask).mean(-2))
+
+
+class AttentionLayer(nn.Module):
+    """Attends over all entities with torch's layer."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(FEATURES, 8), nn.Linear(8, outputs)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        entities = self.embed(x)
+        return self.head(self.attention(entities, entities, entities, need_weights=False)[0].mean(-2))
 
 
 class Pooled(nn.Module):
@@ -313,8 +322,9 @@ def _networks() -> Iterator[Tuple[str, Network]]:
     for name, body in bodies.items():
         yield f"convolution {name}", Network(convolutional(*body), image)
     entities = (ENTITIES, FEATURES)
-    for kind in ("masked", "products", "module"):
-        yield f"attention {kind}", Network(lambda n, kind=kind: OverEntities(n, kind), entities)
+    for name, by_products in (("masked", False), ("products", True)):
+        yield f"attention {name}", Network(lambda n, by_products=by_products: OverEntities(n, by_products), entities)
+    yield "attention module", Network(AttentionLayer, entities)
     yield "deep sets", Network(Pooled, entities)
     for layer in (nn.GRU, nn.LSTM):
         yield f"{layer.__name__} over frames", Network(lambda n, k=layer: Steps(n, k(FEATURES, 8, batch_first=True)), entities)

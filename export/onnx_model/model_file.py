@@ -15,6 +15,7 @@ from a2c_compiled.export.checking.metadata import PREFIX, Names, describe
 from a2c_compiled.export.onnx_model.faster_forms import use_faster_forms
 from a2c_compiled.export.onnx_model.names import assign_names
 from a2c_compiled.export.onnx_model.onnxscript_internals import optimize
+from a2c_compiled.export.onnx_model.portable_operators import make_portable
 from a2c_compiled.export.tracing.call import Call
 
 # Weights of this many bytes or more go into a second file: protobuf's limit for a file is 2 GiB, and the graph needs room too.
@@ -26,6 +27,7 @@ _WRAPPER = "module."
 def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_inputs: bool) -> ir.Model:
     """Returns the model of ``program``, simplified and with readable names.
 
+    - Replaces operators that some runtimes lack or compute wrong.
     - Removes repeated and unused operations, and inputs that nothing reads, unless ``keep_unread_inputs``.
     - Gives parameters and dimensions their names in ``call``, and inputs and outputs their ``names``.
     - Adds the metadata of :func:`~a2c_compiled.export.checking.metadata.describe`.
@@ -34,9 +36,7 @@ def tidy(program: torch.onnx.ONNXProgram, call: Call, names: Names, keep_unread_
     _name_values_in_subgraphs(model.graph)
     weights = _fold_constants(program, call)
     use_faster_forms(model.graph)
-    for node in model.graph.all_nodes():
-        _make_axes_positive(node, model.graph)
-        _replace_one_sided_clip(node)
+    make_portable(model.graph)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     graph = model.graph
@@ -114,38 +114,6 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield subgraph
             for inner in subgraph:
                 yield from _subgraphs(inner)
-
-
-def _make_axes_positive(node: ir.Node, graph: ir.Graph) -> None:
-    """Replaces a negative ``axis``, and negative axes of a reduction, by the same axes counted from 0.
-
-    Some runtimes do not support negative axes. In onnxruntime, a reduction of an empty tensor over a negative axis keeps that axis.
-    """
-    data = node.inputs[0] if node.inputs else None
-    if data is None or data.shape is None:
-        return
-    rank, axis = len(data.shape), node.attributes.get("axis")
-    if axis is not None and axis.as_int() < 0:
-        node.attributes["axis"] = ir.AttrInt64("axis", axis.as_int() + rank)
-    axes = node.inputs[1] if node.op_type.startswith("Reduce") and len(node.inputs) > 1 else None
-    if axes is not None and axes.const_value is not None and (axes.const_value.numpy() < 0).any():
-        name = f"{axes.name}.of_{rank}"
-        if name not in graph.initializers:
-            positive = ir.tensor(axes.const_value.numpy() % rank, name=name)
-            graph.register_initializer(ir.Value(name=name, const_value=positive, shape=positive.shape, type=axes.type))
-        node.replace_input_with(1, graph.initializers[name])
-
-
-def _replace_one_sided_clip(node: ir.Node) -> None:
-    """Replaces a Clip of integers with one bound by Max or Min, because OpenVINO returns 0 for integers without the other bound."""
-    if node.op_type != "Clip" or node.inputs[0] is None or not (node.inputs[0].dtype or ir.DataType.FLOAT).is_integer():
-        return
-    bounds = [*node.inputs[1:], None, None][:2]
-    given = [bound for bound in bounds if bound is not None]
-    if len(given) == 1:
-        node.op_type = "Max" if bounds[0] is not None else "Min"
-        node.resize_inputs(2)
-        node.replace_input_with(1, given[0])
 
 
 def _renamed(dim: Union[int, ir.SymbolicDim], names: Mapping[str, str]) -> Union[int, str, None]:

@@ -19,6 +19,7 @@ class Results(NamedTuple):
     at_least: Tensor
     at_most: Tensor
     between: Tensor
+    index: Tensor
 
 
 class Reductions(nn.Module):
@@ -30,6 +31,7 @@ class Reductions(nn.Module):
             choice.clamp_min(1),
             choice.clamp_max(1),
             choice.clamp(-1, 1),
+            (choice.unsqueeze(-1) * torch.arange(-1, 2)).argmax(-1),
         )
 
 
@@ -44,6 +46,9 @@ def test_reductions_of_no_rows_and_clamped_integers_are_equal_in_every_runtime(t
     assert len(axes) == 3, "onnxruntime keeps negative axes of an empty tensor"
     assert all((array >= 0).all() for array in axes)
     assert [len(node.input) for node in graph.node if node.op_type == "Clip"] in ([], [3]), "OpenVINO needs both bounds"
+    dtypes = {node.output[0]: node.attribute[0].i for node in graph.node if node.op_type == "Cast"}
+    (argmax,) = (node for node in graph.node if node.op_type == "ArgMax")
+    assert dtypes[argmax.input[0]] == onnx.TensorProto.DOUBLE, "onnxruntime 1.16 has no ArgMax of int64"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     empty = {name: tensor[:0] for name, tensor in inputs.items()}
     found = session.run(list(Results._fields), {name: tensor.numpy() for name, tensor in empty.items()})
