@@ -40,8 +40,8 @@ VECTORIZATIONS = ("auto", "torch", "gymnasium", "sync", "async")
 
 ATARI, MINATAR = "ALE", "MinAtar"
 
-AUTORESET = AutoresetMode.SAME_STEP
-"""This mode spends no step on the reset. It returns the first observation of the next episode, and the final observation in info."""
+AUTORESETS = {"same_step": AutoresetMode.SAME_STEP, "next_step": AutoresetMode.NEXT_STEP}
+"""When environments reset after the end of an episode, see :func:`make_environments`."""
 
 
 def make_environments(
@@ -51,6 +51,7 @@ def make_environments(
     vectorization: str = "auto",
     frame_stack: int = 1,
     seed: int = 0,
+    autoreset: str = "same_step",
 ) -> Environments:
     """Creates ``num_envs`` environments that are stepped together.
 
@@ -70,17 +71,21 @@ def make_environments(
             ``"sync"`` or ``"async"``; Atari games also accept ``"gymnasium"``. Environments written in torch, of a function and of
             envpool accept only 1.
         seed: seed that a function and envpool get. The other environments get a seed from ``reset`` alone.
+        autoreset: when environments with ``"sync"`` and ``"async"`` reset: ``"same_step"``: in the step that ends an episode;
+            ``"next_step"``: in a step of its own, so that the observation after each step is the observation of the following step.
+            With ``"same_step"``, other environments reset as they do, with ``"next_step"`` they must spend a step on the reset.
 
     Raises:
-        ValueError: the environment or ``vectorization`` is unknown, the environment does not exist with this ``vectorization`` and
-            ``frame_stack``, ``num_envs`` or ``frame_stack`` is less than 1, or a function returns another number of environments, or
-            environments on another device.
+        ValueError: the environment, ``vectorization`` or ``autoreset`` is unknown, the environment does not exist with this
+            ``vectorization``, ``frame_stack`` and ``autoreset``, ``num_envs`` or ``frame_stack`` is less than 1, or a function returns
+            another number of environments, or environments on another device.
         TypeError: ``env_id`` is of another kind, ``num_envs``, ``frame_stack`` or ``seed`` is not an integer, or a function does not
             return environments.
     """
     num_envs, frame_stack = positive_int("num_envs", num_envs), positive_int("frame_stack", frame_stack)
     seed = integer("seed", seed)
-    _check_vectorization(vectorization, VECTORIZATIONS)
+    _check_choice("vectorization", vectorization, VECTORIZATIONS)
+    _check_choice("autoreset", autoreset, tuple(AUTORESETS))
     source = resolved(env_id)
     in_torch = source if is_tensor_class(source) else IN_TORCH.get(source) if isinstance(source, str) else None
     if vectorization == "torch" and in_torch is None:
@@ -89,12 +94,16 @@ def make_environments(
         _check_only("vectorization", vectorization, ("auto", "torch"), "environments written in torch")
         _check_only("frame_stack", frame_stack, (1,), "environments written in torch")
     if in_torch is not None and vectorization in ("auto", "torch") and frame_stack == 1:
+        _check_only("autoreset", autoreset, ("same_step",), "environments written in torch")
         return in_torch(num_envs, device)
     envs = (
         _made_by(source, num_envs, seed, vectorization, frame_stack)
         if is_function(source)
-        else make_vector(source, num_envs, vectorization, frame_stack, seed)
+        else make_vector(source, num_envs, vectorization, frame_stack, seed, autoreset)
     )
+    mode = envs.metadata.get("autoreset_mode") if isinstance(envs, VectorEnv) else None
+    if autoreset == "next_step" and mode != AutoresetMode.NEXT_STEP:
+        raise ValueError(f"autoreset: expected 'same_step' with environments that reset in mode {mode}, got 'next_step'")
     if isinstance(envs, VectorEnv):
         return GymnasiumEnvironments(envs, device)
     if envs.device != torch.device(device):
@@ -105,7 +114,13 @@ def make_environments(
 
 
 def make_vector(
-    env_id: EnvironmentSource, num_envs: int, vectorization: str = "auto", frame_stack: int = 1, seed: int = 0, **options: Any
+    env_id: EnvironmentSource,
+    num_envs: int,
+    vectorization: str = "auto",
+    frame_stack: int = 1,
+    seed: int = 0,
+    autoreset: str = "same_step",
+    **options: Any,
 ) -> VectorEnv:
     """Creates a gymnasium vector environment with ``num_envs`` copies of an environment.
 
@@ -122,6 +137,7 @@ def make_vector(
             gymnasium's own vectorised versions accept only 1, except Atari's, which always has the dimension. Environments of a
             function, of envpool and written in torch accept only 1.
         seed: seed that a function and envpool get. The other environments get a seed from ``reset`` alone.
+        autoreset: when environments with ``"sync"`` and ``"async"`` reset, see :func:`make_environments`. Others reset as they do.
         options: options of the environment, passed to ``gymnasium.make_vec``, ``envpool.make_gymnasium`` or the class. A function and
             environments written in torch accept none.
 
@@ -129,7 +145,8 @@ def make_vector(
         TypeError: ``env_id`` is of another kind, or a number is not an integer.
         ValueError: a number is less than 1, ``vectorization`` is unknown, or the environment cannot be made here with these arguments.
     """
-    _check_vectorization(vectorization, tuple(name for name in VECTORIZATIONS if name != "torch"))
+    _check_choice("vectorization", vectorization, tuple(name for name in VECTORIZATIONS if name != "torch"))
+    _check_choice("autoreset", autoreset, tuple(AUTORESETS))
     num_envs, frame_stack = positive_int("num_envs", num_envs), positive_int("frame_stack", frame_stack)
     seed = integer("seed", seed)
     source = resolved(env_id)
@@ -138,9 +155,9 @@ def make_vector(
         make = functools.partial(_made_of_class, source, frame_stack, options)
         vector_class = AsyncVectorEnv if vectorization == "async" else SyncVectorEnv
         with ignoring_ctrl_c():
-            return vector_class([make] * num_envs, autoreset_mode=AUTORESET)
+            return vector_class([make] * num_envs, autoreset_mode=AUTORESETS[autoreset])
     if is_registered(source):
-        return _made_by_gymnasium(source, num_envs, vectorization, frame_stack, options)
+        return _made_by_gymnasium(source, num_envs, vectorization, frame_stack, AUTORESETS[autoreset], options)
     if isinstance(source, str):
         _check_only("vectorization", vectorization, ("auto",), "envpool's environments")
         _check_only("frame_stack", frame_stack, (1,), "envpool's environments, which stack frames themselves")
@@ -172,7 +189,9 @@ def _made_of_class(env_class: type[gymnasium.Env], frame_stack: int, options: di
     return _wrapped(env_class(**options), frame_stack)
 
 
-def _made_by_gymnasium(env_id: str, num_envs: int, vectorization: str, frame_stack: int, options: dict[str, Any]) -> VectorEnv:
+def _made_by_gymnasium(
+    env_id: str, num_envs: int, vectorization: str, frame_stack: int, autoreset: AutoresetMode, options: dict[str, Any]
+) -> VectorEnv:
     """Makes environments of gymnasium's registry. Arguments: see :func:`make_vector`."""
     name = env_id.rpartition(":")[2]
     try:
@@ -189,7 +208,7 @@ def _made_by_gymnasium(env_id: str, num_envs: int, vectorization: str, frame_sta
         mode = "async" if vectorization == "async" else "sync"
         if is_atari:
             options.setdefault("frameskip", 1)  # AtariPreprocessing skips frames
-        kwargs = {"autoreset_mode": AUTORESET}
+        kwargs = {"autoreset_mode": autoreset}
         wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
         with ignoring_ctrl_c():
             return gymnasium.make_vec(
@@ -220,9 +239,9 @@ def _wrapped(env: gymnasium.Env, frame_stack: int) -> Replayable:
     return Replayable(env)
 
 
-def _check_vectorization(vectorization: str, allowed: tuple[str, ...]) -> None:
-    if vectorization not in allowed:
-        raise ValueError(f"vectorization: expected one of {', '.join(map(repr, allowed))}, got {vectorization!r}")
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _check_only(name: str, value: Any, allowed: tuple[Any, ...], environments: str) -> None:

@@ -47,6 +47,10 @@ class GymnasiumEnvironments:
         envs: vector environment with autoreset mode SAME_STEP or NEXT_STEP.
         device: device of the tensors.
 
+    Attributes:
+        reset_takes_a_step: whether the autoreset mode is NEXT_STEP: the step after the end of an episode resets the environment, ignores
+            the action, and is not counted. Then ``observation`` of a step is always the observation after the step before.
+
     Raises:
         ValueError: ``envs`` has another autoreset mode, or is a pool of envpool's whose ``batch_size`` is not ``num_envs``.
     """
@@ -61,7 +65,7 @@ class GymnasiumEnvironments:
         self.device = torch.device(device)
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
-        self._reset_takes_a_step = mode == AutoresetMode.NEXT_STEP
+        self.reset_takes_a_step = mode == AutoresetMode.NEXT_STEP
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._observation: Optional[Observation] = None
 
@@ -84,7 +88,7 @@ class GymnasiumEnvironments:
         """
         observation, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
         final = counted = None
-        if self._reset_takes_a_step:
+        if self.reset_takes_a_step:
             counted = torch.from_numpy(~self._ended).to(self.device)
             self._ended = terminated | truncated
         elif "final_obs" in info:

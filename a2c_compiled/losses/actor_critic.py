@@ -18,7 +18,15 @@ from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
 from a2c_compiled.losses.batch import Batch, experience, laid_out, match_dims, replace_uncounted
-from a2c_compiled.losses.critic_inputs import chunks, concatenate, replace_nan, take_observations
+from a2c_compiled.losses.critic_inputs import (
+    chunks,
+    concatenate,
+    following,
+    holds_last_alone,
+    last_step,
+    replace_nan,
+    take_observations,
+)
 from a2c_compiled.losses.detached_parameters import detach_parameters
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
 from a2c_compiled.recurrent import is_recurrent
@@ -151,6 +159,13 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
         ``with_gradient`` applies to all values.
         """
         reward, next_observation, done = experience(batch)
+        dim = time_dim % max(reward.dim() + batch.extra_dims, 1)
+        has_last_alone = holds_last_alone(batch.observation, next_observation, dim)
+        if has_last_alone:
+            self._check_follows(batch)
+            next_observation = replace_nan(next_observation, last_step(batch.observation, dim))
+            if self.shifted or self.target_critic_network is not None:
+                next_observation, has_last_alone = following(batch.observation, next_observation, dim), False
         if self.shifted:
             return self._shifted_values(batch, reward, next_observation, done, time_dim, with_gradient)
         state_value = self.critic(batch.observation, batch.features, with_gradient)
@@ -159,8 +174,27 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
                 f"reward: expected one entry for each of the {state_value.size(0)} leading entries of observation,"
                 f" got shape {list(laid_out(reward, batch.extra_dims).shape)}"
             )
-        next_state_value = self._next_values(replace_nan(next_observation, batch.observation))
+        if has_last_alone:
+            next_state_value = following(state_value.detach(), self._next_values(next_observation), dim)
+        else:
+            next_state_value = self._next_values(replace_nan(next_observation, batch.observation))
         return CriticValues(state_value, next_state_value, done, batch.terminated, batch.mask)
+
+    def _check_follows(self, batch: Batch) -> None:
+        """Raises ValueError if the next observation of a step can differ from the observation of the following step."""
+        reason = ""
+        if self.has_recurrent_network:
+            reason = "recurrent networks"
+        elif batch.agent >= 0:
+            reason = "a value estimator of several agents"
+        elif batch.cu_seqlens is not None:
+            reason = "cu_seqlens"
+        elif batch.steps_to_next_obs is not None:
+            reason = "steps_to_next_obs"
+        if reason != "":
+            raise ValueError(
+                f"next_observation: expected one for every step with {reason}, got the observation after the last step alone"
+            )
 
     def _shifted_values(
         self, batch: Batch, reward: Tensor, next_observation: Tensor, done: Tensor, time_dim: int, with_gradient: bool

@@ -19,6 +19,31 @@ def concatenate(observation: Tensor, next_observation: Tensor, dim: int) -> Tens
     return torch.cat([observation, replace_nan(next_observation, observation)], dim)
 
 
+def holds_last_alone(observation: Tensor, next_observation: Tensor, dim: int) -> bool:
+    """Returns whether ``next_observation`` has one entry along ``dim``, that after the last step, and ``observation`` has more."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return all(holds_last_alone(*pair, dim) for pair in _pairs(observation, next_observation))
+    is_long_enough = observation.dim() > dim and next_observation.dim() == observation.dim()
+    return is_long_enough and next_observation.size(dim) == 1 and observation.size(dim) > 1
+
+
+def last_step(observation: Tensor, dim: int) -> Tensor:
+    """Returns the last entry of ``observation`` along ``dim``, which keeps size 1."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(observation, tuple):
+            return tuple(last_step(part, dim) for part in observation)
+    return observation.narrow(dim, observation.size(dim) - 1, 1)
+
+
+def following(tensor: Tensor, last: Tensor, dim: int) -> Tensor:
+    """Returns the entry of ``tensor`` after each step along ``dim``: those of all steps but the first, then ``last``."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if isinstance(tensor, tuple):
+            return tuple(following(*pair, dim) for pair in _pairs(tensor, last))
+    return torch.cat([tensor.narrow(dim, 1, tensor.size(dim) - 1), last], dim)
+
+
 def replace_nan(next_observation: Tensor, observation: Tensor) -> Tensor:
     """Returns ``next_observation`` with the entries of ``observation`` in place of NaN.
 

@@ -302,7 +302,10 @@ class A2CLoss(EstimatingActorCritic):
                 Not read at the steps that ``mask`` excludes.
             reward: ``[*B]``, floating.
             next_observation: shape and dtype of ``observation``. At a ``done`` step it is the last observation before the reset. NaN
-                means unknown: the loss reads the entry of ``observation`` instead.
+                means unknown: the loss reads the entry of ``observation`` instead. With size 1 along time, it is the observation after
+                the last step alone, and the next observation of each other step is the observation of the step after it, also where
+                ``mask`` excludes that step: the rollouts of gymnasium's autoreset mode NEXT_STEP. The critic then computes T + 1
+                values, not 2 T. Not with recurrent networks, several agents, ``cu_seqlens`` and ``steps_to_next_obs``.
             done: ``[*B]``, bool: True at the last step of an episode, terminated or truncated; the trace ends there.
             terminated: ``[*B]``, bool: True if the step reached a terminal state; its return then does not bootstrap. None means
                 ``terminated = done``.

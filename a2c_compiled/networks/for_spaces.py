@@ -77,13 +77,20 @@ def encoder_for(space: gymnasium.Space[Any], normalize: bool = False) -> Tuple[O
     return _part_encoder(space, normalize, None)
 
 
+def is_image(space: gymnasium.Space[Any]) -> bool:
+    """Returns whether :func:`encoder_for` builds convolutions for ``space``, which is not a Tuple or Dict."""
+    if not isinstance(space, gymnasium.spaces.Box):
+        return False
+    return len(space.shape) > 2 or (len(space.shape) == 2 and space.dtype in (np.uint8, np.bool_))
+
+
 def _part_encoder(space: gymnasium.Space[Any], normalize: bool, part: Optional[int]) -> Tuple[Optional[nn.Module], int]:
     """As :func:`encoder_for`, for a space that is not a Tuple or Dict. ``part`` is its index in its Tuple or Dict, or None."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Discrete):
         return OneHot(int(space.n), int(space.start)), int(space.n)
     if isinstance(space, spaces.Box) and 1 <= len(space.shape) <= 4 and min(space.shape) > 0:
-        if len(space.shape) > 2 or (len(space.shape) == 2 and space.dtype in (np.uint8, np.bool_)):
+        if is_image(space):
             encoder = ImageEncoder(space.shape, 1.0 / 255.0 if space.dtype == np.uint8 else 1.0)
             return encoder, encoder.width
         if space.dtype in (np.float32, np.float64):

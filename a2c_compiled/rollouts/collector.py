@@ -18,7 +18,7 @@ from a2c_compiled.rollouts.episode_returns import EpisodeReturns
 from a2c_compiled.rollouts.hidden_state import HiddenState, advanced, with_hidden_states
 from a2c_compiled.rollouts.tensor_groups import group_of, prefixed
 from a2c_compiled.update.compilation import compiled
-from a2c_compiled.update.rollout import Rollout
+from a2c_compiled.update.rollout import Rollout, mapped
 
 
 class RolloutCollector:
@@ -41,13 +41,17 @@ class RolloutCollector:
         num_steps: ``T``, the number of steps in a rollout.
         seed: seed of the first reset; None sets no seed.
         compile: whether to compile the policy, or, with environments written in torch, the whole rollout.
+        last_next_observation: whether ``next_observation`` has the observation after the last step alone, ``[1, N, ...]``. The loss then
+            computes the critic on ``T + 1`` observations, not on ``2 T``. The environments must have autoreset mode NEXT_STEP, and the
+            networks no hidden states.
 
     Attributes:
         episodes: returns and lengths of the episodes that ended. ``episodes.take()`` returns and removes them.
 
     Raises:
         ValueError: ``envs`` is a gymnasium vector environment with another autoreset mode, or ``num_steps`` is less than 1, or the
-            action space is a Box of integers or bools, or has discrete values that do not start at 0.
+            action space is a Box of integers or bools, or has discrete values that do not start at 0, or
+            ``last_next_observation`` is True with other environments or networks.
         TypeError: an argument has a wrong type.
     """
 
@@ -58,6 +62,7 @@ class RolloutCollector:
         num_steps: int,
         seed: Optional[int] = None,
         compile: bool = False,
+        last_next_observation: bool = False,
     ) -> None:
         if not isinstance(loss, A2CLoss):
             raise TypeError(f"loss: expected an A2CLoss, got {described(loss)}")
@@ -75,6 +80,13 @@ class RolloutCollector:
         self._device_rollout: Optional[DeviceRollout] = None
         if isinstance(self.envs, TensorEnvironments):
             self._device_rollout = DeviceRollout(self.envs, loss, compile, self._environment_action)
+        self._last_next_observation = flag("last_next_observation", last_next_observation)
+        takes_step = isinstance(self.envs, GymnasiumEnvironments) and self.envs.reset_takes_a_step
+        if self._last_next_observation and not (takes_step and self._hidden_state is None):
+            raise ValueError(
+                "last_next_observation: expected False unless the environments have autoreset mode NEXT_STEP and the networks no hidden"
+                " states, got True"
+            )
         self._act: Callable[..., PolicyOutput] = compiled(act) if compile else act
         self._observation: Any = self.envs.reset(seed)
 
@@ -163,12 +175,15 @@ class RolloutCollector:
             buffer.write(t, "observation", observation)
             buffer.write(t, "action", action)
             buffer.write(t, "reward", step.reward)
-            buffer.write(t, "next_observation", next_observation)
+            if not self._last_next_observation:
+                buffer.write(t, "next_observation", next_observation)
             buffer.write(t, "done", done)
             buffer.write(t, "terminated", step.terminated)
             buffer.write(t, "log_prob", log_prob)
             buffer.write(t, "state_value", state_value)
             buffer.write(t, "mask", step.counted)
+        if self._last_next_observation:
+            buffer.columns["next_observation"] = mapped(lambda part: part.unsqueeze(0), self._observation)
         return Rollout(**with_hidden_states(buffer.columns))
 
 

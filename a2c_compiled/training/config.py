@@ -9,6 +9,7 @@ from typing import Any, Optional, Tuple, Union, get_args, get_origin
 from a2c_compiled._files import atomic_file
 from a2c_compiled._hyperparameters import ANY, NOT_NEGATIVE, POSITIVE, UNIT, Range, positive_int
 from a2c_compiled._kinds import described, flag, integer
+from a2c_compiled.environments.make import AUTORESETS
 from a2c_compiled.environments.source import ENVPOOL, module_of
 
 COMPILE_FROM_STEPS = 2_000_000
@@ -46,6 +47,11 @@ class TrainConfig:
         "auto",
         "how the environments run: torch (written in torch, on the device), gymnasium (gymnasium's own vectorised version),"
         " sync (one after the other), async (one process each), or auto (the first of torch, gymnasium and sync that exists)",
+    )
+    autoreset: str = _option(
+        "auto",
+        "when environments with vectorization sync or async reset: same-step (in the step that ends an episode), next-step (in a step of"
+        " its own, which lets the critic run on fewer observations), or auto (next-step for images with sync, else same-step)",
     )
     frame_stack: int = _option(1, "number of successive frames in one observation")
     seed: int = _option(0, "seed of network weights, actions and environments")
@@ -104,6 +110,9 @@ class TrainConfig:
             raise ValueError(f"seed: expected a number from 0 to below 2 ** 32, got {self.seed}")
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden: expected widths of at least 1, got {self.hidden}")
+        object.__setattr__(self, "autoreset", self.autoreset.replace("-", "_"))
+        if self.autoreset not in ("auto", *AUTORESETS):
+            raise ValueError(f"autoreset: expected one of auto, {', '.join(AUTORESETS)}, got {self.autoreset!r}")
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast: expected 'bfloat16', 'float16' or none, got {self.autocast!r}")
 
@@ -152,11 +161,12 @@ def check_resumable(before: TrainConfig, now: TrainConfig) -> None:
         now: the options with which the run is resumed.
 
     Raises:
-        ValueError: an option that is not in ``RESUMABLE`` differs. ``env`` may differ if ``before`` has none.
+        ValueError: an option that is not in ``RESUMABLE`` differs. ``env`` may differ if ``before`` has none, and ``autoreset`` may be
+            ``"auto"``: it is then that of ``before``.
     """
     for name, value in dataclasses.asdict(now).items():
-        is_unknown = name == "env" and before.env is None
-        if name not in RESUMABLE and not is_unknown and value != getattr(before, name):
+        is_open = (name == "env" and before.env is None) or (name == "autoreset" and value == "auto")
+        if name not in RESUMABLE and not is_open and value != getattr(before, name):
             raise ValueError(f"{name}: expected {getattr(before, name)!r} as in the run that is resumed, got {value!r}")
 
 
@@ -199,6 +209,7 @@ def load_config(folder: Path) -> TrainConfig:
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'config.json'}")
     try:
         fields = json.loads((folder / "config.json").read_text())
-        return TrainConfig(**{**fields, "hidden": tuple(fields["hidden"])})
+        earlier = {"autoreset": "same_step"}  # the mode of versions without this option
+        return TrainConfig(**{**earlier, **fields, "hidden": tuple(fields["hidden"])})
     except Exception as error:  # a damaged file may raise any error
         raise ValueError(f"run: {folder / 'config.json'} is not readable ({error})") from error

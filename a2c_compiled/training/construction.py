@@ -5,11 +5,13 @@ from typing import Optional
 
 import numpy as np
 import torch
+from gymnasium.vector import SyncVectorEnv
 
-from a2c_compiled.environments import Environments, make_environments
+from a2c_compiled.environments import Environments, EnvironmentSource, GymnasiumEnvironments, make_environments
+from a2c_compiled.environments.source import is_environment_class, is_registered, resolved
 from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
-from a2c_compiled.networks.for_spaces import make_networks
+from a2c_compiled.networks.for_spaces import is_image, make_networks
 from a2c_compiled.training.config import COMPILE_FROM_STEPS, TrainConfig
 from a2c_compiled.training.distributed import Processes
 from a2c_compiled.update.train_step import TrainStep
@@ -20,6 +22,23 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def autoreset_of(config: TrainConfig, source: EnvironmentSource) -> str:
+    """Returns the argument ``autoreset`` of :func:`~a2c_compiled.environments.make_environments`.
+
+    ``"auto"`` is ``"next_step"`` for images from environments that run one after the other in this process. Workers of ``async`` cannot
+    be resumed exactly with it.
+    """
+    source = resolved(source)
+    if config.autoreset != "auto":
+        return config.autoreset
+    if config.vectorization not in ("auto", "sync") or not (is_registered(source) or is_environment_class(source)):
+        return "same_step"
+    example = make_environments(source, 1, vectorization=config.vectorization, frame_stack=config.frame_stack)
+    example.close()
+    is_sync = isinstance(example, GymnasiumEnvironments) and isinstance(example.envs, SyncVectorEnv)
+    return "next_step" if is_sync and is_image(example.observation_space) else "same_step"
 
 
 def make_loss(config: TrainConfig, across_processes: bool = False, envs: Optional[Environments] = None) -> A2CLoss:

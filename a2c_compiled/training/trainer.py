@@ -11,13 +11,14 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from a2c_compiled.environments import EnvironmentSource, goal_of, make_environments
+from a2c_compiled.environments import Environments, EnvironmentSource, GymnasiumEnvironments, goal_of, make_environments
 from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.environments.source import importable_name
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.observation_norm import update_norms
+from a2c_compiled.recurrent import is_recurrent
 from a2c_compiled.rollouts.collector import RolloutCollector
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
 from a2c_compiled.rollouts.reward_scale import RewardScale
@@ -33,7 +34,7 @@ from a2c_compiled.training.checkpoint import (
     set_random_state,
 )
 from a2c_compiled.training.config import TrainConfig, check_resumable, load_config, save_config
-from a2c_compiled.training.construction import compiles, device_of, make_loss, make_step, seed_everything
+from a2c_compiled.training.construction import autoreset_of, compiles, device_of, make_loss, make_step, seed_everything
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import started_processes
 from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, evaluate
@@ -147,18 +148,14 @@ class Trainer:
         world_size = self.processes.world_size
         if config.num_envs % world_size:
             raise ValueError(f"num_envs: expected a multiple of the {world_size} processes, got {config.num_envs}")
-        num_envs = config.num_envs // world_size
-        own_seed = config.seed + self.processes.rank * num_envs
-        seed_everything(own_seed)
-        envs = make_environments(
-            self.environments, num_envs, self.device, config.vectorization, frame_stack=config.frame_stack, seed=own_seed
-        )
+        seed_everything(self.own_seed)
+        envs = self._make_environments()
         seed_everything(config.seed)  # the same network weights in every process
         self.loss = make_loss(config, world_size > 1, envs)
         self.step = make_step(config, self.loss, compiles(config), self.processes)
-        seed_everything(own_seed)
-        self.collector = RolloutCollector(envs, self.loss, config.num_steps, own_seed, compiles(config))
-        self.reward_scale = RewardScale(num_envs, config.gamma).to(self.device) if config.normalize_rewards else None
+        seed_everything(self.own_seed)
+        self.collector = self._make_collector(envs)
+        self.reward_scale = RewardScale(self.num_envs, config.gamma).to(self.device) if config.normalize_rewards else None
         self.updates, self.seconds_before = 0, 0.0
         self.returns: Deque[float] = deque(maxlen=100)
         self.lengths: Deque[float] = deque(maxlen=100)
@@ -166,6 +163,29 @@ class Trainer:
         self._logged = 0, 0.0  # environment steps and seconds at the last logged row
         self._stop: Optional[StopRequest] = None  # only within run()
         self._greedy_returns: List[np.ndarray] = []  # of each evaluation since the last training step
+
+    @property
+    def num_envs(self) -> int:
+        """Number of environments of this process."""
+        return self.config.num_envs // self.processes.world_size
+
+    @property
+    def own_seed(self) -> int:
+        """Seed of the first environment of this process, and of its random generators."""
+        return self.config.seed + self.processes.rank * self.num_envs
+
+    def _make_environments(self) -> Environments:
+        config = self.config
+        autoreset = autoreset_of(config, self.environments)
+        options = config.vectorization, config.frame_stack, self.own_seed, autoreset
+        return make_environments(self.environments, self.num_envs, self.device, *options)
+
+    def _make_collector(self, envs: Environments) -> RolloutCollector:
+        """Returns a collector. Rollouts have the last next observation alone where that suffices, but not in runs of earlier versions."""
+        takes_step = isinstance(envs, GymnasiumEnvironments) and envs.reset_takes_a_step
+        networks = nn.ModuleList([self.loss.actor_network, self.loss.critic_network])
+        last_alone = takes_step and self.config.autoreset != "same_step" and not is_recurrent(networks)
+        return RolloutCollector(envs, self.loss, self.config.num_steps, self.own_seed, compiles(self.config), last_alone)
 
     @property
     def steps_per_update(self) -> int:
@@ -425,7 +445,12 @@ class Trainer:
         Raises:
             ValueError: the checkpoint is not readable, has other options, or has more environment steps than ``total_steps``.
         """
-        check_resumable(load_config(folder), self.config)
+        before = load_config(folder)
+        check_resumable(before, self.config)
+        if before.autoreset != self.config.autoreset:  # a run of an earlier version goes on in its mode
+            self.config = replace(self.config, autoreset=before.autoreset)
+            self.collector.envs.close()
+            self.collector = self._make_collector(self._make_environments())
         checkpoint = load_checkpoint(folder, self.processes.rank)
         load_tensors(self.step, group_of(checkpoint.training, "step"), folder)
         if self.reward_scale is not None:

@@ -15,7 +15,8 @@ class Rollout(NamedTuple):
         action: ``[T, N, *event]``, dtype of the distribution's actions. ``*event`` is the shape of one action and may be empty.
         reward: ``[T, N]``, floating point.
         next_observation: shape and dtype of ``observation``: the observation after the action. At the end of an episode, it is the last
-            observation of that episode, not the first of the next episode.
+            observation of that episode, not the first of the next episode. With size 1 along time, ``[1, N, ...]``, the observation after
+            the last step alone; the next observation of each other step is the observation of the step after it.
         done: ``[T, N]``, bool: the episode terminated or was truncated at this step.
         terminated: ``[T, N]``, bool: the episode terminated at this step.
         log_prob: ``[T, N]``, floating point: log-probability of the action under the policy that took it. V-trace and ``kl_approx`` need
