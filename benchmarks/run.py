@@ -19,6 +19,7 @@ from a2c_compiled.benchmarks.measure.shapes import Plan
 from a2c_compiled.benchmarks.report import plot, tables
 from a2c_compiled.benchmarks.subjects import (
     bench_estimators,
+    bench_images,
     bench_integrations,
     bench_loss,
     bench_packed,
@@ -33,6 +34,7 @@ SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
     "packed": bench_packed.cases,
     "loss": bench_loss.cases,
     "update": bench_update.cases,
+    "images": bench_images.cases,
     "policy": bench_policy.cases,
     "integrations": bench_integrations.cases,
 }

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled import Rollout
+from a2c_compiled import A2CLoss, Rollout
 from a2c_compiled.benchmarks.contenders.baselines import numba_loops
 from a2c_compiled.benchmarks.contenders.estimator_peers import folded_reward, installed
 from a2c_compiled.benchmarks.contenders.loops import gradients, loop_contender, optimizer_state
@@ -20,6 +20,7 @@ from a2c_compiled.benchmarks.measure import data
 from a2c_compiled.benchmarks.measure.harness import Contender, Make
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 
+SB3 = "SB3 A2C.train"
 _TORCHRL_LOSSES = ("loss_objective", "loss_critic", "loss_entropy")
 
 
@@ -55,8 +56,18 @@ def updates(rollout: Rollout, shape: Shape, plan: Plan) -> Dict[str, Make]:
         if plan.compiling:
             contenders["hand-written compiled"] = lambda: _hand_written(rollout, True)
     if installed("stable_baselines3"):
-        contenders["SB3 A2C.train"] = lambda: _sb3_update(rollout, shape, plan)
+        contenders[SB3] = lambda: _sb3_update(sb3_model(shape, plan.device), data.loss(plan.device), rollout)
     return contenders
+
+
+def image_updates(rollout: Rollout, shape: Shape, plan: Plan) -> Dict[str, Make]:
+    """Returns the update of Stable-Baselines3 with its convolutional policy, if it is installed, by contender name.
+
+    ``rollout`` has the next observation of every step.
+    """
+    if not installed("stable_baselines3"):
+        return {}
+    return {SB3: lambda: _sb3_update(sb3_image_model(shape, plan.device), data.image_loss(plan.device), rollout)}
 
 
 def torchrl_update(rollout: Rollout, plan: Plan, compiled: bool = False) -> Contender:
@@ -146,28 +157,9 @@ def sb3_model(shape: Shape, device: torch.device) -> Any:
     """
     import numpy as np
     from gymnasium import spaces
-    from stable_baselines3 import A2C
-    from stable_baselines3.common.logger import Logger
 
-    num_envs, num_steps = shape
-    options: Dict[str, Any] = {"learning_rate": data.LEARNING_RATE, "ent_coef": data.ENTROPY_COEF, "vf_coef": data.CRITIC_COEF}
-    model: Any = A2C(
-        "MlpPolicy",
-        None,  # type: ignore[arg-type]
-        n_steps=num_steps,
-        gamma=data.GAMMA,
-        gae_lambda=data.LMBDA,
-        max_grad_norm=data.MAX_GRAD_NORM,
-        policy_kwargs={"net_arch": [data.HIDDEN, data.HIDDEN]},
-        device=device,
-        _init_setup_model=False,
-        **options,
-    )
-    model.observation_space = spaces.Box(-np.inf, np.inf, (data.OBSERVATION,), np.float32)
-    model.action_space = spaces.Discrete(data.ACTIONS)
-    model.n_envs = num_envs
-    model._setup_model()
-    model.set_logger(Logger(None, []))
+    space = spaces.Box(-np.inf, np.inf, (data.OBSERVATION,), np.float32)
+    model = _sb3_model("MlpPolicy", space, [data.HIDDEN, data.HIDDEN], shape, device)
     networks, policy = data.loss(device), model.policy
     for ours, trunk, head in (
         (networks.actor_network, policy.mlp_extractor.policy_net, policy.action_net),
@@ -177,11 +169,59 @@ def sb3_model(shape: Shape, device: torch.device) -> Any:
     return model
 
 
-def _sb3_update(rollout: Rollout, shape: Shape, plan: Plan) -> Contender:
-    """Creates a contender that estimates advantages in a filled RolloutBuffer and calls ``A2C.train``."""
-    model = sb3_model(shape, plan.device)
-    buffer, policy = model.rollout_buffer, model.policy
-    critic = data.loss(plan.device).critic_network
+def sb3_image_model(shape: Shape, device: torch.device) -> Any:
+    """Returns Stable-Baselines3's A2C with the networks of :func:`data.image_loss`. Arguments: see :func:`sb3_model`."""
+    import numpy as np
+    from gymnasium import spaces
+
+    model = _sb3_model("CnnPolicy", spaces.Box(0, 255, data.IMAGE, np.uint8), [], shape, device)
+    with torch.no_grad():
+        for theirs, ours in zip(_sb3_parameters(model.policy), data.image_loss(device).parameters(), strict=True):
+            theirs.copy_(ours)
+    return model
+
+
+def _sb3_model(policy: str, space: Any, net_arch: List[int], shape: Shape, device: torch.device) -> Any:
+    """Returns Stable-Baselines3's A2C for observations in ``space``, with the coefficients of this benchmark."""
+    from gymnasium import spaces
+    from stable_baselines3 import A2C
+    from stable_baselines3.common.logger import Logger
+
+    num_envs, num_steps = shape
+    options: Dict[str, Any] = {"learning_rate": data.LEARNING_RATE, "ent_coef": data.ENTROPY_COEF, "vf_coef": data.CRITIC_COEF}
+    model: Any = A2C(
+        policy,
+        None,  # type: ignore[arg-type]
+        n_steps=num_steps,
+        gamma=data.GAMMA,
+        gae_lambda=data.LMBDA,
+        max_grad_norm=data.MAX_GRAD_NORM,
+        policy_kwargs={"net_arch": net_arch},
+        device=device,
+        _init_setup_model=False,
+        **options,
+    )
+    model.observation_space = space
+    model.action_space = spaces.Discrete(data.ACTIONS)
+    model.n_envs = num_envs
+    model._setup_model()
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def _sb3_parameters(policy: Any) -> List[Any]:
+    """Returns the parameters in the order of this package's loss: first the actor, with the features, then the critic."""
+    extractor = policy.mlp_extractor
+    parts = (policy.features_extractor, extractor.policy_net, policy.action_net, extractor.value_net, policy.value_net)
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
+def _sb3_update(model: Any, networks: A2CLoss, rollout: Rollout) -> Contender:
+    """Creates a contender that estimates advantages in a filled RolloutBuffer and calls ``A2C.train``.
+
+    ``networks``: a loss with the weights of ``model``, whose critic computes the values in the buffer.
+    """
+    buffer, critic = model.rollout_buffer, networks.critic_network
     with torch.no_grad():
         values, next_values = (critic(part).squeeze(-1) for part in (rollout.observation, rollout.next_observation))
     ends = {"done": rollout.done, "terminated": rollout.terminated}
@@ -199,10 +239,4 @@ def _sb3_update(rollout: Rollout, shape: Shape, plan: Plan) -> Contender:
         buffer.compute_returns_and_advantage(next_values[-1], done[-1])
         model.train()
 
-    def ordered() -> List[Any]:
-        """Returns the parameters in the order of this package's loss: first the actor, then the critic."""
-        extractor = policy.mlp_extractor
-        parts = (extractor.policy_net, policy.action_net, extractor.value_net, policy.value_net)
-        return [parameter for part in parts for parameter in part.parameters()]
-
-    return Contender(update, lambda _: optimizer_state(policy.optimizer, ordered()))
+    return Contender(update, lambda _: optimizer_state(model.policy.optimizer, _sb3_parameters(model.policy)))

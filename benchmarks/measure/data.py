@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from a2c_compiled import A2CLoss, Rollout
 from a2c_compiled.benchmarks.measure.shapes import Shape
 from a2c_compiled.distributions import Categorical
+from a2c_compiled.networks.for_spaces import ImageEncoder
 
 # Entries of an observation, number of actions, units of a hidden layer.
 OBSERVATION, ACTIONS, HIDDEN = 8, 4, 64
+IMAGE = (4, 84, 84)  # Atari's four stacked grey frames
 GAMMA, LMBDA = 0.99, 0.95
 LEARNING_RATE, MAX_GRAD_NORM, ENTROPY_COEF, CRITIC_COEF = 7e-4, 0.5, 0.01, 0.5
 
@@ -57,6 +59,39 @@ def rollout(shape: Shape, device: torch.device) -> Rollout:
     next_observation = torch.where(ends["done"].unsqueeze(-1), final, observations[1:])
     action = torch.randint(ACTIONS, (num_steps, num_envs), **random)
     return Rollout(observations[:-1].clone(), action, ends["reward"], next_observation, ends["done"], ends["terminated"])
+
+
+def image_rollout(shape: Shape, device: torch.device) -> Rollout:
+    """Returns a random rollout of Atari's shapes: observations ``[T, N, 4, 84, 84]``, uint8, and that after the last step alone.
+
+    All steps count, and every episode that ends is terminated. So libraries that reset in the same step compute the same update.
+    """
+    num_envs, num_steps = shape
+    ends = steps(shape, device)
+    random: Any = {"generator": torch.Generator(device).manual_seed(1), "device": device}
+    observations = torch.randint(256, (num_steps + 1, num_envs, *IMAGE), dtype=torch.uint8, **random)
+    action = torch.randint(ACTIONS, (num_steps, num_envs), **random)
+    mask = torch.ones_like(ends["done"])
+    return Rollout(
+        observations[:-1].clone(), action, ends["reward"], observations[-1:].clone(), ends["done"], ends["done"], mask=mask
+    )
+
+
+def every_next_observation(rollout: Rollout) -> Rollout:
+    """Returns the result of :func:`image_rollout` with the next observation of every step."""
+    return rollout._replace(next_observation=torch.cat([rollout.observation[1:], rollout.next_observation]))
+
+
+def image_loss(device: torch.device) -> A2CLoss:
+    """Returns the A2C loss of the networks that ``a2c-compiled train --hidden`` builds for Atari, with fixed initial weights.
+
+    Three convolutions and 512 units, which actor and critic share, and a linear layer for each. Coefficients: as in :func:`loss`.
+    """
+    torch.manual_seed(0)
+    encoder = ImageEncoder(IMAGE, 1.0 / 255.0)
+    actor, critic = (nn.Sequential(encoder, nn.Linear(encoder.width, outputs)) for outputs in (ACTIONS, 1))
+    options = {"entropy_coef": ENTROPY_COEF, "critic_coef": CRITIC_COEF, "loss_critic_type": "l2"}
+    return A2CLoss(actor, critic, Categorical(ACTIONS), **options).to(device)  # type: ignore[arg-type]
 
 
 def loss(device: torch.device) -> A2CLoss:

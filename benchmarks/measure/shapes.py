@@ -47,6 +47,7 @@ class Plan(NamedTuple):
         over_envs: shapes of the sweep over environments, with a fixed number of steps.
         packed: (sequences, mean length) of the packed sequences.
         updates: shapes of the loss and of the whole update.
+        images: shapes of the whole update with Atari's images.
         policies: (observations, 1) of the policy.
         samples: largest number of samples per contender.
         sample_seconds: shortest duration of a sample.
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
     over_envs: Shapes
     packed: Shapes
     updates: Shapes
+    images: Shapes
     policies: Shapes
     samples: int = 20
     sample_seconds: float = 0.005
@@ -90,6 +92,7 @@ def full(device: torch.device) -> Plan:
             over_envs=_sweep_shapes(512, 16, 65_536, by_steps=False),
             packed=((64, 512), (4096, 512)),
             updates=((8, 5), (256, 128), (4096, 128)),
+            images=((8, 5), (16, 16), (256, 16)),
             policies=((1, 1), (4096, 1)),
             samples=15,
             sample_seconds=0.002,
@@ -105,6 +108,7 @@ def full(device: torch.device) -> Plan:
         over_envs=_sweep_shapes(128, 1, 4096, by_steps=False),
         packed=((64, 128), (1024, 128)),
         updates=((8, 5), (64, 128), (256, 128)),
+        images=((8, 5), (16, 16)),
         policies=((1, 1), (1024, 1)),
     )
 
@@ -119,6 +123,7 @@ def quick(device: torch.device) -> Plan:
         over_envs=(),
         packed=((64, 16),),
         updates=((8, 5),),
+        images=((8, 5),),
         policies=((1, 1),),
         samples=10,
         sample_seconds=0.002,

@@ -162,7 +162,7 @@ def markdown(results: Results, figures: Mapping[str, str]) -> str:
         figures: the caption of each figure by its file name.
     """
     # The shapes of sweeps are shown in figures, not in tables.
-    tabled = ("estimators", "others", "packed", "updates", "policies")
+    tabled = ("estimators", "others", "packed", "updates", "images", "policies")
     shapes = [tuple(shape) for name in tabled for shape in results.plan[name]]
     parts = [
         "# Benchmarks",

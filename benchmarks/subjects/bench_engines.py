@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from a2c_compiled import Rollout
 from a2c_compiled.benchmarks.measure.timing import time_interleaved
 from a2c_compiled.benchmarks.report.tables import Table
-from a2c_compiled.benchmarks.subjects.bench_training import check_rollout
+from a2c_compiled.benchmarks.subjects.bench_training import check_rollout, every_next_observation
 from a2c_compiled.environments import EnvironmentSource, make_vector
 from a2c_compiled.training import TrainConfig, Trainer
 
@@ -64,7 +64,7 @@ def cartpoles(num_envs: int, seed: int) -> VectorEnv:
 def check_frames(rollout: Rollout) -> None:
     """Raises AssertionError if the stacked frames of the next observation are not those of the observation, moved by one."""
     counted = torch.ones_like(rollout.done) if rollout.mask is None else rollout.mask
-    assert torch.equal(rollout.next_observation[counted][:, :-1], rollout.observation[counted][:, 1:])
+    assert torch.equal(every_next_observation(rollout)[counted][:, :-1], rollout.observation[counted][:, 1:])
 
 
 ENGINES = (

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
+from torch import Tensor
 
 from a2c_compiled import Rollout
 from a2c_compiled._files import atomic_file
@@ -92,10 +93,18 @@ def check_rollout(rollout: Rollout) -> None:
     """
     counted = torch.ones_like(rollout.done) if rollout.mask is None else rollout.mask
     observation, action = rollout.observation[counted].double().cpu(), rollout.action[counted].cpu()
+    next_observation = every_next_observation(rollout)[counted].double().cpu()
     expected, reward, terminated = CartPole(1, dtype=torch.float64).advance(observation, action)
-    torch.testing.assert_close(rollout.next_observation[counted].double().cpu(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(next_observation, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(rollout.terminated[counted].cpu(), terminated)
     assert torch.equal(rollout.reward[counted].double().cpu(), reward)
+
+
+def every_next_observation(rollout: Rollout) -> Tensor:
+    """Returns the next observation of each step, ``[T, N, ...]``, also if ``rollout`` has that of the last step alone."""
+    if rollout.next_observation.size(0) == rollout.observation.size(0):
+        return rollout.next_observation
+    return torch.cat([rollout.observation[1:], rollout.next_observation])
 
 
 def solve(seed: int, cache: Optional[Path] = None) -> Dict[str, float]:

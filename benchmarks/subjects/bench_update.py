@@ -7,7 +7,7 @@ square roots of RMSprop's averages, which show the absolute values of the clippe
 import copy
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 import torch
@@ -35,40 +35,43 @@ def cases(plan: Plan) -> List[Case]:
 def _case(shape: Shape, plan: Plan) -> Case:
     def prepare() -> PreparedCase:
         rollout = data.rollout(shape, plan.device)
-        contenders: Dict[str, Make] = {EAGER: lambda: _timed(_step(data.loss(plan.device), False), rollout)}
+        contenders: Dict[str, Make] = {EAGER: lambda: timed(make_step(data.loss(plan.device), False), rollout)}
         if plan.compiling:
-            contenders[COMPILED] = lambda: _timed(_step(data.loss(plan.device), True), rollout)
+            contenders[COMPILED] = lambda: timed(make_step(data.loss(plan.device), True), rollout)
             contenders[f"{OURS} loss, own loop"] = lambda: _own_loop(rollout, plan, {})
             contenders[f"{OURS} loss, own loop, options"] = lambda: _own_loop(rollout, plan, compile_options())
             if plan.device.type == "cuda":
-                contenders[GRAPH] = lambda: _graph(_step(data.loss(plan.device), True), rollout)
+                contenders[GRAPH] = lambda: _graph(make_step(data.loss(plan.device), True), rollout)
         if plan.device.type == "cpu":
-            contenders[RUNTIME] = lambda: _runtime(_step(data.loss(plan.device), False), rollout)
+            contenders[RUNTIME] = lambda: _runtime(make_step(data.loss(plan.device), False), rollout)
             if plan.compiling:
-                contenders[AOT] = lambda: _aot(_step(data.loss(plan.device), False), rollout)
+                contenders[AOT] = lambda: _aot(make_step(data.loss(plan.device), False), rollout)
         return PreparedCase(expected(rollout, plan), {**contenders, **update_peers.updates(rollout, shape, plan)})
 
     return Case("A2C update", "whole", "[T, N]", shape, prepare, tolerance=1e-3)
 
 
-def expected(rollout: Rollout, plan: Plan) -> Result:
+def expected(rollout: Rollout, plan: Plan, make_loss: Callable[[torch.device], A2CLoss] = data.loss) -> Result:
     """Returns the parameters and the roots of RMSprop's averages after the first update, computed eagerly in float64.
 
     Args:
         rollout: the data, ``[T, N]``.
         plan: its device is the device of the loss.
+        make_loss: makes the loss on a device.
     """
     parts: Any = [part.double() if part is not None and part.is_floating_point() else part for part in rollout]
-    oracle = _step(data.loss(plan.device).double(), compile=False)
+    oracle = make_step(make_loss(plan.device).double(), compile=False)
     oracle(Rollout(*parts))
     return _state(oracle)
 
 
-def _step(loss: A2CLoss, compile: bool) -> TrainStep:
+def make_step(loss: A2CLoss, compile: bool) -> TrainStep:
+    """Returns the training step of every contender of this library."""
     return TrainStep(loss, lr=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM, compile=compile, dynamic=False)
 
 
-def _timed(step: TrainStep, rollout: Rollout) -> Contender:
+def timed(step: TrainStep, rollout: Rollout) -> Contender:
+    """Creates the contender that calls ``step``."""
     return Contender(lambda: step(rollout), lambda _: _state(step))
 
 

@@ -32,6 +32,7 @@ TINY = shapes.quick(CPU)._replace(
     over_envs=((1, 4), (3, 4)),
     packed=((3, 4),),
     updates=((2, 3),),
+    images=((2, 3),),
     policies=((5, 1),),
     samples=3,
     sample_seconds=1e-5,

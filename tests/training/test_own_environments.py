@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -381,3 +382,11 @@ def test_play_policy_refuses_what_needs_torch():
         match=r"env: expected a gymnasium\.Env class or a function that returns a VectorEnv, got own_environments:Walk",
     ):
         play_policy.make_environments("own_environments:Walk", 2)
+
+
+def test_the_examples_of_the_page_run():
+    page = HERE.parents[1] / "docs" / "environments.md"
+    session = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, page.name, "exec"), session)
+    assert session["result"].steps == 64
