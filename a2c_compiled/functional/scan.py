@@ -51,6 +51,13 @@ def reverse_scan(
 
     Source: Blelloch, Prefix Sums and Their Applications, 1990, section 1.4 (first-order recurrences).
     """
+    # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
+    # returns None, and the code below runs.
+    if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
+        if mask is None and kernel_applies(mask, skip_masked, cu_seqlens):
+            outputs = direct(scan_forms.LINEAR_SCAN, dim, x, decay)
+            if outputs is not None:
+                return outputs[0]
     check_tensor("x", x)
     if not torch.jit.is_scripting():
         skip_masked = flag("skip_masked", skip_masked)

@@ -15,6 +15,7 @@ from a2c_compiled.ops import direct
 pytestmark = pytest.mark.skipif(not cpu_scan.is_available(), reason="the C++ kernels were not built")
 
 FUNCTIONS = {
+    scan_forms.LINEAR_SCAN: F.reverse_scan,
     scan_forms.GAE: F.generalized_advantage_estimate,
     scan_forms.TD_LAMBDA: F.td_lambda_return_estimate,
     scan_forms.VTRACE: F.vtrace_advantage_estimate,
