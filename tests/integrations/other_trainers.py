@@ -55,7 +55,14 @@ def random_rollout(steps: int, environments: int) -> Rollout:
     terminated, truncated = kind < 0.1, (kind > 0.1) & (kind < 0.2)
     next_value = torch.where(terminated | truncated, next_value, torch.cat([value[1:], last_value.unsqueeze(0)]))
     flags = {"terminated": terminated, "truncated": truncated}
-    return {"value": value, "next_value": next_value, "reward": reward, "log_pi": log_pi, "log_mu": log_mu, "last_value": last_value} | flags
+    return {
+        "value": value,
+        "next_value": next_value,
+        "reward": reward,
+        "log_pi": log_pi,
+        "log_mu": log_mu,
+        "last_value": last_value,
+    } | flags
 
 
 def column(tensor: Tensor) -> Tensor:
@@ -187,7 +194,9 @@ def cleanrl_loop(source: Path) -> Function:
     lines = source.read_text().split("# bootstrap value if not done\n")[1].split("# flatten the batch")[0]
     code = compile(textwrap.dedent(lines), source.name, "exec")
 
-    def call(rewards: Tensor, values: Tensor, dones: Tensor, next_value: Tensor, next_done: Tensor, gamma: float, lmbda: float) -> Any:
+    def call(
+        rewards: Tensor, values: Tensor, dones: Tensor, next_value: Tensor, next_done: Tensor, gamma: float, lmbda: float
+    ) -> Any:
         args = SimpleNamespace(num_steps=len(rewards), gamma=gamma, gae_lambda=lmbda)
         names = {"rewards": rewards, "values": values, "dones": dones, "next_done": next_done, "device": "cpu", "args": args}
         agent = SimpleNamespace(get_value=lambda observation: next_value)
@@ -221,7 +230,11 @@ TRAINERS = {
     "skrl": Trainer(skrl, "compute_gae", "skrl", "skrl.agents.torch.ppo.ppo", "compute_gae"),
     "skrl_bootstrap": Trainer(skrl_with_bootstrap, "compute_gae", "skrl", "skrl.agents.torch.ppo.ppo", "compute_gae"),
     "tianshou": Trainer(
-        tianshou, "compute_episodic_return", "tianshou", "tianshou.algorithm.algorithm_base", "Algorithm.compute_episodic_return"
+        tianshou,
+        "compute_episodic_return",
+        "tianshou",
+        "tianshou.algorithm.algorithm_base",
+        "Algorithm.compute_episodic_return",
     ),
     "rllib": Trainer(
         rllib, "compute_value_targets", "ray", f"{_RLLIB}.utils.postprocessing.value_predictions", "compute_value_targets"
@@ -288,7 +301,9 @@ def main() -> None:
     parser.add_argument("trainers", nargs="*", choices=[[], *TRAINERS], help="only these")
     parser.add_argument("--cleanrl", type=Path, help="CleanRL's file ppo.py")
     parser.add_argument("--pufferlib", type=Path, help="PufferLib's file extensions/pufferlib.cpp")
-    parser.add_argument("--record", metavar="VERSION", nargs="?", const="", help="write the arrays for the tests; VERSION of a source file")
+    parser.add_argument(
+        "--record", metavar="VERSION", nargs="?", const="", help="write the arrays for the tests; VERSION of a source file"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # for both functions

@@ -34,7 +34,12 @@ def test_each_record_names_the_version_that_the_page_names():
 
 
 def test_a_result_that_differs_from_the_trainer_is_an_error():
-    for wrong in (torch.tensor([1.0, 2.1]), torch.tensor([1.0, float("nan")]), torch.tensor([[1.0, 2.0]]), torch.ones(2).double()):
+    for wrong in (
+        torch.tensor([1.0, 2.1]),
+        torch.tensor([1.0, float("nan")]),
+        torch.tensor([[1.0, 2.0]]),
+        torch.ones(2).double(),
+    ):
         with pytest.raises(ValueError, match="skrl: expected"):
             largest_difference("skrl", [wrong], [torch.tensor([1.0, 2.0])])
 
@@ -81,7 +86,9 @@ def test_rllibs_vtrace_without_thresholds_does_not_clip():
     call = TRAINERS["rllib_vtrace"].arguments(rollout)
     open_thresholds = {"clip_rho_threshold": None, "clip_pg_rho_threshold": None}
     huge_thresholds = {"clip_rho_threshold": 1e9, "clip_pg_rho_threshold": 1e9}
-    results = [call(lambda t=t, **arguments: PAGE["vtrace_torch"](**arguments, **t)) for t in (open_thresholds, huge_thresholds)]
+    results = [
+        call(lambda t=t, **arguments: PAGE["vtrace_torch"](**arguments, **t)) for t in (open_thresholds, huge_thresholds)
+    ]
     for result, expected in zip(*results, strict=True):
         torch.testing.assert_close(result, expected, rtol=0, atol=0)
     with_one_clip = call(lambda **arguments: PAGE["vtrace_torch"](**arguments, clip_pg_rho_threshold=None))

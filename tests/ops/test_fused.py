@@ -116,12 +116,39 @@ def test_kernel_and_its_backward_equal_the_definition(name, shape, dim, dtype, l
         assert_close(result, expected_by_name[output], what=output, roundings=8)
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((13, 9), -2), ((9, 13), -1), ((70,), -1)], ids=str)
+# The entries of a coefficient that the strides of a cursor tell apart: one per step, one per time, one for all data.
+ENTRIES = {
+    "all per step": lambda k, shape: shape,
+    "the first per step": lambda k, shape: () if k else shape,
+    "the others per step": lambda k, shape: shape if k else (),
+    "one per step, others per time": lambda k, shape: (shape[0], *[1] * (len(shape) - 1)) if k else shape,
+}
+
+
 @name_of_form
-def test_kernel_with_coefficients_per_step_equals_the_definition(name, shape, dim):
-    tensors = list(operands(FORMS[name], shape, coefficients="per step").values())
-    for result, expected in zip(run(FORMS[name], tensors, dim), as_tuple(DEFINITIONS[name](*tensors, dim)), strict=True):
+@loop_over("dtype", [torch.float64, torch.float32])
+@loop_over("entries", ENTRIES)
+@loop_over(("shape", "dim"), [((13, 9), -2), ((9, 13), -1), ((70,), -1), ((4, 300), -2), ((5, 8), -2)])
+def test_kernel_with_coefficients_per_step_equals_the_definition_and_so_do_gradients(name, shape, dim, entries, dtype):
+    form, results, gradients = FORMS[name], [], []
+    tensors = list(operands(form, shape, dtype).values())
+    first_value, first_flag = len(form.coefficients), len(tensors) - len(form.flags)
+    for k in range(first_value):
+        tensors[k] = (tensors[k] * per_step(ENTRIES[entries](k, shape), dtype=dtype, seed=k)).expand(
+            shape if ENTRIES[entries](k, shape) else ()
+        )
+    for function, inputs in ((FUSED[name], tensors), (DEFINITIONS[name], double(tensors))):
+        inputs = [
+            tensor.clone().requires_grad_() if first_value <= i < first_flag else tensor for i, tensor in enumerate(inputs)
+        ]
+        outputs = as_tuple(function(*inputs, dim))
+        grads = torch.autograd.grad(outputs, inputs[first_value:first_flag], [weights(output) for output in outputs])
+        results.append([output.detach() for output in outputs])
+        gradients.append(grads)
+    for result, expected in zip(*results, strict=True):
         assert_close(result, expected)
+    for gradient, expected in zip(*gradients, strict=True):
+        assert_close(gradient, expected, roundings=8)
 
 
 @pytest.mark.parametrize("name", [form.name for form in scan_forms.FORMS])

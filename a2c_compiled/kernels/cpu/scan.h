@@ -10,7 +10,7 @@
 //
 //   scan_side_by_side  Neighbouring sequences are neighbours in memory. The outer loop runs over time, the inner loop over up to kWide
 //                      sequences, as vector operations. Carries (the values passed from step to step) stay in an array on the
-//                      stack. This loop also handles arbitrary strides.
+//                      stack. Coefficients may have one value per step. This loop also handles arbitrary strides, more slowly.
 //   scan_rows          Neighbouring steps are neighbours in memory, and coefficients are constant in time. The loop processes kLanes
 //                      sequences at once, and kTile steps of each. It computes the prologues of that tile as vector operations
 //                      along time, then the recurrences of all lanes side by side, then the epilogues.
@@ -57,6 +57,13 @@ struct Dim {
   int64_t stride[kMaxOperands];  // in elements
 };
 
+// The strides of the operands along the inner loop. If they are known when the code is compiled, the loop vectorises.
+enum class Strides {
+  kConstant,  // every value, flag and output has stride 1, and every coefficient stride 0
+  kPerStep,   // every value, flag and output has stride 1, and every coefficient stride 1, or one value for all data
+  kAny
+};
+
 // The addresses of all operands, and their strides: `step` along the inner loop, `time` along time.
 template <class T, class Form>
 struct Cursor {
@@ -68,7 +75,7 @@ struct Cursor {
   const uint8_t* f[Form::kFlags + 1];
   T* out[Form::kOutputs];
   int64_t step[kOperands], time[kOperands];
-  bool unit;  // along the inner loop, every value, flag and output has stride 1 and every coefficient stride 0
+  Strides strides;
 
   Cursor(void* const* data, const Dim& inner, const Dim& time_dim) {
     for (int k = 0; k < Form::kCoefficients; ++k) c[k] = static_cast<const T*>(data[k]);
@@ -77,8 +84,13 @@ struct Cursor {
     for (int k = 0; k < Form::kOutputs; ++k) out[k] = static_cast<T*>(data[kInputs + k]);
     std::copy(inner.stride, inner.stride + kOperands, step);
     std::copy(time_dim.stride, time_dim.stride + kOperands, time);
-    unit = true;
-    for (int k = 0; k < kOperands; ++k) unit = unit && step[k] == (k < kValue ? 0 : 1);
+    bool constant = true, per_step = true, unit = true;
+    for (int k = 0; k < kValue; ++k) {
+      constant = constant && step[k] == 0;
+      per_step = per_step && (step[k] == 1 || (step[k] == 0 && time[k] == 0));
+    }
+    for (int k = kValue; k < kOperands; ++k) unit = unit && step[k] == 1;
+    strides = unit && constant ? Strides::kConstant : unit && per_step ? Strides::kPerStep : Strides::kAny;
   }
 
   // Moves every operand by `by` entries of a dimension with these strides.
@@ -91,7 +103,7 @@ struct Cursor {
 };
 
 // One step, the argument of a form's functions. An operand is loaded only when the form reads it.
-template <class T, class Form, bool kUnit>
+template <class T, class Form, Strides kStrides>
 struct Step {
   using Real = T;
   using Here = Cursor<T, Form>;
@@ -100,13 +112,15 @@ struct Step {
   bool first, last;
 
   // The flags keep coefficients of excluded steps out, as those of steps that end an episode.
-  INLINE T c(int k) const { return cursor.c[k][(kUnit ? 0 : i * cursor.step[k]) + shift * cursor.time[k]]; }
+  INLINE T c(int k) const {
+    return cursor.c[k][(kStrides == Strides::kConstant ? 0 : index(k, 0)) + shift * cursor.time[k]];
+  }
   INLINE T v(int k) const { return unless(excluded(0), cursor.v[k][index(Here::kValue + k, shift)]); }
   INLINE bool f(int k) const {
     return (cursor.f[k][index(Here::kFlag + k, shift)] != 0) | excluded(0) | ((k == kDone) & excluded(last ? 0 : 1));
   }
   INLINE int64_t index(int operand, int64_t shift) const {
-    return i * (kUnit ? 1 : cursor.step[operand]) + shift * cursor.time[operand];
+    return i * (kStrides == Strides::kAny ? cursor.step[operand] : 1) + shift * cursor.time[operand];
   }
   // Returns whether the mask excludes the step that follows this one by `later` steps.
   INLINE bool excluded(int64_t later) const {
@@ -143,23 +157,29 @@ INLINE T follow(T x, T decay, T& carry) {
   return y;
 }
 
-// Scans sequences that are neighbours in memory: one step of all of them is a vector operation. Without kUnit, strides are arbitrary.
-template <bool kUnit, class T, class Form>
+// Scans sequences that are neighbours in memory: one step of all of them is a vector operation, if the strides permit.
+template <Strides kStrides, class T, class Form>
 void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps) {
-  constexpr int64_t kCount = kUnit ? kWide : 2 * kLanes;
+  constexpr int64_t kCount = kStrides == Strides::kConstant ? kWide : kStrides == Strides::kPerStep ? kTile : 2 * kLanes;
   T carry[kCount];
+  // Where some coefficients have one value per step, the others, which have one value for all data, are repeated for every sequence.
+  T repeated[kStrides == Strides::kPerStep ? Form::kCoefficients + 1 : 1][kCount];
+  for (int k = 0; k < Form::kCoefficients && kStrides == Strides::kPerStep; ++k)
+    if (cursor.step[k] == 0) std::fill(repeated[k], repeated[k] + std::min(kCount, sequences), *cursor.c[k]);
   for (int64_t start = 0; start < sequences; start += kCount) {
     const int64_t count = std::min(kCount, sequences - start);
     std::fill(carry, carry + count, T(0));
     Cursor<T, Form> row = cursor;
     row.advance(row.step, start);
+    for (int k = 0; k < Form::kCoefficients && kStrides == Strides::kPerStep; ++k)
+      if (cursor.step[k] == 0) row.c[k] = repeated[k];
     if (Form::kReverse) row.advance(row.time, steps - 1);
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = Form::kReverse ? steps - 1 - i : i;
       const bool first = t == 0, last = t == steps - 1;
       INDEPENDENT_STEPS
       for (int64_t n = 0; n < count; ++n) {
-        const Step<T, Form, kUnit> s{row, n, 0, first, last};
+        const Step<T, Form, kStrides> s{row, n, 0, first, last};
         const Link<T> link = Form::prologue(s);
         const T neighbour = carry[n];
         const T decay = clears_last_decay<Form> ? unless(last, link.decay) : link.decay;
@@ -199,7 +219,7 @@ template <class T, class Form>
 NOINLINE void prologue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, T* __restrict x, T* __restrict decay) {
   INDEPENDENT_STEPS
   for (int64_t t = from; t < to; ++t) {
-    const Link<T> link = Form::prologue(Step<T, Form, true>{row, t, 0, first, last});
+    const Link<T> link = Form::prologue(Step<T, Form, Strides::kConstant>{row, t, 0, first, last});
     x[t] = link.x;
     decay[t] = link.decay;
   }
@@ -210,7 +230,7 @@ template <class T, class Form>
 NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, const T* __restrict y) {
   INDEPENDENT_STEPS
   for (int64_t t = from; t < to; ++t)
-    Step<T, Form, true>{row, t, 0, first, last}.finish(y[t], y[t + 1]);
+    Step<T, Form, Strides::kConstant>{row, t, 0, first, last}.finish(y[t], y[t + 1]);
 }
 
 // Computes the prologue of the steps [from, from + count) of one lane. x and decay point to the lane's entries in the tile.
@@ -268,7 +288,9 @@ constexpr int kVectorBytes = 16;  // SSE2, NEON. The compiler splits wider vecto
 template <class T>
 constexpr int kWidth = kVectorBytes / int(sizeof(T));  // numbers in a vector
 template <class T>
-using Vector __attribute__((vector_size(kVectorBytes))) = T;
+struct Vector {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
 
 // Exchanges blocks of kBlock numbers: each second block of `a` with the block before it in the other vector, `b`.
 template <int kBlock, class V, int... kIndex>
@@ -310,7 +332,7 @@ INLINE void store_columns(V (&columns)[kCount], T* rows, int64_t pitch) {
 // lanes is one vector. All groups of kWidth lanes run side by side.
 template <bool kReverse, bool kProduct, class T>
 INLINE void recur_by_vectors(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
-  using V = Vector<T>;
+  using V = typename Vector<T>::type;
   constexpr int kSteps = kWidth<T>, kGroups = kLanes / kSteps;
   V x[kGroups][kSteps], decay[kGroups][kSteps], carried[kGroups], multiplied[kGroups];
   std::memcpy(carried, carry, sizeof carried);
@@ -391,7 +413,7 @@ void over_edges(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64
     column.advance(cursor.step, t);
     std::copy(lane_stride, lane_stride + Cursor<T, Form>::kOperands, column.step);
     INDEPENDENT_STEPS
-    for (int64_t n = 0; n < lanes; ++n) body(Step<T, Form, false>{column, n, 0, t == 0, t == steps - 1}, n * steps + t);
+    for (int64_t n = 0; n < lanes; ++n) body(Step<T, Form, Strides::kAny>{column, n, 0, t == 0, t == steps - 1}, n * steps + t);
   };
   if (Form::kFirst) edge(0);
   if (Form::kLast) edge(steps - 1);
@@ -559,21 +581,23 @@ void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
     std::copy(closest + 1, batch + batch_dims, closest);
     --batch_dims;
   }
-  // scan_in_time needs values, flags and outputs that are contiguous in time, and coefficients that are constant in time (cursor.unit). It
+  // scan_in_time needs values, flags and outputs that are contiguous in time, and coefficients that are constant in time. It
   // is faster if there are few lanes, or if steps are closer in memory than lanes.
   const bool prefers_time = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
   Here cursor(data, time, time);
-  const bool in_time = prefers_time && cursor.unit;
+  const bool in_time = prefers_time && cursor.strides == Strides::kConstant;
   if (!in_time) cursor = Here(data, lane, time);
   // Loop over the other batch dimensions.
   int64_t index[kMaxDims] = {};
   for (;;) {
     if (in_time)
       scan_in_time(cursor, lane, time.size);
-    else if (cursor.unit)
-      scan_side_by_side<true>(cursor, lane.size, time.size);
+    else if (cursor.strides == Strides::kConstant)
+      scan_side_by_side<Strides::kConstant>(cursor, lane.size, time.size);
+    else if (cursor.strides == Strides::kPerStep)
+      scan_side_by_side<Strides::kPerStep>(cursor, lane.size, time.size);
     else
-      scan_side_by_side<false>(cursor, lane.size, time.size);
+      scan_side_by_side<Strides::kAny>(cursor, lane.size, time.size);
     int d = batch_dims - 1;
     for (; d >= 0; --d) {
       cursor.advance(batch[d].stride, 1);
