@@ -11,11 +11,11 @@ from a2c_compiled._torch_internals import argument_writes, dispatch_mode
 from a2c_compiled.export.checking.rounding import tensors_in
 
 SAMPLES = 500
-"""Number of samples of each random output that are stored, and that are drawn from the file."""
-# Elements of a sample that are stored.
+"""Number of samples of each random output: stored at export, and drawn from the file in ``verify``."""
+# Largest number of elements of a sample that are stored.
 _MAX_ELEMENTS = 64
-# Probability that one comparison finds a difference between equal distributions. Ten thousand comparisons, those of 150 outputs, have at
-# most one false alarm in a million.
+# Probability of a false alarm in one comparison. Ten thousand comparisons, about those of 150 outputs, have a false alarm with a
+# probability of at most one in a million.
 _FALSE_ALARM = 1e-10
 # Values that differ by less, relative to the largest one, count as equal: a file rounds differently.
 _RESOLUTION = 1e-4
@@ -26,7 +26,7 @@ _DispatchMode: Any = dispatch_mode()
 
 
 def random_outputs(run: Callable[[], Mapping[str, Tensor]]) -> Set[str]:
-    """Returns the names of the outputs that operators compute from random numbers, even if they are the same in two calls.
+    """Returns the names of the outputs that operators compute from random numbers, even if such an output has the same value in two calls.
 
     Args:
         run: calls the module in eager mode and returns its outputs by name.
@@ -37,7 +37,7 @@ def random_outputs(run: Callable[[], Mapping[str, Tensor]]) -> Set[str]:
 
 
 class _RandomTensors(_DispatchMode):
-    """Follows random numbers through the operators: the results of an operator that draws, and whatever is computed from them."""
+    """Records which tensors are random: the results of operators that draw, and all tensors computed from random tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _RandomTensors(_DispatchMode):
             writes_to = [(i, name) for i, (name, writes) in enumerate(argument_writes(func)) if writes]
             changed = tensors_in([result, *(args[i] if i < len(args) else kwargs.get(name) for i, name in writes_to)])
             self._random.update((_address(tensor), tensor) for tensor in changed if _address(tensor))
-            # A Python number, such as the result of item(): the module may branch on it.
+            # A Python number, such as the result of item(): the module may branch on it, so all outputs count as random.
             self._branches = self._branches or (not changed and result is not None)
         return result
 
@@ -73,9 +73,9 @@ def _generator_states() -> Any:
 
 
 def samples(run: Callable[[], Mapping[str, Any]], names: Set[str]) -> Dict[str, np.ndarray]:
-    """Calls ``run`` several times, and returns the outputs ``names`` of all calls: float64, ``[calls, elements]``.
+    """Calls ``run`` ``SAMPLES`` times, and returns the outputs ``names`` of all calls: float64, ``[calls, elements]``.
 
-    Large outputs have only some of their elements, always the same.
+    Of an output with more than 64 elements, the same 64 are kept in every call.
     """
     rows: Dict[str, Any] = {name: [] for name in names}
     for _ in range(SAMPLES):
@@ -90,9 +90,9 @@ def samples(run: Callable[[], Mapping[str, Any]], names: Set[str]) -> Dict[str, 
 def same_distribution(one: np.ndarray, other: np.ndarray) -> bool:
     """Returns whether two sets of samples, ``[calls, elements]``, may come from one distribution.
 
-    Compares the distribution functions of each element. From the first half of the calls, two further numbers are made, which are
-    compared in the second half: the sum of all elements, which shows whether elements depend on each other, and the weighted sum in which
-    the first halves differ most.
+    Compares each element's distribution function. Then compares two sums in the second half of the calls. The first adds all elements, each
+    divided by its spread in the first half; it shows whether elements depend on each other. The second weights each of these by the
+    difference of the means in the first half.
     """
     if one.shape != other.shape:
         return False
@@ -119,6 +119,6 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _excess(one: np.ndarray, other: np.ndarray, resolution: float) -> float:
-    """Returns by how much more of ``one`` than of ``other`` is at or below a number, at most, if ``other`` is moved by ``resolution``."""
+    """Returns the maximum over v of F_one(v) - F_other(v + resolution), at least 0. F is the empirical distribution function."""
     at_or_below = np.searchsorted(np.sort(other), np.sort(one) + resolution, side="right")
     return float((np.arange(1, len(one) + 1) - at_or_below).max(initial=0)) / len(one)

@@ -1,10 +1,10 @@
-"""How far rounding errors move the outputs of a module, and the tolerances that follow.
+"""Measures how rounding errors change the outputs of a module, and derives tolerances.
 
-An exported file computes with the same precision as eager mode, but rounds elsewhere: a runtime sums in another order and has another
-``exp``. Its outputs may therefore differ from eager mode's by about as much as eager mode's own outputs move if its operators round
-differently. At export, a case is computed again in float64, and several times with noise of the size of a rounding error on the result of
-each operator. The largest change of each element is stored. A choice, such as the index of the largest logit, may differ from eager mode's
-only where one of these runs chose differently.
+An exported file computes with the same precision as eager mode, but with other rounding: a runtime adds in another order and uses another
+implementation of ``exp``. The tolerance is therefore the change of eager mode's outputs when its operators round differently. At export, a
+reference case (inputs and outputs of eager mode) is computed again in float64, and twice with noise of the size of a rounding error on the
+result of each operator. The largest change of each element is stored. A choice, such as the index of the largest logit, may differ from
+eager mode's only where one of these runs chose differently.
 """
 
 import copy
@@ -21,9 +21,10 @@ from a2c_compiled.export.tracing.call import Call
 _NOISY_RUNS = 2
 _NO_ERROR = np.iinfo(np.int16).min
 _ANY_ERROR = np.iinfo(np.int16).max
-# The tolerance of a real output is FACTOR times the error of its element, or of the median element if that is larger, plus FLOOR times
-# the largest magnitude in the output. For the new state of a training step, 100 times the largest change counts as a magnitude, too: an
-# optimizer divides a gradient by its own size, and all terms of the sum in a gradient may be rounded in one direction.
+# The tolerance of a real output is _FACTOR * max(error of its element, error of the median element) + _FLOOR * magnitude + the smallest
+# normal number. The magnitude is the largest finite one in the output, and at least 1 for float64. For the new state of a training step, it
+# is also at least _CHANGE_FACTOR times the largest change: an optimizer divides a gradient by its own size, and all terms of the sum in a
+# gradient may be rounded in one direction.
 _FACTOR = 64.0
 _CHANGE_FACTOR = 100.0
 _FLOOR = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6, np.dtype(np.float16): 4e-3}
@@ -59,7 +60,8 @@ class RoundingErrors:
             outputs: outputs of eager mode for these inputs, by name.
 
         Returns:
-            int16 arrays in the shapes of the outputs: the error is at most two to this power. The smallest int16 means no error.
+            int16 arrays in the shapes of the outputs: the error is at most two to this power. The smallest int16 means no error, the
+            largest that any value is accepted.
         """
         largest = {name: np.zeros(tensor.shape) for name, tensor in outputs.items()}
         for others in self._runs(inputs):
@@ -74,7 +76,7 @@ class RoundingErrors:
             try:
                 yield self._wide.eager({name: _widened(tensor) for name, tensor in inputs.items()})
             except Exception:
-                self._wide = None  # as above
+                self._wide = None  # the module has no float64 form
         for _ in range(_NOISY_RUNS):
             with _RoundingNoise(self._generator):
                 outputs = self._call.eager(inputs)
@@ -110,7 +112,10 @@ class _RoundingNoise(_DispatchMode):
         return result
 
     def _perturb(self, rounded: Tensor, exact: Tensor, size: Tensor) -> None:
-        """Adds noise in place: at most the rounding error of an element plus two units in the last place of ``size``."""
+        """Adds noise in place, where an element is rounded: at most its rounding error plus ``2 * eps * size``.
+
+        ``size``: the sum of the absolute terms for sums, else the exact result.
+        """
         error = (exact - rounded).abs_()
         error += (error > 0) * size.abs() * (2 * torch.finfo(rounded.dtype).eps)
         noise = torch.rand(rounded.shape, generator=self._generator).to(rounded.device) * 2 - 1
@@ -126,7 +131,7 @@ def _makes_new_numbers(operator: Any) -> bool:
 
 
 def _is_narrow(tensor: Tensor) -> bool:
-    """Returns whether a tensor has real numbers in less than float64."""
+    """Returns whether the dtype is float32 or float16."""
     return tensor.dtype in (torch.float32, torch.float16)
 
 
@@ -159,7 +164,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _exponents(error: np.ndarray) -> np.ndarray:
-    """Returns the powers of two that are just above the errors."""
+    """Returns int16 exponents e with error < 2^e: the smallest int16 for no error, the largest for an infinite one."""
     exponents = np.where(error > 0, np.frexp(error)[1], _NO_ERROR)
     return np.where(np.isinf(error), _ANY_ERROR, exponents).astype(np.int16)
 

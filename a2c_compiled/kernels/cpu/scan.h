@@ -6,7 +6,7 @@
 // Where the decay is 0 the product is left out, so NaN and infinity beyond an episode's end have no effect.
 //
 // The loop. scan() at the end of this file picks one batch dimension, the lane dimension, and loops over the other batch dimensions. For
-// each of their entries, one of three loops handles all sequences along the lane dimension:
+// each index of these, one of three loops handles all sequences along the lane dimension:
 //
 //   scan_side_by_side  Neighbouring sequences are neighbours in memory. The outer loop runs over time, the inner loop over up to kWide
 //                      sequences, as vector operations. Carries (the values passed from step to step) stay in an array on the
@@ -18,10 +18,11 @@
 //                      loop uses kLanes parts of one sequence in place of kLanes sequences, and then adds the contribution of the value
 //                      that enters each part. If a result is NaN or infinite, the loop recomputes the steps one after the other.
 //
-// Why: a step of the recurrence waits for the step before it. Several independent recurrences side by side hide that latency. Prologue and
-// epilogue have no such dependence, so they vectorise along time, and a tile keeps x and decay in the first-level cache in between.
+// Why: a step depends on the step before it. Independent recurrences, computed together, hide this latency. The prologue computes x and
+// decay from the inputs, the epilogue the outputs from y, see forms.h. Prologue and epilogue have no such dependence, so they vectorise
+// along time, and a tile keeps x and decay in the first-level cache in between.
 //
-// Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL meanwhile, except for small scans by call().
+// Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL during the scan. Exception: call() keeps it for small scans.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +49,8 @@ namespace {  // internal linkage: one source file includes this
 constexpr int kMaxDims = 16, kMaxOperands = 21;
 constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side
 constexpr int64_t kTile = 128;     // steps of a lane in a tile; a tile fits the first-level cache
-constexpr int64_t kWide = 1024;    // sequences in the inner loop of scan_side_by_side
-constexpr int64_t kMinStepsForParts = 64;  // fewer than kLanes sequences are scanned in parts if they have at least so many steps
+constexpr int64_t kWide = 1024;    // largest number of sequences in the inner loop of scan_side_by_side
+constexpr int64_t kMinStepsForParts = 64;  // with fewer than kLanes sequences, the smallest number of steps for scan_parts
 
 // A dimension of the data: its size, and its stride in every operand.
 struct Dim {
@@ -111,7 +112,7 @@ struct Step {
   int64_t i, shift;  // the index in the inner loop, and an offset in time
   bool first, last;
 
-  // The flags keep coefficients of excluded steps out, as those of steps that end an episode.
+  // f() returns true for the done flag of an excluded step, so a form ignores the coefficients of that step, as at an episode's end.
   INLINE T c(int k) const {
     return cursor.c[k][(kStrides == Strides::kConstant ? 0 : index(k, 0)) + shift * cursor.time[k]];
   }
@@ -139,7 +140,7 @@ struct Step {
   }
 };
 
-// Whether the scan sets the decay of the last step to 0: infinity times the y[T] = 0 of a reverse form would be NaN.
+// Whether the scan sets the decay of the last step to 0. Otherwise an infinite decay times y[T] = 0 would be NaN.
 template <class Form>
 constexpr bool clears_last_decay = Form::kReverse;
 template <>
@@ -478,9 +479,9 @@ NOINLINE bool are_finite(const T* y, int64_t count) {
 // Scans one long sequence. kLanes consecutive parts of the sequence are the lanes of a tile. The recurrences of the parts start from 0.
 // Then, part after part in the order of the scan, the function adds product[t] * (the carry that enters the part) to y[t].
 //
-// A product of decays can underflow to 0 or overflow to infinity where the recurrence itself does neither. Only NaN or an infinite carry
-// makes a difference: 0 * NaN and 0 * infinity are NaN, so a result that is not finite shows it. The function then computes the tile again,
-// step by step.
+// A product of decays can underflow to 0 or overflow to infinity where the recurrence itself does neither. A product that overflows, or meets
+// NaN or infinity, leaves a result that is not finite. The function then computes the tile again, step by step. A product that underflows
+// drops a finite contribution, which is not detected.
 template <class T, class Form>
 void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
   Tile<T> tile;
