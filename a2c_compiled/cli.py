@@ -5,8 +5,10 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import signal
+import subprocess
 import sys
 import typing
 from importlib.metadata import version
@@ -163,6 +165,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     verify.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="exported file, or folder with exported files")
     verify.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    verify.add_argument(
+        "--timeout",
+        type=_positive_seconds,
+        metavar="X",
+        help="give each file a process of its own and X seconds: a file from someone else may run for ever",
+    )
     verify.add_argument(
         "--no-check", action="store_true", help="also run files that differ from the digest (.sha256) that the export stored"
     )
@@ -478,6 +486,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     files: List[Dict[str, Any]] = []
     for path in paths:
         try:
+            if arguments.timeout is not None:
+                files.append(_verified_in_time(path, arguments))
+                continue
             report = verify(path, not arguments.no_check)
         except ValueError as error:  # one file that cannot be run must not hide the results of the others
             files.append({"path": str(path), "passed": False, "error": str(error)})
@@ -492,6 +503,27 @@ def _verify(arguments: argparse.Namespace) -> int:
     if any("error" in file for file in files):
         return 2
     return 0 if passed else 1
+
+
+def _verified_in_time(path: Path, arguments: argparse.Namespace) -> Dict[str, Any]:
+    """Verifies a file in a process of its own, which ends after ``--timeout`` seconds. Returns the file's entry of the JSON document.
+
+    Raises:
+        ValueError: the file cannot be run, or the process has not finished in time.
+    """
+    options = [*(["--json"] if arguments.json else []), *(["--no-check"] if arguments.no_check else [])]
+    command = [sys.executable, "-m", "a2c_compiled.cli", "verify", *options, str(path)]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{path}: expected to finish within {arguments.timeout:g} s, got no result") from None
+    if process.returncode not in (0, 1):
+        reason = process.stderr.strip().splitlines() or [f"{path}: the process ended with status {process.returncode}"]
+        raise ValueError(reason[-1].removeprefix("a2c-compiled: "))
+    if arguments.json:
+        return dict(json.loads(process.stdout)["files"][0])
+    print(process.stdout, end="", flush=True)
+    return {"path": str(path), "passed": process.returncode == 0}
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -535,6 +567,14 @@ def _need(*extras: str) -> None:
         if missing:
             names = ", ".join(missing)
             raise ValueError(f"expected {names} to be installed for this command: pip install 'a2c-compiled[{extra}]'")
+
+
+def _positive_seconds(text: str) -> float:
+    """Parses a positive, finite number of seconds. Raises argparse.ArgumentTypeError for another text."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
 
 
 def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:

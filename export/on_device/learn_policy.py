@@ -1,14 +1,15 @@
 """Trains a policy with an exported training step. Needs numpy, onnxruntime and gymnasium, but not torch.
 
-The algorithm is A2C (advantage actor-critic): collect a rollout in parallel environments, run one training step on it, and repeat until
-the greedy policy reaches the required return. The script prints its progress, and as the last line the result as JSON. It writes the
-state of the learner to a file. The export of a2c_compiled copies this file beside a training step, together with ``play_policy.py`` and
-``runtime.py``. No other file of a2c_compiled is needed.
+The algorithm is A2C (advantage actor-critic): collect a rollout in parallel environments, run one training step on it, and repeat until the
+greedy policy reaches the required return. The script prints its progress, and as the last line the result as JSON. It writes the state of
+the learner to a file, also after SIGTERM, SIGHUP or Ctrl-C, and continues from this file if it exists. The export of a2c_compiled copies
+this file beside a training step, together with ``play_policy.py`` and ``runtime.py``. No other file of a2c_compiled is needed.
 """
 
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
@@ -17,10 +18,19 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 if TYPE_CHECKING or __package__:
-    from a2c_compiled.export.on_device.play_policy import ENV_HELP, EVALUATION_SEED, episode_returns, make_environments
+    from a2c_compiled.export.on_device import play_policy
+    from a2c_compiled.export.on_device.play_policy import (
+        ENV_HELP,
+        EVALUATION_SEED,
+        count,
+        episode_returns,
+        make_environments,
+        run,
+    )
     from a2c_compiled.export.on_device.runtime import Learner
 else:  # the copies beside this file
-    from play_policy import ENV_HELP, EVALUATION_SEED, episode_returns, make_environments
+    import play_policy
+    from play_policy import ENV_HELP, EVALUATION_SEED, count, episode_returns, make_environments, run
     from runtime import Learner
 
 Rollout = Dict[str, np.ndarray]
@@ -155,13 +165,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("graph", help="exported training step (.onnx), with the files of its policy and state beside it")
     parser.add_argument("--env", default="CartPole-v1", help=ENV_HELP)
-    parser.add_argument("--num-envs", type=int, default=64, help="number of parallel environments (default: %(default)s)")
+    parser.add_argument("--num-envs", type=count, default=64, help="number of parallel environments (default: %(default)s)")
     parser.add_argument(
-        "--num-steps", type=int, default=16, help="steps of each environment for one training step (default: %(default)s)"
+        "--num-steps", type=count, default=16, help="steps of each environment for one training step (default: %(default)s)"
     )
     parser.add_argument(
         "--total-steps",
-        type=int,
+        type=count,
         default=1_000_000,
         help="largest number of steps of all environments together (default: %(default)s)",
     )
@@ -171,22 +181,48 @@ def parser() -> argparse.ArgumentParser:
         default=475.0,
         help="mean return at which the greedy policy counts as solved (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of environments and noise (default: %(default)s)")
-    parser.add_argument("--out", default="learned.npz", help="file for the learner's state (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="number of threads of onnxruntime (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=play_policy.seed, default=0, help="seed of environments and noise (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", default="learned.npz", help="file for the learner's state; training continues from it (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin from the exported state, and replace the file of --out")
+    parser.add_argument("--threads", type=count, default=1, help="number of threads of onnxruntime (default: %(default)s)")
     return parser
 
 
-if __name__ == "__main__":
+class StoppedError(BaseException):  # no Exception, which environments may catch
+    """A signal to end training arrived. The first argument is its number."""
+
+
+def stop(number: int, frame: Any) -> None:
+    """Handles a signal to end training."""
+    raise StoppedError(number)
+
+
+def main() -> None:
+    """Runs the command line."""
     arguments = parser().parse_args()
-    sys.path.append(os.getcwd())  # for the module of --env
     learner = Learner.load(arguments.graph, threads=arguments.threads, seed=arguments.seed)
+    if os.path.exists(arguments.out) and not arguments.overwrite:
+        learner.load_state(arguments.out)
+        print(f"continues from the state in {arguments.out}; --overwrite begins from the exported state")
     learner.save_state(arguments.out)  # fails before training if the file cannot be written
     sizes = (arguments.num_envs, arguments.num_steps, arguments.total_steps)
+    for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         result = learn(learner, arguments.env, *sizes, arguments.solved_return, arguments.seed)
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; {arguments.out} holds the state of the learner so far")
+    except StoppedError as error:
+        print(f"stopped; {arguments.out} holds the state of the learner so far", file=sys.stderr)
+        sys.exit(128 + error.args[0])
     finally:
         learner.save_state(arguments.out)
     print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run(main)

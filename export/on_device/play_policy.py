@@ -93,15 +93,47 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("policy", help="exported policy (.onnx)")
     parser.add_argument("--env", default="CartPole-v1", help=ENV_HELP)
     parser.add_argument(
-        "--episodes", type=int, default=100, help="number of episodes, one for each environment (default: %(default)s)"
+        "--episodes", type=count, default=100, help="number of episodes, one for each environment (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=EVALUATION_SEED, help="seed of environments and noise (default: %(default)s)"
+        "--seed", type=seed, default=EVALUATION_SEED, help="seed of environments and noise (default: %(default)s)"
     )
     return parser
 
 
-if __name__ == "__main__":
-    arguments = parser().parse_args()
+def count(text: str) -> int:
+    """Parses an option that is an integer of at least 1. Raises argparse.ArgumentTypeError for another one."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Parses a seed, an integer from 0 to below 2 ** 32. Raises argparse.ArgumentTypeError for another one."""
+    if not text.strip().isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to below 2 ** 32, got {text!r}")
+    return int(text)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a program, and ends the process. An error becomes one line on stderr, with the exit status 2."""
     sys.path.append(os.getcwd())  # for the module of --env
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # environments raise errors of many types
+        message = (str(error).strip() or "no message").splitlines()[0]
+        own = isinstance(error, (ValueError, TypeError, OSError))
+        print(f"{os.path.basename(sys.argv[0])}: {message if own else f'{type(error).__name__}: {message}'}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """Runs the command line."""
+    arguments = parser().parse_args()
     print(json.dumps(play(arguments.policy, arguments.env, arguments.episodes, arguments.seed)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -629,17 +629,17 @@ class _Graph:
         self.device = "cuda" if self.provider == "cuda" else "cpu"  # where tensors are bound
         about = self.session.get_modelmeta().custom_metadata_map
         self.module = about.get(f"{_PREFIX}module", "")
-        renamed = json.loads(about.get(f"{_PREFIX}renamed", "{}"))
+        renamed = _read_metadata(path, about, "renamed")
         self._names_in_file: Dict[str, str] = {**renamed.get("inputs", {}), **renamed.get("outputs", {})}
         self.renamed_weights: Dict[str, str] = renamed.get("weights", {})
-        self.noise = _kinds(json.loads(about.get(f"{_PREFIX}noise", "{}")).get("noise", ""))
+        self.noise = _kinds(path, str(_read_metadata(path, about, "noise").get("noise", "")))
         if self.module not in modules:
             raise ValueError(f"path: expected an exported {' or '.join(modules)}, got {path}, {_described(self.module)}")
         argument = {in_file: name for name, in_file in self._names_in_file.items()}
         self.inputs = {argument.get(node.name, node.name): _Tensor.of(node) for node in self.session.get_inputs()}
         self.outputs = {argument.get(node.name, node.name): _Tensor.of(node) for node in self.session.get_outputs()}
         # Names of all inputs of the module, also of those that it does not read and the graph therefore lacks.
-        shapes = json.loads(about.get(f"{_PREFIX}shapes", "{}"))
+        shapes = _read_metadata(path, about, "shapes")
         self.names = dict.fromkeys([*(argument.get(name, name) for name in shapes), *self.inputs])
 
     def in_file(self, name: str) -> str:
@@ -716,12 +716,27 @@ def _choices(policy: _Graph) -> Optional[List[int]]:
     return counts or [int(noise.shape[-1])]
 
 
-def _kinds(noise: str) -> List[Tuple[str, int]]:
+def _read_metadata(path: Path, about: Mapping[str, str], key: str) -> Dict[str, Any]:
+    """Returns an entry of the metadata, a JSON object; an empty one if the file has no such entry."""
+    try:
+        value = json.loads(about.get(f"{_PREFIX}{key}", "{}"))
+        # renamed holds objects of strings
+        known = isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values() if key == "renamed")
+    except (ValueError, RecursionError):
+        known = False
+    if not known:
+        raise ValueError(f"path: expected metadata {_PREFIX}{key} as the export writes it in {path}, got something else")
+    return dict(value)
+
+
+def _kinds(path: Path, noise: str) -> List[Tuple[str, int]]:
     """Parses the kind of noise in the metadata: ``"normal"``, or ``"gumbel:4,normal:2"`` for several kinds side by side.
 
     Returns pairs of kind and size. A size of 0: this kind fills the whole last dimension of the noise.
     """
     parts = [part.partition(":") for part in noise.split(",") if part]
+    if not all(size.isdecimal() or not size for _, _, size in parts):
+        raise ValueError(f"path: expected metadata {_PREFIX}noise as the export writes it in {path}, got {noise[:100]!r}")
     return [(kind, int(size or 0)) for kind, _, size in parts]
 
 

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -932,9 +934,84 @@ def test_a_sampled_policy_plays_the_same_episodes_each_time(choices):
     assert one != play_policy.play(str(choices.policy), "CartPole-v1", 9, 3)
 
 
-def test_a_missing_policy_ends_the_script_with_a_message(choices, in_bare_python, tmp_path):
-    process = in_bare_python(choices.folder / "play_policy.py", tmp_path / "none.onnx")
-    assert process.returncode == 1
-    assert (
-        process.stderr.splitlines()[-1] == f"FileNotFoundError: path: expected a file, found none at {tmp_path / 'none.onnx'}"
-    )
+def test_a_wrong_call_of_a_script_ends_with_one_line_that_names_what_is_wrong(choices, in_bare_python, tmp_path):
+    text = tmp_path / "text.onnx"
+    text.write_text("no graph")
+    np.savez(tmp_path / "state.npz", lr=1.0)
+    for script, *arguments, message in (
+        ("play_policy.py", tmp_path / "none.onnx", f"path: expected a file, found none at {tmp_path / 'none.onnx'}"),
+        ("play_policy.py", text, "text.onnx"),
+        ("play_policy.py", choices.graph, "path: expected an exported GreedyPolicy or"),
+        ("play_policy.py", choices.policy, "--env", "Nothing-v0", "Nothing"),
+        (
+            "play_policy.py",
+            choices.policy,
+            "--env",
+            "no_such_module:Thing-v0",
+            "ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        ("play_policy.py", choices.policy, "--env", "Acrobot-v1", "observation: expected float32 [N, 4]"),
+        ("play_policy.py", choices.policy, "--episodes", 0, "expected an integer of at least 1, got '0'"),
+        ("play_policy.py", choices.policy, "--seed", -1, "expected an integer from 0 to below 2 ** 32, got '-1'"),
+        ("learn_policy.py", choices.policy, "path: expected an exported TrainStepGraph"),
+        ("learn_policy.py", choices.graph, "--out", tmp_path / "none" / "learned.npz", "existing folder"),
+        (
+            "learn_policy.py",
+            choices.graph,
+            "--out",
+            tmp_path / "state.npz",
+            "path: expected a state that was saved with this very",
+        ),
+        ("learn_policy.py", choices.graph, "--num-steps", 0.5, "expected an integer of at least 1, got '0.5'"),
+    ):
+        process = in_bare_python(choices.folder / script, *arguments)
+        *usage, last = process.stderr.splitlines()
+        assert process.returncode == 2, process.stderr
+        assert last.startswith(f"{script}: "), process.stderr
+        assert message in last
+        assert "Traceback" not in process.stderr, usage
+
+
+def test_a_signal_saves_the_learner_and_the_next_start_continues(choices, in_bare_python, tmp_path):
+    out, folder = tmp_path / "learned.npz", choices.folder
+    command = [
+        sys.executable,
+        folder / "learn_policy.py",
+        choices.graph,
+        "--num-envs",
+        8,
+        "--solved-return",
+        "inf",
+        "--out",
+        out,
+    ]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    for number, *options in ((signal.SIGTERM,), (signal.SIGHUP,), (signal.SIGINT, "--overwrite")):
+        with subprocess.Popen(
+            [*map(str, command), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            first = process.stdout.readline()
+            assert first.startswith("continues from the state") == (number == signal.SIGHUP), first
+            while " steps, " not in first:
+                first = process.stdout.readline()
+            process.send_signal(number)
+            assert process.wait(60) == 128 + number
+            assert process.stderr.read() == f"stopped; {out} holds the state of the learner so far\n"
+        learner = Learner.load(choices.graph)
+        exported = learner.parameters
+        learner.load_state(out)
+        assert any((learner.parameters[name] != exported[name]).any() for name in exported)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "[]", "7", '{"inputs": 3}', "no json", "null"], ids=lambda value: value[:10])
+def test_metadata_of_another_kind_is_refused_by_name(choices, tmp_path, value):
+    model = onnx.load(choices.policy)
+    for entry in model.metadata_props:
+        if entry.key == "a2c_compiled.shapes":
+            entry.value = value
+    model.metadata_props.add(key="a2c_compiled.renamed", value=value)
+    onnx.save(model, tmp_path / "policy.onnx")
+    with pytest.raises(
+        ValueError, match=r"path: expected metadata a2c_compiled\.renamed as the export writes it in .*policy\.onnx"
+    ):
+        Policy.load(tmp_path / "policy.onnx")

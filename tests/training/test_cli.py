@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from a2c_compiled import export
 from a2c_compiled.benchmarks.measure.timing import Timing
@@ -244,6 +245,35 @@ def python(*arguments, code):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_verify_ends_a_file_that_runs_for_ever(scripted, tmp_path, capsys):
+    class Plus(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1.0
+
+    path = export.export_onnx(Plus(), {"x": torch.zeros(2, 3)}, tmp_path / "endless.onnx", ())
+    model = onnx.load(path)
+    item = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["go"], ["go_on"]), onnx.helper.make_node("Cos", ["v"], ["w"])],
+        "body",
+        [item("i", 7, []), item("go", 9, []), item("v", 1, [2, 3])],
+        [item("go_on", 9, []), item("w", 1, [2, 3])],
+    )
+    turns = onnx.helper.make_tensor("turns", 7, [], [2**62])
+    last = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.extend([turns, onnx.helper.make_tensor("yes", 9, [], [True])])
+    model.graph.node.append(onnx.helper.make_node("Loop", ["turns", "yes", "before"], [last], body=body))
+    onnx.save(model, path)
+    assert run("verify", path, scripted / "estimator.pt", "--no-check", "--timeout", "20") == 2
+    output, errors = capsys.readouterr()
+    assert errors == f"a2c-compiled: {path}: expected to finish within 20 s, got no result\n"
+    assert "estimator.pt: equal to eager in" in output
+    assert run("verify", path, "--timeout", "0") == 2
+    assert "expected a positive number of seconds, got '0'" in capsys.readouterr().err
+
+
 def test_the_version_is_that_of_the_package(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"a2c-compiled {version('a2c_compiled')}\n"
