@@ -12,8 +12,8 @@ difference of the results, relative to the largest number. Fails if results diff
 import argparse
 import importlib
 import re
-import sys
 import textwrap
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -293,8 +293,24 @@ def record(name: str, function: Function, trainer_version: str) -> None:
     np.savez_compressed(RECORDS / f"{name}.npz", version=np.array(trainer_version), **arrays)
 
 
-def main() -> None:
+def compare(name: str, ours: Function, theirs: Function, trainer_version: str) -> None:
+    """Prints a line of the table for each shape. Compares the results before it times the functions."""
     from a2c_compiled.benchmarks.measure.timing import time_interleaved
+
+    for steps, environments in SHAPES:
+        call = TRAINERS[name].arguments(random_rollout(steps, environments))
+        difference = largest_difference(name, call(ours), call(theirs))
+        both = {"theirs": partial(call, theirs), "ours": partial(call, ours)}
+        times = time_interleaved(both, samples=200, sample_seconds=0.0, budget_seconds=5)
+        slow, fast = (times[key].median * 1e6 for key in both)
+        shape = f"{environments}x{steps}"
+        print(
+            f"{name:14} {trainer_version:8} {shape:9} {slow:10.0f} {fast:9.0f} {slow / fast:6.1f} {difference:10.1e}",
+            flush=True,
+        )
+
+
+def main() -> None:
     from a2c_compiled.update import keep_freed_memory
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -315,20 +331,10 @@ def main() -> None:
         except ImportError as error:
             print(f"{name:14} not installed: {error}")
             continue
-        ours = page[TRAINERS[name].ours]
         if options.record is not None:
             record(name, theirs, options.record or found)
-        for steps, environments in SHAPES:
-            call = TRAINERS[name].arguments(random_rollout(steps, environments))
-            difference = largest_difference(name, call(ours), call(theirs))
-            both = {"theirs": lambda: call(theirs), "ours": lambda: call(ours)}
-            times = time_interleaved(both, samples=200, sample_seconds=0.0, budget_seconds=5)
-            slow, fast = (times[key].median * 1e6 for key in ("theirs", "ours"))
-            print(
-                f"{name:14} {options.record or found:8} {environments}x{steps:<4} {slow:10.0f} {fast:9.0f} {slow / fast:6.1f} {difference:10.1e}",
-                flush=True,
-            )
+        compare(name, page[TRAINERS[name].ours], theirs, options.record or found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -23,7 +23,8 @@ def recorded(name):
 @loop_over("name", TRAINERS)
 def test_a_function_of_the_page_gives_the_recorded_results_of_the_trainer(name):
     rollout, results = recorded(name)
-    assert rollout["terminated"].any() and rollout["truncated"].any()
+    assert rollout["terminated"].any()
+    assert rollout["truncated"].any()
     assert largest_difference(name, TRAINERS[name].arguments(rollout)(PAGE[TRAINERS[name].ours]), results) < 1e-6
 
 
