@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._torch_internals import argument_writes, dispatch_mode
-from a2c_compiled.export.checking.rounding import tensors_in
+from a2c_compiled.export.tracing.call import tensors_in
 
 SAMPLES = 500
 """Number of samples of each random output: stored at export, and drawn from the file in ``verify``."""

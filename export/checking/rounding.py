@@ -9,14 +9,14 @@ eager mode's only where one of these runs chose differently.
 
 import copy
 import functools
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from a2c_compiled._torch_internals import argument_writes, dispatch_mode
-from a2c_compiled.export.tracing.call import Call
+from a2c_compiled.export.tracing.call import Call, tensors_in
 
 _NOISY_RUNS = 2
 _NO_ERROR = np.iinfo(np.int16).min
@@ -133,14 +133,6 @@ def _makes_new_numbers(operator: Any) -> bool:
 def _is_narrow(tensor: Tensor) -> bool:
     """Returns whether the dtype is float32 or float16."""
     return tensor.dtype in (torch.float32, torch.float16)
-
-
-def tensors_in(value: Any) -> List[Tensor]:
-    """Returns the tensors in nested lists, tuples and dicts, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [tensor for entry in entries for tensor in tensors_in(entry)]
 
 
 def _widened(tensor: Tensor) -> Tensor:

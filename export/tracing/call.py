@@ -200,6 +200,14 @@ def tensors_of(name: str, value: Any) -> Dict[str, Any]:
     return {part: tensor for key, entry in entries.items() for part, tensor in tensors_of(f"{name}.{key}", entry).items()}
 
 
+def tensors_in(value: Any) -> List[Tensor]:
+    """Returns the tensors in nested lists, tuples and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for entry in entries for tensor in tensors_in(entry)]
+
+
 def with_tensors(name: str, value: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Returns ``value`` with the entries of ``tensors``, named as by :func:`tensors_of`, in place of its tensors."""
     if isinstance(value, Mapping):

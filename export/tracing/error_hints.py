@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import torch
-from torch import SymInt, Tensor, nn
+from torch import SymInt, nn
 
 import a2c_compiled
 from a2c_compiled._torch_internals import dispatch_mode, is_fixed, symbolic_tracing
-from a2c_compiled.export.tracing.call import Call, InputsByName
+from a2c_compiled.export.tracing.call import Call, InputsByName, tensors_in
 from a2c_compiled.export.tracing.errors import ExportError
 
 # Parts of torch's messages, from which the explanations take their facts.
@@ -177,7 +177,7 @@ class _CallTracker:
         """Returns the hook that runs before the submodule at path ``name``: stores the submodule and its input's varying sizes."""
 
         def hook(module: nn.Module, args: Tuple[Any, ...]) -> None:
-            sizes = [size for arg in args if isinstance(arg, Tensor) for size in arg.shape]
+            sizes = [size for tensor in tensors_in(args) for size in tensor.shape]
             varying = [size for size in sizes if isinstance(size, SymInt) and not is_fixed(size)]
             self._inside.append((name, module, varying))
 
