@@ -16,9 +16,9 @@ from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
 from a2c_compiled.export.formats.record import Format
-from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, named_outputs
+from a2c_compiled.export.tracing.call import Call, DynamicAxes, ExampleInputs, argument_name, named_outputs
 from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.export.tracing.program import argument_name, by_name, exporting_without_logs
+from a2c_compiled.export.tracing.program import by_name, exporting_without_logs
 
 # Parts of the messages of TorchScript's compiler: an attribute that it cannot read, and a line of code of the failing module.
 _ATTRIBUTE = re.compile(r"Module '(\w+)' has no attribute '(\w+)' \(This (function|attribute) exists")

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,9 @@ class Call:
     Raises:
         ExportError: torch cannot copy the module.
         TypeError: an input is not a tensor, or is bfloat16, which numpy does not support; or ``example_inputs`` is a tensor itself.
-        ValueError: an example is for no argument; or a tuple or mapping is empty, or a key is no identifier; or dynamic axes are given for
-            an argument without an example; or a dimension that may vary has size 0 in the example, or different sizes in two inputs.
+        ValueError: an example is for no argument; or a tuple or mapping is empty, or a key is no identifier; or two inputs have the same
+            :func:`argument_name`; or dynamic axes are given for an argument without an example; or a dimension that may vary has size 0 in
+            the example, or different sizes in two inputs.
     """
 
     def __init__(self, module: nn.Module, example_inputs: ExampleInputs, dynamic_axes: DynamicAxes) -> None:
@@ -103,6 +104,7 @@ class Call:
         parts = {name: tensors_of(name, example) for name, example in self._examples.items()}
         tensors = {part: tensor for of_argument in parts.values() for part, tensor in of_argument.items()}
         self.has_parts = list(tensors) != list(parts)
+        _check_argument_names(tensors)
         for name, tensor in tensors.items():
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"example_inputs: expected a torch.Tensor for {name}, got {described(tensor)}")
@@ -111,7 +113,7 @@ class Call:
         for name in dynamic_axes if isinstance(dynamic_axes, Mapping) else ():
             if name not in {**parts, **tensors}:
                 raise ValueError(f"dynamic_axes: expected names among {[*{**parts, **tensors}]}, got {name!r}")
-        self.module = _with_plain_weights(copied(module).eval())
+        self.module = _with_plain_parts(copied(module).eval())
         # Copied, because torch exports a tensor that is given twice as one input. Contiguous, because an AOTInductor package accepts no
         # other strides later.
         self.inputs = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
@@ -183,6 +185,23 @@ class Call:
         return {name: tensor.detach() for name, tensor in named_outputs(self.module(**self.arguments(inputs))).items()}
 
 
+def argument_name(input_name: str) -> str:
+    """Replaces the dots in a parameter's name by ``__``, because Python arguments cannot have dots."""
+    return input_name.replace(".", "__")
+
+
+def _check_argument_names(names: Iterable[str]) -> None:
+    """Raises ValueError if :func:`argument_name` makes the same name of two input names."""
+    input_of: Dict[str, str] = {}
+    for name in names:
+        other = input_of.setdefault(argument_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"example_inputs: expected names that differ as names of arguments, got {other!r} and {name!r}, which are both"
+                f" {argument_name(name)}"
+            )
+
+
 def tensors_of(name: str, value: Any) -> Dict[str, Any]:
     """Returns ``{name: value}``; for a tuple or mapping, its entries by name: ``<name>.<index>`` or ``<name>.<key>``.
 
@@ -233,12 +252,14 @@ def copied(module: _Module) -> _Module:
         ) from error
 
 
-def _with_plain_weights(module: nn.Module) -> nn.Module:
+def _with_plain_parts(module: nn.Module) -> nn.Module:
     """Returns ``module``, with a plain parameter in place of each parametrization, such as a weight norm, and of each pruned weight.
 
-    In evaluation mode, the weight that a parametrization computes is constant.
+    In evaluation mode, the weight that a parametrization computes is constant. Replaces results of ``torch.compile`` by the modules that
+    it was given.
     """
     for part in list(module.modules()):
+        part._modules.update({name: uncompiled(child) for name, child in part._modules.items() if child is not None})
         if parametrize.is_parametrized(part):
             weights = {name: getattr(part, name) for name in part.parametrizations}  # type: ignore[union-attr]
             # torch.nn.utils.parametrize.remove_parametrizations would change the class, which the original module shares.

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from a2c_compiled._exporting import exporting, in_exporting_thread
 from a2c_compiled._torch_internals import check_sizes
-from a2c_compiled.export.tracing.call import Call, InputsByName, named_outputs
+from a2c_compiled.export.tracing.call import Call, InputsByName, argument_name, named_outputs
 from a2c_compiled.export.tracing.gradients import with_gradients_written_out
 
 _SILENCED_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")
@@ -33,11 +33,6 @@ def exported_program(call: Call) -> ExportedProgram:
     arguments = {argument_name(name): tensor for name, tensor in call.inputs.items()}
     with torch.no_grad():
         return torch.export.export(_WithSignature(call), (), arguments, dynamic_shapes=shapes, strict=False)
-
-
-def argument_name(input_name: str) -> str:
-    """Replaces the dots in a parameter's name by ``__``, because Python arguments cannot have dots."""
-    return input_name.replace(".", "__")
 
 
 def by_name(program: Callable[..., Dict[str, Tensor]]) -> Callable[..., Dict[str, Tensor]]:

@@ -212,6 +212,18 @@ def test_a_compiled_module_is_exported_under_its_own_names(ending, tmp_path):
         assert {tensor.name for tensor in onnx.load(path).graph.initializer} == {"weight", "bias"}
 
 
+@pytest.mark.parametrize("ending", UNCOMPILED)
+def test_a_compiled_part_of_a_module_is_exported_under_its_own_names(ending, tmp_path):
+    network, inputs = torch.compile(nn.Sequential(nn.Linear(4, 2)), backend="eager"), {"observation": torch.randn(3, 4)}
+    module = export.GreedyPolicy(network, distributions.Categorical(2))
+    path = EXPORTERS[ending](module, inputs, tmp_path / f"compiled{ending}", ("N",))
+    torch.testing.assert_close(LOADERS[ending](path)(inputs)["action"], module(**inputs).action)
+    assert module.actor_network is network, "the module itself is unchanged"
+    if ending == ".onnx":
+        names = {tensor.name for tensor in onnx.load(path).graph.initializer}
+        assert {"actor_network.0.weight", "actor_network.0.bias"} <= names
+
+
 def test_a_module_that_cannot_be_copied_is_refused(tmp_path):
     module = nn.Linear(4, 2)
     module.computed = [module.weight * 2]

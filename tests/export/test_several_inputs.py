@@ -179,6 +179,11 @@ def test_inputs_may_have_names_of_their_own(tmp_path):
         ((), ValueError, "example_inputs: expected at least one tensor for observation, got an empty tuple"),
         ({"a.b": torch.zeros(1)}, ValueError, "example_inputs: expected identifiers as keys of observation, got 'a.b'"),
         ({"0": torch.zeros(1)}, ValueError, "example_inputs: expected identifiers as keys of observation, got '0'"),
+        (
+            {"a": {"b": torch.zeros(1)}, "a__b": torch.zeros(1)},
+            ValueError,
+            "got 'observation.a.b' and 'observation.a__b', which are both observation__a__b",
+        ),
         ((torch.zeros(1), None), TypeError, "example_inputs: expected a torch.Tensor for observation.1, got None"),
         ([torch.zeros(1)], TypeError, "example_inputs: expected a torch.Tensor for observation, got list"),
         (
