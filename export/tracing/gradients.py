@@ -28,7 +28,7 @@ def with_gradients_written_out(call: Call) -> nn.Module:
         ExportError: an operation draws random numbers or writes to a buffer or parameter, or the operations depend on the sizes.
     """
     traced = _traced(call, _SIZES)
-    _check_no_side_effects(traced.graph, call.source)
+    _check_operations(traced.graph, call.source)
     for sizes in _OTHER_SIZES if traced.guards else ():
         if _operations(_traced(call, sizes).graph) != _operations(traced.graph):
             raise ExportError(
@@ -135,8 +135,8 @@ def _cast_like(tensor: Tensor, operand: Tensor) -> Tensor:
     return tensor.to(operand.dtype)
 
 
-def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
-    """Raises ExportError if the graph draws random numbers or writes to a buffer or parameter of the module."""
+def _check_operations(graph: fx.GraphModule, source: nn.Module) -> None:
+    """Raises ExportError if the graph draws random numbers, writes to a buffer or parameter of the module, or calls torch's LSTM kernel."""
     buffers = {id(buffer): name for name, buffer in source.named_buffers()}
     # Nodes whose value is a stored tensor of the module, or a view of one.
     stored = {node: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
@@ -148,6 +148,12 @@ def _check_no_side_effects(graph: fx.GraphModule, source: nn.Module) -> None:
             raise ExportError(
                 f"{operation}: draws random numbers inside the graph. Call .eval() on the module that does this, or remove it; random"
                 " numbers must be an input",
+                operation,
+            )
+        if operation.startswith("aten.mkldnn_rnn_layer"):
+            raise ExportError(
+                f"{operation}: no file has the gradient of this kernel, which nn.LSTM calls. Use nn.GRU, or nn.LSTMCell in a loop over the"
+                " steps",
                 operation,
             )
         for value, writes in _shared(node):
