@@ -8,8 +8,8 @@ import onnx_ir as ir
 def make_portable(graph: ir.Graph) -> None:
     """Replaces operators of ``graph`` and its subgraphs.
 
-    - A negative ``axis``, and negative axes of a reduction, become the same axes counted from 0. Some runtimes do not support negative axes.
-      In onnxruntime, a reduction of an empty tensor over a negative axis keeps that axis.
+    - A negative ``axis``, and negative axes of a reduction, become the same axes counted from 0. Some runtimes do not support negative
+      axes. In onnxruntime, a reduction of an empty tensor over a negative axis keeps that axis.
     - A Clip of integers with one bound becomes Max or Min. OpenVINO returns 0 for integers without the other bound.
     - ArgMax of int64 becomes ArgMax of float64. onnxruntime up to 1.16 and tract have none of int64.
     """

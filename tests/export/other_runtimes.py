@@ -57,10 +57,16 @@ def in_tract(path: Path) -> Run:
 
     graph = tract.onnx().load(str(path)).into_model().into_runnable()
     names = [value.name for value in onnx.load(path).graph.input]
+    int64 = [value.type.tensor_type.elem_type == onnx.TensorProto.INT64 for value in onnx.load(path).graph.output]
 
     def run(inputs: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
         outputs = graph.run([np.ascontiguousarray(inputs[name]) for name in names])
-        return {name: output.to_numpy() for name, output in zip(outputs_of(path), outputs, strict=True)}
+        # tract may return int64 as symbols, which numpy lacks.
+        whole = [
+            output.convert_to(tract.DatumType.I64) if is_int64 else output
+            for output, is_int64 in zip(outputs, int64, strict=True)
+        ]
+        return {name: output.to_numpy() for name, output in zip(outputs_of(path), whole, strict=True)}
 
     return run
 
