@@ -47,10 +47,12 @@ class LimitedCartPole(CartPoleEnv):
     """A class of single environments: CartPole whose episodes end after 500 steps."""
 
     def reset(self, **options: Any) -> Any:
+        """Starts an episode."""
         self.steps = 0
         return super().reset(**options)
 
     def step(self, action: Any) -> Any:
+        """Takes one step, and truncates the episode after 500 steps."""
         observation, reward, terminated, _, info = super().step(action)
         self.steps += 1
         return observation, reward, terminated, self.steps >= 500 and not terminated, info

@@ -328,7 +328,10 @@ def test_the_command_has_help(capsys):
         bench("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: a2c-compiled bench" in text
-    assert "any of estimators, sweep, packed, loss, update, policy, integrations, separated by commas (default: all)" in text
+    assert (
+        "any of estimators, sweep, packed, loss, update, images, policy, integrations, separated by commas (default: all)"
+        in text
+    )
 
 
 @pytest.mark.slow
