@@ -340,7 +340,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"out: expected a folder, got the file {arguments.out}")
     config = _train_config(arguments)
-    _import_from_here()
+    _import_from_here(config.env)
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be created fails here, before training
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:  # only the process with rank 0 prints
@@ -398,8 +398,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from a2c_compiled.training.evaluation import NetworkPolicy, play, summary
     from a2c_compiled.training.run_folder import load_run
 
-    _import_from_here()
-    config, loss = load_run(arguments.folder, arguments.env, arguments.trust_environment)
+    config, loss = load_run(arguments.folder, _environment_of(arguments))
     policy = NetworkPolicy(loss, arguments.sampled)
     torch.manual_seed(arguments.seed)
     if arguments.video is not None:
@@ -441,8 +440,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from a2c_compiled.export.run import Job, export_run, jobs
     from a2c_compiled.training.run_folder import load_step
 
-    _import_from_here()
-    config, step = load_step(arguments.folder, arguments.env, arguments.trust_environment)
+    config, step = load_step(arguments.folder, _environment_of(arguments))
     out = arguments.out or arguments.folder / "export"
     wanted = jobs(arguments.graph, arguments.format)
     print(f"{'file':<24}{'KB':>8}{'seconds':>9}{'largest error':>15}  comparison with eager mode")
@@ -466,9 +464,20 @@ def _export(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _import_from_here() -> None:
-    """Makes modules in the current folder importable, after all others, as ``python -m`` does."""
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+def _environment_of(arguments: argparse.Namespace) -> str:
+    """Returns the name of the environment for a command that reads the folder of a run, if it may be imported."""
+    from a2c_compiled.training.config import load_config, with_environment
+
+    config = with_environment(load_config(arguments.folder), arguments.env, arguments.trust_environment)
+    _import_from_here(config.env)
+    return config.environment
+
+
+def _import_from_here(env: Optional[str]) -> None:
+    """Makes modules in the current folder importable, after all others, if ``env`` names a module."""
+    from a2c_compiled.environments.source import module_of
+
+    if env is not None and module_of(env) and not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 

@@ -204,6 +204,8 @@ def stop(number: int, frame: Any) -> None:
 def main() -> None:
     """Runs the command line."""
     arguments = parser().parse_args()
+    if ":" in arguments.env:
+        sys.path.append(os.getcwd())  # the module of --env may be in the current folder
     learner = Learner.load(arguments.graph, threads=arguments.threads, seed=arguments.seed)
     if os.path.exists(arguments.out) and not arguments.overwrite:
         learner.load_state(arguments.out)

@@ -117,7 +117,6 @@ def seed(text: str) -> int:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a program, and ends the process. An error becomes one line on stderr, with the exit status 2."""
-    sys.path.append(os.getcwd())  # for the module of --env
     try:
         main()
     except KeyboardInterrupt:
@@ -132,6 +131,8 @@ def run(main: Callable[[], None]) -> None:
 def main() -> None:
     """Runs the command line."""
     arguments = parser().parse_args()
+    if ":" in arguments.env:
+        sys.path.append(os.getcwd())  # the module of --env may be in the current folder
     print(json.dumps(play(arguments.policy, arguments.env, arguments.episodes, arguments.seed)))
 
 

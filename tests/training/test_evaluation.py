@@ -16,6 +16,7 @@ from a2c_compiled.environments import make_vector
 from a2c_compiled.networks.for_spaces import mlp
 from a2c_compiled.recurrent import MinGRU, Recurrent
 from a2c_compiled.training import TrainConfig, evaluation, video
+from a2c_compiled.training.config import save_config
 from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, evaluate, greedy_policy, play, summary
 from a2c_compiled.training.video import film_episode, record_episode
 
@@ -344,6 +345,7 @@ def test_cartpole_is_filmed_without_a_display(tmp_path, monkeypatch):
 def run(monkeypatch, tmp_path):
     """A folder that loads as a run of CartPole, and the loss of that run."""
     loss = cartpole_loss()
+    save_config(tmp_path, TrainConfig())
     monkeypatch.setattr("a2c_compiled.training.run_folder.load_run", lambda *arguments: (TrainConfig(), loss))
     return tmp_path, loss
 
