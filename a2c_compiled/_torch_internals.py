@@ -261,13 +261,36 @@ def tracing_errors() -> TracingErrors:
     )
 
 
-def fake_tensors() -> Optional[ContextManager[Any]]:
+@contextmanager
+def fake_tensors() -> Iterator[None]:
     """Returns a context in which operators compute shapes and dtypes, but no values, and write to no tensor that exists before it.
 
-    Name: ``torch._subclasses.fake_tensor.FakeTensorMode``. Without it: None.
+    As with real tensors, a matrix product or a convolution of two dtypes raises RuntimeError.
+
+    Names: ``torch._subclasses.fake_tensor.FakeTensorMode``, and ``torch.utils._python_dispatch.TorchDispatchMode``, because fake tensors
+    alone accept two dtypes.
+
+    Raises:
+        ImportError: a name is missing.
     """
-    mode = _lookup("torch._subclasses.fake_tensor.FakeTensorMode")
-    return None if mode is None else mode(allow_non_fake_inputs=True)
+    fake_mode, base = _lookup("torch._subclasses.fake_tensor.FakeTensorMode"), dispatch_mode()
+    if fake_mode is None or base is object:
+        raise ImportError(f"torch {torch.__version__} has no FakeTensorMode")
+
+    class OneDtype(base):  # type: ignore[misc, valid-type]
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if operator.overloadpacket in _PRODUCTS:
+                dtypes = {argument.dtype for argument in args if isinstance(argument, Tensor)}
+                if len(dtypes) > 1:
+                    raise RuntimeError(f"{operator}: expected one dtype, got {' and '.join(sorted(map(str, dtypes)))}")
+            return operator(*args, **(kwargs or {}))
+
+    with fake_mode(allow_non_fake_inputs=True), OneDtype():
+        yield
+
+
+_PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm", "convolution")]
+"""Operators that accept no tensors of several dtypes."""
 
 
 def recompile_limit(limit: int) -> ContextManager[Any]:

@@ -260,7 +260,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
             options |= {"type": int, "nargs": "+", "metavar": "N"}
         else:
             # Optional[X] is parsed as X, or as the word none.
-            value_type = {Optional[float]: float, Optional[str]: str}.get(field_type, field_type)
+            value_type = {Optional[float]: float, Optional[int]: int, Optional[str]: str}.get(field_type, field_type)
             parse = value_type if value_type is field_type else _or_none(value_type)
             options |= {"type": parse, "metavar": {int: "N", float: "X", str: "NAME"}[value_type]}
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
@@ -335,6 +335,7 @@ def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _train(arguments: argparse.Namespace) -> int:
     from a2c_compiled.training import train
+    from a2c_compiled.training.construction import compile_decision
     from a2c_compiled.training.plots import plot_runs
 
     if arguments.out.exists() and not arguments.out.is_dir():
@@ -342,6 +343,8 @@ def _train(arguments: argparse.Namespace) -> int:
     config = _train_config(arguments)
     _import_from_here(config.env)
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be created fails here, before training
+    if os.environ.get("RANK", "0") == "0":
+        print(f"training {compile_decision(config)}", flush=True)
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:  # only the process with rank 0 prints
         return 0

@@ -16,8 +16,8 @@ from a2c_compiled.functional.arguments import Coefficient
 class A2CLosses(NamedTuple):
     """Result of :class:`~a2c_compiled.A2CLoss`. A field is None if the output is switched off or an input for it was not passed.
 
-    Minimize the sum of the ``loss_*`` fields. These losses are scalars, or ``[*B]`` with ``reduction="none"``. The other fields are
-    detached scalars for logging. All fields are floating: float32 for float16 and bfloat16 inputs.
+    Minimize :attr:`total`, the sum of the ``loss_*`` fields. These losses are scalars, or ``[*B]`` with ``reduction="none"``. The other
+    fields are detached scalars for logging. All fields are floating: float32 for float16 and bfloat16 inputs.
 
     Fields:
         loss_objective: policy loss, ``-log_prob * advantage``.
@@ -37,9 +37,32 @@ class A2CLosses(NamedTuple):
     explained_variance: Optional[Tensor] = None
     kl_approx: Optional[Tensor] = None
 
+    @property
+    def total(self) -> Tensor:
+        """The sum of the losses that are not None, the tensor to minimize: a scalar, or ``[*B]`` with ``reduction="none"``; floating.
+
+        The result of a loss in TorchScript does not have this property.
+
+        Raises:
+            ValueError: every loss is None, or, with ``reduction="none"``, the losses of one value for several agents have other shapes.
+        """
+        return total_loss(self)
+
 
 LOSSES = tuple(name for name in A2CLosses._fields if name.startswith("loss_"))
 """Names of the outputs to minimize."""
+
+
+def total_loss(losses: A2CLosses) -> Tensor:
+    """Returns :attr:`A2CLosses.total`."""
+    present = [getattr(losses, name) for name in LOSSES if getattr(losses, name) is not None]
+    if not present:
+        raise ValueError("loss: expected out_keys with a loss_* name to minimise, got none")
+    if any(loss.shape != present[0].shape for loss in present):
+        raise ValueError(
+            f"total: expected losses of one shape, got {[list(loss.shape) for loss in present]} (reduce them first)"
+        )
+    return sum(present[1:], present[0])
 
 
 def a2c_loss(

@@ -5,7 +5,7 @@ pass can be split into chunks.
 """
 
 import copy
-from typing import Any, List, NamedTuple, Optional, Type, TypeVar
+from typing import Any, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from a2c_compiled.losses.critic_inputs import (
 )
 from a2c_compiled.losses.detached_parameters import detach_parameters
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
+from a2c_compiled.networks.batch_apply import explained
 from a2c_compiled.recurrent import is_recurrent
 from a2c_compiled.shared_trunk import ActorAndCritic, ActorCritic, trunk_length
 
@@ -142,8 +143,12 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
 
         At the steps that ``mask`` excludes, neither ``action`` nor the network's output is read: the parameters become 1.
         """
-        features = self.features(observation)
-        params = widen(self.actor_output(observation, features))
+        if torch.jit.is_scripting():
+            features = self.features(observation)
+            output = self.actor_output(observation, features)
+        else:
+            features, output = explained("actor_network", self.actor_network, self._actor, observation)
+        params = widen(output)
         if mask is not None:
             possible = self.distribution.action_of_ones(params)
             # With another shape, log_prob raises an error. It must not receive an action that the replacement has broadcast.
@@ -151,6 +156,12 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
                 action = replace_uncounted("action", action, mask, possible)
             params = replace_uncounted("params", params, mask, params.new_ones([]))
         return PolicyOutputs(params, self.distribution.log_prob(params, action), features)
+
+    @torch.jit.unused
+    def _actor(self, observation: Any) -> Tuple[Optional[Tensor], Tensor]:
+        """Returns the output of the trunk, None without a trunk, and of the actor."""
+        features = self.features(observation)
+        return features, self.actor_output(observation, features)
 
     def values(self, batch: Batch, time_dim: int, with_gradient: bool) -> CriticValues:
         """Computes the values of the observations and next observations of ``batch``; ``time_dim`` is the batch's dimension of time.
@@ -279,7 +290,8 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
         if torch.jit.is_scripting():
             return self.critic_network(observation)
         if not self._detached_names or not torch.is_grad_enabled():
-            return self.critic_network(observation)
+            argument = "next_observation" if of_target else "observation"
+            return explained("critic_network", self.critic_network, self.critic_network, observation, argument)
         parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))
         detached = {name: parameters[name].detach() for name in self._detached_names}
         return torch.func.functional_call(self.critic_network, detached, (observation,), tie_weights=False)

@@ -38,7 +38,7 @@ class A2CLoss(EstimatingActorCritic):
 
     >>> loss = A2CLoss(actor, critic, distributions.Categorical(4))
     >>> losses = loss(observation, action, reward=reward, next_observation=next_observation, done=done, terminated=terminated)
-    >>> (losses.loss_objective + losses.loss_critic + losses.loss_entropy).backward()
+    >>> losses.total.backward()
 
     A value estimator computes the advantage :math:`A` and the value target :math:`G` from the rollout. The default is GAE. You can
     also compute :math:`A` and :math:`G` yourself and pass both to :meth:`forward`.

@@ -1,12 +1,13 @@
 """Runs the policy once on a batch of observations. In shapes, ``*event`` is the shape of one action."""
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Tuple
 
 from torch import Tensor
 
 from a2c_compiled._precision import widen
 from a2c_compiled.environments import Observation
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.networks.batch_apply import explained
 from a2c_compiled.recurrent import run_step
 
 
@@ -35,10 +36,13 @@ def act(loss: A2CLoss, observation: Observation, hidden: Optional[Tensor] = None
         hidden: ``[N, H]``, floating point: the state of the recurrent layers of both networks. None if there are none.
     """
     if hidden is None:
-        inputs: Any = observation
-        features = loss.features(inputs) if loss.reads_state_value else None
-        value = loss.critic_output(inputs, features) if loss.reads_state_value else None
-        return _sample_action(loss, loss.actor_output(inputs, features), value)
+
+        def outputs(inputs: Any) -> Tuple[Tensor, Optional[Tensor]]:
+            features = loss.features(inputs) if loss.reads_state_value else None
+            value = loss.critic_output(inputs, features) if loss.reads_state_value else None
+            return loss.actor_output(inputs, features), value
+
+        return _sample_action(loss, *explained("actor_network", loss.actor_network, outputs, observation, leading_dims=1))
     assert isinstance(observation, Tensor), "expected one tensor as the observation of a recurrent network"
     (params, value), after = run_step([loss.actor_network, loss.critic_network], observation, hidden)
     return _sample_action(loss, params, value if loss.reads_state_value else None)._replace(next_hidden=after)

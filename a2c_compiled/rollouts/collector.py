@@ -24,8 +24,11 @@ from a2c_compiled.update.rollout import Rollout, mapped
 class RolloutCollector:
     """Steps environments with the policy of a loss and returns rollouts. Each rollout starts where the previous one ended.
 
-    * ``next_observation`` is the last observation of the episode at a step that ends an episode, not the first of the next episode.
-    * gymnasium's autoreset mode NEXT_STEP spends one step on each reset. The rollout's ``mask`` is False at these steps.
+    * ``next_observation`` is the last observation of the episode at a step that ends an episode, not the first of the next episode: in
+      gymnasium's autoreset mode SAME_STEP ``info["final_obs"]``, in mode NEXT_STEP the observation that ``step`` returns.
+    * The mode NEXT_STEP spends one step on each reset. The rollout's ``mask`` is False at these steps.
+    * Observations of gymnasium with dtype float64 become float32. Networks get observations as they are: :class:`ObservationNorm
+      <a2c_compiled.networks.observation_norm.ObservationNorm>` as their first layer normalises them. ``docs/own_loop.md`` is a whole loop.
     * ``action`` is the action that the distribution drew. The environments get it in the dtype of their action space, and clipped in a
       Box, see :class:`~a2c_compiled.environments.EnvironmentAction`.
     * ``log_prob`` and ``state_value`` are recorded only if the loss reads them.
@@ -40,7 +43,7 @@ class RolloutCollector:
         loss: loss whose actor network and distribution sample the actions.
         num_steps: ``T``, the number of steps in a rollout.
         seed: seed of the first reset; None sets no seed.
-        compile: whether to compile the policy, or, with environments written in torch, the whole rollout.
+        compile: whether to compile the policy, or, with environments written in torch, the whole rollout. Errors are those of eager mode.
         last_next_observation: whether ``next_observation`` has the observation after the last step alone, ``[1, N, ...]``. The loss then
             computes the critic on ``T + 1`` observations, not on ``2 T``. The environments must have autoreset mode NEXT_STEP, and the
             networks no hidden states.

@@ -17,8 +17,8 @@ COMPILE_FROM_STEPS = 2_000_000
 
 In shorter runs, compiling may take more time than it saves. Small networks gain least from compiling."""
 
-RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds")
-"""Options that may change when a run is resumed: when the run ends, logs and saves, and its device."""
+RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds", "threads")
+"""Options that may change when a run is resumed: when the run ends, logs and saves, its device and its threads."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -97,6 +97,7 @@ class TrainConfig:
         "auto",
         "device of the networks and the training step: auto (a GPU if there is one), or a torch device such as cpu or cuda:0",
     )
+    threads: Optional[int] = _option(None, "number of CPU threads of torch in each process; 'none' leaves the choice to torch")
     log_interval: int = _option(
         10, "training steps from one line of the log to the next; evaluations during training happen only at these lines"
     )

@@ -1,7 +1,11 @@
-"""Creates the loss and the training step from the options of a run."""
+"""Prepares the process, and creates the loss and the training step, from the options of a run."""
 
+import math
+import os
 import random
-from typing import Optional
+import warnings
+from pathlib import Path
+from typing import Iterator, Optional
 
 import numpy as np
 import torch
@@ -39,6 +43,59 @@ def autoreset_of(config: TrainConfig, source: EnvironmentSource) -> str:
     example.close()
     is_sync = isinstance(example, GymnasiumEnvironments) and isinstance(example.envs, SyncVectorEnv)
     return "next_step" if is_sync and is_image(example.observation_space) else "same_step"
+
+
+def use_threads(threads: Optional[int]) -> None:
+    """Sets the number of CPU threads of torch. None leaves it.
+
+    Issues a RuntimeWarning if torch then has more threads than CPUs that the process may use, see :func:`available_cpus`.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    available = available_cpus()
+    if torch.get_num_threads() > available:
+        warnings.warn(
+            f"torch has {torch.get_num_threads()} threads, but this process may use {available} CPUs, which can be many times slower;"
+            f" use --threads {available} (TrainConfig(threads={available}))",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def available_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")) -> int:
+    """Returns the number of CPUs that the process may use, by its affinity and by the quota of its control groups, at least 1.
+
+    Args:
+        cgroups: folder of the control groups, of version 1 or 2.
+        own_cgroup: file that names the control groups of the process.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *map(math.ceil, _cpu_quotas(cgroups, own_cgroup))]))
+
+
+def _cpu_quotas(cgroups: Path, own_cgroup: Path) -> Iterator[float]:
+    """Returns the limits of the control groups of the process, in CPUs. A group without a limit, or without a readable file, has none."""
+    try:
+        paths = [line.split(":", 2) for line in own_cgroup.read_text().splitlines()]
+    except OSError:
+        paths = []
+    # A container may see its own group as the root.
+    folders = {cgroups, cgroups / "cpu"}
+    for _, controllers, path in paths:
+        root = cgroups if not controllers else cgroups / "cpu"
+        if not controllers or "cpu" in controllers.split(","):
+            own = root / path.lstrip("/")
+            folders |= {own, *(parent for parent in own.parents if parent.is_relative_to(root))}
+    for folder in folders:
+        try:
+            if (folder / "cpu.max").is_file():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
+        except (OSError, ValueError):
+            continue
 
 
 def make_loss(config: TrainConfig, across_processes: bool = False, envs: Optional[Environments] = None) -> A2CLoss:
@@ -116,3 +173,17 @@ def compiles(config: TrainConfig) -> bool:
     if config.compile is None:
         return device_of(config).type == "cuda" or config.total_steps >= COMPILE_FROM_STEPS
     return config.compile
+
+
+def compile_decision(config: TrainConfig) -> str:
+    """Returns one line that says whether a run with these options compiles, why, and how to choose the other."""
+    does = compiles(config)
+    if config.compile is not None:
+        reason = "as chosen"
+    elif device_of(config).type == "cuda":
+        reason = "on a GPU"
+    else:
+        reason = f"{config.total_steps:,} total steps are {'at least' if does else 'fewer than'} {COMPILE_FROM_STEPS:,}"
+    if does:
+        return f"compiles, which takes up to half a minute ({reason}; --no-compile runs in eager mode, which is faster for short runs)"
+    return f"runs in eager mode ({reason}; --compile compiles, which is faster for long runs)"

@@ -34,7 +34,15 @@ from a2c_compiled.training.checkpoint import (
     set_random_state,
 )
 from a2c_compiled.training.config import TrainConfig, check_resumable, load_config, save_config
-from a2c_compiled.training.construction import autoreset_of, compiles, device_of, make_loss, make_step, seed_everything
+from a2c_compiled.training.construction import (
+    autoreset_of,
+    compiles,
+    device_of,
+    make_loss,
+    make_step,
+    seed_everything,
+    use_threads,
+)
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed import started_processes
 from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, evaluate
@@ -142,6 +150,7 @@ class Trainer:
         self.config, self.folder = replace(config, env=importable_name(self.environments)), folder
         self.device = device_of(config)
         if self.device.type == "cpu":
+            use_threads(config.threads)
             keep_freed_memory()  # otherwise the memory of activations is returned to the system after every training step
         self.processes = started_processes(self.device)
         self.processes.check_equal({**asdict(self.config), "torch": torch.__version__, "a2c_compiled": version("a2c_compiled")})

@@ -7,7 +7,6 @@ from typing import Any, Callable, Dict, Optional
 
 import torch
 
-from a2c_compiled._torch_internals import tracing_errors
 from a2c_compiled.update.eager_errors import eager_error
 
 
@@ -60,7 +59,7 @@ def compiled(
 ) -> Callable[..., Any]:
     """Compiles a copy of ``function`` as one graph (``fullgraph=True``), with :func:`compile_options` and ``options``.
 
-    If a call cannot be traced, it raises the error that ``eager``, by default ``function``, raises for the same arguments, see
+    If a call fails, it raises the error that ``eager``, by default ``function``, raises for the same arguments, see
     :func:`~a2c_compiled.update.eager_errors.eager_error`.
 
     Torch stores compiled graphs by code object. A call searches all graphs of the called code object, and torch limits their number.
@@ -75,7 +74,7 @@ def compiled(
     def call(*arguments: Any) -> Any:
         try:
             return run(*arguments)
-        except tracing_errors().of_compile as error:
+        except RuntimeError as error:  # errors of torch.compile are of this class
             failure = error
         # Outside of the except block, so that the error does not show that of torch.compile as its context.
         raise eager_error(function if eager is None else eager, arguments, failure) or failure

@@ -1,11 +1,11 @@
 """The error of eager mode in place of an error of torch.compile.
 
 An error that is raised while a function is traced becomes an error of torch.compile: with another type, tens of lines, and symbols in place
-of sizes. Running the function again on fake tensors gives the error itself.
+of sizes. An error of an operator in the compiled graph has no names. Running the function again on fake tensors gives the error itself.
 """
 
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple, Type
 
 import torch
 from torch import nn
@@ -20,23 +20,25 @@ def eager_error(function: Callable[..., Any], arguments: Sequence[Any], error: E
     modules stay unchanged.
 
     Args:
-        function: the function that torch.compile could not trace.
+        function: the function that was compiled.
         arguments: its arguments.
-        error: the error of torch.compile.
+        error: the error of the call of the compiled function.
     """
-    errors, fake = tracing_errors(), fake_tensors()
-    if fake is None:
+    errors = tracing_errors()
+    # Other errors of a compiled graph depend on values or on other processes.
+    of_graph = type(error) is RuntimeError and "type" in str(error)
+    if not (of_graph or isinstance(error, errors.of_compile)):
         return None
+    without_result: Tuple[Type[Exception], ...] = (ImportError, *errors.of_fake_tensors, *errors.of_compile)
     try:
-        with _attributes_restored(arguments), torch.random.fork_rng(devices=[]), fake:
+        with _attributes_restored(arguments), torch.random.fork_rng(devices=[]), fake_tensors():
             function(*arguments)
-    except errors.of_fake_tensors + errors.of_compile:
-        return None  # the function needs the values of tensors
+    except without_result:
+        return None  # torch has no fake tensors, or the function needs the values of tensors
     except Exception as found:
-        # Fake tensors may raise RuntimeError where real ones do not. An operator that torch.compile could not trace raises it, too.
-        if type(found) is RuntimeError and not isinstance(error, errors.of_operators):
-            return None
-        return found
+        # Fake tensors may raise RuntimeError where real ones do not. If an operator has raised the first error, it is that one again.
+        of_operator = of_graph or isinstance(error, errors.of_operators)
+        return found if of_operator or type(found) is not RuntimeError else None
     return None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled.losses import A2CLoss, A2CLosses
-from a2c_compiled.losses.a2c import LOSSES
+from a2c_compiled.losses.a2c import LOSSES, total_loss
 from a2c_compiled.update.all_reduce import summed_over_processes
 from a2c_compiled.update.minibatches import combined_losses, environment_dim, split_environments, step_shares, weighted_sum
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments
@@ -107,10 +107,7 @@ class LossGradients:
                 names = ("value_clip_fraction",) if self.loss.reduction == "sum" else ("value_clip_fraction", "loss_critic")
                 means = {name: getattr(losses, name) for name in names if getattr(losses, name) is not None}
                 losses = losses._replace(**{name: mean * value_scale for name, mean in means.items()})
-            present = [getattr(losses, name) for name in LOSSES if getattr(losses, name) is not None]
-            if not present:
-                raise ValueError("loss: expected out_keys with a loss_* name to minimise, got none")
-            total = sum(present[1:], present[0])
+            total = total_loss(losses)
         derivatives = torch.autograd.grad(total, params, allow_unused=True)
         detached = A2CLosses(*(None if part is None else part.detach() for part in losses))
         return detached, [None if derivative is None else derivative.detach() for derivative in derivatives]

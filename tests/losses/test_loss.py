@@ -918,3 +918,29 @@ def test_shapes_are_checked_whichever_outputs_are_wanted(wanted):
         arguments = {**of(steps, *GIVEN, "sample_log_prob"), name: torch.zeros(3, 5)}
         with pytest.raises(ValueError, match=rf"^{name}: expected the shape of log_prob"):
             loss(**arguments)
+
+
+# The total
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ("loss_objective", "loss_critic", "loss_entropy")),
+        ({"entropy_coef": 0.0}, ("loss_objective", "loss_critic")),
+        ({"critic_coef": None, "entropy_coef": 0.0}, ("loss_objective",)),
+        ({"reduction": "none", "diagnostics": True, "clip_value": 0.2}, ("loss_objective", "loss_critic", "loss_entropy")),
+    ],
+)
+def test_the_total_is_the_sum_of_the_losses_that_are_not_none(options, names):
+    steps = make_loss_steps(column=False)
+    outputs = make_loss(**options)(**of(steps, *INSIDE, "state_value"))
+    torch.testing.assert_close(outputs.total, sum(getattr(outputs, name) for name in names), rtol=0, atol=0)
+    assert outputs.total.requires_grad
+
+
+def test_a_total_of_nothing_or_of_several_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"^loss: expected out_keys with a loss_"):
+        A2CLosses(entropy=torch.ones(())).total  # noqa: B018
+    with pytest.raises(ValueError, match=r"^total: expected losses of one shape, got \[\[4, 3\], \[4, 1\]\]"):
+        A2CLosses(torch.ones(4, 3), torch.ones(4, 1)).total  # noqa: B018

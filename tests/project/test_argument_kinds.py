@@ -30,6 +30,7 @@ from a2c_compiled import (
     ops,
     rollouts,
 )
+from a2c_compiled.networks import BatchApply
 from a2c_compiled.networks.observation_norm import ObservationNorm, RunningMoments, update_norms
 from a2c_compiled.recurrent import MinGRU, Recurrent
 from a2c_compiled.rollouts.reward_scale import RewardScale
@@ -177,6 +178,10 @@ CALLS: dict[str, Call] = {
     "rmsprop": Call(rmsprop),
     "a2c_compiled.rollouts.RolloutCollector": Call(
         rollouts.RolloutCollector, {"envs": environments.CartPole(2), "loss": LOSS, "num_steps": 2}
+    ),
+    "a2c_compiled.networks.BatchApply": Call(BatchApply, {"network": nn.Linear(3, 1), "event_dims": 1}),
+    "a2c_compiled.networks.BatchApply.forward": Call(
+        BatchApply(nn.Linear(3, 1), 1).forward, {"observation": TRANSITIONS["observation"]}
     ),
     "a2c_compiled.environments.CartPole": Call(environments.CartPole),
     "a2c_compiled.environments.Pendulum": Call(environments.Pendulum),

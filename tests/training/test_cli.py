@@ -104,7 +104,8 @@ def test_a_run_leaves_a_checkpoint_progress_and_a_picture(trained_run, tmp_path,
     )
     assert load_progress(trained_run)["steps"][-1] == 200
     assert run("train", *TINY, "--out", tmp_path / "again", "--seed", 3) == 0
-    out = capsys.readouterr().out
+    decision, _, out = capsys.readouterr().out.partition("\n")
+    assert decision == "training runs in eager mode (as chosen; --compile compiles, which is faster for long runs)"
     greedy = evaluate(greedy_policy(loss), "CartPole-v1").mean()
     assert out.startswith(f"mean episode return of the greedy policy: {greedy:.1f}, after 200 environment steps in ")
     assert out.strip().endswith(f"run in {tmp_path / 'again'}{os.sep}".replace(os.sep, "/"))
@@ -331,6 +332,15 @@ def test_options_set_the_fields_of_the_configuration(tmp_path):
     assert run("train", *TINY, *options, "--out", tmp_path) == 0
     fields = json.loads((tmp_path / "config.json").read_text())
     assert {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items() if name in changes} == changes
+
+
+@pytest.mark.parametrize(("text", "threads"), [("1", 1), ("none", None)])
+def test_the_threads_are_a_number_or_none(text, threads, tmp_path, monkeypatch):
+    set_threads = []
+    monkeypatch.setattr(torch, "set_num_threads", set_threads.append)
+    assert run("train", *TINY, "--threads", text, "--out", tmp_path / "run") == 0
+    assert load_run(tmp_path / "run")[0].threads == threads
+    assert set_threads == [threads] * (threads is not None)
 
 
 @pytest.mark.parametrize("switched_off", ["--entropy-coef", "--critic-coef"])
