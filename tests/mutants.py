@@ -314,6 +314,27 @@ FAULTS = (
         ("tests/update",),
     ),
     Fault(
+        "the steps that fill up the last minibatch of an epoch count",
+        "a2c_compiled/update/epochs.py",
+        "    if counted is not None:",
+        "    if counted is None:",
+        ("tests/update/test_epochs.py",),
+    ),
+    Fault(
+        "a restored generator draws other orders",
+        "a2c_compiled/update/train_step.py",
+        "                generator.set_state(self._generator_state)",
+        "                pass",
+        ("tests/update/test_epochs.py",),
+    ),
+    Fault(
+        "a convolutional network gets its leading dimensions in another order",
+        "a2c_compiled/networks/batch_apply.py",
+        "output.reshape(leading + ",
+        "output.reshape(leading[::-1] + ",
+        ("tests/networks/test_batch_apply.py",),
+    ),
+    Fault(
         "a recurrent layer reports the state before the step",
         "a2c_compiled/recurrent.py",
         "states.append((self, state))",
