@@ -208,7 +208,12 @@ def process(rank, folder):
             # AOTAutograd has to keep the collective operations and the order they run in.
             with compile_backend("eager" if name == "sum" else "aot_eager"):
                 step = make_step(distributed_loss(options, True, name == "norms"), "sgd", compile, process_group=group)
-                metrics = [step(half) for _ in range(2)][-1]
+                step(half)
+                if compile:
+                    metrics = step(half)
+                else:  # one minibatch of all is the same update
+                    metrics = step.epochs(half, 1, 3, "environments")
+                    metrics = type(metrics)(*(None if part is None else part[0] for part in metrics))
             if rank == 0:
                 torch.save((metrics._asdict(), parameters_of(step.loss)), folder / f"{name}-{compile}.pt")
     with pytest.raises(
