@@ -137,8 +137,8 @@ class Trainer:
             ``config.json`` as null.
 
     Raises:
-        ValueError: the environment or an option is not valid, ``num_envs`` is not a multiple of the number of processes, the processes have
-            different options or versions of torch and this library.
+        ValueError: the environment or an option is not valid, ``num_envs`` is not a multiple of the number of processes, or the processes
+            have different options or versions of torch and this library.
         TypeError: ``environments`` is of another kind, or the environments return something other than tensors.
     """
 

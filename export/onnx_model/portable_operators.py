@@ -35,7 +35,7 @@ def _make_axes_positive(node: ir.Node, rank: int, graph: ir.Graph) -> None:
         name = f"{axes.name}.of_{rank}"
         if name not in graph.initializers:
             positive = ir.tensor(axes.const_value.numpy() % rank, name=name)
-            graph.register_initializer(ir.Value(name=name, const_value=positive, shape=positive.shape, type=axes.type))
+            graph.register_initializer(ir.Value(name=name, const_value=positive, shape=axes.shape, type=axes.type))
         node.replace_input_with(1, graph.initializers[name])
 
 
