@@ -47,6 +47,7 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     },
     "breakout": {
         "env": "MinAtar/Breakout-v1",
+        "autoreset": "same_step",  # the mode in which this preset was tuned and measured
         "total_steps": 2_000_000,
         "solved_return": 18.0,
         "lr": 1e-2,
