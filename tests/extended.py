@@ -267,6 +267,7 @@ EXTENDED = {
         "test_train_step.py::test_a_copy_trains_itself_and_not_the_original[pickle-*",
         "test_train_step_features.py::test_two_processes_with_half_of_the_environments_equal_one_with_all",
         "test_train_step_features.py::test_traced_minibatches_of_environments_first_equal_eager",
+        "test_pages.py::test_the_blocks_of_a_page_run_in_order[torchrl_mujoco.md]",
         "test_epochs.py::test_compiled_epochs_equal_a_plain_loop_and_compile_one_graph_for_all_minibatches[masked]",
         "test_epochs.py::test_compiled_epochs_equal_a_plain_loop_and_compile_one_graph_for_all_minibatches[environments]",
         "test_eager_errors.py::test_a_compiled_step_raises_the_error_of_eager_mode_and_changes_nothing[action*",
