@@ -74,7 +74,8 @@ class TrainStep(CoefficientModule):
     buffers that networks update themselves, such as running statistics.
 
     ``state_dict`` contains ``lr``, the counters ``step_count``, ``skipped`` and ``skipped_in_a_row``, the parameters and coefficients of
-    the loss (``loss.*``) and the optimizer state (``optimizer_state.<name of the state>.<parameter name>``).
+    the loss (``loss.*``) and the optimizer state (``optimizer_state.<name of the state>.<parameter name>``). After a call of :meth:`epochs`
+    with a generator, it also contains ``generator_state``.
 
     The compiled step never waits for the GPU. In eager mode, torch's optimizers read the learning rate on the host and wait for the GPU.
 
