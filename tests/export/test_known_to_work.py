@@ -29,24 +29,24 @@ def code(cell: str) -> List[str]:
     return re.findall(r"`(.*?)`", cell)
 
 
-REFUSALS = [(name, file) for _, names, refused in rows("Networks") for name in code(names) for file in code(refused)]
-FIRST = [code(names)[0] for _, names, _ in rows("Networks")]
+REFUSALS = [(name, file) for _, names, _, refused in rows("Networks") for name in code(names) for file in code(refused)]
+FIRST = [code(names)[0] for _, names, _, _ in rows("Networks")]
 
 
 def test_every_network_is_in_one_line_and_every_line_names_networks():
-    named = [name for _, names, _ in rows("Networks") for name in code(names)]
-    named += [name for _, network, _ in rows("Distributions") for name in code(network)]
+    named = [name for _, names, _, _ in rows("Networks") for name in code(names)]
+    named += [name for _, network, _, _ in rows("Distributions") for name in code(network)]
     assert sorted(named) == sorted(NETWORKS)
-    assert all(code(names) for _, names, _ in rows("Networks"))
+    assert all(code(names) for _, names, _, _ in rows("Networks"))
     assert {file for _, file in REFUSALS} <= set(files(GRAPHS, ["onnx", "torchscript", "pt2"]))
 
 
 def test_every_distribution_is_in_one_line_with_a_network_over_it_or_a_test():
-    named = [name for classes, _, _ in rows("Distributions") for name in code(classes)]
+    named = [name for classes, _, _, _ in rows("Distributions") for name in code(classes)]
     public = [getattr(distributions, name) for name in distributions.__all__]
     classes = [x.__name__ for x in public if issubclass(x, distributions.Distribution) and x is not distributions.Distribution]
     assert sorted(named) == sorted(classes)
-    for classes, network, _ in rows("Distributions"):
+    for classes, network, _, _ in rows("Distributions"):
         for name in code(network):
             assert [type(NETWORKS[name].distribution).__name__] == code(classes)
 
