@@ -530,8 +530,8 @@ def _verified_in_time(path: Path, arguments: argparse.Namespace) -> Dict[str, An
     except subprocess.TimeoutExpired:
         raise ValueError(f"{path}: expected to finish within {arguments.timeout:g} s, got no result") from None
     if process.returncode not in (0, 1):
-        reason = process.stderr.strip().splitlines() or [f"{path}: the process ended with status {process.returncode}"]
-        raise ValueError(reason[-1].removeprefix("a2c-compiled: "))
+        reason = process.stderr.strip().splitlines() or [f"status {process.returncode}"]
+        raise ValueError(f"{path}: expected a file that can be run, got {reason[-1].removeprefix('a2c-compiled: ')}")
     if arguments.json:
         return dict(json.loads(process.stdout)["files"][0])
     print(process.stdout, end="", flush=True)

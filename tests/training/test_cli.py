@@ -414,6 +414,9 @@ def test_a_file_without_its_reference_cases_is_an_error(scripted, capsys):
 def test_a_file_that_cannot_be_read_does_not_stop_the_verification_of_others(scripted, capsys):
     (scripted / "estimator.pt").write_text("no module")
     assert run("verify", scripted) == 2
+    assert "estimator.pt that was exported, got one with another SHA-256" in capsys.readouterr().err
+    (scripted / "estimator.pt.sha256").unlink()
+    assert run("verify", scripted) == 2
     captured = capsys.readouterr()
     assert "policy.pt: equal to eager" in captured.out
     assert "estimator.pt: does not run" in captured.err

@@ -355,7 +355,7 @@ def test_layers_are_initialised_orthogonal_and_the_policy_near_uniform():
 
 
 def test_a_run_is_loaded_as_it_was_saved(run, trained):
-    names = {"config.json", "checkpoint.json", "checkpoints", "progress.csv"}
+    names = {"config.json", "checkpoint.json", "checkpoints", "progress.csv", "run.lock"}
     assert {path.name for path in run.iterdir()} - {"tensorboard"} == names
     assert sorted(str(path.relative_to(run)) for path in run.glob("checkpoints/*/*")) == [
         "checkpoints/5/rank_0.safetensors",
