@@ -379,7 +379,7 @@ FAULTS = (
     Fault(
         "ONNX: NaN passes the end of an episode",
         "export/onnx_model/onnx_scan.py",
-        "step.Where(step.Equal(decay_t, self.zero), self.zero, step.Mul(decay_t, y_t))",
+        "step.Where(cut_t, self.zero, step.Mul(decay_t, y_t))",
         "step.Mul(decay_t, y_t)",
         ("tests/export/test_onnx_scan.py",),
     ),
