@@ -344,7 +344,8 @@ def _train(arguments: argparse.Namespace) -> int:
     _import_from_here(config.env)
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be created fails here, before training
     if os.environ.get("RANK", "0") == "0":
-        print(f"training {compile_decision(config)}", flush=True)
+        with contextlib.suppress(OSError):  # training goes on if nothing reads the output
+            print(f"training {compile_decision(config)}", flush=True)
     result = train(config, folder=arguments.out, resume=arguments.resume)
     if not result.is_first:  # only the process with rank 0 prints
         return 0

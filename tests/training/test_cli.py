@@ -119,7 +119,8 @@ def test_a_trained_run_is_exported_and_verified(exported_run, capsys):
     models = {job.file for job in export_run_module.jobs(formats=["onnx", "torchscript"])}
     models.add("train_step.policy.onnx")
     beside = {"train_step.state.npz", "runtime.py", "play_policy.py", "learn_policy.py"}
-    assert {path.name for path in out.iterdir()} == models | {f"{model}.cases.npz" for model in models} | beside
+    endings = "cases.npz", "sha256"
+    assert {path.name for path in out.iterdir()} == beside | {f"{model}.{end}" for model in models for end in endings} | models
     assert "train_step.onnx" in models
     assert "train_step.pt" not in models, "TorchScript has no gradients inside a graph"
     assert header.split() == ["file", "KB", "seconds", "largest", "error", "comparison", "with", "eager", "mode"]
