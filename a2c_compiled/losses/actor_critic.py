@@ -289,7 +289,9 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
                 return self.target_critic_network(observation)
         if torch.jit.is_scripting():
             return self.critic_network(observation)
-        if not self._detached_names or not torch.is_grad_enabled():
+        # torch.jit.trace records no functional_call without gradient. Other exports run without gradient, but record it for later use.
+        traces_numbers = torch.jit.is_tracing() and not torch.is_grad_enabled()
+        if not self._detached_names or traces_numbers:
             argument = "next_observation" if of_target else "observation"
             return explained("critic_network", self.critic_network, self.critic_network, observation, argument)
         parameters = dict(self.critic_network.named_parameters(remove_duplicate=False))

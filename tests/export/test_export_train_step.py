@@ -389,8 +389,10 @@ def test_the_files_are_an_update_a_policy_a_state_a_runtime_and_reference_output
         "runtime.py",
         "train_step.onnx",
         "train_step.onnx.cases.npz",
+        "train_step.onnx.sha256",
         "train_step.policy.onnx",
         "train_step.policy.onnx.cases.npz",
+        "train_step.policy.onnx.sha256",
         "train_step.state.npz",
     ]
 
