@@ -142,10 +142,12 @@ def positive_int(name: str, value: int) -> int:
     """Converts ``value`` to a Python int; TorchScript does not accept NumPy integers such as gymnasium's ``n``.
 
     Raises:
-        ValueError: ``value`` is less than 1.
+        ValueError: ``value`` is less than 1, or does not fit in 64 bits.
         TypeError: ``value`` is not an integer.
     """
     number = integer(name, value)
     if number < 1:
         raise ValueError(f"{name}: expected at least 1, got {number}")
+    if number >= 2**63:  # torch and NumPy take no larger ones
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {number}")
     return number

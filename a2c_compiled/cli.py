@@ -51,18 +51,30 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         ):  # it was closed; the next open file would get its number, and the messages of C++ libraries
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
+        if any("\0" in word for word in words):
+            raise ValueError("arguments: expected text without null bytes, got one")
         arguments = _parser(words[0] if words else "").parse_args(words)
         return arguments.run(arguments)
     except KeyboardInterrupt:
+        _end_without_ctrl_c(argv)
         _say("interrupted")
         return 130
     except BrokenPipeError:  # the program that read the output has ended
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python writes what is left to it when it exits
         return 141
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, OverflowError, MemoryError) as error:
         message = str(error).strip().splitlines() or [type(error).__name__]
         _say(message[0])
         return 2
+    finally:
+        _end_without_ctrl_c(argv)
+
+
+def _end_without_ctrl_c(argv: Optional[Sequence[str]]) -> None:
+    """Ignores further Ctrl-C if the command is the whole process, which ends now: Python would print a traceback of its own end."""
+    if argv is None:
+        with contextlib.suppress(ValueError):  # in a thread other than the main one
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _say(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads and writes private attributes of gymnasium's vector environments, so that the environments can be resumed.
+"""Reads and writes private attributes of gymnasium's vector environments, so that the environments can be resumed and closed.
 
 If another version of gymnasium lacks an attribute, the functions raise AttributeError. The caller then does not resume the environments.
 """
@@ -8,7 +8,8 @@ from typing import Any, Dict
 import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 _CARTPOLE = {"physics": "state", "steps": "steps", "ended": "prev_done"}
 
@@ -43,6 +44,11 @@ def set_reset_next(envs: SyncVectorEnv, ended: np.ndarray) -> None:
     """
     _array(envs, "_autoreset_envs")
     envs._autoreset_envs = ended.copy()
+
+
+def forget_pending_call(envs: AsyncVectorEnv) -> None:
+    """Makes ``close`` of ``envs`` not wait for the answers to a call that did not end."""
+    envs._state = AsyncState.DEFAULT
 
 
 def _array(envs: Any, attribute: str) -> np.ndarray:

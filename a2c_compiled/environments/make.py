@@ -3,6 +3,7 @@
 import functools
 import importlib
 import math
+import os
 from typing import Any, Optional, Union
 
 import gymnasium
@@ -30,7 +31,7 @@ from a2c_compiled.environments.source import (
 )
 from a2c_compiled.environments.tensor import TensorEnvironments
 from a2c_compiled.environments.vector import GymnasiumEnvironments
-from a2c_compiled.environments.worker_signals import ignoring_ctrl_c
+from a2c_compiled.environments.workers import ignore_ctrl_c, starting_workers
 
 IN_TORCH: dict[str, type[TensorEnvironments]] = {"CartPole-v1": CartPole, "Pendulum-v1": Pendulum}
 """By the name of a gymnasium environment, the class that implements the environment in torch."""
@@ -152,9 +153,9 @@ def make_vector(
     source = resolved(env_id)
     if is_environment_class(source):
         _check_only("vectorization", vectorization, ("auto", "sync", "async"), "a class of single environments")
-        make = functools.partial(_made_of_class, source, frame_stack, options)
+        make = functools.partial(_made_of_class, source, frame_stack, options, os.getpid())
         vector_class = AsyncVectorEnv if vectorization == "async" else SyncVectorEnv
-        with ignoring_ctrl_c():
+        with starting_workers():
             return vector_class([make] * num_envs, autoreset_mode=AUTORESETS[autoreset])
     if is_registered(source):
         return _made_by_gymnasium(source, num_envs, vectorization, frame_stack, AUTORESETS[autoreset], options)
@@ -184,9 +185,9 @@ def _made_by(
     return EnvPool(functools.partial(function, num_envs), envs, seed) if is_pool(envs) else envs
 
 
-def _made_of_class(env_class: type[gymnasium.Env], frame_stack: int, options: dict[str, Any]) -> Replayable:
+def _made_of_class(env_class: type[gymnasium.Env], frame_stack: int, options: dict[str, Any], main_process: int) -> Replayable:
     """Makes one environment of a class, as :func:`_wrapped` describes."""
-    return _wrapped(env_class(**options), frame_stack)
+    return _wrapped(env_class(**options), frame_stack, main_process)
 
 
 def _made_by_gymnasium(
@@ -209,8 +210,8 @@ def _made_by_gymnasium(
         if is_atari:
             options.setdefault("frameskip", 1)  # AtariPreprocessing skips frames
         kwargs = {"autoreset_mode": autoreset}
-        wrappers = [functools.partial(_wrapped, frame_stack=frame_stack)]
-        with ignoring_ctrl_c():
+        wrappers = [functools.partial(_wrapped, frame_stack=frame_stack, main_process=os.getpid())]
+        with starting_workers():
             return gymnasium.make_vec(
                 name, num_envs, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers, **options
             )
@@ -227,8 +228,13 @@ def _register(name: str) -> None:
         gymnasium.register_envs(importlib.import_module("ale_py"))
 
 
-def _wrapped(env: gymnasium.Env, frame_stack: int) -> Replayable:
-    """Wraps ``env`` in preprocessing and frame stacking, and in :class:`Replayable` as the outermost wrapper."""
+def _wrapped(env: gymnasium.Env, frame_stack: int, main_process: int) -> Replayable:
+    """Wraps ``env`` in preprocessing and frame stacking, and in :class:`Replayable` as the outermost wrapper.
+
+    Processes other than ``main_process`` then ignore Ctrl-C.
+    """
+    if os.getpid() != main_process:
+        ignore_ctrl_c()
     namespace = None if env.spec is None else env.spec.namespace
     if namespace == ATARI:
         env = AtariPreprocessing(env)

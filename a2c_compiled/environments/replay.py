@@ -2,7 +2,7 @@
 
 import copy
 import json
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,10 @@ from torch import Tensor
 from a2c_compiled.environments.gymnasium_internals import cartpole_state, set_cartpole_state, set_reset_next
 
 
+MAX_REPLAYED_STEPS = 100_000
+"""An episode with more steps is not recorded further and cannot be resumed: its actions would fill the memory and every checkpoint."""
+
+
 class CannotResume(ValueError):  # noqa: N818 - public name
     """The environments cannot be restored to the saved state. The caller can begin new episodes instead."""
 
@@ -23,7 +27,7 @@ class Replayable(gymnasium.Wrapper):
     """Records the start and the actions of the current episode, so that the episode can be replayed.
 
     The environment must depend on nothing but ``np_random`` and the actions. Wrappers with a state of their own, such as stacked frames,
-    must be inside this wrapper. The actions are kept until the next reset.
+    must be inside this wrapper. The actions are kept until the next reset, or until they are more than ``MAX_REPLAYED_STEPS``.
 
     Args:
         env: environment to wrap.
@@ -37,7 +41,7 @@ class Replayable(gymnasium.Wrapper):
         self.metadata = {**env.metadata, "replayable": True}  # a vector environment has its first environment's metadata
         self.replayed: Any = None
         self._start: Dict[str, Any] = {}
-        self._actions: List[Any] = []
+        self._actions: Optional[List[Any]] = []  # None: too many
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Tuple[Any, dict[str, Any]]:
         """Starts an episode. Records the seed, or without a seed the state of the random generator, and the options."""
@@ -48,15 +52,18 @@ class Replayable(gymnasium.Wrapper):
 
     def step(self, action: Any) -> Tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Takes one step and records ``action``."""
-        self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
+        if self._actions is not None:
+            self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
+            if len(self._actions) > MAX_REPLAYED_STEPS:
+                self._actions = None
         observation, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             observation = copy.deepcopy(observation)  # the next reset may overwrite it
         return observation, reward, terminated, truncated, info
 
     @property
-    def episode(self) -> Tuple[str, List[Any]]:
-        """The current episode: JSON of its start and of the generator's current state, and the list of actions.
+    def episode(self) -> Tuple[str, Optional[List[Any]]]:
+        """The current episode: JSON of its start and of the generator's current state, and the list of actions, None if there are too many.
 
         Assigning such a pair replays the episode.
         """
@@ -81,8 +88,8 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
 
     Raises:
         CannotResume: ``envs`` is neither gymnasium's vectorised CartPole nor consists of :class:`Replayable` environments; or
-            ``envs`` is an AsyncVectorEnv in which a reset takes a step; or an action is not one array; or this version of gymnasium
-            lacks an attribute of CartPole.
+            ``envs`` is an AsyncVectorEnv in which a reset takes a step; or an action is not one array; or an episode has more than
+            ``MAX_REPLAYED_STEPS`` steps; or this version of gymnasium lacks an attribute of CartPole.
     """
     if isinstance(envs, CartPoleVectorEnv):
         chance = json.dumps(envs.np_random.bit_generator.state)
@@ -96,6 +103,10 @@ def vector_state(envs: VectorEnv) -> Dict[str, Tensor]:
         return {"chance": _bytes(chance), **{name: torch.from_numpy(array) for name, array in arrays.items()}}
     envs = _checked(envs)
     texts, actions = zip(*envs.get_attr("episode"), strict=True)
+    if None in actions:
+        raise CannotResume(
+            f"env: expected episodes of at most {MAX_REPLAYED_STEPS:,} steps, got a longer one; it cannot be resumed"
+        )
     space = envs.single_action_space
     no_actions = np.zeros((0, *(space.shape or ())), space.dtype)
     return {

@@ -14,6 +14,7 @@ from torch import Tensor
 from a2c_compiled.environments.envpool import check_batch_size
 from a2c_compiled.environments.protocol import EnvironmentStep, Observation
 from a2c_compiled.environments.replay import CannotResume, batched_observations, restore_vector, vector_state
+from a2c_compiled.environments.workers import calling
 
 
 def observation_tensor(observation: Any) -> Observation:
@@ -53,6 +54,8 @@ class GymnasiumEnvironments:
 
     Raises:
         ValueError: ``envs`` has another autoreset mode, or is a pool of envpool's whose ``batch_size`` is not ``num_envs``.
+
+    Every method raises RuntimeError if a worker process of an AsyncVectorEnv has ended.
     """
 
     def __init__(self, envs: VectorEnv, device: torch.device | str = "cpu") -> None:
@@ -75,7 +78,8 @@ class GymnasiumEnvironments:
         Returns:
             The first observations, ``[N, ...]``, dtypes as in :func:`observation_tensor`.
         """
-        observation, _ = self.envs.reset(seed=seed)
+        with calling(self.envs):
+            observation, _ = self.envs.reset(seed=seed)
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._observation = self._tensor(observation)
         return self._observation
@@ -86,7 +90,8 @@ class GymnasiumEnvironments:
         Args:
             action: ``[N, *event]``, dtype as the action space requires.
         """
-        observation, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
+        with calling(self.envs):
+            observation, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
         final = counted = None
         if self.reset_takes_a_step:
             counted = torch.from_numpy(~self._ended).to(self.device)
@@ -105,7 +110,8 @@ class GymnasiumEnvironments:
 
     def close(self) -> None:
         """Closes the vector environment."""
-        self.envs.close()
+        with calling(self.envs):
+            self.envs.close()
 
     def state_dict(self) -> Dict[str, Tensor]:
         """Returns the state from which :meth:`load_state_dict` restores the current episodes.
@@ -121,8 +127,10 @@ class GymnasiumEnvironments:
         """
         if self._observation is None:
             raise RuntimeError("expected reset() before state_dict()")
+        with calling(self.envs):
+            state = vector_state(self.envs)
         return {
-            **vector_state(self.envs),
+            **state,
             "reset_next": torch.from_numpy(self._ended.copy()),
             **{f"observation.{i}": part.cpu() for i, part in enumerate(_parts(self._observation))},
         }
@@ -141,7 +149,9 @@ class GymnasiumEnvironments:
                 CannotResume is a ValueError.
         """
         ended = state.get("reset_next", torch.zeros(0, dtype=torch.bool)).cpu().numpy().copy()
-        observation = self._tensor(restore_vector(self.envs, state, ended))
+        with calling(self.envs):
+            restored = restore_vector(self.envs, state, ended)
+        observation = self._tensor(restored)
         replayed = {f"observation.{i}": part.cpu() for i, part in enumerate(_parts(observation))}
         if not all(name in state and torch.equal(part, state[name].cpu()) for name, part in replayed.items()):
             raise CannotResume(

@@ -4,8 +4,9 @@ import csv
 import logging
 import math
 import sys
+import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -99,9 +100,11 @@ class RunLog:
         self._last_row: Mapping[str, float] = {}
         self._table: Optional[_Table] = None
         self._scalars: Optional[_Scalars] = None
+        self._until_close = ExitStack()
         if enabled and folder is not None:
             self._table = _Table(folder / PROGRESS, resume_at)
             if tensorboard and find_spec("tensorboard") is not None:
+                self._until_close.enter_context(_errors_without_traceback())
                 self._scalars = _Scalars(folder / TENSORBOARD, resume_at, config or {})
         options = {"unit": "step", "unit_scale": True, "dynamic_ncols": True, "desc": None if folder is None else folder.name}
         self._bar: Optional[tqdm] = None
@@ -154,6 +157,7 @@ class RunLog:
                 self._scalars.close()
         except OSError as error:
             self._warn(error)
+        self._until_close.close()
 
     @contextmanager
     def _showing(self) -> Iterator[None]:
@@ -249,6 +253,22 @@ def _read(path: Path) -> Tuple[List[str], List[Dict[str, float]]]:
         return columns, [{name: float(cell) for name, cell in zip(columns, row, strict=True) if cell} for row in rows]
     except (ValueError, csv.Error) as error:
         raise ValueError(f"run: {path} is not readable ({error})") from error
+
+
+@contextmanager
+def _errors_without_traceback() -> Iterator[None]:
+    """Context in which Python prints no traceback if TensorBoard's writer thread cannot write: the next call of the writer raises the error."""
+    before = threading.excepthook
+
+    def hook(error: "threading.ExceptHookArgs") -> None:
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard.")):
+            before(error)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class _Scalars:

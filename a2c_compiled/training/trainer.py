@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from a2c_compiled.environments import Environments, EnvironmentSource, GymnasiumEnvironments, goal_of, make_environments
-from a2c_compiled.environments.replay import CannotResume
+from a2c_compiled.environments.replay import MAX_REPLAYED_STEPS, CannotResume
 from a2c_compiled.environments.source import importable_name
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.observation_norm import update_norms
@@ -481,7 +481,10 @@ class Trainer:
         state, num_envs = group_of(own, "collector"), self.collector.envs.num_envs
         try:
             if not state or state["episodes.running"].size(-1) != num_envs:
-                raise CannotResume("env: its state was not saved, or was saved with another number of processes")
+                raise CannotResume(
+                    "env: its state was not saved, since it cannot be restored or an episode had more than"
+                    f" {MAX_REPLAYED_STEPS:,} steps, or was saved with another number of processes"
+                )
             self.collector.load_state_dict(state)
             if self.reward_scale is not None:
                 self.reward_scale.running.copy_(own["reward_scale.running"])

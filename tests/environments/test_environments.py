@@ -221,6 +221,19 @@ def test_actions_of_several_arrays_cannot_be_replayed():
         envs.state_dict()
 
 
+def test_episodes_with_too_many_steps_are_not_resumed_until_they_end(opened, monkeypatch):
+    monkeypatch.setattr("a2c_compiled.environments.replay.MAX_REPLAYED_STEPS", 10)
+    envs, actions = opened(make_vector, "Pendulum-v1", 2, "sync", max_episode_steps=13), torch.zeros(2, 1)
+    envs.reset(seed=0)
+    for steps in range(1, 20):
+        envs.step(actions)
+        if 10 < steps < 13:
+            with pytest.raises(CannotResume, match=r"^env: expected episodes of at most 10 steps, got a longer one"):
+                envs.state_dict()
+        else:
+            assert envs.state_dict()["actions"].shape[0] == 2 * (steps % 13)
+
+
 def test_randomness_that_does_not_come_from_np_random_is_an_error(opened):
     make = functools.partial(two_parts, kind=OwnChance)
     envs, resumed = opened(make), opened(make)

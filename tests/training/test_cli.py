@@ -392,6 +392,20 @@ def test_an_error_without_a_message_prints_its_name(monkeypatch, capsys):
     assert one_line_on_stderr(capsys) == "a2c-compiled: RuntimeError"
 
 
+@pytest.mark.parametrize("error", [OverflowError, MemoryError])
+def test_numbers_that_do_not_fit_are_an_error_in_one_line(error, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "run_demo", lambda out: (_ for _ in ()).throw(error("too large")))
+    assert run("demo") == 2
+    assert one_line_on_stderr(capsys) == "a2c-compiled: too large"
+    assert run("train", "--frame-stack", "99999999999999999999") == 2
+    assert one_line_on_stderr(capsys) == "a2c-compiled: frame_stack: expected an integer of 64 bits, got 99999999999999999999"
+
+
+def test_a_null_byte_in_an_argument_is_an_error(capsys):
+    assert run("train", "--out", "runs\0") == 2
+    assert one_line_on_stderr(capsys) == "a2c-compiled: arguments: expected text without null bytes, got one"
+
+
 def test_an_interrupt_is_exit_status_130(monkeypatch, capsys):
     def interrupt(out):
         raise KeyboardInterrupt

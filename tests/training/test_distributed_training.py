@@ -307,7 +307,10 @@ def test_data_parallel_and_fully_sharded_losses_learn_what_one_process_learns(ra
 # A change of the number of processes
 
 
-NEW_EPISODES = "the run goes on with new episodes (env: its state was not saved, or was saved with another number of processes)"
+NEW_EPISODES = (
+    "the run goes on with new episodes (env: its state was not saved, since it cannot be restored or an episode had more than"
+    " 100,000 steps, or was saved with another number of processes)"
+)
 
 
 def test_a_run_of_one_process_resumes_in_two(ranks):

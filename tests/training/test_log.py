@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -272,6 +273,20 @@ def test_tensorboard_shows_the_configuration_and_the_greedy_return(tmp_path):
     (text,) = events.Tensors("config/text_summary")
     table = text.tensor_proto.string_val[0].decode()
     assert table.splitlines()[2:] == ["| env | CartPole-v1 |", "| lr | 0.1 |", "| hidden | (64, 64) |"]
+
+
+def test_tensorboard_on_a_full_disk_is_warned_about_once_without_a_traceback(tmp_path, monkeypatch, capsys):
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+    with RunLog(tmp_path, 1000, progress=False) as log:
+        log.write(row(1))
+        with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="log is incomplete") as warned:
+            patch.setattr(writer, "write", full)
+            for steps in range(2, 50):
+                log.write(row(steps))
+                time.sleep(0.001)
+    assert len(warned) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert len(load_progress(tmp_path)["steps"]) == 49
 
 
 def test_tensorboard_drops_events_after_the_resumed_step(tmp_path, monkeypatch):

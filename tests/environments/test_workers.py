@@ -1,0 +1,125 @@
+"""Worker processes of asynchronous environments: Ctrl-C, and workers that end."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from a2c_compiled.environments import make_environments
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="no signals as a terminal sends them"),
+]
+
+SLOW = 1.0
+"""An action that takes longer than a test may."""
+
+
+class Own(gymnasium.Env):
+    """An environment that waits, ends its process or raises an error, as the action says."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gymnasium.spaces.Box(-9.0, 9.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        if action == SLOW:
+            time.sleep(600)
+        if action == 2.0:
+            os._exit(3)
+        if action == 3.0:
+            raise FileNotFoundError("map.json")
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+class EndsWhenMade(Own):
+    """Ends every process but the first that makes it."""
+
+    def __init__(self, process=os.getpid()):  # noqa: B008 - of the process that imports this file
+        if os.getpid() != process:
+            os._exit(4)
+
+
+@pytest.fixture
+def envs():
+    made = make_environments(Own, 2, vectorization="async")
+    made.reset(seed=0)
+    yield made
+    for process in made.envs.processes:
+        process.kill()
+    made.close()
+
+
+def actions(*values):
+    return torch.tensor(values).unsqueeze(1)
+
+
+def ended(envs):
+    return all(process.exitcode is not None for process in envs.envs.processes)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_during_a_step_ends_the_workers_without_waiting_for_them(envs, again):
+    timers = [threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)) for seconds in (0.3, 0.31)[: 1 + again]]
+    for timer in timers:
+        timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            envs.step(actions(0.0, SLOW))
+        finally:
+            if again:
+                timers[1].join()
+    envs.close()
+    assert time.monotonic() - started < 30
+    assert ended(envs)
+
+
+def test_ctrl_c_while_workers_start_takes_effect_when_they_have_started():
+    class Interrupts(Own):
+        def __init__(self, main_process=os.getpid()):  # noqa: B008 - of the process that defines this class
+            if os.getpid() == main_process:
+                os.kill(main_process, signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        make_environments(Interrupts, 2, vectorization="async")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_worker_that_ended_is_named(envs):
+    os.kill(envs.envs.processes[1].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"^env: expected every worker process to run, got worker 1 with exit status -9$"):
+        for _ in range(2):  # the first step may come before the signal
+            envs.step(actions(0.0, 0.0))
+    envs.close()
+    assert ended(envs)
+
+
+def test_a_worker_that_ends_during_a_step_is_named(envs):
+    with pytest.raises(RuntimeError, match=r"^env: expected every worker process to run, got worker 0 with exit status 3$"):
+        envs.step(actions(2.0, 0.0))
+    assert ended(envs)
+
+
+@pytest.mark.filterwarnings("ignore:.*Worker|.*Traceback|.*Raising the last")
+def test_an_error_of_an_environment_is_raised_unchanged(envs):
+    with pytest.raises(FileNotFoundError, match=r"^map\.json$"):
+        envs.step(actions(0.0, 3.0))
+    assert envs.envs.processes[0].is_alive()
+    envs.close()
+
+
+def test_a_worker_that_cannot_make_its_environment_is_an_error():
+    with pytest.raises(RuntimeError, match=r"^env: expected every worker process to make its environment, got one that ended"):
+        make_environments(EndsWhenMade, 2, vectorization="async")
