@@ -273,6 +273,8 @@ EXTENDED = {
         "test_own_environments.py::test_processes_of_torchrun_step_their_part_of_the_environments*",
         "test_environments.py::test_resumed_environments_take_the_same_steps[acrobot_async]",
         "test_environments.py::test_processes_of_environments_ignore_ctrl_c",
+        "test_damaged_folders.py::test_resume_and_plot_of_a_damaged_folder_end_well_or_with_an_error_in_one_line",
+        "test_workers.py::test_ctrl_c_during_a_step_ends_the_workers_without_waiting_for_them[1]",
         "test_checkpoint.py::test_a_run_that_is_killed_twice_ends_with_the_tensors_of_an_uninterrupted_run",
         "test_cli.py::test_programs_of_torch_export_are_exported_and_verified",
         "test_cli.py::test_each_command_needs_only_its_own_extras",

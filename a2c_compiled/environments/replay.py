@@ -14,7 +14,6 @@ from torch import Tensor
 
 from a2c_compiled.environments.gymnasium_internals import cartpole_state, set_cartpole_state, set_reset_next
 
-
 MAX_REPLAYED_STEPS = 100_000
 """An episode with more steps is not recorded further and cannot be resumed: its actions would fill the memory and every checkpoint."""
 
@@ -138,7 +137,9 @@ def restore_vector(envs: VectorEnv, state: Dict[str, Tensor], ended: np.ndarray)
         replay_matches = [text for text, _ in envs.get_attr("episode")] == texts
         if isinstance(envs, SyncVectorEnv):
             set_reset_next(envs, ended)
-    except (KeyError, ValueError, AttributeError) as error:
+    except (EOFError, OSError):  # of a worker process
+        raise
+    except Exception as error:  # an environment may raise any error for actions that are not its own
         raise CannotResume(
             f"env: expected the saved state of {envs.num_envs} environments of this kind, got one with"
             f" {', '.join(sorted(state)) or 'no tensors'} ({error})"

@@ -17,10 +17,13 @@ import torch
 from torch import nn
 
 from a2c_compiled._files import atomic_file
+from a2c_compiled._hyperparameters import ANY, Range
+from a2c_compiled._kinds import integer
 from a2c_compiled.rollouts.tensor_groups import Tensors
 from a2c_compiled.training.distributed import Processes
 
 VERSION = 1
+_SECONDS = Range("a number of seconds from 0 to 1e9", 0.0, 1e9)
 
 
 class Checkpoint(NamedTuple):
@@ -85,14 +88,26 @@ def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'checkpoint.json'}")
     try:
         facts = json.loads((folder / "checkpoint.json").read_text())
-        if facts["version"] != VERSION:
-            raise ValueError(f"version: expected {VERSION}, got {facts['version']}")
+        _check_facts(facts)
         tensors_folder = folder / "checkpoints" / str(facts["updates"])
         has_own = rank < facts["world_size"]
         own = safetensors.torch.load_file(tensors_folder / f"rank_{rank}.safetensors") if has_own else {}
         return Checkpoint(safetensors.torch.load_file(tensors_folder / "training.safetensors"), own, facts)
     except Exception as error:  # a damaged file may raise any error
         raise ValueError(f"run: the checkpoint in {folder} is not readable ({error})") from error
+
+
+def _check_facts(facts: Any) -> None:
+    """Raises ValueError, KeyError or TypeError unless ``facts`` has what :func:`save_checkpoint` writes."""
+    if facts["version"] != VERSION:
+        raise ValueError(f"version: expected {VERSION}, got {facts['version']}")
+    for name in ("updates", "episodes", "world_size"):
+        if not 0 <= integer(name, facts[name]) < 2**63:
+            raise ValueError(f"{name}: expected an integer of at least 0, got {facts[name]}")
+    _SECONDS.number("seconds", facts["seconds"])
+    for name in ("returns", "lengths"):
+        for value in facts[name]:
+            ANY.number(name, value)
 
 
 def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:

@@ -105,7 +105,10 @@ class RunLog:
             self._table = _Table(folder / PROGRESS, resume_at)
             if tensorboard and find_spec("tensorboard") is not None:
                 self._until_close.enter_context(_errors_without_traceback())
-                self._scalars = _Scalars(folder / TENSORBOARD, resume_at, config or {})
+                try:
+                    self._scalars = _Scalars(folder / TENSORBOARD, resume_at, config or {})
+                except OSError as error:
+                    self._warn(error)
         options = {"unit": "step", "unit_scale": True, "dynamic_ncols": True, "desc": None if folder is None else folder.name}
         self._bar: Optional[tqdm] = None
         with self._showing():
@@ -257,7 +260,7 @@ def _read(path: Path) -> Tuple[List[str], List[Dict[str, float]]]:
 
 @contextmanager
 def _errors_without_traceback() -> Iterator[None]:
-    """Context in which Python prints no traceback if TensorBoard's writer thread cannot write: the next call of the writer raises the error."""
+    """Context in which Python prints no traceback if TensorBoard's writer thread cannot write. The writer raises the error itself."""
     before = threading.excepthook
 
     def hook(error: "threading.ExceptHookArgs") -> None:

@@ -81,7 +81,7 @@ def folder_lock(folder: Optional[Path], processes: Processes) -> Iterator[None]:
 def _holder(folder: Path) -> str:
     """Returns the text of the process that holds the lock."""
     try:
-        return (folder / HOLDER).read_text()
+        return (folder / HOLDER).read_text(errors="replace")[:200]
     except OSError:
         return "another process"
 
@@ -161,5 +161,5 @@ def _config(folder: Path) -> Dict[str, Any]:
         return {}
     try:
         return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"run: {file} is not readable ({error})") from error

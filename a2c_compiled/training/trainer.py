@@ -480,7 +480,7 @@ class Trainer:
         """Restores the state of this process from ``own``, or else issues a warning and begins new episodes."""
         state, num_envs = group_of(own, "collector"), self.collector.envs.num_envs
         try:
-            if not state or state["episodes.running"].size(-1) != num_envs:
+            if not state or state["episodes.running"].shape != (2, num_envs):
                 raise CannotResume(
                     "env: its state was not saved, since it cannot be restored or an episode had more than"
                     f" {MAX_REPLAYED_STEPS:,} steps, or was saved with another number of processes"
@@ -489,12 +489,19 @@ class Trainer:
             if self.reward_scale is not None:
                 self.reward_scale.running.copy_(own["reward_scale.running"])
             set_random_state(group_of(own, "random"), self.device)
-        except (CannotResume, RuntimeError) as error:  # RuntimeError: the generator states are those of another device
+        except (
+            CannotResume,
+            RuntimeError,
+            KeyError,
+        ) as error:  # RuntimeError: the generator states are those of another device
             # With the seed of the start, the run would repeat its first episodes and actions.
             seed = self.config.seed + self.config.num_envs * (self.updates + 1) + self.processes.rank * num_envs
             seed_everything(seed)
             self.collector.begin_episodes(seed)
-            warnings.warn(f"the run goes on with new episodes ({error})", RuntimeWarning, stacklevel=2)
+            if self.reward_scale is not None:
+                self.reward_scale.running.zero_()
+            reason = f"the checkpoint has no {error}" if isinstance(error, KeyError) else error
+            warnings.warn(f"the run goes on with new episodes ({reason})", RuntimeWarning, stacklevel=2)
 
 
 class _StoppedError(Exception):

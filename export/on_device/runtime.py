@@ -23,8 +23,9 @@ import json
 import math
 import numbers
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, DefaultDict, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, DefaultDict, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import onnxruntime
@@ -138,10 +139,11 @@ class Policy:
                 message names it.
         """
         random = _Random(seed)
-        graph = _Graph(_checked(path, check), _POLICIES, provider, threads)
-        if parameters is not None:
-            graph = _Graph(graph.path, _POLICIES, graph.provider, threads, _with_parameters(graph, parameters))
-        return cls(graph, random)
+        with _reading(path):
+            graph = _Graph(_checked(path, check), _POLICIES, provider, threads)
+            if parameters is not None:
+                graph = _Graph(graph.path, _POLICIES, graph.provider, threads, _with_parameters(graph, parameters))
+            return cls(graph, random)
 
     def act(self, observation: _Observation, noise: Optional[ArrayLike] = None) -> Union[np.ndarray, PolicyOutput]:
         """Returns actions for observations.
@@ -234,9 +236,10 @@ class Learner:
         if provider in _PROVIDERS and provider not in ("cpu", "cuda"):
             # onnxruntime copies a bound input to such a device once, so it would not see the state that a training step writes.
             raise ValueError(f"provider: expected 'auto', 'cpu' or 'cuda' for a training step, got {provider!r}")
-        update = _Graph(_checked(path, check), ("TrainStepGraph",), provider, threads)
-        policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.provider, threads)
-        return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
+        with _reading(path):
+            update = _Graph(_checked(path, check), ("TrainStepGraph",), provider, threads)
+            policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.provider, threads)
+            return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
 
     def act(self, observation: _Observation, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
         """Returns actions of the policy with the current parameters.
@@ -880,6 +883,19 @@ def _fields(message: bytearray, place: slice) -> DefaultDict[int, List[Any]]:
             fields[field].append(slice(position, position + length))
             position += length
     return fields
+
+
+@contextmanager
+def _reading(path: Union[str, Path]) -> Iterator[None]:
+    """Context in which a file and those beside it are read. An error of any other kind than is documented becomes a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (ValueError, TypeError, OSError)) and not isinstance(error, UnicodeError):
+            raise
+        raise ValueError(
+            f"path: expected a file as the export writes it, got {path} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _path(path: Union[str, Path]) -> Path:

@@ -16,7 +16,7 @@ from a2c_compiled._torch_internals import check_sizes
 from a2c_compiled.export.tracing.call import Call, InputsByName, argument_name, named_outputs
 from a2c_compiled.export.tracing.gradients import with_gradients_written_out
 
-_SILENCED_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")
+_SILENCED_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch._subclasses.fake_tensor")
 """Prefixes of the loggers whose messages do not concern the user of an export."""
 
 

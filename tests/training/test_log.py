@@ -277,13 +277,10 @@ def test_tensorboard_shows_the_configuration_and_the_greedy_return(tmp_path):
 
 def test_tensorboard_on_a_full_disk_is_warned_about_once_without_a_traceback(tmp_path, monkeypatch, capsys):
     writer = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
-    with RunLog(tmp_path, 1000, progress=False) as log:
-        log.write(row(1))
-        with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="log is incomplete") as warned:
-            patch.setattr(writer, "write", full)
-            for steps in range(2, 50):
-                log.write(row(steps))
-                time.sleep(0.001)
+    rows = [row(steps) for steps in range(1, 50)]
+    monkeypatch.setattr(writer, "write", full)
+    with pytest.warns(RuntimeWarning, match="log is incomplete") as warned:
+        logged(tmp_path, (time.sleep(0.001) or one for one in rows), tensorboard=True)
     assert len(warned) == 1
     assert "Traceback" not in capsys.readouterr().err
     assert len(load_progress(tmp_path)["steps"]) == 49
