@@ -82,6 +82,7 @@ def make_environments(
             another number of environments, or environments on another device.
         TypeError: ``env_id`` is of another kind, ``num_envs``, ``frame_stack`` or ``seed`` is not an integer, or a function does not
             return environments.
+        RuntimeError: a worker process of ``"async"`` ended before it had made its environment.
     """
     num_envs, frame_stack = positive_int("num_envs", num_envs), positive_int("frame_stack", frame_stack)
     seed = integer("seed", seed)
@@ -145,6 +146,7 @@ def make_vector(
     Raises:
         TypeError: ``env_id`` is of another kind, or a number is not an integer.
         ValueError: a number is less than 1, ``vectorization`` is unknown, or the environment cannot be made here with these arguments.
+        RuntimeError: a worker process of ``"async"`` ended before it had made its environment.
     """
     _check_choice("vectorization", vectorization, tuple(name for name in VECTORIZATIONS if name != "torch"))
     _check_choice("autoreset", autoreset, tuple(AUTORESETS))

@@ -54,8 +54,6 @@ class GymnasiumEnvironments:
 
     Raises:
         ValueError: ``envs`` has another autoreset mode, or is a pool of envpool's whose ``batch_size`` is not ``num_envs``.
-
-    Every method raises RuntimeError if a worker process of an AsyncVectorEnv has ended.
     """
 
     def __init__(self, envs: VectorEnv, device: torch.device | str = "cpu") -> None:
@@ -77,6 +75,9 @@ class GymnasiumEnvironments:
 
         Returns:
             The first observations, ``[N, ...]``, dtypes as in :func:`observation_tensor`.
+
+        Raises:
+            RuntimeError: a worker process of an AsyncVectorEnv has ended.
         """
         with calling(self.envs):
             observation, _ = self.envs.reset(seed=seed)
@@ -89,6 +90,9 @@ class GymnasiumEnvironments:
 
         Args:
             action: ``[N, *event]``, dtype as the action space requires.
+
+        Raises:
+            RuntimeError: a worker process of an AsyncVectorEnv has ended.
         """
         with calling(self.envs):
             observation, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
@@ -109,7 +113,11 @@ class GymnasiumEnvironments:
         )
 
     def close(self) -> None:
-        """Closes the vector environment."""
+        """Closes the vector environment.
+
+        Raises:
+            RuntimeError: a worker process of an AsyncVectorEnv has ended.
+        """
         with calling(self.envs):
             self.envs.close()
 
@@ -122,7 +130,7 @@ class GymnasiumEnvironments:
             vectorised CartPole.
 
         Raises:
-            RuntimeError: :meth:`reset` has not been called.
+            RuntimeError: :meth:`reset` has not been called, or a worker process of an AsyncVectorEnv has ended.
             CannotResume: the environments are of a kind that cannot be resumed exactly.
         """
         if self._observation is None:
@@ -147,6 +155,7 @@ class GymnasiumEnvironments:
         Raises:
             CannotResume: ``envs`` cannot be resumed, ``state`` belongs to other environments, or the replay does not end in ``state``.
                 CannotResume is a ValueError.
+            RuntimeError: a worker process of an AsyncVectorEnv has ended.
         """
         ended = state.get("reset_next", torch.zeros(0, dtype=torch.bool)).cpu().numpy().copy()
         with calling(self.envs):
