@@ -112,8 +112,8 @@ CHANGES = {"bits flipped": flipped, "truncated": truncated, "garbage": garbage, 
 
 
 def cases_of(files, times):
-    """All cases in a fixed order: file, kind of change, index."""
-    return [(file, change, i) for file in files for change in CHANGES for i in range(times)]
+    """All cases: file, kind of change, index. A part from the beginning has all files and changes."""
+    return [(file, change, i) for i in range(times) for file in files for change in CHANGES]
 
 
 def outcome(source, folder, case, seed):
@@ -194,12 +194,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=100, help="changes of each kind in each file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this time")
     parser.add_argument("--files", default=",".join(READERS))
     arguments = parser.parse_args()
-    totals, slowest, wrong = collections.Counter(), 0.0, 0
+    totals, slowest, wrong, end = collections.Counter(), 0.0, 0, time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory() as folder:
         make_files(Path(folder))
         for case, result, seconds in campaign(Path(folder), arguments.files.split(","), arguments.times, arguments.seed):
+            if time.monotonic() > end:
+                break
             slowest = max(slowest, seconds)
             totals[case[0], "WRONG" if is_wrong(result) else result] += 1
             if is_wrong(result):

@@ -1,6 +1,6 @@
 """Damages each file of a run folder in many ways, and runs the commands that read it: only errors in one line may come out.
 
-As a script: ``python tests/training/damaged_folders.py [--random 20] [--seed 0] [--commands eval,resume,plot,export] [--keep FOLDER]``.
+As a script: ``python tests/training/damaged_folders.py [--random 20] [--seed 0] [--commands eval,resume,plot,export] [--every 1]``.
 It prints a summary, and the cases that ended otherwise.
 """
 
@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -226,14 +227,17 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--every", type=int, default=1, help="run every N-th case")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this time")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, resource.RLIM_INFINITY))  # a number in a file may ask for any memory
     totals, wrong = collections.Counter(), []
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         make_run(run)
-        names, chance = arguments.commands.split(","), random.Random(arguments.seed)
+        names, chance, end = arguments.commands.split(","), random.Random(arguments.seed), time.monotonic() + arguments.seconds
         for case in campaign(run, names, chance, arguments.random, lambda i: i % arguments.every == 0):
+            if time.monotonic() > end:
+                break
             kind = case[3] if case[3] in ("ran", "error") else "WRONG"
             totals[case[2], kind] += 1
             if kind == "WRONG":
