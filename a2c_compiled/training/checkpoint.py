@@ -88,7 +88,8 @@ def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'checkpoint.json'}")
     try:
         facts = json.loads((folder / "checkpoint.json").read_text())
-        _check_facts(facts)
+        if facts["version"] != VERSION:
+            raise ValueError(f"version: expected {VERSION}, got {facts['version']}")
         tensors_folder = folder / "checkpoints" / str(facts["updates"])
         has_own = rank < facts["world_size"]
         own = safetensors.torch.load_file(tensors_folder / f"rank_{rank}.safetensors") if has_own else {}
@@ -97,17 +98,23 @@ def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
         raise ValueError(f"run: the checkpoint in {folder} is not readable ({error})") from error
 
 
-def _check_facts(facts: Any) -> None:
-    """Raises ValueError, KeyError or TypeError unless ``facts`` has what :func:`save_checkpoint` writes."""
-    if facts["version"] != VERSION:
-        raise ValueError(f"version: expected {VERSION}, got {facts['version']}")
-    for name in ("updates", "episodes", "world_size"):
-        if not 0 <= integer(name, facts[name]) < 2**63:
-            raise ValueError(f"{name}: expected an integer of at least 0, got {facts[name]}")
-    _SECONDS.number("seconds", facts["seconds"])
-    for name in ("returns", "lengths"):
-        for value in facts[name]:
-            ANY.number(name, value)
+def check_counters(facts: Dict[str, Any], folder: Path) -> None:
+    """Checks the facts that a trainer saves, see :class:`Checkpoint`.
+
+    Raises:
+        ValueError: one of ``updates``, ``episodes``, ``seconds``, ``returns`` and ``lengths`` is missing, of another kind or out of range.
+    """
+    try:
+        for name in ("updates", "episodes"):
+            if not 0 <= integer(name, facts[name]) < 2**63:
+                raise ValueError(f"{name}: expected an integer of at least 0, got {facts[name]}")
+        _SECONDS.number("seconds", facts["seconds"])
+        for name in ("returns", "lengths"):
+            for value in facts[name]:
+                ANY.number(name, value)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"run: the checkpoint in {folder} is not readable ({reason})") from error
 
 
 def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:

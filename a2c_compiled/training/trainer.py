@@ -25,6 +25,7 @@ from a2c_compiled.rollouts.reward_scale import RewardScale
 from a2c_compiled.rollouts.tensor_groups import group_of, prefixed
 from a2c_compiled.training.checkpoint import (
     Checkpoint,
+    check_counters,
     has_checkpoint,
     load_checkpoint,
     load_tensors,
@@ -465,6 +466,7 @@ class Trainer:
         if self.reward_scale is not None:
             load_tensors(self.reward_scale.moments, group_of(checkpoint.training, "reward_moments"), folder)
         facts = checkpoint.facts
+        check_counters(facts, folder)
         self.updates, self.seconds_before, self.episodes = facts["updates"], facts["seconds"], facts["episodes"]
         if self.updates > self.total_updates:
             taken = self.updates * self.steps_per_update
