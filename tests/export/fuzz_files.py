@@ -21,6 +21,9 @@ from pathlib import Path
 SECONDS, BYTES = 60, 12 * 2**30
 """Limits for the reading of one file."""
 
+CASES = 500
+"""Number of cases that one process reads."""
+
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["a2c_compiled.export", "a2c_compiled.export.on_device.runtime", "torch.jit", "torch.export"])
 
@@ -149,7 +152,6 @@ def work(source, folder, cases, seed, results):
     sys.stderr = sys.stdout = open("/dev/null", "w")  # noqa: SIM115 - until the process ends
     for case in cases:
         results.send(outcome(source, folder, case, seed))
-    results.send(None)
 
 
 def campaign(source, files, times, seed=0):
@@ -163,14 +165,17 @@ def campaign(source, files, times, seed=0):
     """
     cases = cases_of(files, times)
     while cases:
+        # A new process after some cases, since libraries may leak the memory of files that they cannot read.
+        some, cases = cases[:CASES], cases[CASES:]
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
             receiver, sender = PROCESSES.Pipe(duplex=False)
-            process = PROCESSES.Process(target=work, args=(source, Path(folder), cases, seed, sender), daemon=True)
+            process = PROCESSES.Process(target=work, args=(source, Path(folder), some, seed, sender), daemon=True)
             process.start()
             sender.close()
-            while cases:
-                case, *cases = cases
+            result = ""
+            while some and not (result == "endless" or result.startswith("crash")):
+                case, *some = some
                 started, result = time.monotonic(), "endless"
                 try:
                     if receiver.poll(SECONDS):
@@ -179,10 +184,10 @@ def campaign(source, files, times, seed=0):
                     process.join()
                     result = f"crash with exit status {process.exitcode}"
                 yield case, result, time.monotonic() - started
-                if result == "endless" or result.startswith("crash"):
-                    break
             process.kill()
             process.join()
+            receiver.close()
+        cases = some + cases
 
 
 def is_wrong(result):
