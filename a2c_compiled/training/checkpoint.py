@@ -18,7 +18,6 @@ from torch import nn
 
 from a2c_compiled._files import atomic_file
 from a2c_compiled._hyperparameters import ANY, Range
-from a2c_compiled._kinds import integer
 from a2c_compiled.rollouts.tensor_groups import Tensors
 from a2c_compiled.training.distributed import Processes
 
@@ -106,8 +105,8 @@ def check_counters(facts: Dict[str, Any], folder: Path) -> None:
     """
     try:
         for name in ("updates", "episodes"):
-            if not 0 <= integer(name, facts[name]) < 2**63:
-                raise ValueError(f"{name}: expected an integer of at least 0, got {facts[name]}")
+            if not isinstance(facts[name], int) or not 0 <= facts[name] < 2**63:
+                raise ValueError(f"{name}: expected an integer of at least 0, got {facts[name]!r}")
         _SECONDS.number("seconds", facts["seconds"])
         for name in ("returns", "lengths"):
             for value in facts[name]:

@@ -48,7 +48,7 @@ COUNTERS = {"updates": 3, "episodes": 0, "seconds": 1.5, "returns": [1.0], "leng
     ("wrong", "message"),
     [
         ({"updates": -1}, "updates: expected an integer of at least 0, got -1"),
-        ({"updates": None}, "updates: expected an integer, got None"),
+        ({"updates": None}, "updates: expected an integer of at least 0, got None"),
         ({"episodes": 10**30}, f"episodes: expected an integer of at least 0, got {10**30}"),
         ({"seconds": 1e308}, "seconds: expected a number of seconds from 0 to 1e9, got 1e\\+308"),
         ({"seconds": float("nan")}, "seconds: expected a number of seconds from 0 to 1e9, got nan"),
