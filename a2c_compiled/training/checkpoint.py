@@ -111,9 +111,10 @@ def check_counters(facts: Dict[str, Any], folder: Path) -> None:
         for name in ("returns", "lengths"):
             for value in facts[name]:
                 ANY.number(name, value)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"run: the checkpoint in {folder} is not readable ({reason})") from error
+    except KeyError as error:
+        raise ValueError(f"run: expected {error} in {folder / 'checkpoint.json'}, found no such entry") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run: the checkpoint in {folder} is not readable ({error})") from error
 
 
 def load_tensors(module: nn.Module, tensors: Tensors, folder: Path) -> None:
