@@ -1,5 +1,6 @@
 """Worker processes of asynchronous environments: Ctrl-C, and workers that end."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -44,11 +45,19 @@ class Own(gymnasium.Env):
 
 
 class EndsWhenMade(Own):
-    """Ends every process but the first that makes it."""
+    """Ends the worker process that makes it."""
 
-    def __init__(self, process=os.getpid()):  # noqa: B008 - of the process that imports this file
-        if os.getpid() != process:
+    def __init__(self):
+        if multiprocessing.parent_process() is not None:
             os._exit(4)
+
+
+class Interrupts(Own):
+    """Sends Ctrl-C to the main process, which makes it, too, to learn its spaces."""
+
+    def __init__(self):
+        if multiprocessing.parent_process() is None:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture
@@ -92,11 +101,6 @@ def test_ctrl_c_during_a_step_ends_the_workers_without_waiting_for_them(envs, ti
 
 
 def test_ctrl_c_while_workers_start_takes_effect_when_they_have_started():
-    class Interrupts(Own):
-        def __init__(self, main_process=os.getpid()):  # noqa: B008 - of the process that defines this class
-            if os.getpid() == main_process:
-                os.kill(main_process, signal.SIGINT)
-
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         make_environments(Interrupts, 2, vectorization="async")
