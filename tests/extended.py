@@ -16,7 +16,8 @@ EXTENDED = {
         "test_benchmarks.py::test_every_subject_runs_and_every_mode_gives_the_right_result",
         "test_gpu_kit.py::test_every_step_runs_from_the_folder_alone_and_its_results_are_packed",
     ),
-    "distributions: the five that have tests of their own are compiled and exported": (
+    "distributions: the five that have tests of their own are exported": (
+        "test_distributions_modes.py::test_compiled_whole_equals_eager[discrete]",
         "test_distributions_export.py::*[OneHotCategorical]",
         "test_distributions_export.py::*[Composite]",
         "test_distributions_modes.py::test_compiled_whole_equals_eager[continuous]",
@@ -49,6 +50,7 @@ EXTENDED = {
         "test_estimators.py::test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients[UPGO*]",
     ),
     "export: some of the estimators and losses are exported to ONNX, TorchScript and torch.export": (
+        "test_fuzz_files.py::*",
         "test_export.py::test_verification_compares_only_the_shape_of_an_entropy_estimated_from_samples[.pt]",
         "test_export.py::test_an_exported_loss_runs_at_any_size[TanhNormal-VTrace-no_critic*",
         "test_export.py::test_an_exported_estimator_runs_at_any_size[NStep*",
@@ -113,6 +115,8 @@ EXTENDED = {
         "test_export_aot.py::test_consecutive_updates_of_a_file_equal_those_of_eager*",
     ),
     "export: three of the training steps are exported, and five others have their gradients written out": (
+        "test_runtime.py::test_a_signal_saves_the_learner_and_the_next_start_continues",
+        "test_integration_maskable_ppo.py::test_an_exported_policy_takes_the_mask_as_an_input[True-.onnx]",
         "test_export_train_step.py::*[OneHotCategorical-mlp-shared-adam-all-compiled*",
         "test_action_space_files.py::test_a_learner_records_the_action_that_was_drawn_and_steps_the_environment_with_the_other",
         "test_verify_right_and_wrong.py::test_a_training_step_whose_gradient_is_zero_but_for_rounding_passes",
@@ -158,6 +162,7 @@ EXTENDED = {
         "test_functional_compiled.py::test_compiled_equals_the_oracle_and_compiles_once_for_all_shapes[reward2go*",
     ),
     "functions: each function is traced with some of the shapes and coefficients": (
+        "test_standardization.py::test_compiled_equals_the_oracle_in_other_shapes*",
         "test_functional.py::test_a_terminated_step_ends_the_trace_whether_it_is_done_or_not[td*-traced]",
         "test_functional.py::test_a_terminated_step_ends_the_trace_whether_it_is_done_or_not[reward2go-traced]",
         "test_functional_compiled.py::test_traced_with_dimensions_before_and_after_time_equals_the_oracle[re*",
@@ -207,6 +212,9 @@ EXTENDED = {
         "test_not_finite.py::test_a_product_that_overflows_changes_no_zero[Triton, tiles*",
     ),
     "losses: inductor compiles one graph for all shapes; others are traced": (
+        "test_loss_value_norm.py::test_scripted_and_compiled_losses_equal_eager_ones[separate]",
+        "test_loss_modes.py::test_saved_scripts_load_where_the_library_is_absent",
+        "test_loss_advantage.py::test_the_statistics_move_in_scripted_and_traced_losses_as_in_eager*",
         "test_last_next_observation.py::test_scripted_and_compiled_losses_equal_eager_ones",
         "test_loss_agents.py::test_an_exported_training_step_and_the_graphs_of_its_loss_are_verified[team-flat]",
         "test_loss_value_norm.py::test_compiled_training_steps_equal_eager_ones_and_are_resumed[1]",
@@ -253,6 +261,7 @@ EXTENDED = {
         "test_recurrent.py::test_min_gru_compiles_once_for_any_number_of_steps",
     ),
     "rollouts: CartPole is compiled": (
+        "test_environments.py::test_transitions_compile_as_one_graph*",
         "test_device_rollout.py::test_a_compiled_rollout_follows_its_seeds_and_its_policy",
         "test_stacked_memory.py::test_a_compiled_rollout_records_the_states_of_a_plain_loop[torch]",
         "test_device_rollout.py::*[cartpole_cut_sooner-compiled]",
@@ -262,6 +271,7 @@ EXTENDED = {
         "test_device_rollout.py::test_without_the_scan_operator_the_compiled_steps_are_unrolled_and_give_the_same_rollout",
     ),
     "project: what users copy from the README, and files of earlier versions": (
+        "test_earlier_files.py::test_a_new_exported_file_gives_the_earlier_outputs*",
         "test_earlier_files.py::test_a_new_exported_file_has_the_earlier_names*",
         "test_package.py::test_the_wheel_has_every_module_and_nothing_else",
         "test_readme.py::test_the_examples_run_in_order",
