@@ -2,8 +2,8 @@
 
 An exported file computes with the same precision as eager mode, but with other rounding: a runtime adds in another order and uses another
 implementation of ``exp``. The tolerance is therefore the change of eager mode's outputs when its operators round differently. At export, a
-reference case (inputs and outputs of eager mode) is computed again in float64, and twice with noise of the size of a rounding error on the
-result of each operator. The largest change of each element is stored. A choice, such as the index of the largest logit, may differ from
+reference case (inputs and outputs of eager mode) is computed again in float64, and four times with noise of the size of a rounding error on
+the result of each operator. The largest change of each element is stored. A choice, such as the index of the largest logit, may differ from
 eager mode's only where one of these runs chose differently.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from a2c_compiled._torch_internals import argument_writes, dispatch_mode
 from a2c_compiled.export.tracing.call import Call, tensors_in
 
-_NOISY_RUNS = 2
+_NOISY_RUNS = 4
 _NO_ERROR = np.iinfo(np.int16).min
 _ANY_ERROR = np.iinfo(np.int16).max
 # The tolerance of a real output is _FACTOR * max(error of its element, error of the median element) + _FLOOR * magnitude + the smallest
