@@ -17,6 +17,7 @@ EXTENDED = {
         "test_gpu_kit.py::test_every_step_runs_from_the_folder_alone_and_its_results_are_packed",
     ),
     "distributions: the five that have tests of their own are exported": (
+        "test_distributions_export.py::test_a_learner_refuses_choices_out_of_range*",
         "test_distributions_modes.py::test_compiled_whole_equals_eager[discrete]",
         "test_distributions_export.py::*[OneHotCategorical]",
         "test_distributions_export.py::*[Composite]",
@@ -115,6 +116,8 @@ EXTENDED = {
         "test_export_aot.py::test_consecutive_updates_of_a_file_equal_those_of_eager*",
     ),
     "export: three of the training steps are exported, and five others have their gradients written out": (
+        "test_recurrent_train_step.py::test_a_learner_with_memory_plays_and_trains_as_eager_does*",
+        "test_export_train_step.py::test_newer_opsets_update_the_same[26]",
         "test_runtime.py::test_a_signal_saves_the_learner_and_the_next_start_continues",
         "test_integration_maskable_ppo.py::test_an_exported_policy_takes_the_mask_as_an_input[True-.onnx]",
         "test_export_train_step.py::*[OneHotCategorical-mlp-shared-adam-all-compiled*",
@@ -212,6 +215,8 @@ EXTENDED = {
         "test_not_finite.py::test_a_product_that_overflows_changes_no_zero[Triton, tiles*",
     ),
     "losses: inductor compiles one graph for all shapes; others are traced": (
+        "test_loss_masks.py::test_an_exported_loss_of_packed_sequences_with_a_mask_serves_other_sizes",
+        "test_loss_wrong_actions.py::test_masked_actions_are_never_read_in_a_compiled_graph[Categorical]",
         "test_loss_value_norm.py::test_scripted_and_compiled_losses_equal_eager_ones[separate]",
         "test_loss_modes.py::test_saved_scripts_load_where_the_library_is_absent",
         "test_loss_advantage.py::test_the_statistics_move_in_scripted_and_traced_losses_as_in_eager*",
@@ -261,6 +266,8 @@ EXTENDED = {
         "test_recurrent.py::test_min_gru_compiles_once_for_any_number_of_steps",
     ),
     "rollouts: CartPole is compiled": (
+        "test_acting.py::test_a_rollout_on_the_device_records_the_score_of_the_loss[True]",
+        "test_device_rollout.py::test_many_policies_may_be_compiled_in_one_process",
         "test_environments.py::test_transitions_compile_as_one_graph*",
         "test_device_rollout.py::test_a_compiled_rollout_follows_its_seeds_and_its_policy",
         "test_stacked_memory.py::test_a_compiled_rollout_records_the_states_of_a_plain_loop[torch]",
@@ -300,6 +307,7 @@ EXTENDED = {
         "test_distributed_training.py::test_torchrun_restarts_dead_processes_once_from_the_last_checkpoint_*",
     ),
     "update: inductor compiles one training step; others are traced": (
+        "test_train_step_features.py::test_autocast_runs_networks_in_half_precision_and_the_loss_in_float32[True]",
         "test_train_step.py::test_traced_optimizers_equal_eager[adamw]",
         "test_train_step.py::test_traced_optimizers_equal_eager[rmsprop-all]",
         "test_train_step.py::test_a_copy_trains_itself_and_not_the_original[pickle-*",
