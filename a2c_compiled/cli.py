@@ -46,9 +46,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     for name in ("stdout", "stderr"):
-        if (
-            getattr(sys, name) is None
-        ):  # it was closed; the next open file would get its number, and the messages of C++ libraries
+        # If it was closed, the next open file would get its number, and the messages of C++ libraries.
+        if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         if any("\0" in word for word in words):
@@ -517,7 +516,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             report = verify(path, not arguments.no_check)
         except ValueError as error:  # one file that cannot be run must not hide the results of the others
             files.append({"path": str(path), "passed": False, "error": str(error)})
-            print(f"a2c-compiled: {error}", file=sys.stderr)
+            _say(str(error))
         else:
             files.append(report.as_json())
             if not arguments.json:

@@ -6,10 +6,12 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, TypeVar
 
 import torch
 import torch.distributed as dist
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,13 @@ class Processes:
         """
         if self.world_size == 1:
             return values
-        parts: List[List[float]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(parts, values)
-        return [value for turn in zip_longest(*parts) for value in turn if value is not None]
+        return [value for turn in zip_longest(*self._of_all(values)) for value in turn if value is not None]
+
+    def _of_all(self, value: Value) -> List[Value]:
+        """Returns the ``value`` of each process, by rank."""
+        parts: List[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, value)
+        return parts
 
     def check_equal(self, options: Dict[str, Any]) -> None:
         """Raises an error in all processes if their ``options`` differ. All processes must call this method.
@@ -66,8 +72,7 @@ class Processes:
         """
         if self.world_size == 1:
             return
-        parts: List[Dict[str, Any]] = [{} for _ in range(self.world_size)]
-        dist.all_gather_object(parts, options)
+        parts = self._of_all(options)
         for rank, other in enumerate(parts):
             for name, value in other.items():
                 if value != parts[0].get(name):

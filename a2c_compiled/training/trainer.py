@@ -491,11 +491,8 @@ class Trainer:
             if self.reward_scale is not None:
                 self.reward_scale.running.copy_(own["reward_scale.running"])
             set_random_state(group_of(own, "random"), self.device)
-        except (
-            CannotResume,
-            RuntimeError,
-            KeyError,
-        ) as error:  # RuntimeError: the generator states are those of another device
+        except (CannotResume, RuntimeError, KeyError) as error:
+            # RuntimeError: the generator states are those of another device. KeyError: the checkpoint lacks a state.
             # With the seed of the start, the run would repeat its first episodes and actions.
             seed = self.config.seed + self.config.num_envs * (self.updates + 1) + self.processes.rank * num_envs
             seed_everything(seed)

@@ -5,7 +5,7 @@ import sys
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -159,14 +159,14 @@ def _render_without_display() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def _captioned(film: Film) -> List[Image.Image]:
-    """Returns the frames with their captions above them."""
+def _captioned(film: Film, chosen: Optional[Sequence[int]] = None) -> List[Image.Image]:
+    """Returns the frames ``chosen``, None: all, with their captions above them."""
     width, height = film.frames[0].size
     captioned = []
-    for i, frame in enumerate(film.frames):
+    for i in range(len(film.frames)) if chosen is None else chosen:
         image = Image.new("RGB", (width, height + CAPTION), "gainsboro")
         ImageDraw.Draw(image).text((4, 2), film.caption(i), fill="black", font_size=12)
-        image.paste(frame, (0, CAPTION))
+        image.paste(film.frames[i], (0, CAPTION))
         captioned.append(image)
     return captioned
 
@@ -184,14 +184,13 @@ def _write_gif(film: Film, path: Path) -> None:
 
 def _write_strip(film: Film, path: Path) -> None:
     """Writes up to eight frames in rows of four."""
-    frames = _captioned(film)
-    chosen = sorted(set(np.linspace(0, len(frames) - 1, 8).round().astype(int).tolist()))
+    frames = _captioned(film, sorted(set(np.linspace(0, len(film.frames) - 1, 8).round().astype(int).tolist())))
     width, height = frames[0].size
-    columns, margin = min(4, len(chosen)), 8
+    columns, margin = min(4, len(frames)), 8
     cell_width, cell_height = width + margin, height + margin
-    strip = Image.new("RGB", (columns * cell_width + margin, -(-len(chosen) // columns) * cell_height + margin), "gainsboro")
-    for i, frame in enumerate(chosen):
-        strip.paste(frames[frame], (margin + i % columns * cell_width, margin + i // columns * cell_height))
+    strip = Image.new("RGB", (columns * cell_width + margin, -(-len(frames) // columns) * cell_height + margin), "gainsboro")
+    for i, frame in enumerate(frames):
+        strip.paste(frame, (margin + i % columns * cell_width, margin + i // columns * cell_height))
     strip.save(path)
 
 
