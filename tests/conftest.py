@@ -51,11 +51,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def ctrl_c():
-    """SIGINT raises KeyboardInterrupt, as in a process of a terminal; the workers of pytest-xdist ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def terminal_signals():
+    """SIGINT and SIGHUP act as in a process of a terminal: the workers of pytest-xdist ignore SIGINT, nohup ignores SIGHUP."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The options that the library passes to torch.compile."""
 
 import functools
+import itertools
 import warnings
 from types import FunctionType
 from typing import Any, Callable, Dict, Optional
@@ -8,6 +9,8 @@ from typing import Any, Callable, Dict, Optional
 import torch
 
 from a2c_compiled.update.eager_errors import eager_error
+
+_COPIES = itertools.count()  # numbers the functions that `compiled` has copied
 
 
 def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
@@ -63,12 +66,13 @@ def compiled(
     :func:`~a2c_compiled.update.eager_errors.eager_error`.
 
     Torch stores compiled graphs by code object. A call searches all graphs of the called code object, and torch limits their number.
-    The copy has a new code object, so that any number of training steps and policies can be compiled in one process.
+    The copy has a new code object, so that any number of training steps and policies can be compiled in one process. Torch remembers the
+    shapes of earlier calls by the name of the code object, and compiles for all shapes what differs from them: this is slower. The name is
+    new, too, so that the first shape of each copy is compiled for itself.
     """
     assert isinstance(function, FunctionType)
-    copy = FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COPIES)}")
+    copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     run = torch.compile(copy, dynamic=dynamic, fullgraph=True, options={**compile_options(cuda_graph), **options})
 
     def call(*arguments: Any) -> Any:

@@ -17,7 +17,7 @@ from a2c_compiled.environments import make_environments
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="no signals as a terminal sends them"),
-    pytest.mark.usefixtures("ctrl_c"),
+    pytest.mark.usefixtures("terminal_signals"),
 ]
 
 SLOW = 1.0

@@ -972,7 +972,7 @@ def test_a_wrong_call_of_a_script_ends_with_one_line_that_names_what_is_wrong(ch
         assert "Traceback" not in process.stderr, usage
 
 
-def test_a_signal_saves_the_learner_and_the_next_start_continues(choices, tmp_path, ctrl_c):
+def test_a_signal_saves_the_learner_and_the_next_start_continues(choices, tmp_path, terminal_signals):
     out, folder = tmp_path / "learned.npz", choices.folder
     command = [
         sys.executable,

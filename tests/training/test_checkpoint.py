@@ -30,7 +30,7 @@ from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.run_folder import load_run
 from a2c_compiled.training.trainer import PATIENCE, Trainer
 
-pytestmark = pytest.mark.usefixtures("ctrl_c")
+pytestmark = pytest.mark.usefixtures("terminal_signals")
 
 UPDATES, STOP = 24, 13
 """Number of updates of a run, and the update after which it is stopped: between two lines of the log."""

@@ -30,6 +30,10 @@ def tanh():
     return compiled(torch.tanh, dynamic=True)
 
 
+def doubled(x):
+    return 2 * x
+
+
 def units_in_the_last_place(actual, exact):
     """How far ``actual`` is from ``exact``, in float32's spacing there."""
     _, exponent = torch.frexp(exact)
@@ -145,3 +149,16 @@ def test_a_step_compiles_without_the_pass(no_pass):
         step(rollout)
     for name, tensor in steps[0].state_dict().items():
         torch.testing.assert_close(tensor, steps[1].state_dict()[name])
+
+
+def test_a_second_copy_of_a_function_is_compiled_for_its_own_first_shape():
+    """Torch compiles for all shapes when a function of the same name had another shape before. The graph is then slower."""
+    inputs = []
+
+    def noted(graph):
+        inputs.extend(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
+
+    for length in (5, 7):
+        copy = compilation.compiled(doubled, post_grad_custom_pre_pass=noted)
+        assert torch.equal(copy(torch.ones(length)), torch.full((length,), 2.0))
+    assert [tuple(x.shape) for x in inputs] == [(5,), (7,)], "a number of elements is a symbol"
