@@ -23,9 +23,14 @@ from torch.autograd import forward_ad
 
 @functools.cache
 def _lookup(path: str) -> Any:
-    """Returns the object with the dotted name ``path``, or None if this version of torch has no such object."""
+    """Returns the object with the dotted name ``path``, or None if this version of torch has no such object.
+
+    Some of torch's modules use deprecated functions of torch while they are imported. Their warnings do not concern the user.
+    """
     try:
-        return pkgutil.resolve_name(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError):
         return None
 
@@ -293,6 +298,25 @@ _PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "b
 """Operators that accept no tensors of several dtypes."""
 
 
+def ignore_warnings_of_contexts() -> None:
+    """Makes every compilation in this process ignore torch's warning about the context of an autograd function.
+
+    Dynamo instantiates ``torch.autograd.Function`` for each context that it traces, which warns. If warnings are errors, the compilation
+    fails. The filter is set again at the start of each compilation, because test runners restore the filters after each test.
+
+    Name: ``torch._dynamo.callback.callback_handler``. Without it: the filter is set once.
+    """
+    _ignore_warnings_of_contexts()
+    handler = _lookup("torch._dynamo.callback.callback_handler")
+    if handler is not None and _ignore_warnings_of_contexts not in handler.start_callbacks:
+        handler.register_start_callback(_ignore_warnings_of_contexts)
+
+
+def _ignore_warnings_of_contexts(compilation: Any = None) -> None:
+    message = "<class 'torch.autograd.function.Function'> should not be instantiated"
+    warnings.filterwarnings("ignore", message, DeprecationWarning)
+
+
 def recompile_limit(limit: int) -> ContextManager[Any]:
     """Returns a context in which torch.compile compiles one function up to ``limit`` times before it falls back to eager mode.
 
@@ -322,6 +346,7 @@ def _resolve_all(paths: Dict[str, str], error: Type[Exception], needed_for: str 
 
 
 _INDUCTOR = {
+    "compile_fx": "torch._inductor.compile_fx.compile_fx",  # for its import alone, which warns, see _lookup
     "CustomGraphPass": "torch._inductor.custom_graph_pass.CustomGraphPass",
     "get_hash_for_files": "torch._inductor.custom_graph_pass.get_hash_for_files",
     "CallFunction": "torch._inductor.pattern_matcher.CallFunction",

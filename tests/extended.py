@@ -323,6 +323,13 @@ EXTENDED = {
         "test_compilation.py::test_a_step_compiles_without_the_pass",
         "test_compilation.py::test_products_of_other_dtypes_and_small_ones_are_not_rewritten",
     ),
+    "warnings: a training step, a file in ONNX and one in TorchScript": (
+        "test_warnings.py::test_no_warning[many]",
+        "test_warnings.py::test_no_warning[epochs]",
+        "test_warnings.py::test_no_warning[compiled loss]",
+        "test_warnings.py::test_no_warning[pt2]",
+        "test_warnings.py::test_no_warning[aot]",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Optional
 
 import torch
 
+from a2c_compiled._torch_internals import ignore_warnings_of_contexts
 from a2c_compiled.update.eager_errors import eager_error
 
 _COPIES = itertools.count()  # numbers the functions that `compiled` has copied
@@ -31,6 +32,7 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
     Returns:
         A new dict for the argument ``options`` of ``torch.compile``.
     """
+    ignore_warnings_of_contexts()
     options = dict(_own_pass())
     if cuda_graph:
         options["triton.cudagraphs"] = True

@@ -199,6 +199,25 @@ def test_compiler_settings_that_torch_lacks_are_left_unchanged(without):
             assert (settings.recompile_limit, settings.trace_autograd_ops) == before
 
 
+@pytest.mark.parametrize("missing", [(), ("torch._dynamo.callback.callback_handler",)], ids=["with", "without"])
+def test_the_warning_of_contexts_is_ignored_again_at_each_compilation(without, missing):
+    from torch._dynamo.callback import callback_handler
+
+    door, before = without(*missing), list(callback_handler.start_callbacks)
+    try:
+        door.ignore_warnings_of_contexts()
+        door.ignore_warnings_of_contexts()  # registers once
+        torch.autograd.Function()
+        added = [callback for callback in callback_handler.start_callbacks if callback not in before]
+        assert len(added) == (0 if missing else 1)
+        for callback in added:
+            warnings.simplefilter("error")  # as a test runner does
+            callback(None)
+            torch.autograd.Function()
+    finally:
+        callback_handler.start_callbacks[:] = before
+
+
 def test_a_missing_inductor_pattern_is_an_error(without):
     assert set(vars(present.inductor_patterns())) == set(present._INDUCTOR)
     with pytest.raises(ImportError, match=r"has no torch\._inductor\.pattern_matcher\.CallFunction"):
