@@ -138,6 +138,12 @@ class CoefficientModule(nn.Module):
         return self
 
 
+def check_seed(name: str, value: int) -> None:
+    """Raises ValueError unless gymnasium and torch accept the seed ``value``: from 0 to below 2 ** 63; TypeError if it is no integer."""
+    if not 0 <= integer(name, value) < 2**63:
+        raise ValueError(f"{name}: expected a number from 0 to below 2 ** 63, got {value}")
+
+
 def positive_int(name: str, value: int) -> int:
     """Converts ``value`` to a Python int; TorchScript does not accept NumPy integers such as gymnasium's ``n``.
 

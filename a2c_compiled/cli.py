@@ -5,11 +5,11 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import typing
 from importlib.metadata import version
 from pathlib import Path
@@ -410,9 +410,11 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
 def _eval(arguments: argparse.Namespace) -> int:
     import torch
 
+    from a2c_compiled._hyperparameters import check_seed
     from a2c_compiled.training.evaluation import NetworkPolicy, play, summary
     from a2c_compiled.training.run_folder import load_run
 
+    check_seed("seed", arguments.seed)
     config, loss = load_run(arguments.folder, _environment_of(arguments))
     policy = NetworkPolicy(loss, arguments.sampled)
     torch.manual_seed(arguments.seed)
@@ -594,11 +596,11 @@ def _need(*extras: str) -> None:
 
 
 def _positive_seconds(text: str) -> float:
-    """Parses a positive, finite number of seconds. Raises argparse.ArgumentTypeError for another text."""
+    """Parses a positive number of seconds. Raises argparse.ArgumentTypeError for another text."""
     with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
+        if 0 < float(text) <= threading.TIMEOUT_MAX:
             return float(text)
-    raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    raise argparse.ArgumentTypeError(f"expected a positive number of seconds up to {threading.TIMEOUT_MAX:g}, got {text!r}")
 
 
 def _choices(allowed: Collection[str]) -> Callable[[str], List[str]]:

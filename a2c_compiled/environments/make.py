@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import math
 import os
 from typing import Any, Optional, Union
@@ -179,6 +180,13 @@ def _made_by(
     """Calls ``function``, and checks what it returns. A pool of envpool's is wrapped, so that resets seed it."""
     _check_only("vectorization", vectorization, ("auto",), "environments that a function makes")
     _check_only("frame_stack", frame_stack, (1,), "environments that a function makes")
+    try:
+        inspect.signature(function).bind(num_envs, seed)
+    except ValueError:
+        pass  # a function in C may have no known signature
+    except TypeError as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(f"env: expected a function of num_envs and seed, got {name} ({error})") from error
     envs = function(num_envs, seed)
     if not isinstance(envs, (VectorEnv, Environments)):
         raise TypeError(f"env: expected a function that returns a gymnasium VectorEnv or Environments, got {described(envs)}")

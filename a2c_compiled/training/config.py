@@ -111,6 +111,10 @@ class TrainConfig:
             raise ValueError(f"seed: expected a number from 0 to below 2 ** 32, got {self.seed}")
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden: expected widths of at least 1, got {self.hidden}")
+        if max(self.hidden, default=1) >= 2**63:  # torch takes no larger ones
+            raise ValueError(f"hidden: expected widths of 64 bits, got {self.hidden}")
+        if self.threads is not None and self.threads >= 2**31:
+            raise ValueError(f"threads: expected a number below 2 ** 31 or none, got {self.threads}")
         object.__setattr__(self, "autoreset", self.autoreset.replace("-", "_"))
         if self.autoreset not in ("auto", *AUTORESETS):
             raise ValueError(f"autoreset: expected one of auto, {', '.join(AUTORESETS)}, got {self.autoreset!r}")

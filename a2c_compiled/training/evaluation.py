@@ -7,6 +7,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from a2c_compiled._hyperparameters import check_seed
 from a2c_compiled.environments import EnvironmentAction, EnvironmentSource, make_vector, observation_tensor
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.recurrent import initial_hidden, is_recurrent, run_step
@@ -107,10 +108,12 @@ def play(
         env_options: options of :func:`~a2c_compiled.environments.make_vector`: ``frame_stack`` and options of the environment.
 
     Raises:
-        ValueError: the environment cannot be made here, or ``episodes`` is less than 1.
+        ValueError: the environment cannot be made here, ``episodes`` is less than 1, or ``seed`` is negative or has more than 63 bits.
+        TypeError: ``seed`` is not an integer.
     """
     if episodes < 1:
         raise ValueError(f"episodes: expected at least 1, got {episodes}")
+    check_seed("seed", seed)
     played = []
     for start in range(0, episodes, MAX_ENVIRONMENTS):
         envs = make_vector(env_id, min(MAX_ENVIRONMENTS, episodes - start), seed=seed + start, **env_options)

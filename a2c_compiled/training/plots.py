@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -47,7 +48,7 @@ def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int
         smooth: number of rows that are averaged for each point.
 
     Raises:
-        ValueError: a folder has no run, no run has logged a row yet, or ``x`` or ``smooth`` is not valid.
+        ValueError: a folder has no run, no run has logged a row yet, or ``x``, ``smooth`` or the ending of ``path`` is not valid.
     """
     groups = group_runs(folders)
     runs: Dict[str, Sequence[Progress]] = {}
@@ -87,12 +88,13 @@ def plot_learning_curves(
         smooth: number of rows that are averaged for each point.
 
     Raises:
-        ValueError: nothing was logged, or ``x`` or ``smooth`` is not valid.
+        ValueError: nothing was logged, or ``x``, ``smooth`` or the ending of ``path`` is not valid.
     """
     if x not in _X_AXES:
         raise ValueError(f"x: expected 'steps' or 'seconds', got {x!r}")
     if smooth < 1:
         raise ValueError(f"smooth: expected at least 1, got {smooth}")
+    _check_ending(path)
     seeds = {name: [group] if isinstance(group, Mapping) else list(group) for name, group in runs.items()}
     lines = {column: {name: _lines(group, x, column, smooth) for name, group in seeds.items()} for column in _PANELS}
     panels = [column for column in _PANELS if any(lines[column].values())]
@@ -136,8 +138,9 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
         path: file of the picture.
 
     Raises:
-        ValueError: ``folders`` is empty, or a folder has no run.
+        ValueError: ``folders`` is empty, a folder has no run, or ``path`` has an ending that matplotlib does not know.
     """
+    _check_ending(path)
     groups = group_runs(folders)
     if not groups:
         raise ValueError("folders: expected at least one run, got none")
@@ -159,6 +162,12 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
     figure.legend(explained.values(), explained.keys(), loc="outside lower center", ncols=columns, frameon=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def _check_ending(path: Path) -> None:
+    """Raises ValueError if matplotlib writes no files with the ending of ``path``."""
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(f"path: expected a file ending in .png, .svg or .pdf, got {path}")
 
 
 def _lines(group: Sequence[Progress], x: str, column: str, smooth: int) -> List[Line]:

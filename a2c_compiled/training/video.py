@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 from PIL import Image, ImageDraw
 
 from a2c_compiled._files import atomic_file
+from a2c_compiled._hyperparameters import check_seed
 from a2c_compiled.environments import EnvironmentAction, EnvironmentSource, make_vector
 from a2c_compiled.environments.source import is_environment_class, is_registered, resolved
 from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, reset_policy
@@ -82,8 +83,10 @@ def record_episode(policy: Policy, env_id: EnvironmentSource, seed: int = EVALUA
     """Plays an episode and returns its frames. Arguments: see :func:`film_episode`.
 
     Raises:
-        ValueError: the environment cannot be made or rendered here.
+        ValueError: the environment cannot be made or rendered here, or ``seed`` is negative or has more than 63 bits.
+        TypeError: ``seed`` is not an integer.
     """
+    check_seed("seed", seed)
     envs = _rendered_environment(env_id, seed, **env_options)
     environment_action = EnvironmentAction(envs.single_action_space)
     frames: List[Image.Image] = []

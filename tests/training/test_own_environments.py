@@ -277,6 +277,7 @@ def test_a_module_may_be_in_the_current_folder(tmp_path, monkeypatch):
             {},
             "env: expected a function that returns a gymnasium VectorEnv or Environments, got None",
         ),
+        ("os:getcwd", {}, r"env: expected a function of num_envs and seed, got getcwd \(too many positional arguments\)"),
         ("own_environments:without_reset", {}, "envs: expected autoreset mode SAME_STEP or NEXT_STEP"),
         (
             "own_environments:Walk",

@@ -283,6 +283,15 @@ def test_runs_and_options_that_cannot_be_drawn_are_named(tmp_path, content, opti
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.parametrize("name", ["curves", "curves.", "curves.xyz", ".png"])
+def test_a_picture_of_an_unknown_kind_is_refused(tmp_path, name):
+    folders = [make_run(tmp_path / "run")]
+    for plot in (plot_runs, plot_returns):
+        with pytest.raises(ValueError, match=rf"^path: expected a file ending in \.png, \.svg or \.pdf, got .*{name}$"):
+            plot(folders, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 # The command
 
 
