@@ -127,7 +127,7 @@ FAULTS = (
     Fault(
         "C++: GAE's trace continues over a truncated step",
         "a2c_compiled/kernels/cpu/forms.h",
-        "return {s.v(kReward) + bootstrap - s.v(kValue), unless_ended(s, s.c(kGamma) * s.c(kLmbda))};",
+        "return {s.v(kReward) + bootstrap - s.v(kValue), unless(ends(s), s.c(kGamma) * s.c(kLmbda))};",
         "return {s.v(kReward) + bootstrap - s.v(kValue), unless(s.f(kTerminated), s.c(kGamma) * s.c(kLmbda))};",
         ("tests/kernels", "tests/ops"),
     ),
@@ -136,6 +136,13 @@ FAULTS = (
         "a2c_compiled/kernels/cpu/scan.h",
         "y[count] = carried[n];",
         "y[count] = T(0);",
+        ("tests/kernels", "tests/ops"),
+    ),
+    Fault(
+        "C++: the trace passes from a short sequence to the next one",
+        "a2c_compiled/kernels/cpu/scan.h",
+        "link.decay = unless(step.last, link.decay);",
+        "(void)0;",
         ("tests/kernels", "tests/ops"),
     ),
     Fault(
@@ -162,7 +169,7 @@ FAULTS = (
     Fault(
         "C++: the trace passes into an excluded step",
         "a2c_compiled/kernels/cpu/scan.h",
-        " | ((k == kDone) & excluded(last ? 0 : 1))",
+        "if (k == kDone) flag = flag | (excluded(has_after) & (last == Mask{}));",
         "",
         ("tests/kernels/test_masked_forms.py",),
     ),

@@ -58,7 +58,8 @@ FUNCTIONS = (
 name_of_form = pytest.mark.parametrize("name", sorted(DEFINITIONS))
 function_name = pytest.mark.parametrize("name", FUNCTIONS)
 
-# Shapes on both sides of every threshold of the C++ kernels: lanes of 8, tiles of 128, parts from 64 steps on, blocks of 1024 sequences.
+# Shapes on both sides of every threshold of the C++ kernels: lanes of 8, tiles of 128, parts from 64 steps on, blocks of 1024 sequences,
+# and short sequences, of which several fill a lane.
 SHAPES = [
     ((1,), -1),
     ((63,), -1),
@@ -77,6 +78,9 @@ SHAPES = [
     ((2, 3, 4, 9), -4),
     ((1, 9), -2),
     ((9, 1), -1),
+    ((83, 2), -1),
+    ((140, 5), -1),
+    ((29, 12), -1),
 ]
 
 

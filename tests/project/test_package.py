@@ -15,7 +15,7 @@ from a2c_compiled.benchmarks.gpu import prepare
 PYTHON_FILES = {f"a2c_compiled/{module.place}.py" for module in MODULES.values()}
 FILES = PYTHON_FILES | {"a2c_compiled/py.typed"}
 KERNELS = {"a2c_compiled/kernels/_cpu.abi3.so", "a2c_compiled/kernels/_cpu_avx2.abi3.so"}
-CPP = {f"a2c_compiled/kernels/cpu/{name}" for name in ("forms.h", "scan.h", "module.cpp")}
+CPP = {f"a2c_compiled/kernels/cpu/{name}" for name in ("vectors.h", "forms.h", "scan.h", "module.cpp")}
 
 # Packages beside torch that the modules may import: extras, peers, and Triton, which a CPU does not need.
 EXTRAS = (

@@ -8,79 +8,15 @@
 // form's x.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-
-#if defined(__GNUC__)
-#define INLINE inline __attribute__((always_inline))
-#define NOINLINE __attribute__((noinline))
-#else
-#define INLINE inline
-#define NOINLINE
-#endif
+#include "vectors.h"
 
 namespace {  // internal linkage: one source file includes this
 
-// The coefficients of one step of the recurrence: x[t] and decay[t].
+// The coefficients of one step of the recurrence, x[t] and decay[t], and numbers that the prologue passes to the epilogue of the same step.
 template <class T>
 struct Link {
-  T x, decay;
+  T x, decay, kept[2] = {};
 };
-
-// The conditional expressions are functions because both arguments are then always evaluated, which lets loops vectorise.
-
-// Returns `yes` if the condition holds, else `no`.
-template <class T>
-INLINE T pick(bool condition, T yes, T no) {
-  return condition ? yes : no;
-}
-
-// Returns 0 if the condition holds, else `value`.
-template <class T>
-INLINE T unless(bool condition, T value) {
-  return pick(condition, T(0), value);
-}
-
-// Returns a * b, and exactly 0 where a is 0, even if b is NaN or infinite.
-template <class T>
-INLINE T cut(T a, T b) {
-  return unless(a == T(0), a * b);
-}
-
-// 1/0!, 1/1!, ...: the Taylor coefficients of exp.
-struct Exponential {
-  double term[14] = {1};
-  constexpr Exponential() {
-    for (int i = 1; i < 14; ++i) term[i] = term[i - 1] / i;
-  }
-};
-constexpr Exponential kExponential;
-
-// Returns exp(x) = 2^k * exp(rest), with the integer k nearest to x / log 2 and a polynomial for exp(rest). The result is accurate to the
-// last bit but one. Unlike std::exp, this function vectorises.
-template <class T>
-INLINE T exponential(T x) {
-  constexpr bool kSingle = sizeof(T) == 4;
-  using Bits = std::conditional_t<kSingle, int32_t, int64_t>;
-  constexpr int kMantissa = kSingle ? 23 : 52, kBias = kSingle ? 127 : 1023, kDegree = kSingle ? 7 : 13;
-  constexpr T kLowest = kSingle ? T(-87) : T(-708);                           // a smaller x has a nearly denormal result: return 0
-  constexpr T kRound = kSingle ? T(12582912) : T(6755399441055744);           // 1.5 * 2^mantissa: adding it rounds to an integer
-  constexpr T kLog2High = kSingle ? T(0.693359375) : T(0.69314718036912382);  // log 2 as a sum of two: k * kLog2High is exact
-  constexpr T kLog2Low = kSingle ? T(-2.12194440e-4) : T(1.9082149292705877e-10);
-  const T clamped = pick(x < kLowest, kLowest, x);
-  const T shifted = clamped * T(1.4426950408889634) + kRound;  // 1 / log 2
-  const T k = shifted - kRound;
-  const T rest = (clamped - k * kLog2High) - k * kLog2Low;
-  T sum = T(kExponential.term[kDegree]);
-  for (int i = kDegree - 1; i >= 0; --i) sum = T(kExponential.term[i]) + sum * rest;
-  Bits bits;
-  std::memcpy(&bits, &shifted, sizeof bits);  // the low bits of `shifted` are k
-  bits = Bits(std::make_unsigned_t<Bits>(bits + kBias) << kMantissa);
-  T power;
-  std::memcpy(&power, &bits, sizeof power);
-  return unless(x < kLowest, sum * power);
-}
 
 // The members of a form:
 //   kName                                      the form's name in kernels/scan_forms.py
@@ -88,14 +24,16 @@ INLINE T exponential(T x) {
 //   kReverse                                   whether the form is a reverse form
 //   kFirst                                     whether the form reads Step::first or Step::before()
 //   kLast                                      whether the form reads Step::last or Step::after()
-//   prologue(step)                             returns {x[t], decay[t]}
-//   epilogue(step, y, y_after, out)            writes the outputs at t; y_after is y[t+1], valid in reverse forms only
-// A Step reads coefficient, value and flag number k at t by c(k), v(k) and f(k).
+//   kKept                                      how many numbers the prologue passes to the epilogue
+//   prologue(step)                             returns {x[t], decay[t], {kept[t]...}}
+//   epilogue(step, kept, y, y_after, out)      writes the outputs at t; y_after is y[t+1], valid in reverse forms only
+// A Step reads coefficient, value and flag number k at t by c(k), v(k) and f(k). It stands for one step, or for several in a vector: Real
+// is one number or a Pack of them.
 
 // y[t] = x[t] + decay[t] * y[t+1]
 struct LinearScan {
   static constexpr const char* kName = "linear_scan";
-  static constexpr int kCoefficients = 0, kValues = 2, kFlags = 0, kOutputs = 1;
+  static constexpr int kCoefficients = 0, kValues = 2, kFlags = 0, kOutputs = 1, kKept = 0;
   static constexpr bool kReverse = true, kFirst = false, kLast = false;
   enum { kX, kDecay };
 
@@ -104,7 +42,7 @@ struct LinearScan {
     return {s.v(kX), s.v(kDecay)};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S&, T y, T, T* out) {
+  static INLINE void epilogue(const S&, const T*, T y, T, T* out) {
     out[0] = y;
   }
 };
@@ -119,7 +57,7 @@ struct LinearScanTransposed : LinearScan {
 // returns[t] = reward[t] + decay[t] * returns[t+1]
 struct Reward2Go {
   static constexpr const char* kName = "reward2go";
-  static constexpr int kCoefficients = 1, kValues = 1, kFlags = 1, kOutputs = 1;
+  static constexpr int kCoefficients = 1, kValues = 1, kFlags = 1, kOutputs = 1, kKept = 0;
   static constexpr bool kReverse = true, kFirst = false, kLast = false;
 
   template <class S, class T = typename S::Real>
@@ -127,7 +65,7 @@ struct Reward2Go {
     return {s.v(0), unless(s.f(0), s.c(0))};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S&, T y, T, T* out) {
+  static INLINE void epilogue(const S&, const T*, T y, T, T* out) {
     out[0] = y;
   }
 };
@@ -159,22 +97,10 @@ struct EligibilityTraceBackward : EligibilityTrace {
   static constexpr bool kReverse = true;
 };
 
-// Returns whether the trace ends at the step. A terminated step that is not marked as done ends it too.
+// Returns where the trace ends. A terminated step that is not marked as done ends it too.
 template <class S>
-INLINE bool ends(const S& s) {
+INLINE auto ends(const S& s) {
   return s.f(kDone) | s.f(kTerminated);
-}
-
-// Returns 0 if the trace ends at the step, else `value`. The bits of the number are masked: with a conditional expression, the compiler
-// would combine both flags with the comparison in cut(), and no longer vectorise the loop.
-template <class S, class T>
-INLINE T unless_ended(const S& s, T value) {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-  Bits bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  bits &= Bits(0) - Bits(!ends(s));
-  std::memcpy(&value, &bits, sizeof bits);
-  return value;
 }
 
 // delta[t] = reward[t] + gamma[t] * (0 if terminated[t] else next_state_value[t]) - state_value[t]
@@ -183,17 +109,17 @@ INLINE T unless_ended(const S& s, T value) {
 // value_target[t] = advantage[t] + state_value[t]
 struct Gae {
   static constexpr const char* kName = "gae";
-  static constexpr int kCoefficients = 2, kValues = 3, kFlags = 2, kOutputs = 2;
+  static constexpr int kCoefficients = 2, kValues = 3, kFlags = 2, kOutputs = 2, kKept = 0;
   static constexpr bool kReverse = true, kFirst = false, kLast = false;
   enum { kValue, kNextValue, kReward };
 
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
-    return {s.v(kReward) + bootstrap - s.v(kValue), unless_ended(s, s.c(kGamma) * s.c(kLmbda))};
+    return {s.v(kReward) + bootstrap - s.v(kValue), unless(ends(s), s.c(kGamma) * s.c(kLmbda))};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S& s, T advantage, T, T* out) {
+  static INLINE void epilogue(const S& s, const T*, T advantage, T, T* out) {
     out[0] = advantage;
     out[1] = advantage + s.v(kValue);
   }
@@ -205,16 +131,16 @@ struct Gae {
 // grad_reward[t] = g[t]
 struct GaeBackward {
   static constexpr const char* kName = "gae_backward";
-  static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 3;
+  static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 3, kKept = 0;
   static constexpr bool kReverse = false, kFirst = false, kLast = false;
   enum { kGradAdvantage, kGradTarget };
 
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
-    return {s.v(kGradAdvantage) + s.v(kGradTarget), unless_ended(s, s.c(kGamma) * s.c(kLmbda))};
+    return {s.v(kGradAdvantage) + s.v(kGradTarget), unless(ends(s), s.c(kGamma) * s.c(kLmbda))};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S& s, T g, T, T* out) {
+  static INLINE void epilogue(const S& s, const T*, T g, T, T* out) {
     out[0] = s.v(kGradTarget) - g;
     out[1] = unless(s.f(kTerminated), s.c(kGamma) * g);
     out[2] = g;
@@ -227,21 +153,21 @@ struct GaeBackward {
 // returns[t] = x[t] + decay[t] * returns[t+1]
 struct TdLambda {
   static constexpr const char* kName = "td_lambda";
-  static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 1;
+  static constexpr int kCoefficients = 2, kValues = 2, kFlags = 2, kOutputs = 1, kKept = 0;
   static constexpr bool kReverse = true, kFirst = false, kLast = true;
   enum { kNextValue, kReward };
 
   template <class S, class T = typename S::Real>
   static INLINE T trace(const S& s) {
-    return unless(s.last, unless_ended(s, s.c(kLmbda)));
+    return unless(s.last, unless(ends(s), s.c(kLmbda)));
   }
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
-    return {s.v(kReward) + bootstrap * (T(1) - trace(s)), cut(trace(s), s.c(kGamma))};
+    return {s.v(kReward) + bootstrap * (Number<T>(1) - trace(s)), cut(trace(s), s.c(kGamma))};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S&, T y, T, T* out) {
+  static INLINE void epilogue(const S&, const T*, T y, T, T* out) {
     out[0] = y;
   }
 };
@@ -251,7 +177,7 @@ struct TdLambda {
 // grad_reward[t] = g[t]
 struct TdLambdaBackward {
   static constexpr const char* kName = "td_lambda_backward";
-  static constexpr int kCoefficients = 2, kValues = 1, kFlags = 2, kOutputs = 2;
+  static constexpr int kCoefficients = 2, kValues = 1, kFlags = 2, kOutputs = 2, kKept = 0;
   static constexpr bool kReverse = false, kFirst = false, kLast = true;
 
   template <class S, class T = typename S::Real>
@@ -259,8 +185,8 @@ struct TdLambdaBackward {
     return {s.v(0), cut(TdLambda::trace(s), s.c(kGamma))};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S& s, T g, T, T* out) {
-    out[0] = unless(s.f(kTerminated), s.c(kGamma) * (T(1) - TdLambda::trace(s)) * g);
+  static INLINE void epilogue(const S& s, const T*, T g, T, T* out) {
+    out[0] = unless(s.f(kTerminated), s.c(kGamma) * (Number<T>(1) - TdLambda::trace(s)) * g);
     out[1] = g;
   }
 };
@@ -275,33 +201,30 @@ struct TdLambdaBackward {
 // advantage[t] = pg_rho[t] * (reward[t] + gamma[t] * (0 if terminated[t] else next_target[t]) - state_value[t])
 struct VTrace {
   static constexpr const char* kName = "vtrace";
-  static constexpr int kCoefficients = 5, kValues = 5, kFlags = 2, kOutputs = 2;
+  static constexpr int kCoefficients = 5, kValues = 5, kFlags = 2, kOutputs = 2, kKept = 1;
   static constexpr bool kReverse = true, kFirst = false, kLast = true;
   enum { kRhoThresh = 1, kCThresh, kPgRhoThresh, kLmbda };
   enum { kLogPi, kLogMu, kValue, kNextValue, kReward };
 
   // The value of LARGEST_LOG_RATIO in _precision.py. With larger logarithms the ratio would overflow in float32.
   static constexpr double kLargestLogRatio = 80;
-  template <class T>
-  static INLINE T ratio(T log_pi, T log_mu) {
-    const T log_ratio = log_pi - log_mu;
-    const T largest = T(kLargestLogRatio);
-    return exponential(pick(log_ratio > largest, largest, log_ratio));
-  }
-  template <class T>
-  static INLINE T clipped(T ratio, T thresh) {
-    return pick(ratio > thresh, thresh, ratio);
+  enum { kRatio };  // kept
+
+  template <class S, class T = typename S::Real>
+  static INLINE T ratio(const S& s) {
+    const T log_ratio = s.v(S::Form::kLogPi) - s.v(S::Form::kLogMu);
+    return exponential(at_most(log_ratio, repeat<T>(kLargestLogRatio)));
   }
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
-    const T r = ratio(s.v(kLogPi), s.v(kLogMu));
+    const T r = ratio(s);
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * s.v(kNextValue));
-    const T rho_delta = clipped(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
-    return {rho_delta, unless_ended(s, s.c(kGamma) * s.c(kLmbda) * clipped(r, s.c(kCThresh)))};
+    const T rho_delta = at_most(r, s.c(kRhoThresh)) * (s.v(kReward) + bootstrap - s.v(kValue));
+    return {rho_delta, unless(ends(s), s.c(kGamma) * s.c(kLmbda) * at_most(r, s.c(kCThresh))), {r}};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S& s, T y, T y_after, T* out) {
-    const T pg_rho = clipped(ratio(s.v(kLogPi), s.v(kLogMu)), s.c(kPgRhoThresh));
+  static INLINE void epilogue(const S& s, const T* kept, T y, T y_after, T* out) {
+    const T pg_rho = at_most(kept[kRatio], s.c(kPgRhoThresh));
     const T target_after = s.after().v(kValue) + s.c(kLmbda) * y_after;
     const T next_target = pick(ends(s) | s.last, s.v(kNextValue), target_after);
     const T bootstrap = unless(s.f(kTerminated), s.c(kGamma) * next_target);
@@ -325,30 +248,30 @@ struct VTrace {
 // grad_next_state_value[t] = 0 if terminated[t] else gamma[t] * (rho[t] * g[t] + (pg_rho[t] * grad_advantage[t] if cut[t] else 0))
 struct VTraceBackward {
   static constexpr const char* kName = "vtrace_backward";
-  static constexpr int kCoefficients = 5, kValues = 8, kFlags = 2, kOutputs = 5;
+  static constexpr int kCoefficients = 5, kValues = 8, kFlags = 2, kOutputs = 5, kKept = 2;
   static constexpr bool kReverse = false, kFirst = true, kLast = true;
   enum { kGradAdvantage, kGradTarget, kLogPi, kLogMu, kValue, kNextValue, kReward, kTarget };
 
-  // sent[t]: the gradient that advantage[t-1] sends to next_target[t-1] = state_value[t] + lmbda[t-1] * y[t].
-  template <class S, class T = typename S::Real>
-  static INLINE T sent(const S& s) {
-    const S before = s.before();
-    const T pg_rho = VTrace::clipped(VTrace::ratio(before.v(kLogPi), before.v(kLogMu)), before.c(VTrace::kPgRhoThresh));
-    return unless(ends(before) | s.first, before.v(kGradAdvantage) * pg_rho * before.c(kGamma));
-  }
+  enum { kRatio, kSent };  // kept
+
   template <class S, class T = typename S::Real>
   static INLINE Link<T> prologue(const S& s) {
-    const T c = VTrace::clipped(VTrace::ratio(s.v(kLogPi), s.v(kLogMu)), s.c(VTrace::kCThresh));
+    const T ratio = VTrace::ratio(s), c = at_most(ratio, s.c(VTrace::kCThresh));
+    // sent[t]: the gradient that advantage[t-1] sends to next_target[t-1] = state_value[t] + lmbda[t-1] * y[t].
     const S before = s.before();
-    const T sent_to_correction = unless(ends(before) | s.first, before.c(VTrace::kLmbda) * sent(s));
-    return {s.v(kGradTarget) + sent_to_correction, unless_ended(s, s.c(kGamma) * s.c(VTrace::kLmbda) * c)};
+    const auto starts = ends(before) | s.first;
+    const T pg_rho = at_most(VTrace::ratio(before), before.c(VTrace::kPgRhoThresh));
+    const T sent = unless(starts, before.v(kGradAdvantage) * pg_rho * before.c(kGamma));
+    const T sent_to_correction = unless(starts, before.c(VTrace::kLmbda) * sent);
+    const T decay = unless(ends(s), s.c(kGamma) * s.c(VTrace::kLmbda) * c);
+    return {s.v(kGradTarget) + sent_to_correction, decay, {ratio, sent}};
   }
   template <class S, class T = typename S::Real>
-  static INLINE void epilogue(const S& s, T g, T, T* out) {
+  static INLINE void epilogue(const S& s, const T* kept, T g, T, T* out) {
     const T gamma = s.c(kGamma), lmbda = s.c(VTrace::kLmbda), log_ratio = s.v(kLogPi) - s.v(kLogMu);
-    const T ratio = VTrace::ratio(s.v(kLogPi), s.v(kLogMu));
-    const T rho = VTrace::clipped(ratio, s.c(VTrace::kRhoThresh)), pg_rho = VTrace::clipped(ratio, s.c(VTrace::kPgRhoThresh));
-    const bool is_cut = ends(s) | s.last;
+    const T ratio = kept[kRatio];
+    const T rho = at_most(ratio, s.c(VTrace::kRhoThresh)), pg_rho = at_most(ratio, s.c(VTrace::kPgRhoThresh));
+    const auto is_cut = ends(s) | s.last;
     const T bootstrap = unless(s.f(kTerminated), gamma * s.v(kNextValue));
     const T correction = s.after().v(kTarget) - s.after().v(kValue);
     const T target_after = s.after().v(kValue) + lmbda * correction;
@@ -358,12 +281,12 @@ struct VTraceBackward {
     const T grad_c = unless(is_cut, g * gamma * lmbda * correction);
     const T grad_ratio = unless(ratio > s.c(VTrace::kRhoThresh), grad_rho) +
         unless(ratio > s.c(VTrace::kPgRhoThresh), grad_pg_rho) + unless(ratio > s.c(VTrace::kCThresh), grad_c);
-    const T grad_log_pi = unless(log_ratio > T(VTrace::kLargestLogRatio), grad_ratio * ratio);
+    const T grad_log_pi = unless(log_ratio > repeat<T>(VTrace::kLargestLogRatio), grad_ratio * ratio);
     const T grad_own = pg_rho * s.v(kGradAdvantage), grad_reward = grad_own + rho * g;
     out[0] = grad_log_pi;
     out[1] = -grad_log_pi;
-    out[2] = s.v(kGradTarget) + sent(s) - grad_reward;
-    out[3] = unless(s.f(kTerminated), gamma * (rho * g + unless(!is_cut, grad_own)));
+    out[2] = s.v(kGradTarget) + kept[kSent] - grad_reward;
+    out[3] = unless(s.f(kTerminated), gamma * (rho * g + pick(is_cut, grad_own, T{})));
     out[4] = grad_reward;
   }
 };

@@ -6,21 +6,24 @@
 // Where the decay is 0 the product is left out, so NaN and infinity beyond an episode's end have no effect.
 //
 // The loop. scan() at the end of this file picks one batch dimension, the lane dimension, and loops over the other batch dimensions. For
-// each index of these, one of three loops handles all sequences along the lane dimension:
+// each index of these, one of four loops handles all sequences along the lane dimension:
 //
 //   scan_side_by_side  Neighbouring sequences are neighbours in memory. The outer loop runs over time, the inner loop over up to kWide
-//                      sequences, as vector operations. Carries (the values passed from step to step) stay in an array on the
-//                      stack. Coefficients may have one value per step. This loop also handles arbitrary strides, more slowly.
-//   scan_rows          Neighbouring steps are neighbours in memory, and coefficients are constant in time. The loop processes kLanes
-//                      sequences at once, and kTile steps of each. It computes the prologues of that tile as vector operations
-//                      along time, then the recurrences of all lanes side by side, then the epilogues.
+//                      sequences, in vectors. Carries (the values passed from step to step) stay in an array on the stack. This loop
+//                      also handles arbitrary strides, one number at a time.
+//   scan_runs          Neighbouring steps are neighbours in memory, sequences are short, and each begins where the one before it ends. The
+//                      loop takes several sequences for one long one, a run, and sets the decay of their last steps to 0. Up to kLanes
+//                      runs are the lanes of a tile.
+//   scan_rows          Neighbouring steps are neighbours in memory. The loop processes kLanes sequences at once, and kTile steps of each.
+//                      It computes the prologues of that tile in vectors along time, then the recurrences of all lanes side by side, then
+//                      the epilogues.
 //   scan_parts         The memory is as for scan_rows, but there are fewer than kLanes sequences, of at least kMinStepsForParts steps. The
 //                      loop uses kLanes parts of one sequence in place of kLanes sequences, and then adds the contribution of the value
 //                      that enters each part. If a result is NaN or infinite, the loop recomputes the steps one after the other.
 //
 // Why: a step depends on the step before it. Independent recurrences, computed together, hide this latency. The prologue computes x and
-// decay from the inputs, the epilogue the outputs from y, see forms.h. Prologue and epilogue have no such dependence, so they vectorise
-// along time, and a tile keeps x and decay in the first-level cache in between.
+// decay from the inputs, the epilogue the outputs from y, see forms.h. Prologue and epilogue have no such dependence, so they run in
+// vectors along time, and a tile keeps x and decay in the first-level cache in between.
 //
 // Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL during the scan. Exception: call() keeps it for small scans.
 #pragma once
@@ -28,7 +31,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
+#include <numeric>
 
 #include "forms.h"
 
@@ -36,20 +39,13 @@
 #include <sys/mman.h>
 #endif
 
-#if defined(__clang__)
-#define INDEPENDENT_STEPS _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define INDEPENDENT_STEPS _Pragma("GCC ivdep")
-#else
-#define INDEPENDENT_STEPS
-#endif
-
 namespace {  // internal linkage: one source file includes this
 
 constexpr int kMaxDims = 16, kMaxOperands = 21;
-constexpr int64_t kLanes = 8;      // sequences, or parts of one, whose recurrences run side by side
-constexpr int64_t kTile = 128;     // steps of a lane in a tile; a tile fits the first-level cache
-constexpr int64_t kWide = 1024;    // largest number of sequences in the inner loop of scan_side_by_side
+constexpr int64_t kLanes = kWidth<float> > 8 ? kWidth<float> : 8;  // sequences, or parts of one, whose recurrences run side by side
+constexpr int64_t kTile = 128;             // steps of a lane in a tile; a tile fits the first-level cache
+constexpr int64_t kRun = 32;               // steps of a run of short sequences. With more, the loops over a tile no longer overlap.
+constexpr int64_t kWide = 1024;            // largest number of sequences in the inner loop of scan_side_by_side
 constexpr int64_t kMinStepsForParts = 64;  // with fewer than kLanes sequences, the smallest number of steps for scan_parts
 
 // A dimension of the data: its size, and its stride in every operand.
@@ -58,10 +54,10 @@ struct Dim {
   int64_t stride[kMaxOperands];  // in elements
 };
 
-// The strides of the operands along the inner loop. If they are known when the code is compiled, the loop vectorises.
+// The strides of the operands along the inner loop. If they are known when the code is compiled, the loop runs in vectors.
 enum class Strides {
   kConstant,  // every value, flag and output has stride 1, and every coefficient stride 0
-  kPerStep,   // every value, flag and output has stride 1, and every coefficient stride 1, or one value for all data
+  kPerStep,   // every value, flag and output has stride 1, and every coefficient stride 0 or 1
   kAny
 };
 
@@ -88,7 +84,7 @@ struct Cursor {
     bool constant = true, per_step = true, unit = true;
     for (int k = 0; k < kValue; ++k) {
       constant = constant && step[k] == 0;
-      per_step = per_step && (step[k] == 1 || (step[k] == 0 && time[k] == 0));
+      per_step = per_step && (step[k] == 1 || step[k] == 0);
     }
     for (int k = kValue; k < kOperands; ++k) unit = unit && step[k] == 1;
     strides = unit && constant ? Strides::kConstant : unit && per_step ? Strides::kPerStep : Strides::kAny;
@@ -103,151 +99,202 @@ struct Cursor {
   }
 };
 
-// One step, the argument of a form's functions. An operand is loaded only when the form reads it.
-template <class T, class Form, Strides kStrides>
+// kCount steps that are neighbours along the inner loop, the argument of a form's functions. An operand is loaded only when the form reads
+// it. With kInTime, the inner loop runs along time.
+template <class T, class Form_, Strides kStrides, bool kInTime, int kCount>
 struct Step {
-  using Real = T;
+  using Form = Form_;
+  using Real = Pack<T, kCount>;
+  using Mask = PackMask<T, kCount>;
   using Here = Cursor<T, Form>;
   const Here& cursor;
-  int64_t i, shift;  // the index in the inner loop, and an offset in time
-  bool first, last;
+  int64_t i, shift;  // the index of the first step in the inner loop, and an offset in time
+  Mask first, last;  // whether the step is the first and the last of its sequence
+  // Whether the memory has steps before and after these. The form ignores what it reads before a first step and after a last one, but must
+  // not read outside of the data.
+  bool has_before, has_after;
 
   // f() returns true for the done flag of an excluded step, so a form ignores the coefficients of that step, as at an episode's end.
-  INLINE T c(int k) const {
-    return cursor.c[k][(kStrides == Strides::kConstant ? 0 : index(k, 0)) + shift * cursor.time[k]];
+  INLINE Real c(int k) const {
+    if constexpr (kStrides == Strides::kConstant) return repeat<Real>(cursor.c[k][kInTime ? 0 : shift * cursor.time[k]]);
+    if (kStrides == Strides::kPerStep && cursor.step[k] == 0) return repeat<Real>(cursor.c[k][shift * cursor.time[k]]);
+    return load<Real>(cursor.c[k] + index(k, shift));
   }
-  INLINE T v(int k) const { return unless(excluded(0), cursor.v[k][index(Here::kValue + k, shift)]); }
-  INLINE bool f(int k) const {
-    return (cursor.f[k][index(Here::kFlag + k, shift)] != 0) | excluded(0) | ((k == kDone) & excluded(last ? 0 : 1));
+  INLINE Real v(int k) const {
+    const Real value = load<Real>(cursor.v[k] + index(Here::kValue + k, shift));
+    if constexpr (is_masked<Form>) return unless(excluded(0), value);
+    return value;
+  }
+  INLINE Mask f(int k) const {
+    Mask flag = load_flags<Mask, kCount>(cursor.f[k] + index(Here::kFlag + k, shift));
+    if constexpr (is_masked<Form>) {
+      flag = flag | excluded(0);
+      if (k == kDone) flag = flag | (excluded(has_after) & (last == Mask{}));
+    }
+    return flag;
   }
   INLINE int64_t index(int operand, int64_t shift) const {
+    if constexpr (kInTime) return i + shift;
     return i * (kStrides == Strides::kAny ? cursor.step[operand] : 1) + shift * cursor.time[operand];
   }
   // Returns whether the mask excludes the step that follows this one by `later` steps.
-  INLINE bool excluded(int64_t later) const {
-    if constexpr (is_masked<Form>) return cursor.f[Form::kMask][index(Here::kFlag + Form::kMask, shift + later)] == 0;
-    return false;
+  INLINE Mask excluded(int64_t later) const {
+    return load_flags<Mask, kCount>(cursor.f[Form::kMask] + index(Here::kFlag + Form::kMask, shift + later)) == Mask{};
   }
-  // before() at the first step and after() at the last step return the step itself, so that the form reads no memory outside the data.
-  INLINE Step before() const { return {cursor, i, first ? 0 : -1, false, first & last}; }
-  INLINE Step after() const { return {cursor, i, last ? 0 : 1, false, true}; }
+  INLINE Step before() const {
+    return {cursor, i, -int64_t(has_before), Mask{}, has_before ? Mask{} : last, false, has_before || has_after};
+  }
+  INLINE Step after() const { return {cursor, i, has_after, Mask{}, last, false, false}; }
 
-  // Computes the outputs of this step and stores them.
-  INLINE void finish(T y, T y_after) const {
-    T results[Form::kOutputs];
-    Form::epilogue(*this, y, y_after, results);
-    for (int k = 0; k < Form::kOutputs; ++k) cursor.out[k][index(Here::kInputs + k, 0)] = unless(excluded(0), results[k]);
+  // Computes the outputs of these steps and stores them.
+  INLINE void finish(const Real* kept, Real y, Real y_after) const {
+    Real results[Form::kOutputs];
+    Form::epilogue(*this, kept, y, y_after, results);
+    for (int k = 0; k < Form::kOutputs; ++k) {
+      if constexpr (is_masked<Form>) results[k] = unless(excluded(0), results[k]);
+      store(cursor.out[k] + index(Here::kInputs + k, 0), results[k]);
+    }
   }
 };
 
-// Whether the scan sets the decay of the last step to 0. Otherwise an infinite decay times y[T] = 0 would be NaN.
+// Whether the form itself sets the decay of the last step to 0. Otherwise the scan does: an infinite decay times y[T] = 0 would be NaN.
 template <class Form>
-constexpr bool clears_last_decay = Form::kReverse;
+constexpr bool clears_last_decay = false;
 template <>
-constexpr bool clears_last_decay<TdLambda> = false;  // its trace is 0 at the last step
+constexpr bool clears_last_decay<TdLambda> = true;  // its trace is 0 at the last step
 template <>
-constexpr bool clears_last_decay<Masked<TdLambda>> = false;
+constexpr bool clears_last_decay<TdLambdaBackward> = true;
+template <class Form>
+constexpr bool clears_last_decay<Masked<Form>> = clears_last_decay<Form>;
+
+// Returns the prologue of steps, with decay 0 at the last step of a sequence.
+template <class S>
+INLINE Link<typename S::Real> begin(const S& step) {
+  Link<typename S::Real> link = S::Form::prologue(step);
+  if (!clears_last_decay<typename S::Form>) link.decay = unless(step.last, link.decay);
+  return link;
+}
 
 // One step of the recurrence: returns y[t] and updates `carry`. In a reverse form carry is y[t+1] before and y[t] after. In a transposed
 // form it is decay[t-1] * y[t-1] before and decay[t] * y[t] after.
-template <bool kReverse, class T>
-INLINE T follow(T x, T decay, T& carry) {
+template <bool kReverse, class V>
+INLINE V follow(V x, V decay, V& carry) {
   if (kReverse) return carry = x + cut(decay, carry);
-  const T y = x + carry;
+  const V y = x + carry;
   carry = cut(decay, y);
   return y;
 }
 
-// Scans sequences that are neighbours in memory: one step of all of them is a vector operation, if the strides permit.
+// Calls body(width, i) for vectors of steps that cover [from, to): a call handles the steps [i, i + width). The last vector may overlap
+// the one before it. If there are fewer steps than a vector has numbers, or kCount is 1, the width is 1.
+template <int kCount>
+using Width = std::integral_constant<int, kCount>;
+template <int kCount, class Body>
+INLINE void in_vectors(int64_t from, int64_t to, Body body) {
+  int64_t i = from;
+  if (kCount > 1 && to - from >= kCount) {
+    for (;;) {
+      body(Width<kCount>(), i);
+      i += kCount;
+      if (i <= to - kCount) continue;
+      if (i >= to) return;
+      i = to - kCount;
+    }
+  }
+  for (; i < to; ++i) body(Width<1>(), i);
+}
+
+// Scans sequences that are neighbours in memory: one step of several of them is a vector, if the strides permit.
 template <Strides kStrides, class T, class Form>
 void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps) {
-  constexpr int64_t kCount = kStrides == Strides::kConstant ? kWide : kStrides == Strides::kPerStep ? kTile : 2 * kLanes;
-  T carry[kCount];
-  // Where some coefficients have one value per step, the others, which have one value for all data, are repeated for every sequence.
-  T repeated[kStrides == Strides::kPerStep ? Form::kCoefficients + 1 : 1][kCount];
-  for (int k = 0; k < Form::kCoefficients && kStrides == Strides::kPerStep; ++k)
-    if (cursor.step[k] == 0) std::fill(repeated[k], repeated[k] + std::min(kCount, sequences), *cursor.c[k]);
-  for (int64_t start = 0; start < sequences; start += kCount) {
-    const int64_t count = std::min(kCount, sequences - start);
+  constexpr int kCount = kStrides == Strides::kAny ? 1 : kWidth<T>;
+  T carry[kWide], tail[kCount];
+  for (int64_t start = 0; start < sequences; start += kWide) {
+    const int64_t count = std::min(kWide, sequences - start);
     std::fill(carry, carry + count, T(0));
     Cursor<T, Form> row = cursor;
     row.advance(row.step, start);
-    for (int k = 0; k < Form::kCoefficients && kStrides == Strides::kPerStep; ++k)
-      if (cursor.step[k] == 0) row.c[k] = repeated[k];
     if (Form::kReverse) row.advance(row.time, steps - 1);
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = Form::kReverse ? steps - 1 - i : i;
       const bool first = t == 0, last = t == steps - 1;
-      INDEPENDENT_STEPS
-      for (int64_t n = 0; n < count; ++n) {
-        const Step<T, Form, kStrides> s{row, n, 0, first, last};
-        const Link<T> link = Form::prologue(s);
-        const T neighbour = carry[n];
-        const T decay = clears_last_decay<Form> ? unless(last, link.decay) : link.decay;
-        const T y = follow<Form::kReverse>(link.x, decay, carry[n]);
-        s.finish(y, neighbour);
-      }
+      // The last vector may overlap the one before it, so it needs the carries from before that.
+      if (count >= kCount) store(tail, load<Pack<T, kCount>>(carry + count - kCount));
+      in_vectors<kCount>(0, count, [&](auto width, int64_t n) {
+        using S = Step<T, Form, kStrides, false, decltype(width)::value>;
+        using Real = typename S::Real;
+        using Mask = typename S::Mask;
+        const S s{row, n, 0, repeat_condition<Mask>(first), repeat_condition<Mask>(last), !first, !last};
+        const Link<Real> link = begin(s);
+        const Real neighbour = load<Real>(n == count - width && width == kCount ? tail : carry + n);
+        Real carried = neighbour;
+        const Real y = follow<Form::kReverse>(link.x, link.decay, carried);
+        s.finish(link.kept, y, neighbour);
+        store(carry + n, carried);
+      });
       row.advance(row.time, Form::kReverse ? -1 : 1);
     }
   }
 }
 
-// A tile: x and decay of up to kLanes lanes, one lane after the other. The recurrence replaces x by y. `product`: for scan_parts, the
-// products of decays, see recur_step_by_step. `carry`: the carry of each lane, from tile to tile. `x` has one more entry, for the y
-// that follows the last y of the tile.
+// A tile: x, decay and what the prologue keeps, of up to kLanes lanes, one lane after the other. The recurrence replaces x by y. `product`:
+// for scan_parts, the products of decays, see recur_step_by_step. `carry`: the carry of each lane, from tile to tile. `x` has one more entry,
+// for the y that follows the last y of the tile.
 template <class T>
 struct Tile {
-  alignas(64) T x[kLanes * kTile + 1], decay[kLanes * kTile], product[kLanes * kTile], carry[kLanes];
+  alignas(64) T x[kLanes * kTile + 1], decay[kLanes * kTile], product[kLanes * kTile], kept[2][kLanes * kTile], carry[kLanes];
 };
 
-// Calls body(begin, end, first, last) for the steps [from, to). The first step of the data has a separate call if the form sets kFirst, and
-// the last step if it sets kLast. In each call, `first` and `last` are constant, so the loop in `body` does not test them at every step.
-template <class Form, class Body>
-void over_steps(int64_t from, int64_t to, int64_t steps, Body body) {
-  if (Form::kFirst && from == 0 && from < to) {
-    body(0, 1, true, steps == 1);
-    from = 1;
-  }
-  if (Form::kLast && to == steps && from < to) {
-    body(to - 1, to, to == 1, true);
-    to -= 1;
-  }
-  if (from < to) body(from, to, false, false);
+// Calls body(step, t) for the steps [from, to) of a lane of `steps` steps. With kInRun, the lane is a run of sequences, and ends[t] is -1 if
+// step from + t is the last of its sequence, else 0, with ends[-1] = -1. The first step has a call of its own if the form sets kFirst, and
+// the last step if it sets kLast, because the memory may have no step before and after these.
+template <Strides kStrides, bool kInRun, class T, class Form, class Body>
+INLINE void over_steps(
+    const Cursor<T, Form>& lane, int64_t from, int64_t to, int64_t steps, const SignedBits<T>* ends, Body body) {
+  const int64_t origin = from;
+  const auto call = [&](auto width, int64_t t) {
+    constexpr int kCount = decltype(width)::value;
+    using S = Step<T, Form, kStrides, true, kCount>;
+    const bool at_start = kCount == 1 && t == 0, at_end = kCount == 1 && t == steps - 1;
+    if constexpr (kInRun) {
+      using Mask = typename S::Mask;
+      body(S{lane, t, 0, load_mask<Mask>(ends + t - origin - 1), load_mask<Mask>(ends + t - origin), !at_start, !at_end}, t);
+    } else if constexpr (kCount == 1) {
+      body(S{lane, t, 0, at_start, at_end, !at_start, !at_end}, t);
+    } else {
+      body(S{lane, t, 0, {}, {}, true, true}, t);
+    }
+  };
+  const auto call_once = [&](int64_t t) { call(Width<1>(), t); };
+  if (Form::kFirst && from == 0 && from < to) call_once(from++);
+  if (Form::kLast && to == steps && from < to) call_once(--to);
+  in_vectors<kWidth<T>>(from, to, call);
 }
 
-// Computes x[t] and decay[t] for t in [from, to).
-template <class T, class Form>
-NOINLINE void prologue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, T* __restrict x, T* __restrict decay) {
-  INDEPENDENT_STEPS
-  for (int64_t t = from; t < to; ++t) {
-    const Link<T> link = Form::prologue(Step<T, Form, Strides::kConstant>{row, t, 0, first, last});
-    x[t] = link.x;
-    decay[t] = link.decay;
-  }
-}
-
-// Computes the outputs for t in [from, to). Reads y[to] too.
-template <class T, class Form>
-NOINLINE void epilogue(const Cursor<T, Form>& row, int64_t from, int64_t to, bool first, bool last, const T* __restrict y) {
-  INDEPENDENT_STEPS
-  for (int64_t t = from; t < to; ++t)
-    Step<T, Form, Strides::kConstant>{row, t, 0, first, last}.finish(y[t], y[t + 1]);
-}
-
-// Computes the prologue of the steps [from, from + count) of one lane. x and decay point to the lane's entries in the tile.
-template <class T, class Form>
-void begin_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, T* x, T* decay) {
-  over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
-    prologue(row, begin, end, first, last, x - from, decay - from);
+// Computes the prologue of the steps [from, from + count) of a lane. `entry` is the lane's first entry in the tile.
+template <Strides kStrides, bool kInRun, class T, class Form>
+INLINE void begin_steps(const Cursor<T, Form>& lane, int64_t from, int64_t count, int64_t steps, const SignedBits<T>* ends,
+                        Tile<T>& tile, int64_t entry) {
+  over_steps<kStrides, kInRun>(lane, from, from + count, steps, ends, [&](const auto& step, int64_t t) {
+    const auto link = begin(step);
+    const int64_t at = entry + t - from;
+    store(tile.x + at, link.x);
+    store(tile.decay + at, link.decay);
+    for (int k = 0; k < Form::kKept; ++k) store(tile.kept[k] + at, link.kept[k]);
   });
-  if (clears_last_decay<Form> && from + count == steps) decay[count - 1] = T(0);
+  if (from + count == steps) tile.decay[entry + count - 1] = T(0);
 }
 
-// Computes the epilogue of the steps [from, from + count) of one lane. y[count] is the y that follows these steps.
-template <class T, class Form>
-void end_steps(const Cursor<T, Form>& row, int64_t from, int64_t count, int64_t steps, const T* y) {
-  over_steps<Form>(from, from + count, steps, [&](int64_t begin, int64_t end, bool first, bool last) {
-    epilogue(row, begin, end, first, last, y - from);
+// Computes the epilogue of the steps [from, from + count) of a lane. tile.x[entry + count] is the y that follows these steps.
+template <Strides kStrides, bool kInRun, class T, class Form>
+INLINE void end_steps(const Cursor<T, Form>& lane, int64_t from, int64_t count, int64_t steps, const SignedBits<T>* ends,
+                      const Tile<T>& tile, int64_t entry) {
+  over_steps<kStrides, kInRun>(lane, from, from + count, steps, ends, [&](const auto& step, int64_t t) {
+    using Real = typename std::decay_t<decltype(step)>::Real;
+    const int64_t at = entry + t - from;
+    Real kept[Form::kKept + 1];
+    for (int k = 0; k < Form::kKept; ++k) kept[k] = load<Real>(tile.kept[k] + at);
+    step.finish(kept, load<Real>(tile.x + at), load<Real>(tile.x + at + 1));
   });
 }
 
@@ -273,51 +320,11 @@ INLINE void recur_step_by_step(Tile<T>& tile, int64_t pitch, int64_t from, int64
   }
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define HAS_VECTORS
-#endif
-#endif
-
-#if defined(HAS_VECTORS)
-#if defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;  // SSE2, NEON. The compiler splits wider vectors into single numbers when it shuffles them.
-#endif
-
-template <class T>
-constexpr int kWidth = kVectorBytes / int(sizeof(T));  // numbers in a vector
-template <class T>
-struct Vector {
-  typedef T type __attribute__((vector_size(kVectorBytes)));
-};
-
-// Exchanges blocks of kBlock numbers: each second block of `a` with the block before it in the other vector, `b`.
-template <int kBlock, class V, int... kIndex>
-INLINE void exchange(V& a, V& b, std::integer_sequence<int, kIndex...>) {
-  constexpr int kCount = sizeof...(kIndex);
-  const V first = __builtin_shufflevector(a, b, (kIndex & kBlock ? kCount + kIndex - kBlock : kIndex)...);
-  b = __builtin_shufflevector(a, b, (kIndex & kBlock ? kCount + kIndex : kIndex + kBlock)...);
-  a = first;
-}
-
-// Transposes a square matrix. Its rows are vectors.
-template <int kBlock = 1, class V, int kCount>
-INLINE void transpose(V (&rows)[kCount]) {
-  if constexpr (kBlock < kCount) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i)
-      if (!(i & kBlock)) exchange<kBlock>(rows[i], rows[i + kBlock], std::make_integer_sequence<int, kCount>());
-    transpose<2 * kBlock>(rows);
-  }
-}
-
 // Loads as many steps as a vector has numbers, of as many lanes. columns[k] is step k of these lanes.
 template <class V, class T, int kCount>
 INLINE void load_columns(V (&columns)[kCount], const T* rows, int64_t pitch) {
-#pragma GCC unroll 8
-  for (int n = 0; n < kCount; ++n) std::memcpy(&columns[n], rows + n * pitch, sizeof(V));
+#pragma GCC unroll 16
+  for (int n = 0; n < kCount; ++n) columns[n] = load<V>(rows + n * pitch);
   transpose(columns);
 }
 
@@ -325,16 +332,16 @@ INLINE void load_columns(V (&columns)[kCount], const T* rows, int64_t pitch) {
 template <class V, class T, int kCount>
 INLINE void store_columns(V (&columns)[kCount], T* rows, int64_t pitch) {
   transpose(columns);
-#pragma GCC unroll 8
-  for (int n = 0; n < kCount; ++n) std::memcpy(rows + n * pitch, &columns[n], sizeof(V));
+#pragma GCC unroll 16
+  for (int n = 0; n < kCount; ++n) store(rows + n * pitch, columns[n]);
 }
 
-// Computes what recur_step_by_step computes, for all lanes, kWidth steps at a time. The steps are transposed, so that one step of kWidth
-// lanes is one vector. All groups of kWidth lanes run side by side.
+// Computes what recur_step_by_step computes, for all lanes, as many steps at a time as a vector has numbers. These steps are transposed, so
+// that one step of as many lanes is one vector. All groups of lanes run side by side.
 template <bool kReverse, bool kProduct, class T>
 INLINE void recur_by_vectors(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
-  using V = typename Vector<T>::type;
   constexpr int kSteps = kWidth<T>, kGroups = kLanes / kSteps;
+  using V = Pack<T, kSteps>;
   V x[kGroups][kSteps], decay[kGroups][kSteps], carried[kGroups], multiplied[kGroups];
   std::memcpy(carried, carry, sizeof carried);
   std::memcpy(multiplied, product, sizeof multiplied);
@@ -345,18 +352,13 @@ INLINE void recur_by_vectors(Tile<T>& tile, int64_t pitch, int64_t from, int64_t
       load_columns(x[g], tile.x + g * kSteps * pitch + t, pitch);
       load_columns(decay[g], tile.decay + g * kSteps * pitch + t, pitch);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int j = 0; j < kSteps; ++j) {
       const int k = kReverse ? kSteps - 1 - j : j;
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) {
         V &y = x[g][k], &factor = decay[g][k];
-        if (kReverse) {
-          y = carried[g] = y + factor * (factor == 0 ? V{} : carried[g]);
-        } else {
-          y = y + carried[g];
-          carried[g] = factor * (factor == 0 ? V{} : y);
-        }
+        y = follow<kReverse>(y, factor, carried[g]);
         if (kProduct) {
           const V before = multiplied[g];
           multiplied[g] *= factor;
@@ -373,20 +375,11 @@ INLINE void recur_by_vectors(Tile<T>& tile, int64_t pitch, int64_t from, int64_t
   std::memcpy(carry, carried, sizeof carried);
   std::memcpy(product, multiplied, sizeof multiplied);
 }
-#else
-template <class T>
-constexpr int kWidth = 1;
-
-template <bool kReverse, bool kProduct, class T>
-INLINE void recur_by_vectors(Tile<T>& tile, int64_t pitch, int64_t from, int64_t to, T* carry, T* product) {
-  recur_step_by_step<kReverse, kProduct, kLanes>(tile, pitch, from, to, carry, product);
-}
-#endif
 
 // Computes the recurrences of all lanes of a tile over `count` steps. With kProduct, tile.decay[n] is then the product of all decays of
 // lane n.
 template <bool kReverse, bool kProduct, class T>
-void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
+NOINLINE void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
   T carry[kLanes], product[kLanes];
   std::copy(tile.carry, tile.carry + kLanes, carry);
   std::fill(product, product + kLanes, T(1));
@@ -398,49 +391,44 @@ void recur(Tile<T>& tile, int64_t pitch, int64_t count) {
   if (kProduct) std::copy(product, product + kLanes, tile.decay);
 }
 
-// Returns whether whole sequences are contiguous in memory, one after the other, and fit a tile.
+// Returns whether sequences are contiguous in memory, one after the other, and fit a tile.
 template <class T, class Form>
-bool are_one_run(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t steps) {
+bool form_runs(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t steps) {
   bool one = steps <= kTile;
   for (int k = 0; k < Cursor<T, Form>::kOperands; ++k) one = one && lane_stride[k] == steps * cursor.step[k];
   return one;
 }
 
-// Calls body(step, t) for the first and the last step of every sequence, if the form sets kFirst and kLast. `t` is the index in the run.
-template <class T, class Form, class Body>
-void over_edges(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps, Body body) {
-  const auto edge = [&](int64_t t) {
-    Cursor<T, Form> column = cursor;
-    column.advance(cursor.step, t);
-    std::copy(lane_stride, lane_stride + Cursor<T, Form>::kOperands, column.step);
-    INDEPENDENT_STEPS
-    for (int64_t n = 0; n < lanes; ++n) body(Step<T, Form, Strides::kAny>{column, n, 0, t == 0, t == steps - 1}, n * steps + t);
-  };
-  if (Form::kFirst) edge(0);
-  if (Form::kLast) edge(steps - 1);
-}
-
-// Scans sequences that are contiguous in memory, one after the other. Prologue and epilogue each run over the steps of all sequences in one
-// loop, as if these were steps of one sequence, and then again over the first and last steps.
-template <class T, class Form>
-void scan_run(Tile<T>& tile, const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
-  const int64_t from = Form::kFirst, to = lanes * steps - Form::kLast;
-  prologue(cursor, from, to, false, false, tile.x, tile.decay);
-  over_edges(cursor, lane_stride, lanes, steps, [&](const auto& step, int64_t t) {
-    const Link<T> link = Form::prologue(step);
-    tile.x[t] = link.x;
-    tile.decay[t] = link.decay;
-  });
-  for (int64_t n = 0; clears_last_decay<Form> && n < lanes; ++n) tile.decay[(n + 1) * steps - 1] = T(0);
-  recur<Form::kReverse, false>(tile, steps, steps);
-  epilogue(cursor, from, to, false, false, tile.x);
-  over_edges(cursor, lane_stride, lanes, steps, [&](const auto& step, int64_t t) {
-    step.finish(tile.x[t], step.last ? T(0) : tile.x[t + 1]);
-  });
+// Scans sequences that are contiguous in memory, one after the other: as many as fit a lane are one long sequence.
+template <Strides kStrides, class T, class Form>
+void scan_runs(const Cursor<T, Form>& given, int64_t sequences, int64_t steps) {
+  const Cursor<T, Form> cursor = given;
+  Tile<T> tile;
+  int64_t most = std::max<int64_t>(1, kRun / steps);  // sequences in a run
+  // So many more that the steps of a run fill whole vectors.
+  const int64_t unit = kWidth<T> / std::gcd(steps, int64_t(kWidth<T>)), whole = (most + unit - 1) / unit * unit;
+  if (whole * steps <= kTile) most = whole;
+  SignedBits<T> ends[kLanes * kTile + 1];  // ends[t + 1]: -1 if step t is the last of its sequence, else 0
+  const int64_t entries = std::min(sequences, kLanes * most) * steps, all = sequences * steps;
+  std::fill(ends, ends + entries + 1, 0);
+  for (int64_t t = 0; t <= entries; t += steps) ends[t] = -1;
+  for (int64_t done = 0; done < all;) {
+    const int64_t left = (all - done) / steps, pitch = std::min(most, (left + kLanes - 1) / kLanes) * steps;
+    const int64_t count = std::min(all - done, kLanes * pitch);
+    begin_steps<kStrides, true>(cursor, done, count, all, ends + 1, tile, 0);
+    // The recurrence reads the entries of unused lanes too.
+    std::fill(tile.x + count, tile.x + kLanes * pitch, T(0));
+    std::fill(tile.decay + count, tile.decay + kLanes * pitch, T(0));
+    std::fill(tile.carry, tile.carry + kLanes, T(0));
+    recur<Form::kReverse, false>(tile, pitch, pitch);
+    tile.x[count] = T(0);
+    end_steps<kStrides, true>(cursor, done, count, all, ends + 1, tile, 0);
+    done += count;
+  }
 }
 
 // Scans up to kLanes sequences that are contiguous in time, tile by tile along time.
-template <class T, class Form>
+template <Strides kStrides, class T, class Form>
 void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
   Tile<T> tile;
   std::fill(tile.carry, tile.carry + kLanes, T(0));
@@ -448,12 +436,11 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
     std::fill(tile.x, tile.x + kLanes * kTile, T(0));
     std::fill(tile.decay, tile.decay + kLanes * kTile, T(0));
   }
-  if (are_one_run(cursor, lane_stride, steps)) return scan_run(tile, cursor, lane_stride, lanes, steps);
   for (int64_t done = 0; done < steps; done += kTile) {
     const int64_t count = std::min(kTile, steps - done), from = Form::kReverse ? steps - done - count : done;
     Cursor<T, Form> row = cursor;
     for (int64_t n = 0; n < lanes; ++n, row.advance(lane_stride, 1))
-      begin_steps(row, from, count, steps, tile.x + n * kTile, tile.decay + n * kTile);
+      begin_steps<kStrides, false>(row, from, count, steps, nullptr, tile, n * kTile);
     T carried[kLanes];
     std::copy(tile.carry, tile.carry + kLanes, carried);
     recur<Form::kReverse, false>(tile, kTile, count);
@@ -462,7 +449,7 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
       T* y = tile.x + n * kTile;
       const T following = y[count];  // in a full tile this entry is the next lane's first
       y[count] = carried[n];
-      end_steps(row, from, count, steps, y);
+      end_steps<kStrides, false>(row, from, count, steps, nullptr, tile, n * kTile);
       y[count] = following;
     }
   }
@@ -482,7 +469,7 @@ NOINLINE bool are_finite(const T* y, int64_t count) {
 // A product of decays can underflow to 0 or overflow to infinity where the recurrence itself does neither. A product that overflows, or meets
 // NaN or infinity, leaves a result that is not finite. The function then computes the tile again, step by step. A product that underflows
 // drops a finite contribution, which is not detected.
-template <class T, class Form>
+template <Strides kStrides, class T, class Form>
 void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
   Tile<T> tile;
   T carry(0);
@@ -490,7 +477,7 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
     const int64_t part = std::min(kTile, (steps - done) / kLanes);
     const int64_t count = part > 0 ? part * kLanes : steps - done, from = Form::kReverse ? steps - done - count : done;
     const T carried = carry;
-    begin_steps(row, from, count, steps, tile.x, tile.decay);
+    begin_steps<kStrides, false>(row, from, count, steps, nullptr, tile, 0);
     if (part > 0) {
       std::fill(tile.carry, tile.carry + kLanes, T(0));
       recur<Form::kReverse, true>(tile, part, part);
@@ -506,26 +493,27 @@ void scan_parts(const Cursor<T, Form>& row, int64_t steps) {
       }
     }
     if (part == 0 || !are_finite(tile.x, count) || !are_finite(&carry, 1)) {
-      if (part > 0) begin_steps(row, from, count, steps, tile.x, tile.decay);
+      if (part > 0) begin_steps<kStrides, false>(row, from, count, steps, nullptr, tile, 0);
       carry = carried;
       recur_step_by_step<Form::kReverse, false, 1>(tile, count, 0, count, &carry, &carry);
     }
     tile.x[count] = carried;
-    end_steps(row, from, count, steps, tile.x);
+    end_steps<kStrides, false>(row, from, count, steps, nullptr, tile, 0);
     done += count;
   }
 }
 
 // Scans all sequences along the lane dimension, which are contiguous in time.
-template <class T, class Form>
+template <Strides kStrides, class T, class Form>
 void scan_in_time(const Cursor<T, Form>& cursor, const Dim& lane, int64_t steps) {
   const bool in_parts = lane.size < kLanes && steps >= kMinStepsForParts;
+  if (!in_parts && form_runs(cursor, lane.stride, steps)) return scan_runs<kStrides>(cursor, lane.size, steps);
   Cursor<T, Form> row = cursor;
   for (int64_t n = 0; n < lane.size; n += in_parts ? 1 : kLanes, row.advance(lane.stride, in_parts ? 1 : kLanes)) {
     if (in_parts)
-      scan_parts(row, steps);
+      scan_parts<kStrides>(row, steps);
     else
-      scan_rows(row, lane.stride, std::min(kLanes, lane.size - n), steps);
+      scan_rows<kStrides>(row, lane.stride, std::min(kLanes, lane.size - n), steps);
   }
 }
 
@@ -582,17 +570,19 @@ void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
     std::copy(closest + 1, batch + batch_dims, closest);
     --batch_dims;
   }
-  // scan_in_time needs values, flags and outputs that are contiguous in time, and coefficients that are constant in time. It
-  // is faster if there are few lanes, or if steps are closer in memory than lanes.
+  // scan_in_time needs values, flags and outputs that are contiguous in time. It is faster if there are few lanes, or if steps are closer
+  // in memory than lanes.
   const bool prefers_time = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
   Here cursor(data, time, time);
-  const bool in_time = prefers_time && cursor.strides == Strides::kConstant;
+  const bool in_time = prefers_time && cursor.strides != Strides::kAny;
   if (!in_time) cursor = Here(data, lane, time);
   // Loop over the other batch dimensions.
   int64_t index[kMaxDims] = {};
   for (;;) {
-    if (in_time)
-      scan_in_time(cursor, lane, time.size);
+    if (in_time && cursor.strides == Strides::kConstant)
+      scan_in_time<Strides::kConstant>(cursor, lane, time.size);
+    else if (in_time)
+      scan_in_time<Strides::kPerStep>(cursor, lane, time.size);
     else if (cursor.strides == Strides::kConstant)
       scan_side_by_side<Strides::kConstant>(cursor, lane.size, time.size);
     else if (cursor.strides == Strides::kPerStep)
