@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # tests/conftest.py puts the tests in order.
 WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-extended mutants random-cases bench gpu-kit check clean
+.PHONY: demo test test-quick test-extended mutants random-cases bench gpu-kit docs check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
@@ -38,10 +38,15 @@ bench: $(READY)
 gpu-kit: $(READY)
 	$(BIN)/python -m a2c_compiled.benchmarks.gpu.prepare
 
+# The documentation site, in build/site. It needs no network. Warnings, such as a reference to nothing, are errors.
+docs: $(READY)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html -d build/doctrees docs build/site
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .gpu
@@ -49,5 +54,5 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,train,environments,peers,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,train,environments,peers,dev,docs]'
 	touch $@

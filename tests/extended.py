@@ -277,11 +277,16 @@ EXTENDED = {
         "test_action_spaces.py::*[compiled]",
         "test_device_rollout.py::test_without_the_scan_operator_the_compiled_steps_are_unrolled_and_give_the_same_rollout",
     ),
-    "project: what users copy from the README, and files of earlier versions": (
+    "project: what users copy from the README and from pages that compile or export, and files of earlier versions": (
         "test_earlier_files.py::test_a_new_exported_file_gives_the_earlier_outputs*",
         "test_earlier_files.py::test_a_new_exported_file_has_the_earlier_names*",
         "test_package.py::test_the_wheel_has_every_module_and_nothing_else",
         "test_readme.py::test_the_examples_run_in_order",
+        "test_pages.py::test_the_commands_of_a_page_run_in_order",
+        "test_pages.py::test_the_blocks_of_a_page_run_in_order[deploying.md]",
+        "test_pages.py::test_the_blocks_of_a_page_run_in_order[export.md]",
+        "test_pages.py::test_the_blocks_of_a_page_run_in_order[learning_on_device.md]",
+        "test_pages.py::test_the_blocks_of_a_page_run_in_order[training_step.md]",
         "test_earlier_files.py::test_an_export_writes_the_earlier_file_names",
         "test_package.py::test_installed_modules_import_in_an_empty_folder*",
     ),

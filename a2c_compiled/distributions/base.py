@@ -48,7 +48,7 @@ class Distribution(CoefficientModule):
     has_entropy: bool
     num_params: int
     noise_kind: Optional[str] = None
-    """One of :data:`NOISE_KINDS`, or several kinds with their sizes, written by :func:`join_noise_kinds`; None where there is no noise."""
+    """One of ``NOISE_KINDS``, or several kinds with their sizes, written by ``join_noise_kinds``; None where there is no noise."""
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """Computes the log-probability of ``action``; if the action is continuous, the log-density.

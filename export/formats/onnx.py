@@ -92,7 +92,7 @@ def export_onnx(
         ir_version: version of the ONNX file format. None: the lowest that ``opset`` needs (8 for opset 18), because an onnxruntime refuses
             files of a newer version than its own.
         input_names: names of the inputs, one for each example, in the order of ``forward``'s arguments. None: the names of the arguments.
-            ``dynamic_axes`` has the names of the arguments. :class:`runtime.Policy` runs a policy with such names too.
+            ``dynamic_axes`` has the names of the arguments. ``runtime.Policy`` runs a policy with such names too.
         keep_unread_inputs: True: an argument that the module does not read is an input too, because some programs always pass it.
         metadata: further metadata of the file, strings by name.
 

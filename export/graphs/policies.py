@@ -352,7 +352,7 @@ class ActingPolicy(InputsByName):
     Args:
         loss: loss whose networks and distribution form the policy.
         parameter_names: names of the parameters that become inputs. All other parameters are constants of the graph.
-        observation: example, ``[N, ...]``, in the dtype that the networks accept, as in :func:`policy_inputs`.
+        observation: example, ``[N, ...]``, in the dtype that the networks accept, as in ``policy_inputs``.
         action_space: as in :class:`SampledPolicy`.
 
     Attributes:

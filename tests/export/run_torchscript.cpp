@@ -27,7 +27,8 @@ int main(int, char** argv) {
   std::cout.precision(9);
 
   auto policy = torch::jit::load(folder + "policy.pt");
-  print("action", policy.forward({}, read(folder + "policy.inputs")).toTuple()->elements()[0].toTensor());
+  const torch::Tensor observation = read(folder + "policy.inputs").at("observation").toTensor();
+  print("action", policy.forward({observation}).toTuple()->elements()[0].toTensor());
 
   auto estimator = torch::jit::load(folder + "estimator.pt");
   const Inputs steps = read(folder + "estimator.inputs");

@@ -203,9 +203,7 @@ def test_the_listing_in_contributing_names_every_room_and_only_existing_files():
     listing = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
     named = set(re.findall(r"[\w.]+\.(?:py|h|cpp)\b|\w+/", listing))
     rooms = {name for place in ROOMS if (name := PurePosixPath(place).name)[0] != "_"}
-    there = {path.name + "/" * path.is_dir() for top in PLACES for path in [ROOT / top, *(ROOT / top).rglob("*")]} | {
-        "tests/",
-        "docs/",
-    }
+    tops = [ROOT / top for top in (*PLACES, "docs")]
+    there = {path.name + "/" * path.is_dir() for top in tops for path in [top, *top.rglob("*")]} | {"tests/"}
     assert {name for name in named if name not in there} == set()
     assert {room for room in rooms if not {f"{room}/", f"{room}.py"} & named} == set()

@@ -1,0 +1,37 @@
+"""The checks that ``make docs`` makes of the finished site find what they look for."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "extensions"))
+
+from site_checks import external_requests, missing_names
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("page.html", '<script src="https://example.org/x.js"></script>'),
+        ("page.html", '<link rel="stylesheet" href="//example.org/x.css">'),
+        ("page.html", '<img alt="a" src="http://example.org/x.png">'),
+        ("page.html", '<p style="background: url(https://example.org/x.png)">'),
+        ("page.css", "@import 'https://example.org/x.css';"),
+        ("page.css", "a { background: url(//example.org/x.png) }"),
+    ],
+)
+def test_an_external_request_is_found(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    ((page, address),) = external_requests(tmp_path)
+    assert page == name
+    assert "example.org/x" in address
+
+
+def test_a_link_that_the_reader_follows_is_no_request(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text('<a href="https://example.org">x</a><img src="made/x.svg"><script src="x.js"></script>')
+    assert list(external_requests(tmp_path)) == []
+
+
+def test_a_public_name_without_an_entry_is_found() -> None:
+    assert missing_names(["a.b", "a.c"], ["a.c", "a.d"]) == ["a.d"]
