@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, List, Optional, Sequence
 
 from a2c_compiled._export_names import FORMATS, GRAPHS, POLICY, TRAIN_STEP
+from a2c_compiled._extras import MissingExtraError, check_installed
 
 if TYPE_CHECKING:
     from a2c_compiled.training import TrainConfig
@@ -61,7 +61,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:  # the program that read the output has ended
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python writes what is left to it when it exits
         return 141
-    except (ValueError, TypeError, RuntimeError, OSError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, OverflowError, MemoryError, MissingExtraError) as error:
         message = str(error).strip().splitlines() or [type(error).__name__]
         _say(message[0])
         return 2
@@ -239,7 +239,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
 
     A field whose option is not used is absent from the parsed arguments, so that presets and the options of a resumed run apply.
     """
-    _need("train")
+    check_installed("train")
     from a2c_compiled.training import TrainConfig
     from a2c_compiled.training.presets import PRESETS
 
@@ -278,7 +278,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_eval_options(parser: argparse.ArgumentParser) -> None:
-    _need("train")
+    check_installed("train")
     from a2c_compiled.training.evaluation import EVALUATION_SEED
 
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, written by 'train'")
@@ -304,7 +304,7 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
-    _need("train", "export")
+    check_installed("train", "export")
     from a2c_compiled.benchmarks.run import SUBJECTS
 
     parser.add_argument(
@@ -440,7 +440,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    _need("train")
+    check_installed("train")
     from a2c_compiled.training.plots import plot_runs
 
     is_single = len(arguments.folders) == 1
@@ -451,7 +451,7 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    _need("train", "export")
+    check_installed("train", "export")
     from tqdm import tqdm
 
     from a2c_compiled.export.run import Job, export_run, jobs
@@ -499,7 +499,7 @@ def _import_from_here(env: Optional[str]) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    _need("export")
+    check_installed("export")
     from a2c_compiled.export.checking.verify import verify
     from a2c_compiled.export.formats import ENDINGS, format_of
 
@@ -553,7 +553,7 @@ def _verified_in_time(path: Path, arguments: argparse.Namespace) -> Dict[str, An
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    _need("train", "export")
+    check_installed("train", "export")
     from a2c_compiled.demo.demo import DemoError, run_demo
 
     try:
@@ -583,16 +583,6 @@ def _bench(arguments: argparse.Namespace) -> int:
     for line in failures:
         _say(line)
     return 1 if failures else 0
-
-
-def _need(*extras: str) -> None:
-    """Raises ValueError if a package that one of ``extras`` installs is missing."""
-    packages = {"train": ("gymnasium", "safetensors", "tqdm", "matplotlib"), "export": ("onnx", "onnxscript", "onnxruntime")}
-    for extra in extras:
-        missing = [package for package in packages[extra] if importlib.util.find_spec(package) is None]
-        if missing:
-            names = ", ".join(missing)
-            raise ValueError(f"expected {names} to be installed for this command: pip install 'a2c-compiled[{extra}]'")
 
 
 def _positive_seconds(text: str) -> float:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Sequence
 
 import torch
-from tqdm import tqdm
 
+from a2c_compiled._extras import needs
 from a2c_compiled._files import atomic_file
 from a2c_compiled._torch_internals import recompile_limit
 from a2c_compiled.benchmarks.measure import results
@@ -27,6 +27,9 @@ from a2c_compiled.benchmarks.subjects import (
     bench_update,
 )
 from a2c_compiled.update import keep_freed_memory
+
+with needs(__name__, "train", "export"):
+    from tqdm import tqdm
 
 SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
     "estimators": bench_estimators.cases,

@@ -4,22 +4,25 @@ Each export stores reference outputs, computed in eager mode, beside the file. :
 Needs the extra ``export``: onnx, onnxscript and onnxruntime.
 """
 
-from a2c_compiled.export.checking.verify import Report, verify
-from a2c_compiled.export.formats.aot import export_aot
-from a2c_compiled.export.formats.onnx import export_onnx
-from a2c_compiled.export.formats.pt2 import export_pt2
-from a2c_compiled.export.formats.torchscript import export_torchscript
-from a2c_compiled.export.graphs.examples import Graph, graphs_of
-from a2c_compiled.export.graphs.policies import (
-    ActingPolicy,
-    GreedyPolicy,
-    RecurrentPolicy,
-    RecurrentSampledPolicy,
-    SampledPolicy,
-)
-from a2c_compiled.export.graphs.update_graph import TrainStepGraph
-from a2c_compiled.export.tracing.errors import ExportError
-from a2c_compiled.export.update_files import export_train_step
+from a2c_compiled._extras import needs
+
+with needs(__name__, "export"):
+    from a2c_compiled.export.checking.verify import Report, verify
+    from a2c_compiled.export.formats.aot import export_aot
+    from a2c_compiled.export.formats.onnx import export_onnx
+    from a2c_compiled.export.formats.pt2 import export_pt2
+    from a2c_compiled.export.formats.torchscript import export_torchscript
+    from a2c_compiled.export.graphs.examples import Graph, graphs_of
+    from a2c_compiled.export.graphs.policies import (
+        ActingPolicy,
+        GreedyPolicy,
+        RecurrentPolicy,
+        RecurrentSampledPolicy,
+        SampledPolicy,
+    )
+    from a2c_compiled.export.graphs.update_graph import TrainStepGraph
+    from a2c_compiled.export.tracing.errors import ExportError
+    from a2c_compiled.export.update_files import export_train_step
 
 __all__ = [
     "ActingPolicy",

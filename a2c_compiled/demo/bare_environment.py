@@ -7,8 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Dict, Iterable
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from a2c_compiled._extras import needs
+
+with needs(__name__, "train", "export"):
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
 MODULES = ("numpy", "onnxruntime", "gymnasium")
 """The modules that the scripts beside exported files import."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from a2c_compiled._exporting import is_exporting
 from a2c_compiled._hyperparameters import CoefficientModule, positive_int
 from a2c_compiled._kinds import flag
-from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
@@ -28,6 +27,7 @@ from a2c_compiled.losses.critic_inputs import (
     take_observations,
 )
 from a2c_compiled.losses.detached_parameters import detach_parameters
+from a2c_compiled.losses.parameter_names import parameter_names_by_location
 from a2c_compiled.losses.shifted import shifted_slots, take_steps
 from a2c_compiled.networks.batch_apply import explained
 from a2c_compiled.recurrent import is_recurrent

@@ -3,15 +3,18 @@
 import math
 from typing import Any, Optional, Sequence, Tuple, TypeVar, Union
 
-import gymnasium
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled._environment_action import check_action_space
+from a2c_compiled._extras import needs
 from a2c_compiled.distributions import Bernoulli, Beta, Categorical, Distribution, MultiCategorical, Normal
 from a2c_compiled.environments.protocol import Environments
 from a2c_compiled.networks.observation_norm import ObservationNorm
+
+with needs(__name__, "train"):
+    import gymnasium
+    import numpy as np
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule, positive_int
 from a2c_compiled._kinds import described, flag, number_or_tensor, optional_flag
-from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._torch_internals import tracing_autograd
 from a2c_compiled.losses import A2CLoss, A2CLosses
+from a2c_compiled.losses.parameter_names import parameter_names_by_location
 from a2c_compiled.update.all_reduce import group_name_of
 from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.epochs import check_epochs, learning_rates, rows_of, selected, shuffled, with_given

@@ -6,15 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._extras import needs
 from a2c_compiled.benchmarks.measure import cuda
 from a2c_compiled.benchmarks.measure.harness import OURS, Contender, Make
 from a2c_compiled.benchmarks.measure.shapes import Plan
 from a2c_compiled.export import export_onnx
 from a2c_compiled.export.formats.torchscript import script
+
+with needs(__name__, "train", "export"):
+    import onnxruntime
 
 EAGER, COMPILED, GRAPH = f"{OURS} eager", f"{OURS} compiled", f"{OURS} CUDA graph"
 TORCHSCRIPT, ONNX = f"{OURS} TorchScript", f"{OURS} onnxruntime"

@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from a2c_compiled._extras import needs
 from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Row
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Shape
+
+with needs(__name__, "train", "export"):
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart. A contender (implementation) has the same colour in every figure.
 _COLOURS = {

@@ -8,18 +8,21 @@ import importlib.util
 import sys
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
-import gymnasium
-import numpy as np
 import torch
-from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-from gymnasium.vector import VectorEnv
 
 from a2c_compiled import Rollout
+from a2c_compiled._extras import needs
 from a2c_compiled.benchmarks.measure.timing import time_interleaved
 from a2c_compiled.benchmarks.report.tables import Table
 from a2c_compiled.benchmarks.subjects.bench_training import check_rollout, every_next_observation
 from a2c_compiled.environments import EnvironmentSource, make_vector
 from a2c_compiled.training import TrainConfig, Trainer
+
+with needs(__name__, "train", "export"):
+    import gymnasium
+    import numpy as np
+    from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+    from gymnasium.vector import VectorEnv
 
 
 class Engine(NamedTuple):

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from a2c_compiled import A2CLoss, Rollout, TrainStep, compile_options
+from a2c_compiled._extras import needs
 from a2c_compiled.benchmarks.contenders import update_peers
 from a2c_compiled.benchmarks.contenders.loops import flat, loop_contender
 from a2c_compiled.benchmarks.contenders.modes import AOT, COMPILED, EAGER, GRAPH, RUNTIME
@@ -25,6 +25,9 @@ from a2c_compiled.export import TrainStepGraph, export_aot, export_train_step
 from a2c_compiled.export.formats.aot import load_aot
 from a2c_compiled.export.on_device.runtime import Learner
 from a2c_compiled.export.tracing.call import NEW
+
+with needs(__name__, "train", "export"):
+    import numpy as np
 
 
 def cases(plan: Plan) -> List[Case]:

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from a2c_compiled._environment_action import environment_action
 from a2c_compiled._export_names import GreedyAction, RecurrentAction, SampledAction, SampledEnvironmentAction
 from a2c_compiled._kinds import described
-from a2c_compiled._parameters import parameter_names_by_location
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.export.tracing.call import InputsByName, named_outputs
 from a2c_compiled.export.tracing.errors import ExportError
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.losses.batch import match_dims
+from a2c_compiled.losses.parameter_names import parameter_names_by_location
 from a2c_compiled.recurrent import is_recurrent, run_step
 from a2c_compiled.shared_trunk import ActorAndCritic
 from a2c_compiled.update.rollout import mapped
