@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # tests/conftest.py puts the tests in order.
 WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-extended mutants random-cases bench gpu-kit docs check clean
+.PHONY: demo test test-quick test-extended mutants random-cases bench gpu-kit docs dist check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
@@ -42,6 +42,10 @@ gpu-kit: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html -d build/doctrees docs build/site
 
+# Builds dist/ and tries the packages in bare environments. SKIP: extras to leave out, such as envpool. PYTHONS: further Pythons to try.
+dist:
+	$(PYTHON) tests/project/dist.py $(if $(SKIP),--skip $(SKIP)) $(if $(PYTHONS),--python $(PYTHONS))
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,7 +53,7 @@ check: $(READY)
 	$(BIN)/codespell
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .gpu
+	rm -rf $(VENV) build dist *.egg-info runs .gpu .dist
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

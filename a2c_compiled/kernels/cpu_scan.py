@@ -41,12 +41,17 @@ def is_available() -> bool:
     return _extension is not None
 
 
+def build_in_use() -> Optional[str]:
+    """Returns the name of the C++ build in use, such as ``"_cpu_avx2"``, or None if scans on the CPU run in plain torch."""
+    return None if _extension is None else _extension.__name__.rpartition(".")[2]
+
+
 @functools.cache
 def warn_once() -> None:
     """Warns, once per process, that scans on the CPU run in plain torch."""
     warnings.warn(
         "a2c_compiled: the C++ kernels were not built, so scans on the CPU run in plain torch, which is slower;"
-        " to build them, install a C++ compiler and then a2c_compiled again",
+        " to build them, install a C++ compiler and then a2c_compiled again, with pip's option --no-cache-dir",
         RuntimeWarning,
         stacklevel=2,
     )

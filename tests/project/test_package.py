@@ -1,20 +1,25 @@
-"""The installed package: its files, from the tree and from the sdist, and the modules that import without the extras."""
+"""The installed package: its metadata, its files, from the tree and from the sdist, and the modules that import without the extras."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
 
+import dist
 import pytest
+import setuptools
 from test_architecture import MODULES, ROOMS, ROOT, room_of
 
+import a2c_compiled
 from a2c_compiled.benchmarks.gpu import prepare
+from a2c_compiled.kernels import cpu_scan
 
 PYTHON_FILES = {f"a2c_compiled/{module.place}.py" for module in MODULES.values()}
 FILES = PYTHON_FILES | {"a2c_compiled/py.typed"}
-KERNELS = {"a2c_compiled/kernels/_cpu.abi3.so", "a2c_compiled/kernels/_cpu_avx2.abi3.so"}
 CPP = {f"a2c_compiled/kernels/cpu/{name}" for name in ("vectors.h", "forms.h", "scan.h", "module.cpp")}
 
 # Packages beside torch that the modules may import: extras, peers, and Triton, which a CPU does not need.
@@ -30,7 +35,7 @@ TORCH_ALONE = sorted(
     if room_of(module.place) >= ROOMS.index("__init__") and not module.place.startswith(ON_EXTRAS)
 )
 
-IMPORT_ALL = """
+HIDE = """
 import importlib, sys, traceback
 
 class Without:
@@ -41,15 +46,20 @@ class Without:
     def find_spec(self, name, path=None, target=None):
         return None if name.partition(".")[0] in self.packages else self.finder.find_spec(name, path, target)
 
+    def __getattr__(self, name):
+        return getattr(self.finder, name)  # find_distributions, for importlib.metadata
+
 site, blocked, *names = sys.argv[1:]
 sys.meta_path[:] = [Without(finder, blocked.split(",")) for finder in sys.meta_path]
+"""
+IMPORT_ALL = f"""{HIDE}
 for name in names:
     try:
         module = importlib.import_module(name)
     except BaseException:
-        sys.exit(f"{name} cannot be imported:\\n{traceback.format_exc()}")
+        sys.exit(f"{{name}} cannot be imported:\\n{{traceback.format_exc()}}")
     if not module.__file__.startswith(site):
-        sys.exit(f"{name}: expected from {site}, got {module.__file__}")
+        sys.exit(f"{{name}}: expected from {{site}}, got {{module.__file__}}")
 print("imported", len(names))
 """
 
@@ -110,6 +120,8 @@ def site(wheel, tmp_path_factory):
 def test_the_sdist_has_every_source_as_a_regular_file(sdist):
     found = {name for name in files_below(sdist) if name.startswith("a2c_compiled/")}
     assert found == FILES | CPP
+    others = {name for name in files_below(sdist) if not name.startswith(("a2c_compiled/", "a2c_compiled.egg-info/"))}
+    assert others == dist.AT_THE_TOP
     assert [path for path in sdist.rglob("*") if path.is_symlink()] == []
 
 
@@ -117,8 +129,13 @@ def test_the_sdist_has_every_source_as_a_regular_file(sdist):
 def test_the_wheel_has_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names - KERNELS == FILES
+    assert names - dist.KERNEL_FILES == FILES
     assert "a2c_compiled/kernels/_cpu.abi3.so" in names
+
+
+@building
+def test_the_wheel_is_for_every_python_from_3_11_on(wheel):
+    assert f"-{dist.TAG}-" in wheel.name
 
 
 @pytest.mark.slow
@@ -143,6 +160,42 @@ def test_installed_modules_import_in_an_empty_folder(site, tmp_path, blocked, na
     printed = run(command, tmp_path, PYTHONPATH=str(site), PYTHONSAFEPATH="1")
     assert printed.splitlines()[-1] == f"imported {len(names)}"
     assert list(tmp_path.iterdir()) == []
+
+
+@building
+def test_without_the_extras_every_module_imports_or_names_the_extra_that_it_needs(site, tmp_path):
+    code = f"{HIDE}\nimport dist_trials\ndist_trials.modules()"
+    hidden = {*EXTRAS, "PIL", "imageio", "onnx_ir", "packaging", "sb3_contrib"} - {"triton"}
+    path = os.pathsep.join([str(site), os.path.dirname(dist.TRIALS)])
+    command = [sys.executable, "-W", "ignore", "-c", code, "", ",".join(hidden)]
+    printed = run(command, tmp_path, PYTHONPATH=path, PYTHONSAFEPATH="1", TRITON_INTERPRET="0")
+    assert int(printed.partition(" of ")[0]) >= len(TORCH_ALONE)
+
+
+def test_the_version_and_the_extras_are_documented():
+    project = dist.PROJECT["project"]
+    assert project["version"] == a2c_compiled.__version__
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \| ", page, re.MULTILINE) == dist.EXTRAS
+    versions = {f"3.{minor}" for minor in range(11, 14)}
+    assert {name.rpartition(" ")[2] for name in project["classifiers"] if "Python :: 3." in name} == versions
+    assert project["requires-python"] == ">=3.11,<3.14"
+
+
+def test_the_page_says_which_kernels_are_in_use(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "install.md").read_text(), re.DOTALL)
+    exec(compile(block, "install.md", "exec"), {})
+    assert capsys.readouterr().out == f"{cpu_scan.build_in_use()}\n"
+    assert cpu_scan.build_in_use() in dist.KERNELS
+
+
+@pytest.mark.parametrize("free_threaded", [None, 0, 1])
+def test_the_wheel_of_a_free_threaded_python_has_no_stable_abi(free_threaded, monkeypatch):
+    passed = {}
+    monkeypatch.setattr(setuptools, "setup", passed.update)
+    monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": free_threaded}.get)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert passed == {"options": {} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp311"}}}
 
 
 def test_the_documented_packages_need_no_extra():
