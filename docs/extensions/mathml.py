@@ -7,8 +7,12 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 
+def _mathml(latex: str, display: str) -> str:
+    return convert(latex, display=display).replace(r"\_", "_")  # latex2mathml keeps the backslash in \text
+
+
 def _inline(writer: Any, node: nodes.Element) -> None:
-    writer.body.append(f'<span class="math">{convert(node.astext())}</span>')
+    writer.body.append(f'<span class="math">{_mathml(node.astext(), "inline")}</span>')
     raise nodes.SkipNode
 
 
@@ -17,7 +21,7 @@ def _block(writer: Any, node: nodes.Element) -> None:
     if "\\begin" not in latex and ("&" in latex or "\\\\" in latex):  # several lines, aligned at &
         latex = rf"\begin{{align*}}{latex}\end{{align*}}"
     writer.body.append(writer.starttag(node, "div", CLASS="math"))
-    writer.body.append(convert(latex, display="block"))
+    writer.body.append(_mathml(latex, "block"))
     writer.body.append("</div>\n")
     raise nodes.SkipNode
 

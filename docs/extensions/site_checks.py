@@ -1,4 +1,4 @@
-"""Checks of the finished site: no page makes an external request, and ``objects.inv`` has every public name."""
+"""Checks of the finished site: no external request, no formula that was not converted, every public name in ``objects.inv``."""
 
 import re
 from html.parser import HTMLParser
@@ -51,6 +51,14 @@ def external_requests(site: Path) -> Iterator[tuple[str, str]]:
                 yield path.name, address
 
 
+def broken_formulas(site: Path) -> Iterator[tuple[str, str]]:
+    """Returns each page with a formula that still contains LaTeX, with the formula."""
+    for path in sorted(site.rglob("*.html")):
+        for formula in re.findall(r"<math\b.*?</math>", path.read_text(), re.DOTALL):
+            if re.search(r"\\|>&(?:amp;)?<", formula):
+                yield path.name, formula
+
+
 def missing_names(inventory: Iterable[str], names: Iterable[str]) -> list[str]:
     """Returns the names that the inventory lacks."""
     return sorted(set(names) - set(inventory))
@@ -69,6 +77,8 @@ def _check(app: Any, exception: Optional[Exception]) -> None:
     found = {name for kind, entries in inventory.items() if kind.startswith("py:") for name in entries}
     for page, address in external_requests(Path(app.outdir)):
         logger.warning("%s: expected no external request, got %s", page, address)
+    for page, formula in broken_formulas(Path(app.outdir)):
+        logger.warning("%s: expected a formula without LaTeX, got %s", page, formula)
     for name in missing_names(found, (name for name, _ in public_names())):
         logger.warning("%s: expected an entry in the reference, got none", name)
 

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "extensions"))
 
-from site_checks import external_requests, missing_names
+from site_checks import broken_formulas, external_requests, missing_names
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,12 @@ def test_an_external_request_is_found(tmp_path: Path, name: str, text: str) -> N
 def test_a_link_that_the_reader_follows_is_no_request(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text('<a href="https://example.org">x</a><img src="made/x.svg"><script src="x.js"></script>')
     assert list(external_requests(tmp_path)) == []
+
+
+@pytest.mark.parametrize(("inner", "found"), [("<mi>a</mi><mo>=</mo>", 0), (r"<mi>\foo</mi>", 1), ("<mi>&</mi>", 1)])
+def test_a_formula_that_was_not_converted_is_found(tmp_path: Path, inner: str, found: int) -> None:
+    (tmp_path / "page.html").write_text(f"<p>a \\ b</p><math>{inner}</math>")
+    assert len(list(broken_formulas(tmp_path))) == found
 
 
 def test_a_public_name_without_an_entry_is_found() -> None:
