@@ -53,7 +53,7 @@ check: $(READY)
 	$(BIN)/codespell
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .gpu .dist
+	rm -rf $(VENV) build dist *.egg-info runs .gpu .dist docs/pictures/made
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -9,7 +9,6 @@ sys.path[:0] = [str(HERE), str(HERE / "extensions")]
 import a2c_compiled  # noqa: E402
 
 project = "a2c_compiled"
-author = "the a2c_compiled developers"
 release = version = a2c_compiled.__version__
 html_title = f"a2c_compiled {release}"
 
@@ -26,9 +25,10 @@ extensions = [
 ]
 exclude_patterns = ["inventories", "pictures", "extensions", "static"]
 language = "en"
+highlight_language = "none"  # blocks that name no language are commands or listings
 
 # Pages
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 # Docstrings

@@ -15,7 +15,16 @@ from a2c_compiled.kernels.scan_forms import MASKED_FORMS, Form
 
 UNMASKED = {form.name: form for form in scan_forms.FORMS}
 # Shapes for each of the C++ loops, and the time dimension.
-SHAPES = [((9, 4), -2), ((4, 9), -1), ((1, 130), -1), ((3, 70), -1), ((9, 129), -1), ((1, 1), -1), ((2, 5, 3), -2), ((83, 5), -1)]
+SHAPES = [
+    ((9, 4), -2),
+    ((4, 9), -1),
+    ((1, 130), -1),
+    ((3, 70), -1),
+    ((9, 129), -1),
+    ((1, 1), -1),
+    ((2, 5, 3), -2),
+    ((83, 5), -1),
+]
 
 every_form = pytest.mark.parametrize("form", MASKED_FORMS, ids=lambda form: form.name)
 

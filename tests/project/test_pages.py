@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from a2c_compiled import cli
+from a2c_compiled import cli, distributions, estimators, functional
 from a2c_compiled.kernels.scan_forms import FORMS
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +153,12 @@ def test_every_block_of_cpp_is_part_of_a_program_that_the_tests_compile() -> Non
         assert "```cpp" not in text, f"{page}: expected a literalinclude of a file in tests/export"
         for included in re.findall(r"```{literalinclude} (\S+)", text):
             assert (DOCS / included).resolve() == ROOT / "tests" / "export" / "run_torchscript.cpp"
+
+
+def test_every_estimator_and_distribution_is_on_its_page() -> None:
+    for page, module in (("estimators.md", functional), ("estimators.md", estimators), ("distributions.md", distributions)):
+        missing = [name for name in module.__all__ if not re.search(rf"\b{name}\b", PAGES[page])]
+        assert missing == [], page
 
 
 def test_the_table_of_forms_is_that_of_the_kernels() -> None:
