@@ -105,12 +105,14 @@ def _ends(axis: Axes, both: bool) -> None:
 def _lambdas() -> Figure:
     figure = Figure(figsize=(5.4, 3.3), layout="constrained")
     axis = figure.subplots()
-    steps = range(STEPS)
+    episodes = (0, TERMINATED + 1), (TERMINATED + 1, TRUNCATED + 1), (TRUNCATED + 1, STEPS)
     for lmbda, colour in ((0.0, "#08306b"), (0.5, "#2171b5"), (0.9, "#41ab5d"), (0.95, "#e6851e"), (1.0, "#a50f15")):
         row = weights(
             lambda x, lmbda=lmbda: F.generalized_advantage_estimate(0.99, lmbda, *x[:5], time_dim=-1).advantage, "reward"
         )[TERMINATED + 1]
-        axis.plot(steps, row, "o-", color=colour, markersize=4, label=rf"$\lambda$ = {lmbda:g}")
+        for start, end in episodes:  # no line from one episode to the next
+            (line,) = axis.plot(range(start, end), row[start:end], "o-", color=colour, markersize=4)
+        line.set_label(rf"$\lambda$ = {lmbda:g}")
     _ends(axis, both=False)
     axis.set(xlabel="step k", ylabel=r"weight of $\delta_k$ in $A_6$", xticks=range(0, STEPS, 5))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
