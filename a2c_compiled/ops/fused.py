@@ -12,7 +12,7 @@ from a2c_compiled._exporting import is_exporting
 from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.kernels.scan_forms import Form, masked
 from a2c_compiled.ops.registration import on_device, register
-from a2c_compiled.ops.transforms import batch_first, fresh_views
+from a2c_compiled.ops.transforms import batch_first, fresh_views, vmap_out_dims
 
 
 def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,7 +119,7 @@ def _fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any])
 
         @staticmethod
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
-            return Backward.apply(*batched(info, in_dims, arguments)), _vmap_out_dims(backward_form)
+            return Backward.apply(*batched(info, in_dims, arguments)), vmap_out_dims(len(backward_form.outputs))
 
     class Fused(torch.autograd.Function):
         """Computes the outputs of ``form``. The class supports torch.func transforms."""
@@ -158,7 +158,7 @@ def _fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any])
 
         @staticmethod
         def vmap(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
-            return Fused.apply(*batched(info, in_dims, arguments)), _vmap_out_dims(form)
+            return Fused.apply(*batched(info, in_dims, arguments)), vmap_out_dims(len(form.outputs))
 
     class Eager(torch.autograd.Function):
         """Computes what ``Fused`` computes, faster: with a separate ``setup_context``, PyTorch inspects the signature at every call."""
@@ -186,8 +186,3 @@ def _fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any])
         return Fused.apply(*arguments) if compiling else Eager.apply(*arguments)
 
     return call
-
-
-def _vmap_out_dims(form: Form) -> Any:
-    """Returns vmap's ``out_dims`` for the outputs of ``form``: the batch dimension is dimension 0 of each output."""
-    return 0 if len(form.outputs) == 1 else (0,) * len(form.outputs)

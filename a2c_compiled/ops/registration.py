@@ -12,6 +12,7 @@ from torch import Tensor
 from a2c_compiled._torch_internals import dispatch_is_plain
 from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.kernels.scan_forms import Form
+from a2c_compiled.ops.transforms import batch_first, vmap_out_dims
 
 # The library must exist as long as the module: deleting the library unregisters the operators.
 _library = torch.library.Library("a2c_compiled", "DEF")
@@ -22,9 +23,9 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
 
     The operator is one node in any captured graph. On the CPU the operator runs the C++ kernel and on a GPU the Triton kernel. The
     operator runs ``definition`` if the kernel of the device is not installed or Triton cannot start kernels, on other devices, and on the
-    CPU for tensors of more than 16 dimensions. The fake implementation of the operator returns empty outputs. The operator has no
-    registered gradient: ``torch.func`` transforms only accept the gradient of a :class:`torch.autograd.Function`, so the callers wrap the
-    operator in such a function.
+    CPU for tensors of more than 16 dimensions. The fake implementation of the operator returns empty outputs. Under vmap, the operator runs
+    once for the whole batch. The operator has no registered gradient: ``torch.func`` transforms only accept the gradient of a
+    :class:`torch.autograd.Function`, so the callers wrap the operator in such a function.
 
     Args:
         form: the names and order of the operator's arguments. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
@@ -74,6 +75,11 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(triton_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
+    def batched(info: Any, in_dims: Tuple[Any, ...], *arguments: Any) -> Tuple[Any, Any]:
+        """The rule for vmap, which applies where Dynamo has replaced the autograd.Function by the operator."""
+        tensors = batch_first(info.batch_size, in_dims, arguments[:-1], first_value)
+        return operator(*tensors, arguments[-1]), vmap_out_dims(len(form.outputs))
+
     tensors = ", ".join(f"Tensor {operand}" for operand in (*form.coefficients, *form.values, *form.flags))
     results = "Tensor" if single else f"({', '.join('Tensor' for _ in form.outputs)})"
     _library.define(f"{form.name}({tensors}, int dim) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -83,6 +89,7 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
     if importlib.util.find_spec("triton") is not None:
         _library.impl(form.name, on_gpu, "CUDA")
     torch.library.register_fake(f"a2c_compiled::{form.name}", fake, lib=_library)
+    torch.library.register_vmap(f"a2c_compiled::{form.name}", batched, lib=_library)
     operator = getattr(torch.ops.a2c_compiled, form.name).default
 
     def call(*arguments: Any) -> Any:

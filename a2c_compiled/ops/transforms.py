@@ -30,6 +30,11 @@ def batch_first(size: int, in_dims: Sequence[Any], tensors: Sequence[Tensor], nu
     return tuple(batched)
 
 
+def vmap_out_dims(num_outputs: int) -> Any:
+    """Returns vmap's ``out_dims`` for outputs whose batch dimension is dimension 0."""
+    return 0 if num_outputs == 1 else (0,) * num_outputs
+
+
 def fresh_views(tensors: Sequence[Tensor]) -> Tuple[Tensor, ...]:
     """Returns a new view of each tensor, for an ``autograd.Function`` that dynamo traces.
 

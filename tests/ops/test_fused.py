@@ -526,6 +526,23 @@ def test_more_dimensions_than_the_kernel_supports_equal_the_oracle():
     assert_close(functional.reward2go(reward, done, 0.9), oracle.reward2go(reward, done, 0.9))
 
 
+def test_vmap_over_an_operator_equals_one_call_for_each():
+    for form in (*scan_forms.FORMS, *scan_forms.MASKED_FORMS):
+        operator = getattr(torch.ops.a2c_compiled, form.name)
+        coefficients = [
+            torch.rand(2, dtype=torch.float64) if i % 2 else torch.tensor(0.9) for i in range(len(form.coefficients))
+        ]
+        values = [torch.rand(2, 5, 3, dtype=torch.float64) for _ in form.values]
+        flags = [torch.rand(5, 3) < 0.3 if i % 2 else torch.rand(2, 5, 3) < 0.3 for i in range(len(form.flags))]
+        tensors = [*coefficients, *values, *flags]
+        in_dims = tuple(0 if tensor.size()[:1] == (2,) else None for tensor in tensors)
+        results = as_tuple(torch.vmap(lambda *tensors, op=operator: op(*tensors, -2), in_dims)(*tensors))
+        for i in range(2):
+            one = [tensor if dim is None else tensor[i] for tensor, dim in zip(tensors, in_dims, strict=True)]
+            for result, expected in zip(results, as_tuple(operator(*one, -2)), strict=True):
+                assert_close(result[i], expected, what=form.name)
+
+
 def test_vmap_over_a_batch_of_size_0_gives_an_empty_result():
     reward, done = torch.zeros(0, 6, 3), torch.zeros(0, 6, 3, dtype=torch.bool)
     assert torch.vmap(lambda reward, done: functional.reward2go(reward, done, 0.9))(reward, done).shape == (0, 6, 3)
