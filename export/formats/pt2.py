@@ -1,5 +1,6 @@
 """Export to a program of torch.export, which torch runs without the module's code."""
 
+import io
 import json
 from pathlib import Path
 from typing import Callable, Dict, Union
@@ -49,7 +50,9 @@ def export_pt2(
     """
 
     def write(program: ExportedProgram, metadata: Dict[str, str], temporary: Path) -> None:
-        torch.export.save(program, temporary, extra_files={METADATA: json.dumps(metadata)})
+        content = io.BytesIO()  # if the disk is full, torch's own writer of files ends the process
+        torch.export.save(program, content, extra_files={METADATA: json.dumps(metadata)})
+        temporary.write_bytes(content.getvalue())
 
     return write_program(module, example_inputs, path, dynamic_axes, ENDING, write, load_pt2)
 

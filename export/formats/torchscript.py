@@ -80,7 +80,9 @@ def export_torchscript(
     call = Call(module, example_inputs, dynamic_axes)
     with atomic_file(path) as temporary:
         with without_deprecation_warnings():
-            torch.jit.save(_scripted(call), str(temporary), _extra_files={METADATA: json.dumps(describe(call))})
+            # To memory first: if the disk is full, torch's own writer of files ends the process.
+            content = _scripted(call).save_to_buffer(_extra_files={METADATA: json.dumps(describe(call))})
+        temporary.write_bytes(content)
         record_cases(call, path, by_name(load(temporary)))
     write_digests(path)
     return path

@@ -1,8 +1,9 @@
-"""Lists of formats and graphs are complete and agree with each other."""
+"""Lists of formats and graphs are complete and agree with each other; a disk that is full."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from export_cases import ENVS, EXPORTERS, LOADERS, STEPS
 from loss_cases import make_loss, make_rollout
 
@@ -47,3 +48,17 @@ def test_every_graph_has_every_format_but_a_training_step_has_no_torchscript():
     assert jobs(["train_step", "loss"], ["torchscript"]) == [Job("loss", "torchscript")]
     with pytest.raises(ValueError, match=r"format: expected onnx, pt2 or aot for the training step, .*torchscript"):
         jobs(["train_step"], ["torchscript"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".onnx", ".pt", ".pt2"])
+def test_a_file_that_does_not_fit_on_the_disk_is_an_error_and_is_not_left(ending, tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises((OSError, export.ExportError), match="File too large"):
+            EXPORTERS[ending](torch.nn.Linear(64, 64), (torch.zeros(2, 64),), tmp_path / f"layer{ending}", ("N",))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
