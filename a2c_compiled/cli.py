@@ -64,6 +64,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except (ValueError, TypeError, RuntimeError, OSError, OverflowError, MemoryError, MissingExtraError) as error:
         message = str(error).strip().splitlines() or [type(error).__name__]
         _say(message[0])
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            with contextlib.suppress(ImportError):  # the error may be that a package is missing
+                from a2c_compiled.training.distributed import tell_torchrun
+
+                tell_torchrun(message[0])
         return 2
     finally:
         _end_without_ctrl_c(argv)

@@ -17,8 +17,8 @@ COMPILE_FROM_STEPS = 2_000_000
 
 In shorter runs, compiling may take more time than it saves. Small networks gain least from compiling."""
 
-RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds", "threads")
-"""Options that may change when a run is resumed: when the run ends, logs and saves, its device and its threads."""
+RESUMABLE = ("total_steps", "solved_return", "device", "log_interval", "checkpoint_seconds", "threads", "process_timeout")
+"""Options that may change when a run is resumed: when the run ends, logs and saves, its device, its threads and its waiting."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -102,6 +102,9 @@ class TrainConfig:
         10, "training steps from one line of the log to the next; evaluations during training happen only at these lines"
     )
     checkpoint_seconds: float = _option(60.0, "seconds from one checkpoint to the next")
+    process_timeout: float = _option(
+        300.0, "with several processes: end after waiting X seconds for another process, which is named after 30 seconds"
+    )
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -137,6 +140,7 @@ _RANGES = {
     "lmbda": UNIT,
     "max_grad_norm": POSITIVE,
     "checkpoint_seconds": NOT_NEGATIVE,
+    "process_timeout": Range("a positive number of seconds up to 1e6", 0.0, 1e6, open_below=True),
 }
 
 

@@ -24,6 +24,10 @@ LOCK, HOLDER = "run.lock", "run.holder"
 """The file of the lock, and the file that says which process holds it."""
 
 
+RESTART_SECONDS = 30.0
+"""Longest time that restarted processes wait for the lock."""
+
+
 class Group(NamedTuple):
     """Runs that differ only in the seed.
 
@@ -58,7 +62,8 @@ def folder_lock(folder: Optional[Path], processes: Processes) -> Iterator[None]:
     if folder is None:
         yield
         return
-    lock = FileLock(folder / LOCK, timeout=0)
+    # After a restart, a process of another host may still be ending.
+    lock = FileLock(folder / LOCK, timeout=min(RESTART_SECONDS, processes.timeout / 2) if processes.restarts else 0)
     held = True
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ from a2c_compiled.training.construction import (
     use_threads,
 )
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
-from a2c_compiled.training.distributed import started_processes
+from a2c_compiled.training.distributed import BUSY_SECONDS, Processes, started_processes
 from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, evaluate
 from a2c_compiled.training.interruption import StopRequest, stop_requests
 from a2c_compiled.training.log import RunLog
@@ -121,7 +121,8 @@ def train(
         ValueError: the environment or an option is not valid, the checkpoint is not readable or has other options, another training writes
             to ``folder``, or the processes have different options.
         OSError: ``config.json``, the log or the last checkpoint cannot be written.
-        RuntimeError: another process has ended.
+        RuntimeError: another process has ended, or did not answer for ``process_timeout`` seconds. If the wait cannot be interrupted, this
+            process ends with exit status 2 instead.
         TrainingDivergedError: the gradients of many successive training steps were not finite.
     """
     return Trainer(config, folder, environments).run(progress, resume)
@@ -141,6 +142,7 @@ class Trainer:
         ValueError: the environment or an option is not valid, ``num_envs`` is not a multiple of the number of processes, or the processes
             have different options or versions of torch and this library.
         TypeError: ``environments`` is of another kind, or the environments return something other than tensors.
+        RuntimeError: the processes cannot be connected, or another process has ended or does not answer.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class Trainer:
         if self.device.type == "cpu":
             use_threads(config.threads)
             keep_freed_memory()  # otherwise the memory of activations is returned to the system after every training step
-        self.processes = started_processes(self.device)
+        self.processes = started_processes(self.device, config.process_timeout)
         self.processes.check_equal({**asdict(self.config), "torch": torch.__version__, "a2c_compiled": version("a2c_compiled")})
         world_size = self.processes.world_size
         if config.num_envs % world_size:
@@ -223,7 +225,8 @@ class Trainer:
             ValueError: the checkpoint is not readable, has other options, or is not visible to all processes, or another training writes to
                 the folder.
             OSError: ``config.json``, the log or the last checkpoint cannot be written.
-            RuntimeError: another process has ended.
+            RuntimeError: another process has ended, or did not answer for ``process_timeout`` seconds. If the wait cannot be interrupted,
+                this process ends with exit status 2 instead.
             TrainingDivergedError: the gradients of many successive training steps were not finite.
         """
         with folder_lock(self.folder, self.processes):
@@ -240,7 +243,7 @@ class Trainer:
             with (
                 closing(self.collector.envs),
                 stop_requests() as stop,
-                self.processes.reporting_ended_processes(),
+                self.processes.watched(stop),
             ):
                 if compiles(self.config):
                     log.say("compiling")
@@ -309,6 +312,7 @@ class Trainer:
         rollout = self.collector.collect()
         if self.reward_scale is not None:
             rollout = rollout._replace(reward=self.reward_scale.scale(rollout.reward, rollout.done, rollout.mask))
+        self.processes.arrive()
         metrics = self.step(rollout)
         update_norms(self.loss, rollout.observation, rollout.mask)  # last: rollout and training step use the same statistics
         self.updates += 1
@@ -393,7 +397,7 @@ class Trainer:
             solved = solved and all(self.greedy_return(seed, episodes) >= goal for seed, episodes in EVALUATION_TRIALS)
         except _StoppedError:
             solved = False  # the resumed run evaluates the policy again
-        return self.processes.any(solved)
+        return self.processes.of_first(solved)
 
     def greedy_return(self, seed: int = EVALUATION_SEED, episodes: int = 100) -> float:
         """Evaluates the greedy policy. :meth:`run` logs mean and standard deviation of the returns.
@@ -409,7 +413,11 @@ class Trainer:
             ValueError: ``episodes`` is less than 1, or the environment cannot be made.
         """
         returns = evaluate(
-            _UntilStopped(self.loss, self._stop), self.environments, episodes, seed, frame_stack=self.config.frame_stack
+            _UntilStopped(self.loss, self._stop, self.processes),
+            self.environments,
+            episodes,
+            seed,
+            frame_stack=self.config.frame_stack,
         )
         self._greedy_returns.append(returns)
         return float(returns.mean())
@@ -442,6 +450,7 @@ class Trainer:
         )
         try:
             save_checkpoint(self.folder, Checkpoint(training, own, facts), self.processes)
+            self.processes.remember_checkpoint(self.folder, self.updates)
         except OSError as error:
             if last:
                 raise OSError(f"the run could not be saved ({error}); its last checkpoint is in {self.folder}") from error
@@ -476,6 +485,7 @@ class Trainer:
         self.returns.extend(facts["returns"])
         self.lengths.extend(facts["lengths"])
         self._logged = self.updates * self.steps_per_update, self.seconds
+        self.processes.remember_checkpoint(folder, self.updates)
         self._load_own(checkpoint.own)
 
     def _load_own(self, own: Dict[str, Tensor]) -> None:
@@ -508,15 +518,24 @@ class _StoppedError(Exception):
 
 
 class _UntilStopped(NetworkPolicy):
-    """The greedy policy of a loss, which raises an error at the first step after a request to end training."""
+    """The greedy policy of a loss, which raises an error at the first step after a request to end training.
 
-    def __init__(self, loss: A2CLoss, stop: Optional[StopRequest]) -> None:
+    Args:
+        loss: loss with the networks.
+        stop: requests to end training; None after training, when no other process waits.
+        processes: the processes, which wait for the end of the evaluation.
+    """
+
+    def __init__(self, loss: A2CLoss, stop: Optional[StopRequest], processes: Processes) -> None:
         super().__init__(loss)
-        self._stop = stop
+        self._stop, self._processes, self._said = stop, processes, time.monotonic()
 
     def __call__(self, observation: Any) -> np.ndarray:
         if self._stop:
             raise _StoppedError
+        if self._stop is not None and time.monotonic() - self._said > BUSY_SECONDS:
+            self._processes.keep_waiting()
+            self._said = time.monotonic()
         return super().__call__(observation)
 
 

@@ -24,8 +24,8 @@ from a2c_compiled.ops import eager_fast_path, fused, registration
 
 PACKAGE = Path(a2c_compiled.__file__).parent
 DOORS = ("_torch_internals.py", "gymnasium_internals.py", "onnxscript_internals.py", "compiled_kernel.py")
-# What subclasses of nn.Module and users of a NamedTuple work with.
-USUAL = {"_asdict", "_buffers", "_fields", "_modules", "_parameters", "_replace"}
+# What subclasses of nn.Module and users of a NamedTuple work with, and os._exit, which Python documents.
+USUAL = {"_asdict", "_buffers", "_exit", "_fields", "_modules", "_parameters", "_replace"}
 # Of packages that are served by integrations and compared with, and of tensorboard.
 OTHERS = {"_get_file_writer", "_get_kwargs", "_kwargs", "_sanitize_next_obs_nan", "_setup_model"}
 PRIVATE = ("torch.fx.experimental", "triton.compiler")

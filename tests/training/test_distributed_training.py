@@ -26,6 +26,8 @@ from a2c_compiled.cli import main
 from a2c_compiled.networks.for_spaces import mlp
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.training import TrainConfig, train
+from a2c_compiled.training import trainer as training_loop
+from a2c_compiled.training.distributed import Processes
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.trainer import Trainer
 from a2c_compiled.update import Rollout
@@ -139,6 +141,16 @@ def join(rank, store):
     torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
 
 
+def evaluate_slowly():
+    """Trains with evaluations during which the first process often tells the other one that it still works."""
+    told, original = [], Processes.keep_waiting
+    training_loop.BUSY_SECONDS, before = 0.0, training_loop.BUSY_SECONDS
+    Processes.keep_waiting = lambda self: [told.append(self.rank), original(self)]
+    history = train(config(solved_return=60.0), progress=False).history
+    training_loop.BUSY_SECONDS, Processes.keep_waiting = before, original
+    return {"told": told, "history": [{name: row[name] for name in ("updates", "return", "loss_critic")} for row in history]}
+
+
 def train_and_report(folder, rank):
     """Runs everything that needs two living processes; saves what this one observed in ``folder``."""
     join(rank, folder / "store")
@@ -168,6 +180,7 @@ def train_and_report(folder, rank):
         Trainer(config(lr=(0.001, 0.002)[rank]))
     except ValueError as error:
         report["unequal"] = str(error)
+    report["evaluated"] = evaluate_slowly()
     half = slice(rank * ENVS // 2, (rank + 1) * ENVS // 2)
     report["data_parallel"] = data_parallel(random_rollouts(half))
     report["fully_sharded"] = fully_sharded(random_rollouts(half))
@@ -302,6 +315,12 @@ def test_data_parallel_and_fully_sharded_losses_learn_what_one_process_learns(ra
     assert all((parameters_of(loss)[name] != parameter).any() for name, parameter in initial.items())
     for rank in ranks:
         assert_equal(rank[wrapped], parameters_of(loss), rtol=1e-5, atol=1e-5)
+
+
+def test_the_others_wait_while_the_first_process_evaluates_the_policy(ranks):
+    assert ranks[0]["evaluated"]["history"] == ranks[1]["evaluated"]["history"]
+    assert set(ranks[0]["evaluated"]["told"]) == {0}
+    assert ranks[1]["evaluated"]["told"] == []
 
 
 # A change of the number of processes
