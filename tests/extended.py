@@ -9,6 +9,7 @@ import re
 from functools import cache
 
 EXTENDED = {
+    "training: two processes of one host train together": ("test_several_hosts.py::*",),
     "benchmarks: the commands run on fewer subjects": (
         "test_benchmarks.py::test_peers_that_are_installed_take_part_and_agree*",
         "test_benchmarks.py::test_a_run_leaves_results_a_report_and_pictures",
