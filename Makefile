@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # tests/conftest.py puts the tests in order.
 WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-extended mutants random-cases bench gpu-kit docs dist check clean
+.PHONY: demo test test-quick test-extended mutants random-cases campaigns bench gpu-kit docs dist check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
@@ -30,6 +30,10 @@ mutants: $(READY)
 # Random data against the float64 oracle: 100,000 cases of estimators and 10,000 of the loss.
 random-cases: $(READY)
 	$(BIN)/python tests/random_cases.py
+
+# Faults at random, in short: guard pages, threads, forks, signals, full disks, damaged files. See CONTRIBUTING.md.
+campaigns: $(READY)
+	$(BIN)/python tests/campaigns/run.py
 
 bench: $(READY)
 	$(BIN)/a2c-compiled bench

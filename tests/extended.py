@@ -291,6 +291,14 @@ EXTENDED = {
         "test_earlier_files.py::test_an_export_writes_the_earlier_file_names",
         "test_package.py::test_installed_modules_import_in_an_empty_folder*",
     ),
+    "campaigns: kernels beside guard pages, and wrong options": (
+        "test_campaigns.py::test_threads_get_the_results_of_one_thread",
+        "test_campaigns.py::test_forked_children_get_the_results_of_their_parent",
+        "test_campaigns.py::test_the_memory_does_not_grow",
+        "test_campaigns.py::test_a_run_stays_as_it_was",
+        "test_campaigns.py::test_runs_that_get_signals_end_with_the_tensors_of_an_uninterrupted_run",
+        "test_campaigns.py::test_a_full_disk_leaves_a_run_that_resumes",
+    ),
     "training: runs are killed, resumed, exported and distributed in fewer ways": (
         "test_cli.py::test_verify_ends_a_file_that_runs_for_ever",
         "test_checkpoint.py::test_a_run_goes_on_when_nothing_reads_its_output_any_more",

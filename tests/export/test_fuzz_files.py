@@ -1,4 +1,4 @@
-"""Changed exported files: a part of the campaign in fuzz_files.py, and errors that it found."""
+"""Changed exported files: a part of the campaign in campaigns/fuzz_files.py, and errors that it found."""
 
 import pytest
 from fuzz_files import READERS, campaign, is_wrong, make_files

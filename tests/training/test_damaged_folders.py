@@ -1,4 +1,4 @@
-"""Damaged run folders: a part of the campaign in damaged_folders.py, and what a damaged checkpoint does to a run."""
+"""Damaged run folders: a part of the campaign in campaigns/damaged_folders.py, and what a damaged checkpoint does to a run."""
 
 import json
 import random

@@ -1,11 +1,9 @@
 """Damages each file of a run folder in many ways, and runs the commands that read it: only errors in one line may come out.
 
-As a script: ``python tests/training/damaged_folders.py [--random 20] [--seed 0] [--commands eval,resume,plot,export] [--every 1]``.
+As a script: ``python tests/campaigns/damaged_folders.py [--random 20] [--seed 0] [--commands eval,resume,plot,export] [--every 1]``.
 It prints a summary, and the cases that ended otherwise.
 """
 
-import argparse
-import collections
 import contextlib
 import io
 import json
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from campaign import ENDLESS, Summary, parser
 
 from a2c_compiled.cli import main as command
 
@@ -175,8 +174,8 @@ def damages(file, chance, times):
     yield from at_random(chance, content, times)
 
 
-def outcome(arguments):
-    """Runs a command; returns ``"ran"``, ``"error"`` for an error in one line, or what else came out."""
+def run_command(arguments):
+    """Runs a command; returns its exit status, or ENDLESS or the error that came out, and what it wrote to stderr."""
 
     def endless(number, frame):
         raise EndlessError
@@ -192,14 +191,21 @@ def outcome(arguments):
             warnings.simplefilter("ignore")
             status = command([str(argument) for argument in arguments])
     except EndlessError:
-        return "endless"
+        return ENDLESS, ""
+    except SystemExit as stop:  # argparse
+        return stop.code, errors.getvalue().strip()
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error}"[:150] + f" ({Path(place.filename).name}:{place.lineno})"
+        return f"{type(error).__name__}: {error}"[:150] + f" ({Path(place.filename).name}:{place.lineno})", ""
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    said = errors.getvalue().strip()
+    return status, errors.getvalue().strip()
+
+
+def outcome(arguments):
+    """Runs a command; returns ``"ran"``, ``"error"`` for an error in one line, or what else came out."""
+    status, said = run_command(arguments)
     own = [line for line in said.splitlines() if line.startswith("a2c-compiled: ")]
     if status == 0:
         return "ran"
@@ -224,15 +230,11 @@ def campaign(run, names, chance, times, chosen=lambda i: True):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--random", type=int, default=20, help="damages at random places of each file")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", default=",".join(COMMANDS))
-    parser.add_argument("--every", type=int, default=1, help="run every N-th case")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this time")
-    arguments = parser.parse_args()
+    options = parser(__doc__, random=(20, "damages at random places of each file"), every=(1, "run every N-th case"))
+    options.add_argument("--commands", default=",".join(COMMANDS))
+    arguments = options.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, resource.RLIM_INFINITY))  # a number in a file may ask for any memory
-    totals, wrong = collections.Counter(), []
+    summary = Summary()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         make_run(run)
@@ -240,14 +242,8 @@ def main():
         for case in campaign(run, names, chance, arguments.random, lambda i: i % arguments.every == 0):
             if time.monotonic() > end:
                 break
-            kind = case[3] if case[3] in ("ran", "error") else "WRONG"
-            totals[case[2], kind] += 1
-            if kind == "WRONG":
-                wrong.append(case)
-                print(*case, sep="; ", flush=True)
-    for (name, kind), count in sorted(totals.items()):
-        print(f"{name:<8}{kind:<8}{count:>6}")
-    return 1 if wrong else 0
+            summary.add(case[2], case[3], None if case[3] in ("ran", "error") else "; ".join(case))
+    return summary.report()
 
 
 if __name__ == "__main__":

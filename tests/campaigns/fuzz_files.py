@@ -1,13 +1,10 @@
 """Changes exported files at random, and reads them: only ValueError, TypeError and OSError may come out, in bounded time and memory.
 
-As a script: ``python tests/export/fuzz_files.py [--times 100] [--seed 0] [--files policy.onnx,policy.pt]``. It makes
+As a script: ``python tests/campaigns/fuzz_files.py [--times 100] [--seed 0] [--files policy.onnx,policy.pt]``. It makes
 ``--times`` changes of each kind in each file, and prints a summary, and what ended otherwise. The files are read in processes of their own.
 A crash of such a process is counted apart: the C++ libraries that read a format (onnx, onnxruntime, torch) crash on some files.
 """
 
-import argparse
-import collections
-import multiprocessing
 import os
 import random
 import resource
@@ -19,14 +16,10 @@ import traceback
 import warnings
 from pathlib import Path
 
+from campaign import Summary, in_processes, is_crash, parser
+
 SECONDS, BYTES = 60, 12 * 2**30
 """Limits for the reading of one file."""
-
-CASES = 500
-"""Number of cases that one process reads."""
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["a2c_compiled.export", "a2c_compiled.export.on_device.runtime", "torch.jit", "torch.export"])
 
 
 def make_files(folder):
@@ -142,19 +135,19 @@ def outcome(source, folder, case, seed):
     return results[0] if len(set(results)) == 1 else "error" if set(results) == {"read", "error"} else "; ".join(results)
 
 
-def work(source, folder, cases, seed, results):
-    """Sends the outcome of each case."""
+def work(cases, source, folder, seed):
+    """Yields the outcome of each case."""
     import torch
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     nothing = os.open(os.devnull, os.O_WRONLY)
     for output in (1, 2):  # also that of C++ libraries
         os.dup2(nothing, output)
+    copy = shutil.copytree(source, tempfile.mkdtemp(dir=folder), dirs_exist_ok=True)
     for case in cases:
-        results.send(outcome(source, folder, case, seed))
+        yield outcome(source, Path(copy), case, seed)
 
 
 def campaign(source, files, times, seed=0):
@@ -166,60 +159,27 @@ def campaign(source, files, times, seed=0):
         times: number of changes of each kind in each file.
         seed: seed of the changes.
     """
-    cases = cases_of(files, times)
-    while cases:
-        # A new process after some cases, since libraries may leak the memory of files that they cannot read.
-        some, cases = cases[:CASES], cases[CASES:]
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
-            receiver, sender = PROCESSES.Pipe(duplex=False)
-            process = PROCESSES.Process(target=work, args=(source, Path(folder), some, seed, sender), daemon=True)
-            process.start()
-            sender.close()
-            result = ""
-            while some and not (result == "endless" or result.startswith("crash")):
-                case, *some = some
-                started, result = time.monotonic(), "endless"
-                try:
-                    if receiver.poll(SECONDS):
-                        result = receiver.recv()
-                except EOFError:
-                    process.join()
-                    result = f"crash with exit status {process.exitcode}"
-                yield case, result, time.monotonic() - started
-            process.kill()
-            process.join()
-            receiver.close()
-        cases = some + cases
+    with tempfile.TemporaryDirectory() as folder:
+        yield from in_processes(work, cases_of(files, times), source, Path(folder), seed, seconds=SECONDS)
 
 
 def is_wrong(result):
     """Whether a case ended otherwise than read, with an error that is allowed, or in a crash of a library."""
-    return result not in ("read", "error") and not result.startswith("crash")
+    return result not in ("read", "error") and not is_crash(result)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--times", type=int, default=100, help="changes of each kind in each file")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after this time")
-    parser.add_argument("--files", default=",".join(READERS))
-    arguments = parser.parse_args()
-    totals, slowest, wrong, end = collections.Counter(), 0.0, 0, time.monotonic() + arguments.seconds
+    options = parser(__doc__, times=(100, "changes of each kind in each file"))
+    options.add_argument("--files", default=",".join(READERS))
+    arguments = options.parse_args()
+    end, summary = time.monotonic() + arguments.seconds, Summary()
     with tempfile.TemporaryDirectory() as folder:
         make_files(Path(folder))
         for case, result, seconds in campaign(Path(folder), arguments.files.split(","), arguments.times, arguments.seed):
             if time.monotonic() > end:
                 break
-            slowest = max(slowest, seconds)
-            totals[case[0], "WRONG" if is_wrong(result) else result] += 1
-            if is_wrong(result):
-                wrong += 1
-                print(*case, result, sep="; ", flush=True)
-    for (file, result), count in sorted(totals.items()):
-        print(f"{file:<24}{result:<28}{count:>7}")
-    print(f"slowest case: {slowest:.1f} s")
-    return 1 if wrong else 0
+            summary.add(case[0], result, f"{case}: {result}" if is_wrong(result) else None, seconds)
+    return summary.report()
 
 
 if __name__ == "__main__":

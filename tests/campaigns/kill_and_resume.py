@@ -1,12 +1,11 @@
 """Kills a training run at random moments, resumes it each time, and compares its end with that of an uninterrupted run.
 
-As a script it kills ten times: ``python tests/training/kill_and_resume.py [--kills 10] [--seed 0] [-- TRAIN OPTIONS]``.
+As a script it kills ten times: ``python tests/campaigns/kill_and_resume.py [--kills 10] [--seed 0] [-- TRAIN OPTIONS]``.
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
 import random
 import sys
 import tempfile
@@ -15,21 +14,25 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from campaign import PROCESSES, end_with_parent
 
 from a2c_compiled.cli import main as command
 
 # A checkpoint after every update, so that many kills come while a checkpoint is being written.
 OPTIONS = ["--num-envs", "8", "--num-steps", "8", "--solved-return", "inf", "--checkpoint-seconds", "0", "--device", "cpu"]
 
-# Each process is a fork of a server that has imported the package, because the import takes longer than a short run.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["a2c_compiled.training.plots", "a2c_compiled.training.trainer", "torch.utils.tensorboard"])
-
 
 def call(function, log, *arguments):
     """Ends this process with the status that ``function`` returns; its output goes to the file ``log``."""
+    end_with_parent()
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         sys.exit(function(*arguments))
+
+
+def command_line(arguments):
+    """The command ``a2c-compiled``, as the whole process."""
+    sys.argv = ["a2c-compiled", *arguments]
+    return command()
 
 
 class Running:
@@ -49,7 +52,7 @@ class Running:
 def start(folder, options):
     """Starts a training process in ``folder``, which resumes from the checkpoint if there is one."""
     arguments = ["train", "--resume", "--out", str(folder), *OPTIONS, *options]
-    return Running(folder.with_suffix(".log"), command, arguments)
+    return Running(folder.with_suffix(".log"), command_line, arguments)
 
 
 def updates(folder):
