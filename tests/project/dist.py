@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import tomllib
 import zipfile
@@ -228,11 +229,9 @@ def other_pythons() -> Iterator[str]:
 
 
 def attempt(title: str, python: Path, *trial: str) -> None:
-    """Runs a trial of ``dist_trials.py`` in an empty folder and prints what it prints."""
-    folder = WORK / "empty"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for line in run(python, "-P", TRIALS, *trial, folder=folder).splitlines():
+    """Runs a trial of ``dist_trials.py`` in a new folder and prints what it prints."""
+    folder = tempfile.mkdtemp(dir=WORK)
+    for line in run(python, "-P", TRIALS, *trial, folder=Path(folder)).splitlines():
         say(f"{title}: {line}")
 
 

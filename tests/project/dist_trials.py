@@ -278,9 +278,9 @@ def loaded(*names: str) -> None:
     assert spec is not None
     assert spec.origin is not None
     for name in names:
-        path = Path(spec.origin).with_name("kernels") / f"{name}.abi3.so"
-        loader = importlib.machinery.ExtensionFileLoader(name, str(path))
-        module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader))
+        file = Path(spec.origin).with_name("kernels") / f"{name}.abi3.so"
+        loader = importlib.machinery.ExtensionFileLoader(name, str(file))
+        module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader, origin=str(file)))
         loader.exec_module(module)
         assert "gae" in module.forms(), name
     print(f"the wheel installs, and {', '.join(names)} load")
