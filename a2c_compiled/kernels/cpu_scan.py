@@ -11,7 +11,6 @@ from typing import Any, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from a2c_compiled._precision import widen, working_dtype
 from a2c_compiled.kernels.scan_forms import Form
 
 MAX_DIMENSIONS = 16  # kMaxDims of cpu/scan.h
@@ -21,9 +20,9 @@ _LARGE = 1 << 18
 
 
 def _built_extension() -> Optional[Any]:
-    """Returns the extension module for this processor (the AVX2 build if the processor has AVX2), or None if no build can be imported."""
-    builds = ("_cpu_avx2", "_cpu") if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ("_cpu",)
-    for name in builds:
+    """Returns the extension module with the widest vectors that this processor has, or None if no build can be imported."""
+    builds = {"AVX512": ("_cpu_avx512", "_cpu_avx2"), "AVX2": ("_cpu_avx2",)}
+    for name in (*builds.get(torch.backends.cpu.get_cpu_capability(), ()), "_cpu"):
         try:
             return importlib.import_module(f"a2c_compiled.kernels.{name}")
         except ImportError:
@@ -34,6 +33,8 @@ def _built_extension() -> Optional[Any]:
 _extension = _built_extension()
 # The number by which the extension identifies each form.
 _FORM_NUMBERS = {name: number for number, name in enumerate(_extension.forms())} if _extension else {}
+# The number by which it identifies the dtype of values and outputs.
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def is_available() -> bool:
@@ -67,7 +68,7 @@ def run(
 ) -> Tuple[Tensor, ...]:
     """Computes ``form`` with the C++ kernel and returns its outputs. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
 
-    The function converts half-precision values to float32 first, and the results back.
+    The kernel computes half-precision data in float32.
 
     Args:
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
@@ -75,19 +76,11 @@ def run(
         dim: the dimension of time, positive or negative.
         outputs: tensors to write the results into. None allocates them.
     """
-    outputs = results = form.empty_outputs(values, flags) if outputs is None else outputs
-    dtype = working_dtype(outputs[0])
-    half = dtype != outputs[0].dtype
-    if half:
-        values = [widen(value) for value in values]
-        results = tuple([torch.empty_like(output, dtype=dtype) for output in outputs])
+    outputs = form.empty_outputs(values, flags) if outputs is None else outputs
     if outputs[0].numel() >= _LARGE:
         keep_freed_memory()
     number, time = _FORM_NUMBERS[form.name], dim % outputs[0].dim()
-    _extension.run(number, dtype is torch.float64, time, *coefficients, *values, *flags, *results)  # type: ignore[union-attr]
-    if half:
-        for output, result in zip(outputs, results, strict=True):
-            output.copy_(result)
+    _extension.run(number, _DTYPES[outputs[0].dtype], time, *coefficients, *values, *flags, *outputs)  # type: ignore[union-attr]
     return outputs
 
 

@@ -1,12 +1,14 @@
 """Every backend of the linear scan equals the float64 loop, on any strides."""
 
+import importlib
 import warnings
 
 import pytest
 import torch
-from cases import contiguous, interleaved, transposed
+from cases import contiguous, interleaved, operands, transposed
 from loops import loop_over
 from oracle import linear_scan
+from tolerances import assert_close
 from torch import Tensor
 
 from a2c_compiled.kernels import cpu_scan, scan_forms, torch_scan
@@ -80,6 +82,38 @@ def test_the_extension_is_built():
     assert cpu_scan.is_available()
 
 
+@pytest.mark.parametrize("build", ["_cpu", "_cpu_avx2", "_cpu_avx512"])
+def test_every_build_that_this_processor_can_run_gives_the_same_results(build, monkeypatch):
+    wanted = {"_cpu": "", "_cpu_avx2": "AVX2 AVX512", "_cpu_avx512": "AVX512"}[build]
+    if wanted and torch.backends.cpu.get_cpu_capability() not in wanted.split():
+        pytest.skip(f"this processor cannot run {build}")
+    extension = importlib.import_module(f"a2c_compiled.kernels.{build}")
+    for form in (scan_forms.GAE, scan_forms.VTRACE_BACKWARD, scan_forms.TD_LAMBDA):
+        for dtype in (torch.float64, torch.float32):
+            for shape, dim in (((9, 37), 0), ((37, 5), 1), ((20, 70), 1), ((3, 200), 1)):
+                tensors = list(operands(form, shape, dtype).values())
+                first_value, first_flag = len(form.coefficients), len(form.coefficients) + len(form.values)
+                groups = tensors[:first_value], tensors[first_value:first_flag], tensors[first_flag:]
+                expected = cpu_scan.run(form, *groups, dim)
+                with monkeypatch.context() as patch:
+                    patch.setattr(cpu_scan, "_extension", extension)
+                    results = cpu_scan.run(form, *groups, dim)
+                for result, value in zip(results, expected, strict=True):
+                    assert_close(result, value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_read_and_rounded_as_torch_does(dtype):
+    every_number = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    numbers = torch.where(every_number.isfinite(), every_number, torch.zeros((), dtype=dtype))
+    y = in_cpp(every_number.view(-1, 16), torch.zeros(2**12, 16, dtype=dtype), 0, True).flatten()
+    torch.testing.assert_close(y, every_number, rtol=0, atol=0, equal_nan=True)
+    # Sums of two numbers of every magnitude: results that are denormal, halfway between two numbers, or too large.
+    x = torch.stack([numbers, numbers[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]])
+    sums = in_cpp(x, torch.ones_like(x), 0, True)[0]
+    torch.testing.assert_close(sums, (x[0].float() + x[1].float()).to(dtype), rtol=0, atol=0)
+
+
 def test_without_the_extension_the_operator_runs_plain_torch_and_warns_once(monkeypatch):
     x, decay = torch.randn(5, 3), torch.rand(5, 3)
     expected = torch.ops.a2c_compiled.linear_scan(x, decay, -2)
@@ -120,8 +154,10 @@ def test_the_extension_raises_for_malformed_operands():
     with pytest.raises(ValueError, match="bad form"):
         cpu_scan._extension.run()
     with pytest.raises(ValueError, match="number of operands"):
-        cpu_scan._extension.run(0, False, 0, torch.zeros(3))
+        cpu_scan._extension.run(0, 0, 0, torch.zeros(3))
+    with pytest.raises(ValueError, match="bad dtype"):
+        cpu_scan._extension.run(0, 4, 0, *[torch.zeros(3)] * 3)
     with pytest.raises(ValueError, match="bad shape or dim"):
-        cpu_scan._extension.run(0, False, 1, *[torch.zeros(3)] * 3)
+        cpu_scan._extension.run(0, 0, 1, *[torch.zeros(3)] * 3)
     with pytest.raises(ValueError, match="number of dimensions"):
-        cpu_scan._extension.run(0, False, 0, torch.zeros(3, 3), *[torch.zeros(3)] * 2)
+        cpu_scan._extension.run(0, 0, 0, torch.zeros(3, 3), *[torch.zeros(3)] * 2)

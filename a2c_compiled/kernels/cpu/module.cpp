@@ -11,6 +11,8 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
+#include <new>
+
 #include "scan.h"
 
 // MODULE is the name of the module. pyproject.toml builds this source once per instruction set, each time with another name.
@@ -21,7 +23,7 @@
 
 namespace {
 
-using Scan = void (*)(void* const*, Dim*, int, const Dim&);
+using Scan = void (*)(void* const*, Dim*, int, const Dim&, Stored);
 
 // A form in the table: the numbers of its operands, and its scans in float32 (`single`) and float64 (`wide`).
 struct Entry {
@@ -74,8 +76,19 @@ bool read(PyObject* tuple, int64_t* values, Py_ssize_t count) {
   return !PyErr_Occurred();
 }
 
-// run(form, is_double, dim, tensor, ...) -> None. Computes a form and writes the outputs. The tensors are the inputs and outputs in the
-// order of the form, all of one shape or zero-dimensional. A zero-dimensional tensor counts as expanded: it has stride 0 in every
+// Computes a form. Returns false if there is not enough memory for copies of operands.
+bool compute(Scan scan, void* const* data, Dim* batch, int batch_dims, const Dim& time, Stored stored) {
+  try {
+    scan(data, batch, batch_dims, time, stored);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
+// run(form, type, dim, tensor, ...) -> None. Computes a form and writes the outputs. `type` is the dtype of values and outputs: 0 float32,
+// 1 float64, 2 float16, 3 bfloat16; for the last two, the computation is in float32. The tensors are the inputs and outputs in the order of
+// the form, all of one shape or zero-dimensional. A zero-dimensional tensor counts as expanded: it has stride 0 in every
 // dimension. dim must not be negative.
 PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   constexpr Py_ssize_t kFirstOperand = 3;
@@ -112,13 +125,16 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     if (!read(stride.object, strides, given)) return nullptr;
     for (Py_ssize_t d = 0, b = 0; d < dims; ++d) (d == dim ? time : batch[b++]).stride[k] = strides[d];
   }
-  const bool is_double = PyObject_IsTrue(args[1]);
-  if (PyErr_Occurred()) return nullptr;
+  const long type = PyLong_AsLong(args[1]);
+  if (type < 0 || type > 3) return fail("run: bad dtype");
+  const Stored stored = type == 2 ? Stored::kFloat16 : type == 3 ? Stored::kBfloat16 : Stored::kReal;
+  bool enough_memory = true;
   if (!empty) {
     Py_BEGIN_ALLOW_THREADS;
-    (is_double ? form.wide : form.single)(data, batch, int(dims) - 1, time);
+    enough_memory = compute(type == 1 ? form.wide : form.single, data, batch, int(dims) - 1, time, stored);
     Py_END_ALLOW_THREADS;
   }
+  if (!enough_memory) return PyErr_NoMemory();
   Py_RETURN_NONE;
 }
 
@@ -284,12 +300,13 @@ struct Operands {
     return PyObject_Call(torch().empty_like, arguments.object, options.object);
   }
 
-  // Computes the outputs. Releases the GIL meanwhile if there are many elements.
-  void scan() {
+  // Computes the outputs. Releases the GIL meanwhile if there are many elements. Returns false if there is not enough memory.
+  bool scan() {
     constexpr int64_t kMaxWithGil = 16384;  // so many elements take less time than to release the GIL and acquire it again
     PyThreadState* const state = numel > kMaxWithGil ? PyEval_SaveThread() : nullptr;
-    (like.bits == 32 ? form.single : form.wide)(data, batch, like.ndim - 1, time);
+    const bool computed = compute(like.bits == 32 ? form.single : form.wide, data, batch, like.ndim - 1, time, Stored::kReal);
     if (state != nullptr) PyEval_RestoreThread(state);
+    return computed;
   }
 };
 
@@ -310,7 +327,7 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
     PyErr_Clear();
     Py_RETURN_NONE;
   }
-  operands.scan();
+  if (!operands.scan()) return PyErr_NoMemory();
   Py_INCREF(outputs.object);
   return outputs.object;
 }

@@ -9,8 +9,7 @@
 // each index of these, one of four loops handles all sequences along the lane dimension:
 //
 //   scan_side_by_side  Neighbouring sequences are neighbours in memory. The outer loop runs over time, the inner loop over up to kWide
-//                      sequences, in vectors. Carries (the values passed from step to step) stay in an array on the stack. This loop
-//                      also handles arbitrary strides, one number at a time.
+//                      sequences, in vectors. Carries (the values passed from step to step) stay in an array on the stack.
 //   scan_runs          Neighbouring steps are neighbours in memory, sequences are short, and each begins where the one before it ends. The
 //                      loop takes several sequences for one long one, a run, and sets the decay of their last steps to 0. Up to kLanes
 //                      runs are the lanes of a tile.
@@ -25,14 +24,18 @@
 // decay from the inputs, the epilogue the outputs from y, see forms.h. Prologue and epilogue have no such dependence, so they run in
 // vectors along time, and a tile keeps x and decay in the first-level cache in between.
 //
+// Operands with other strides, or in half precision, are copied, block by block, so that one of these loops can read them: scan_copies.
+//
 // Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL during the scan. Exception: call() keeps it for small scans.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 
+#include "copies.h"
 #include "forms.h"
 
 #if defined(__linux__)
@@ -44,8 +47,9 @@ namespace {  // internal linkage: one source file includes this
 constexpr int kMaxDims = 16, kMaxOperands = 21;
 constexpr int64_t kLanes = kWidth<float> > 8 ? kWidth<float> : 8;  // sequences, or parts of one, whose recurrences run side by side
 constexpr int64_t kTile = 128;             // steps of a lane in a tile; a tile fits the first-level cache
-constexpr int64_t kRun = 32;               // steps of a run of short sequences. With more, the loops over a tile no longer overlap.
+constexpr int64_t kRun = 256 / kLanes;     // steps of a run of short sequences. With more, the loops over a tile no longer overlap.
 constexpr int64_t kWide = 1024;            // largest number of sequences in the inner loop of scan_side_by_side
+constexpr int64_t kMinStepsForRows = 16;   // shorter sequences that are not contiguous, one after the other, are copied so that they are
 constexpr int64_t kMinStepsForParts = 64;  // with fewer than kLanes sequences, the smallest number of steps for scan_parts
 
 // A dimension of the data: its size, and its stride in every operand.
@@ -54,11 +58,10 @@ struct Dim {
   int64_t stride[kMaxOperands];  // in elements
 };
 
-// The strides of the operands along the inner loop. If they are known when the code is compiled, the loop runs in vectors.
+// The strides of the coefficients along the inner loop. Every value, flag and output has stride 1.
 enum class Strides {
-  kConstant,  // every value, flag and output has stride 1, and every coefficient stride 0
-  kPerStep,   // every value, flag and output has stride 1, and every coefficient stride 0 or 1
-  kAny
+  kConstant,  // every coefficient has stride 0
+  kPerStep    // every coefficient has stride 0 or 1
 };
 
 // The addresses of all operands, and their strides: `step` along the inner loop, `time` along time.
@@ -81,13 +84,7 @@ struct Cursor {
     for (int k = 0; k < Form::kOutputs; ++k) out[k] = static_cast<T*>(data[kInputs + k]);
     std::copy(inner.stride, inner.stride + kOperands, step);
     std::copy(time_dim.stride, time_dim.stride + kOperands, time);
-    bool constant = true, per_step = true, unit = true;
-    for (int k = 0; k < kValue; ++k) {
-      constant = constant && step[k] == 0;
-      per_step = per_step && (step[k] == 1 || step[k] == 0);
-    }
-    for (int k = kValue; k < kOperands; ++k) unit = unit && step[k] == 1;
-    strides = unit && constant ? Strides::kConstant : unit && per_step ? Strides::kPerStep : Strides::kAny;
+    strides = std::all_of(step, step + kValue, [](int64_t stride) { return stride == 0; }) ? Strides::kConstant : Strides::kPerStep;
   }
 
   // Moves every operand by `by` entries of a dimension with these strides.
@@ -135,7 +132,7 @@ struct Step {
   }
   INLINE int64_t index(int operand, int64_t shift) const {
     if constexpr (kInTime) return i + shift;
-    return i * (kStrides == Strides::kAny ? cursor.step[operand] : 1) + shift * cursor.time[operand];
+    return i + shift * cursor.time[operand];
   }
   // Returns whether the mask excludes the step that follows this one by `later` steps.
   INLINE Mask excluded(int64_t later) const {
@@ -204,10 +201,10 @@ INLINE void in_vectors(int64_t from, int64_t to, Body body) {
   for (; i < to; ++i) body(Width<1>(), i);
 }
 
-// Scans sequences that are neighbours in memory: one step of several of them is a vector, if the strides permit.
+// Scans sequences that are neighbours in memory: one step of several of them is a vector.
 template <Strides kStrides, class T, class Form>
 void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps) {
-  constexpr int kCount = kStrides == Strides::kAny ? 1 : kWidth<T>;
+  constexpr int kCount = kWidth<T>;
   T carry[kWide], tail[kCount];
   for (int64_t start = 0; start < sequences; start += kWide) {
     const int64_t count = std::min(kWide, sequences - start);
@@ -538,29 +535,125 @@ int merge(Dim* dims, int count, int operands) {
   return kept;
 }
 
-// Advises the system to use huge pages for a large output. For each new page, the system handles a page fault and fills the page with
-// zeros, which takes longer than the scan. With huge pages, there are 512 times fewer pages.
-template <class T>
-void expect_pages(T* data, const Dim* batch, int batch_dims, const Dim& time, int operand) {
+// Advises the system to use huge pages for a large output, whose last element is `last` bytes after its first one. For each new page, the
+// system handles a page fault and fills the page with zeros, which takes longer than the scan. With huge pages, there are 512 times fewer
+// pages.
+void expect_pages(void* data, int64_t last) {
 #if defined(__linux__)
   constexpr int64_t kHugePage = 1 << 21;
-  int64_t last = (time.size - 1) * time.stride[operand];
-  for (int d = 0; d < batch_dims; ++d) last += (batch[d].size - 1) * batch[d].stride[operand];
-  if (last * int64_t(sizeof(T)) < kHugePage / 2) return;
+  if (last < kHugePage / 2) return;
   // Round outwards to whole huge pages. The advice does not change the other data in these pages.
   const int64_t begin = reinterpret_cast<int64_t>(data) / kHugePage * kHugePage;
-  const int64_t end = (reinterpret_cast<int64_t>(data + last) / kHugePage + 1) * kHugePage;
+  const int64_t end = ((reinterpret_cast<int64_t>(data) + last) / kHugePage + 1) * kHugePage;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
-// Scans all data of a form. `data` has a pointer for every operand: coefficients, values, flags, outputs. Changes `batch`.
+// Scans all sequences along the lane dimension, with the inner loop along time or along the lanes.
 template <class Form, class T>
-void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
+void scan_lanes(void* const* data, const Dim& lane, const Dim& time, bool in_time) {
+  const Cursor<T, Form> cursor(data, in_time ? time : lane, time);
+  const bool constant = cursor.strides == Strides::kConstant;
+  if (in_time && constant)
+    scan_in_time<Strides::kConstant>(cursor, lane, time.size);
+  else if (in_time)
+    scan_in_time<Strides::kPerStep>(cursor, lane, time.size);
+  else if (constant)
+    scan_side_by_side<Strides::kConstant>(cursor, lane.size, time.size);
+  else
+    scan_side_by_side<Strides::kPerStep>(cursor, lane.size, time.size);
+}
+
+// How the operands of a form are read: in place or from copies.
+template <class Form, class T>
+struct Plan {
+  using Here = Cursor<T, Form>;
+  Stored stored;
+  bool in_time;  // whether the inner loop runs along time
+  bool copied[Here::kOperands];
+  int64_t copied_bytes = 0;  // of one step of one sequence
+
+  Plan(const Dim& lane, const Dim& time, Stored stored) : stored(stored) {
+    constexpr int kFirstOutput = Here::kInputs;
+    bool lane_fits = true, time_fits = true;
+    for (int k = 0; k < Here::kOperands; ++k) {
+      lane_fits = lane_fits && fits(k, lane);
+      time_fits = time_fits && fits(k, time);
+    }
+    // Time is faster if there are few lanes, or if steps are closer in memory than lanes.
+    const bool prefers_time = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
+    in_time = lane_fits ? prefers_time && time_fits : prefers_time || time_fits;
+    const bool must_be_runs = in_time && time.size < kMinStepsForRows && lane.size > 1;
+    for (int k = 0; k < Here::kOperands; ++k) {
+      copied[k] = bytes(k) != stored_bytes(k) || !fits(k, in_time ? time : lane) ||
+          (must_be_runs && lane.stride[k] != time.size * time.stride[k]);
+      copied_bytes += copied[k] ? bytes(k) : 0;
+    }
+  }
+
+  // Whether a loop over this dimension can read the operand in place.
+  static bool fits(int k, const Dim& inner) { return inner.stride[k] == 1 || (k < Here::kValue && inner.stride[k] == 0); }
+  static bool is_flag(int k) { return k >= Here::kFlag && k < Here::kInputs; }
+  static int64_t bytes(int k) { return is_flag(k) ? 1 : sizeof(T); }
+  int64_t stored_bytes(int k) const { return k < Here::kValue || is_flag(k) || stored == Stored::kReal ? bytes(k) : 2; }
+
+  // Copies an operand between its place and a block.
+  void copy(int k, const void* from, Pitch in, void* to, Pitch out, int64_t rows, int64_t columns) const {
+    if (is_flag(k)) return copy_block<uint8_t, uint8_t>(from, in, to, out, rows, columns);
+    if constexpr (std::is_same_v<T, float>) {
+      const bool is_output = k >= Here::kInputs;
+      if (bytes(k) != stored_bytes(k) && stored == Stored::kFloat16)
+        return is_output ? copy_block<T, Float16>(from, in, to, out, rows, columns) : copy_block<Float16, T>(from, in, to, out, rows, columns);
+      if (bytes(k) != stored_bytes(k))
+        return is_output ? copy_block<T, Bfloat16>(from, in, to, out, rows, columns) : copy_block<Bfloat16, T>(from, in, to, out, rows, columns);
+    }
+    copy_block<T, T>(from, in, to, out, rows, columns);
+  }
+};
+
+// Scans all sequences along the lane dimension, with copies of the operands that the loops cannot read in place.
+template <class Form, class T>
+void scan_copies(const Plan<Form, T>& plan, void* const* data, const Dim& lane, const Dim& time) {
+  using Here = Cursor<T, Form>;
+  constexpr int64_t kBlockBytes = 1 << 18, kAlign = 64;
+  const int64_t most = std::min(lane.size, std::max(2 * kLanes, kBlockBytes / (plan.copied_bytes * time.size)));  // sequences in a block
+  const std::unique_ptr<char[]> memory(new char[(plan.copied_bytes * most * time.size) + Here::kOperands * kAlign]);
+  const Pitch dense = {plan.in_time ? time.size : most, 1};
+  void* block[kMaxOperands];
+  Dim block_lane = lane, block_time = time;
+  char* place = memory.get();
+  for (int k = 0; k < Here::kOperands; ++k) {
+    if (!plan.copied[k]) continue;
+    block[k] = place;
+    place += (plan.bytes(k) * most * time.size + kAlign - 1) / kAlign * kAlign;
+    block_lane.stride[k] = plan.in_time ? dense.row : dense.column;
+    block_time.stride[k] = plan.in_time ? dense.column : dense.row;
+  }
+  for (int64_t start = 0; start < lane.size; start += most) {
+    block_lane.size = std::min(most, lane.size - start);
+    const int64_t rows = plan.in_time ? block_lane.size : time.size, columns = plan.in_time ? time.size : block_lane.size;
+    const auto place_of = [&](int k) { return static_cast<char*>(data[k]) + start * lane.stride[k] * plan.stored_bytes(k); };
+    const auto pitch_of = [&](int k) {
+      return plan.in_time ? Pitch{lane.stride[k], time.stride[k]} : Pitch{time.stride[k], lane.stride[k]};
+    };
+    for (int k = 0; k < Here::kOperands; ++k) {
+      if (!plan.copied[k])
+        block[k] = place_of(k);
+      else if (k < Here::kInputs)
+        plan.copy(k, place_of(k), pitch_of(k), block[k], dense, rows, columns);
+    }
+    scan_lanes<Form, T>(block, block_lane, block_time, plan.in_time);
+    for (int k = Here::kInputs; k < Here::kOperands; ++k)
+      if (plan.copied[k]) plan.copy(k, block[k], dense, place_of(k), pitch_of(k), rows, columns);
+  }
+}
+
+// Scans all data of a form. `given` has a pointer for every operand: coefficients, values, flags, outputs. Changes `batch`.
+template <class Form, class T>
+void scan(void* const* given, Dim* batch, int batch_dims, const Dim& time, Stored stored) {
   using Here = Cursor<T, Form>;
   constexpr int kFirstOutput = Here::kInputs;
   batch_dims = merge(batch, batch_dims, Here::kOperands);
-  for (int k = kFirstOutput; k < Here::kOperands; ++k) expect_pages(static_cast<T*>(data[k]), batch, batch_dims, time, k);
   // The lane dimension is the batch dimension with the smallest stride in the first output.
   Dim lane{1, {}};
   if (batch_dims > 0) {
@@ -570,30 +663,31 @@ void scan(void* const* data, Dim* batch, int batch_dims, const Dim& time) {
     std::copy(closest + 1, batch + batch_dims, closest);
     --batch_dims;
   }
-  // scan_in_time needs values, flags and outputs that are contiguous in time. It is faster if there are few lanes, or if steps are closer
-  // in memory than lanes.
-  const bool prefers_time = lane.size < kLanes || time.stride[kFirstOutput] < lane.stride[kFirstOutput];
-  Here cursor(data, time, time);
-  const bool in_time = prefers_time && cursor.strides != Strides::kAny;
-  if (!in_time) cursor = Here(data, lane, time);
+  const Plan<Form, T> plan(lane, time, stored);
+  char* data[kMaxOperands];
+  for (int k = 0; k < Here::kOperands; ++k) data[k] = static_cast<char*>(given[k]);
+  for (int k = kFirstOutput; k < Here::kOperands; ++k) {
+    int64_t last = (time.size - 1) * time.stride[k] + (lane.size - 1) * lane.stride[k];
+    for (int d = 0; d < batch_dims; ++d) last += (batch[d].size - 1) * batch[d].stride[k];
+    expect_pages(data[k], last * plan.stored_bytes(k));
+  }
   // Loop over the other batch dimensions.
+  const auto advance = [&](const Dim& dim, int64_t by) {
+    for (int k = 0; k < Here::kOperands; ++k) data[k] += by * dim.stride[k] * plan.stored_bytes(k);
+  };
   int64_t index[kMaxDims] = {};
   for (;;) {
-    if (in_time && cursor.strides == Strides::kConstant)
-      scan_in_time<Strides::kConstant>(cursor, lane, time.size);
-    else if (in_time)
-      scan_in_time<Strides::kPerStep>(cursor, lane, time.size);
-    else if (cursor.strides == Strides::kConstant)
-      scan_side_by_side<Strides::kConstant>(cursor, lane.size, time.size);
-    else if (cursor.strides == Strides::kPerStep)
-      scan_side_by_side<Strides::kPerStep>(cursor, lane.size, time.size);
+    void* here[kMaxOperands];
+    std::copy(data, data + Here::kOperands, here);
+    if (plan.copied_bytes > 0)
+      scan_copies(plan, here, lane, time);
     else
-      scan_side_by_side<Strides::kAny>(cursor, lane.size, time.size);
+      scan_lanes<Form, T>(here, lane, time, plan.in_time);
     int d = batch_dims - 1;
     for (; d >= 0; --d) {
-      cursor.advance(batch[d].stride, 1);
+      advance(batch[d], 1);
       if (++index[d] < batch[d].size) break;
-      cursor.advance(batch[d].stride, -batch[d].size);
+      advance(batch[d], -batch[d].size);
       index[d] = 0;
     }
     if (d < 0) return;
