@@ -66,7 +66,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         _say(message[0])
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             with contextlib.suppress(ImportError):  # the error may be that a package is missing
-                from a2c_compiled.training.distributed import tell_torchrun
+                from a2c_compiled.training.distributed.watch import tell_torchrun
 
                 tell_torchrun(message[0])
         return 2
@@ -390,7 +390,7 @@ def _train_config(arguments: argparse.Namespace) -> "TrainConfig":
     from a2c_compiled.training import TrainConfig
     from a2c_compiled.training.checkpoint import has_checkpoint
     from a2c_compiled.training.config import load_config, with_environment
-    from a2c_compiled.training.distributed import restarts
+    from a2c_compiled.training.distributed.starting import restarts
     from a2c_compiled.training.presets import PRESETS
 
     names = [field.name for field in dataclasses.fields(TrainConfig)]

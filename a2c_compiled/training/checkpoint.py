@@ -19,7 +19,7 @@ from torch import nn
 from a2c_compiled._files import atomic_file
 from a2c_compiled._hyperparameters import ANY, Range
 from a2c_compiled.rollouts.tensor_groups import Tensors
-from a2c_compiled.training.distributed import Processes
+from a2c_compiled.training.distributed.processes import Processes
 
 VERSION = 1
 _SECONDS = Range("a number of seconds from 0 to 1e9", 0.0, 1e9)

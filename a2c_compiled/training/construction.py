@@ -17,7 +17,7 @@ from a2c_compiled.estimators import GAE
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.networks.for_spaces import is_image, make_networks
 from a2c_compiled.training.config import COMPILE_FROM_STEPS, TrainConfig
-from a2c_compiled.training.distributed import Processes
+from a2c_compiled.training.distributed.processes import Processes
 from a2c_compiled.update.train_step import TrainStep
 
 

@@ -17,7 +17,7 @@ from a2c_compiled.rollouts.tensor_groups import group_of
 from a2c_compiled.training.checkpoint import load_checkpoint, load_tensors
 from a2c_compiled.training.config import TrainConfig, load_config, with_environment
 from a2c_compiled.training.construction import make_loss, make_step
-from a2c_compiled.training.distributed import Processes
+from a2c_compiled.training.distributed.processes import Processes
 from a2c_compiled.update.train_step import TrainStep
 
 LOCK, HOLDER = "run.lock", "run.holder"

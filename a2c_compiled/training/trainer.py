@@ -45,7 +45,8 @@ from a2c_compiled.training.construction import (
     use_threads,
 )
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
-from a2c_compiled.training.distributed import BUSY_SECONDS, Processes, started_processes
+from a2c_compiled.training.distributed.processes import BUSY_SECONDS, Processes
+from a2c_compiled.training.distributed.starting import started_processes
 from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, evaluate
 from a2c_compiled.training.interruption import StopRequest, stop_requests
 from a2c_compiled.training.log import RunLog

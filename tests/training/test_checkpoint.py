@@ -24,7 +24,7 @@ from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.training import TrainConfig, train
 from a2c_compiled.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
-from a2c_compiled.training.distributed import Processes
+from a2c_compiled.training.distributed.processes import Processes
 from a2c_compiled.training.evaluation import NetworkPolicy
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.run_folder import load_run
@@ -237,7 +237,7 @@ def test_two_trainings_do_not_write_to_one_folder(tmp_path, monkeypatch):
 def test_the_lock_of_a_killed_process_is_released(tmp_path):
     program = (
         "import sys, time; from pathlib import Path; from a2c_compiled.training.run_folder import folder_lock;"
-        "from a2c_compiled.training.distributed import Processes\n"
+        "from a2c_compiled.training.distributed.processes import Processes\n"
         "with folder_lock(Path(sys.argv[1]), Processes()): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as process:

@@ -27,7 +27,7 @@ from a2c_compiled.networks.for_spaces import mlp
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.training import TrainConfig, train
 from a2c_compiled.training import trainer as training_loop
-from a2c_compiled.training.distributed import Processes
+from a2c_compiled.training.distributed.processes import Processes
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.trainer import Trainer
 from a2c_compiled.update import Rollout

@@ -19,7 +19,7 @@ import torch
 from kill_and_resume import tensors, updates
 
 from a2c_compiled.cli import main
-from a2c_compiled.training import distributed
+from a2c_compiled.training.distributed import watch
 from a2c_compiled.training.log import load_progress
 from a2c_compiled.training.trainer import Trainer
 
@@ -154,7 +154,7 @@ def until(condition, seconds=120.0):
 
 def program(folder, updates_of_run, seconds, *options):
     """The command ``train``, with short times for the notice. Each update takes at least ``seconds``."""
-    distributed.NOTICE_SECONDS, distributed._BEAT_SECONDS = 2.0, 0.2
+    watch.NOTICE_SECONDS, watch._BEAT_SECONDS = 2.0, 0.2
     original = Trainer.update
 
     def update(self):

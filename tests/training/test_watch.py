@@ -9,8 +9,9 @@ import time
 import pytest
 
 from a2c_compiled.cli import main
-from a2c_compiled.training import distributed
-from a2c_compiled.training.distributed import Processes, Watch
+from a2c_compiled.training.distributed import watch
+from a2c_compiled.training.distributed.processes import Processes
+from a2c_compiled.training.distributed.watch import Watch
 from a2c_compiled.training.interruption import StopRequest, stop_requests
 
 BEAT = 0.05
@@ -38,12 +39,12 @@ class Scene:
     """A watch of rank 0 on host ``a``. Rank 1 is on ``a`` too, rank 2 is on ``b``. What the watch says and how it ends is recorded."""
 
     def __init__(self, monkeypatch):
-        monkeypatch.setattr(distributed, "_BEAT_SECONDS", BEAT)
-        monkeypatch.setattr(distributed, "NOTICE_SECONDS", 10 * BEAT)
-        monkeypatch.setattr(distributed.socket, "gethostname", lambda: "a")
+        monkeypatch.setattr(watch, "_BEAT_SECONDS", BEAT)
+        monkeypatch.setattr(watch, "NOTICE_SECONDS", 10 * BEAT)
+        monkeypatch.setattr(watch.socket, "gethostname", lambda: "a")
         self.said, self.statuses, self.store, self.alive = [], [], Store(), {1: 0, 2: 0}
-        monkeypatch.setattr(distributed, "_say", self.said.append)
-        monkeypatch.setattr(distributed.os, "_exit", self.exit)
+        monkeypatch.setattr(watch, "_say", self.said.append)
+        monkeypatch.setattr(watch.os, "_exit", self.exit)
         self.watch = Watch(self.store, 0, 3)
         self.ended = threading.Event()
         self.peers = threading.Thread(target=self.beat)
