@@ -48,7 +48,6 @@ napoleon_custom_sections = [("Fields", "params_style")]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(.*\.)?_\w+"),  # private names in signatures
-    ("py:class", r"(.*\.)?LossNetworks"),  # a base class without public methods
     ("py:class", r"(torchrl|stable_baselines3|tensordict)\..*"),
 ]
 # The inventories are text, which inventories/make.py writes from a build without them: no build needs a network.

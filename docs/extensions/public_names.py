@@ -74,6 +74,8 @@ def find_object(app: Sphinx, env: BuildEnvironment, node: pending_xref, content:
             if entry is not None:
                 found = objects[entry]
                 return make_refnode(app.builder, node["refdoc"], found.docname, found.node_id, content, entry)
+            if str(getattr(value, "__module__", "")).startswith("a2c_compiled"):
+                return content  # an internal object: it exists, but the reference has no entry for it
             node["reftarget"] = public_form(name, value)
             return None
     return None
