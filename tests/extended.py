@@ -51,6 +51,16 @@ EXTENDED = {
         "test_estimators.py::test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients[TD1*]",
         "test_estimators.py::test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients[UPGO*]",
     ),
+    "examples: those that neither export nor need another library": (
+        "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[cartpole_a2c.py]",
+        "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[onnxruntime_loop.py]",
+        "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[own_distribution.py]",
+        "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[sb3_to_onnx.py]",
+        "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[torchrl_drop_in.py]",
+        "test_examples.py::test_the_cells_of_the_notebook_run_one_after_the_other",
+        "test_examples.py::test_the_program_in_cpp_plays_as_the_policy_does_in_torch",
+        "test_examples.py::test_the_script_for_several_gpus_trains_in_two_processes_on_a_cpu",
+    ),
     "export: some of the estimators and losses are exported to ONNX, TorchScript and torch.export": (
         "test_fuzz_files.py::*",
         "test_export.py::test_verification_compares_only_the_shape_of_an_entropy_estimated_from_samples[.pt]",
