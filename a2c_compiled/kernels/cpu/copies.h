@@ -58,6 +58,26 @@ INLINE void convert(const float& from, Float16& to) {
   to.bits = uint16_t(rounded | (bits >> 16 & 0x8000));
 }
 
+// Converts numbers that are neighbours in memory.
+template <class From, class To>
+INLINE void convert_row(const From* from, To* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) convert(from[i], to[i]);
+}
+#if defined(__F16C__)
+INLINE void convert_row(const Float16* from, float* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  for (; i < count; ++i) convert(from[i], to[i]);
+}
+INLINE void convert_row(const float* from, Float16* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+  for (; i < count; ++i) convert(from[i], to[i]);
+}
+#endif
+
 // The strides of a rectangle of numbers, in elements.
 struct Pitch {
   int64_t row, column;
@@ -71,11 +91,16 @@ NOINLINE void copy_block(const void* from, Pitch in, void* to, Pitch out, int64_
     std::swap(out.row, out.column);
     std::swap(rows, columns);
   }
+  const bool contiguous = in.column == 1 && out.column == 1;
+  if (contiguous && in.row == columns && out.row == columns) {  // one long row
+    columns *= rows;
+    rows = 1;
+  }
   for (int64_t i = 0; i < rows; ++i) {
     const From* source = static_cast<const From*>(from) + i * in.row;
     To* target = static_cast<To*>(to) + i * out.row;
-    if (in.column == 1 && out.column == 1)
-      for (int64_t j = 0; j < columns; ++j) convert(source[j], target[j]);
+    if (contiguous)
+      convert_row(source, target, columns);
     else
       for (int64_t j = 0; j < columns; ++j) convert(source[j * in.column], target[j * out.column]);
   }

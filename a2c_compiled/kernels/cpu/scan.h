@@ -26,7 +26,8 @@
 //
 // Operands with other strides, or in half precision, are copied, block by block, so that one of these loops can read them: scan_copies.
 //
-// Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL during the scan. Exception: call() keeps it for small scans.
+// Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL during the scan. Exception: call() keeps it for small
+// scans.
 #pragma once
 
 #include <algorithm>
@@ -602,10 +603,10 @@ struct Plan {
     if (is_flag(k)) return copy_block<uint8_t, uint8_t>(from, in, to, out, rows, columns);
     if constexpr (std::is_same_v<T, float>) {
       const bool is_output = k >= Here::kInputs;
-      if (bytes(k) != stored_bytes(k) && stored == Stored::kFloat16)
-        return is_output ? copy_block<T, Float16>(from, in, to, out, rows, columns) : copy_block<Float16, T>(from, in, to, out, rows, columns);
-      if (bytes(k) != stored_bytes(k))
-        return is_output ? copy_block<T, Bfloat16>(from, in, to, out, rows, columns) : copy_block<Bfloat16, T>(from, in, to, out, rows, columns);
+      const bool is_half = bytes(k) != stored_bytes(k);
+      if (is_half && stored == Stored::kFloat16)
+        return (is_output ? copy_block<T, Float16> : copy_block<Float16, T>)(from, in, to, out, rows, columns);
+      if (is_half) return (is_output ? copy_block<T, Bfloat16> : copy_block<Bfloat16, T>)(from, in, to, out, rows, columns);
     }
     copy_block<T, T>(from, in, to, out, rows, columns);
   }
