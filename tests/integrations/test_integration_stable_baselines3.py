@@ -381,11 +381,15 @@ def one_update(action_space, policy_step=False, **options):
     return model, before
 
 
+def flat_actions(model):
+    """The actions of the last rollout, flattened as in SB3's buffer, in the dtype of the space: SB3 2.7 keeps float32."""
+    return torch.from_numpy(model.rollout_buffer.actions.astype(model.action_space.dtype))
+
+
 def flat_rollout(model):
     """Observations and actions of the last rollout, flattened as in SB3's buffer."""
-    buffer = model.rollout_buffer
-    actions = torch.from_numpy(buffer.actions)
-    return torch.from_numpy(buffer.observations), actions.squeeze(-1) if isinstance(
+    actions = flat_actions(model)
+    return torch.from_numpy(model.rollout_buffer.observations), actions.squeeze(-1) if isinstance(
         model.action_space, spaces.Discrete
     ) else actions
 
@@ -742,7 +746,7 @@ def in_order(observation):
 def test_losses_and_gradients_over_dicts_equal_those_of_sb3s_update():
     model = dict_update()
     buffer = model.rollout_buffer
-    action, advantage, value_target = map(torch.from_numpy, (buffer.actions, buffer.advantages, buffer.returns))
+    action, advantage, value_target = flat_actions(model), *map(torch.from_numpy, (buffer.advantages, buffer.returns))
     loss = from_sb3(model).loss
     arguments = {"advantage": advantage.squeeze(-1), "value_target": value_target.squeeze(-1)}
     check_losses_and_gradients(model, loss(in_order(buffer.observations), action, **arguments))
@@ -760,7 +764,7 @@ def test_the_training_step_of_a_model_over_dicts_exports_and_trains_as_eager_doe
     next_observation = tuple(torch.cat([part[1:], end.unsqueeze(0)]) for part, end in zip(observation, last, strict=True))
     reward = torch.from_numpy(buffer.rewards)
     done = torch.zeros_like(reward, dtype=torch.bool)
-    rollout = Rollout(observation, rows(torch.from_numpy(buffer.actions)), reward, next_observation, done, done)
+    rollout = Rollout(observation, rows(flat_actions(model)), reward, next_observation, done, done)
     step = TrainStep(from_sb3(model).loss, "sgd", 0.1, compile=False)
     path = export.export_train_step(step, rollout, tmp_path / "step.onnx")
     assert export.verify(path).passed
