@@ -198,6 +198,19 @@ def test_the_wheel_of_a_free_threaded_python_has_no_stable_abi(free_threaded, mo
     assert passed == {"options": {} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp311"}}}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code", ["import a2c_compiled", "from a2c_compiled.cli import main; main(['--help'])"], ids=["import", "help"]
+)
+def test_importing_the_package_loads_nothing_slow_beside_torch(code):
+    before_and_after = (
+        "import sys, torch; before = set(sys.modules)\ntry:\n  {}\nexcept SystemExit: pass\nprint(*set(sys.modules) - before)"
+    )
+    loaded = run([sys.executable, "-c", before_and_after.format(code)], ROOT).splitlines()[-1].split()
+    packages = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
+    assert packages == {"a2c_compiled"}  # and no further module of torch, such as torch._dynamo, which takes a second
+
+
 def test_the_documented_packages_need_no_extra():
     rooms = {MODULES[name].place.split("/")[0] for name in TORCH_ALONE}
     assert rooms >= {"__init__", "distributions", "estimators", "functional", "kernels", "losses", "ops", "recurrent", "update"}
