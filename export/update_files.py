@@ -72,9 +72,7 @@ def export_train_step(
         export_onnx(update, update.example_inputs, folder / path.name, update.dynamic_axes, opset)
         export_onnx(acting, acting.example_inputs, acting_path(folder / path.name), acting.dynamic_axes, opset)
         state = {name: update.example_inputs[name].numpy() for name in update.state_names}
-        np.savez(
-            (folder / path.name).with_suffix(runtime.STATE_ENDING), allow_pickle=False, **state, lr=step.lr.double().numpy()
-        )
+        np.savez((folder / path.name).with_suffix(runtime.STATE_ENDING), **state, lr=step.lr.double().numpy())
         shutil.copy(RUNTIME, folder)
         own = folder / path.name
         write_digests(own, acting_path(own), own.with_suffix(runtime.STATE_ENDING))

@@ -163,7 +163,7 @@ def vtrace_with_trace_cut(
     Other arguments, formula, shapes and dtypes: see :func:`a2c_compiled.functional.vtrace_advantage_estimate`.
     """
     ratio = clamped_log_ratio(log_pi, log_mu).exp()
-    rho, c, pg_rho = ratio.clamp_max(rho_thresh), ratio.clamp_max(c_thresh), ratio.clamp_max(pg_rho_thresh)
+    rho, c, pg_rho = _clipped(ratio, rho_thresh), _clipped(ratio, c_thresh), _clipped(ratio, pg_rho_thresh)
     value, next_value, wide_reward = widen(state_value), widen(next_state_value), widen(reward)
 
     # delta[t] = rho[t] * (r[t] + gamma * (1 - terminated[t]) * V(s[t+1]) - V(s[t]))
@@ -180,6 +180,11 @@ def vtrace_with_trace_cut(
     next_target = next_value.masked_fill(~cut, 0.0) + later_value + later_correction
     advantage = pg_rho * (wide_reward + masked_product(gamma, next_target, terminated) - value)
     return advantage.to(reward.dtype), (value + correction).to(reward.dtype)
+
+
+def _clipped(ratio: Tensor, threshold: Tensor) -> Tensor:
+    """Returns ``ratio``, at most ``threshold``. If they are equal, ``ratio`` gets the gradient; ``clamp_max`` of torch 2.15 halves it."""
+    return torch.where(ratio > threshold, threshold, ratio)
 
 
 _fused_vtrace = fused_scan(scan_forms.VTRACE, scan_forms.VTRACE_BACKWARD, _vtrace)

@@ -12,6 +12,9 @@ from torch import nn
 
 from a2c_compiled._torch_internals import fake_tensors, tracing_errors
 
+_OF_OPERATORS = "Dynamo failed to run FX node"
+"""A part of every error that an operator has raised. From torch 2.15 on, the class is that of other errors too."""
+
 
 def eager_error(function: Callable[..., Any], arguments: Sequence[Any], error: Exception) -> Optional[Exception]:
     """Returns the error that ``function(*arguments)`` raises in eager mode, or None if the run finds no error.
@@ -37,7 +40,7 @@ def eager_error(function: Callable[..., Any], arguments: Sequence[Any], error: E
         return None  # torch has no fake tensors, or the function needs the values of tensors
     except Exception as found:
         # Fake tensors may raise RuntimeError where real ones do not. If an operator has raised the first error, it is that one again.
-        of_operator = of_graph or isinstance(error, errors.of_operators)
+        of_operator = of_graph or isinstance(error, errors.of_operators) or _OF_OPERATORS in str(error)
         return found if of_operator or type(found) is not RuntimeError else None
     return None
 

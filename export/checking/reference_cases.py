@@ -126,7 +126,7 @@ def record_cases(
             drawn = samples(lambda: call.eager(chosen.inputs), chosen.random)
         arrays |= {f"{chosen.label}/samples/{chosen.names[name]}": rows for name, rows in drawn.items()}
     with atomic_file(cases_path(path)) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        np.savez_compressed(temporary, **arrays)
 
 
 class _Recorded(NamedTuple):
