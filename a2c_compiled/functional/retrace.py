@@ -58,7 +58,9 @@ def retrace_return_estimate(
     delta = widen(steps.reward) + masked_product(gamma_tensor, next_value, steps.bootstrap_cut) - value
     cut = steps.trace_cut | steps.bootstrap_cut | last_step_mask(steps.trace_cut, dim)
     # c[t+1]; where no next step of the same trajectory exists, the product below does not read it.
-    next_c = (lmbda_tensor * log_ratio.exp().clamp_max(1.0)).roll(-1, dim)
+    ratio = log_ratio.exp()
+    # On policy, the ratio is 1 and has a gradient. In torch 2.15, clamp_max has none there.
+    next_c = (lmbda_tensor * ratio.masked_fill(ratio > 1.0, 1.0)).roll(-1, dim)
     # y[t] = delta[t] + gamma * c[t+1] * (1 - done[t]) * y[t+1], with y = G - Q.
     returns = value + linear_scan(delta, masked_product(gamma_tensor, next_c, cut), dim)
     return in_callers_order(returns.to(reward.dtype), steps)
