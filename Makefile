@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # tests/conftest.py puts the tests in order.
 WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-extended mutants random-cases campaigns bench gpu-kit docs dist check clean
+.PHONY: demo test test-quick test-extended mutants random-cases campaigns bench gpu-kit docs compat dist check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
@@ -50,6 +50,10 @@ docs: $(READY)
 dist:
 	$(PYTHON) tests/project/dist.py $(if $(SKIP),--skip $(SKIP)) $(if $(PYTHONS),--python $(PYTHONS))
 
+# The suite in fresh environments in .compat/ with other versions of the packages; LEG and TESTS select, see tests/compat.py.
+compat: $(READY)
+	$(BIN)/python tests/compat.py $(LEG) --python "$$(command -v $(PYTHON))" -- $(WORKERS) $(or $(TESTS),-m "not extended")
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -57,7 +61,7 @@ check: $(READY)
 	$(BIN)/codespell
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .gpu .dist docs/pictures/made
+	rm -rf $(VENV) build dist *.egg-info runs .gpu .dist .compat docs/pictures/made
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
