@@ -84,7 +84,7 @@ def integer(name: str, value: Any) -> int:
     Raises:
         TypeError: ``value`` is not an integer; a bool is none.
     """
-    if not (isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)):
+    if not (_is_bool(value) or (isinstance(value, Tensor) and value.dtype == torch.bool)):
         try:
             return operator.index(value)
         except TypeError:
@@ -92,9 +92,14 @@ def integer(name: str, value: Any) -> int:
     raise TypeError(f"{name}: expected an integer, got {described(value)}")
 
 
+def _is_bool(value: Any) -> bool:
+    """Returns whether ``value`` is a bool of Python or NumPy. NumPy 2.1 still takes its bool for an integer, with a warning."""
+    return isinstance(value, bool) or described(value) in ("numpy.bool", "numpy.bool_")
+
+
 def flag(name: str, value: Any) -> bool:
     """Converts an option to a Python bool. Raises TypeError unless ``value`` is a bool, of Python or NumPy."""
-    if isinstance(value, bool) or described(value) in ("numpy.bool", "numpy.bool_"):
+    if _is_bool(value):
         return bool(value)
     raise TypeError(f"{name}: expected True or False, got {described(value)}")
 

@@ -133,24 +133,29 @@ def test_torch_export_of_the_caller_traces_the_definitions():
     assert "a2c_compiled.reward2go.default" not in called
 
 
-def test_only_the_exporting_thread_is_silenced(caplog):
+def test_only_the_exporting_thread_is_silenced(monkeypatch):
     logger = logging.getLogger("torch.onnx._internal.another_threads")
+    spoken = []
+    handler = logging.Handler()
+    handler.emit = spoken.append
+    # Not of the root logger: torch 2.11 does not pass records on to it.
+    monkeypatch.setattr(logging.getLogger("torch.onnx"), "handlers", [handler])
 
     def log_and_warn():
         logger.error("spoken")
         warnings.warn("warned", UserWarning, stacklevel=1)
 
-    with warnings.catch_warnings(record=True) as heard, caplog.at_level(logging.ERROR):
+    with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         with exporting_without_logs():
             log_and_warn()
             assert not heard
-            assert "spoken" not in caplog.text
+            assert not spoken
             in_threads(log_and_warn)
         assert [str(warning.message) for warning in heard] == ["warned"]
         log_and_warn()
     assert len(heard) == 2
-    assert caplog.text.count("spoken") == 2
+    assert len(spoken) == 2
 
 
 @pytest.mark.slow
