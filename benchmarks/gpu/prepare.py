@@ -15,8 +15,11 @@ from typing import Dict, List, Mapping, Optional, Sequence
 from a2c_compiled.benchmarks.contenders.estimator_peers import GPU_PEERS
 
 ROOT = Path(__file__).resolve().parents[2]
-# Files and folders from which the wheel is built.
-SOURCES = ("a2c_compiled", "export", "benchmarks", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+# Files and folders from which sdist and wheel are built.
+SOURCES = (
+    *("a2c_compiled", "export", "benchmarks", "examples"),
+    *("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
+)
 # Packages that the benchmarks need and that README.md does not expect on the machine.
 PACKAGES = ("gymnasium", "cloudpickle", "farama-notifications", "typing-extensions")
 PYTHON = "3.12"

