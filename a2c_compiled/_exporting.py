@@ -6,7 +6,7 @@ from typing import Iterator
 
 import torch
 
-from a2c_compiled._torch_internals import dispatch_is_plain, thread_local_export_flag, tracing_lock
+from a2c_compiled._torch_internals import dispatch_is_plain, is_exporting_in_dynamo, thread_local_export_flag, tracing_lock
 
 
 class _ThisThread(threading.local):
@@ -43,5 +43,5 @@ def is_exporting() -> bool:
     library's kernels.
     """
     if torch.compiler.is_dynamo_compiling():
-        return torch.compiler.is_exporting()
+        return is_exporting_in_dynamo()
     return not dispatch_is_plain() and (_this_thread.exporting or torch.compiler.is_exporting())

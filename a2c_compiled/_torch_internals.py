@@ -84,6 +84,20 @@ def dispatch_is_plain() -> bool:
     return forward_ad._current_level < 0 and _included_keys().raw_repr() in _IDLE_KEY_SETS
 
 
+# Dynamo of these versions takes torch.compiler.is_exporting() for True, also outside of an export. 2.12 was not tried.
+_IS_EXPORTING_IS_CONSTANT = torch.__version__ < "2.13"
+
+
+def is_exporting_in_dynamo() -> bool:
+    """Returns ``torch.compiler.is_exporting()``, in code that torch.compile traces. Compiled code would otherwise never call a kernel.
+
+    Name: ``torch.compiler._is_exporting_flag``, before torch 2.13 alone. Without it: False.
+    """
+    if _IS_EXPORTING_IS_CONSTANT:
+        return bool(getattr(torch.compiler, "_is_exporting_flag", False))
+    return torch.compiler.is_exporting()
+
+
 def assert_in_graph(condition: Tensor, message: str) -> None:
     """Adds an assertion to the graph that torch.compile traces: a call then raises RuntimeError with ``message`` if ``condition`` is False.
 

@@ -20,6 +20,7 @@ from cases import (
     without_bootstrap,
 )
 from tolerances import assert_close
+from torch._dynamo.testing import AotEagerAndRecordGraphs
 
 from a2c_compiled import functional
 
@@ -48,6 +49,21 @@ def _fresh_dynamo():
 
 def scalar_tensors(dtype=torch.float64):
     return {"gamma": torch.tensor(0.97, dtype=dtype), "lmbda": torch.tensor(0.9, dtype=dtype)}
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+def test_compiled_code_calls_the_fused_operator_and_its_backward():
+    """Not the definition, which is for exported graphs and gives the same numbers. Dynamo of torch 2.11 takes every call for an export."""
+    graphs = AotEagerAndRecordGraphs()
+    arguments = call_arguments("reward2go", make_steps((6, 5)))
+    arguments["reward"].requires_grad_()
+    returns = torch.compile(functional.reward2go, fullgraph=True, backend=graphs)(**arguments)
+    returns.sum().backward()
+    called = {str(node.target) for graph in (*graphs.fw_graphs, *graphs.bw_graphs) for node in graph.graph.nodes}
+    assert {name for name in called if "a2c_compiled" in name} == {
+        "a2c_compiled.reward2go.default",
+        "a2c_compiled.reward2go_backward.default",
+    }
 
 
 @pytest.mark.parametrize("name", OUTERMOST)
