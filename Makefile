@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # tests/conftest.py puts the tests in order.
 WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-extended mutants random-cases campaigns bench gpu-kit docs compat dist check clean
+.PHONY: demo test test-quick test-extended test-web mutants random-cases campaigns bench gpu-kit docs compat dist check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
@@ -18,6 +18,12 @@ test: $(READY)
 # Further cases of what `make test` checks: see tests/extended.py.
 test-extended: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) -m extended
+
+# runtime.js against runtime.py, in node. Installs onnxruntime-node and onnxruntime-web in .node/; the scripts of npm's packages, which would
+# load CUDA's libraries, do not run.
+test-web: $(READY)
+	npm install --prefix .node --no-save --no-audit --no-fund --ignore-scripts onnxruntime-node@1 onnxruntime-web@1
+	$(BIN)/python -m pytest tests/export/test_runtime_js.py
 
 # The inner loop: all but the tests that compile, export or start processes.
 test-quick: $(READY)

@@ -19,6 +19,7 @@ _ABOUT_EXTRAS = {
     "gymnasium": (
         "environments",
         "export/test_runtime.py",
+        "export/test_runtime_js.py",
         "networks/test_networks.py",
         "networks/test_observation_norm.py",
         "project/test_earlier_files.py",

@@ -6,3 +6,5 @@ RUNTIME = Path(__file__).with_name("runtime.py")
 """The file that a device needs besides numpy and onnxruntime."""
 SCRIPTS = (RUNTIME.with_name("play_policy.py"), RUNTIME.with_name("learn_policy.py"))
 """Scripts that play and learn with the runtime."""
+JAVASCRIPT = (RUNTIME.with_suffix(".js"), RUNTIME.with_suffix(".d.ts"))
+"""The runtime for web pages and node, and its types. They need onnxruntime-web or onnxruntime-node."""

@@ -19,7 +19,8 @@ from a2c_compiled.benchmarks.gpu import prepare
 from a2c_compiled.kernels import cpu_scan
 
 PYTHON_FILES = {f"a2c_compiled/{module.place}.py" for module in MODULES.values()}
-FILES = PYTHON_FILES | {"a2c_compiled/py.typed"}
+JAVASCRIPT = {f"a2c_compiled/export/on_device/runtime{ending}" for ending in (".js", ".d.ts")}
+FILES = PYTHON_FILES | JAVASCRIPT | {"a2c_compiled/py.typed"}
 CPP = {f"a2c_compiled/kernels/cpu/{name}" for name in ("vectors.h", "copies.h", "forms.h", "scan.h", "module.cpp")}
 
 # Packages beside torch that the modules may import: extras, peers, and Triton, which a CPU does not need.
