@@ -790,7 +790,8 @@ function fields(message, [start, stop]) {
       value = [reader.position, reader.position + length];
       reader.position += length;
     }
-    found.set(field, [...(found.get(field) ?? []), value]);
+    if (!found.has(field)) found.set(field, []);
+    found.get(field).push(value);
   }
   return found;
 }

@@ -245,6 +245,77 @@ def test_policies_act_as_in_python_with_the_parameters_of_the_file_and_with_othe
     assert its_sampled.call("act", single.tolist())["action"].shape == ((DIM,) if exported.case.vectors else ())
 
 
+class OfMapping(nn.Module):
+    """A network over a mapping with a tuple in it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, size), nn.Linear(2, size)
+
+    def forward(self, observation):
+        return self.first(observation["vectors"][0]) + self.second(observation["goal"]) * observation["vectors"][1]
+
+
+def test_a_policy_with_several_inputs_other_names_and_several_kinds_of_noise_acts_as_in_python(node, tmp_path):
+    torch.manual_seed(0)
+    distribution = distributions.Composite(distributions.Categorical(3), distributions.Normal(2))
+    policy = export.SampledPolicy(OfMapping(distribution.num_params), OfMapping(1), distribution)
+    shapes = {"goal": (2,), "vectors.0": (4,), "vectors.1": (1,)}
+
+    def observation(size, dtype):
+        arrays = {
+            name: np.random.default_rng(size).standard_normal((size, *shape)).astype(dtype) for name, shape in shapes.items()
+        }
+        return {"goal": arrays["goal"], "vectors": (arrays["vectors.0"], arrays["vectors.1"])}
+
+    for dtype in (torch.float32, torch.float64):
+        policy.to(dtype)
+        given = observation(5, str(dtype)[6:])
+        tensors = {"vectors": tuple(map(torch.from_numpy, given["vectors"])), "goal": torch.from_numpy(given["goal"])}
+        noise = distribution.noise(policy.actor_network(tensors))
+        path = export.export_onnx(
+            policy,
+            {"observation": tensors, "noise": noise},
+            tmp_path / f"{dtype}.onnx",
+            ("N",),
+            input_names=["obs_0", "obs_1", "obs_2", "epsilon"],
+            output_names=["a", "b", "c"],
+        )
+        parameters = {name: 0.5 * tensor.detach().numpy() for name, tensor in policy.named_parameters()}
+        for options in ({}, {"parameters": parameters}):
+            mine, its = Policy.load(path, seed=2, **options), node.load("Policy", path, seed=2, **options)
+            for size in (3, 1):
+                assert_same_output(its.call("act", observation(size, "float32")), mine.act(observation(size, "float32")))
+        for wrong in ({"goal": given["goal"]}, {**given, "vectors": given["goal"]}, {**given, "vectors": (given["goal"],)}, {}):
+            with pytest.raises((ValueError, TypeError)) as expected:
+                mine.act(wrong)
+            with pytest.raises(javascript.JavaScriptError) as caught:
+                its.call("act", wrong)
+            assert caught.value.message.replace("got NdArray", "got ndarray") == str(expected.value)
+
+
+def test_several_choices_are_checked_at_the_steps_that_the_mask_keeps(node, tmp_path):
+    torch.manual_seed(0)
+    distribution = distributions.MultiCategorical([3, 2])
+    loss = A2CLoss(make_mlp(distribution.num_params), make_mlp(1), distribution, estimators.GAE())
+    rollout = {**make_rollout(CASES["MLP, choices"], 4, 3, 0), "mask": np.random.default_rng(1).random((4, 3)) < 0.5}
+    rollout["action"] = np.random.default_rng(2).integers([3, 2], size=(4, 3, 2))
+    step = TrainStep(loss, "sgd", 0.1, compile=False)
+    path = export.export_train_step(step, as_tensors(rollout), tmp_path / "train_step.onnx")
+    mine, its = Learner.load(path, seed=4), node.load("Learner", path, seed=4)
+    masked, kept = (tuple(np.argwhere(rollout["mask"] == flag)[0]) for flag in (False, True))
+    rollout["action"][(*masked, 1)] = 2
+    assert its.call("step", rollout) == pytest.approx(mine.step(rollout), rel=1e-5, abs=1e-5)
+    assert_same_arrays(its.call("parameters"), mine.parameters)
+    assert_same_output(its.call("act", np.ones((3, 4), np.float32)), mine.act(np.ones((3, 4), np.float32)))
+    rollout["action"][(*kept, 1)] = 2
+    with pytest.raises(ValueError, match="choices from 0 to 2 and 1, got 2 to 2") as expected:
+        mine.step(rollout)
+    with pytest.raises(javascript.JavaScriptError) as caught:
+        its.call("step", rollout)
+    assert caught.value.message == str(expected.value)
+
+
 def test_a_memory_forgets_the_episodes_that_ended(node, files):
     exported = files("memory")
     mine, its = Learner.load(exported.graph, seed=1), node.load("Learner", exported.graph, seed=1)
