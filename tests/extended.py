@@ -10,6 +10,7 @@ from functools import cache
 
 EXTENDED = {
     "training: two processes of one host train together": ("test_several_hosts.py::*",),
+    "pages: the commands of running.md run": ("test_pages.py::test_the_commands_of_a_page_run_in_order[own_environment.md]",),
     "benchmarks: the commands run on fewer subjects": (
         "test_benchmarks.py::test_peers_that_are_installed_take_part_and_agree*",
         "test_benchmarks.py::test_a_run_leaves_results_a_report_and_pictures",

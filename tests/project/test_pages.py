@@ -1,5 +1,7 @@
 """The pages in docs/: their Python blocks run, their commands parse or run, and they have a place in an index."""
 
+import ast
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -11,6 +13,8 @@ import pytest
 
 from a2c_compiled import cli, distributions, estimators, functional
 from a2c_compiled.kernels.scan_forms import FORMS
+from a2c_compiled.training import TrainConfig
+from a2c_compiled.training.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -43,6 +47,14 @@ NEEDS = {
     "from_torchrl.md": "torchrl",
     "from_stable_baselines3.md": "stable_baselines3",
 }
+# Pages whose first Python block is a file that the reader saves, with its name.
+SAVED = {"own_environment.md": "reach.py"}
+
+# Programs in C++ that a page may include, and the test that compiles each.
+PROGRAMS = {
+    "examples/run_policy.cpp": "examples/test_examples.py",
+    "tests/export/run_torchscript.cpp": "export/test_torchscript_cpp.py",
+}
 
 
 @pytest.mark.slow
@@ -58,10 +70,19 @@ def test_the_blocks_of_a_page_run_in_order(
     if page in SHORTER:
         assert SHORTER[page][0] in text
         text = text.replace(*SHORTER[page])
+    save_first_block(page, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     session: dict[str, object] = {"__name__": page}
     for block in PYTHON.findall(text):
         exec(compile(block, page, "exec"), session)
     assert PRINTED.get(page, "") in capsys.readouterr().out
+
+
+def save_first_block(page: str, folder: Path) -> None:
+    """Writes the first Python block of a page to a file, if the page tells the reader to save it."""
+    if page in SAVED:
+        assert f"Save this as `{SAVED[page]}`" in PAGES[page]
+        (folder / SAVED[page]).write_text(PYTHON.findall(PAGES[page])[0])
 
 
 def test_the_tests_that_run_other_pages_name_them() -> None:
@@ -77,7 +98,7 @@ def test_the_tests_that_run_other_pages_name_them() -> None:
 OTHER_COMMANDS = {
     "pip": "installs",
     "torchrun": "tests/training/test_distributed_training.py starts it",
-    "g++": "tests/export/test_torchscript_cpp.py compiles the program",
+    "g++": "tests/examples/test_examples.py compiles the program",
 }
 
 
@@ -98,27 +119,42 @@ def test_every_command_of_a_page_has_options_that_exist() -> None:
         if program == "a2c-compiled":
             cli._parser(words[0]).parse_args(words)
         else:
-            assert program in OTHER_COMMANDS or line in {command for command, _ in RUN}, f"{page}: {line}"
+            assert program in OTHER_COMMANDS or line in {command for run in RUN.values() for command, _ in run}, (
+                f"{page}: {line}"
+            )
 
 
-# The commands of running.md that run here in their order, with the options that make them short.
-RUN = (
-    ("a2c-compiled train --preset cartpole --out runs/cartpole", "--total-steps 2000 --num-envs 8 --no-compile"),
-    ("a2c-compiled train --resume --out runs/cartpole", "--total-steps 3000"),
-    ("a2c-compiled eval runs/cartpole --video cartpole.gif", "--episodes 4"),
-    ("a2c-compiled eval runs/cartpole", "--episodes 4"),
-    ("a2c-compiled plot runs/cartpole --out curves.png", ""),
-    ("a2c-compiled export runs/cartpole", "--format onnx"),
-    ("a2c-compiled verify runs/cartpole/export", ""),
-    ("python runs/cartpole/export/play_policy.py runs/cartpole/export/policy.onnx", ""),
-    ("python runs/cartpole/export/learn_policy.py runs/cartpole/export/train_step.onnx", "--total-steps 2048"),
-)
+# The commands of a page that run here in their order, with the options that make them short.
+RUN = {
+    "running.md": (
+        ("a2c-compiled train --preset cartpole --out runs/cartpole", "--total-steps 2000 --num-envs 8 --no-compile"),
+        ("a2c-compiled train --resume --out runs/cartpole", "--total-steps 3000"),
+        ("a2c-compiled eval runs/cartpole --video cartpole.gif", "--episodes 4"),
+        ("a2c-compiled eval runs/cartpole", "--episodes 4"),
+        ("a2c-compiled plot runs/cartpole --out curves.png", ""),
+        ("a2c-compiled export runs/cartpole", "--format onnx"),
+        ("a2c-compiled verify runs/cartpole/export", ""),
+        ("python runs/cartpole/export/play_policy.py runs/cartpole/export/policy.onnx", ""),
+        ("python runs/cartpole/export/learn_policy.py runs/cartpole/export/train_step.onnx", "--total-steps 2048"),
+    ),
+    "own_environment.md": (
+        (
+            "a2c-compiled train --env reach:Reach --num-envs 16 --total-steps 100000 --lr 3e-3 --normalize-rewards --out runs/reach",
+            "--total-steps 512 --no-compile",
+        ),
+        ("a2c-compiled eval runs/reach --env reach:Reach", "--episodes 4"),
+        ("a2c-compiled export runs/reach --env reach:Reach", "--format onnx --graph policy"),
+        ("python runs/reach/export/play_policy.py runs/reach/export/policy.onnx --env reach:Reach", "--episodes 4"),
+    ),
+}
 
 
 @pytest.mark.slow
-def test_the_commands_of_a_page_run_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
+    save_first_block(page, tmp_path)
     written = {line for _, line in commands()}
-    for command, shorter in RUN:
+    for command, shorter in RUN[page]:
         assert command in written
         program, *words = shlex.split(f"{command} {shorter}")
         start = [sys.executable] if program == "python" else [sys.executable, "-m", "a2c_compiled.cli"]
@@ -150,9 +186,30 @@ def test_every_external_link_has_the_form_of_an_address() -> None:
 
 def test_every_block_of_cpp_is_part_of_a_program_that_the_tests_compile() -> None:
     for page, text in PAGES.items():
-        assert "```cpp" not in text, f"{page}: expected a literalinclude of a file in tests/export"
+        assert "```cpp" not in text, f"{page}: expected a literalinclude of one of {', '.join(PROGRAMS)}"
         for included in re.findall(r"```{literalinclude} (\S+)", text):
-            assert (DOCS / included).resolve() == ROOT / "tests" / "export" / "run_torchscript.cpp"
+            program = (DOCS / included).resolve()
+            test = (ROOT / "tests" / PROGRAMS[program.relative_to(ROOT).as_posix()]).read_text()
+            assert program.name in test
+
+
+def test_the_command_that_compiles_a_program_is_that_of_the_example() -> None:
+    (command,) = [line for _, line in commands() if line.startswith("g++")]
+    head = (ROOT / "examples" / "run_policy.cpp").read_text().split("// Prints")[0].replace("\\\n//", "")
+    assert " ".join(command.split()) in " ".join(head.replace("$T/", "$TORCH/").replace("examples/", "").split())
+
+
+def test_the_table_of_presets_has_their_options() -> None:
+    rows = dict(re.findall(r"^\| (`\w+`|the defaults) \| (none: the defaults|`\w+=.*`) \|$", PAGES["running.md"], re.MULTILINE))
+    options = {
+        name.strip("`"): {key: ast.literal_eval(value) for key, value in re.findall(r"`(\w+)=(.*?)`", row)}
+        for name, row in rows.items()
+    }
+    defaults = options.pop("the defaults")
+    assert options == PRESETS
+    every = dataclasses.asdict(TrainConfig())
+    assert defaults == {name: every[name] for name in defaults}
+    assert defaults.keys() >= {name for preset in PRESETS.values() for name in preset} - {"autoreset", "solved_return"}
 
 
 def test_every_estimator_and_distribution_is_on_its_page() -> None:
