@@ -3,6 +3,7 @@
 Spaces are recognised by their attributes, so that exports need no gymnasium.
 """
 
+import math
 from typing import Any, List, Optional
 
 import torch
@@ -140,13 +141,10 @@ class EnvironmentAction(CoefficientModule):
         """
         if not self.converts:
             return False
-        try:
-            params = self.low.new_ones(distribution.num_params, dtype=dtype)
-            action_dtype = distribution.action_of_ones(params).dtype
-        except (AttributeError, NotImplementedError, RuntimeError, ValueError):
-            return True  # a user's distribution may lack mode or num_params, or raise an error for parameters of 1
-        if self.reshapes or action_dtype != self.dtype:
+        action = _action_of_ones(distribution, dtype)
+        if action is None or self.reshapes or action.dtype != self.dtype:
             return True
+        params = self.low.new_ones(distribution.num_params, dtype=dtype)
         bounds = distribution.action_bounds(params) if self.clips else None
         return self.clips and (bounds is None or bool((bounds[0] < self.low).any() or (bounds[1] > self.high).any()))
 
@@ -161,6 +159,8 @@ def environment_action(space: Any, distribution: Any, network: nn.Module) -> Opt
 
     Raises:
         TypeError, ValueError: as :class:`EnvironmentAction` and :func:`check_action_space` describe.
+        ValueError: the entries of an action of ``distribution`` do not divide those of ``space``: the distribution may have been made for
+            the batched space of a vector environment. With several agents, the space has the entries of all agents.
     """
     if space is None:
         return None
@@ -168,4 +168,19 @@ def environment_action(space: Any, distribution: Any, network: nn.Module) -> Opt
     module = EnvironmentAction(space)
     real = [parameter for parameter in network.parameters() if parameter.is_floating_point()]
     head = real[-1] if real else torch.zeros(())
+    action = _action_of_ones(distribution, head.dtype)
+    if module.converts and action is not None and math.prod(space.shape) % max(1, action.numel()) != 0:
+        raise ValueError(
+            f"distribution: expected one for the actions of one environment, {space}, got {type(distribution).__name__}, whose action has"
+            f" {action.numel()} entries"
+        )
     return module.to(head.device) if module.can_change(distribution, head.dtype) else None
+
+
+def _action_of_ones(distribution: Any, dtype: torch.dtype) -> Optional[Tensor]:
+    """Returns an action of ``distribution`` for parameters of 1 with ``dtype``, ``[*event]``. None if it is unknown."""
+    try:
+        action: Tensor = distribution.action_of_ones(torch.ones(distribution.num_params, dtype=dtype))
+        return action
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        return None  # a user's distribution may lack mode or num_params, or raise an error for parameters of 1

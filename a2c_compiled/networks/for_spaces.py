@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from a2c_compiled._environment_action import check_action_space
 from a2c_compiled._extras import needs
+from a2c_compiled._kinds import described
 from a2c_compiled.distributions import Bernoulli, Beta, Categorical, Distribution, MultiCategorical, Normal
 from a2c_compiled.environments.protocol import Environments
 from a2c_compiled.networks.observation_norm import ObservationNorm
@@ -20,7 +21,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def make_networks(
-    envs: Environments, hidden: Sequence[int], normalize_observations: bool = False
+    envs: Union[gymnasium.vector.VectorEnv, Environments], hidden: Sequence[int], normalize_observations: bool = False
 ) -> Tuple[nn.Module, nn.Module, Distribution]:
     """Builds actor, critic and distribution for the spaces of ``envs``.
 
@@ -32,7 +33,8 @@ def make_networks(
     * vector: :class:`ObservationNorm` if ``normalize_observations``, otherwise none
 
     Args:
-        envs: the environments.
+        envs: the environments. Of a gymnasium vector environment, the spaces of one environment count, such as
+            ``single_observation_space``.
         hidden: widths of the hidden layers of each MLP.
         normalize_observations: whether an :class:`ObservationNorm` normalises each vector observation.
 
@@ -42,9 +44,14 @@ def make_networks(
 
     Raises:
         ValueError: there is no network for the observation space, or no distribution for the action space.
+        TypeError: ``envs`` has no spaces.
     """
-    encoder, width = encoder_for(envs.observation_space, normalize_observations)
-    distribution = distribution_for(envs.action_space)
+    prefix = "single_" if isinstance(envs, gymnasium.vector.VectorEnv) else ""
+    observations, actions = (getattr(envs, f"{prefix}{name}_space", None) for name in ("observation", "action"))
+    if observations is None or actions is None:
+        raise TypeError(f"envs: expected a gymnasium VectorEnv or Environments, which have spaces, got {described(envs)}")
+    encoder, width = encoder_for(observations, normalize_observations)
+    distribution = distribution_for(actions)
     # With a small gain, the first actions hardly depend on the observation.
     actor = mlp(width, hidden, distribution.num_params, output_gain=0.01)
     critic = mlp(width, hidden, 1, output_gain=1.0)

@@ -1,5 +1,6 @@
 """Networks for the spaces of an environment: vectors, images, choices, and several of these."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from a2c_compiled import A2CLoss, export
+from a2c_compiled.distributions import Categorical
 from a2c_compiled.environments import observation_tensor
 from a2c_compiled.networks.for_spaces import ImageEncoder, OneHot, TupleEncoder, encoder_for, make_networks, mlp
 from a2c_compiled.networks.observation_norm import ObservationNorm, update_norms
@@ -114,6 +116,24 @@ def test_actor_and_critic_of_images_share_the_encoder_as_their_trunk():
     actor, critic, _ = make_networks(Spaces(pixels(84, 84, 4)), [])
     assert trunk_length(actor, critic) == 1
     assert isinstance(actor[0], ImageEncoder)
+
+
+@pytest.mark.parametrize("mode", ["vector_entry_point", "sync"])
+def test_networks_for_vector_environments_are_those_for_the_spaces_of_one_environment(mode):
+    envs = gymnasium.make_vec("CartPole-v1", 3, vectorization_mode=mode)
+    actor, critic, distribution = make_networks(envs, (8,))
+    assert (actor[0].in_features, critic[0].in_features) == (4, 4)
+    assert isinstance(distribution, Categorical)
+    assert distribution.num_params == 2
+    envs.close()
+
+
+def test_what_has_no_spaces_is_refused_by_name():
+    for wrong, got in (("CartPole-v1", "'CartPole-v1'"), (box(4), r"gymnasium.spaces.box.Box"), (None, "None")):
+        with pytest.raises(
+            TypeError, match=f"envs: expected a gymnasium VectorEnv or Environments, which have spaces, got {got}"
+        ):
+            make_networks(wrong, (8,))
 
 
 def test_networks_for_vectors_have_no_encoder():

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from a2c_compiled import A2CLoss, distributions, estimators
-from a2c_compiled.networks.for_spaces import mlp
+from a2c_compiled.networks.for_spaces import distribution_for, mlp
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.update import Rollout
 
@@ -244,6 +244,15 @@ def test_environments_that_do_not_reset_themselves_are_refused():
     with pytest.raises(ValueError, match=r"expected autoreset mode SAME_STEP or NEXT_STEP, got .*DISABLED"):
         RolloutCollector(envs, cartpole_loss(), STEPS)
     envs.close()
+
+
+def test_a_distribution_for_the_batched_spaces_is_refused(open_envs):
+    envs = open_envs("native")
+    distribution = distribution_for(envs.action_space)  # of all environments, not of one
+    loss = A2CLoss(mlp(4, (8,), distribution.num_params, 1.0), mlp(4, (8,), 1, 1.0), distribution)
+    message = rf"distribution: expected one for the actions of one environment, Discrete\(2\), got MultiCategorical, .* {ENVS} entries"
+    with pytest.raises(ValueError, match=message):
+        RolloutCollector(envs, loss, STEPS)
 
 
 def test_environments_may_overwrite_the_arrays_that_they_returned(open_envs):
