@@ -1,11 +1,23 @@
-"""Atomic writing of files: a reader finds the old file or the complete new one, never a part."""
+"""Paths as arguments, and atomic writing of files: a reader finds the old file or the complete new one, never a part."""
 
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Union
+
+from a2c_compiled._kinds import described
+
+AnyPath = Union[str, "os.PathLike[str]"]
+"""Path of a file or folder, as functions accept it."""
+
+
+def as_path(name: str, path: AnyPath) -> Path:
+    """Returns ``path`` as a Path. Raises TypeError, with the argument's ``name``, if it is not a path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a path, got {described(path)}")
+    return Path(path)
 
 
 @contextmanager

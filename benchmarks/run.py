@@ -4,13 +4,12 @@ import logging
 import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Sequence
 
 import torch
 
 from a2c_compiled._extras import needs
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled._torch_internals import recompile_limit
 from a2c_compiled.benchmarks.measure import results
 from a2c_compiled.benchmarks.measure.harness import Case, Row, compare
@@ -43,7 +42,7 @@ SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
 }
 
 
-def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), threads: int = 1) -> Results:
+def run(plan: Plan, out: AnyPath, subjects: Sequence[str] = tuple(SUBJECTS), threads: int = 1) -> Results:
     """Measures ``subjects`` and writes ``results.json``, ``report.md`` and the figures to ``out``.
 
     ``results.json`` is rewritten after every subject, so an interrupted run keeps the results of the finished subjects.
@@ -57,7 +56,7 @@ def run(plan: Plan, out: Path, subjects: Sequence[str] = tuple(SUBJECTS), thread
     Returns:
         All results.
     """
-    started = time.perf_counter()
+    started, out = time.perf_counter(), as_path("out", out)
     keep_freed_memory()  # process-wide, and called before the first contender (implementation), so that all contenders have it
     with _threads(threads), _quiet():
         measured = results.begin(plan)

@@ -1,11 +1,10 @@
 """Exports the graphs of a trained loss and its training step, and verifies each file."""
 
 import time
-from pathlib import Path
 from typing import Any, Iterator, List, NamedTuple, Sequence, Tuple
 
 from a2c_compiled._export_names import GRAPHS, TRAIN_STEP
-from a2c_compiled._files import copy_atomically
+from a2c_compiled._files import AnyPath, as_path, copy_atomically
 from a2c_compiled.environments import EnvironmentSource, make_environments
 from a2c_compiled.export.checking.verify import Report, verify
 from a2c_compiled.export.formats import FORMATS
@@ -72,7 +71,7 @@ def jobs(graphs: Sequence[str] = GRAPHS, formats: Sequence[str] = tuple(FORMATS)
 def export_run(
     step: TrainStep,
     env_id: EnvironmentSource,
-    folder: Path,
+    folder: AnyPath,
     wanted: Sequence[Job],
     opset: int = OLDEST_OPSET,
     frame_stack: int = 1,
@@ -94,6 +93,7 @@ def export_run(
         One :class:`Exported` for each file. The training step in ONNX has two files: the training step itself, and the policy whose
         parameters are inputs.
     """
+    folder = as_path("folder", folder)
     step.cpu()
     rollout, action_space = example_rollout(step, env_id, frame_stack)
     graphs = graphs_of(step.loss, rollout, action_space)

@@ -2,12 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
 
-from a2c_compiled._files import atomic_files
+from a2c_compiled._files import AnyPath, as_path, atomic_files
 from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.formats.onnx import OLDEST_OPSET, export_onnx
 from a2c_compiled.export.graphs.policies import ActingPolicy, flattened
@@ -20,7 +20,7 @@ from a2c_compiled.update.rollout import check_rollout, mapped
 
 
 def export_train_step(
-    step: TrainStep, example_rollout: Rollout, path: Union[str, Path], opset: int = OLDEST_OPSET, action_space: Any = None
+    step: TrainStep, example_rollout: Rollout, path: AnyPath, opset: int = OLDEST_OPSET, action_space: Any = None
 ) -> Path:
     """Writes a training step as an ONNX file, and beside it everything that is needed to continue training without torch.
 
@@ -61,7 +61,7 @@ def export_train_step(
     if not isinstance(example_rollout, Rollout):
         raise TypeError(f"example_rollout: expected a Rollout, got {type(example_rollout).__name__}")
     check_rollout(example_rollout)
-    path = Path(path)
+    path = as_path("path", path)
     if path.suffix != ".onnx":
         raise ValueError(f"path: expected a name ending in .onnx, got {path}")
     step = copied(step).cpu()  # exported files are verified on the CPU

@@ -11,7 +11,7 @@ import torch
 
 from a2c_compiled import export
 from a2c_compiled._export_names import POLICY, TRAIN_STEP
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled.benchmarks.measure.timing import Timing, time_call
 from a2c_compiled.demo.bare_environment import make_bare_environment
 from a2c_compiled.environments import goal_of
@@ -66,7 +66,7 @@ class StepTiming(NamedTuple):
     compile_seconds: float
 
 
-def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
+def run_demo(out: AnyPath, seeds: Sequence[int] = (0, 1, 2)) -> Path:
     """Trains CartPole-v1 for each seed, exports and checks the results, learns again without torch, and writes a report.
 
     Args:
@@ -80,7 +80,7 @@ def run_demo(out: Path, seeds: Sequence[int] = (0, 1, 2)) -> Path:
         DemoError: a seed did not solve the environment with or without torch, a file differs from eager mode, an exported policy has
             another return than the policy in torch, or a script failed.
     """
-    started = time.perf_counter()
+    started, out = time.perf_counter(), as_path("out", out)
     out.mkdir(parents=True, exist_ok=True)
 
     print(

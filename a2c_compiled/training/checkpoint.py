@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled._hyperparameters import ANY, Range
 from a2c_compiled.rollouts.tensor_groups import Tensors
 from a2c_compiled.training.distributed.processes import Processes
@@ -40,13 +40,14 @@ class Checkpoint(NamedTuple):
     facts: Dict[str, Any]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) -> None:
+def save_checkpoint(folder: AnyPath, checkpoint: Checkpoint, processes: Processes) -> None:
     """Writes a checkpoint, then removes the previous one. All processes must call this function.
 
     Raises:
         OSError: this or another process cannot write its part, for example because the disk is full. The previous checkpoint stays
             valid.
     """
+    folder = as_path("folder", folder)
     tensors_folder = folder / "checkpoints" / str(checkpoint.facts["updates"])
     try:
         with processes.together():
@@ -62,18 +63,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) 
             _remove_others(folder)
 
 
-def has_checkpoint(folder: Path) -> bool:
+def has_checkpoint(folder: AnyPath) -> bool:
     """Returns whether ``folder`` has a checkpoint."""
-    return (folder / "checkpoint.json").is_file()
+    return (as_path("folder", folder) / "checkpoint.json").is_file()
 
 
-def remove_checkpoints(folder: Path) -> None:
+def remove_checkpoints(folder: AnyPath) -> None:
     """Removes all checkpoints from ``folder``."""
+    folder = as_path("folder", folder)
     (folder / "checkpoint.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
+def load_checkpoint(folder: AnyPath, rank: int = 0) -> Checkpoint:
     """Reads the current checkpoint in ``folder``; its tensors are on the CPU.
 
     Args:
@@ -82,7 +84,9 @@ def load_checkpoint(folder: Path, rank: int = 0) -> Checkpoint:
 
     Raises:
         ValueError: ``folder`` has no checkpoint, or the checkpoint is not readable or of another version.
+        TypeError: ``folder`` is not a path.
     """
+    folder = as_path("folder", folder)
     if not has_checkpoint(folder):
         raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'checkpoint.json'}")
     try:

@@ -3,10 +3,9 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional, Tuple, Union, get_args, get_origin
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled._hyperparameters import ANY, NOT_NEGATIVE, POSITIVE, UNIT, Range, positive_int
 from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled.environments.make import AUTORESETS
@@ -202,23 +201,25 @@ def with_environment(config: TrainConfig, env: Optional[str], trust_environment:
     return config
 
 
-def save_config(folder: Path, config: TrainConfig) -> None:
+def save_config(folder: AnyPath, config: TrainConfig) -> None:
     """Writes ``config`` to ``config.json`` in ``folder``."""
-    with atomic_file(folder / "config.json") as path:
+    with atomic_file(as_path("folder", folder) / "config.json") as path:
         path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def load_config(folder: Path) -> TrainConfig:
+def load_config(folder: AnyPath) -> TrainConfig:
     """Reads ``config.json`` in ``folder``.
 
     Raises:
         ValueError: the file is missing or not readable, or has other fields or a value out of range.
+        TypeError: ``folder`` is not a path.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"run: expected a folder that training wrote, found no {folder / 'config.json'}")
+    file = as_path("folder", folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"run: expected a folder that training wrote, found no {file}")
     try:
-        fields = json.loads((folder / "config.json").read_text())
+        fields = json.loads(file.read_text())
         earlier = {"autoreset": "same_step"}  # the mode of versions without this option
         return TrainConfig(**{**earlier, **fields, "hidden": tuple(fields["hidden"])})
     except Exception as error:  # a damaged file may raise any error
-        raise ValueError(f"run: {folder / 'config.json'} is not readable ({error})") from error
+        raise ValueError(f"run: {file} is not readable ({error})") from error

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tex
 
 from tqdm import tqdm
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 
 PROGRESS = "progress.csv"
 TENSORBOARD = "tensorboard"
@@ -88,7 +88,7 @@ class RunLog:
 
     def __init__(
         self,
-        folder: Optional[Path],
+        folder: Optional[AnyPath],
         total_steps: int,
         resume_at: Optional[int] = None,
         progress: bool = True,
@@ -101,6 +101,7 @@ class RunLog:
         self._table: Optional[_Table] = None
         self._scalars: Optional[_Scalars] = None
         self._until_close = ExitStack()
+        folder = None if folder is None else as_path("folder", folder)
         if enabled and folder is not None:
             self._table = _Table(folder / PROGRESS, resume_at)
             if tensorboard and find_spec("tensorboard") is not None:
@@ -180,13 +181,14 @@ class RunLog:
             warnings.warn(f"training goes on, but its log is incomplete: {error}", RuntimeWarning, stacklevel=3)
 
 
-def load_progress(folder: Path) -> Dict[str, List[float]]:
+def load_progress(folder: AnyPath) -> Dict[str, List[float]]:
     """Reads the columns of a run's ``progress.csv``. A missing cell is NaN. A last line that is still being written is ignored.
 
     Raises:
         ValueError: the file is missing, or is not a table of numbers.
+        TypeError: ``folder`` is not a path.
     """
-    columns, rows = _read(folder / PROGRESS)
+    columns, rows = _read(as_path("folder", folder) / PROGRESS)
     return {name: [row.get(name, math.nan) for row in rows] for name in columns}
 
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled.training.log import COLUMNS, load_progress
 from a2c_compiled.training.run_folder import group_runs, names_of
 
@@ -38,7 +38,7 @@ _EXPLAINED = "0.4"
 _GREEDY = ("greedy_return", "greedy_return_std")
 
 
-def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int = 1) -> None:
+def plot_runs(folders: Sequence[AnyPath], path: AnyPath, x: str = "steps", smooth: int = 1) -> None:
     """Plots learning curves of runs that are finished or still running. Runs that differ only in the seed become one band.
 
     Args:
@@ -49,6 +49,7 @@ def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int
 
     Raises:
         ValueError: a folder has no run, no run has logged a row yet, or ``x``, ``smooth`` or the ending of ``path`` is not valid.
+        TypeError: a folder or ``path`` is not a path.
     """
     groups = group_runs(folders)
     runs: Dict[str, Sequence[Progress]] = {}
@@ -63,7 +64,7 @@ def plot_runs(folders: Sequence[Path], path: Path, x: str = "steps", smooth: int
 
 def plot_learning_curves(
     runs: Mapping[str, Union[Progress, Sequence[Progress]]],
-    path: Path,
+    path: AnyPath,
     title: str,
     goal: Optional[float] = None,
     x: str = "steps",
@@ -89,12 +90,13 @@ def plot_learning_curves(
 
     Raises:
         ValueError: nothing was logged, or ``x``, ``smooth`` or the ending of ``path`` is not valid.
+        TypeError: a folder or ``path`` is not a path.
     """
     if x not in _X_AXES:
         raise ValueError(f"x: expected 'steps' or 'seconds', got {x!r}")
     if smooth < 1:
         raise ValueError(f"smooth: expected at least 1, got {smooth}")
-    _check_ending(path)
+    path = _checked(path)
     seeds = {name: [group] if isinstance(group, Mapping) else list(group) for name, group in runs.items()}
     lines = {column: {name: _lines(group, x, column, smooth) for name, group in seeds.items()} for column in _PANELS}
     panels = [column for column in _PANELS if any(lines[column].values())]
@@ -127,7 +129,7 @@ def plot_learning_curves(
         figure.savefig(temporary, dpi=120)
 
 
-def plot_returns(folders: Sequence[Path], path: Path) -> None:
+def plot_returns(folders: Sequence[AnyPath], path: AnyPath) -> None:
     """Plots the return of runs over environment steps, with one panel for each configuration.
 
     Runs that differ only in the seed become one band, and the greedy policy's return is marked, as in :func:`plot_learning_curves`. A
@@ -139,8 +141,9 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
 
     Raises:
         ValueError: ``folders`` is empty, a folder has no run, or ``path`` has an ending that matplotlib does not know.
+        TypeError: a folder or ``path`` is not a path.
     """
-    _check_ending(path)
+    path = _checked(path)
     groups = group_runs(folders)
     if not groups:
         raise ValueError("folders: expected at least one run, got none")
@@ -164,10 +167,12 @@ def plot_returns(folders: Sequence[Path], path: Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def _check_ending(path: Path) -> None:
-    """Raises ValueError if matplotlib writes no files with the ending of ``path``."""
+def _checked(path: AnyPath) -> Path:
+    """Returns ``path`` as a Path. Raises ValueError if matplotlib writes no files with its ending."""
+    path = as_path("path", path)
     if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
         raise ValueError(f"path: expected a file ending in .png, .svg or .pdf, got {path}")
+    return path
 
 
 def _lines(group: Sequence[Progress], x: str, column: str, smooth: int) -> List[Line]:

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 from filelock import FileLock, Timeout
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled.environments import goal_of
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.tensor_groups import group_of
@@ -91,13 +91,13 @@ def _holder(folder: Path) -> str:
         return "another process"
 
 
-def load_run(folder: Path, env: Optional[str] = None, trust_environment: bool = False) -> Tuple[TrainConfig, A2CLoss]:
+def load_run(folder: AnyPath, env: Optional[str] = None, trust_environment: bool = False) -> Tuple[TrainConfig, A2CLoss]:
     """Loads the options of a run, and its loss with the networks of the last checkpoint. Arguments and errors: see :func:`load_step`."""
     config, step = load_step(folder, env, trust_environment)
     return config, step.loss
 
 
-def load_step(folder: Path, env: Optional[str] = None, trust_environment: bool = False) -> Tuple[TrainConfig, TrainStep]:
+def load_step(folder: AnyPath, env: Optional[str] = None, trust_environment: bool = False) -> Tuple[TrainConfig, TrainStep]:
     """Loads the options of a run, and its training step with networks, optimizer state and learning rate of the last checkpoint.
 
     The training step is not compiled.
@@ -110,7 +110,9 @@ def load_step(folder: Path, env: Optional[str] = None, trust_environment: bool =
     Raises:
         ValueError: a file of the run is missing, not readable, or of another version, or this machine lacks the run's environment or
             device; or ``env`` is None, and ``config.json`` has no environment, or names a module that is not trusted.
+        TypeError: ``folder`` is not a path.
     """
+    folder = as_path("folder", folder)
     config = with_environment(load_config(folder), env, trust_environment)
     checkpoint = load_checkpoint(folder)
     step = make_step(config, make_loss(config), compile=False)
@@ -118,14 +120,17 @@ def load_step(folder: Path, env: Optional[str] = None, trust_environment: bool =
     return config, step
 
 
-def group_runs(folders: Sequence[Path]) -> List[Group]:
+def group_runs(folders: Sequence[AnyPath]) -> List[Group]:
     """Groups runs whose ``config.json`` is equal apart from the seed. A folder without ``config.json`` is a group of its own.
 
     Raises:
         ValueError: a ``config.json`` is not readable.
+        TypeError: ``folders`` is one path, or has an entry that is not a path.
     """
+    if isinstance(folders, (str, os.PathLike)):
+        raise TypeError(f"folders: expected a sequence of paths, got {folders!r}")
     groups: Dict[str, Group] = {}
-    for folder in folders:
+    for folder in (as_path("folders", folder) for folder in folders):
         config = _config(folder)
         config.pop("seed", None)
         key = json.dumps(config, sort_keys=True) if config else str(folder)

@@ -6,13 +6,13 @@ from collections import deque
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._files import AnyPath, as_path
 from a2c_compiled.environments import Environments, EnvironmentSource, GymnasiumEnvironments, goal_of, make_environments
 from a2c_compiled.environments.replay import MAX_REPLAYED_STEPS, CannotResume
 from a2c_compiled.environments.source import importable_name
@@ -99,7 +99,7 @@ class TrainResult:
 def train(
     config: TrainConfig,
     progress: bool = True,
-    folder: Optional[Path] = None,
+    folder: Optional[AnyPath] = None,
     resume: bool = False,
     environments: Optional[EnvironmentSource] = None,
 ) -> TrainResult:
@@ -142,16 +142,17 @@ class Trainer:
     Raises:
         ValueError: the environment or an option is not valid, ``num_envs`` is not a multiple of the number of processes, or the processes
             have different options or versions of torch and this library.
-        TypeError: ``environments`` is of another kind, or the environments return something other than tensors.
+        TypeError: ``environments`` or ``folder`` is of another kind, or the environments return something other than tensors.
         RuntimeError: the processes cannot be connected, or another process has ended or does not answer.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Optional[Path] = None, environments: Optional[EnvironmentSource] = None
+        self, config: TrainConfig, folder: Optional[AnyPath] = None, environments: Optional[EnvironmentSource] = None
     ) -> None:
         self.started = time.perf_counter()
         self.environments = config.environment if environments is None else environments
-        self.config, self.folder = replace(config, env=importable_name(self.environments)), folder
+        self.config = replace(config, env=importable_name(self.environments))
+        self.folder = None if folder is None else as_path("folder", folder)
         self.device = device_of(config)
         if self.device.type == "cpu":
             use_threads(config.threads)
@@ -457,7 +458,7 @@ class Trainer:
                 raise OSError(f"the run could not be saved ({error}); its last checkpoint is in {self.folder}") from error
             warnings.warn(f"training goes on, but its checkpoint could not be written: {error}", RuntimeWarning, stacklevel=2)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: AnyPath) -> None:
         """Restores the checkpoint in ``folder``.
 
         If the state of the environments or the random generators cannot be restored, issues a warning and begins new episodes.
@@ -465,6 +466,7 @@ class Trainer:
         Raises:
             ValueError: the checkpoint is not readable, has other options, or has more environment steps than ``total_steps``.
         """
+        folder = as_path("folder", folder)
         before = load_config(folder)
         check_resumable(before, self.config)
         if before.autoreset != self.config.autoreset:  # a run of an earlier version goes on in its mode

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from PIL import Image, ImageDraw
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled._hyperparameters import check_seed
 from a2c_compiled.environments import EnvironmentAction, EnvironmentSource, make_vector
 from a2c_compiled.environments.source import is_environment_class, is_registered, resolved
@@ -51,7 +51,7 @@ class Film(NamedTuple):
 
 
 def film_episode(
-    policy: Policy, env_id: EnvironmentSource, path: Path, seed: int = EVALUATION_SEED, **env_options: Any
+    policy: Policy, env_id: EnvironmentSource, path: AnyPath, seed: int = EVALUATION_SEED, **env_options: Any
 ) -> Film:
     """Plays an episode and writes it to ``path``. Above each frame are its step and the return so far.
 
@@ -65,7 +65,9 @@ def film_episode(
 
     Raises:
         ValueError: the file has another ending, imageio-ffmpeg is not installed, or the environment cannot be made or rendered here.
+        TypeError: ``path`` is not a path.
     """
+    path = as_path("path", path)
     write = _WRITERS.get(path.suffix)
     if write is None:
         raise ValueError(f"video: expected a file ending in {', '.join(_WRITERS)}, got {path}")

@@ -1,12 +1,13 @@
 """Compares exported files with eager mode."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Union
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from a2c_compiled._files import AnyPath, as_path
 from a2c_compiled._kinds import flag
 from a2c_compiled.export.checking.comparison import PASSED, OutputError, compared
 from a2c_compiled.export.checking.digests import check_digests
@@ -65,7 +66,7 @@ class Report(NamedTuple):
         return {**fields, "outputs": {name: error.as_json() for name, error in self.outputs.items()}}
 
 
-def verify(path: Union[str, Path], check: bool = True) -> Report:
+def verify(path: AnyPath, check: bool = True) -> Report:
     """Runs an exported file on its reference cases, and compares the outputs with the outputs of eager mode, stored at export.
 
     The cases cover:
@@ -90,11 +91,11 @@ def verify(path: Union[str, Path], check: bool = True) -> Report:
         A :class:`Report`. Errors above the tolerance do not raise; read :attr:`Report.passed`.
 
     Raises:
-        TypeError: ``check`` is not a bool.
+        TypeError: ``path`` is not a path, or ``check`` is not a bool.
         ValueError: the file is missing, unreadable, of an unknown format or without reference cases; or its inputs or outputs do not match
             the cases; or it is not the file that was exported.
     """
-    path = Path(path)
+    path = as_path("path", path)
     if not path.is_file():
         raise ValueError(f"path: expected an exported file, found nothing at {path}")
     format = format_of(path)

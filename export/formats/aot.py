@@ -1,11 +1,12 @@
 """Export to a package that AOTInductor compiles ahead of time."""
 
 from pathlib import Path
-from typing import Callable, Dict, Union
+from typing import Callable, Dict
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from a2c_compiled._files import AnyPath
 from a2c_compiled._torch_internals import ahead_of_time
 from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, write_program
 from a2c_compiled.export.formats.record import Format
@@ -13,9 +14,7 @@ from a2c_compiled.export.tracing.call import DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.program import by_name, exporting_without_logs
 
 
-def export_aot(
-    module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
-) -> Path:
+def export_aot(module: nn.Module, example_inputs: ExampleInputs, path: AnyPath, dynamic_axes: DynamicAxes = ("T", "N")) -> Path:
     """Compiles ``module`` ahead of time with AOTInductor, and writes the package with reference outputs at several shapes beside it.
 
     >>> export_aot(policy, {"observation": observation}, "policy.aot.pt2", ("N",))

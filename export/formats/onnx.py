@@ -13,7 +13,7 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from torch import nn
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled.export.checking import onnx_file
 from a2c_compiled.export.checking.digests import write_digests
@@ -37,7 +37,7 @@ OLDEST_OPSET = 18
 def export_onnx(
     module: nn.Module,
     example_inputs: ExampleInputs,
-    path: Union[str, Path],
+    path: AnyPath,
     dynamic_axes: DynamicAxes = ...,
     opset: int = ...,
     output_names: Optional[Sequence[str]] = ...,
@@ -55,7 +55,7 @@ def export_onnx(module: nn.Module, example_inputs: ExampleInputs, path: BinaryIO
 def export_onnx(
     module: nn.Module,
     example_inputs: ExampleInputs,
-    path: Union[str, Path, BinaryIO],
+    path: Union[AnyPath, BinaryIO],
     dynamic_axes: DynamicAxes = ("T", "N"),
     opset: int = OLDEST_OPSET,
     output_names: Optional[Sequence[str]] = None,
@@ -114,7 +114,7 @@ def export_onnx(
             f"opset: expected {OLDEST_OPSET} to {newest_opset}, the newest that the installed onnx supports, got {opset}"
         )
     ir_version = _checked_ir_version(ir_version, opset)
-    path = Path(path)
+    path = as_path("path", path)
     keep_unread_inputs, own_metadata = flag("keep_unread_inputs", keep_unread_inputs), _checked_metadata(metadata)
     call = Call(module, example_inputs, dynamic_axes)
     with unused_weights_removed(path), atomic_file(path) as temporary:

@@ -3,13 +3,13 @@
 import io
 import json
 from pathlib import Path
-from typing import Callable, Dict, Union
+from typing import Callable, Dict
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
@@ -24,9 +24,7 @@ COMPILED_ENDING = ".aot.pt2"
 """Ending of the file names of programs that AOTInductor compiled."""
 
 
-def export_pt2(
-    module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
-) -> Path:
+def export_pt2(module: nn.Module, example_inputs: ExampleInputs, path: AnyPath, dynamic_axes: DynamicAxes = ("T", "N")) -> Path:
     """Writes ``module`` as a program of ``torch.export``, with reference outputs at several shapes beside it.
 
     >>> export_pt2(policy, {"observation": observation}, "policy.pt2", ("N",))
@@ -66,7 +64,7 @@ def load_pt2(path: Path) -> Callable[..., Dict[str, Tensor]]:
 def write_program(
     module: nn.Module,
     example_inputs: ExampleInputs,
-    path: Union[str, Path],
+    path: AnyPath,
     dynamic_axes: DynamicAxes,
     ending: str,
     write: Callable[[ExportedProgram, Dict[str, str], Path], None],
@@ -79,11 +77,11 @@ def write_program(
     Raises:
         ValueError: ``path`` does not end in ``ending``.
     """
+    path = as_path("path", path)
     # The longer ending first, because it ends in the shorter one.
     actual_ending = next((known for known in (COMPILED_ENDING, ENDING) if str(path).endswith(known)), None)
     if actual_ending != ending:
         raise ValueError(f"path: expected a name ending in {ending}, got {path}")
-    path = Path(path)
     call = Call(module, example_inputs, dynamic_axes)
     with atomic_file(path) as temporary:
         with exporting_without_logs(), explained(call, path.name), torch.no_grad():

@@ -6,12 +6,12 @@ import sys
 from contextlib import contextmanager
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any, Dict, Iterator, Union
+from typing import Any, Dict, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from a2c_compiled._files import atomic_file
+from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled.export.checking.digests import write_digests
 from a2c_compiled.export.checking.metadata import METADATA, describe
 from a2c_compiled.export.checking.reference_cases import record_cases
@@ -51,7 +51,7 @@ def load(path: Path) -> torch.jit.ScriptModule:
 
 
 def export_torchscript(
-    module: nn.Module, example_inputs: ExampleInputs, path: Union[str, Path], dynamic_axes: DynamicAxes = ("T", "N")
+    module: nn.Module, example_inputs: ExampleInputs, path: AnyPath, dynamic_axes: DynamicAxes = ("T", "N")
 ) -> Path:
     """Writes ``module`` as a TorchScript file, with reference outputs at several shapes beside it.
 
@@ -76,7 +76,7 @@ def export_torchscript(
         ExportError: (a RuntimeError) TorchScript cannot compile the module; the message says what, where, and what to do.
         RuntimeError: torch has no TorchScript for this version of Python.
     """
-    path = Path(path)
+    path = as_path("path", path)
     call = Call(module, example_inputs, dynamic_axes)
     with atomic_file(path) as temporary:
         with without_deprecation_warnings():

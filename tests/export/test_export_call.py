@@ -161,6 +161,14 @@ def test_a_name_with_the_ending_of_another_format_is_refused(export_one, name, e
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_path_is_refused():
+    for export_one in (export.export_onnx, export.export_torchscript, export.export_pt2, export.export_aot):
+        with pytest.raises(TypeError, match=r"path: expected a path.*, got 3"):
+            export_one(estimators.GAE(), gae_inputs(), 3)
+    with pytest.raises(TypeError, match="path: expected a path, got None"):
+        export.verify(None)
+
+
 @pytest.mark.parametrize("opset", [17, 1000])
 def test_an_opset_out_of_range_is_refused(opset, tmp_path):
     with pytest.raises(ValueError, match=f"opset: expected 18 to .*, got {opset}"):

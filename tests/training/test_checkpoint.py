@@ -27,7 +27,7 @@ from a2c_compiled.training.diagnosis import TrainingDivergedError, diagnose
 from a2c_compiled.training.distributed.processes import Processes
 from a2c_compiled.training.evaluation import NetworkPolicy
 from a2c_compiled.training.log import load_progress
-from a2c_compiled.training.run_folder import load_run
+from a2c_compiled.training.run_folder import load_run, load_step
 from a2c_compiled.training.trainer import PATIENCE, Trainer
 
 pytestmark = pytest.mark.usefixtures("terminal_signals")
@@ -351,6 +351,21 @@ def test_a_different_option_is_refused_by_name(run, options, message, capsys):
 def test_a_different_configuration_is_refused_by_name(run):
     with pytest.raises(ValueError, match=r"num_steps: expected 5 as in the run that is resumed, got 6"):
         resumed(run, num_steps=6)
+
+
+def test_a_folder_may_be_named_by_a_string_and_what_is_no_path_is_named(run):
+    folder = str(run)
+    before, loss = load_run(folder)
+    trainer = Trainer(before, folder)
+    trainer.load(folder)
+    assert torch.equal(trainer.loss.actor_network[0].weight, loss.actor_network[0].weight)
+    assert train(before, progress=False, folder=folder, resume=True).steps >= trainer.updates * trainer.steps_per_update > 0
+    for call in (train, Trainer):
+        with pytest.raises(TypeError, match=r"folder: expected a path, got 3\.0"):
+            call(before, folder=3.0)
+    for call in (load_run, load_step, load_checkpoint, trainer.load):
+        with pytest.raises(TypeError, match=r"folder: expected a path, got list"):
+            call([folder])
 
 
 def test_fewer_total_steps_than_already_taken_are_refused(run):

@@ -329,6 +329,13 @@ def test_an_environment_or_file_that_cannot_be_filmed_is_named(tmp_path, env_id,
     assert not list(tmp_path.iterdir())
 
 
+def test_the_file_of_a_film_may_be_a_string_and_what_is_no_path_is_named(tmp_path):
+    film_episode(push(0), "Dots-v0", str(tmp_path / "dots.gif"))
+    assert (tmp_path / "dots.gif").is_file()
+    with pytest.raises(TypeError, match="path: expected a path, got None"):
+        film_episode(push(0), "Dots-v0", None)
+
+
 def test_cartpole_is_filmed_without_a_display(tmp_path, monkeypatch):
     pytest.importorskip("pygame")
     monkeypatch.delenv("DISPLAY", raising=False)

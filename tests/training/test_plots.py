@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from a2c_compiled.cli import main
-from a2c_compiled.training.log import RunLog
+from a2c_compiled.training.log import RunLog, load_progress
 from a2c_compiled.training.plots import plot_learning_curves, plot_returns, plot_runs
 from a2c_compiled.training.run_folder import group_runs
 
@@ -30,7 +31,7 @@ def make_run(folder, seed=0, rows=5, height=100.0, **config):
     with RunLog(folder, 100, progress=False, tensorboard=False) as log:
         for i in range(1, rows + 1):
             log.write({"steps": 10 * i, "seconds": float(i), "return": height * i / rows, "entropy": 0.5})
-    (folder / "config.json").write_text(json.dumps({"env": "CartPole-v1", "solved_return": GOAL, "seed": seed, **config}))
+    (Path(folder) / "config.json").write_text(json.dumps({"env": "CartPole-v1", "solved_return": GOAL, "seed": seed, **config}))
     return folder
 
 
@@ -43,6 +44,24 @@ def names(figure):
 
 
 # What is drawn
+
+
+def test_runs_and_pictures_may_be_named_by_strings_and_what_is_no_path_is_named(tmp_path, figures):
+    folder, path = str(make_run(str(tmp_path / "a"))), str(tmp_path / "curves.png")
+    plot_runs([folder], path)
+    plot_returns([folder], path)
+    plot_learning_curves({"a": load_progress(folder)}, path, "a")
+    assert len(figures) == 3
+    wrong_calls = [
+        (lambda: plot_runs([folder], 3), "path: expected a path, got 3"),
+        (lambda: plot_returns([3], path), "folders: expected a path, got 3"),
+        (lambda: plot_runs(folder, path), f"folders: expected a sequence of paths, got '{folder}'"),
+        (lambda: plot_returns(tmp_path, path), "folders: expected a sequence of paths, got "),
+        (lambda: load_progress(None), "folder: expected a path, got None"),
+    ]
+    for call, message in wrong_calls:
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 def test_the_picture_is_written_without_temporary_files(tmp_path):
@@ -275,7 +294,7 @@ def test_the_goal_is_drawn_if_all_runs_have_the_same(tmp_path, figures, configs,
 def test_runs_and_options_that_cannot_be_drawn_are_named(tmp_path, content, options, message):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.json").write_text(options.pop("config", "{}"))
+    (Path(folder) / "config.json").write_text(options.pop("config", "{}"))
     if content is not None:
         (folder / "progress.csv").write_text(content)
     with pytest.raises(ValueError, match=message):
