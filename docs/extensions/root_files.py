@@ -1,4 +1,7 @@
-"""Pages whose text is a Markdown file outside of ``docs/``. The page itself has a heading and a link to the file."""
+"""Pages whose text is a Markdown file outside of ``docs/``. The page itself has a heading and a link to the file.
+
+A path such as ``docs/own_loop.md``, in such a file or in a docstring, becomes a link to the page.
+"""
 
 import os
 import re
@@ -8,6 +11,7 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
+PAGE_PATH = re.compile(r"(?<![\[`])(`{1,2})docs/(\w+)\.md\1(?![\]`])")  # not the text of a link
 LINKED = re.compile(r"\A(# .+)\n\n\[\S+\]\((\S+)\)\n\Z")
 
 
@@ -29,11 +33,17 @@ def _insert(app: Sphinx, name: str, source: list[str]) -> None:
         target = (file.parent / match[1]).resolve()
         return f"]({os.path.relpath(pages.get(target, target), page.parent)}"
 
-    text = re.sub(r"\]\((?!\w+:|#)([^)#\s]+)", link, file.read_text())
+    text = PAGE_PATH.sub(r"[`docs/\2.md`](docs/\2.md)", file.read_text()) if file.parent == ROOT else file.read_text()
+    text = re.sub(r"\]\((?!\w+:|#)([^)#\s]+)", link, text)
     source[0] = text if text.startswith("# ") else f"{heading}\n\n{text}"
 
 
+def _link_pages(app: Sphinx, kind: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    lines[:] = [PAGE_PATH.sub(r":doc:`/\2`", line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connects the function above."""
+    """Connects the functions above."""
     app.connect("source-read", _insert)
+    app.connect("autodoc-process-docstring", _link_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
