@@ -33,6 +33,7 @@ RUN_ELSEWHERE = {
 SHORTER = {
     "torchrl_mujoco.md": ("total_frames = 640, 64, 100_480", "total_frames = 640, 64, 1_280"),
     "quick_start.md": ("range(300)", "range(100)"),
+    "own_loop.md": ('"LunarLander-v3", 32, 16, 3_000_000', '"CartPole-v1", 32, 16, 51_200'),
 }
 PRINTED = {
     "own_loop.md": "done: expected the shape of reward, [32, 8], got [31, 8]",
