@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import inspect
 import math
 import os
 from typing import Any, Optional, Union
@@ -17,6 +16,7 @@ from a2c_compiled._kinds import described, integer
 from a2c_compiled.environments import minatar
 from a2c_compiled.environments.as_vector import AsVector
 from a2c_compiled.environments.cartpole import CartPole
+from a2c_compiled.environments.checked import Checked, check_call
 from a2c_compiled.environments.envpool import EnvPool, is_pool, make_envpool
 from a2c_compiled.environments.pendulum import Pendulum
 from a2c_compiled.environments.protocol import Environments
@@ -28,6 +28,7 @@ from a2c_compiled.environments.source import (
     is_function,
     is_registered,
     is_tensor_class,
+    module_of,
     resolved,
 )
 from a2c_compiled.environments.tensor import TensorEnvironments
@@ -156,6 +157,8 @@ def make_vector(
     source = resolved(env_id)
     if is_environment_class(source):
         _check_only("vectorization", vectorization, ("auto", "sync", "async"), "a class of single environments")
+        arguments = ", ".join(options) if options else "no arguments"
+        check_call(source, f"a gymnasium.Env class whose constructor needs {arguments}", **options)
         make = functools.partial(_made_of_class, source, frame_stack, options, os.getpid())
         vector_class = AsyncVectorEnv if vectorization == "async" else SyncVectorEnv
         with starting_workers():
@@ -180,13 +183,8 @@ def _made_by(
     """Calls ``function``, and checks what it returns. A pool of envpool's is wrapped, so that resets seed it."""
     _check_only("vectorization", vectorization, ("auto",), "environments that a function makes")
     _check_only("frame_stack", frame_stack, (1,), "environments that a function makes")
-    try:
-        inspect.signature(function).bind(num_envs, seed)
-    except ValueError:
-        pass  # a function in C may have no known signature
-    except TypeError as error:
-        name = getattr(function, "__qualname__", repr(function))
-        raise TypeError(f"env: expected a function of num_envs and seed, got {name} ({error})") from error
+    of_class = "a gymnasium.Env class, a TensorEnvironments class or " if isinstance(function, type) else ""
+    check_call(function, f"{of_class}a function of num_envs and seed", num_envs, seed)
     envs = function(num_envs, seed)
     if not isinstance(envs, (VectorEnv, Environments)):
         raise TypeError(f"env: expected a function that returns a gymnasium VectorEnv or Environments, got {described(envs)}")
@@ -226,7 +224,10 @@ def _made_by_gymnasium(
                 name, num_envs, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers, **options
             )
     except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"env: expected an environment that gymnasium can make here, got {env_id!r} ({error})") from error
+        expected = "an environment that gymnasium can make here"
+        if module_of(env_id) and isinstance(error, gymnasium.error.UnregisteredEnv):
+            expected = f"{name} in module {module_of(env_id)}, or an environment of this name that the module registers"
+        raise ValueError(f"env: expected {expected}, got {env_id!r} ({error})") from error
 
 
 def _register(name: str) -> None:
@@ -251,7 +252,7 @@ def _wrapped(env: gymnasium.Env, frame_stack: int, main_process: int) -> Replaya
     elif namespace == MINATAR:
         env = minatar.SeededMinAtar(env)
     if frame_stack > 1:
-        env = FrameStackObservation(env, frame_stack)
+        env = FrameStackObservation(Checked(env), frame_stack)
     return Replayable(env)
 
 

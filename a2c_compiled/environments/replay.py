@@ -12,6 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import Tensor
 
+from a2c_compiled.environments.checked import Checked
 from a2c_compiled.environments.gymnasium_internals import cartpole_state, set_cartpole_state, set_reset_next
 
 MAX_REPLAYED_STEPS = 100_000
@@ -22,8 +23,8 @@ class CannotResume(ValueError):  # noqa: N818 - public name
     """The environments cannot be restored to the saved state. The caller can begin new episodes instead."""
 
 
-class Replayable(gymnasium.Wrapper):
-    """Records the start and the actions of the current episode, so that the episode can be replayed.
+class Replayable(Checked):
+    """Records the start and the actions of the current episode, so that the episode can be replayed. Checks what ``env`` returns.
 
     The environment must depend on nothing but ``np_random`` and the actions. Wrappers with a state of their own, such as stacked frames,
     must be inside this wrapper. The actions are kept until the next reset, or until they are more than ``MAX_REPLAYED_STEPS``.
@@ -47,7 +48,7 @@ class Replayable(gymnasium.Wrapper):
         # With a seed, the earlier state of the generator has no effect and is not recorded.
         self._start = {"chance": self._generator_state() if seed is None else None, "seed": seed, "options": options}
         self._actions = []
-        return self.env.reset(seed=seed, options=options)
+        return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Takes one step and records ``action``."""
@@ -55,7 +56,7 @@ class Replayable(gymnasium.Wrapper):
             self._actions.append(action.copy() if isinstance(action, np.ndarray) else action)
             if len(self._actions) > MAX_REPLAYED_STEPS:
                 self._actions = None
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = super().step(action)
         if terminated or truncated:
             observation = copy.deepcopy(observation)  # the next reset may overwrite it
         return observation, reward, terminated, truncated, info

@@ -40,14 +40,13 @@ class Checkpoint(NamedTuple):
     facts: Dict[str, Any]
 
 
-def save_checkpoint(folder: AnyPath, checkpoint: Checkpoint, processes: Processes) -> None:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, processes: Processes) -> None:
     """Writes a checkpoint, then removes the previous one. All processes must call this function.
 
     Raises:
         OSError: this or another process cannot write its part, for example because the disk is full. The previous checkpoint stays
             valid.
     """
-    folder = as_path("folder", folder)
     tensors_folder = folder / "checkpoints" / str(checkpoint.facts["updates"])
     try:
         with processes.together():
@@ -68,9 +67,8 @@ def has_checkpoint(folder: AnyPath) -> bool:
     return (as_path("folder", folder) / "checkpoint.json").is_file()
 
 
-def remove_checkpoints(folder: AnyPath) -> None:
+def remove_checkpoints(folder: Path) -> None:
     """Removes all checkpoints from ``folder``."""
-    folder = as_path("folder", folder)
     (folder / "checkpoint.json").unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

@@ -465,6 +465,7 @@ class Trainer:
 
         Raises:
             ValueError: the checkpoint is not readable, has other options, or has more environment steps than ``total_steps``.
+            TypeError: ``folder`` is not a path.
         """
         folder = as_path("folder", folder)
         before = load_config(folder)

@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from a2c_compiled.environments import TensorEnvironments
@@ -51,6 +51,85 @@ class Walk(TensorEnvironments):
 
     def observe(self, physics):
         return physics
+
+
+class Refused(Corridor):
+    """Base of the environments below, each with one mistake."""
+
+    metadata = {}
+
+    def __init__(self):
+        super().__init__()
+
+
+class NeedsSize(Refused):
+    def __init__(self, size):
+        super().__init__()
+
+
+class WithoutSpace(gymnasium.Env):
+    action_space = Discrete(2)
+
+
+class WithoutSeed(Refused):
+    def reset(self):
+        return super().reset()
+
+
+class FirstAlone(Refused):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class FourResults(Refused):
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, info
+
+
+class Wide(Refused):
+    def observation(self):
+        return np.zeros(4, np.float32)
+
+
+class WideInTheThirdStep(Refused):
+    def observation(self):
+        return np.zeros(4 if self.steps == 3 else 3, np.float32)
+
+
+class WithoutLast(Refused):
+    def step(self, action):
+        observation, *others = super().step(action)
+        return (None if self.steps == LENGTH else observation), *others
+
+
+class Parts(Refused):
+    observation_space = Dict(place=Box(-1, 1, (2,)), room=Tuple([Discrete(3), Box(-1, 1)]))
+    parts = {"place": np.zeros(2, np.float32), "room": (1, np.zeros(1, np.float32))}
+
+    def observation(self):
+        return self.parts
+
+
+class WithoutPart(Parts):
+    parts = {"place": np.zeros(2, np.float32)}
+
+
+class WideRoom(Parts):
+    parts = {"place": np.zeros(2, np.float32), "room": (1, np.zeros(2, np.float32))}
+
+
+class ShortRoom(Parts):
+    parts = {"place": np.zeros(2, np.float32), "room": (1,)}
+
+
+class NoMapping(Parts):
+    parts = np.zeros(2, np.float32)
+
+
+class OfAnotherKind:
+    def __init__(self):
+        pass
 
 
 def next_step_vector(num_envs, seed):

@@ -13,6 +13,7 @@ import numpy as np
 import own_environments
 import pytest
 import torch
+from loops import loop_over
 from own_environments import LENGTH, Corridor, Walk
 
 from a2c_compiled.cli import main
@@ -268,7 +269,24 @@ def test_a_module_may_be_in_the_current_folder(tmp_path, monkeypatch):
     ("source", "options", "message"),
     [
         ("own_environments:NUMBER", {}, "env: expected a gymnasium.Env class, .*, got 'own_environments:NUMBER', which is 3"),
-        ("own_environments:Nowhere-v0", {}, "env: expected an environment that gymnasium can make here"),
+        (
+            "own_environments:Coridor",
+            {},
+            r"env: expected Coridor in module own_environments, or an environment of this name .*, got 'own_environments:Coridor'",
+        ),
+        ("own_environments:Nowhere-v0", {}, "env: expected Nowhere-v0 in module own_environments, or an environment of this"),
+        (
+            "own_environments:OfAnotherKind",
+            {},
+            r"env: expected a gymnasium.Env class, .* or a function of num_envs and seed, got OfAnotherKind \(too many",
+        ),
+        (
+            "own_environments:NeedsSize",
+            {},
+            r"env: expected a gymnasium.Env class whose constructor needs no arguments, got NeedsSize \(missing .* 'size'\)",
+        ),
+        ("own_environments:WithoutSpace", {}, "env: expected WithoutSpace.observation_space to be a gymnasium space, got None"),
+        ("own_environments:WithoutSeed", {}, "env: expected WithoutSeed.reset to take seed and options, got WithoutSeed.reset"),
         ("no_such_module:X", {}, "env: expected a module that can be imported, got 'no_such_module:X'"),
         (3, {}, "env_id: expected a name, a class or a function, got 3"),
         ("own_environments:one_more", {}, "env: expected 2 environments from the function, got 3"),
@@ -317,6 +335,55 @@ def test_a_module_may_be_in_the_current_folder(tmp_path, monkeypatch):
 def test_environments_that_are_not_served_are_named(source, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make_environments(source, 2, **options)
+
+
+@pytest.mark.parametrize("frame_stack", [1, 2])
+@loop_over(
+    ["source", "message"],
+    [
+        (own_environments.FirstAlone, r"FirstAlone.reset\(\) to return observation and info, got numpy.ndarray"),
+        (own_environments.FourResults, r"FourResults.step\(\) to return observation, reward, .* and info, got a tuple of 4"),
+        (own_environments.Wide, r"Wide.reset\(\) to return observation of shape \[3\], got shape \[4\]"),
+        (
+            own_environments.WideInTheThirdStep,
+            r"WideInTheThirdStep.step\(\) to return observation of shape \[3\], got shape \[4\]",
+        ),
+        (own_environments.WithoutLast, r"WithoutLast.step\(\) to return observation of shape \[3\], got shape \[\]"),
+        (own_environments.WithoutPart, r"observation as a mapping with the keys \['place', 'room'\], got \['place'\]"),
+        (own_environments.NoMapping, r"observation as a mapping with the keys \['place', 'room'\], got numpy.ndarray"),
+        (own_environments.WideRoom, r"observation\['room'\]\[1\] of shape \[1\], got shape \[2\]"),
+        (own_environments.ShortRoom, r"observation\['room'\] as a tuple of 2, got a tuple of 1"),
+    ],
+)
+def test_what_an_environment_must_not_return_is_named_with_its_class(source, message, frame_stack):
+    envs = make_environments(source, 2, frame_stack=frame_stack)
+
+    def play():
+        envs.reset(seed=0)
+        for _ in range(LENGTH):
+            envs.step(torch.ones(2, dtype=torch.int64))
+
+    with pytest.raises(ValueError, match=rf"env: expected .*{message}"):
+        play()
+    envs.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Worker|.*Traceback|.*Raising the last")
+def test_a_mistake_in_another_process_is_named_too():
+    envs = make_environments(own_environments.FourResults, 2, vectorization="async")
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"env: expected FourResults.step\(\) to return .*, got a tuple of 4"):
+        envs.step(torch.ones(2, dtype=torch.int64))
+    envs.close()
+
+
+def test_right_observations_of_several_parts_pass():
+    envs = make_vector(own_environments.Parts, 2)
+    envs.reset(seed=0)
+    observation, *_ = envs.step(np.ones(2, np.int64))
+    assert observation["place"].shape == (2, 2)
+    envs.close()
 
 
 def test_an_absent_envpool_is_named_with_its_extra(monkeypatch):
