@@ -14,7 +14,6 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._kinds import described, integer
 from a2c_compiled.environments import minatar
-from a2c_compiled.environments.as_vector import AsVector
 from a2c_compiled.environments.cartpole import CartPole
 from a2c_compiled.environments.checked import Checked, check_call
 from a2c_compiled.environments.envpool import EnvPool, is_pool, make_envpool
@@ -32,7 +31,7 @@ from a2c_compiled.environments.source import (
     resolved,
 )
 from a2c_compiled.environments.tensor import TensorEnvironments
-from a2c_compiled.environments.vector import GymnasiumEnvironments
+from a2c_compiled.environments.vector import AsVector, GymnasiumEnvironments
 from a2c_compiled.environments.workers import ignore_ctrl_c, starting_workers
 
 IN_TORCH: dict[str, type[TensorEnvironments]] = {"CartPole-v1": CartPole, "Pendulum-v1": Pendulum}
