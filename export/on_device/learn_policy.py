@@ -24,13 +24,14 @@ if TYPE_CHECKING or __package__:
         EVALUATION_SEED,
         count,
         episode_returns,
+        fitting,
         make_environments,
         run,
     )
     from a2c_compiled.export.on_device.runtime import Learner
 else:  # the copies beside this file
     import play_policy
-    from play_policy import ENV_HELP, EVALUATION_SEED, count, episode_returns, make_environments, run
+    from play_policy import ENV_HELP, EVALUATION_SEED, count, episode_returns, fitting, make_environments, run
     from runtime import Learner
 
 Rollout = Dict[str, np.ndarray]
@@ -116,12 +117,13 @@ def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed:
             f"graph: expected a training step with the input mask, because {env_id} spends a step on each reset, got none"
         )
     observation, _ = envs.reset(seed=seed)
+    act = fitting(learner.act, env_id)
     running, done = np.zeros(num_envs), np.zeros(num_envs, dtype=bool)
     while True:
         steps: Dict[str, List[np.ndarray]] = {name: [] for name in learner.rollout_entries}
         ended: List[float] = []
         for _ in range(num_steps):
-            output = learner.act(observation)
+            output = act(observation)
             next_observation, reward, terminated, truncated, info = envs.step(output.environment_action)
             counted = ~done if spends_steps else np.ones(num_envs, dtype=bool)
             done = terminated | truncated

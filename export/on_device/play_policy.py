@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Callable, List, Union
+from typing import TYPE_CHECKING, Any, Callable, List, TypeVar, Union
 
 import gymnasium
 import numpy as np
@@ -22,6 +22,8 @@ else:
 
 Act = Callable[[np.ndarray], Union[np.ndarray, PolicyOutput]]
 """Maps a batch of observations to actions, or to the output of a sampled policy."""
+
+Output = TypeVar("Output")
 
 EVALUATION_SEED = 10_000
 """Seed of the environments in which policies are compared."""
@@ -38,6 +40,7 @@ def play(policy_path: str, env_id: str, episodes: int, seed: int) -> List[float]
 
 def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[float]:
     """Returns the undiscounted return of the first episode in each of ``episodes`` environments."""
+    act = fitting(act, env_id)
     envs = make_environments(env_id, episodes, seed)
     observation, _ = envs.reset(seed=seed)
     returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
@@ -51,6 +54,20 @@ def episode_returns(act: Act, env_id: str, episodes: int, seed: int) -> List[flo
     return returns.tolist()
 
 
+def fitting(act: Callable[[np.ndarray], Output], env_id: str) -> Callable[[np.ndarray], Output]:
+    """Returns ``act``, whose errors about observations of ``env_id`` then name this environment and the option that selects another."""
+
+    def explained(observation: np.ndarray) -> Output:
+        try:
+            return act(observation)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"env: expected an environment with the observations of the policy, got {env_id} ({error}); --env selects another"
+            ) from error
+
+    return explained
+
+
 def make_environments(env_id: str, num_envs: int, seed: int = 0, **options: Any) -> VectorEnv:
     """Makes ``num_envs`` environments.
 
@@ -62,7 +79,7 @@ def make_environments(env_id: str, num_envs: int, seed: int = 0, **options: Any)
         options: options of ``gymnasium.make_vec`` for environments in gymnasium's registry. Of a class, only ``vector_kwargs`` is used.
 
     Raises:
-        ValueError: ``X`` is of another kind, or the function returns something else.
+        ValueError: ``X`` is of another kind, the function returns something else, or there is no ``X``.
     """
     module, _, name = env_id.rpartition(":")
     if module == "envpool":
@@ -71,7 +88,13 @@ def make_environments(env_id: str, num_envs: int, seed: int = 0, **options: Any)
     if own is None:
         if env_id.startswith("MinAtar/") and env_id not in gymnasium.registry:
             importlib.import_module("minatar.gym").register_envs()
-        return gymnasium.make_vec(env_id, num_envs, **options)
+        try:
+            return gymnasium.make_vec(env_id, num_envs, **options)
+        except gymnasium.error.UnregisteredEnv as error:
+            of_module = (
+                f" in module {module}, or an environment of this name that the module registers" if module else " in gymnasium"
+            )
+            raise ValueError(f"env: expected {name}{of_module}, got {env_id} ({error})") from error
     if isinstance(own, type) and issubclass(own, gymnasium.Env):
         return SyncVectorEnv([own] * num_envs, **options.get("vector_kwargs", {}))
     envs = None if isinstance(own, type) or not callable(own) else own(num_envs, seed)
