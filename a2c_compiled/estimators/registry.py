@@ -1,5 +1,6 @@
 """Value estimators by name: the enumeration and the factory."""
 
+import inspect
 from enum import Enum, EnumMeta
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -62,6 +63,12 @@ def make_value_estimator(value_type: Optional[EstimatorKind] = None, **hyperpara
     if not (isinstance(value_type, type) and issubclass(value_type, ValueEstimator)):
         raise TypeError(
             f"value_type: expected a name, a ValueEstimators member, a ValueEstimator or a subclass of it, got {value_type!r}"
+        )
+    options = inspect.signature(value_type).parameters
+    unknown = [name for name in hyperparams if name not in options]
+    if unknown and not any(option.kind is option.VAR_KEYWORD for option in options.values()):
+        raise TypeError(
+            f"hyperparams: expected options of {value_type.__name__} ({', '.join(options)}), got {', '.join(unknown)}"
         )
     return value_type(**{"differentiable": True, **hyperparams})
 

@@ -510,7 +510,11 @@ def test_make_value_estimator_returns_an_estimator_unchanged():
         (lambda: make_value_estimator(3), TypeError, "value_type: expected a name, .*, got 3"),
         (lambda: make_value_estimator(dict), TypeError, "value_type: expected a name, .*, got <class 'dict'>"),
         (lambda: make_value_estimator(GAE(), gamma=0.9), TypeError, r"hyperparams: expected none .*, got \['gamma'\]"),
-        (lambda: make_value_estimator("td0", lmbda=0.9), TypeError, "lmbda"),
+        (
+            lambda: make_value_estimator("td0", lmbda=0.9, value_network=None),
+            TypeError,
+            r"hyperparams: expected options of TD0Estimator \(gamma, .*\), got lmbda, value_network$",
+        ),
         (lambda: GAE(gamma=1.5), ValueError, "gamma: expected a number from 0 to 1, got 1.5"),
         (lambda: GAE(gamma=-0.1), ValueError, "gamma: expected a number from 0 to 1, got -0.1"),
         (lambda: GAE(gamma=float("nan")), ValueError, "gamma: expected a number from 0 to 1, got nan"),
