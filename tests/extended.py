@@ -315,6 +315,7 @@ EXTENDED = {
         "test_checkpoint.py::test_a_run_goes_on_when_nothing_reads_its_output_any_more",
         "test_own_environments.py::test_export_verify_play_and_learn_with_the_environment*",
         "test_own_environments.py::test_processes_of_torchrun_step_their_part_of_the_environments*",
+        "test_own_environments.py::test_a_mistake_in_another_process_is_named_too",
         "test_environments.py::test_resumed_environments_take_the_same_steps[acrobot_async]",
         "test_environments.py::test_processes_of_environments_ignore_ctrl_c",
         "test_damaged_folders.py::test_resume_and_plot_of_a_damaged_folder_end_well_or_with_an_error_in_one_line",
