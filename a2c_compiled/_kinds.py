@@ -94,7 +94,9 @@ def integer(name: str, value: Any) -> int:
 
 def _is_bool(value: Any) -> bool:
     """Returns whether ``value`` is a bool of Python or NumPy. NumPy 2.1 still takes its bool for an integer, with a warning."""
-    return isinstance(value, bool) or described(value) in ("numpy.bool", "numpy.bool_")
+    if isinstance(value, int):  # also a symbolic integer of Dynamo, which has no text
+        return isinstance(value, bool)
+    return described(value) in ("numpy.bool", "numpy.bool_")
 
 
 def flag(name: str, value: Any) -> bool:
