@@ -25,8 +25,6 @@ from a2c_compiled.training.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hosts")]
 
-# Of the processes that run this file as a program: it imports kill_and_resume.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "campaigns")}
 ADDRESSES = {"one": "10.77.0.1", "two": "10.77.0.2"}
 UPDATES, ENVS, STEPS = 40, 8, 6
 OPTIONS = ["--no-compile", "--device", "cpu", "--num-envs", str(ENVS), "--num-steps", str(STEPS), "--hidden", "8"]
@@ -111,7 +109,7 @@ class Hosts:
             f'hostname {host}; exec "$@"',
             "sh",
         ]
-        environment = {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "eth0"}
+        environment = {**environment_of_programs(), "GLOO_SOCKET_IFNAME": "eth0"}
         with log.open("a") as file:
             process = subprocess.Popen(
                 [*inside, *command, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT, env=environment
@@ -131,12 +129,17 @@ class Hosts:
             *map(str, arguments),
         ]
         with log.open("a") as file:
-            self.running.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT))
+            self.running.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment_of_programs()))
         return self.running[-1]
 
     def pids(self, host):
         """The processes of a host."""
         return [int(pid) for pid in ip("netns", "pids", self.prefix + host, check=False).stdout.split()]
+
+
+def environment_of_programs():
+    """The environment of the processes that run this file as a program: it imports kill_and_resume."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "campaigns")}
 
 
 def world_size(folder):
