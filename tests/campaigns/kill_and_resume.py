@@ -6,6 +6,7 @@ As a script it kills ten times: ``python tests/campaigns/kill_and_resume.py [--k
 import argparse
 import contextlib
 import json
+import os
 import random
 import sys
 import tempfile
@@ -20,6 +21,11 @@ from a2c_compiled.cli import main as command
 
 # A checkpoint after every update, so that many kills come while a checkpoint is being written.
 OPTIONS = ["--num-envs", "8", "--num-steps", "8", "--solved-return", "inf", "--checkpoint-seconds", "0", "--device", "cpu"]
+
+
+def environment_of_programs():
+    """Returns the environment of a process that runs a test file as a program, which imports this module."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
 
 
 def call(function, log, *arguments):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_and_resume import Running, tensors, updates
+from kill_and_resume import Running, environment_of_programs, tensors, updates
 
 from a2c_compiled import A2CLoss, distributions, estimators
 from a2c_compiled.cli import main
@@ -220,7 +220,7 @@ def dying(folder, seconds, *moments):
 def torchrun(options, *arguments, machines=1):
     """Runs ``dying`` under one torchrun for each machine; returns their exit statuses and their output."""
     command = [sys.executable, "-m", "torch.distributed.run", *options.split(), __file__, *map(str, arguments)]
-    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment_of_programs()}
     running = [subprocess.Popen(command, **out) for _ in range(machines)]
     try:
         output = [process.communicate(timeout=300)[0] for process in running]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_and_resume import tensors, updates
+from kill_and_resume import environment_of_programs, tensors, updates
 
 from a2c_compiled.cli import main
 from a2c_compiled.training.distributed import watch
@@ -135,11 +135,6 @@ class Hosts:
     def pids(self, host):
         """The processes of a host."""
         return [int(pid) for pid in ip("netns", "pids", self.prefix + host, check=False).stdout.split()]
-
-
-def environment_of_programs():
-    """The environment of the processes that run this file as a program: it imports kill_and_resume."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "campaigns")}
 
 
 def world_size(folder):
