@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,9 @@ def environment_of_programs():
 def call(function, log, *arguments):
     """Ends this process with the status that ``function`` returns; its output goes to the file ``log``."""
     end_with_parent()
+    # As in a process of a terminal: a shell's background jobs ignore SIGINT, nohup SIGHUP.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         sys.exit(function(*arguments))
 
