@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 # For each project, the page of a name by the first pattern that matches it.
 PAGES = {
     "python": (
-        (r"(typing|pathlib|enum|argparse|collections\.abc|io|types)\..*", r"library/\1.html"),
+        (r"(typing|pathlib|os|enum|argparse|collections\.abc|io|types)\..*", r"library/\1.html"),
         (r"\w*(Error|Exception|Interrupt|Warning)", "library/exceptions.html"),
         (r"(int|float|bool|str|list|dict|tuple|set|object|type|bytes)", "library/stdtypes.html"),
     ),
