@@ -1,4 +1,4 @@
-"""Diagrams of boxes and arrows: the library in one picture, and the data flow of a training step."""
+"""A diagram of boxes and arrows: the data flow of a training step."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-GREY, BLUE, GREEN, YELLOW = "#eeeeee", "#d6e6f5", "#d9efdb", "#fbedc8"
+BLUE, GREEN, YELLOW = "#d6e6f5", "#d9efdb", "#fbedc8"
 
 
 class Box(NamedTuple):
@@ -17,12 +17,12 @@ class Box(NamedTuple):
     width: float
     height: float
     text: str
-    colour: str = GREY
+    colour: str
 
 
 def figures() -> dict[str, Figure]:
-    """The two diagrams."""
-    return {"overview": _overview(), "training_step": _training_step()}
+    """The diagram."""
+    return {"training_step": _training_step()}
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -48,29 +48,9 @@ def _draw(axis: Axes, box: Box) -> None:
         axis.text(box.x, box.y - 0.1, rest, ha="center", va="center", fontsize=9, linespacing=1.15)
 
 
-def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", bend: float = 0.0) -> None:
-    style = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0, "connectionstyle": f"arc3,rad={bend}"}
+def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", end, start, arrowprops=style)
-    if text:
-        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        axis.text(*middle, text, ha="center", va="center", fontsize=9, backgroundcolor="white")
-
-
-def _overview() -> Figure:
-    figure, axis = _canvas(5.6, 4.4)
-    environments = Box(1.2, 3.8, 2.0, 0.8, "environments\ngymnasium, torch, envpool")
-    rollout = Box(4.3, 3.8, 2.2, 0.8, "rollout\ntensors [T, N, ...]", GREEN)
-    step = Box(2.8, 2.3, 5.2, 1.0, "training step, one graph\nestimator, loss, gradient, clipping, optimizer", BLUE)
-    policy = Box(1.2, 0.7, 2.0, 1.0, "policy\nONNX, TorchScript,\n.pt2, AOTInductor", YELLOW)
-    learner = Box(4.3, 0.7, 2.2, 1.0, "training step in ONNX\nlearns on a device\nwithout torch", YELLOW)
-    for box in (environments, rollout, step, policy, learner):
-        _draw(axis, box)
-    _arrow(axis, (2.2, 3.8), (3.2, 3.8), "collect")
-    _arrow(axis, (4.3, 3.4), (4.3, 2.8))
-    _arrow(axis, (1.2, 2.8), (1.2, 3.4), "parameters")
-    _arrow(axis, (1.2, 1.8), (1.2, 1.2), "export")
-    _arrow(axis, (4.3, 1.8), (4.3, 1.2), "export")
-    return figure
 
 
 def _training_step() -> Figure:
