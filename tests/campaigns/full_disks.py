@@ -67,14 +67,14 @@ def limited(size, arguments):
     return status
 
 
-def fault_of_end(running, before):
+def fault_of_end(running):
     """What is wrong with the end of a process; None if it succeeded or said in one line why not."""
     running.process.join(300)
     if running.process.is_alive():
         running.process.kill()
         running.process.join()
         return "had not ended after 300 s"
-    said = running.log.read_bytes()[before:].decode(errors="replace")
+    said = running.log.read_bytes().decode(errors="replace")
     if "Traceback" in said:
         return f"traceback: {said[-1000:]}"
     last = (said.strip().splitlines() or [""])[-1]
@@ -93,18 +93,23 @@ def disturb(running, disk, chance, longest):
             empty(disk)
 
 
-def training(folder, out, chance, disk):
-    """Trains on a disk that fills up, then resumes on a free one; returns what is wrong, or None."""
-    arguments = ["train", "--resume", "--out", str(out), *OPTIONS, *TRAINING]
-    log = folder / "train.log"
+def fault_on_full_disk(arguments, log, chance, disk):
+    """Runs a command on a disk that fills up, and frees the disk; returns what is wrong, or None. No disk: limits the size of files."""
     if disk is None:
         running = Running(log, limited, chance.choice((0, chance.randrange(30_000))), arguments)
     else:
         running = Running(log, command_line, arguments)
         disturb(running, disk, chance, 0.3)
-    wrong = fault_of_end(running, 0)
+    wrong = fault_of_end(running)
     if disk is not None:
         empty(disk)
+    return wrong
+
+
+def training(folder, out, chance, disk):
+    """Trains on a disk that fills up, then resumes on a free one; returns what is wrong, or None."""
+    arguments = ["train", "--resume", "--out", str(out), *OPTIONS, *TRAINING]
+    wrong = fault_on_full_disk(arguments, folder / "train.log", chance, disk)
     if wrong is None:
         resumed = start(out, TRAINING)
         resumed.process.join(300)
@@ -128,16 +133,8 @@ def fault_of_files(folder):
 
 def exporting(folder, run, out, chance, disk):
     """Exports over an earlier export on a disk that fills up; returns what is wrong, or None."""
-    arguments, log = ["export", str(run), "--out", str(out), *EXPORT], folder / "export.log"
-    if disk is None:
-        running = Running(log, limited, chance.choice((0, chance.randrange(30_000))), arguments)
-    else:
-        running = Running(log, command_line, arguments)
-        disturb(running, disk, chance, 0.3)
-    wrong = fault_of_end(running, 0)
-    if disk is not None:
-        empty(disk)
-    return wrong or fault_of_files(out)
+    arguments = ["export", str(run), "--out", str(out), *EXPORT]
+    return fault_on_full_disk(arguments, folder / "export.log", chance, disk) or fault_of_files(out)
 
 
 def campaign(times, seed, summary, exports=True, end=float("inf")):
