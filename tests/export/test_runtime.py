@@ -9,13 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from on_device_files import OnDeviceFiles, as_tensors
 from torch import nn
 
 from a2c_compiled import A2CLoss, distributions, estimators, export
@@ -24,7 +25,7 @@ from a2c_compiled.export.on_device import learn_policy, play_policy, runtime
 from a2c_compiled.export.on_device.runtime import Learner, Policy
 from a2c_compiled.training import TrainConfig
 from a2c_compiled.training.construction import make_loss
-from a2c_compiled.update import Rollout, TrainStep
+from a2c_compiled.update import TrainStep
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("runtime")]
 
@@ -35,23 +36,11 @@ NAN = float("nan")
 # Exported files
 
 
-class Exported(NamedTuple):
-    """A folder of exported files, and the training step that was exported."""
+@dataclass(frozen=True)
+class Exported(OnDeviceFiles):
+    """Exported files, and the training step that was exported."""
 
-    folder: Any
     step: TrainStep
-
-    @property
-    def graph(self):
-        return self.folder / "train_step.onnx"
-
-    @property
-    def policy(self):
-        return self.folder / "policy.onnx"
-
-    @property
-    def sampled(self):
-        return self.folder / "policy_sampled.onnx"
 
     @property
     def actor(self):
@@ -80,10 +69,6 @@ def make_rollout(vectors=False, steps=6, envs=5, seed=0):
     }
 
 
-def as_tensors(rollout):
-    return Rollout(**{name: torch.from_numpy(array) for name, array in rollout.items()})
-
-
 @pytest.fixture(scope="module")
 def choices(tmp_path_factory):
     """A training step for CartPole's spaces with RMSprop, its policies, and the scripts."""
@@ -94,11 +79,7 @@ def choices(tmp_path_factory):
         for parameter in step.loss.parameters():  # as after training: new biases are 0
             parameter.add_(0.1 * torch.randn_like(parameter))
     exported = Exported(folder, step)
-    rollout = as_tensors(make_rollout())
-    export.export_train_step(step, rollout, exported.graph)
-    graphs = export.graphs_of(step.loss, rollout)
-    for name in ("policy", "policy_sampled"):
-        export.export_onnx(graphs[name].module, graphs[name].example_inputs, folder / f"{name}.onnx", graphs[name].dynamic_axes)
+    exported.write(step, as_tensors(make_rollout()))
     for script in (runtime, learn_policy, play_policy):
         shutil.copy(script.__file__, folder)
     return exported

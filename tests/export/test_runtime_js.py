@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from on_device_files import OnDeviceFiles, as_tensors
 from torch import nn
 
 from a2c_compiled import A2CLoss, distributions, estimators, export, networks
 from a2c_compiled.export.on_device import JAVASCRIPT
 from a2c_compiled.export.on_device.runtime import Learner, Policy
 from a2c_compiled.recurrent import MinGRU, Recurrent
-from a2c_compiled.update import Rollout, TrainStep
+from a2c_compiled.update import TrainStep
 
 REASON = javascript.missing()
 pytestmark = [
@@ -114,30 +116,11 @@ def make_rollout(case, steps, envs, seed):
     }
 
 
-def as_tensors(rollout):
-    def tensor(entry):
-        return tuple(map(torch.from_numpy, entry)) if isinstance(entry, tuple) else torch.from_numpy(entry)
-
-    return Rollout(**{name: tensor(entry) for name, entry in rollout.items()})
-
-
-class Exported(NamedTuple):
-    """A folder with a training step, a greedy and a sampled policy."""
+@dataclass(frozen=True)
+class Exported(OnDeviceFiles):
+    """Exported files of a case."""
 
     case: Case
-    folder: Any
-
-    @property
-    def graph(self):
-        return self.folder / "train_step.onnx"
-
-    @property
-    def policy(self):
-        return self.folder / "policy.onnx"
-
-    @property
-    def sampled(self):
-        return self.folder / "policy_sampled.onnx"
 
     def observations(self, envs, seed=0):
         return np.random.default_rng(seed).standard_normal((envs, *self.case.shape), dtype=np.float32)
@@ -153,12 +136,8 @@ def exported_case(case, folder):
     loss = A2CLoss(actor, critic, distribution, estimators.GAE(), entropy_coef=0.01, **sampled)
     step = TrainStep(loss, case.optimizer, 1e-3, 0.5, compile=False)
     space = gymnasium.spaces.Box(-0.5, 2.0, (DIM,)) if case.vectors else None
-    exported = Exported(case, folder)
-    rollout = as_tensors(make_rollout(case, 6, 5, 0))
-    export.export_train_step(step, rollout, exported.graph, action_space=space)
-    graphs = export.graphs_of(loss, rollout, space)
-    for name in ("policy", "policy_sampled"):
-        export.export_onnx(graphs[name].module, graphs[name].example_inputs, folder / f"{name}.onnx", graphs[name].dynamic_axes)
+    exported = Exported(folder, case)
+    exported.write(step, as_tensors(make_rollout(case, 6, 5, 0)), space)
     return exported
 
 
