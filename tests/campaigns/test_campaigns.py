@@ -140,7 +140,16 @@ def test_a_growing_memory_is_noticed(monkeypatch):
 
 
 def test_a_run_stays_as_it_was():
-    assert cases_of(soak.campaign, seconds=8, options=["--no-compile", "--hidden", "8"]) == 6
+    options = ["--no-compile", "--hidden", "8", "--log-interval", "20"]
+    # Eight seconds on a busy machine say little about the speed, so a tenth of it is enough here.
+    assert cases_of(soak.campaign, seconds=8, options=options, lowest_speed=0.1) == 6
+
+
+def test_a_run_that_slows_down_is_noticed():
+    rows = [{"time": t, "cpu": t, "steps": 1000 * int(t)} for t in (0.0, 1.1, 1.5, 2.2, 3.1)]
+    assert soak.speed(rows)[0] == pytest.approx(1000.0, rel=0.01)
+    slower = [{**row, "cpu": 2 * row["cpu"]} for row in rows]
+    assert soak.speed(slower)[0] == pytest.approx(500.0, rel=0.01)
 
 
 def test_runs_that_get_signals_end_with_the_tensors_of_an_uninterrupted_run():
