@@ -1,6 +1,6 @@
 """Trains CartPole-v1 for seconds, exports policy and training step in every format, and compares each file with eager mode.
 
-Run:    python examples/export_and_verify.py    (writes the folder exported, which onnxruntime_loop.py and run_policy.cpp read)
+Run:    python examples/export_and_verify.py    (writes the folder exported, which onnxruntime_loop.py and the programs in C++ read)
 Prints: 6 files of 6 are equal to eager mode (28 s)
 """
 

@@ -6,16 +6,14 @@
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/script.h>
 
-#include <array>
-#include <cmath>
 #include <functional>
 #include <iostream>
-#include <random>
 #include <string>
 
-using Policy = std::function<torch::Tensor(const torch::Tensor&)>;  // observations [N, 4] to actions [N]
+#include "cartpole.h"
 
-Policy load(const std::string& path) {
+// Returns a function that maps observations [N, 4] to actions [N].
+std::function<torch::Tensor(const torch::Tensor&)> load(const std::string& path) {
   if (path.ends_with(".aot.pt2")) {  // inputs and outputs in order; the package does not check its inputs
     auto package = std::make_shared<torch::inductor::AOTIModelPackageLoader>(path);
     return [package](const torch::Tensor& observation) { return package->run({observation})[0]; };
@@ -26,51 +24,17 @@ Policy load(const std::string& path) {
   };
 }
 
-// gymnasium's CartPole-v1: position, velocity, angle, angular velocity.
-struct CartPole {
-  std::array<double, 4> state{};
-
-  void reset(std::mt19937& random) {
-    for (double& number : state) number = std::uniform_real_distribution<>(-0.05, 0.05)(random);
-  }
-
-  // Returns whether the pole still stands.
-  bool step(long action) {
-    auto& [x, velocity, angle, angular_velocity] = state;
-    const double force = action == 1 ? 10.0 : -10.0, sine = std::sin(angle), cosine = std::cos(angle);
-    const double common_term = (force + 0.05 * angular_velocity * angular_velocity * sine) / 1.1;
-    const double angular = (9.8 * sine - cosine * common_term) / (0.5 * (4.0 / 3.0 - 0.1 * cosine * cosine / 1.1));
-    const double acceleration = common_term - 0.05 * angular * cosine / 1.1;
-    x += 0.02 * velocity, velocity += 0.02 * acceleration;
-    angle += 0.02 * angular_velocity, angular_velocity += 0.02 * angular;
-    return std::abs(x) <= 2.4 && std::abs(angle) <= 12.0 * M_PI / 180.0;
-  }
-};
-
 int main(int argc, char** argv) {
   if (argc != 2) {
     std::cerr << "usage: run_policy FILE, a greedy policy that export_torchscript or export_aot wrote\n";
     return 2;
   }
   const torch::InferenceMode guard;
-  const Policy policy = load(argv[1]);
+  const auto loaded = load(argv[1]);
+  const Policy policy = [&](const std::vector<float>& observations) {
+    const torch::Tensor action = loaded(torch::tensor(observations).view({-1, 4}));
+    return std::vector<std::int64_t>(action.data_ptr<std::int64_t>(), action.data_ptr<std::int64_t>() + action.numel());
+  };
   constexpr int episodes = 100;
-  std::mt19937 random(0);
-  std::array<CartPole, episodes> environments;
-  for (CartPole& environment : environments) environment.reset(random);
-
-  std::array<bool, episodes> ended{};
-  long steps = 0;
-  for (int t = 0; t < 500; ++t) {  // all environments in one call of the policy
-    torch::Tensor observation = torch::empty({episodes, 4});
-    for (int i = 0; i < episodes; ++i)
-      for (int j = 0; j < 4; ++j) observation[i][j] = environments[i].state[j];
-    const torch::Tensor action = policy(observation);
-    for (int i = 0; i < episodes; ++i) {
-      if (ended[i]) continue;
-      ++steps;  // the reward of each step is 1
-      ended[i] = !environments[i].step(action[i].item<long>());
-    }
-  }
-  std::cout << episodes << " episodes: mean return " << double(steps) / episodes << '\n';
+  std::cout << episodes << " episodes: mean return " << mean_return(policy, episodes) << '\n';
 }

@@ -104,7 +104,7 @@ def test_every_example_is_short_and_begins_with_three_lines_and_is_in_the_table(
         assert any(line.startswith("Run:    ") and f"examples/{path.name}" in " ".join(lines) for line in lines), path.name
         assert lines[-1].startswith("Prints: "), path.name
         assert f"[{path.name}]({path.name})" in table
-    assert set(re.findall(r"\]\((\w+\.\w+)\)", table)) == {path.name for path in files} | {"cartpole_a2c.ipynb"}
+    assert set(re.findall(r"\]\((\w+\.\w+)\)", table)) == {path.name for path in files} | {"cartpole_a2c.ipynb", "cartpole.h"}
 
 
 def test_the_notebook_has_the_code_of_the_script() -> None:
@@ -136,30 +136,44 @@ def test_the_cells_of_the_notebook_run_one_after_the_other(
 # C++ and several processes
 
 
+# For each program: how its first lines name a folder, that folder, a header in it, the ending of the policy's file and its exporter.
+PROGRAMS = {
+    "run_policy": ("$T", TORCH, "torch/script.h", "pt", "export_torchscript"),
+    "run_policy_onnx": ("$O", os.environ.get("ONNXRUNTIME"), "onnxruntime_cxx_api.h", "onnx", "export_onnx"),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
-@pytest.mark.skipif(not (TORCH / "include/torch/script.h").is_file(), reason="this torch is without its headers")
-def test_the_program_in_cpp_plays_as_the_policy_does_in_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_in_cpp_plays_as_the_policy_does_in_torch(name: str, tmp_path: Path) -> None:
     """A policy that always pushes to one side loses after 8 to 11 steps. One that follows the angular velocity balances longer."""
     from a2c_compiled import distributions, export
 
-    command = " ".join(head(EXAMPLES / "run_policy.cpp")[1:-1]).split("&& ./run_policy")[0].partition("g++ ")[2]
-    command = command.replace("\\", " ").replace("$T", str(TORCH)).replace("-O1", "-O0")
-    command = command.replace("examples/run_policy.cpp", str(EXAMPLES / "run_policy.cpp")).replace("-o run_policy", "-o run")
+    variable, folder, header, ending, exporter = PROGRAMS[name]
+    if folder is None:
+        pytest.skip(
+            "set ONNXRUNTIME to the folder of an unpacked release of onnxruntime, whose headers are in no package of pip"
+        )
+    if not (Path(folder) / "include" / header).is_file():
+        pytest.skip(f"{folder} is without headers: found no include/{header}")
+    source = EXAMPLES / f"{name}.cpp"
+    command = " ".join(head(source)[1:-1]).replace("\\", " ").split("&& ./")[0].partition("g++ ")[2]
+    command = command.replace(variable, str(folder)).replace("-O1", "-O0").replace(f"examples/{name}.cpp", str(source))
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
     subprocess.run([COMPILER, abi, *command.split()], cwd=tmp_path, check=True, timeout=300)
     lengths = {}
-    for name, weight in {"one_side": [0.0, 0.0, 0.0, 0.0], "angular_velocity": [0.0, 0.0, 0.0, 1.0]}.items():
+    for kind, weight in {"one_side": [0.0, 0.0, 0.0, 0.0], "angular_velocity": [0.0, 0.0, 0.0, 1.0]}.items():
         actor = torch.nn.Linear(4, 2)
         with torch.no_grad():
             actor.weight.copy_(torch.tensor([[0.0] * 4, weight]))
             actor.bias.zero_()
-        policy = export.GreedyPolicy(actor, distributions.Categorical(2))
-        export.export_torchscript(policy, {"observation": torch.zeros(8, 4)}, tmp_path / f"{name}.pt", ("N",))
-        done = subprocess.run([tmp_path / "run", f"{name}.pt"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
-        promised = head(EXAMPLES / "run_policy.cpp")[-1].removeprefix("Prints: ").split(" (")[0]
+        policy, file = export.GreedyPolicy(actor, distributions.Categorical(2)), f"{kind}.{ending}"
+        getattr(export, exporter)(policy, {"observation": torch.zeros(8, 4)}, tmp_path / file, ("N",))
+        done = subprocess.run([tmp_path / name, file], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        promised = head(source)[-1].removeprefix("Prints: ").split(" (")[0]
         assert without_numbers(done.stdout.strip()) == without_numbers(promised), done.stderr
-        lengths[name] = float(done.stdout.split()[-1])
+        lengths[kind] = float(done.stdout.split()[-1])
     assert 8.0 <= lengths["one_side"] <= 11.0
     assert 100.0 <= lengths["angular_velocity"] <= 500.0
 

@@ -53,7 +53,9 @@ SAVED = {"own_environment.md": "reach.py"}
 
 # Programs in C++ that a page may include, and the test that compiles each.
 PROGRAMS = {
+    "examples/cartpole.h": "examples/test_examples.py",
     "examples/run_policy.cpp": "examples/test_examples.py",
+    "examples/run_policy_onnx.cpp": "examples/test_examples.py",
     "tests/export/run_torchscript.cpp": "export/test_torchscript_cpp.py",
 }
 
@@ -191,13 +193,16 @@ def test_every_block_of_cpp_is_part_of_a_program_that_the_tests_compile() -> Non
         for included in re.findall(r"```{literalinclude} (\S+)", text):
             program = (DOCS / included).resolve()
             test = (ROOT / "tests" / PROGRAMS[program.relative_to(ROOT).as_posix()]).read_text()
-            assert program.name in test
+            assert program.stem in test
 
 
 def test_the_command_that_compiles_a_program_is_that_of_the_example() -> None:
-    (command,) = [line for _, line in commands() if line.startswith("g++")]
-    head = (ROOT / "examples" / "run_policy.cpp").read_text().split("// Prints")[0].replace("\\\n//", "")
-    assert " ".join(command.split()) in " ".join(head.replace("$T/", "$TORCH/").replace("examples/", "").split())
+    compiling = [line for _, line in commands() if line.startswith("g++")]
+    assert len(compiling) == 2
+    for command, name in zip(compiling, ("run_policy", "run_policy_onnx"), strict=True):
+        head = (ROOT / "examples" / f"{name}.cpp").read_text().split("// Prints")[0].replace("\\\n//", "")
+        head = head.replace("$T/", "$TORCH/").replace("$O/", "$ONNXRUNTIME/").replace("examples/", "")
+        assert " ".join(command.split()) in " ".join(head.split())
 
 
 def test_the_table_of_presets_has_their_options() -> None:
