@@ -179,7 +179,8 @@ class ImageEncoder(nn.Module):
         for outputs, size, stride in kernels:
             layers += [_orthogonal(nn.Conv2d(channels, outputs, size, stride), math.sqrt(2.0)), nn.ReLU()]
             channels, height, width = outputs, (height - size) // stride + 1, (width - size) // stride + 1
-        self.convolutions = nn.Sequential(*layers)
+        # On CPUs, oneDNN convolves faster where the channels of a pixel lie together in memory.
+        self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.width = 512 if large else 128
         self.linear = _orthogonal(nn.Linear(channels * height * width, self.width), math.sqrt(2.0))
 
@@ -195,7 +196,7 @@ class ImageEncoder(nn.Module):
             x = x.permute(0, 1, 4, 2, 3).flatten(1, 2)
         elif not self.channels_first:
             x = x.permute(0, 3, 1, 2)
-        x = x.to(self.linear.weight.dtype) * self.scale
+        x = x.to(self.linear.weight.dtype, memory_format=torch.channels_last) * self.scale
         x = self.linear(self.convolutions(x).flatten(1)).relu()
         return x.reshape(lead + x.shape[-1:])
 

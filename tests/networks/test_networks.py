@@ -192,6 +192,17 @@ def test_no_images_give_no_features():
     assert encoder(torch.zeros(5, 0, 10, 10, 4)).shape == (5, 0, 128)
 
 
+def test_convolutions_stay_in_channels_last_and_equal_contiguous_ones():
+    encoder, loaded = ImageEncoder([4, 84, 84]), ImageEncoder([4, 84, 84])
+    loaded.load_state_dict({name: x.contiguous() for name, x in encoder.state_dict().items()})
+    weights = [layer.weight for layer in loaded.convolutions if hasattr(layer, "weight")]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    images = torch.rand(2, 4, 84, 84)
+    features = encoder(images)
+    assert torch.equal(loaded(images), features)
+    torch.testing.assert_close(encoder.to(memory_format=torch.contiguous_format)(images), features)
+
+
 @pytest.mark.parametrize("name", ["minatar", "stacked_grey", "stacked_minatar", "choice"])
 def test_one_input_is_scripted(name):
     space, _ = OBSERVATIONS[name]
