@@ -1,4 +1,4 @@
-"""The tag of the wheel. Everything else is in pyproject.toml."""
+"""The tag of the wheel, and the parallel build. Everything else is in pyproject.toml."""
 
 import sysconfig
 
@@ -8,4 +8,6 @@ from setuptools import setup
 # the wheel is for that Python alone and has no kernels, and the plain torch backend replaces them.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
-setup(options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}})
+tag = {} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}}
+# The builds for several instruction sets are compiled at the same time.
+setup(options={"build_ext": {"parallel": True}, **tag})

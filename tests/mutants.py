@@ -471,9 +471,26 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+BUILD = """
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+from a2c_compiled.kernels import cpu_scan
+
+class InUse(build_ext):
+    def finalize_options(self):
+        super().finalize_options()
+        self.extensions = [extension for extension in self.extensions if extension.name.endswith(f".{cpu_scan.build_in_use()}")]
+
+setup(cmdclass={"build_ext": InUse})
+"""
+
+
 def build_kernels(folder: Path) -> str:
-    """Compiles the C++ kernels of ``folder`` in place. Returns the compiler's message if it fails, else an empty string."""
-    built = run(folder, "-c", "from setuptools import setup; setup()", "build_ext", "--inplace")
+    """Compiles the C++ kernels of ``folder`` for the instruction set of this processor, in place.
+
+    Returns the compiler's message if it fails, else an empty string.
+    """
+    built = run(folder, "-c", BUILD, "build_ext", "--inplace")
     return built.stderr if built.returncode else ""
 
 
