@@ -27,6 +27,7 @@ EPILOG = """examples:
   a2c-compiled eval runs/cartpole --video cartpole.gif
   a2c-compiled plot runs/cartpole runs/other --smooth 10
   a2c-compiled export runs/cartpole
+  a2c-compiled export runs/cartpole --format onnx --web --ort node_modules
   a2c-compiled verify runs/cartpole/export
   a2c-compiled demo
   a2c-compiled bench --quick
@@ -168,6 +169,19 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--opset", type=int, default=18, metavar="N", help="ONNX operator set version, 18 or later (default: 18)"
+    )
+    export.add_argument(
+        "--web",
+        action="store_true",
+        help="also write a web page in which the exported training step acts and learns, for environments that the page has; needs the"
+        " format onnx and the graph train-step",
+    )
+    export.add_argument(
+        "--ort",
+        type=Path,
+        metavar="DIR",
+        help="with --web: the npm package onnxruntime-web, or a folder with node_modules, from which the page's copy comes (default: the"
+        " export prints the npm command)",
     )
     _add_env(export)
     export.set_defaults(run=_export)
@@ -459,12 +473,21 @@ def _export(arguments: argparse.Namespace) -> int:
     check_installed("train", "export")
     from tqdm import tqdm
 
+    from a2c_compiled.environments import goal_of
     from a2c_compiled.export.run import Job, export_run, jobs
-    from a2c_compiled.training.run_folder import load_step
+    from a2c_compiled.export.web_page import check_page, instructions, write_page
+    from a2c_compiled.training.run_folder import load_reward_scale, load_step
 
+    if arguments.ort is not None and not arguments.web:
+        raise ValueError(f"ort: expected --web, whose page needs onnxruntime-web, got --ort {arguments.ort} alone")
     config, step = load_step(arguments.folder, _environment_of(arguments))
     out = arguments.out or arguments.folder / "export"
     wanted = jobs(arguments.graph, arguments.format)
+    if arguments.web:  # before anything is written
+        check_page(config.environment, config.frame_stack, arguments.ort)
+        if Job(TRAIN_STEP, "onnx") not in wanted:
+            got = f"--format {','.join(arguments.format)} --graph {','.join(arguments.graph)}".replace("_", "-")
+            raise ValueError(f"web: expected the format onnx and the graph train-step, with which the page learns, got {got}")
     print(f"{'file':<24}{'KB':>8}{'seconds':>9}{'largest error':>15}  comparison with eager mode")
     failed = []
     with tqdm(total=len(wanted), unit="graph", disable=None, leave=False) as bar:
@@ -483,6 +506,10 @@ def _export(arguments: argparse.Namespace) -> int:
         print(f"to play the policy without torch: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
     if Job(TRAIN_STEP, "onnx") in wanted:
         print(f"to continue learning without torch: python {out}/learn_policy.py {out}/train_step.onnx --env {config.env}")
+    if arguments.web:
+        goal, scale = goal_of(config.env, config.solved_return), load_reward_scale(arguments.folder, config)
+        write_page(out, config.environment, config.num_steps, config.num_envs, goal, scale, arguments.ort)
+        print(instructions(out))
     return 1 if failed else 0
 
 

@@ -23,6 +23,7 @@ with needs(__name__, "export"):
     from a2c_compiled.export.graphs.update_graph import TrainStepGraph
     from a2c_compiled.export.tracing.errors import ExportError
     from a2c_compiled.export.update_files import export_train_step
+    from a2c_compiled.export.web_page import write_page
 
 __all__ = [
     "ActingPolicy",
@@ -41,4 +42,5 @@ __all__ = [
     "export_train_step",
     "graphs_of",
     "verify",
+    "write_page",
 ]

@@ -52,6 +52,9 @@ EXTENDED = {
         "test_estimators.py::test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients[TD1*]",
         "test_estimators.py::test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients[UPGO*]",
     ),
+    "export: a page refuses a training step for another environment": (
+        "test_web_page.py::test_rollouts_and_policies_that_the_page_cannot_serve_are_refused",
+    ),
     "examples: those that neither export nor need another library": (
         "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[cartpole_a2c.py]",
         "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[onnxruntime_loop.py]",

@@ -72,5 +72,9 @@ class RewardScale(CoefficientModule):
         returns = running_return(reward.double(), done, self.running, self.gamma)
         self.moments.update(returns.unsqueeze(-1), mask, process_group)
         self.running.copy_(returns[-1].masked_fill(done[-1], 0.0))
-        deviation = (self.moments.var + self.epsilon).sqrt()
-        return (reward / deviation).clamp(-self.clip, self.clip).to(reward.dtype)
+        return (reward / self.deviation).clamp(-self.clip, self.clip).to(reward.dtype)
+
+    @property
+    def deviation(self) -> Tensor:
+        """The number by which rewards are divided: ``[1]``, float64."""
+        return (self.moments.var + self.epsilon).sqrt()

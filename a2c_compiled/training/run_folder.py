@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled.environments import goal_of
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.rollouts.reward_scale import RewardScale
 from a2c_compiled.rollouts.tensor_groups import group_of
 from a2c_compiled.training.checkpoint import load_checkpoint, load_tensors
 from a2c_compiled.training.config import TrainConfig, load_config, with_environment
@@ -118,6 +119,25 @@ def load_step(folder: AnyPath, env: Optional[str] = None, trust_environment: boo
     step = make_step(config, make_loss(config), compile=False)
     load_tensors(step, group_of(checkpoint.training, "step"), folder)
     return config, step
+
+
+def load_reward_scale(folder: AnyPath, config: TrainConfig) -> float:
+    """Returns the number by which a run multiplied its last rewards; 1 without ``normalize_rewards``.
+
+    Args:
+        folder: folder of the run.
+        config: options of the run.
+
+    Raises:
+        ValueError: the checkpoint is missing or not readable.
+        TypeError: ``folder`` is not a path.
+    """
+    if not config.normalize_rewards:
+        return 1.0
+    scale = RewardScale(config.num_envs, config.gamma)
+    folder = as_path("folder", folder)
+    load_tensors(scale.moments, group_of(load_checkpoint(folder).training, "reward_moments"), folder)
+    return 1.0 / scale.deviation.item()
 
 
 def group_runs(folders: Sequence[AnyPath]) -> List[Group]:

@@ -8,3 +8,5 @@ SCRIPTS = (RUNTIME.with_name("play_policy.py"), RUNTIME.with_name("learn_policy.
 """Scripts that play and learn with the runtime."""
 JAVASCRIPT = (RUNTIME.with_suffix(".js"), RUNTIME.with_suffix(".d.ts"))
 """The runtime for web pages and node, and its types. They need onnxruntime-web or onnxruntime-node."""
+WEB = tuple(sorted(file for file in RUNTIME.with_name("web").glob("*") if file.suffix in (".html", ".css", ".js")))
+"""The web page in which an exported training step acts and learns. It needs the runtime for web pages and onnxruntime-web."""

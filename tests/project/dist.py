@@ -151,7 +151,7 @@ def check(sdist: Path, wheel: Path) -> None:
         f"tag: expected {TAG}-manylinux_*_x86_64, got {wheel.name}"
     )
     package = set(files_below(SOURCES / "a2c_compiled", "a2c_compiled"))
-    modules = {name for name in package if name.endswith((".py", ".js", ".d.ts", "/py.typed"))}
+    modules = {name for name in package if name.endswith((".py", ".js", ".d.ts", ".html", ".css", "/py.typed"))}
     cpp = {name for name in package if name.endswith((".cpp", ".h"))}
     in_wheel = {re.sub(r"^[^/]+\.dist-info", "dist-info", name) for name in names_in_wheel(wheel)}
     information = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}

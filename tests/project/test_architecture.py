@@ -28,6 +28,7 @@ ROOMS = (
     "benchmarks/__init__",
     "export/run",
     "export/__init__",
+    "export/web_page",
     "export/update_files",
     "export/graphs",
     # Beside the reference cases and metadata that it reads, but above the formats, which write them and which it loads.

@@ -19,8 +19,11 @@ from a2c_compiled.benchmarks.gpu import prepare
 from a2c_compiled.kernels import cpu_scan
 
 PYTHON_FILES = {f"a2c_compiled/{module.place}.py" for module in MODULES.values()}
-JAVASCRIPT = {f"a2c_compiled/export/on_device/runtime{ending}" for ending in (".js", ".d.ts")}
-FILES = PYTHON_FILES | JAVASCRIPT | {"a2c_compiled/py.typed"}
+ON_DEVICE = ROOT / "export" / "on_device"
+OF_PAGES = {
+    f"a2c_compiled/{path.relative_to(ROOT)}" for path in (*ON_DEVICE.glob("runtime.*s"), *(ON_DEVICE / "web").iterdir())
+}
+FILES = PYTHON_FILES | OF_PAGES | {"a2c_compiled/py.typed"}
 CPP = {f"a2c_compiled/kernels/cpu/{name}" for name in ("vectors.h", "copies.h", "forms.h", "scan.h", "module.cpp")}
 
 # Packages beside torch that the modules may import: extras, peers, and Triton, which a CPU does not need.

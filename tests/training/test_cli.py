@@ -27,11 +27,12 @@ from a2c_compiled.demo.demo import DemoError
 from a2c_compiled.export import run as export_run_module
 from a2c_compiled.export.checking.comparison import OutputError
 from a2c_compiled.export.checking.verify import Report
-from a2c_compiled.export.on_device import play_policy
-from a2c_compiled.training import TrainConfig, TrainResult
+from a2c_compiled.export.on_device import WEB, play_policy
+from a2c_compiled.export.web_page import ONNXRUNTIME
+from a2c_compiled.training import TrainConfig, Trainer, TrainResult
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
 from a2c_compiled.training.log import load_progress
-from a2c_compiled.training.run_folder import load_run
+from a2c_compiled.training.run_folder import load_reward_scale, load_run
 from a2c_compiled.update import Rollout, TrainStep
 
 TINY = ("--no-compile", "--num-envs", "4", "--num-steps", "5", "--total-steps", "200", "--hidden", "8")
@@ -423,6 +424,58 @@ def test_an_interrupt_is_exit_status_130(monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_demo", interrupt)
     assert run("demo") == 130
     assert one_line_on_stderr(capsys) == "a2c-compiled: interrupted"
+
+
+@pytest.mark.slow
+def test_a_web_page_is_exported_with_the_settings_of_the_run(trained_run, tmp_path, capsys):
+    packaged = tmp_path / "onnxruntime-web" / "dist"
+    packaged.mkdir(parents=True)
+    for name in ONNXRUNTIME:
+        (packaged / name).write_text("")
+    out = tmp_path / "page"
+    options = ("--format", "onnx", "--graph", "train-step", "--web", "--ort", tmp_path)
+    assert run("export", trained_run, "--out", out, *options) == 0
+    assert f"python -m http.server --directory {out}, then open http://localhost:8000" in capsys.readouterr().out
+    page = json.loads((out / "page.json").read_text())
+    sizes = {"num_steps": 5, "num_envs": 4, "solved_return": 475.0, "reward_scale": 1.0}
+    assert page == {"environment": "CartPole-v1", "learner": "train_step.onnx", **sizes}
+    assert {file.name for file in WEB} < {path.name for path in out.iterdir()}
+    assert run("verify", out) == 0
+
+
+def test_a_web_page_multiplies_rewards_as_the_run_did(tmp_path):
+    config = TrainConfig(num_envs=4, num_steps=5, total_steps=200, hidden=(8,), compile=False, normalize_rewards=True)
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.run()
+    scale = load_reward_scale(tmp_path / "run", config)
+    assert 1.0 / scale == trainer.reward_scale.deviation.item() != 1.0
+    reward, done = torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.bool)
+    torch.testing.assert_close(trainer.reward_scale.scale(reward, done), scale * reward, rtol=0.1, atol=0.0)
+    assert load_reward_scale(tmp_path / "run", dataclasses.replace(config, normalize_rewards=False)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--web", "--env", "CartPole-v0"),
+            "environment: expected one that the web page has, CartPole-v1, Acrobot-v1, Pendulum-v1, got 'CartPole-v0'",
+        ),
+        (("--web", "--format", "torchscript"), "web: expected the format onnx and the graph train-step"),
+        (
+            ("--web", "--graph", "policy,loss"),
+            "train-step, with which the page learns, got --format onnx,torchscript --graph policy,loss",
+        ),
+        (("--web", "--ort", "nowhere"), "onnxruntime: expected the npm package onnxruntime-web with ort.wasm.min.mjs, "),
+        (("--ort", "nowhere"), "ort: expected --web, whose page needs onnxruntime-web, got --ort nowhere alone"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+@pytest.mark.filterwarnings("ignore:.*CartPole-v0 is out of date:DeprecationWarning")
+def test_a_web_page_that_cannot_be_is_refused_before_anything_is_written(options, message, trained_run, tmp_path, capsys):
+    assert run("export", trained_run, "--out", tmp_path / "files", *options) == 2
+    assert message in one_line_on_stderr(capsys)
+    assert not (tmp_path / "files").exists()
 
 
 def test_an_opset_below_the_lowest_is_an_error(trained_run, tmp_path, capsys):

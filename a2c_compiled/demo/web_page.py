@@ -1,0 +1,64 @@
+"""Writes a web page in which a policy learns from scratch: ``python -m a2c_compiled.demo.web_page FOLDER --ort DIR``, or ``make web``."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Optional
+
+from a2c_compiled._export_names import TRAIN_STEP
+from a2c_compiled._files import AnyPath
+from a2c_compiled.environments import goal_of
+from a2c_compiled.export.run import export_run, jobs
+from a2c_compiled.export.web_page import check_page, instructions, write_page
+from a2c_compiled.training import TrainConfig
+from a2c_compiled.training.construction import make_loss, make_step, seed_everything
+
+PAGES = {
+    "CartPole-v1": TrainConfig(num_envs=16),
+}
+"""The options of the networks and of the training step, by environment. They were chosen for learning in the page."""
+
+
+def write_learning_page(folder: AnyPath, environment: str = "CartPole-v1", onnxruntime: Optional[AnyPath] = None) -> Path:
+    """Exports a training step with new networks, and writes the page in which they learn.
+
+    Args:
+        folder: folder for all files.
+        environment: a key of ``PAGES``.
+        onnxruntime: where onnxruntime-web is, see :func:`~a2c_compiled.export.write_page`.
+
+    Returns:
+        Path of ``index.html``.
+
+    Raises:
+        ValueError: an argument is invalid.
+        RuntimeError: an exported file differs from eager mode.
+    """
+    check_page(environment, onnxruntime=onnxruntime)
+    config = PAGES[environment]
+    seed_everything(config.seed)
+    step = make_step(config, make_loss(config), compile=False)
+    for exported in export_run(step, environment, folder, jobs([TRAIN_STEP], ["onnx"])):
+        if not exported.report.passed:
+            raise RuntimeError(str(exported.report))
+    goal = goal_of(environment, config.solved_return)
+    return write_page(folder, environment, config.num_steps, config.num_envs, goal, onnxruntime=onnxruntime)
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("folder", type=Path, help="folder for the page")
+    parser.add_argument("--env", default="CartPole-v1", choices=PAGES, help="environment (default: %(default)s)")
+    parser.add_argument("--ort", type=Path, metavar="DIR", help="as for a2c-compiled export")
+    arguments = parser.parse_args()
+    try:
+        write_learning_page(arguments.folder, arguments.env, arguments.ort)
+    except (ValueError, OSError, RuntimeError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(instructions(arguments.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
