@@ -108,6 +108,9 @@ export class Policy {
 
   /** Sets the hidden states to 0 where `done`, `[N]`, bool, is true; without `done`, all of them. */
   reset(done?: ArrayLike): void;
+
+  /** Frees the memory of WebAssembly, which JavaScript does not free by itself, when the calls before it have ended. `act` then fails. */
+  release(): Promise<void>;
 }
 
 /** An exported training step with its state: acts, and trains on rollouts. */
@@ -176,6 +179,12 @@ export class Learner {
    * @throws {ValueError} The bytes are not such a state, or it belongs to another graph. The learner is unchanged.
    */
   load_state(state: Uint8Array | ArrayBuffer): Promise<void>;
+
+  /**
+   * Frees the memory of WebAssembly, which JavaScript does not free by itself, when the calls before it have ended. `act` and `step` then
+   * fail.
+   */
+  release(): Promise<void>;
 }
 
 /** An argument or a file has a wrong value. */

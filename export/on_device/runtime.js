@@ -94,6 +94,10 @@ export class Policy {
   reset(done) {
     this.#memory.reset(done);
   }
+
+  release() {
+    return this.#turns.take(() => this.#actor.release());
+  }
 }
 
 export class Learner {
@@ -215,6 +219,10 @@ export class Learner {
     });
   }
 
+  release() {
+    return this.#turns.take(() => Promise.all([this.#graph.release(), this.#actor.release()]));
+  }
+
   #parameters_of(policy) {
     const names = [...policy.inputs.keys()].filter((name) => !ARGUMENTS.includes(argument(name)));
     const others = names.filter((name) => String(policy.inputs.get(name)) !== String(this.#state_tensors.get(name)));
@@ -319,6 +327,10 @@ class Actor {
     this.#observation = [...graph.inputs].filter(([name]) => argument(name) === "observation");
     this.#noise = graph.inputs.get("noise");
     this.outputs = [...graph.outputs.keys()];
+  }
+
+  release() {
+    return this.#graph.release();
   }
 
   /** Returns the outputs by name, without `N` if `observation` is one observation without `N`. `noiseless`: the noise is 0. */
@@ -622,6 +634,10 @@ class Graph {
       outputs[name] = new NdArray(type, dims, data);
     }
     return outputs;
+  }
+
+  release() {
+    return this.#session.release();
   }
 
   #in_file(name) {

@@ -1,8 +1,9 @@
 // CartPole-v1, Acrobot-v1 and Pendulum-v1 of gymnasium in JavaScript: the same equations, in the same order and precision.
 //
 //   const environments = new Environments("CartPole-v1", 8, 0); // 8 environments, seed 0
-//   const observation = environments.reset();
-//   const { observation, next_observation, reward, terminated, truncated } = environments.step(action);
+//   let observation = environments.observe();
+//   const step = environments.step(action); // reward, next_observation, terminated, ...
+//   observation = step.observation;
 //
 // N: number of environments. S: size of a state. O: size of an observation. Arrays are `{ dtype, shape, data }`, as runtime.js takes them.
 
@@ -160,14 +161,16 @@ export class Environments {
     this.#kind = ENVIRONMENTS[name];
     this.num_envs = num_envs;
     this.#uniform = uniform_numbers(seed);
-    this.reset();
+    this.#steps = new Int32Array(num_envs);
+    this.states = Array.from({ length: num_envs }, () => this.#kind.start(this.#uniform));
   }
 
-  /** Starts a new episode in every environment. Returns the observations, `[N, O]`, float32. */
-  reset() {
-    this.#steps = new Int32Array(this.num_envs);
-    this.states = Array.from({ length: this.num_envs }, () => this.#kind.start(this.#uniform));
-    return this.#observations();
+  /** Returns the observations of the present states, `[N, O]`, float32. */
+  observe() {
+    const size = this.#kind.observation_size;
+    const data = new Float32Array(this.num_envs * size);
+    this.states.forEach((state, i) => data.set(this.#kind.observe(state), i * size));
+    return { dtype: "float32", shape: [this.num_envs, size], data };
   }
 
   /**
@@ -175,7 +178,7 @@ export class Environments {
    *
    * @param action `{ data }` of N numbers: an integer below `choices`, or the torque, which is clamped to its limits.
    * @returns `observation`, `[N, O]`, float32: after an episode's end, the first of the next episode. `next_observation`, `[N, O]`,
-   *   float32: what the step led to, also at an episode's end. `reward`, `[N]`, float32. `terminated`, `truncated`, `done`, `[N]`, bool:
+   *   float32, and `next_states`: what the step led to, also at an episode's end. `reward`, `[N]`, float32. `terminated`, `truncated`, `done`, `[N]`, bool:
    *   the episode ended by the rules, at the limit of time (also if it terminated at this step), or one of both.
    */
   step(action) {
@@ -198,22 +201,14 @@ export class Environments {
       truncated.data[i] = Number(++this.#steps[i] >= time_limit);
       done.data[i] = terminated.data[i] | truncated.data[i];
     }
-    const next_observation = this.#observations();
+    const [next_observation, next_states] = [this.observe(), [...this.states]];
     for (let i = 0; i < this.num_envs; i++) {
       if (!done.data[i]) continue;
       this.states[i] = start(this.#uniform);
       this.#steps[i] = 0;
     }
-    const observation = done.data.includes(1) ? this.#observations() : next_observation;
-    return { observation, next_observation, reward, terminated, truncated, done };
-  }
-
-  /** Returns the observations of the present states, `[N, O]`, float32. */
-  #observations() {
-    const size = this.#kind.observation_size;
-    const data = new Float32Array(this.num_envs * size);
-    this.states.forEach((state, i) => data.set(this.#kind.observe(state), i * size));
-    return { dtype: "float32", shape: [this.num_envs, size], data };
+    const observation = done.data.includes(1) ? this.observe() : next_observation;
+    return { observation, next_observation, next_states, reward, terminated, truncated, done };
   }
 }
 
