@@ -98,7 +98,7 @@ def test_the_next_episode_starts_in_the_step_that_ends_one(name):
         """
         const { time_limit, choices } = ENVIRONMENTS[value];
         const environments = new Environments(value, 3, 5);
-        const first = [...environments.reset().data];
+        const first = [...environments.observe().data];
         let last = first, ends = 0, starts = [];
         for (let step = 0; step < 2 * time_limit + 10; step++) {
           const action = Array.from({ length: 3 }, (_, i) => choices ? (step >> i) % choices : Math.sin(step + i));
@@ -111,7 +111,7 @@ def test_the_next_episode_starts_in_the_step_that_ends_one(name):
           }
         }
         const again = new Environments(value, 3, 5), other = new Environments(value, 3, 6);
-        return { first, again: [...again.reset().data], other: [...other.reset().data], starts };
+        return { first, again: [...again.observe().data], other: [...other.observe().data], starts };
         """,
         name,
     )
