@@ -55,11 +55,11 @@ async function load_settings() {
 }
 
 /** Returns a module. An error names the file. */
-async function imported(file) {
+async function imported(file, origin) {
   try {
     return await import(file);
   } catch (error) {
-    throw new Error(`${file}: expected this file beside the page (${error.message})`);
+    throw new Error(`${file}: expected this file of ${origin} beside the page (${error.message})`);
   }
 }
 
@@ -304,7 +304,10 @@ async function main() {
   if (settings.solved_return !== null) element("goal").textContent = `${settings.solved_return}, the goal`;
   element("goal").hidden = settings.solved_return === null;
   say("Loading onnxruntime's WebAssembly, 14 MB.");
-  const [onnxruntime, { Learner }] = await Promise.all([imported("./ort/ort.wasm.min.mjs"), imported("./runtime.js")]);
+  const [onnxruntime, { Learner }] = await Promise.all([
+    imported("./ort/ort.wasm.min.mjs", "the npm package onnxruntime-web"),
+    imported("./runtime.js", "a2c_compiled"),
+  ]);
   const page = new Page(settings, (seed) => Learner.load(settings.learner, { onnxruntime, seed }));
   connect(page, settings);
   await page.reset();
