@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # tests/conftest.py puts the tests in order.
 WORKERS := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-extended test-web mutants random-cases campaigns bench gpu-kit docs compat dist check clean
+.PHONY: demo test test-quick test-extended test-web web mutants random-cases campaigns bench gpu-kit docs compat dist check clean
 
 demo: $(READY)
 	$(BIN)/a2c-compiled demo
@@ -19,11 +19,19 @@ test: $(READY)
 test-extended: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) -m extended
 
-# runtime.js against runtime.py, in node. Installs onnxruntime-node and onnxruntime-web in .node/; the scripts of npm's packages, which would
-# load CUDA's libraries, do not run.
+# runtime.js against runtime.py in node, and the web page in Chromium. npm installs in .node/; the scripts of its packages, which would load
+# CUDA's libraries or a browser, do not run.
+NPM := npm install --prefix .node --no-audit --no-fund --ignore-scripts
 test-web: $(READY)
-	npm install --prefix .node --no-save --no-audit --no-fund --ignore-scripts onnxruntime-node@1 onnxruntime-web@1
-	$(BIN)/python -m pytest tests/export/test_runtime_js.py
+	$(NPM) onnxruntime-node@1 onnxruntime-web@1 playwright-core@1
+	$(BIN)/python -m pytest tests/export/test_runtime_js.py tests/export/test_web_*.py
+
+# A web page in which a policy learns CartPole-v1 from scratch, in build/web. `make docs` then puts it into the site.
+web: $(READY) .node/node_modules/onnxruntime-web
+	$(BIN)/python -m a2c_compiled.demo.web_page build/web --ort .node
+
+.node/node_modules/onnxruntime-web:
+	$(NPM) onnxruntime-web@1
 
 # The inner loop: all but the tests that compile, export or start processes.
 test-quick: $(READY)

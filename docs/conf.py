@@ -21,6 +21,7 @@ extensions = [
     "public_names",
     "drawing",
     "root_files",
+    "live_page",
     "site_checks",
 ]
 exclude_patterns = ["inventories", "pictures", "extensions", "static"]

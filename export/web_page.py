@@ -9,7 +9,6 @@ from typing import Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from a2c_compiled._export_names import TRAIN_STEP
 from a2c_compiled._files import AnyPath, as_path, atomic_files
 from a2c_compiled._hyperparameters import Range, positive_int
 from a2c_compiled._kinds import described
@@ -32,7 +31,7 @@ class Spaces(NamedTuple):
 
 ENVIRONMENTS = {"CartPole-v1": Spaces(4, True), "Acrobot-v1": Spaces(6, True), "Pendulum-v1": Spaces(3, False)}
 """The environments that ``environments.js`` has."""
-ENTRIES = ("observation", "action", "reward", "next_observation", "done", "terminated", "log_prob", "state_value")
+ENTRIES = ("observation", "action", "reward", "next_observation", "done", "terminated", "log_prob", "state_value", "mask")
 """The entries of a rollout that the page collects."""
 SETTINGS = "page.json"
 """The file from which the page reads the name of its environment, and the other settings."""
@@ -53,7 +52,7 @@ def write_page(
     solved_return: Optional[float] = None,
     reward_scale: float = 1.0,
     onnxruntime: Optional[AnyPath] = None,
-    learner: str = f"{TRAIN_STEP}.onnx",
+    learner: str = "train_step.onnx",
 ) -> Path:
     """Writes a web page in which an exported training step acts and learns in an environment, from the state that was exported.
 
@@ -152,6 +151,8 @@ def _check_learner(path: Path, environment: str) -> None:
         raise ValueError(
             f"learner: expected a training step that reads only {', '.join(ENTRIES)}, got one that reads {', '.join(others)}"
         )
+    if learner._entries["done"].shape == ("N", "T"):
+        raise ValueError("learner: expected a training step for rollouts [T, N, ...], got one for [N, T, ...]")
     if learner.hidden(1).size:
         raise ValueError(f"learner: expected a policy without memory, got {path.name}, whose policy has a hidden state")
     spaces = ENVIRONMENTS[environment]

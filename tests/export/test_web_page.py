@@ -195,13 +195,19 @@ class OfThree(nn.Sequential):
 @grouped
 def test_rollouts_and_policies_that_the_page_cannot_serve_are_refused(tmp_path):
     rollout = make_rollout(4, CHOICES)
-    masked = exported(tmp_path / "masked", {**rollout, "mask": np.ones((3, 2), bool)}, distributions.Categorical(2))
-    with pytest.raises(ValueError, match=r"learner: expected a training step that reads only obs.*, got one that reads mask"):
-        write_page(masked, "CartPole-v1")
+    categorical = distributions.Categorical(2)
+    in_groups = exported(tmp_path / "grouped", {**rollout, "group": CHOICES}, categorical, estimator=estimators.GAE())
+    with pytest.raises(ValueError, match=r"learner: expected a training step that reads only obs.*, got one that reads group"):
+        write_page(in_groups, "CartPole-v1")
+    transposed = exported(tmp_path / "transposed", rollout, categorical, estimator=estimators.GAE(time_dim=-1))
+    with pytest.raises(
+        ValueError, match=r"learner: expected a training step for rollouts \[T, N, \.\.\.\], got one for \[N, T, "
+    ):
+        write_page(transposed, "CartPole-v1")
     hidden, start = np.zeros((3, 2, 4), np.float32), np.ones((3, 2), bool)
     for name in ("observation", "next_observation"):
         rollout[name] = (rollout[name], hidden, start)
-    memory = exported(tmp_path / "memory", rollout, distributions.Categorical(2), OfThree)
+    memory = exported(tmp_path / "memory", rollout, categorical, OfThree)
     with pytest.raises(ValueError, match=r"learner: expected a policy without memory, got train_step\.onnx"):
         write_page(memory, "CartPole-v1")
 

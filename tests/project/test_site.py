@@ -1,5 +1,6 @@
-"""The checks that ``make docs`` makes of the finished site find what they look for."""
+"""The checks that ``make docs`` makes of the finished site find what they look for; the site has the page of ``make web``."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "extensions"))
 
 from site_checks import broken_formulas, external_requests, missing_names
+
+from a2c_compiled.export.web_page import downloads
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,28 @@ def test_a_formula_that_was_not_converted_is_found(tmp_path: Path, inner: str, f
 
 def test_a_public_name_without_an_entry_is_found() -> None:
     assert missing_names(["a.b", "a.c"], ["a.c", "a.d"]) == ["a.d"]
+
+
+def test_the_site_has_the_page_of_make_web_where_it_was_built_and_no_older_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sphinx")
+    live_page = importlib.import_module("live_page")
+    built, site = tmp_path / "built", tmp_path / "site"
+    built.mkdir()
+    live_page.copy_page(site, built)
+    assert "make web builds it" in capsys.readouterr().out
+    assert not site.exists()
+    (built / "page.json").write_text('{"learner": "train_step.onnx"}')
+    loaded = downloads(built)
+    for file in loaded.values():
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (built / "train_step.onnx.cases.npz").touch()
+    live_page.copy_page(site, built)
+    copied = {path.relative_to(site / "web").as_posix() for path in site.rglob("*") if path.is_file()}
+    assert copied == set(loaded)
+    assert capsys.readouterr().out == ""
+    (built / "page.json").unlink()
+    live_page.copy_page(site, built)
+    assert list(site.iterdir()) == []
