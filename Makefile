@@ -26,9 +26,10 @@ test-web: $(READY)
 	$(NPM) onnxruntime-node@1 onnxruntime-web@1 playwright-core@1
 	$(BIN)/python -m pytest tests/export/test_runtime_js.py tests/export/test_web_*.py
 
-# A web page in which a policy learns CartPole-v1 from scratch, in build/web. `make docs` then puts it into the site.
+# A web page in which a policy learns from scratch, in build/web. `make docs` then puts it into the site. ENV: another environment than
+# CartPole-v1, such as Pendulum-v1.
 web: $(READY) .node/node_modules/onnxruntime-web
-	$(BIN)/python -m a2c_compiled.demo.web_page build/web --ort .node
+	$(BIN)/python -m a2c_compiled.demo.web_page build/web --ort .node $(if $(ENV),--env $(ENV))
 
 .node/node_modules/onnxruntime-web:
 	$(NPM) onnxruntime-web@1

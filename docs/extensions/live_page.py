@@ -15,7 +15,7 @@ from a2c_compiled.export.web_page import SETTINGS, downloads, has_onnxruntime
 
 BUILT = Path(__file__).parents[2] / "build" / "web"
 PLACE = "web"
-FRAME = f"""<iframe src="{PLACE}/index.html" title="A policy learns CartPole-v1" loading="lazy" class="live-page"></iframe>
+FRAME = f"""<iframe src="{PLACE}/index.html" title="A page in which a policy learns" loading="lazy" class="live-page"></iframe>
 <p><a href="{PLACE}/index.html">The page alone</a></p>"""
 
 
