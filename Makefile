@@ -21,7 +21,8 @@ test-extended: $(READY)
 
 # runtime.js against runtime.py in node, and the web page in Chromium. npm installs in .node/; the scripts of its packages, which would load
 # CUDA's libraries or a browser, do not run.
-NPM := npm install --prefix .node --no-audit --no-fund --ignore-scripts
+NPM = $(if $(shell command -v npm),npm,$(error this target needs npm: install node 20.19 or later from https://nodejs.org)) install \
+	--prefix .node --no-audit --no-fund --ignore-scripts
 test-web: $(READY)
 	$(NPM) onnxruntime-node@1 onnxruntime-web@1 playwright-core@1
 	$(BIN)/python -m pytest tests/export/test_runtime_js.py tests/export/test_web_*.py

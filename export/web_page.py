@@ -46,29 +46,29 @@ _POSITIVE = Range("a positive finite number", 0.0, sys.float_info.max, open_belo
 
 def write_page(
     folder: AnyPath,
-    environment: str,
+    env_id: str,
     num_steps: int = 16,
     num_envs: int = 64,
     solved_return: Optional[float] = None,
     reward_scale: float = 1.0,
-    onnxruntime: Optional[AnyPath] = None,
+    ort: Optional[AnyPath] = None,
     learner: str = "train_step.onnx",
 ) -> Path:
     """Writes a web page in which an exported training step acts and learns in an environment, from the state that was exported.
 
     >>> export_train_step(step, rollout, "site/train_step.onnx")
-    >>> write_page("site", "CartPole-v1", solved_return=475, onnxruntime="node_modules")
+    >>> write_page("site", "CartPole-v1", solved_return=475, ort="node_modules")
 
     The page has no other dependency than onnxruntime-web. Any host of static files serves the folder. See ``docs/web_page.md``.
 
     Args:
         folder: folder with the exported training step. The page is written there.
-        environment: name of the environment, a key of ``ENVIRONMENTS``.
+        env_id: name of the environment, a key of ``ENVIRONMENTS``.
         num_steps: steps of each environment in one rollout, at least 1.
         num_envs: number of parallel environments at the start, at least 1. The page can change it.
         solved_return: mean return of the greedy policy at which the environment counts as solved. None: there is none.
         reward_scale: positive number by which the page multiplies the rewards before it learns from them.
-        onnxruntime: folder of the npm package onnxruntime-web, or a folder with ``node_modules``. Three of its files are copied to
+        ort: folder of the npm package onnxruntime-web, or a folder with ``node_modules``. Three of its files are copied to
             ``folder/ort``. None: nothing is copied.
         learner: file name of the training step in ``folder``.
 
@@ -81,22 +81,22 @@ def write_page(
         FileNotFoundError: a file of the training step is missing.
     """
     folder = as_path("folder", folder)
-    check_page(environment, onnxruntime=onnxruntime)
+    check_page(env_id, ort=ort)
     if not isinstance(learner, str):
         raise TypeError(f"learner: expected a file name, got {described(learner)}")
     if Path(learner).name != learner:
         raise ValueError(f"learner: expected the name of a file in {folder}, got {learner!r}")
     settings = {
-        "environment": environment,
+        "environment": env_id,
         "learner": learner,
         "num_steps": positive_int("num_steps", num_steps),
         "num_envs": positive_int("num_envs", num_envs),
         "solved_return": None if solved_return is None else _FINITE.number("solved_return", solved_return),
         "reward_scale": _POSITIVE.number("reward_scale", reward_scale),
     }
-    _check_learner(folder / learner, environment)
-    if onnxruntime is not None:
-        source = onnxruntime_web(onnxruntime)
+    _check_learner(folder / learner, env_id)
+    if ort is not None:
+        source = onnxruntime_web(ort)
         with atomic_files(folder / ONNXRUNTIME_FOLDER) as temporary:
             for name in ONNXRUNTIME:
                 shutil.copyfile(source / name, temporary / name)
@@ -107,21 +107,19 @@ def write_page(
     return folder / "index.html"
 
 
-def check_page(environment: str, frame_stack: int = 1, onnxruntime: Optional[AnyPath] = None) -> None:
+def check_page(env_id: str, frame_stack: int = 1, ort: Optional[AnyPath] = None) -> None:
     """Checks what can be checked of a page before its training step is exported.
 
     Raises:
-        ValueError: the page does not have the environment, an observation is several frames, or ``onnxruntime`` lacks onnxruntime-web.
-        TypeError: ``onnxruntime`` is not a path.
+        ValueError: the page does not have the environment, an observation is several frames, or ``ort`` lacks onnxruntime-web.
+        TypeError: ``ort`` is not a path.
     """
-    if not isinstance(environment, str) or environment not in ENVIRONMENTS:
-        raise ValueError(
-            f"environment: expected one that the web page has, {', '.join(ENVIRONMENTS)}, got {described(environment)}"
-        )
+    if not isinstance(env_id, str) or env_id not in ENVIRONMENTS:
+        raise ValueError(f"env: expected one that the web page has, {', '.join(ENVIRONMENTS)}, got {described(env_id)}")
     if frame_stack != 1:
         raise ValueError(f"frame_stack: expected 1, as in the web page, got {frame_stack}")
-    if onnxruntime is not None:
-        onnxruntime_web(onnxruntime)
+    if ort is not None:
+        onnxruntime_web(ort)
 
 
 def onnxruntime_web(folder: AnyPath) -> Path:
@@ -133,18 +131,18 @@ def onnxruntime_web(folder: AnyPath) -> Path:
     Raises:
         ValueError: the files are in none of these places.
     """
-    folder = as_path("onnxruntime", folder)
+    folder = as_path("ort", folder)
     for place in ("", "dist", "onnxruntime-web/dist", "node_modules/onnxruntime-web/dist"):
         if all((folder / place / name).is_file() for name in ONNXRUNTIME):
             return folder / place
     raise ValueError(
-        f"onnxruntime: expected the npm package onnxruntime-web with {', '.join(ONNXRUNTIME)} in its dist, or a folder with the package in"
+        f"ort: expected the npm package onnxruntime-web with {', '.join(ONNXRUNTIME)} in its dist, or a folder with the package in"
         f" node_modules, got {folder}, which lacks them"
     )
 
 
-def _check_learner(path: Path, environment: str) -> None:
-    """Raises ValueError unless the page can act and learn with the training step at ``path`` in ``environment``."""
+def _check_learner(path: Path, env_id: str) -> None:
+    """Raises ValueError unless the page can act and learn with the training step at ``path`` in ``env_id``."""
     learner = runtime.Learner.load(path)
     others = [entry for entry in learner.rollout_entries if entry not in ENTRIES]
     if others:
@@ -155,16 +153,16 @@ def _check_learner(path: Path, environment: str) -> None:
         raise ValueError("learner: expected a training step for rollouts [T, N, ...], got one for [N, T, ...]")
     if learner.hidden(1).size:
         raise ValueError(f"learner: expected a policy without memory, got {path.name}, whose policy has a hidden state")
-    spaces = ENVIRONMENTS[environment]
+    spaces = ENVIRONMENTS[env_id]
     try:
         action = learner.act(np.zeros((1, spaces.observation), np.float32)).environment_action
     except (ValueError, TypeError) as error:
-        raise ValueError(f"learner: expected one for the observations of {environment}, got {path.name} ({error})") from error
+        raise ValueError(f"learner: expected one for the observations of {env_id}, got {path.name} ({error})") from error
     is_discrete = action.ndim == 1 and np.issubdtype(action.dtype, np.integer)
     if not is_discrete if spaces.is_discrete else (action.shape != (1, 1) or not np.issubdtype(action.dtype, np.floating)):
         expected = "a choice" if spaces.is_discrete else "a vector of one number"
         raise ValueError(
-            f"learner: expected actions of {environment}, each {expected}, got {action.dtype} of shape {list(action.shape[1:])}"
+            f"learner: expected actions of {env_id}, each {expected}, got {action.dtype} of shape {list(action.shape[1:])}"
         )
 
 

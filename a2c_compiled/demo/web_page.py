@@ -23,13 +23,13 @@ PAGES = {
 """The options of the networks and of the training step, by environment. They were chosen for learning in the page."""
 
 
-def write_learning_page(folder: AnyPath, environment: str = "CartPole-v1", onnxruntime: Optional[AnyPath] = None) -> Path:
+def write_learning_page(folder: AnyPath, env_id: str = "CartPole-v1", ort: Optional[AnyPath] = None) -> Path:
     """Exports a training step with new networks, and writes the page in which they learn.
 
     Args:
         folder: folder for all files.
-        environment: a key of ``PAGES``.
-        onnxruntime: where onnxruntime-web is, see :func:`~a2c_compiled.export.write_page`.
+        env_id: a key of ``PAGES``.
+        ort: where onnxruntime-web is, see :func:`~a2c_compiled.export.write_page`.
 
     Returns:
         Path of ``index.html``.
@@ -38,15 +38,15 @@ def write_learning_page(folder: AnyPath, environment: str = "CartPole-v1", onnxr
         ValueError: an argument is invalid.
         RuntimeError: an exported file differs from eager mode.
     """
-    check_page(environment, onnxruntime=onnxruntime)
-    config = PAGES[environment]
+    check_page(env_id, ort=ort)
+    config = PAGES[env_id]
     seed_everything(config.seed)
     step = make_step(config, make_loss(config), compile=False)
-    for exported in export_run(step, environment, folder, jobs([TRAIN_STEP], ["onnx"])):
+    for exported in export_run(step, env_id, folder, jobs([TRAIN_STEP], ["onnx"])):
         if not exported.report.passed:
             raise RuntimeError(str(exported.report))
-    goal = goal_of(environment, config.solved_return)
-    return write_page(folder, environment, config.num_steps, config.num_envs, goal, onnxruntime=onnxruntime)
+    goal = goal_of(env_id, config.solved_return)
+    return write_page(folder, env_id, config.num_steps, config.num_envs, goal, ort=ort)
 
 
 def main() -> int:

@@ -79,7 +79,7 @@ def names(folder):
 @grouped
 def test_a_page_lies_beside_the_files_of_the_training_step(folder, package):
     before = names(folder)
-    index = write_page(folder, "CartPole-v1", 8, 4, solved_return=475, onnxruntime=package)
+    index = write_page(folder, "CartPole-v1", 8, 4, solved_return=475, ort=package)
     assert index == folder / "index.html"
     laid = {path.name for path in (*WEB, *JAVASCRIPT)} | {f"ort/{name}" for name in ONNXRUNTIME} | {"page.json"}
     assert names(folder) == before | laid
@@ -115,7 +115,7 @@ def test_a_page_without_onnxruntime_says_how_to_get_it_and_a_later_one_keeps_it(
     copied = re.search(r"cp (.*) (\S+)", said)
     assert [name.rpartition("/")[2] for name in copied[1].split()] == list(ONNXRUNTIME)
     assert copied[2] == str(folder / "ort")
-    write_page(folder, "CartPole-v1", onnxruntime=package)
+    write_page(folder, "CartPole-v1", ort=package)
     write_page(folder, "CartPole-v1", solved_return=None)
     assert (folder / "ort" / ONNXRUNTIME[0]).is_file()
     assert "npm" not in instructions(folder)
@@ -143,8 +143,8 @@ def test_the_page_has_the_environments_that_the_exporter_accepts():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("LunarLander-v3",), "environment: expected one that the web page has, CartPole-v1, .*, got 'LunarLander-v3'"),
-        ((7,), "environment: expected one that the web page has, .*, got 7"),
+        (("LunarLander-v3",), "env: expected one that the web page has, CartPole-v1, .*, got 'LunarLander-v3'"),
+        ((7,), "env: expected one that the web page has, .*, got 7"),
         (("CartPole-v1", 0), "num_steps: expected at least 1, got 0"),
         (("CartPole-v1", 1.5), "num_steps: expected an integer, got 1.5"),
         (("CartPole-v1", 1, True), "num_envs: expected an integer, got True"),
@@ -154,9 +154,9 @@ def test_the_page_has_the_environments_that_the_exporter_accepts():
         (("CartPole-v1", 1, 1, 475, float("nan")), "reward_scale: expected a positive finite number, got nan"),
         (
             ("CartPole-v1", 1, 1, 475, 1, "nowhere"),
-            "onnxruntime: expected the npm package onnxruntime-web with .*, got nowhere",
+            "ort: expected the npm package onnxruntime-web with .*, got nowhere",
         ),
-        (("CartPole-v1", 1, 1, 475, 1, 3), "onnxruntime: expected a path, got 3"),
+        (("CartPole-v1", 1, 1, 475, 1, 3), "ort: expected a path, got 3"),
         (("CartPole-v1", 1, 1, 475, 1, None, "a/b.onnx"), "learner: expected the name of a file in .*, got 'a/b.onnx'"),
         (("CartPole-v1", 1, 1, 475, 1, None, 3), "learner: expected a file name, got 3"),
         (("CartPole-v1",), "train_step.onnx"),

@@ -459,14 +459,14 @@ def test_a_web_page_multiplies_rewards_as_the_run_did(tmp_path):
     [
         (
             ("--web", "--env", "CartPole-v0"),
-            "environment: expected one that the web page has, CartPole-v1, Acrobot-v1, Pendulum-v1, got 'CartPole-v0'",
+            "env: expected one that the web page has, CartPole-v1, Acrobot-v1, Pendulum-v1, got 'CartPole-v0'",
         ),
         (("--web", "--format", "torchscript"), "web: expected the format onnx and the graph train-step"),
         (
             ("--web", "--graph", "policy,loss"),
             "train-step, with which the page learns, got --format onnx,torchscript --graph policy,loss",
         ),
-        (("--web", "--ort", "nowhere"), "onnxruntime: expected the npm package onnxruntime-web with ort.wasm.min.mjs, "),
+        (("--web", "--ort", "nowhere"), "ort: expected the npm package onnxruntime-web with ort.wasm.min.mjs, "),
         (("--ort", "nowhere"), "ort: expected --web, whose page needs onnxruntime-web, got --ort nowhere alone"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
