@@ -1,4 +1,4 @@
-"""Runs ``runtime.js`` in a process of node, for tests that compare it with ``runtime.py``."""
+"""Runs modules of JavaScript in a process of node, for tests of the web page and those that compare ``runtime.js`` with ``runtime.py``."""
 
 import base64
 import json
@@ -10,16 +10,24 @@ from typing import Any, List, Optional
 import numpy as np
 
 ROOT = Path(__file__).parents[2] / ".node"
-"""The folder into which ``make test-web`` installs onnxruntime-node and onnxruntime-web."""
+"""The folder into which ``make test-web`` installs packages of npm."""
 PACKAGES = ("onnxruntime-node", "onnxruntime-web/wasm")
+PLAYWRIGHT = "playwright-core"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+"""The program Chromium, or None."""
 
 
-def missing() -> Optional[str]:
-    """Returns what the tests lack and how to install it, or None."""
+def missing(*packages: str, chromium: bool = False) -> Optional[str]:
+    """Returns what tests with these packages of npm lack and how to install it, or None."""
     if shutil.which("node") is None:
         return "node is not installed: install version 20.19 or later from https://nodejs.org, then run make test-web"
-    if not all((ROOT / "node_modules" / package.split("/")[0]).is_dir() for package in PACKAGES):
-        return "onnxruntime-node and onnxruntime-web are not installed: run make test-web, which installs them with npm"
+    lacking = [package for package in packages if not (ROOT / "node_modules" / package.split("/")[0]).is_dir()]
+    if lacking:
+        return f"{', '.join(lacking)}: not installed; run make test-web, which installs it with npm"
+    if chromium and CHROMIUM is None:
+        return (
+            "Chromium is not installed: install it, in Debian and Ubuntu with apt-get install chromium, then run make test-web"
+        )
     return None
 
 
@@ -32,12 +40,20 @@ class JavaScriptError(Exception):
 
 
 class JavaScript:
-    """A process of node with ``runtime.js`` and a package of onnxruntime. Objects of JavaScript are wrapped as :class:`Wrapped`."""
+    """A process of node with a module, ``runtime.js`` or another, and a package of onnxruntime.
 
-    def __init__(self, script: Path, package: str) -> None:
+    A Policy or Learner of JavaScript is wrapped as :class:`Wrapped`.
+    """
+
+    def __init__(self, script: Path, package: str = "") -> None:
         command = ["node", str(Path(__file__).with_name("runtime_in_node.mjs")), str(script), package]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            cwd=ROOT if package else None,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def load(self, kind: str, path: Any, **options: Any) -> "Wrapped":
@@ -45,7 +61,7 @@ class JavaScript:
         return self._answer(object=kind, method="load", values=[str(path), options])
 
     def run(self, body: str, *values: Any) -> Any:
-        """Returns what a function body returns. It reads ``runtime``, ``onnxruntime`` and ``values``."""
+        """Returns what a function body returns. It reads ``runtime``, the module, ``onnxruntime`` and ``values``."""
         return self._answer(object=body, method="run", values=list(values))
 
     def _answer(self, **request: Any) -> Any:

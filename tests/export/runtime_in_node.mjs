@@ -1,12 +1,12 @@
-// Runs runtime.js for test_runtime_js.py: reads requests from standard input, one line of JSON each, and writes the answers.
-// Arguments: the path of runtime.js, and the name of the package of onnxruntime, which is found from the working folder.
+// Runs a module, such as runtime.js, for tests: reads requests from standard input, one line of JSON each, and writes the answers.
+// Arguments: the path of the module, and, if the requests need one, the name of a package of onnxruntime, found from the working folder.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
 const [script, name] = process.argv.slice(2);
 const runtime = await import(pathToFileURL(script).href);
-const onnxruntime = createRequire(`${process.cwd()}/`)(name);
+const onnxruntime = name && createRequire(`${process.cwd()}/`)(name);
 const objects = [];
 
 /** Arrays travel as `{"array": [dtype, shape, bytes]}`, bytes as `{"bytes": text}`. */
@@ -22,13 +22,15 @@ function decoded(value) {
   return new runtime.NdArray(dtype, shape, new data(Uint8Array.from(Buffer.from(text, "base64")).buffer));
 }
 
+const is_a = (value, name) => Boolean(runtime[name]) && value instanceof runtime[name];
+
 function encoded(value) {
-  if (value instanceof runtime.NdArray) {
+  if (is_a(value, "NdArray")) {
     const { buffer, byteOffset, byteLength } = value.data;
     return { array: [value.dtype, value.shape, Buffer.from(buffer, byteOffset, byteLength).toString("base64")] };
   }
   if (value instanceof Uint8Array) return { bytes: Buffer.from(value).toString("base64") };
-  if (value instanceof runtime.Policy || value instanceof runtime.Learner) return { object: objects.push(value) - 1 };
+  if (is_a(value, "Policy") || is_a(value, "Learner")) return { object: objects.push(value) - 1 };
   if (typeof value !== "object" || value === null) return value;
   if (Array.isArray(value)) return value.map(encoded);
   return Object.fromEntries(Object.entries(value).map(([key, entry]) => [key, encoded(entry)]));

@@ -25,7 +25,7 @@ from a2c_compiled.export.on_device.runtime import Learner, Policy
 from a2c_compiled.recurrent import MinGRU, Recurrent
 from a2c_compiled.update import TrainStep
 
-REASON = javascript.missing()
+REASON = javascript.missing(*javascript.PACKAGES)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("runtime_js"),
@@ -222,6 +222,18 @@ def test_policies_act_as_in_python_with_the_parameters_of_the_file_and_with_othe
         assert_same_output(its_sampled.call("act", single), sampled.act(single))
         assert_same_output(its_sampled.call("act", single, noise[0]), sampled.act(single, noise[0]))
     assert its_sampled.call("act", single.tolist())["action"].shape == ((DIM,) if exported.case.vectors else ())
+
+
+def test_what_was_released_fails_and_leaves_others_alone(node, files):
+    exported = files("MLP, choices")
+    observation = exported.observations(2)
+    for kind, path in (("Policy", exported.sampled), ("Learner", exported.graph)):
+        released, other = (node.load(kind, path, seed=0) for _ in range(2))
+        released.call("act", observation)
+        released.call("release")
+        with pytest.raises(javascript.JavaScriptError, match="onnxruntime failed"):
+            released.call("act", observation)
+        other.call("act", observation)
 
 
 class OfMapping(nn.Module):

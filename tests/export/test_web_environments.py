@@ -1,35 +1,27 @@
 """The environments of the web page step as gymnasium's do: run in node, on the same starts and actions."""
 
-import json
-import shutil
-import subprocess
-
 import gymnasium
+import javascript
 import numpy as np
 import pytest
 
 from a2c_compiled.export.on_device import RUNTIME
 
-SCRIPT = RUNTIME.with_name("web") / "environments.js"
+REASON = javascript.missing()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed: install version 20.19 or later"),
+    pytest.mark.xdist_group("web_environments"),
+    pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]
 
 
-def run_in_node(body, value=None):
-    """Returns what a function body returns. It reads the exports of environments.js and ``value``."""
-    program = (
-        f"import * as page from {json.dumps(SCRIPT.as_uri())};\n"
-        f"const value = {json.dumps(value)};\n"
-        f"const result = (() => {{ const {{ ENVIRONMENTS, Environments }} = page; {body} }})();\n"
-        "console.log(JSON.stringify(result));"
-    )
-    done = subprocess.run(
-        ["node", "--input-type=module"], input=program, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def run():
+    """Runs a function body that reads the exports of environments.js, and ``value``."""
+    process = javascript.JavaScript(RUNTIME.with_name("web") / "environments.js")
+    head = "const { ENVIRONMENTS, Environments } = runtime; const [value] = values;"
+    yield lambda body, value=None: process.run(head + body, value)
+    process.close()
 
 
 def balance(observation):
@@ -67,9 +59,9 @@ def played(name, episodes):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_environments_of_the_page_step_as_gymnasium_does(name):
+def test_environments_of_the_page_step_as_gymnasium_does(run, name):
     episodes = list(played(name, 12))
-    results = run_in_node(
+    results = run(
         """
         return value.episodes.map(({ start, steps }) => {
           const environments = new Environments(value.name, 1, 0);
@@ -93,8 +85,8 @@ def test_environments_of_the_page_step_as_gymnasium_does(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_next_episode_starts_in_the_step_that_ends_one(name):
-    result = run_in_node(
+def test_the_next_episode_starts_in_the_step_that_ends_one(run, name):
+    result = run(
         """
         const { time_limit, choices } = ENVIRONMENTS[value];
         const environments = new Environments(value, 3, 5);
@@ -125,8 +117,8 @@ def test_the_next_episode_starts_in_the_step_that_ends_one(name):
     assert starts.max() <= high
 
 
-def test_the_starts_of_episodes_are_spread_over_their_range():
-    starts = np.array(run_in_node("return new Environments('CartPole-v1', 4000, 2 ** 40 + 1).states;"))
+def test_the_starts_of_episodes_are_spread_over_their_range(run):
+    starts = np.array(run("return new Environments('CartPole-v1', 4000, 2 ** 40 + 1).states;"))
     assert (np.abs(starts) <= 0.05).all()
     np.testing.assert_allclose(starts.mean(0), 0, atol=0.002)  # 4 standard errors
     np.testing.assert_allclose(starts.std(0), 0.1 / 12**0.5, rtol=0.05)
@@ -146,5 +138,5 @@ def test_the_starts_of_episodes_are_spread_over_their_range():
         ("new Environments('Pendulum-v1', 1, 0).step({ data: [NaN] })", "action: expected a finite number, got NaN"),
     ],
 )
-def test_a_wrong_argument_is_named(body, message):
-    assert run_in_node(f"try {{ {body}; }} catch (error) {{ return error.message; }}") == message
+def test_a_wrong_argument_is_named(run, body, message):
+    assert run(f"try {{ {body}; }} catch (error) {{ return error.message; }}") == message

@@ -42,7 +42,7 @@ export function draw_chart(canvas, line, dots = [], level = null) {
   context.fillStyle = palette.pole;
   for (const [update, value] of dots) {
     context.beginPath();
-    context.arc(x(update), y(value), 4, 0, 2 * Math.PI);
+    context.arc(x(update), y(value), Math.max(2, 4 - dots.length / 40), 0, 2 * Math.PI);
     context.fill();
   }
 }

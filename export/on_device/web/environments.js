@@ -14,6 +14,7 @@
  * - `choices`: number of discrete actions; undefined if the action is a number.
  * - `time_limit`: steps after which an episode is truncated.
  * - `seconds`: simulated time of a step.
+ * - `frames_per_second`: steps that gymnasium shows in a second.
  * - `pushed`: which entry of the state is the velocity that a push from outside changes.
  * - `start(uniform)`: returns the first state of an episode. `uniform(low, high)` draws a number.
  * - `advance(state, action)`: returns the state after a step, the reward, and whether the episode terminated.
@@ -26,6 +27,7 @@ export const ENVIRONMENTS = {
     choices: 2,
     time_limit: 500,
     seconds: 0.02,
+    frames_per_second: 50,
     pushed: 3,
     start: (uniform) => Array.from({ length: 4 }, () => uniform(-0.05, 0.05)),
     advance: advance_cart_pole,
@@ -37,6 +39,7 @@ export const ENVIRONMENTS = {
     choices: 3,
     time_limit: 500,
     seconds: 0.2,
+    frames_per_second: 15,
     pushed: 3,
     start: (uniform) => Array.from({ length: 4 }, () => Math.fround(uniform(-0.1, 0.1))),
     advance: advance_acrobot,
@@ -49,6 +52,7 @@ export const ENVIRONMENTS = {
     observation_size: 3,
     time_limit: 200,
     seconds: 0.05,
+    frames_per_second: 30,
     pushed: 1,
     start: (uniform) => [uniform(-Math.PI, Math.PI), uniform(-1, 1)],
     advance: advance_pendulum,

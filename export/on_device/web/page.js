@@ -103,7 +103,10 @@ class Page {
   async run() {
     for (;;) {
       try {
-        while (this.#commands.length) await this.#commands.shift()();
+        while (this.#commands.length) {
+          await this.#commands.shift()();
+          this.draw(true); // the numbers belong to what the status says
+        }
         const now = performance.now();
         if (now >= this.#picture_due) await this.#move_picture(now);
         if (this.is_learning && now >= this.#learning_due) await this.#learn(now);
@@ -183,7 +186,7 @@ class Page {
     const returns = history.filter((point) => point.mean_return !== undefined).map((point) => [point.update, point.mean_return]);
     draw_chart(element("return-chart"), returns, this.#evaluated, this.#settings.solved_return);
     draw_chart(element("entropy-chart"), history.map((point) => [point.update, point.entropy]));
-    show("scene-text", `The greedy policy of this moment, in real time: step ${this.#length}.`);
+    show("scene-text", `The greedy policy of this moment: step ${this.#length}.`);
   }
 
   #begin() {
@@ -199,7 +202,7 @@ class Page {
 
   async #learn(now) {
     // A pause of the browser is not caught up with.
-    const interval = (1000 * ENVIRONMENTS[this.#settings.environment].seconds) / Number(element("speed").value);
+    const interval = 1000 / ENVIRONMENTS[this.#settings.environment].frames_per_second / Number(element("speed").value);
     this.#learning_due = Math.max(this.#learning_due + interval, now - 100);
     const has_updated = await this.#training.step();
     if (has_updated && this.#training.updates % EVALUATION_INTERVAL === 0) await this.#check();
@@ -229,8 +232,8 @@ class Page {
   }
 
   async #move_picture(now) {
-    const { seconds, pushed } = ENVIRONMENTS[this.#settings.environment];
-    this.#picture_due = Math.max(this.#picture_due + 1000 * seconds, now);
+    const { seconds, frames_per_second, pushed } = ENVIRONMENTS[this.#settings.environment];
+    this.#picture_due = Math.max(this.#picture_due + 1000 / frames_per_second, now);
     const state = this.#picture.states[0];
     this.#picture.states[0] = state.map((x, i) => (i === pushed ? x + seconds * this.#scene.pull(state) : x));
     const { environment_action } = await this.#learner.act(this.#picture.observe(), { greedy: true });

@@ -60,7 +60,8 @@ export class Training {
     const output = await this.#learner.act(this.#observation);
     const step = this.#environments.step(output.environment_action);
     const reward = { ...step.reward, data: step.reward.data.map((reward) => reward * this.#reward_scale) };
-    this.#rollout.push({ ...output, ...step, reward, observation: this.#observation });
+    const mask = { ...step.done, data: new Uint8Array(this.#environments.num_envs).fill(1) }; // no step is spent on a reset
+    this.#rollout.push({ ...output, ...step, reward, mask, observation: this.#observation });
     this.#observation = step.observation;
     this.#count(step);
     if (this.#rollout.length < this.#num_steps) return false;
