@@ -22,6 +22,7 @@ _ABOUT_EXTRAS = {
         "export/test_runtime_js.py",
         "export/test_web_chromium.py",
         "export/test_web_environments.py",
+        "export/test_web_page.py",
         "export/test_web_training.py",
         "networks/test_networks.py",
         "networks/test_observation_norm.py",

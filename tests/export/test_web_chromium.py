@@ -14,6 +14,7 @@ import pytest
 from a2c_compiled.demo.web_page import write_learning_page
 from a2c_compiled.export.on_device.learn_policy import greedy_return
 from a2c_compiled.export.on_device.runtime import Learner
+from a2c_compiled.export.web_page import downloads
 
 REASON = javascript.missing("onnxruntime-web", javascript.PLAYWRIGHT, chromium=True)
 pytestmark = [
@@ -347,6 +348,16 @@ def test_only_files_of_the_page_run_as_programs(browser):
     browser.open()
     with pytest.raises(javascript.JavaScriptError, match="Content Security Policy"):
         browser.run("await page.addScriptTag({ content: 'document.title = 1;' });")
+
+
+def test_a_browser_loads_the_files_that_the_export_counts_and_no_others(browser, site):
+    browser.open()
+    loaded = browser.run(
+        """
+        return page.evaluate(() => performance.getEntriesByType("resource").map(({ name }) => name.replace(document.baseURI, "")));
+        """
+    )
+    assert {"index.html", *(name for name in loaded if not name.startswith("data:"))} == set(downloads(site / PLACE))
 
 
 def changed(settings, **changes):

@@ -10,8 +10,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "extensions"))
 
 from site_checks import broken_formulas, external_requests, missing_names
 
-from a2c_compiled.export.web_page import downloads
-
 
 @pytest.mark.parametrize(
     ("name", "text"),
@@ -57,7 +55,7 @@ def test_the_site_has_the_page_of_make_web_where_it_was_built_and_no_older_one(
     assert "make web builds it" in capsys.readouterr().out
     assert not site.exists()
     (built / "page.json").write_text('{"learner": "train_step.onnx"}')
-    loaded = downloads(built)
+    loaded = live_page.downloads(built)
     for file in loaded.values():
         file.parent.mkdir(exist_ok=True)
         file.touch()
