@@ -14,7 +14,7 @@ from a2c_compiled.training import TrainConfig
 from a2c_compiled.training.construction import make_loss, make_step, seed_everything
 
 PAGES = {
-    "CartPole-v1": TrainConfig(num_envs=8, lr=1e-3),
+    "CartPole-v1": TrainConfig(num_envs=8, lr=5e-4),
     "Acrobot-v1": TrainConfig(env="Acrobot-v1", num_envs=16, lr=1e-3),
     "Pendulum-v1": TrainConfig(
         env="Pendulum-v1", solved_return=-250.0, num_envs=32, num_steps=8, lr=3e-3, gamma=0.9, entropy_coef=0.003

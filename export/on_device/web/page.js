@@ -129,11 +129,11 @@ class Page {
 
   /** Begins from the exported state. The first call loads it. */
   async reset() {
-    const [is_first, lr, seed] = [!this.#learner, this.#learner?.lr, Number(element("seed").value)];
-    await this.#learner?.release();
-    this.#learner = await this.#load_learner(seed);
-    if (!is_first) this.#learner.lr = lr; // the learning rate that was set
+    const [before, learner] = [this.#learner, await this.#load_learner(Number(element("seed").value))];
+    if (before) learner.lr = before.lr; // the learning rate that was set
+    this.#learner = learner;
     this.#begin();
+    await before?.release();
   }
 
   async load(file) {
