@@ -78,7 +78,9 @@ export class Policy {
       const model = await files.checked(settings.check);
       let graph = await Graph.load(files.path, model, POLICIES, settings);
       if (parameters !== undefined) {
-        graph = await Graph.load(files.path, with_parameters(graph, model, parameters), POLICIES, settings);
+        const changed = with_parameters(graph, model, parameters);
+        await graph.release();
+        graph = await Graph.load(files.path, changed, POLICIES, settings);
       }
       return new Policy(graph, settings.random);
     });
