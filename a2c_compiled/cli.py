@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -504,11 +505,11 @@ def _export(arguments: argparse.Namespace) -> int:
         print(report)
     if Job(POLICY, "onnx") in wanted:
         print(f"to play the policy without torch: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
+    goal, reward_scale = goal_of(config.env, config.solved_return), load_reward_scale(arguments.folder, config)
     if Job(TRAIN_STEP, "onnx") in wanted:
-        print(f"to continue learning without torch: python {out}/learn_policy.py {out}/train_step.onnx --env {config.env}")
+        print(f"to continue learning without torch: python {_learn_command(out, config, goal, reward_scale)}")
     if arguments.web:
-        goal, scale = goal_of(config.env, config.solved_return), load_reward_scale(arguments.folder, config)
-        write_page(out, config.environment, config.num_steps, config.num_envs, goal, scale, arguments.ort)
+        write_page(out, config.environment, config.num_steps, config.num_envs, goal, reward_scale, arguments.ort)
         print(instructions(out))
     return 1 if failed else 0
 
@@ -528,6 +529,21 @@ def _import_from_here(env: Optional[str]) -> None:
 
     if env is not None and module_of(env) and not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def _learn_command(out: Path, config: "TrainConfig", goal: Optional[float], reward_scale: float) -> str:
+    """Returns the arguments of Python with which ``learn_policy.py`` in ``out`` continues learning as the run did."""
+    from a2c_compiled.export.on_device import learn_policy
+
+    options = {
+        "num_envs": config.num_envs,
+        "num_steps": config.num_steps,
+        "solved_return": math.inf if goal is None else goal,
+        "reward_scale": reward_scale,
+    }
+    defaults = vars(learn_policy.parser().parse_args([""]))
+    given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value != defaults[name])
+    return f"{out}/learn_policy.py {out}/train_step.onnx --env {config.env}{given}"
 
 
 def _verify(arguments: argparse.Namespace) -> int:

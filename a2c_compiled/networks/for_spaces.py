@@ -180,7 +180,7 @@ class ImageEncoder(nn.Module):
             layers += [_orthogonal(nn.Conv2d(channels, outputs, size, stride), math.sqrt(2.0)), nn.ReLU()]
             channels, height, width = outputs, (height - size) // stride + 1, (width - size) // stride + 1
         # On CPUs, oneDNN convolves faster where the channels of a pixel lie together in memory.
-        self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.convolutions = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.width = 512 if large else 128
         self.linear = _orthogonal(nn.Linear(channels * height * width, self.width), math.sqrt(2.0))
 

@@ -55,7 +55,14 @@ RECENT_EPISODES = 100
 
 
 def learn(
-    learner: Learner, env_id: str, num_envs: int, num_steps: int, total_steps: int, solved_return: float, seed: int
+    learner: Learner,
+    env_id: str,
+    num_envs: int,
+    num_steps: int,
+    total_steps: int,
+    solved_return: float,
+    seed: int,
+    reward_scale: float = 1.0,
 ) -> Dict[str, Any]:
     """Trains ``learner`` until its greedy policy reaches ``solved_return`` or ``total_steps`` are used.
 
@@ -69,6 +76,7 @@ def learn(
         total_steps: largest number of steps of all environments together.
         solved_return: mean return that the greedy policy must reach in every part of an evaluation.
         seed: seed of the environments.
+        reward_scale: the learner learns from rewards times this number; all returns are those of the environment.
 
     Returns:
         ``return``: mean return of the trained greedy policy over the first set of 100 episodes. ``steps``: number of environment steps.
@@ -77,7 +85,7 @@ def learn(
     started, first_lr = time.perf_counter(), learner.lr
     updates = max(1, total_steps // (num_envs * num_steps))
     returns: List[float] = []
-    for update, (rollout, ended) in enumerate(rollouts(learner, env_id, num_envs, num_steps, seed), 1):
+    for update, (rollout, ended) in enumerate(rollouts(learner, env_id, num_envs, num_steps, seed, reward_scale), 1):
         learner.lr = first_lr * (FINAL_LR + (1.0 - FINAL_LR) * (1.0 - (update - 1) / updates))
         learner.step(rollout)
         returns = (returns + ended)[-RECENT_EPISODES:]
@@ -97,10 +105,13 @@ def learn(
     }
 
 
-def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed: int) -> Iterator[Tuple[Rollout, List[float]]]:
+def rollouts(
+    learner: Learner, env_id: str, num_envs: int, num_steps: int, seed: int, reward_scale: float = 1.0
+) -> Iterator[Tuple[Rollout, List[float]]]:
     """Yields rollouts without end, each with the returns of the episodes that ended in this rollout.
 
-    A rollout has, for each name in ``learner.rollout_entries``, an array ``[num_steps, num_envs, ...]``. Environments that spend a step on
+    A rollout has, for each name in ``learner.rollout_entries``, an array ``[num_steps, num_envs, ...]``. Its rewards are those of the
+    environments times ``reward_scale``. Environments that spend a step on
     each reset need a training step with ``mask``, which is False at these steps.
 
     Raises:
@@ -130,7 +141,7 @@ def rollouts(learner: Learner, env_id: str, num_envs: int, num_steps: int, seed:
             entries = {
                 **output._asdict(),
                 "observation": observation,
-                "reward": reward,
+                "reward": reward * reward_scale,
                 "next_observation": with_final_observations(next_observation, info),
                 "done": done,
                 "terminated": terminated,
@@ -184,6 +195,13 @@ def parser() -> argparse.ArgumentParser:
         help="mean return at which the greedy policy counts as solved (default: %(default)s)",
     )
     parser.add_argument(
+        "--reward-scale",
+        type=positive,
+        default=1.0,
+        metavar="FACTOR",
+        help="learn from rewards times this number, as a run with normalised rewards did (default: %(default)s)",
+    )
+    parser.add_argument(
         "--seed", type=play_policy.seed, default=0, help="seed of environments and noise (default: %(default)s)"
     )
     parser.add_argument(
@@ -192,6 +210,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="begin from the exported state, and replace the file of --out")
     parser.add_argument("--threads", type=count, default=1, help="number of threads of onnxruntime (default: %(default)s)")
     return parser
+
+
+def positive(text: str) -> float:
+    """Returns the positive, finite number in ``text``. Raises argparse's error for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return number
 
 
 class StoppedError(BaseException):  # no Exception, which environments may catch
@@ -219,7 +248,7 @@ def main() -> None:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        result = learn(learner, arguments.env, *sizes, arguments.solved_return, arguments.seed)
+        result = learn(learner, arguments.env, *sizes, arguments.solved_return, arguments.seed, arguments.reward_scale)
     except StoppedError as error:
         print(f"stopped; {arguments.out} holds the state of the learner so far", file=sys.stderr)
         sys.exit(128 + error.args[0])

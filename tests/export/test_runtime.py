@@ -836,6 +836,18 @@ def test_rollouts_hold_the_last_observation_of_an_episode_and_come_with_its_retu
     assert sum(map(len, returns)) == done.sum()
 
 
+def test_rewards_are_scaled_and_returns_are_not(choices):
+    learner = Learner.load(choices.graph, seed=0)
+    (rollout, returns), (scaled, scaled_returns) = (
+        next(learn_policy.rollouts(learner, "CartPole-v1", 4, 50, 0, scale)) for scale in (1.0, 0.25)
+    )
+    assert (rollout["reward"] == 1.0).all()
+    assert (scaled["reward"] == 0.25).all()
+    assert returns
+    assert scaled_returns
+    assert all(result == round(result) >= 8.0 for result in returns + scaled_returns)
+
+
 def test_learning_ends_when_the_greedy_policy_is_good_enough(choices):
     learner = Learner.load(choices.graph, seed=0)
     result = learn_policy.learn(learner, "CartPole-v1", 8, 16, 1_000_000, solved_return=5.0, seed=0)
@@ -967,6 +979,7 @@ def test_a_wrong_call_of_a_script_ends_with_one_line_that_names_what_is_wrong(ch
             "path: expected a state that was saved with this very",
         ),
         ("learn_policy.py", choices.graph, "--num-steps", 0.5, "expected an integer of at least 1, got '0.5'"),
+        ("learn_policy.py", choices.graph, "--reward-scale", 0, "expected a positive number, got '0'"),
     ):
         process = in_bare_python(choices.folder / script, *arguments)
         *usage, last = process.stderr.splitlines()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,13 +22,13 @@ from torch import nn
 
 from a2c_compiled import export
 from a2c_compiled.benchmarks.measure.timing import Timing
-from a2c_compiled.cli import main
+from a2c_compiled.cli import _learn_command, main
 from a2c_compiled.demo import demo
 from a2c_compiled.demo.demo import DemoError
 from a2c_compiled.export import run as export_run_module
 from a2c_compiled.export.checking.comparison import OutputError
 from a2c_compiled.export.checking.verify import Report
-from a2c_compiled.export.on_device import WEB, play_policy
+from a2c_compiled.export.on_device import WEB, learn_policy, play_policy
 from a2c_compiled.export.web_page import ONNXRUNTIME
 from a2c_compiled.training import TrainConfig, Trainer, TrainResult
 from a2c_compiled.training.evaluation import EVALUATION_SEED, evaluate, greedy_policy
@@ -128,7 +129,7 @@ def test_a_trained_run_is_exported_and_verified(exported_run, capsys):
     assert {row.split()[0] for row in rows} == models
     assert all("equal in" in row for row in rows)
     assert play.endswith(f"python {out}/play_policy.py {out}/policy.onnx --env CartPole-v1")
-    assert learn.endswith(f"python {out}/learn_policy.py {out}/train_step.onnx --env CartPole-v1")
+    assert learn.endswith(f"python {out}/learn_policy.py {out}/train_step.onnx --env CartPole-v1 --num-envs 4 --num-steps 5")
     assert run("verify", out, "--json") == 0
     verified = json.loads(capsys.readouterr().out)
     assert verified["passed"]
@@ -452,6 +453,16 @@ def test_a_web_page_multiplies_rewards_as_the_run_did(tmp_path):
     reward, done = torch.ones(1, 4), torch.zeros(1, 4, dtype=torch.bool)
     torch.testing.assert_close(trainer.reward_scale.scale(reward, done), scale * reward, rtol=0.1, atol=0.0)
     assert load_reward_scale(tmp_path / "run", dataclasses.replace(config, normalize_rewards=False)) == 1.0
+
+
+def test_the_command_that_continues_learning_has_the_options_of_the_run(tmp_path):
+    command = _learn_command(tmp_path, TrainConfig(), 475.0, 1.0)
+    assert command == f"{tmp_path}/learn_policy.py {tmp_path}/train_step.onnx --env CartPole-v1"
+    config = TrainConfig(env="Pendulum-v1", num_envs=32, num_steps=8)
+    command = _learn_command(tmp_path, config, None, 0.25).split(" ")
+    learning = learn_policy.parser().parse_args(command[1:])
+    assert (learning.env, learning.num_envs, learning.num_steps) == ("Pendulum-v1", 32, 8)
+    assert (learning.solved_return, learning.reward_scale) == (math.inf, 0.25)
 
 
 @pytest.mark.parametrize(
