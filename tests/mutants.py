@@ -276,7 +276,7 @@ FAULTS = (
         "a2c_compiled/ops/linear_scan.py",
         "later.roll(-1, dim)).masked_fill(is_last, 0.0)",
         "later.roll(-1, dim))",
-        ("tests/export/test_recurrent_train_step.py",),
+        ("tests/ops/test_linear_scan.py",),
     ),
     Fault(
         "runtime.py feeds renamed inputs under their old names",

@@ -6,7 +6,9 @@ import torch
 from cases import LAYOUTS, VIEWS, assert_equals, evaluate, make_steps, per_step, run_without_the_library
 from loops import loop_over
 from tolerances import assert_close
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from a2c_compiled._exporting import exporting
 from a2c_compiled.ops import linear_scan, scripted_scan
 from a2c_compiled.ops.linear_scan import linear_scan as scriptable_linear_scan
 
@@ -235,6 +237,22 @@ def test_exports_as_one_operator_with_dynamic_shapes():
         other = make_arguments(shape)
         result = program.module()(other["x"], other["decay"])
         assert_close(result, oracle.linear_scan(other["x"], other["decay"], -2, True))
+
+
+@DIRECTIONS
+def test_the_gradient_in_an_exported_graph_is_that_of_eager_mode_for_any_size(reverse):
+    def gradients(x, decay):
+        x, decay = x.requires_grad_(), decay.requires_grad_()
+        return torch.autograd.grad(linear_scan(x, decay, -2, reverse).square().sum(), (x, decay))
+
+    x, decay = (make_arguments((4, 3))[name] for name in ("x", "decay"))
+    with exporting():
+        graph = make_fx(gradients, tracing_mode="symbolic")(x, decay)
+    for shape in ((4, 3), (1, 3), (9, 1)):
+        x, decay = (make_arguments(shape, seed=1)[name] for name in ("x", "decay"))
+        with torch.no_grad():
+            actual = graph(x, decay)
+        torch.testing.assert_close(actual, gradients(x, decay))
 
 
 @DIRECTIONS
