@@ -52,6 +52,10 @@ EXTENDED = {
         "test_estimators.py::test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients[TD1*]",
         "test_estimators.py::test_traced_estimator_equals_the_oracle_in_other_shapes_and_with_other_coefficients[UPGO*]",
     ),
+    "export: the page learns Pendulum-v1 in node, and CartPole-v1 in Chromium": (
+        "test_web_training.py::test_the_greedy_policy_improves_from_the_exported_weights[CartPole-v1]",
+        "test_web_training.py::test_the_greedy_policy_improves_from_the_exported_weights[Acrobot-v1]",
+    ),
     "export: a page refuses a training step for another environment": (
         "test_web_page.py::test_rollouts_and_policies_that_the_page_cannot_serve_are_refused",
     ),

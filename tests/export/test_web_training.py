@@ -1,5 +1,7 @@
 """The training of the web page in node, without a browser: in each of its environments the policy learns."""
 
+import json
+
 import javascript
 import numpy as np
 import pytest
@@ -51,13 +53,11 @@ def run():
 
 
 # The largest number of updates, about three times what is needed, and how much higher the return of the greedy policy must be.
-# Pendulum-v1 needs 1500 updates to gain much, which takes too long here.
-GAINS = {"CartPole-v1": (600, 400), "Acrobot-v1": (1500, 350)}
+GAINS = {"CartPole-v1": (1500, 400), "Acrobot-v1": (1500, 350), "Pendulum-v1": (2000, 500)}
 
 
-@pytest.mark.parametrize("name", GAINS)
+@pytest.mark.parametrize("name", PAGES)
 def test_the_greedy_policy_improves_from_the_exported_weights(run, pages, name):
-    config = PAGES[name]
     updates, gain = GAINS[name]
     first, best, count = run(
         pages(name),
@@ -72,28 +72,9 @@ def test_the_greedy_policy_improves_from_the_exported_weights(run, pages, name):
         }
         return [first, best, training.updates];
         """,
-        {"name": name, "num_steps": config.num_steps, "num_envs": config.num_envs, "updates": updates, "gain": gain},
+        {**json.loads((pages(name) / "page.json").read_text()), "name": name, "updates": updates, "gain": gain},
     )
     assert best >= first + gain, f"{first} at the start, {best} at best after {count} updates"
-
-
-def test_actions_that_are_numbers_are_learned_from(run, pages):
-    config = PAGES["Pendulum-v1"]
-    before, after, mean_return = run(
-        pages("Pendulum-v1"),
-        """
-        const learner = await load();
-        const weights = () => Object.values(learner.parameters).flatMap(({ data }) => [...data]);
-        const before = weights();
-        const training = new Training(learner, "Pendulum-v1", { ...value, seed: 0 });
-        await updated(training, 30);
-        return [before, weights(), training.mean_return];
-        """,
-        {"num_steps": config.num_steps, "num_envs": config.num_envs},
-    )
-    assert np.isfinite(after).all()
-    assert np.mean(np.array(before) != after) > 0.9
-    assert -2000 < mean_return < -500
 
 
 def test_the_same_seed_repeats_a_training_and_another_seed_does_not(run, pages):
