@@ -21,7 +21,8 @@ def missing(*packages: str, chromium: bool = False) -> Optional[str]:
     """Returns what tests with these packages of npm lack and how to install it, or None."""
     if shutil.which("node") is None:
         return "node is not installed: install version 20.19 or later from https://nodejs.org, then run make test-web"
-    lacking = [package for package in packages if not (ROOT / "node_modules" / package.split("/")[0]).is_dir()]
+    names = [package.split("/")[0] for package in packages]
+    lacking = [name for name in names if not (ROOT / "node_modules" / name).is_dir()]
     if lacking:
         return f"{', '.join(lacking)}: not installed; run make test-web, which installs it with npm"
     if chromium and CHROMIUM is None:
