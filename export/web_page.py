@@ -149,7 +149,7 @@ def _check_learner(path: Path, env_id: str) -> None:
         raise ValueError(
             f"learner: expected a training step that reads only {', '.join(ENTRIES)}, got one that reads {', '.join(others)}"
         )
-    if learner._entries["done"].shape == ("N", "T"):
+    if learner.time_dim != 0:
         raise ValueError("learner: expected a training step for rollouts [T, N, ...], got one for [N, T, ...]")
     if learner.hidden(1).size:
         raise ValueError(f"learner: expected a policy without memory, got {path.name}, whose policy has a hidden state")

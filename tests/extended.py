@@ -57,7 +57,9 @@ EXTENDED = {
         "test_web_training.py::test_the_greedy_policy_improves_from_the_exported_weights[Acrobot-v1]",
     ),
     "export: a page refuses a training step for another environment": (
-        "test_web_page.py::test_rollouts_and_policies_that_the_page_cannot_serve_are_refused",
+        "test_web_page.py::test_rollouts_and_policies_that_page_and_script_cannot_serve_are_refused",
+        "test_web_page.py::test_the_page_that_learns_from_scratch_has_new_networks",
+        "test_web_page.py::test_a_training_step_for_another_environment_is_refused",
     ),
     "examples: those that neither export nor need another library": (
         "test_examples.py::test_an_example_runs_and_prints_what_its_head_says[cartpole_a2c.py]",

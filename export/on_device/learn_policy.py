@@ -115,8 +115,11 @@ def rollouts(
     each reset need a training step with ``mask``, which is False at these steps.
 
     Raises:
-        ValueError: the environments have another autoreset mode, or spend a step on each reset and the training step has no ``mask``.
+        ValueError: the training step is for rollouts ``[N, T, ...]``, or the environments have another autoreset mode, or spend a step
+            on each reset and the training step has no ``mask``.
     """
+    if learner.time_dim != 0:
+        raise ValueError("graph: expected a training step for rollouts [T, N, ...], got one for [N, T, ...]")
     # With SAME_STEP, the step that ends an episode also resets its environment. The last observation of the episode is in info.
     mode = {"autoreset_mode": AutoresetMode.SAME_STEP}
     envs = make_environments(env_id, num_envs, seed, vectorization_mode="sync", vector_kwargs=mode)

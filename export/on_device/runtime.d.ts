@@ -120,6 +120,9 @@ export class Learner {
   /** Names of the arrays that `step` needs. */
   readonly rollout_entries: readonly string[];
 
+  /** Dimension of time in these arrays: 0 for `[T, N, ...]`, 1 for `[N, T, ...]`. */
+  readonly time_dim: 0 | 1;
+
   /** The learning rate, at least 0. It can be assigned at any time; the next training step uses it. */
   lr: number;
 

@@ -125,6 +125,7 @@ export class Learner {
       else if (name !== "lr" && name !== "noise") this.#entries.set(name, tensor);
     }
     this.rollout_entries = Object.freeze([...new Set([...this.#entries.keys()].map(argument))]);
+    this.time_dim = Number([...this.#entries.values()][0].shape[0] === "N");
     this.#memory = new Memory(policy);
     this.#actor = new Actor(policy, random, this.#memory);
     this.#parameter_names = this.#parameters_of(policy);

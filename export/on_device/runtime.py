@@ -190,6 +190,7 @@ class Learner:
 
     Attributes:
         rollout_entries: names of the arrays that :meth:`step` needs.
+        time_dim: dimension of time in these arrays: 0 for ``[T, N, ...]``, 1 for ``[N, T, ...]``.
     """
 
     _lr: float
@@ -202,6 +203,7 @@ class Learner:
             name: tensor for name, tensor in update.inputs.items() if name not in {*self._state_tensors, "lr", "noise"}
         }
         self.rollout_entries = tuple(dict.fromkeys(map(_argument, self._entries)))
+        self.time_dim = int(next(iter(self._entries.values())).shape[0] == "N")
         self._memory = _Memory(policy)
         self._parameter_names = self._parameters_of(policy)
         self._choices = _choices(policy)

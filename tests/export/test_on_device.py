@@ -57,7 +57,7 @@ def test_the_runtime_in_javascript_has_the_names_of_the_one_in_python():
     drawn = re.search(r"^const DRAWN_BY = (.*?)^};", program, re.DOTALL | re.MULTILINE).group(1)
     assert set(re.findall(r"^  (\w+)", drawn, re.MULTILINE)) == set(runtime._DRAWN_BY)
     types = on_device.JAVASCRIPT[1].read_text()
-    others = {"rollout_entries", "release"}  # Python frees memory by itself
+    others = {"rollout_entries", "time_dim", "release"}  # Python frees memory by itself
     for cls in (Policy, Learner):
         names = {name for name in vars(cls) if not name.startswith("_")}
         described = types.partition(f"export class {cls.__name__} ")[2].partition("\n}")[0]

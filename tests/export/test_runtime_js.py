@@ -177,6 +177,7 @@ def test_a_hundred_updates_equal_those_of_python_and_so_does_the_noise(node, fil
     case, path = files(name).case, files(name).graph
     mine, its = Learner.load(path, seed=7), node.load("Learner", path, seed=7)
     assert its.call("rollout_entries") == list(mine.rollout_entries)
+    assert its.call("time_dim") == mine.time_dim
     assert its.call("lr") == mine.lr
     for update in range(100):
         # The noise of a training step that estimates the entropy from samples is drawn on both sides.

@@ -12,8 +12,8 @@ from torch import nn
 
 from a2c_compiled import A2CLoss, distributions, estimators, export
 from a2c_compiled.demo import web_page as demo
-from a2c_compiled.export import web_page
-from a2c_compiled.export.on_device import JAVASCRIPT, WEB
+from a2c_compiled.export.on_device import JAVASCRIPT, WEB, learn_policy
+from a2c_compiled.export.on_device.runtime import Learner
 from a2c_compiled.export.web_page import ENVIRONMENTS, ONNXRUNTIME, downloads, instructions, onnxruntime_web, write_page
 from a2c_compiled.recurrent import MinGRU, Recurrent
 from a2c_compiled.update import TrainStep
@@ -193,7 +193,7 @@ class OfThree(nn.Sequential):
 
 @slow
 @grouped
-def test_rollouts_and_policies_that_the_page_cannot_serve_are_refused(tmp_path):
+def test_rollouts_and_policies_that_page_and_script_cannot_serve_are_refused(tmp_path):
     rollout = make_rollout(4, CHOICES)
     categorical = distributions.Categorical(2)
     in_groups = exported(tmp_path / "grouped", {**rollout, "group": CHOICES}, categorical, estimator=estimators.GAE())
@@ -204,6 +204,10 @@ def test_rollouts_and_policies_that_the_page_cannot_serve_are_refused(tmp_path):
         ValueError, match=r"learner: expected a training step for rollouts \[T, N, \.\.\.\], got one for \[N, T, "
     ):
         write_page(transposed, "CartPole-v1")
+    learner = Learner.load(transposed / "train_step.onnx")
+    assert learner.time_dim == 1
+    with pytest.raises(ValueError, match=r"graph: expected a training step for rollouts \[T, N, "):
+        next(learn_policy.rollouts(learner, "CartPole-v1", 2, 3, seed=0))
     hidden, start = np.zeros((3, 2, 4), np.float32), np.ones((3, 2), bool)
     for name in ("observation", "next_observation"):
         rollout[name] = (rollout[name], hidden, start)
@@ -224,7 +228,7 @@ def test_the_page_that_learns_from_scratch_has_new_networks(tmp_path, package, m
     page = json.loads((tmp_path / "page" / "page.json").read_text())
     config = demo.PAGES["CartPole-v1"]
     assert (page["environment"], page["solved_return"], page["num_envs"]) == ("CartPole-v1", 475.0, config.num_envs)
-    learner = web_page.runtime.Learner.load(tmp_path / "page" / page["learner"])
+    learner = Learner.load(tmp_path / "page" / page["learner"])
     assert learner.lr == config.lr
     assert learner.act(np.zeros(4, np.float32)).log_prob == pytest.approx(np.log(0.5), abs=0.01)
 
