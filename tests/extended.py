@@ -56,7 +56,7 @@ EXTENDED = {
         "test_web_training.py::test_the_greedy_policy_improves_from_the_exported_weights[CartPole-v1]",
         "test_web_training.py::test_the_greedy_policy_improves_from_the_exported_weights[Acrobot-v1]",
     ),
-    "export: a page refuses a training step for another environment": (
+    "export: a page is written for a training step; environments, options and settings that are wrong are refused": (
         "test_web_page.py::test_rollouts_and_policies_that_page_and_script_cannot_serve_are_refused",
         "test_web_page.py::test_the_page_that_learns_from_scratch_has_new_networks",
         "test_web_page.py::test_a_training_step_for_another_environment_is_refused",
