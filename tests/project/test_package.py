@@ -199,7 +199,7 @@ def test_the_wheel_of_a_free_threaded_python_has_no_stable_abi(free_threaded, mo
     monkeypatch.setattr(setuptools, "setup", passed.update)
     monkeypatch.setattr(sysconfig, "get_config_var", {"Py_GIL_DISABLED": free_threaded}.get)
     runpy.run_path(str(ROOT / "setup.py"))
-    assert passed == {"options": {} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp311"}}}
+    assert passed["options"].get("bdist_wheel", {}) == ({} if free_threaded else {"py_limited_api": "cp311"})
 
 
 @pytest.mark.slow
