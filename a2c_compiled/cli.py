@@ -373,18 +373,27 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError(f"out: expected a folder, got the file {arguments.out}")
     config = _train_config(arguments)
     _import_from_here(config.env)
+    is_new_folder = not arguments.out.exists()
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be created fails here, before training
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # training goes on if nothing reads the output
+            if arguments.resume and not (arguments.out / "config.json").is_file():
+                print(f"starts a new run, because {arguments.out} contains none", flush=True)
             print(f"training {compile_decision(config)}", flush=True)
-    result = train(config, folder=arguments.out, resume=arguments.resume)
+    try:
+        result = train(config, folder=arguments.out, resume=arguments.resume)
+    except BaseException:
+        if is_new_folder:
+            with contextlib.suppress(OSError):  # a folder with files stays
+                arguments.out.rmdir()
+        raise
     if not result.is_first:  # only the process with rank 0 prints
         return 0
     if result.interrupted:
         command = "a2c-compiled" if "WORLD_SIZE" not in os.environ else "torchrun ... -m a2c_compiled.cli"
         _say(
             f"stopped by {result.interrupted} after {result.steps:,} environment steps;"
-            f" to continue: {command} train --resume --out {arguments.out}"
+            f" to continue: {command} train --resume --out {arguments.out}{_env_option(config)}"
         )
         # As a shell does: 128 and the number of the signal.
         return 128 + getattr(signal, result.interrupted, signal.SIGTERM)
@@ -503,10 +512,13 @@ def _export(arguments: argparse.Namespace) -> int:
                 bar.set_description(wanted[bar.n].file if bar.n < len(wanted) else "")
     for report in failed:
         print(report)
-    if Job(POLICY, "onnx") in wanted:
+    why_not = _why_scripts_cannot_run(config)
+    if why_not is not None and any(job.format == "onnx" for job in wanted):
+        print(f"play_policy.py and learn_policy.py cannot run {config.env}: {why_not}")
+    if Job(POLICY, "onnx") in wanted and why_not is None:
         print(f"to play the policy without torch: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
     goal, reward_scale = goal_of(config.env, config.solved_return), load_reward_scale(arguments.folder, config)
-    if Job(TRAIN_STEP, "onnx") in wanted:
+    if Job(TRAIN_STEP, "onnx") in wanted and why_not is None:
         print(f"to continue learning without torch: python {_learn_command(out, config, goal, reward_scale)}")
     if arguments.web:
         write_page(out, config.environment, config.num_steps, config.num_envs, goal, reward_scale, arguments.ort)
@@ -529,6 +541,31 @@ def _import_from_here(env: Optional[str]) -> None:
 
     if env is not None and module_of(env) and not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def _env_option(config: "TrainConfig") -> str:
+    """Returns the option with which a command may import the environment of a run; empty if nothing has to be imported."""
+    from a2c_compiled.environments.source import module_of
+
+    return f" --env {config.env}" if module_of(config.environment) else ""
+
+
+def _why_scripts_cannot_run(config: "TrainConfig") -> Optional[str]:
+    """Returns why ``play_policy.py`` and ``learn_policy.py`` cannot make the environments of a run; None if they can."""
+    from a2c_compiled.environments import GymnasiumEnvironments, make_environments
+    from a2c_compiled.environments.source import is_function, is_tensor_class, resolved
+
+    source = resolved(config.environment)
+    if config.frame_stack > 1 and not config.environment.startswith("ALE/"):  # Atari's own version stacks frames
+        return "they stack no frames"
+    if is_tensor_class(source):
+        return "they run no environments in torch"
+    if is_function(source):
+        envs = make_environments(source, 8)  # as many as the export has made
+        envs.close()
+        if not isinstance(envs, GymnasiumEnvironments):
+            return "they run only vector environments of gymnasium"
+    return None
 
 
 def _learn_command(out: Path, config: "TrainConfig", goal: Optional[float], reward_scale: float) -> str:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -63,6 +63,7 @@ def learn(
     solved_return: float,
     seed: int,
     reward_scale: float = 1.0,
+    before_first_update: Callable[[], None] = lambda: None,
 ) -> Dict[str, Any]:
     """Trains ``learner`` until its greedy policy reaches ``solved_return`` or ``total_steps`` are used.
 
@@ -77,6 +78,7 @@ def learn(
         solved_return: mean return that the greedy policy must reach in every part of an evaluation.
         seed: seed of the environments.
         reward_scale: the learner learns from rewards times this number; all returns are those of the environment.
+        before_first_update: called once, when the first rollout is complete and the learner is still unchanged.
 
     Returns:
         ``return``: mean return of the trained greedy policy over the first set of 100 episodes. ``steps``: number of environment steps.
@@ -86,6 +88,8 @@ def learn(
     updates = max(1, total_steps // (num_envs * num_steps))
     returns: List[float] = []
     for update, (rollout, ended) in enumerate(rollouts(learner, env_id, num_envs, num_steps, seed, reward_scale), 1):
+        if update == 1:
+            before_first_update()
         learner.lr = first_lr * (FINAL_LR + (1.0 - FINAL_LR) * (1.0 - (update - 1) / updates))
         learner.step(rollout)
         returns = (returns + ended)[-RECENT_EPISODES:]
@@ -242,21 +246,34 @@ def main() -> None:
         sys.path.append(os.getcwd())  # the module of --env may be in the current folder
     learner = Learner.load(arguments.graph, threads=arguments.threads, seed=arguments.seed)
     if os.path.exists(arguments.out) and not arguments.overwrite:
-        learner.load_state(arguments.out)
+        try:
+            learner.load_state(arguments.out)
+        except ValueError as error:
+            raise ValueError(f"{error}; --overwrite begins anew, --out names another file") from error
         print(f"continues from the state in {arguments.out}; --overwrite begins from the exported state")
-    learner.save_state(arguments.out)  # fails before training if the file cannot be written
+    is_learning = False
+
+    def begin() -> None:
+        """Saves the state before training: environments that cannot be used change no file, and an invalid --out fails here."""
+        nonlocal is_learning
+        learner.save_state(arguments.out)
+        is_learning = True
+
     sizes = (arguments.num_envs, arguments.num_steps, arguments.total_steps)
     for name in ("SIGTERM", "SIGHUP", "SIGINT"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
-        result = learn(learner, arguments.env, *sizes, arguments.solved_return, arguments.seed, arguments.reward_scale)
+        options = (arguments.solved_return, arguments.seed, arguments.reward_scale)
+        result = learn(learner, arguments.env, *sizes, *options, before_first_update=begin)
     except StoppedError as error:
-        print(f"stopped; {arguments.out} holds the state of the learner so far", file=sys.stderr)
+        saved = f"{arguments.out} holds the state of the learner so far" if is_learning else "nothing was learned"
+        print(f"stopped; {saved}", file=sys.stderr)
         sys.exit(128 + error.args[0])
     finally:
-        learner.save_state(arguments.out)
+        if is_learning:
+            learner.save_state(arguments.out)
     print(json.dumps(result))
 
 

@@ -976,7 +976,8 @@ def test_a_wrong_call_of_a_script_ends_with_one_line_that_names_what_is_wrong(ch
             choices.graph,
             "--out",
             tmp_path / "state.npz",
-            "path: expected a state that was saved with this very",
+            f"path: expected a state that was saved with this very train_step.onnx, got {tmp_path / 'state.npz'}; --overwrite begins"
+            " anew, --out names another file",
         ),
         ("learn_policy.py", choices.graph, "--num-steps", 0.5, "expected an integer of at least 1, got '0.5'"),
         ("learn_policy.py", choices.graph, "--reward-scale", 0, "expected a positive number, got '0'"),
@@ -987,6 +988,21 @@ def test_a_wrong_call_of_a_script_ends_with_one_line_that_names_what_is_wrong(ch
         assert last.startswith(f"{script}: "), process.stderr
         assert message in last
         assert "Traceback" not in process.stderr, usage
+
+
+@pytest.mark.parametrize("env", ["NoSuch-v0", "Acrobot-v1"])
+def test_a_start_that_fails_changes_no_file(choices, tmp_path, monkeypatch, capsys, env):
+    out = tmp_path / "learned.npz"
+    options = ["learn_policy.py", str(choices.graph), "--env", env, "--out", str(out)]
+    for before in (None, b"a state of another run"):
+        if before is not None:
+            out.write_bytes(before)
+        monkeypatch.setattr(sys, "argv", [*options, "--overwrite"])
+        with pytest.raises(SystemExit) as exit:
+            play_policy.run(learn_policy.main)
+        assert exit.value.code == 2
+        assert f"got {env}" in capsys.readouterr().err
+        assert (out.read_bytes() if out.exists() else None) == before
 
 
 def test_a_signal_saves_the_learner_and_the_next_start_continues(choices, tmp_path, terminal_signals):

@@ -186,6 +186,23 @@ def test_a_signal_saves_a_checkpoint_and_prints_the_command_that_resumes(number,
     assert signal.getsignal(number) is before
 
 
+def test_the_command_that_resumes_names_an_environment_that_must_be_imported(tmp_path, signalled, capsys):
+    signalled(STOP, signal.SIGTERM)
+    assert command(tmp_path, "--env", "own_environments:Corridor") == 143
+    resumes = capsys.readouterr().err.strip().partition("to continue: a2c-compiled ")[2]
+    assert resumes == f"train --resume --out {tmp_path} --env own_environments:Corridor"
+    assert main(resumes.split()) == 0
+    assert updates(tmp_path) == UPDATES
+
+
+def test_training_that_cannot_start_leaves_no_folder(tmp_path):
+    assert command(tmp_path / "run", "--env", "Nothing-v0") == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    assert command(tmp_path / "run", "--env", "Nothing-v0") == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"], "a folder of the user stays"
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path, signalled, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -373,8 +390,11 @@ def test_fewer_total_steps_than_already_taken_are_refused(run):
         resumed(run, total_steps=400)
 
 
-def test_resume_without_a_run_starts_one(tmp_path):
+def test_resume_without_a_run_starts_one_and_says_so(tmp_path, capsys):
     assert command(tmp_path, "--resume") == 0
+    assert capsys.readouterr().out.startswith(f"starts a new run, because {tmp_path} contains none\n")
+    assert command(tmp_path, "--resume") == 0
+    assert "starts a new run" not in capsys.readouterr().out
     assert updates(tmp_path) == UPDATES
 
 
