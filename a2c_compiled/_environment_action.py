@@ -4,6 +4,7 @@ Spaces are recognised by their attributes, so that exports need no gymnasium.
 """
 
 import math
+import warnings
 from typing import Any, List, Optional
 
 import torch
@@ -157,10 +158,13 @@ def environment_action(space: Any, distribution: Any, network: nn.Module) -> Opt
         distribution: the action distribution.
         network: the actor network. The distribution's parameters have the dtype of its last floating-point parameter, or else float32.
 
+    Warns RuntimeWarning if ``distribution`` has fewer choices than ``space``, whose other actions the policy then never takes.
+
     Raises:
         TypeError, ValueError: as :class:`EnvironmentAction` and :func:`check_action_space` describe.
-        ValueError: the entries of an action of ``distribution`` do not divide those of ``space``: the distribution may have been made for
-            the batched space of a vector environment. With several agents, the space has the entries of all agents.
+        ValueError: ``distribution`` is for another space: it has a single choice and the space is a Box, it has real actions and the space
+            is discrete, or it has choices that the space lacks. Or the entries of its action do not divide those of ``space``: it may have
+            been made for the batched space of a vector environment. With several agents, the space has the entries of all agents.
     """
     if space is None:
         return None
@@ -169,12 +173,69 @@ def environment_action(space: Any, distribution: Any, network: nn.Module) -> Opt
     real = [parameter for parameter in network.parameters() if parameter.is_floating_point()]
     head = real[-1] if real else torch.zeros(())
     action = _action_of_ones(distribution, head.dtype)
-    if module.converts and action is not None and math.prod(space.shape) % max(1, action.numel()) != 0:
-        raise ValueError(
-            f"distribution: expected one for the actions of one environment, {space}, got {type(distribution).__name__}, whose action has"
-            f" {action.numel()} entries"
-        )
+    if module.converts and action is not None:
+        _check_distribution(module, space, distribution, action)
     return module.to(head.device) if module.can_change(distribution, head.dtype) else None
+
+
+def _check_distribution(module: EnvironmentAction, space: Any, distribution: Any, action: Tensor) -> None:
+    """Raises ValueError if ``distribution``, with actions such as ``action``, is for another space; warns if it has fewer choices."""
+    got = None
+    is_too_small = False
+    is_real = action.is_floating_point()
+    if math.prod(space.shape) % max(1, action.numel()) != 0:
+        got = f"whose action has {action.numel()} entries"
+    elif is_box(space) and space.shape and action.dim() == 0 and not is_real:
+        got = "whose action is a single choice"
+    elif is_real and not module.takes_real:
+        got = "whose actions are real numbers"
+    else:
+        chosen, possible = _choices_of(distribution, action), _choices_in(space)
+        if chosen and possible and len(possible) % len(chosen) == 0:
+            pairs = list(
+                zip(chosen * (len(possible) // len(chosen)), possible, strict=True)
+            )  # several agents repeat the choices
+            is_too_small = all(ours <= theirs for ours, theirs in pairs)
+            if chosen * (len(possible) // len(chosen)) != possible:
+                got = f"which chooses among {' and '.join(map(str, chosen))} actions"
+    if got is None:
+        return
+    message = (
+        f"distribution: expected one for the actions of one environment, {space}, such as {_fitting(module, space)},"
+        f" got {type(distribution).__name__}, {got}"
+    )
+    if not is_too_small:
+        raise ValueError(message)
+    warnings.warn(f"{message}: the policy never takes the others", RuntimeWarning, stacklevel=4)
+
+
+def _choices_of(distribution: Any, action: Tensor) -> List[int]:
+    """Returns the number of options of each choice of a Categorical or MultiCategorical. Empty for others, and where a mask selects."""
+    if action.is_floating_point():
+        return []
+    last = getattr(distribution, "last", None)
+    if isinstance(last, Tensor) and last.shape == action.shape:
+        return [option + 1 for option in last.tolist()]
+    n = getattr(distribution, "n", None)
+    return [n] if isinstance(n, int) and action.dim() == 0 and distribution.num_params == n else []
+
+
+def _choices_in(space: Any) -> List[int]:
+    """Returns the number of options of each choice of a Discrete or MultiDiscrete space. Empty for other spaces."""
+    if hasattr(space, "nvec"):
+        return [int(n) for n in space.nvec.flatten()]
+    return [int(space.n)] if hasattr(space, "n") and not space.shape else []
+
+
+def _fitting(module: EnvironmentAction, space: Any) -> str:
+    """Returns a distribution for ``space``, as one writes it."""
+    if is_box(space):
+        is_bounded = bool(module.low.isfinite().all() and module.high.isfinite().all())
+        size = math.prod(space.shape)
+        return f"Beta({size}, low, high)" if is_bounded else f"Normal({size})"
+    if hasattr(space, "nvec"):
+        return f"MultiCategorical({_choices_in(space)})"
+    return f"Bernoulli({space.n})" if space.shape else f"Categorical({space.n})"
 
 
 def _action_of_ones(distribution: Any, dtype: torch.dtype) -> Optional[Tensor]:

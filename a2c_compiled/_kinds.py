@@ -12,12 +12,20 @@ from torch import Tensor
 
 
 def described(value: object) -> str:
-    """Returns what ``value`` is, for the end of an error message: a number or string itself, otherwise its type, as ``numpy.ndarray``."""
+    """Returns what ``value`` is, for the end of an error message: a number or string itself, otherwise its type, as ``numpy.ndarray``.
+
+    A class is named with its module, as ``the class torch.nn.modules.linear.Linear``.
+    """
     if value is None or isinstance(value, (Number, str)):
         return repr(value)
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype}"
-    kind = type(value)
+    if isinstance(value, type):
+        return f"the class {_full_name(value)}"
+    return _full_name(type(value))
+
+
+def _full_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -358,7 +358,10 @@ def _recurrent_layers(network: nn.Module) -> List[Recurrent]:
 def _checked(observation: RecurrentObservation) -> RecurrentObservation:
     """Returns ``observation``, after a check of its length, the dtype of ``start`` and the leading dimensions."""
     if not (isinstance(observation, tuple) and len(observation) == 3):
-        raise TypeError(f"observation: expected a tuple of x, hidden and start, got {described(observation)}")
+        raise TypeError(
+            f"observation: expected a tuple of x, hidden and start, got {described(observation)} (recurrent.run_step takes one step;"
+            " export.RecurrentPolicy exports a recurrent policy)"
+        )
     x, hidden, start = observation
     check_tensors(("x", "hidden"), (x, hidden), 2)
     check_mask("start", start)

@@ -315,7 +315,9 @@ def check_action_shape(action: Tensor, params: Tensor, event: List[int]) -> None
     check_tensor("action", action)
     expected = list(params.shape[:-1]) + event
     if list(action.shape) != expected:
-        raise ValueError(f"action: expected shape {expected}, got {list(action.shape)}")
+        is_one_hot = len(event) == 0 and action.shape == params.shape
+        remedy = " (for one-hot actions use a distribution such as OneHotCategorical)" if is_one_hot else ""
+        raise ValueError(f"action: expected shape {expected}, got {list(action.shape)}{remedy}")
 
 
 def check_integer(action: Tensor) -> None:

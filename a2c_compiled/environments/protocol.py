@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Optional, Protocol, Tuple, Union, runtime_checkable
 
+import gymnasium
 import torch
 from torch import Tensor
 
@@ -69,3 +70,14 @@ class Environments(Protocol):
 
     def close(self) -> None:
         """Releases resources such as processes and windows."""
+
+
+def vector_remedy(source: Any) -> str:
+    """Returns how to make vector environments of ``source``, for the end of an error message. Empty if that is not known."""
+    name = source.spec.id if isinstance(source, gymnasium.Env) and source.spec is not None else source
+    if isinstance(name, str):
+        return f"; use gymnasium.make_vec({name!r}, 8)"
+    single = type(source.unwrapped) if isinstance(source, gymnasium.Env) else source
+    if isinstance(single, type) or callable(single):
+        return f"; use environments.make_environments({getattr(single, '__name__', 'function')}, 8)"
+    return ""

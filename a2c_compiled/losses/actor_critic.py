@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from a2c_compiled._exporting import is_exporting
 from a2c_compiled._hyperparameters import CoefficientModule, positive_int
-from a2c_compiled._kinds import flag
+from a2c_compiled._kinds import described, flag
 from a2c_compiled._precision import widen
 from a2c_compiled.distributions import Distribution
 from a2c_compiled.functional.arguments import check_steps
@@ -321,5 +321,7 @@ class LossNetworks(CoefficientModule, ActorAndCritic):
 def checked(name: str, module: Any, kind: Type[ModuleKind]) -> ModuleKind:
     """Returns ``module``. Raises TypeError if it is not an instance of ``kind``."""
     if not isinstance(module, kind):
-        raise TypeError(f"{name}: expected a module of type {kind.__name__}, got {type(module).__name__}")
+        example = ", such as distributions.Categorical(2)" if kind is Distribution else ""
+        got = described(module) if isinstance(module, type) else type(module).__name__
+        raise TypeError(f"{name}: expected a module of type {kind.__name__}{example}, got {got}")
     return module

@@ -26,6 +26,9 @@ _BATCH_LAYERS = (
 )
 """Layers that expect one leading dimension, the batch."""
 
+_SIZES = re.compile(r"shapes cannot be multiplied|size mismatch|expected input\[|must have same reduction dim")
+"""Errors of torch about the sizes of the input of a linear or convolutional layer, also on fake tensors."""
+
 
 class BatchApply(nn.Module):
     """Runs a network of ``[B, *event]`` on observations with any leading dimensions, which it joins to one and restores afterwards.
@@ -101,16 +104,21 @@ def explained(
         return call(observation)
     except RuntimeError as error:
         parts = observation if isinstance(observation, tuple) else (observation,)
-        message = _wrong_dtype(name, network, parts, argument, str(error))
+        message = _wrong_dtype(name, network, parts, argument, str(error), leading_dims)
         if message is None and leading_dims > 1:
             message = _wrong_dims(name, network, parts, leading_dims)
+        if message is None:
+            message = _wrong_size(name, network, parts, argument, str(error))
         if message is None:
             raise
         raise ValueError(message) from error
 
 
-def _wrong_dtype(name: str, network: nn.Module, parts: Any, argument: str, error: str) -> Optional[str]:
-    """Returns the message if the error of torch is about dtypes, and an observation has another one than the network's parameters."""
+def _wrong_dtype(name: str, network: nn.Module, parts: Any, argument: str, error: str, leading_dims: int) -> Optional[str]:
+    """Returns the message if the error of torch is about dtypes, and an observation has another one than the network's parameters.
+
+    In a rollout, the environments make the observation, so that only the networks can change.
+    """
     named = [(key, parameter) for key, parameter in network.named_parameters() if parameter.is_floating_point()]
     if not named or not re.search("type", error, re.IGNORECASE):
         return None
@@ -118,12 +126,37 @@ def _wrong_dtype(name: str, network: nn.Module, parts: Any, argument: str, error
     for i, part in enumerate(parts):
         if part.dtype != expected and part.dtype != torch.bool:
             which = argument if len(parts) == 1 else f"{argument}[{i}]"
-            return (
-                f"{which}: expected {expected}, the dtype of {name}.{key}, got {part.dtype}"
-                f" (convert it with {which}.to({expected})"
-                + (f", or the networks with loss.to({part.dtype}))" if part.is_floating_point() else ")")
-            )
+            is_real = part.is_floating_point()
+            remedies = [f"it with {which}.to({expected})"] if leading_dims > 1 else []
+            remedies += [f"the networks with loss.to({part.dtype})"] if is_real else []
+            remedy = f"convert {', or '.join(remedies)}" if remedies else f"convert it in the first layer of {name}"
+            if leading_dims == 1 and is_real and expected in (torch.bfloat16, torch.float16):
+                remedy += f"; TrainStep(loss, autocast={expected}) computes in {expected}"
+            return f"{which}: expected {expected}, the dtype of {name}.{key}, got {part.dtype} ({remedy})"
     return None
+
+
+def _wrong_size(name: str, network: nn.Module, parts: Any, argument: str, error: str) -> Optional[str]:
+    """Returns the message if the error of torch is about the sizes of a layer's input.
+
+    If the first layer with parameters is linear and has refused the observation, the message has the size that it expects.
+    """
+    if not _SIZES.search(error):
+        return None
+    first = next(((key, layer) for key, layer in network.named_modules() if [*layer.parameters(recurse=False)]), None)
+    if len(parts) == 1 and first is not None and isinstance(first[1], nn.Linear):
+        key, layer, size = *first, parts[0].shape[-1]
+        refused = (
+            f"x{size} and {layer.in_features}x{layer.out_features})",
+            f", {size}] X [{layer.in_features}, {layer.out_features}]",  # of fake tensors
+        )
+        if any(shapes in error for shapes in refused):
+            return (
+                f"{argument}: expected {layer.in_features} numbers in the last dimension, as {f'{name}.{key}'.rstrip('.')} takes,"
+                f" got shape {list(parts[0].shape)}"
+            )
+    shapes = " and ".join(str(list(part.shape)) for part in parts)
+    return f"{name}: expected a network that accepts observations of shape {shapes}, got an error ({error.splitlines()[0]})"
 
 
 def _wrong_dims(name: str, network: nn.Module, parts: Any, leading_dims: int) -> Optional[str]:

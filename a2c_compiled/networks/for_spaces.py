@@ -10,7 +10,7 @@ from a2c_compiled._environment_action import check_action_space
 from a2c_compiled._extras import needs
 from a2c_compiled._kinds import described
 from a2c_compiled.distributions import Bernoulli, Beta, Categorical, Distribution, MultiCategorical, Normal
-from a2c_compiled.environments.protocol import Environments
+from a2c_compiled.environments.protocol import Environments, vector_remedy
 from a2c_compiled.networks.observation_norm import ObservationNorm
 
 with needs(__name__, "train"):
@@ -49,7 +49,9 @@ def make_networks(
     prefix = "single_" if isinstance(envs, gymnasium.vector.VectorEnv) else ""
     observations, actions = (getattr(envs, f"{prefix}{name}_space", None) for name in ("observation", "action"))
     if observations is None or actions is None:
-        raise TypeError(f"envs: expected a gymnasium VectorEnv or Environments, which have spaces, got {described(envs)}")
+        raise TypeError(
+            f"envs: expected a gymnasium VectorEnv or Environments, which have spaces, got {described(envs)}{vector_remedy(envs)}"
+        )
     encoder, width = encoder_for(observations, normalize_observations)
     distribution = distribution_for(actions)
     # With a small gain, the first actions hardly depend on the observation.

@@ -10,6 +10,7 @@ from a2c_compiled._environment_action import environment_action
 from a2c_compiled._hyperparameters import positive_int
 from a2c_compiled._kinds import described, flag, integer
 from a2c_compiled.environments import Environments, GymnasiumEnvironments, TensorEnvironments
+from a2c_compiled.environments.protocol import vector_remedy
 from a2c_compiled.environments.replay import CannotResume
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.acting import PolicyOutput, act
@@ -70,7 +71,7 @@ class RolloutCollector:
         if not isinstance(loss, A2CLoss):
             raise TypeError(f"loss: expected an A2CLoss, got {described(loss)}")
         if not isinstance(envs, (VectorEnv, Environments)):
-            raise TypeError(f"envs: expected a gymnasium VectorEnv or Environments, got {described(envs)}")
+            raise TypeError(f"envs: expected a gymnasium VectorEnv or Environments, got {described(envs)}{vector_remedy(envs)}")
         seed = None if seed is None else integer("seed", seed)
         compile = flag("compile", compile)
         device = loss.entropy_coef.device

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from a2c_compiled._hyperparameters import check_seed
 from a2c_compiled.environments import EnvironmentAction, EnvironmentSource, make_vector, observation_tensor
 from a2c_compiled.losses import A2CLoss
+from a2c_compiled.networks.batch_apply import explained
 from a2c_compiled.recurrent import initial_hidden, is_recurrent, run_step
 
 EVALUATION_SEED = 10_000
@@ -69,8 +70,12 @@ class NetworkPolicy:
         """
         x: Any = observation_tensor(observation)
         x = x.to(self._device) if isinstance(x, Tensor) else tuple(part.to(self._device) for part in x)
-        params = self._recurrent_params(x) if is_recurrent(self._networks) else self._actor(x)
+        params = self._recurrent_params(x) if is_recurrent(self._networks) else self._params(x)
         return self._select_action(params).cpu().numpy()
+
+    def _params(self, x: Any) -> Tensor:
+        """Returns the actor's output for ``x``."""
+        return explained("actor_network", self._actor, self._actor, x, leading_dims=1)
 
     def _recurrent_params(self, x: Tensor) -> Tensor:
         """Returns the actor's output for ``x``, and advances the actor's hidden states."""

@@ -145,7 +145,9 @@ class FunctionalOptimizer:
         self.name = name
         for option in options:
             if option not in self.rule.defaults:
-                raise TypeError(f"{option}: expected one of {name}'s options {', '.join(self.rule.defaults)}, got {option!r}")
+                remedy = "; the learning rate is lr" if option == "learning_rate" else ""
+                expected = f"one of {name}'s options {', '.join(self.rule.defaults)}"
+                raise TypeError(f"{option}: expected {expected}, got {option!r}{remedy}")
         self.options = _checked({**self.rule.defaults, **options})
         self.slots = self.rule.slots(self.options)
 

@@ -157,7 +157,7 @@ class TrainStep(CoefficientModule):
         self.skip_nonfinite = flag("skip_nonfinite", skip_nonfinite)
         self.minibatches = positive_int("minibatches", minibatches)
         if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast}")
+            raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast!r}")
         self.autocast = autocast
         self._group_name = group_name_of(process_group)
         if process_group is not None and loss.value_norm is not None and not loss.value_norm.moments.across_processes:

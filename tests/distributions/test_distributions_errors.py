@@ -49,6 +49,7 @@ def test_scalar_params_are_named(case: TorchCase) -> None:
         (Normal(3), [5], "[5, 3]"),
         (Normal(3), [3], "[5, 3]"),
         (TanhNormal(3), [5, 1], "[5, 3]"),
+        (Categorical(3), [5, 3], "[5]"),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else str(x),
 )
@@ -56,7 +57,9 @@ def test_wrong_action_shape_is_named(distribution: Distribution, wrong: List[int
     action = torch.zeros(wrong, dtype=torch.float32 if isinstance(distribution, Normal) else torch.int64)
     with pytest.raises(ValueError, match="action: expected shape") as raised:
         distribution.log_prob(torch.zeros(5, distribution.num_params), action)
-    assert str(raised.value) == f"action: expected shape {expected}, got {wrong}"
+    is_one_hot = type(distribution) is Categorical and wrong == [5, 3]
+    remedy = " (for one-hot actions use a distribution such as OneHotCategorical)" if is_one_hot else ""
+    assert str(raised.value) == f"action: expected shape {expected}, got {wrong}{remedy}"
 
 
 @pytest.mark.parametrize(

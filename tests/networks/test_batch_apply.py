@@ -10,6 +10,8 @@ from torch import nn
 from a2c_compiled import A2CLoss, TrainStep, distributions, environments
 from a2c_compiled.networks import BatchApply
 from a2c_compiled.rollouts import RolloutCollector
+from a2c_compiled.rollouts.acting import act
+from a2c_compiled.training.evaluation import evaluate, greedy_policy
 
 T, N = 5, 6
 IMAGE = (2, 6, 7)
@@ -123,7 +125,61 @@ def test_a_rollout_names_the_dtype_too():
         RolloutCollector(envs, loss, 3, seed=0).collect()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [
+        (
+            torch.bfloat16,
+            "convert the networks with loss.to(torch.float32); TrainStep(loss, autocast=torch.bfloat16) computes in",
+        ),
+        (torch.float64, "convert the networks with loss.to(torch.float32))"),
+    ],
+)
+def test_a_rollout_says_how_networks_get_the_dtype_of_the_environments(dtype, remedy):
+    loss = A2CLoss(nn.Linear(4, 2), nn.Linear(4, 1), distributions.Categorical(2)).to(dtype)
+    message = f"observation: expected {dtype}, the dtype of actor_network.weight, got torch.float32 ({remedy}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RolloutCollector(environments.CartPole(2), loss, 3, seed=0).collect()
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_observations_of_another_size_than_the_network_takes_are_named(compile):
+    wide = nn.Sequential(nn.Linear(FEATURES + 1, CHOICES), nn.Tanh())
+    message = (
+        rf"^{{}}: expected {FEATURES + 1} numbers in the last dimension, as {{}}_network\.0 takes, got shape \[.*{FEATURES}\]$"
+    )
+    for actor, critic, name in ((wide, nn.Linear(FEATURES, 1), "actor"), (nn.Linear(FEATURES, CHOICES), wide, "critic")):
+        loss = A2CLoss(actor, critic, distributions.Categorical(CHOICES))
+        with compile_backend(), pytest.raises(ValueError, match=message.format("observation", name)):
+            TrainStep(loss, compile=compile)(make_rollout())
+
+
+def test_a_rollout_and_an_evaluation_name_the_size_too():
+    loss = A2CLoss(nn.Linear(5, 2), nn.Linear(4, 1), distributions.Categorical(2))
+    message = r"^observation: expected 5 numbers in the last dimension, as actor_network takes, got shape \[2, 4\]"
+    with pytest.raises(ValueError, match=message):
+        RolloutCollector(environments.CartPole(2), loss, 3, seed=0).collect()
+    with pytest.raises(ValueError, match=message):
+        evaluate(greedy_policy(loss), "CartPole-v1", episodes=2)
+
+
+def test_a_network_that_refuses_a_size_within_is_named():
+    inner = nn.Sequential(nn.Linear(FEATURES, 7), nn.Linear(8, CHOICES))
+    loss = A2CLoss(inner, nn.Linear(FEATURES, 1), distributions.Categorical(CHOICES))
+    message = r"^actor_network: expected a network that accepts observations of shape \[.*\], got an error \(mat1 and mat2 .*x7 and 8x"
+    with pytest.raises(ValueError, match=message):
+        TrainStep(loss, compile=False)(make_rollout())
+    with pytest.raises(
+        ValueError, match=r"^actor_network: .* observations of shape \[2, 3, 6, 7\], got an error \(Given groups=1"
+    ):
+        act(image_loss(lambda network: network), torch.zeros(2, 3, 6, 7))
+
+
 def test_other_errors_of_a_network_stay():
-    loss = A2CLoss(nn.Linear(FEATURES + 1, CHOICES), nn.Linear(FEATURES, 1), distributions.Categorical(CHOICES))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    class Wrong(nn.Linear):
+        def forward(self, observation):
+            raise RuntimeError("the device is lost")
+
+    loss = A2CLoss(Wrong(FEATURES, CHOICES), nn.Linear(FEATURES, 1), distributions.Categorical(CHOICES))
+    with pytest.raises(RuntimeError, match="the device is lost"):
         TrainStep(loss, compile=False)(make_rollout())

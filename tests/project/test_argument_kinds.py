@@ -73,6 +73,7 @@ class Call(NamedTuple):
 
 
 LOSS = A2CLoss(*make_networks()[:2], distributions.Categorical(4), diagnostics=True)
+CARTPOLE_LOSS = A2CLoss(nn.Linear(4, 2), nn.Linear(4, 1), distributions.Categorical(2))
 NETWORKS = {"actor_network": LOSS.actor_network, "critic_network": LOSS.critic_network, "distribution": LOSS.distribution}
 LOSS_STEPS = make_loss_steps(SHAPE, column=False)._asdict()
 TRANSITIONS = {name: LOSS_STEPS[name] for name in ("observation", "action", "reward", "next_observation", "done")}
@@ -177,7 +178,7 @@ CALLS: dict[str, Call] = {
     "sgd": Call(sgd),
     "rmsprop": Call(rmsprop),
     "a2c_compiled.rollouts.RolloutCollector": Call(
-        rollouts.RolloutCollector, {"envs": environments.CartPole(2), "loss": LOSS, "num_steps": 2}
+        rollouts.RolloutCollector, {"envs": environments.CartPole(2), "loss": CARTPOLE_LOSS, "num_steps": 2}
     ),
     "a2c_compiled.networks.BatchApply": Call(BatchApply, {"network": nn.Linear(3, 1), "event_dims": 1}),
     "a2c_compiled.networks.BatchApply.forward": Call(

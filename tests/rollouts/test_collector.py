@@ -1,6 +1,7 @@
 """Rollouts from environments: shapes and dtypes, resets, masks, and the returns of episodes."""
 
 import functools
+import re
 
 import gymnasium
 import numpy as np
@@ -10,6 +11,8 @@ from gymnasium.vector import AutoresetMode
 from torch import nn
 
 from a2c_compiled import A2CLoss, distributions, estimators
+from a2c_compiled._environment_action import environment_action
+from a2c_compiled.environments import CartPole
 from a2c_compiled.networks.for_spaces import distribution_for, mlp
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.update import Rollout
@@ -250,9 +253,72 @@ def test_a_distribution_for_the_batched_spaces_is_refused(open_envs):
     envs = open_envs("native")
     distribution = distribution_for(envs.action_space)  # of all environments, not of one
     loss = A2CLoss(mlp(4, (8,), distribution.num_params, 1.0), mlp(4, (8,), 1, 1.0), distribution)
-    message = rf"distribution: expected one for the actions of one environment, Discrete\(2\), got MultiCategorical, .* {ENVS} entries"
+    message = rf"distribution: .* of one environment, Discrete\(2\), such as Categorical\(2\), got MultiCategorical, .* {ENVS} entries"
     with pytest.raises(ValueError, match=message):
         RolloutCollector(envs, loss, STEPS)
+
+
+DISTRIBUTIONS_OF_OTHER_SPACES = [
+    ("Pendulum-v1", distributions.Categorical(2), "Beta(1, low, high), got Categorical, whose action is a single choice"),
+    ("CartPole-v1", distributions.Normal(1), "Categorical(2), got Normal, whose actions are real numbers"),
+    ("CartPole-v1", distributions.Categorical(3), "Categorical(2), got Categorical, which chooses among 3 actions"),
+    ("CartPole-v1", distributions.Ordinal(3), "Categorical(2), got Ordinal, which chooses among 3 actions"),
+    ("CartPole-v1", distributions.MultiCategorical([2, 2]), "Categorical(2), got MultiCategorical, whose action has 2 entries"),
+]
+
+
+@pytest.mark.parametrize(("env_id", "distribution", "message"), DISTRIBUTIONS_OF_OTHER_SPACES)
+def test_a_distribution_for_other_actions_is_refused(env_id, distribution, message):
+    envs = gymnasium.make_vec(env_id, ENVS)
+    inputs = envs.single_observation_space.shape[0]
+    loss = A2CLoss(mlp(inputs, (8,), distribution.num_params, 1.0), mlp(inputs, (8,), 1, 1.0), distribution)
+    expected = f"distribution: expected one for the actions of one environment, {envs.single_action_space}, such as {message}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        RolloutCollector(envs, loss, STEPS)
+    envs.close()
+
+
+def test_a_distribution_that_never_takes_an_action_warns():
+    envs = gymnasium.make_vec("Acrobot-v1", ENVS)
+    loss = A2CLoss(mlp(6, (8,), 2, 1.0), mlp(6, (8,), 1, 1.0), distributions.Categorical(2))
+    message = (
+        r"Discrete\(3\), such as Categorical\(3\), got Categorical, which chooses among 2 actions: the policy never takes the"
+    )
+    with pytest.warns(RuntimeWarning, match=message) as warned:
+        collector = RolloutCollector(envs, loss, STEPS)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert collector.collect().action.max() == 1
+    envs.close()
+
+
+@pytest.mark.parametrize(("nvec", "is_larger"), [([3, 2], False), ([2, 3], True), ([2, 2], None), ([4, 1], True)])
+def test_each_choice_is_compared_with_that_of_the_space(nvec, is_larger):
+    arguments = gymnasium.spaces.MultiDiscrete([3, 2] if is_larger is False else [2, 2]), distributions.MultiCategorical(nvec)
+    if is_larger:
+        with pytest.raises(
+            ValueError, match=rf"such as MultiCategorical\(\[2, 2\]\), got .* among {nvec[0]} and {nvec[1]} actions"
+        ):
+            environment_action(*arguments, nn.Linear(1, 1))
+    else:
+        assert environment_action(*arguments, nn.Linear(1, 1)) is None
+    agents = gymnasium.spaces.MultiDiscrete([2, 2, 2])
+    assert environment_action(agents, distributions.Categorical(2), nn.Linear(1, 1)) is None
+    masked = environment_action(gymnasium.spaces.Discrete(2), distributions.MaskedCategorical(5), nn.Linear(1, 1))
+    assert masked is None, "a mask may exclude the others"
+
+
+@pytest.mark.parametrize(
+    ("envs", "got"),
+    [
+        ("CartPole-v1", "'CartPole-v1'; use gymnasium.make_vec('CartPole-v1', 8)"),
+        (gymnasium.make("CartPole-v1"), "gymnasium.wrappers.common.TimeLimit; use gymnasium.make_vec('CartPole-v1', 8)"),
+        (CartPole, f"the class {CartPole.__module__}.CartPole; use environments.make_environments(CartPole, 8)"),
+        (3, "3"),
+    ],
+)
+def test_what_is_no_vector_environment_is_refused_with_the_call_that_makes_one(envs, got):
+    with pytest.raises(TypeError, match=f"^{re.escape(f'envs: expected a gymnasium VectorEnv or Environments, got {got}')}$"):
+        RolloutCollector(envs, cartpole_loss(), STEPS)
 
 
 def test_environments_may_overwrite_the_arrays_that_they_returned(open_envs):

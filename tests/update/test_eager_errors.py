@@ -7,7 +7,7 @@ from typing import Any, Callable, NamedTuple
 import gymnasium
 import pytest
 import torch
-from loss_cases import CHOICES, DIM, FEATURES, assert_same, compile_backend, make_loss, make_rollout
+from loss_cases import CHOICES, FEATURES, assert_same, compile_backend, make_loss, make_rollout
 from torch import nn
 
 from a2c_compiled import A2CLoss, TrainStep, _torch_internals, distributions, environments, estimators
@@ -120,7 +120,7 @@ def test_the_error_of_an_operator_has_one_line_and_no_symbols():
 def test_a_compiled_collector_raises_the_error_of_eager_mode(kind):
     def collect(compile):
         torch.manual_seed(0)
-        loss = A2CLoss(nn.Linear(4, 3), nn.Linear(4, 1), distributions.Normal(DIM), entropy_coef=0.0)
+        loss = A2CLoss(nn.Linear(4, 3), nn.Linear(4, 1), distributions.Categorical(2))
         envs = environments.CartPole(2)
         if kind == "gymnasium":
             envs = gymnasium.make_vec(

@@ -424,6 +424,7 @@ def test_a_restored_traced_step_continues_without_compiling_again():
         ),
         (lambda: make_step(name="sgd", betas=(0.9, 0.9)), TypeError, "betas: expected one of sgd's options momentum, nesterov"),
         (lambda: make_step(name="adam", momentum=0.9), TypeError, "momentum: expected one of adam's options betas, eps"),
+        (lambda: make_step(learning_rate=0.1), TypeError, "learning_rate: .*; the learning rate is lr"),
         (lambda: make_step(name="rmsprop", amsgrad=True), TypeError, "amsgrad: expected one of rmsprop's options alpha"),
         (lambda: make_step(name="sgd", nesterov=True), ValueError, "nesterov: expected a momentum above 0"),
         (lambda: make_step(name="sgd", momentum=-0.5), ValueError, "momentum: expected a number of at least 0, got -0.5"),
