@@ -399,7 +399,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return 128 + getattr(signal, result.interrupted, signal.SIGTERM)
     plot_runs([arguments.out], arguments.out / "learning_curve.png")
     print(
-        f"mean episode return of the greedy policy: {result.greedy_return:.1f}, after {result.steps:,} environment steps"
+        f"mean episode return of the greedy policy: {_rounded(result.greedy_return)}, after {result.steps:,} environment steps"
         f" in {result.seconds:.1f} s; run in {arguments.out}/"
     )
     return 0
@@ -464,7 +464,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     print(f"{config.env}, {arguments.episodes} episodes, {'sampled' if arguments.sampled else 'greedy'} policy")
     print(f"{'':<8}" + "".join(f"{statistic:>10}" for statistic in numbers["return"]))
     for name, row in numbers.items():
-        print(f"{name:<8}" + "".join(f"{value:>10.1f}" for value in row.values()))
+        print(f"{name:<8}" + "".join(f"{_rounded(value):>10}" for value in row.values()))
     return 0
 
 
@@ -541,6 +541,12 @@ def _import_from_here(env: Optional[str]) -> None:
 
     if env is not None and module_of(env) and not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def _rounded(number: float) -> str:
+    """Returns a number with one decimal, or more for three significant digits: 480.5, 9.25, 0.812."""
+    decimals = 1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3
+    return f"{number:.{decimals}f}"
 
 
 def _env_option(config: "TrainConfig") -> str:

@@ -46,7 +46,13 @@ def resolved(source: Any) -> EnvironmentSource:
     try:
         own = getattr(importlib.import_module(module), name, source)
     except ImportError as error:
-        raise ValueError(f"env: expected a module that can be imported, got {source!r} ({error})") from error
+        # Another module that this one imports may be missing.
+        remedy = (
+            f"; run the command in the folder of {module}.py, or set PYTHONPATH"
+            if getattr(error, "name", None) == module
+            else ""
+        )
+        raise ValueError(f"env: expected a module that can be imported, got {source!r} ({error}){remedy}") from error
     if own is not source and not callable(own):
         raise ValueError(
             f"env: expected a gymnasium.Env class, a TensorEnvironments class or a function of num_envs and seed, got {source!r},"

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled._hyperparameters import check_seed
 from a2c_compiled.environments import EnvironmentAction, EnvironmentSource, make_vector
-from a2c_compiled.environments.source import is_environment_class, is_registered, resolved
+from a2c_compiled.environments.source import is_environment_class, is_registered, is_tensor_class, resolved
+from a2c_compiled.environments.vector import AsVector
 from a2c_compiled.training.evaluation import EVALUATION_SEED, MAX_STEPS, Policy, reset_policy
 
 MAX_FRAMES = 500
@@ -124,11 +125,23 @@ def _rendered_environment(env_id: EnvironmentSource, seed: int, **env_options: A
     with closing(make_vector(source, 1, seed=seed, **options, **env_options)) as envs:
         modes = envs.metadata.get("render_modes") or ["nothing"]
         made_here = isinstance(source, str) or is_environment_class(source)
+        if is_environment_class(source):
+            remedy = (
+                "; the class needs the mode in metadata['render_modes'], an argument render_mode, and a method render that returns pixels"
+                " [height, width, 3]"
+            )
+        elif made_here:
+            remedy = ""
+        elif isinstance(envs, AsVector):
+            kind = "in torch" if is_tensor_class(source) else "that are not gymnasium's"
+            remedy = f"; environments {kind} have no video"
+        else:
+            remedy = "; the function has to pass render_mode='rgb_array' to the environments that it makes"
         if not made_here:
             modes = [str(envs.render_mode)]
     if "rgb_array" not in modes:
         raise ValueError(
-            f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}"
+            f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}{remedy}"
         )
     _render_without_display()
     if made_here:

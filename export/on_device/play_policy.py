@@ -1,7 +1,8 @@
 """Plays an exported policy. Needs numpy, onnxruntime and gymnasium, but not torch.
 
-Starts a number of environments, and prints the undiscounted return of the first episode in each as a JSON list. The export of
-a2c_compiled copies this file beside a policy, together with ``runtime.py``. No other file of a2c_compiled is needed.
+Starts a number of environments, and prints the undiscounted return of the first episode in each as a JSON list, and their mean on
+stderr. The export of a2c_compiled copies this file beside a policy, together with ``runtime.py``. No other file of a2c_compiled is
+needed.
 """
 
 import argparse
@@ -156,7 +157,9 @@ def main() -> None:
     arguments = parser().parse_args()
     if ":" in arguments.env:
         sys.path.append(os.getcwd())  # the module of --env may be in the current folder
-    print(json.dumps(play(arguments.policy, arguments.env, arguments.episodes, arguments.seed)))
+    returns = play(arguments.policy, arguments.env, arguments.episodes, arguments.seed)
+    print(json.dumps(returns))
+    print(f"mean return: {np.mean(returns):.6g}", file=sys.stderr)  # stdout has the list alone, for programs
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ def _explanation(error: Exception, call: Call, tracker: "_CallTracker") -> Tuple
     specialized = _SPECIALIZED.search(text)
     if specialized:
         axis, size = specialized.groups()
+        of_features = None if of_training_step else _names_features(call, axis)
+        if of_features is not None:
+            return None, of_features
         remedy = (
             f"Write that part as operations on whole tensors; {_RECURRENT}"
             if of_training_step
@@ -138,6 +141,19 @@ def _computes_weight(name: str) -> bool:
 def _place(name: str, module: nn.Module) -> str:
     """Returns the path and class of a submodule, or only the class of the outermost module, whose path is empty."""
     return f"{name}, {type(module).__name__}" if name else type(module).__name__
+
+
+def _names_features(call: Call, axis: str) -> Optional[str]:
+    """Returns the explanation if ``axis`` is the last dimension of an input, which holds the features; None if it is not."""
+    for name, axes in call.axes.items():
+        shape = list(call.inputs[name].shape)
+        if len(axes) == len(shape) and axes[-1] == axis:
+            remedy = f"Pass dynamic_axes={tuple(axes[1:])}" if len(shape) > 1 else f"Pass an example of shape {[1, *shape]}"
+            return (
+                f"its code only works for {shape[-1]} in the last dimension of {name}, which dynamic_axes {tuple(axes)} makes variable"
+                f" too. {remedy}"
+            )
+    return None
 
 
 class _CallTracker:

@@ -4,6 +4,7 @@ They hold the scan as a loop of torch's own operations, and need nothing but tor
 """
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from loss_cases import gradients, losses_of, make_loss, make_rollout
 from tolerances import assert_close
 from torch import nn
 
-from a2c_compiled import estimators, export
+from a2c_compiled import distributions, estimators, export
 from a2c_compiled.ops import linear_scan
 from a2c_compiled.update import Rollout, TrainStep
 
@@ -446,6 +447,21 @@ class Loop(nn.Module):
         for t in range(x.size(0)):
             total = torch.tanh(total + x[t])
         return total
+
+
+@pytest.mark.parametrize("shape", [[1, 4], [4]], ids=str)
+def test_the_error_of_dynamic_axes_that_name_the_features_says_which_to_pass(shape, tmp_path):
+    policy = export.GreedyPolicy(nn.Linear(4, 2), distributions.Categorical(2))
+    axes = ("T", "N") if len(shape) == 2 else ("N",)
+    remedy = "Pass dynamic_axes=('N',)" if len(shape) == 2 else "Pass an example of shape [1, 4]"
+    message = (
+        "GreedyPolicy cannot be exported to policy.pt2: its code only works for 4 in the last dimension of observation, which dynamic_axes"
+        f" {axes} makes variable too. {remedy}"
+    )
+    with pytest.raises(export.ExportError, match=f"^{re.escape(message)}$"):
+        export.export_pt2(policy, {"observation": torch.zeros(shape)}, tmp_path / "policy.pt2", axes)
+    with pytest.raises(export.ExportError, match=re.escape(message.partition(": ")[2])):
+        export.export_onnx(policy, {"observation": torch.zeros(shape)}, tmp_path / "policy.onnx", axes)
 
 
 @pytest.mark.parametrize("export_one", [export.export_pt2, export.export_aot])

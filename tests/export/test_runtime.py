@@ -917,7 +917,9 @@ print(learner.act([0.1, 0.2, 0.3, 0.4], greedy=True).action, policy.act([0.1, 0.
 """
     learnt = int(learner.act([0.1, 0.2, 0.3, 0.4], greedy=True).action)
     assert printed(in_bare_python("-c", code)).split() == [str(learnt)] * 2
-    returns = json.loads(printed(in_bare_python(folder / "play_policy.py", choices.policy, "--episodes", 7)))
+    played = in_bare_python(folder / "play_policy.py", choices.policy, "--episodes", 7)
+    returns = json.loads(printed(played))
+    assert played.stderr.splitlines()[-1] == f"mean return: {np.mean(returns):.6g}"
     assert returns == play_policy.play(str(choices.policy), "CartPole-v1", 7, 10_000)
 
 

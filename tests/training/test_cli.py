@@ -22,7 +22,7 @@ from torch import nn
 
 from a2c_compiled import export
 from a2c_compiled.benchmarks.measure.timing import Timing
-from a2c_compiled.cli import _learn_command, main
+from a2c_compiled.cli import _learn_command, _rounded, main
 from a2c_compiled.demo import demo
 from a2c_compiled.demo.demo import DemoError
 from a2c_compiled.export import run as export_run_module
@@ -109,8 +109,21 @@ def test_a_run_leaves_a_checkpoint_progress_and_a_picture(trained_run, tmp_path,
     decision, _, out = capsys.readouterr().out.partition("\n")
     assert decision == "training runs in eager mode (as chosen; --compile compiles, which is faster for long runs)"
     greedy = evaluate(greedy_policy(loss), "CartPole-v1").mean()
-    assert out.startswith(f"mean episode return of the greedy policy: {greedy:.1f}, after 200 environment steps in ")
+    assert out.startswith(f"mean episode return of the greedy policy: {_rounded(greedy)}, after 200 environment steps in ")
     assert out.strip().endswith(f"run in {tmp_path / 'again'}{os.sep}".replace(os.sep, "/"))
+
+
+def test_a_return_is_printed_with_three_digits_or_more():
+    numbers = {
+        480.5: "480.5",
+        12345.6: "12345.6",
+        -82.31: "-82.3",
+        9.254: "9.25",
+        0.8123: "0.812",
+        0.0: "0.000",
+        math.nan: "nan",
+    }
+    assert [_rounded(number) for number in numbers] == [*numbers.values()]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from a2c_compiled import A2CLoss, distributions
-from a2c_compiled.cli import main
+from a2c_compiled.cli import _rounded, main
 from a2c_compiled.environments import make_vector
 from a2c_compiled.networks.for_spaces import mlp
 from a2c_compiled.recurrent import MinGRU, Recurrent
@@ -312,7 +312,7 @@ def test_a_video_without_imageio_ffmpeg_names_the_extra(tmp_path, monkeypatch):
             "Unseen-v0",
             "dots.gif",
             {},
-            "env: expected an environment with render mode rgb_array, got Unseen-v0, which renders ansi",
+            "env: expected an environment with render mode rgb_array, got Unseen-v0, which renders ansi$",
         ),
         ("Dots-v0", "dots.gif", {"frame": lambda step: None}, "env: expected frames of shape"),
         (
@@ -364,7 +364,7 @@ def test_eval_prints_returns_and_lengths(run, capsys):
     expected = play(greedy_policy(loss), "CartPole-v1", 5, 3)
     assert title == "CartPole-v1, 5 episodes, greedy policy"
     assert header.split() == ["mean", "std", "min", "max"]
-    assert returns.split() == ["return", *(f"{x:.1f}" for x in summary(expected)["return"].values())]
+    assert returns.split() == ["return", *(_rounded(x) for x in summary(expected)["return"].values())]
     assert lengths.split()[0] == "length"
 
 

@@ -137,7 +137,14 @@ def test_a_video_shows_the_environment_or_the_error_names_it(runs, env, tmp_path
         assert (tmp_path / "episode.gif").stat().st_size > 0
     else:
         assert status == 2
-        assert "env: expected an environment with render mode rgb_array, got " in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"env: expected an environment with render mode rgb_array, got {env}, " in error
+        remedies = {
+            "Walk": "environments in torch have no video",
+            "simulator": "environments that are not gymnasium's have no video",
+            "next_step_vector": "the function has to pass render_mode='rgb_array' to the environments that it makes",
+        }
+        assert error.strip().endswith(remedies[env.partition(":")[2]])
 
 
 def test_plot_reads_the_runs_without_their_environments(tmp_path, runs):
@@ -293,7 +300,12 @@ def test_a_module_may_be_in_the_current_folder(tmp_path, monkeypatch):
         ),
         ("own_environments:WithoutSpace", {}, "env: expected WithoutSpace.observation_space to be a gymnasium space, got None"),
         ("own_environments:WithoutSeed", {}, "env: expected WithoutSeed.reset to take seed and options, got WithoutSeed.reset"),
-        ("no_such_module:X", {}, "env: expected a module that can be imported, got 'no_such_module:X'"),
+        (
+            "no_such_module:X",
+            {},
+            r"env: expected a module that can be imported, got 'no_such_module:X' \(No module named 'no_such_module'\); run the command in"
+            r" the folder of no_such_module\.py, or set PYTHONPATH$",
+        ),
         (3, {}, "env_id: expected a name, a class or a function, got 3"),
         ("own_environments:one_more", {}, "env: expected 2 environments from the function, got 3"),
         (
