@@ -84,7 +84,12 @@ class Checked(gymnasium.Wrapper):
             self._refuse(method, *difference)
 
     def _refuse(self, method: str, expected: str, got: str) -> NoReturn:
-        raise ValueError(f"env: expected {self._name}.{method}() to return {expected}, got {got}")
+        refuse(self._name, method, expected, got)
+
+
+def refuse(name: str, method: str, expected: str, got: str) -> NoReturn:
+    """Raises the ValueError of a ``method`` of the class ``name`` that returns something else than ``expected``."""
+    raise ValueError(f"env: expected {name}.{method}() to return {expected}, got {got}")
 
 
 def _counted(result: Any) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from a2c_compiled._hyperparameters import positive_int
+from a2c_compiled._kinds import described, integer
+from a2c_compiled.environments.checked import refuse
 from a2c_compiled.environments.protocol import EnvironmentStep
 from a2c_compiled.environments.replay import CannotResume
 
@@ -46,10 +48,16 @@ class TensorEnvironments:
         generator: random generator of the noise, on the device.
         state: current state of the environments; None before the first :meth:`reset`.
 
+    The first :meth:`reset` and the first step check ``noise_size``, ``time_limit`` and what the three methods return. A mistake is named
+    with the class, what was expected and what came.
+
     Raises:
         ValueError: ``num_envs`` is less than 1.
         TypeError: ``num_envs`` is not an integer.
     """
+
+    _has_checked_start = False
+    _has_checked_advance = False
 
     noise_size: int
     time_limit: int
@@ -101,8 +109,15 @@ class TensorEnvironments:
 
         Returns:
             The state after the step, and the step's result, see :class:`~a2c_compiled.environments.EnvironmentStep`.
+
+        Raises:
+            ValueError: :meth:`advance` returns something else than documented.
         """
-        physics, reward, terminated = self.advance(state.physics, action)
+        result = self.advance(state.physics, action)
+        if not torch.compiler.is_compiling() and not self._has_checked_advance:
+            self._check_advance(state.physics, result)
+            self._has_checked_advance = True
+        physics, reward, terminated = result
         steps = state.steps + 1
         truncated = (steps >= self.time_limit) & ~terminated
         done = terminated | truncated
@@ -123,10 +138,20 @@ class TensorEnvironments:
 
         Returns:
             The first observations, ``[N, ...]``, dtype of the physics.
+
+        Raises:
+            TypeError: ``noise_size`` or ``time_limit`` is not an integer.
+            ValueError: :meth:`start` or :meth:`observe` returns something else than documented.
         """
         if seed is not None:
             self.generator.manual_seed(seed)
+        if not self._has_checked_start:
+            for name in ("noise_size", "time_limit"):
+                integer(f"{type(self).__name__}.{name}", getattr(self, name, None))
         physics = self.start(self.draw())
+        if not self._has_checked_start:
+            self._check_start(physics)
+            self._has_checked_start = True
         self.state = EnvironmentState(physics, torch.zeros(self.num_envs, dtype=torch.int64, device=self.device))
         return self.observe(physics)
 
@@ -146,6 +171,29 @@ class TensorEnvironments:
             raise RuntimeError("expected reset() before the first step()")
         self.state, step = self.transition(self.state, action, self.draw())
         return step
+
+    def _check_start(self, physics: Any) -> None:
+        """Raises ValueError unless ``start`` returned ``physics`` as documented, and ``observe`` returns observations of the space."""
+        name, n = type(self).__name__, self.num_envs
+        if not isinstance(physics, Tensor) or physics.dim() != 2 or len(physics) != n or not physics.is_floating_point():
+            refuse(name, "start", f"floating-point physics of shape [{n}, S]", _described(physics))
+        observation, shape = self.observe(physics), getattr(getattr(self, "observation_space", None), "shape", None)
+        expected = None if shape is None else [n, *shape]
+        if not isinstance(observation, Tensor) or (expected is not None and list(observation.shape) != expected):
+            refuse(name, "observe", f"observations of shape {expected or f'[{n}, ...]'}", _described(observation))
+
+    def _check_advance(self, physics: Tensor, result: Any) -> None:
+        """Raises ValueError unless ``advance`` returned ``result`` as documented for ``physics``."""
+        name = type(self).__name__
+        if not isinstance(result, (tuple, list)) or len(result) != 3:
+            got = f"{len(result)} results" if isinstance(result, (tuple, list)) else _described(result)
+            refuse(name, "advance", "physics, reward and terminated", got)
+        shapes = {"physics": list(physics.shape), "reward": list(physics.shape[:-1]), "terminated": list(physics.shape[:-1])}
+        for (part, shape), value in zip(shapes.items(), result, strict=True):
+            if not isinstance(value, Tensor) or list(value.shape) != shape:
+                refuse(name, "advance", f"{part} of shape {shape}", _described(value))
+        if result[2].dtype != torch.bool:
+            refuse(name, "advance", "terminated of dtype torch.bool", str(result[2].dtype))
 
     def close(self) -> None:
         """Does nothing: there are no resources to release."""
@@ -185,3 +233,8 @@ class TensorEnvironments:
         self.state = EnvironmentState(state["physics"].to(self.device), state["steps"].to(self.device))
         self.generator.set_state(state["generator"].cpu())
         return self.observe(self.state.physics)
+
+
+def _described(value: Any) -> str:
+    """Returns dtype and shape of a tensor, for the end of an error message; otherwise what ``value`` is."""
+    return f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else described(value)

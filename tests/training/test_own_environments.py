@@ -412,6 +412,65 @@ def test_an_absent_envpool_is_named_with_its_extra(monkeypatch):
         make_vector("envpool:Pong-v5", 2)
 
 
+WRONG_IN_TORCH = [
+    ({"time_limit": None}, TypeError, "Wrong.time_limit: expected an integer, got None"),
+    ({"noise_size": None}, TypeError, "Wrong.noise_size: expected an integer, got None"),
+    (
+        {"start": lambda self, noise: noise[:, 0]},
+        ValueError,
+        "start() to return floating-point physics of shape [2, S], got torch.float32 of shape [2]",
+    ),
+    (
+        {"start": lambda self, noise: noise.long()},
+        ValueError,
+        "start() to return floating-point physics of shape [2, S], got torch.int64",
+    ),
+    (
+        {"observe": lambda self, physics: physics[:, :2]},
+        ValueError,
+        "observe() to return observations of shape [2, 3], got torch.float32 of shape [2, 2]",
+    ),
+    ({"observe": lambda self, physics: None}, ValueError, "observe() to return observations of shape [2, 3], got None"),
+    (
+        {"advance": lambda self, x, a: (x, x[:, 0])},
+        ValueError,
+        "advance() to return physics, reward and terminated, got 2 results",
+    ),
+    (
+        {"advance": lambda self, x, a: (x[:, :1], x[:, 0], x[:, 0] > 9)},
+        ValueError,
+        "advance() to return physics of shape [2, 3], got torch.float32 of shape [2, 1]",
+    ),
+    (
+        {"advance": lambda self, x, a: (x, x[:, :1], x[:, 0] > 9)},
+        ValueError,
+        "advance() to return reward of shape [2], got torch.float32 of shape [2, 1]",
+    ),
+    (
+        {"advance": lambda self, x, a: (x, x[:, 0], x[:, :1] > 9)},
+        ValueError,
+        "advance() to return terminated of shape [2], got torch.bool of shape [2, 1]",
+    ),
+    (
+        {"advance": lambda self, x, a: (x, x[:, 0], x[:, 0])},
+        ValueError,
+        "advance() to return terminated of dtype torch.bool, got torch.float32",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), WRONG_IN_TORCH, ids=[message for _, _, message in WRONG_IN_TORCH])
+def test_a_mistake_in_environments_in_torch_is_named_at_the_first_reset_or_step(change, error, message):
+    envs = type("Wrong", (Walk,), change)(2)
+
+    def first_step():
+        envs.reset(0)
+        envs.step(torch.zeros(2, dtype=torch.int64))
+
+    with pytest.raises(error, match=re.escape(message)):
+        first_step()
+
+
 def test_an_evaluation_of_environments_in_torch_is_refused_for_training():
     envs = make_vector(Walk, 2)
     assert isinstance(Walk(2), TensorEnvironments)
