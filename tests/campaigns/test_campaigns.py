@@ -146,10 +146,12 @@ def test_a_run_stays_as_it_was():
 
 
 def test_a_run_that_slows_down_is_noticed():
-    rows = [{"time": t, "cpu": t, "steps": 1000 * int(t)} for t in (0.0, 1.1, 1.5, 2.2, 3.1)]
-    assert soak.speed(rows)[0] == pytest.approx(1000.0, rel=0.01)
-    slower = [{**row, "cpu": 2 * row["cpu"]} for row in rows]
-    assert soak.speed(slower)[0] == pytest.approx(500.0, rel=0.01)
+    rows = [{"time": t / 2, "cpu": t if t < 24 else 2 * t - 24, "steps": 1000 * (t // 2)} for t in range(34)]
+    second, last = soak.quarters(rows)
+    assert (second[0]["steps"], second[-1]["steps"]) == (5000, 9000)
+    assert (last[0]["steps"], last[-1]["steps"]) == (13000, 16000)
+    assert soak.speed(second) == [pytest.approx(500.0), pytest.approx(1000.0)]
+    assert soak.speed(last) == [pytest.approx(250.0), pytest.approx(1000.0)]
 
 
 def test_runs_that_get_signals_end_with_the_tensors_of_an_uninterrupted_run():
