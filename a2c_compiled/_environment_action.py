@@ -192,11 +192,9 @@ def _check_distribution(module: EnvironmentAction, space: Any, distribution: Any
     else:
         chosen, possible = _choices_of(distribution, action), _choices_in(space)
         if chosen and possible and len(possible) % len(chosen) == 0:
-            pairs = list(
-                zip(chosen * (len(possible) // len(chosen)), possible, strict=True)
-            )  # several agents repeat the choices
-            is_too_small = all(ours <= theirs for ours, theirs in pairs)
-            if chosen * (len(possible) // len(chosen)) != possible:
+            repeated = chosen * (len(possible) // len(chosen))  # several agents have the same choices
+            is_too_small = all(ours <= theirs for ours, theirs in zip(repeated, possible, strict=True))
+            if repeated != possible:
                 got = f"which chooses among {' and '.join(map(str, chosen))} actions"
     if got is None:
         return
