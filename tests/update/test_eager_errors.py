@@ -109,10 +109,22 @@ def test_what_a_network_keeps_is_the_same_after_an_error():
 
 
 def test_the_error_of_an_operator_has_one_line_and_no_symbols():
-    loss = A2CLoss(nn.Linear(FEATURES + 1, CHOICES), nn.Linear(FEATURES, 1), distributions.Categorical(CHOICES))
+    actor = nn.Sequential(nn.Linear(FEATURES, CHOICES), nn.Unflatten(-1, (CHOICES, 2)))
+    loss = A2CLoss(actor, nn.Linear(FEATURES, 1), distributions.Categorical(CHOICES))
     with compile_backend():
         found = error_of(lambda: TrainStep(loss)(make_rollout()))
     assert type(found) is RuntimeError
+    assert "unflatten" in str(found)
+    assert len(str(found).splitlines()) == 1
+
+
+def test_observations_of_another_size_are_the_error_of_eager_mode():
+    loss = A2CLoss(nn.Linear(FEATURES + 1, CHOICES), nn.Linear(FEATURES, 1), distributions.Categorical(CHOICES))
+    with compile_backend():
+        found = error_of(lambda: TrainStep(loss)(make_rollout()))
+    assert type(found) is ValueError
+    expected = f"observation: expected {FEATURES + 1} numbers in the last dimension, as actor_network takes, got shape "
+    assert str(found).startswith(expected)
     assert len(str(found).splitlines()) == 1
 
 
