@@ -103,8 +103,14 @@ class ObservationNorm(RunningMoments):
         self.part = None if part is None else integer("part", part)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises ``x``, which has shape ``[..., *shape]`` and a floating dtype. The result has the same shape and dtype."""
+        """Normalises ``x``, which has shape ``[..., *shape]`` and a floating dtype. The result has the same shape and dtype.
+
+        Raises:
+            TypeError: ``x`` is not a tensor of a floating dtype.
+        """
         check_tensor("x", x)
+        if not x.is_floating_point():  # the result would be rounded to integers
+            raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
         wide = widen(x)
         # Two subtractions: for large observations, the rounding error of a float32 mean can exceed the deviation.
         mean = self.mean.to(wide.dtype)

@@ -207,6 +207,12 @@ def rewards(steps=24, envs=4):
     return reward, torch.rand(steps, envs, generator=generator) < 0.15
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool], ids=str)
+def test_observations_that_are_no_real_numbers_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"x: expected a floating dtype, got {dtype}"):
+        ObservationNorm([3])(torch.ones(2, 3, dtype=dtype))
+
+
 @pytest.mark.parametrize("steps", [1, 4, 24])
 def test_rewards_are_scaled_as_stable_baselines3_does(steps):
     """Its statistics are those of each step so far; here a whole rollout's come first, so that its last step is the same."""
