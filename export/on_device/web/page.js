@@ -30,26 +30,19 @@ async function load_settings() {
   const answer = await fetch("page.json");
   if (!answer.ok) throw new Error(`page.json: expected the file beside this page, got HTTP status ${answer.status}`);
   const settings = await answer.json().catch(() => null);
-  const is = {
-    environment: (value) => Object.hasOwn(ENVIRONMENTS, value),
-    learner: (value) => typeof value === "string" && value !== "",
-    num_steps: (value) => Number.isInteger(value) && value >= 1,
-    num_envs: (value) => Number.isInteger(value) && value >= 1,
-    solved_return: (value) => value === null || Number.isFinite(value),
-    reward_scale: (value) => value === undefined || value > 0,
-  };
+  const [is_text, is_count] = [(value) => typeof value === "string" && value !== "", (value) => Number.isInteger(value) && value >= 1];
+  // For each setting: what it has to be, in words and as a function.
   const expected = {
-    environment: `one of ${Object.keys(ENVIRONMENTS).join(", ")}`,
-    learner: "the name of a file",
-    num_steps: "an integer of at least 1",
-    num_envs: "an integer of at least 1",
-    solved_return: "a number or null",
-    reward_scale: "a positive number",
+    environment: [`one of ${Object.keys(ENVIRONMENTS).join(", ")}`, (value) => Object.hasOwn(ENVIRONMENTS, value)],
+    learner: ["the name of a file", is_text],
+    num_steps: ["an integer of at least 1", is_count],
+    num_envs: ["an integer of at least 1", is_count],
+    solved_return: ["a number or null", (value) => value === null || Number.isFinite(value)],
+    reward_scale: ["a positive number", (value) => value === undefined || value > 0],
   };
-  for (const name of Object.keys(is)) {
-    if (!is[name](settings?.[name])) {
-      throw new Error(`page.json: expected ${name} to be ${expected[name]}, got ${JSON.stringify(settings?.[name])}`);
-    }
+  for (const [name, [words, is_right]] of Object.entries(expected)) {
+    const value = settings?.[name];
+    if (!is_right(value)) throw new Error(`page.json: expected ${name} to be ${words}, got ${JSON.stringify(value)}`);
   }
   return settings;
 }
