@@ -491,6 +491,8 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.ort is not None and not arguments.web:
         raise ValueError(f"ort: expected --web, whose page needs onnxruntime-web, got --ort {arguments.ort} alone")
     config, step = load_step(arguments.folder, _environment_of(arguments))
+    # A run that goes on training replaces its checkpoint during the export, so all that the export reads of it is read here.
+    goal, reward_scale = goal_of(config.env, config.solved_return), load_reward_scale(arguments.folder, config)
     out = arguments.out or arguments.folder / "export"
     wanted = jobs(arguments.graph, arguments.format)
     if arguments.web:  # before anything is written
@@ -517,7 +519,6 @@ def _export(arguments: argparse.Namespace) -> int:
         print(f"play_policy.py and learn_policy.py cannot run {config.env}: {why_not}")
     if Job(POLICY, "onnx") in wanted and why_not is None:
         print(f"to play the policy without torch: python {out}/play_policy.py {out}/policy.onnx --env {config.env}")
-    goal, reward_scale = goal_of(config.env, config.solved_return), load_reward_scale(arguments.folder, config)
     if Job(TRAIN_STEP, "onnx") in wanted and why_not is None:
         print(f"to continue learning without torch: python {_learn_command(out, config, goal, reward_scale)}")
     if arguments.web:
