@@ -125,28 +125,32 @@ def _rendered_environment(env_id: EnvironmentSource, seed: int, **env_options: A
     with closing(make_vector(source, 1, seed=seed, **options, **env_options)) as envs:
         modes = envs.metadata.get("render_modes") or ["nothing"]
         made_here = isinstance(source, str) or is_environment_class(source)
-        if is_environment_class(source):
-            remedy = (
-                "; the class needs the mode in metadata['render_modes'], an argument render_mode, and a method render that returns pixels"
-                " [height, width, 3]"
-            )
-        elif made_here:
-            remedy = ""
-        elif isinstance(envs, AsVector):
-            kind = "in torch" if is_tensor_class(source) else "that are not gymnasium's"
-            remedy = f"; environments {kind} have no video"
-        else:
-            remedy = "; the function has to pass render_mode='rgb_array' to the environments that it makes"
         if not made_here:
             modes = [str(envs.render_mode)]
     if "rgb_array" not in modes:
         raise ValueError(
-            f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}{remedy}"
+            f"env: expected an environment with render mode rgb_array, got {env_id}, which renders {', '.join(modes)}"
+            f"{_how_to_render(source, envs)}"
         )
     _render_without_display()
     if made_here:
         options["render_mode"] = "rgb_array"
     return make_vector(source, 1, seed=seed, **options, **env_options)
+
+
+def _how_to_render(source: Any, envs: VectorEnv) -> str:
+    """Returns what makes the environments of ``source`` render frames, as the end of a message; empty for those of gymnasium."""
+    if is_environment_class(source):
+        return (
+            "; the class needs the mode in metadata['render_modes'], an argument render_mode, and a method render that returns pixels"
+            " [height, width, 3]"
+        )
+    if isinstance(source, str):
+        return ""
+    if isinstance(envs, AsVector):
+        kind = "in torch" if is_tensor_class(source) else "that are not gymnasium's"
+        return f"; environments {kind} have no video"
+    return "; the function has to pass render_mode='rgb_array' to the environments that it makes"
 
 
 def _frame(env_id: EnvironmentSource, envs: VectorEnv) -> Image.Image:
