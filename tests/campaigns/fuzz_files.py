@@ -1,4 +1,4 @@
-"""Changes exported files at random, and reads them: only ValueError, TypeError and OSError may come out, in bounded time and memory.
+"""Changes exported files and those of a run at random, and reads them: only ValueError, TypeError and OSError may come out, in bounded time and memory.
 
 As a script: ``python tests/campaigns/fuzz_files.py [--times 100] [--seed 0] [--files policy.onnx,policy.pt]``. It makes
 ``--times`` changes of each kind in each file, and prints a summary, and what ended otherwise. The files are read in processes of their own.
@@ -23,8 +23,9 @@ SECONDS, BYTES = 60, 12 * 2**30
 
 
 def make_files(folder):
-    """Exports a policy in three formats, and a training step with its state, to ``folder``."""
+    """Exports a policy in three formats, and a training step with its state, to ``folder``, and trains a tiny run in ``run``."""
     import torch
+    from damaged_folders import make_run
     from torch import nn
 
     from a2c_compiled import A2CLoss, Rollout, TrainStep, distributions, export
@@ -42,6 +43,7 @@ def make_files(folder):
     rollout = Rollout(steps, torch.zeros(4, 5, dtype=torch.int64), torch.randn(4, 5), steps, flags, flags)
     export.export_train_step(TrainStep(loss, compile=False), rollout, folder / "train_step.onnx")
     Learner.load(folder / "train_step.onnx").save_state(folder / "saved.npz")
+    make_run(folder / "run")
 
 
 def read_policy(folder, check):
@@ -60,6 +62,18 @@ def read_state(folder, check):
     from a2c_compiled.export.on_device.runtime import Learner
 
     Learner.load(folder / "train_step.onnx", provider="cpu").load_state(folder / "saved.npz")
+
+
+def read_run(folder, check):
+    from a2c_compiled.training.run_folder import load_step
+
+    load_step(folder / "run")
+
+
+def read_own_tensors(folder, check):
+    from a2c_compiled.training.checkpoint import load_checkpoint
+
+    load_checkpoint(folder / "run", rank=0)
 
 
 def verifying(name):
@@ -82,6 +96,10 @@ READERS = {
     "train_step.state.npz": (read_learner,),
     "train_step.onnx.sha256": (read_learner,),
     "saved.npz": (read_state,),
+    "run/config.json": (read_run,),
+    "run/checkpoint.json": (read_run,),
+    "run/checkpoints/3/training.safetensors": (read_run,),
+    "run/checkpoints/3/rank_0.safetensors": (read_own_tensors,),
 }
 """By file, the functions that read it."""
 

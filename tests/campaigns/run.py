@@ -24,7 +24,7 @@ CAMPAIGNS = {
     "full_disks": ("--times 2", "--times 30"),
     "wrong_options": ("--every 10", ""),
     "damaged_folders": ("--random 4 --every 20", "--random 20"),
-    "fuzz_files": ("--times 5", "--times 10000"),
+    "fuzz_files": ("--times 5", "--times 2500"),
 }
 """By campaign, the options of its short and of its full form. The script is named before the comma."""
 
