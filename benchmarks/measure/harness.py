@@ -18,6 +18,10 @@ OURS = "a2c_compiled"
 """Prefix of the names of this library's contenders."""
 COPY = "copy"
 """Name of the contender that only copies memory, see :func:`copy_contender`."""
+PRODUCTS = "products alone"
+"""Name of the contender of :mod:`a2c_compiled.benchmarks.contenders.products`."""
+BOUNDS = (COPY, PRODUCTS)
+"""Names of the contenders that do a part of the work."""
 
 # Cases that move more bytes than this end with a garbage collection, which frees their tensors before the next case.
 _LARGE_TRAFFIC = 2**27
@@ -37,11 +41,13 @@ class Contender(NamedTuple):
         call: the timed function.
         to_result: converts what ``call`` returns to the tensors that are compared with the expected result; not timed.
         expected: expected result of this contender, if it differs from :attr:`PreparedCase.expected`; else None.
+        operations: number of additions and multiplications in one call. None: unknown.
     """
 
     call: Callable[[], Any]
     to_result: Callable[[Any], Result] = as_tensors
     expected: Optional[Result] = None
+    operations: Optional[int] = None
 
 
 Make = Callable[[], Contender]
@@ -94,6 +100,7 @@ class Row(NamedTuple):
         device_seconds: GPU time of one call; None if not measured.
         host_seconds: elapsed seconds until the call returned; the GPU may still have been working. None if not measured.
         failure: why there is no timing; None if ``timing`` is set.
+        operations: as in :class:`Contender`.
         times_copy: median of ``timing``, divided by the median time of a copy of ``traffic`` bytes; None if one of the two is not measured.
     """
 
@@ -109,6 +116,7 @@ class Row(NamedTuple):
     host_seconds: Optional[float] = None
     failure: Optional[str] = None
     traffic: Optional[int] = None
+    operations: Optional[int] = None
     times_copy: Optional[float] = None
 
     @property
@@ -176,7 +184,7 @@ def _checked(case: Case, name: str, make: Make, expected: Result) -> Tuple[Row, 
         contender = make()
         result = contender.call()
         synchronize()
-        row = row._replace(first_call=time.perf_counter() - start)
+        row = row._replace(first_call=time.perf_counter() - start, operations=contender.operations)
         error = relative_error(contender.to_result(result), expected if contender.expected is None else contender.expected)
     except Exception as raised:  # a peer library may raise anything; the other contenders are still measured
         first_line = (str(raised).strip().splitlines() or [""])[0]

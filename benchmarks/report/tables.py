@@ -9,7 +9,7 @@ Subject, direction, layout, contender: see :mod:`a2c_compiled.benchmarks.measure
 import math
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from a2c_compiled.benchmarks.measure.harness import COPY, OURS, Row
+from a2c_compiled.benchmarks.measure.harness import BOUNDS, COPY, OURS, PRODUCTS, Row
 from a2c_compiled.benchmarks.measure.machine import in_words
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Shape
@@ -22,7 +22,7 @@ HOW_TO_READ = f"""\
 - Every result was compared with the same computation in float64 before timing. Contenders with a wrong result are not timed.
 - Times are medians per call. ± is half the distance from the 20th to the 80th percentile of the samples, in percent of the median.
   The contenders of one case were timed in turn, so that other load on the machine affected all of them. **Bold** is the fastest
-  contender, `{COPY}` excluded.
+  contender, `{COPY}` and `{PRODUCTS}` excluded.
 - The input data was prepared in the format that each contender needs, before timing. Only "first call" includes compiling, scripting
   and exporting.
 - `{COPY}` copies one buffer to another, both allocated beforehand. In total it reads and writes as many bytes as the computation must at
@@ -30,6 +30,7 @@ HOW_TO_READ = f"""\
 - "speed-up over fastest peer" is the time of the fastest peer divided by the time of the fastest {OURS} mode: above 1, {OURS} is faster.
   "{OURS} / {COPY}" divides the time of the fastest {OURS} mode by the time of the copy. "{OURS}, GB/s" divides the bytes of the copy by the
   time of that mode.
+- `{PRODUCTS}` runs the matrix products, convolutions and tanh of the update, each in the faster of ATen and oneDNN, and nothing else.
 - On a GPU, "GPU time" is the sum over the kernels of one call. "time until the call returns" is the time until Python
   continues; the GPU may still be working then.
 - `{OURS} TorchScript` and `{OURS} onnxruntime` are exported graphs without this library's operators: they loop over the steps.
@@ -131,17 +132,20 @@ def _table(
 
     lines = [[name, *(cell(row_at.get((name, shape))) for shape in shapes)] for name in names]
     best: List[Tuple[int, int]] = []
-    summary: List[List[str]] = [["speed-up over fastest peer"], [f"{OURS} / {COPY}"], [f"{OURS}, GB/s"]]
+    summary = [["speed-up over fastest peer"], *([f"{OURS} / {bound}"] for bound in BOUNDS)]
+    summary += [[f"{OURS}, GB/s"], [f"{PRODUCTS}, GFLOP/s"]]
     for column, shape in enumerate(shapes, start=1):
         times = {name: seconds(row_at[name, shape]) for name in names if (name, shape) in row_at}
         times = {name: value for name, value in times.items() if not math.isnan(value)}
-        copy = times.pop(COPY, math.nan)
+        copy, products = (times.pop(bound, math.nan) for bound in BOUNDS)
         if times:
             best.append((names.index(min(times, key=times.__getitem__)), column))
         ours = min((value for name, value in times.items() if name.startswith(OURS)), default=math.nan)
         peers = min((value for name, value in times.items() if not name.startswith(OURS)), default=math.nan)
         traffic = next((row.traffic for row in rows if row.shape == shape and row.traffic), math.nan)
-        for line, ratio in zip(summary, (peers / ours, ours / copy, traffic / ours / 1e9), strict=True):
+        operations = next((row.operations for row in rows if row.shape == shape and row.operations), math.nan)
+        ratios = (peers / ours, ours / copy, ours / products, traffic / ours / 1e9, operations / products / 1e9)
+        for line, ratio in zip(summary, ratios, strict=True):
             line.append("" if math.isnan(ratio) else number(ratio))
     header = [f"{unit} per call; environments x steps", *(f"{n}x{t}" for n, t in shapes)]
     return Table(title, header, lines + [line for line in summary if any(line[1:])], best)

@@ -9,8 +9,9 @@ from typing import Dict, List
 
 from a2c_compiled.benchmarks.contenders import update_peers
 from a2c_compiled.benchmarks.contenders.modes import COMPILED, EAGER
+from a2c_compiled.benchmarks.contenders.products import products
 from a2c_compiled.benchmarks.measure import data
-from a2c_compiled.benchmarks.measure.harness import Case, Make, PreparedCase
+from a2c_compiled.benchmarks.measure.harness import PRODUCTS, Case, Make, PreparedCase
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.subjects.bench_update import expected, make_step, timed
 
@@ -25,6 +26,8 @@ def _case(shape: Shape, plan: Plan) -> Case:
         rollout = data.image_rollout(shape, plan.device)
         every = data.every_next_observation(rollout)
         contenders: Dict[str, Make] = {EAGER: lambda: timed(make_step(data.image_loss(plan.device), False), rollout)}
+        if plan.device.type == "cpu":
+            contenders[PRODUCTS] = lambda: products(make_step(data.image_loss(plan.device), False), rollout)
         if plan.compiling:
             contenders[COMPILED] = lambda: timed(make_step(data.image_loss(plan.device), True), rollout)
             contenders[f"{COMPILED}, 2 T"] = lambda: timed(make_step(data.image_loss(plan.device), True), every)

@@ -17,9 +17,10 @@ from a2c_compiled._extras import needs
 from a2c_compiled.benchmarks.contenders import update_peers
 from a2c_compiled.benchmarks.contenders.loops import flat, loop_contender
 from a2c_compiled.benchmarks.contenders.modes import AOT, COMPILED, EAGER, GRAPH, RUNTIME
+from a2c_compiled.benchmarks.contenders.products import products
 from a2c_compiled.benchmarks.measure import cuda, data
 from a2c_compiled.benchmarks.measure.data import LEARNING_RATE, MAX_GRAD_NORM
-from a2c_compiled.benchmarks.measure.harness import OURS, Case, Contender, Make, PreparedCase, Result
+from a2c_compiled.benchmarks.measure.harness import OURS, PRODUCTS, Case, Contender, Make, PreparedCase, Result
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.export import TrainStepGraph, export_aot, export_train_step
 from a2c_compiled.export.formats.aot import load_aot
@@ -46,6 +47,7 @@ def _case(shape: Shape, plan: Plan) -> Case:
             if plan.device.type == "cuda":
                 contenders[GRAPH] = lambda: _graph(make_step(data.loss(plan.device), True), rollout)
         if plan.device.type == "cpu":
+            contenders[PRODUCTS] = lambda: products(make_step(data.loss(plan.device), False), rollout)
             contenders[RUNTIME] = lambda: _runtime(make_step(data.loss(plan.device), False), rollout)
             if plan.compiling:
                 contenders[AOT] = lambda: _aot(make_step(data.loss(plan.device), False), rollout)

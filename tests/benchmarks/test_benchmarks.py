@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 
-from a2c_compiled import cli
-from a2c_compiled.benchmarks.measure import results, shapes
+from a2c_compiled import A2CLoss, cli
+from a2c_compiled.benchmarks.contenders.products import products
+from a2c_compiled.benchmarks.measure import data, results, shapes
 from a2c_compiled.benchmarks.measure.harness import (
     COPY,
     OURS,
+    PRODUCTS,
     Case,
     Contender,
     PreparedCase,
@@ -23,6 +25,8 @@ from a2c_compiled.benchmarks.measure.timing import Timing, time_interleaved
 from a2c_compiled.benchmarks.report import plot, tables
 from a2c_compiled.benchmarks.run import SUBJECTS, run
 from a2c_compiled.benchmarks.subjects import bench_estimators
+from a2c_compiled.benchmarks.subjects.bench_update import make_step
+from a2c_compiled.distributions import Categorical
 
 CPU = torch.device("cpu")
 TINY = shapes.quick(CPU)._replace(
@@ -203,6 +207,35 @@ def test_the_number_of_threads_is_restored_after_the_run(tmp_path):
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("activation", [torch.nn.Tanh, torch.nn.ReLU])
+def test_the_products_alone_are_those_of_the_update(activation):
+    num_steps, num_envs, inputs, hidden = 16, 32, data.OBSERVATION, 64
+
+    def network(outputs):
+        layers = [torch.nn.Linear(inputs, hidden), activation(), torch.nn.Linear(hidden, outputs)]
+        return torch.nn.Sequential(*layers)
+
+    loss = A2CLoss(network(data.ACTIONS), network(1), Categorical(data.ACTIONS))
+    rollout = data.rollout((num_envs, num_steps), CPU)
+    alone = products(make_step(loss, compile=False), rollout)
+    result = alone.to_result(alone.call())
+    assert relative_error(result, alone.expected) < 1e-5
+    # Of each layer: the product, the gradient of the weight, and that of the input unless it is the observation.
+    trained = sum(2 * (2 * inputs * hidden + 3 * hidden * outputs) for outputs in (data.ACTIONS, 1))
+    next_values = 2 * (inputs * hidden + hidden)
+    assert alone.operations == num_steps * num_envs * (trained + next_values)
+    assert len(result) == 2 * 5 + 2
+    first = loss.actor_network[0](rollout.observation).flatten(0, 1)
+    torch.testing.assert_close(result[0], first.tanh() if activation is torch.nn.Tanh else first)
+
+
+def test_products_of_images_are_convolutions_too():
+    alone = products(make_step(data.image_loss(CPU), compile=False), data.image_rollout((2, 3), CPU))
+    assert relative_error(alone.to_result(alone.call()), alone.expected) < 1e-5
+    forward = 2 * (400 * 32 * 256 + 81 * 64 * 512 + 49 * 64 * 576 + 3136 * 512)
+    assert 3 * 6 * forward * 0.8 < alone.operations < 3 * 8 * forward
+
+
 # Results and report
 
 
@@ -219,6 +252,7 @@ def stored():
         row(f"{OURS} compiled", 2.0, times_copy=2.0),
         row("torchrl loop", 1234.5),
         row("numba, arrays", 3.0),
+        row(PRODUCTS, 1.6, operations=8000),
         Row("GAE", "forward", "[T, N]", SHAPE, "rl-triton", failure="ImportError: no | such name"),
         Row("GAE", "forward", "[T, N]", (1, 100), "rl-triton", failure="ImportError: no | such name"),
     ]
@@ -255,6 +289,8 @@ def test_the_report_has_machine_tables_and_failures(tmp_path):
     assert "| speed-up over fastest peer | 1.50 |" in lines
     assert f"| {OURS} / {COPY} | 2.00 |" in lines
     assert f"| {OURS}, GB/s | 0.132 |" in lines
+    assert f"| {OURS} / {PRODUCTS} | 1.25 |" in lines
+    assert f"| {PRODUCTS}, GFLOP/s | 5.00 |" in lines
     assert f"| GAE | forward | {OURS} compiled | 0.8 |" in lines
     assert "- GAE, forward, [T, N]: rl-triton at 3x4, 1x100: ImportError: no / such name" in lines
     assert "![Time.](scaling.png)" in lines
