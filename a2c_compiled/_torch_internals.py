@@ -7,11 +7,13 @@ version of torch lacks a name, the function takes a slower path or does less, an
 no other path, the function raises an error.
 """
 
+import ctypes
 import functools
 import pkgutil
 import threading
 import warnings
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Type, Union
 from unittest import mock
@@ -164,6 +166,22 @@ onednn_product: Optional[Callable[..., Tensor]] = (
 """oneDNN's matrix product with a bias and an activation in one operator, for the fusion pass on CPUs.
 
 Name: ``torch.ops.mkldnn._linear_pointwise``, in builds of torch with oneDNN. Without it: None, and the pass leaves products unchanged."""
+
+
+def parallel_for() -> int:
+    """Returns the address of the function that divides a loop among torch's threads, for the C++ kernels.
+
+    Name: ``torch_parallel_for`` of ``torch/csrc/stable/c/shim.h``, in torch's library for the CPU. Without it: 0, and every scan runs in
+    the thread that calls it.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        try:
+            return ctypes.cast(ctypes.CDLL(str(folder / name)).torch_parallel_for, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):
+            continue
+    return 0
+
 
 while_loop: Optional[Callable[..., Tuple[Tensor, ...]]] = _lookup("torch._higher_order_ops.while_loop.while_loop_op")
 """The operator for a while loop in an exported graph.

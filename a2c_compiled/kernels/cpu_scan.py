@@ -11,6 +11,7 @@ from typing import Any, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from a2c_compiled._torch_internals import parallel_for
 from a2c_compiled.kernels.scan_forms import Form
 
 MAX_DIMENSIONS = 16  # kMaxDims of cpu/scan.h
@@ -24,9 +25,11 @@ def _built_extension() -> Optional[Any]:
     builds = {"AVX512": ("_cpu_avx512", "_cpu_avx2"), "AVX2": ("_cpu_avx2",)}
     for name in (*builds.get(torch.backends.cpu.get_cpu_capability(), ()), "_cpu"):
         try:
-            return importlib.import_module(f"a2c_compiled.kernels.{name}")
+            extension = importlib.import_module(f"a2c_compiled.kernels.{name}")
         except ImportError:
             continue
+        extension.use_threads(parallel_for())
+        return extension
     return None
 
 
@@ -68,7 +71,7 @@ def run(
 ) -> Tuple[Tensor, ...]:
     """Computes ``form`` with the C++ kernel and returns its outputs. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
 
-    The kernel computes half-precision data in float32.
+    The kernel computes half-precision data in float32. The threads of torch, see ``torch.set_num_threads``, share a large scan.
 
     Args:
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.

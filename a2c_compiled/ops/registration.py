@@ -23,9 +23,10 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
 
     The operator is one node in any captured graph. On the CPU the operator runs the C++ kernel and on a GPU the Triton kernel. The
     operator runs ``definition`` if the kernel of the device is not installed or Triton cannot start kernels, on other devices, and on the
-    CPU for tensors of more than 16 dimensions. The fake implementation of the operator returns empty outputs. Under vmap, the operator runs
-    once for the whole batch. The operator has no registered gradient: ``torch.func`` transforms only accept the gradient of a
-    :class:`torch.autograd.Function`, so the callers wrap the operator in such a function.
+    CPU for tensors of more than 16 dimensions. The operator raises TypeError for an operand of another dtype, and ValueError for one of
+    another shape, than :class:`~a2c_compiled.kernels.scan_forms.Form` says. The fake implementation of the operator returns empty outputs.
+    Under vmap, the operator runs once for the whole batch. The operator has no registered gradient: ``torch.func`` transforms only accept
+    the gradient of a :class:`torch.autograd.Function`, so the callers wrap the operator in such a function.
 
     Args:
         form: the names and order of the operator's arguments. Shapes and dtypes: see :class:`a2c_compiled.kernels.scan_forms.Form`.
@@ -42,12 +43,43 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
     def result(outputs: Tuple[Tensor, ...]) -> Any:
         return outputs[0] if single else outputs
 
+    dtypes = {
+        dtype: (
+            *[torch.promote_types(dtype, torch.float32)] * first_value,
+            *[dtype] * len(form.values),
+            *[torch.bool] * len(form.flags),
+        )
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    }
+
+    def check_dtypes(arguments: Tuple[Any, ...]) -> None:
+        """Raises TypeError unless the operands have the dtypes of the form. A kernel would read other numbers."""
+        actual = tuple([operand.dtype for operand in arguments[:-1]])
+        expected = dtypes.get(actual[first_value])
+        if actual != expected:
+            raise TypeError(
+                f"{form.name}: expected {_named(form, expected or dtypes[torch.float32])}, got {_named(form, actual)}"
+            )
+
+    def check(arguments: Tuple[Any, ...]) -> None:
+        """As :func:`check_dtypes`. Raises ValueError unless the operands have one shape. A kernel would read outside of a smaller one."""
+        check_dtypes(arguments)
+        shape = arguments[first_value].shape
+        for index, operand in enumerate(arguments[:-1]):
+            if operand.shape != shape and (index >= first_value or operand.dim() > 0):
+                shapes = _named(form, [list(operand.shape) for operand in arguments[:-1]])
+                raise ValueError(
+                    f"{form.name}: expected operands of one shape, and coefficients of no or this shape, got {shapes}"
+                )
+
     def fake(*arguments: Any) -> Any:
         """Returns empty outputs, for fake tensors."""
+        check_dtypes(arguments)
         return result(form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1]))
 
     def in_torch(*arguments: Any) -> Any:
         """Runs ``definition``. The outputs have the strides of :meth:`Form.empty_outputs`, as the outputs of the kernels do."""
+        check(arguments)
         outputs = form.empty_outputs(arguments[first_value:first_flag], arguments[first_flag:-1])
         coefficients = on_device(arguments[:first_value], outputs[0].device)
         with torch.no_grad():  # autograd records the autograd.Function around the operator, not the operations inside it
@@ -63,6 +95,7 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
             return in_torch(*arguments)
         if arguments[first_value].dim() > cpu_scan.MAX_DIMENSIONS:
             return in_torch(*arguments)
+        check(arguments)
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(cpu_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
@@ -72,6 +105,7 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
 
         if not triton_scan.is_available():
             return in_torch(*arguments)
+        check(arguments)
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(triton_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
@@ -110,6 +144,12 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _PLAIN_TYPES = {Tensor, int}  # the tensors, and dim
+
+
+def _named(form: Form, facts: Sequence[Any]) -> str:
+    """Returns a text that names the operands of ``form`` with a fact of each."""
+    names = (*form.coefficients, *form.values, *form.flags)
+    return ", ".join(f"{name} {fact}" for name, fact in zip(names, facts, strict=True))
 
 
 def on_device(coefficients: Sequence[Tensor], device: torch.device) -> List[Tensor]:

@@ -45,10 +45,12 @@ def act(loss: A2CLoss, observation: Observation, hidden: Optional[Tensor] = None
         return _sample_action(loss, *explained("actor_network", loss.actor_network, outputs, observation, leading_dims=1))
     assert isinstance(observation, Tensor), "expected one tensor as the observation of a recurrent network"
     (params, value), after = run_step([loss.actor_network, loss.critic_network], observation, hidden)
-    return _sample_action(loss, params, value if loss.reads_state_value else None)._replace(next_hidden=after)
+    return _sample_action(loss, params, value if loss.reads_state_value else None, after)
 
 
-def _sample_action(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> PolicyOutput:
+def _sample_action(
+    loss: A2CLoss, params: Tensor, value: Optional[Tensor], next_hidden: Optional[Tensor] = None
+) -> PolicyOutput:
     """Samples actions from the distribution with parameters ``params``.
 
     As in the loss, half-precision parameters become float32, and the score is ``log_prob`` of the action that is returned. The loss
@@ -59,8 +61,10 @@ def _sample_action(loss: A2CLoss, params: Tensor, value: Optional[Tensor]) -> Po
         params: ``[N, num_params]``, floating point: output of the actor network.
         value: ``[N]`` or ``[N, 1]``, floating point: output of the critic network. None if the loss does not read state
             values.
+        next_hidden: ``[N, H]``, floating point: the state after the step. None without recurrent networks.
     """
     params = widen(params)
     action = loss.distribution.sample(params)
     log_prob = loss.distribution.log_prob(params, action) if loss.reads_log_prob else None
-    return PolicyOutput(action, log_prob, None if value is None else value.reshape(params.shape[:-1]))
+    state_value = None if value is None else value.reshape(params.shape[:-1])
+    return PolicyOutput(action, log_prob, state_value, next_hidden)

@@ -114,7 +114,9 @@ class RunLog:
         self._bar: Optional[tqdm] = None
         with self._showing():
             shown = progress and enabled and sys.stderr is not None
-            self._bar = tqdm(total=total_steps, initial=resume_at or 0, disable=not shown, **options)
+            # With a delay, tqdm writes nothing before the bar is complete. Of an incomplete bar, tqdm prints an error when it is deleted.
+            self._bar = tqdm(total=total_steps, initial=resume_at or 0, disable=not shown, delay=1e-9, **options)
+            self._bar.refresh()
 
     def __enter__(self) -> "RunLog":
         return self

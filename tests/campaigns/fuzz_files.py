@@ -1,4 +1,4 @@
-"""Changes exported files and those of a run at random, and reads them: only ValueError, TypeError and OSError may come out, in bounded time and memory.
+"""Changes exported files and those of a run at random, and reads them. Only ValueError, TypeError and OSError may come out, soon.
 
 As a script: ``python tests/campaigns/fuzz_files.py [--times 100] [--seed 0] [--files policy.onnx,policy.pt]``. It makes
 ``--times`` changes of each kind in each file, and prints a summary, and what ended otherwise. The files are read in processes of their own.

@@ -1,6 +1,7 @@
 """Every fused form equals its definition: results, gradients of any order, layouts, transforms. Packed sequences too."""
 
 import functools
+from contextlib import nullcontext
 
 import oracle
 import pytest
@@ -530,7 +531,8 @@ def test_vmap_over_an_operator_equals_one_call_for_each():
     for form in (*scan_forms.FORMS, *scan_forms.MASKED_FORMS):
         operator = getattr(torch.ops.a2c_compiled, form.name)
         coefficients = [
-            torch.rand(2, dtype=torch.float64) if i % 2 else torch.tensor(0.9) for i in range(len(form.coefficients))
+            torch.rand(2, dtype=torch.float64) if i % 2 else torch.tensor(0.9, dtype=torch.float64)
+            for i in range(len(form.coefficients))
         ]
         values = [torch.rand(2, 5, 3, dtype=torch.float64) for _ in form.values]
         flags = [torch.rand(5, 3) < 0.3 if i % 2 else torch.rand(2, 5, 3) < 0.3 for i in range(len(form.flags))]
@@ -541,6 +543,33 @@ def test_vmap_over_an_operator_equals_one_call_for_each():
             one = [tensor if dim is None else tensor[i] for tensor, dim in zip(tensors, in_dims, strict=True)]
             for result, expected in zip(results, as_tuple(operator(*one, -2)), strict=True):
                 assert_close(result[i], expected, what=form.name)
+
+
+@pytest.mark.parametrize("mode", ["kernel", "torch", "fake"])
+def test_an_operator_refuses_operands_of_another_dtype_or_shape(mode, monkeypatch):
+    if mode == "torch":
+        monkeypatch.setattr(cpu_scan, "is_available", lambda: False)
+        monkeypatch.setattr(cpu_scan, "warn_once", lambda: None)
+    for form in (*scan_forms.FORMS, *scan_forms.MASKED_FORMS):
+        operator = getattr(torch.ops.a2c_compiled, form.name)
+        names = (*form.coefficients, *form.values, *form.flags)
+        good = {name: torch.tensor(0.9) for name in form.coefficients}
+        good |= {name: torch.rand(5, 3) for name in form.values}
+        good |= {name: torch.rand(5, 3) < 0.3 for name in form.flags}
+        for name in names:
+            others = [(TypeError, tensor) for tensor in (good[name].double(), good[name].long())]
+            if mode != "fake":
+                others += [
+                    (ValueError, tensor)
+                    for tensor in (torch.ones(1).to(good[name].dtype), torch.ones(5, 5, 3).to(good[name].dtype))
+                ]
+            for error, other in others:
+                operands = {**good, name: other}.values()
+                context = FakeTensorMode() if mode == "fake" else None
+                if context is not None:
+                    operands = map(context.from_tensor, operands)
+                with context or nullcontext(), pytest.raises(error, match=rf"^{form.name}: expected .*got .*\b{name} "):
+                    operator(*operands, -2)
 
 
 def test_vmap_over_a_batch_of_size_0_gives_an_empty_result():

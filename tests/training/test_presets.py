@@ -66,7 +66,7 @@ def test_the_benchmark_writes_a_table_a_json_file_and_a_picture(tmp_path):
     document = json.loads((tmp_path / "out" / "presets.json").read_text())
     assert [PresetRun(**run) for run in document["runs"]] == runs
     text = (tmp_path / "out" / "presets.md").read_text()
-    assert f"torch {torch.__version__}" in text
+    assert f"torch {torch.__version__.partition('+')[0]}" in text
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     assert [line.split(" | ")[1:4] for line in lines] == [["CartPole-v1", "1", "2 of 2"], ["CartPole-v1", "1e+06", "0 of 2"]]
 

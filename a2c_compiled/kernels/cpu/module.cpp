@@ -1,9 +1,10 @@
 // The Python module of the CPU kernels. A form is a recurrence along time with its inputs and outputs, see kernels/scan_forms.py. The
-// module has three functions:
+// module has four functions:
 //
-//   forms()  the names of the forms
-//   run()    computes a form; the caller has checked dtypes, shapes and devices
-//   call()   checks the inputs and computes a form, or returns None if the inputs do not qualify
+//   forms()        the names of the forms
+//   run()          computes a form; the caller has checked dtypes, shapes and devices
+//   call()         checks the inputs and computes a form, or returns None if the inputs do not qualify
+//   use_threads()  gives the module torch's pool of threads
 //
 // The module includes no torch headers, so it builds in seconds and works with every version of torch.
 
@@ -14,6 +15,10 @@
 #include <new>
 
 #include "scan.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 
 // MODULE is the name of the module. pyproject.toml builds this source once per instruction set, each time with another name.
 #define TEXT_(name) #name
@@ -332,10 +337,23 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
   return outputs.object;
 }
 
+// use_threads(address) -> None. `address` is that of a ParallelFor, see scan.h, or 0: every scan runs in the thread that calls it. A process
+// that this one forks has none of its threads, and the pool may wait for them, so there every scan runs in the calling thread.
+PyObject* use_threads(PyObject*, PyObject* address) {
+  parallel_for = reinterpret_cast<ParallelFor>(PyLong_AsVoidPtr(address));
+  if (PyErr_Occurred()) return nullptr;
+#if defined(__unix__) || defined(__APPLE__)
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { parallel_for = nullptr; });
+  if (registered != 0) parallel_for = nullptr;
+#endif
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"forms", forms, METH_NOARGS, nullptr},
     {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(run)), METH_FASTCALL, nullptr},
     {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)(void)>(call)), METH_FASTCALL, nullptr},
+    {"use_threads", use_threads, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

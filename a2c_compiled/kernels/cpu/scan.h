@@ -26,14 +26,16 @@
 //
 // Operands with other strides, or in half precision, are copied, block by block, so that one of these loops can read them: scan_copies.
 //
-// Threads: a scan runs in the thread that calls scan(). module.cpp releases the GIL during the scan. Exception: call() keeps it for small
-// scans.
+// Threads: a large scan is divided among the threads of torch's pool, by sequences. The division does not change a result. module.cpp
+// releases the GIL during the scan. Exception: call() keeps it for small scans.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <new>
 #include <numeric>
 
 #include "copies.h"
@@ -52,6 +54,14 @@ constexpr int64_t kRun = 256 / kLanes;     // steps of a run of short sequences.
 constexpr int64_t kWide = 1024;            // largest number of sequences in the inner loop of scan_side_by_side
 constexpr int64_t kMinStepsForRows = 16;   // shorter sequences that are not contiguous, one after the other, are copied so that they are
 constexpr int64_t kMinStepsForParts = 64;  // with fewer than kLanes sequences, the smallest number of steps for scan_parts
+constexpr int64_t kPiece = 64;             // smallest number of sequences in a piece, so that few cache lines are of two pieces
+constexpr int64_t kPieceOfRuns = 1024;     // as kPiece, of short sequences
+constexpr int64_t kMinNumbersPerThread = 1 << 17;  // values and outputs that one thread reads and writes at least
+
+// Calls body(begin, end, context) for ranges that cover [begin, end), of at least `grain`, in the threads of a pool. Returns 0 if it
+// succeeded. Nullptr: there is no pool. This is `torch_parallel_for` of torch's stable C interface.
+using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+std::atomic<ParallelFor> parallel_for{nullptr};
 
 // A dimension of the data: its size, and its stride in every operand.
 struct Dim {
@@ -397,15 +407,21 @@ bool form_runs(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
   return one;
 }
 
+// Returns the number of sequences in a run.
+template <class T>
+int64_t sequences_in_run(int64_t steps) {
+  const int64_t most = std::max<int64_t>(1, kRun / steps);
+  // So many more that the steps of a run fill whole vectors.
+  const int64_t unit = kWidth<T> / std::gcd(steps, int64_t(kWidth<T>)), whole = (most + unit - 1) / unit * unit;
+  return whole * steps <= kTile ? whole : most;
+}
+
 // Scans sequences that are contiguous in memory, one after the other: as many as fit a lane are one long sequence.
 template <Strides kStrides, class T, class Form>
 void scan_runs(const Cursor<T, Form>& given, int64_t sequences, int64_t steps) {
   const Cursor<T, Form> cursor = given;
   Tile<T> tile;
-  int64_t most = std::max<int64_t>(1, kRun / steps);  // sequences in a run
-  // So many more that the steps of a run fill whole vectors.
-  const int64_t unit = kWidth<T> / std::gcd(steps, int64_t(kWidth<T>)), whole = (most + unit - 1) / unit * unit;
-  if (whole * steps <= kTile) most = whole;
+  const int64_t most = sequences_in_run<T>(steps);
   SignedBits<T> ends[kLanes * kTile + 1];  // ends[t + 1]: -1 if step t is the last of its sequence, else 0
   const int64_t entries = std::min(sequences, kLanes * most) * steps, all = sequences * steps;
   std::fill(ends, ends + entries + 1, 0);
@@ -573,6 +589,8 @@ struct Plan {
   bool in_time;  // whether the inner loop runs along time
   bool copied[Here::kOperands];
   int64_t copied_bytes = 0;  // of one step of one sequence
+  int64_t block;  // sequences that are copied together
+  int64_t piece;  // sequences of one thread, at least. A piece begins where the whole scan begins a block or a tile of runs.
 
   Plan(const Dim& lane, const Dim& time, Stored stored) : stored(stored) {
     constexpr int kFirstOutput = Here::kInputs;
@@ -590,6 +608,11 @@ struct Plan {
           (must_be_runs && lane.stride[k] != time.size * time.stride[k]);
       copied_bytes += copied[k] ? bytes(k) : 0;
     }
+    constexpr int64_t kBlockBytes = 1 << 18;
+    block = std::max(2 * kLanes, kBlockBytes / std::max<int64_t>(1, copied_bytes * time.size));
+    const bool may_be_runs = in_time && time.size <= kTile;
+    const int64_t together = copied_bytes > 0 ? block : may_be_runs ? kLanes * sequences_in_run<T>(time.size) : 1;
+    piece = ((may_be_runs ? kPieceOfRuns : kPiece) + together - 1) / together * together;
   }
 
   // Whether a loop over this dimension can read the operand in place.
@@ -616,8 +639,8 @@ struct Plan {
 template <class Form, class T>
 void scan_copies(const Plan<Form, T>& plan, void* const* data, const Dim& lane, const Dim& time) {
   using Here = Cursor<T, Form>;
-  constexpr int64_t kBlockBytes = 1 << 18, kAlign = 64;
-  const int64_t most = std::min(lane.size, std::max(2 * kLanes, kBlockBytes / (plan.copied_bytes * time.size)));  // sequences in a block
+  constexpr int64_t kAlign = 64;
+  const int64_t most = std::min(lane.size, plan.block);
   const std::unique_ptr<char[]> memory(new char[(plan.copied_bytes * most * time.size) + Here::kOperands * kAlign]);
   const Pitch dense = {plan.in_time ? time.size : most, 1};
   void* block[kMaxOperands];
@@ -649,6 +672,69 @@ void scan_copies(const Plan<Form, T>& plan, void* const* data, const Dim& lane, 
   }
 }
 
+// All data of a form, as pieces of neighbouring sequences. The last piece of the lane dimension may be longer than the others.
+template <class Form, class T>
+struct Pieces {
+  using Here = Cursor<T, Form>;
+  const Plan<Form, T>& plan;
+  void* const* data;
+  const Dim* batch;
+  int batch_dims;
+  const Dim &lane, &time;
+  const int64_t in_lane = std::max<int64_t>(1, lane.size / plan.piece);  // pieces of the lane dimension
+  std::atomic<bool> enough_memory{true};
+
+  int64_t count() const {
+    int64_t pieces = in_lane;
+    for (int d = 0; d < batch_dims; ++d) pieces *= batch[d].size;
+    return pieces;
+  }
+
+  // Scans the pieces [begin, end).
+  void scan(int64_t begin, int64_t end) const {
+    while (begin < end) {
+      // Along time, the rounding of a step may depend on the piece. One by one, pieces give the same result for any number of threads.
+      const int64_t first = begin % in_lane, last = plan.in_time ? first + 1 : std::min(in_lane, first + end - begin);
+      Dim part = lane;
+      part.size = (last == in_lane ? lane.size : last * plan.piece) - first * plan.piece;
+      char* here[kMaxOperands];
+      for (int k = 0; k < Here::kOperands; ++k)
+        here[k] = static_cast<char*>(data[k]) + first * plan.piece * lane.stride[k] * plan.stored_bytes(k);
+      int64_t outer = begin / in_lane;
+      for (int d = batch_dims - 1; d >= 0; outer /= batch[d--].size) {
+        const int64_t index = outer % batch[d].size;
+        for (int k = 0; k < Here::kOperands; ++k) here[k] += index * batch[d].stride[k] * plan.stored_bytes(k);
+      }
+      void* operands[kMaxOperands];
+      std::copy(here, here + Here::kOperands, operands);
+      if (plan.copied_bytes > 0)
+        scan_copies(plan, operands, part, time);
+      else
+        scan_lanes<Form, T>(operands, part, time, plan.in_time);
+      begin += last - first;
+    }
+  }
+
+  // As scan(), in a thread of the pool, where no exception must leave the function.
+  static void scan_in_thread(int64_t begin, int64_t end, void* pieces) {
+    auto* const self = static_cast<Pieces*>(pieces);
+    try {
+      self->scan(begin, end);
+    } catch (const std::bad_alloc&) {
+      self->enough_memory = false;
+    }
+  }
+
+  // Scans all pieces. Several threads share them if each gets enough to do.
+  void scan_all() {
+    const int64_t pieces = count(), numbers = (lane.size * time.size * (Form::kValues + Form::kOutputs) + in_lane - 1) / in_lane;
+    const int64_t grain = std::max<int64_t>(1, kMinNumbersPerThread / numbers);  // pieces for one thread
+    const ParallelFor share = parallel_for;
+    if (share == nullptr || pieces < 2 * grain) return scan(0, pieces);
+    if (share(0, pieces, grain, scan_in_thread, this) != 0 || !enough_memory) throw std::bad_alloc();
+  }
+};
+
 // Scans all data of a form. `given` has a pointer for every operand: coefficients, values, flags, outputs. Changes `batch`.
 template <class Form, class T>
 void scan(void* const* given, Dim* batch, int batch_dims, const Dim& time, Stored stored) {
@@ -665,34 +751,12 @@ void scan(void* const* given, Dim* batch, int batch_dims, const Dim& time, Store
     --batch_dims;
   }
   const Plan<Form, T> plan(lane, time, stored);
-  char* data[kMaxOperands];
-  for (int k = 0; k < Here::kOperands; ++k) data[k] = static_cast<char*>(given[k]);
   for (int k = kFirstOutput; k < Here::kOperands; ++k) {
     int64_t last = (time.size - 1) * time.stride[k] + (lane.size - 1) * lane.stride[k];
     for (int d = 0; d < batch_dims; ++d) last += (batch[d].size - 1) * batch[d].stride[k];
-    expect_pages(data[k], last * plan.stored_bytes(k));
+    expect_pages(given[k], last * plan.stored_bytes(k));
   }
-  // Loop over the other batch dimensions.
-  const auto advance = [&](const Dim& dim, int64_t by) {
-    for (int k = 0; k < Here::kOperands; ++k) data[k] += by * dim.stride[k] * plan.stored_bytes(k);
-  };
-  int64_t index[kMaxDims] = {};
-  for (;;) {
-    void* here[kMaxOperands];
-    std::copy(data, data + Here::kOperands, here);
-    if (plan.copied_bytes > 0)
-      scan_copies(plan, here, lane, time);
-    else
-      scan_lanes<Form, T>(here, lane, time, plan.in_time);
-    int d = batch_dims - 1;
-    for (; d >= 0; --d) {
-      advance(batch[d], 1);
-      if (++index[d] < batch[d].size) break;
-      advance(batch[d], -batch[d].size);
-      index[d] = 0;
-    }
-    if (d < 0) return;
-  }
+  Pieces<Form, T>{plan, given, batch, batch_dims, lane, time}.scan_all();
 }
 
 }  // namespace
