@@ -20,13 +20,14 @@ ParallelFor = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, c
 # Large enough that at least two threads share them: wide and narrow rows, long rows, short rows that are contiguous one after the other, an
 # outer dimension, sizes that are no multiple of a piece.
 SHAPES = [
-    ((64, 3600), 0),
-    ((3600, 64), 1),
-    ((200, 2000), 1),
-    ((33_000, 5), 1),
-    ((47_001, 3), 1),
-    ((80, 30, 70), 1),
-    ((9, 1500, 10), 0),
+    ((64, 6000), 0),
+    ((500, 1100), 0),
+    ((6000, 64), 1),
+    ((600, 700), 1),
+    ((70_000, 5), 1),
+    ((120_001, 3), 1),
+    ((200, 30, 70), 1),
+    ((9, 4500, 10), 0),
 ]
 
 
@@ -93,7 +94,7 @@ def test_a_small_scan_stays_in_its_thread(pool_of):
 def test_a_pool_that_fails_raises_an_error(pool_of):
     pool_of(Pool(status=1))
     with pytest.raises(MemoryError):
-        cpu_scan.run(scan_forms.GAE, *groups_of(scan_forms.GAE, (64, 2000), torch.float32, contiguous, False), 0)
+        cpu_scan.run(scan_forms.GAE, *groups_of(scan_forms.GAE, (64, 4000), torch.float32, contiguous, False), 0)
 
 
 def test_torch_has_the_pool():
@@ -101,7 +102,7 @@ def test_torch_has_the_pool():
 
 
 def scan_of(seed):
-    x = torch.randn(64, 8192, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(64, 16384, generator=torch.Generator().manual_seed(seed))
     return cpu_scan.run(scan_forms.LINEAR_SCAN, (), (x, x.sigmoid()), (), 0)[0].double().sum().item()
 
 

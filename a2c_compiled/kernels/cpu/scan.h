@@ -54,9 +54,10 @@ constexpr int64_t kRun = 256 / kLanes;     // steps of a run of short sequences.
 constexpr int64_t kWide = 1024;            // largest number of sequences in the inner loop of scan_side_by_side
 constexpr int64_t kMinStepsForRows = 16;   // shorter sequences that are not contiguous, one after the other, are copied so that they are
 constexpr int64_t kMinStepsForParts = 64;  // with fewer than kLanes sequences, the smallest number of steps for scan_parts
-constexpr int64_t kPiece = 64;             // smallest number of sequences in a piece, so that few cache lines are of two pieces
-constexpr int64_t kPieceOfRuns = 1024;     // as kPiece, of short sequences
-constexpr int64_t kMinNumbersPerThread = 1 << 17;  // values and outputs that one thread reads and writes at least
+// The smallest piece for a thread: numbers of sequences for scan_rows and for scan_side_by_side, whose narrow rows gain nothing, and a number of
+// steps for scan_runs.
+constexpr int64_t kPieceOfRows = 32, kPieceSideBySide = 128, kStepsOfPiece = 1 << 14;
+constexpr int64_t kMinNumbersPerThread = 1 << 18;  // values and outputs that one thread reads and writes at least
 
 // Calls body(begin, end, context) for ranges that cover [begin, end), of at least `grain`, in the threads of a pool. Returns 0 if it
 // succeeded. Nullptr: there is no pool. This is `torch_parallel_for` of torch's stable C interface.
@@ -441,6 +442,21 @@ void scan_runs(const Cursor<T, Form>& given, int64_t sequences, int64_t steps) {
   }
 }
 
+// Starts to load the operands of the steps [from, to) of a lane. A tile reads many short stretches of memory, far apart from each other. The
+// processor does not see in time that a stretch goes on in the next tile.
+template <class T, class Form>
+INLINE void prefetch_steps(const Cursor<T, Form>& lane, int64_t from, int64_t to) {
+  constexpr int64_t kLine = 64;
+  for (int64_t t = from; t < to; t += kLine / sizeof(T)) {
+    for (int k = 0; k < Form::kValues; ++k) PREFETCH(lane.v[k] + t, 0);
+    for (int k = 0; k < Form::kOutputs; ++k) PREFETCH(lane.out[k] + t, 1);
+    for (int k = 0; k < Form::kCoefficients; ++k)
+      if (lane.step[k] != 0) PREFETCH(lane.c[k] + t, 0);
+  }
+  for (int64_t t = from; t < to; t += kLine)
+    for (int k = 0; k < Form::kFlags; ++k) PREFETCH(lane.f[k] + t, 0);
+}
+
 // Scans up to kLanes sequences that are contiguous in time, tile by tile along time.
 template <Strides kStrides, class T, class Form>
 void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_t lanes, int64_t steps) {
@@ -453,8 +469,12 @@ void scan_rows(const Cursor<T, Form>& cursor, const int64_t* lane_stride, int64_
   for (int64_t done = 0; done < steps; done += kTile) {
     const int64_t count = std::min(kTile, steps - done), from = Form::kReverse ? steps - done - count : done;
     Cursor<T, Form> row = cursor;
-    for (int64_t n = 0; n < lanes; ++n, row.advance(lane_stride, 1))
+    const int64_t next = Form::kReverse ? std::max<int64_t>(0, from - kTile) : from + count;
+    const int64_t next_end = Form::kReverse ? from : std::min(steps, next + kTile);
+    for (int64_t n = 0; n < lanes; ++n, row.advance(lane_stride, 1)) {
+      prefetch_steps(row, next, next_end);
       begin_steps<kStrides, false>(row, from, count, steps, nullptr, tile, n * kTile);
+    }
     T carried[kLanes];
     std::copy(tile.carry, tile.carry + kLanes, carried);
     recur<Form::kReverse, false>(tile, kTile, count);
@@ -612,7 +632,8 @@ struct Plan {
     block = std::max(2 * kLanes, kBlockBytes / std::max<int64_t>(1, copied_bytes * time.size));
     const bool may_be_runs = in_time && time.size <= kTile;
     const int64_t together = copied_bytes > 0 ? block : may_be_runs ? kLanes * sequences_in_run<T>(time.size) : 1;
-    piece = ((may_be_runs ? kPieceOfRuns : kPiece) + together - 1) / together * together;
+    const int64_t least = !in_time ? kPieceSideBySide : may_be_runs ? std::max(kPieceOfRows, kStepsOfPiece / time.size) : kPieceOfRows;
+    piece = (least + together - 1) / together * together;
   }
 
   // Whether a loop over this dimension can read the operand in place.

@@ -14,9 +14,11 @@
 #if defined(__GNUC__)
 #define INLINE inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
+#define PREFETCH(address, writes) __builtin_prefetch(address, writes, 2)  // into the second-level cache
 #else
 #define INLINE inline
 #define NOINLINE
+#define PREFETCH(address, writes)
 #endif
 
 #if defined(__has_builtin)
