@@ -570,9 +570,11 @@ def argument_writes(operator: Any) -> List[Tuple[str, Optional[bool]]]:
 
 
 def dispatch_mode() -> type:
-    """Returns the base class of dispatch modes. torch calls an active mode for every operator, so an export can name an error's module.
+    """Returns the base class of dispatch modes. torch calls an active mode for every operator. An export names an error's module with one,
+    and a benchmark records the products of an update.
 
-    Name: ``torch.utils._python_dispatch.TorchDispatchMode``. Without it: ``object``, and error messages do not name the module.
+    Name: ``torch.utils._python_dispatch.TorchDispatchMode``. Without it: ``object``, error messages do not name the module, and the
+    benchmark has no time of the products.
     """
     return _lookup("torch.utils._python_dispatch.TorchDispatchMode") or object
 

@@ -33,7 +33,8 @@ def fused_scan(form: Form, backward_form: Form, definition: Callable[..., Any]) 
 
     Returns:
         A function of ``(coefficients..., values..., flags..., dim, mask=None)``, with ``dim`` negative. With a mask it computes
-        :func:`masked(form) <a2c_compiled.kernels.scan_forms.masked>`. The function does not check its arguments.
+        :func:`masked(form) <a2c_compiled.kernels.scan_forms.masked>`. Where it runs an operator, it raises TypeError for an operand of
+        another dtype, and ValueError for one of another shape, than the form says. Under ``torch.export`` it checks nothing.
     """
     without_mask = _fused_scan(form, backward_form, definition)
     with_mask = _fused_scan(masked(form), masked(backward_form), _masked_definition(form, definition))

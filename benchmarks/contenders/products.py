@@ -7,16 +7,15 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from a2c_compiled import Rollout, TrainStep
-from a2c_compiled._torch_internals import onednn_product
+from a2c_compiled._torch_internals import dispatch_mode, onednn_product
 from a2c_compiled.benchmarks.measure.harness import Contender
 from a2c_compiled.benchmarks.measure.timing import time_interleaved
 
 aten = torch.ops.aten
+_DispatchMode: Any = dispatch_mode()
 _MATRICES, _TANH = (aten.mm.default, aten.addmm.default), aten.tanh.default
 
 
@@ -42,7 +41,7 @@ class _Operation(NamedTuple):
 
     def in_float64(self) -> Any:
         """Runs the operation in float64."""
-        arguments = tree_map_only(Tensor, torch.Tensor.double, self.arguments)
+        arguments = tuple(argument.double() if isinstance(argument, Tensor) else argument for argument in self.arguments)
         return self._replace(arguments=arguments).run()
 
     @property
@@ -53,7 +52,7 @@ class _Operation(NamedTuple):
         return int(flop_registry[self.function.overloadpacket](*self.arguments, out_val=self.result))
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(_DispatchMode):
     """Context that records products, convolutions and tanh. A tanh of a product becomes a part of the product."""
 
     def __init__(self) -> None:

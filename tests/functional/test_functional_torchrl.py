@@ -81,7 +81,21 @@ def test_vtrace_equals_torchrl_for_every_threshold(rho_thresh, c_thresh):
     steps = make_steps((7, 3))
     options = {"gamma": per_step((7, 3)), "rho_thresh": rho_thresh, "c_thresh": c_thresh}
     assert_equals_torchrl(name, call_arguments(name, steps, **options))
-    assert_equals_torchrl(name, call_arguments(name, steps._replace(log_mu=steps.log_pi), **options))
+    # On policy, the ratio is 1. If this is the threshold, TorchRL's gradient is that of torch.clamp, which torch 2.15 has changed to 0.
+    on_policy = call_arguments(name, steps._replace(log_mu=steps.log_pi), **options)
+    if clamp_has_the_gradient_at_its_bound() or 1.0 not in (rho_thresh, c_thresh):
+        assert_equals_torchrl(name, on_policy)
+    else:
+        for result, expected in zip(
+            function_in_mode(name, "eager")(**on_policy), getattr(torchrl, name)(**on_policy), strict=True
+        ):
+            torch.testing.assert_close(result, expected)
+
+
+def clamp_has_the_gradient_at_its_bound():
+    x = torch.ones((), requires_grad=True)
+    (gradient,) = torch.autograd.grad(x.clamp(max=1.0), x)
+    return gradient.item() == 1.0
 
 
 @pytest.mark.parametrize("ends", ["some", "none", "all_done"])
