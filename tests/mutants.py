@@ -148,6 +148,20 @@ FAULTS = (
         ("tests/kernels", "tests/ops"),
     ),
     Fault(
+        "C++: the last piece of a divided scan has no remainder",
+        "a2c_compiled/kernels/cpu/scan.h",
+        "(last == in_lane ? lane.size : last * plan.piece)",
+        "last * plan.piece",
+        ("tests/kernels/test_threads.py",),
+    ),
+    Fault(
+        "operators read coefficients of another dtype",
+        "a2c_compiled/ops/registration.py",
+        "if actual != expected:",
+        "if False:",
+        ("tests/ops/test_fused.py",),
+    ),
+    Fault(
         "Triton: a split skips the aggregate next to it",
         "a2c_compiled/kernels/triton/kernel.py",
         "(index >= split)",
