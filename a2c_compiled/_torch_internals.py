@@ -15,7 +15,7 @@ import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Type, Union
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Type, Union
 from unittest import mock
 
 import torch
@@ -267,6 +267,50 @@ def tracing_autograd() -> ContextManager[Any]:
     return _dynamo_setting(
         "trace_autograd_ops", True, "a training step may fail to compile; pass compile=False to run it in eager mode"
     )
+
+
+_CPU_OPTIONS = {
+    # One C++ file instead of one for each kernel and Python between them: less to compile, and calls without Python.
+    "cpp_wrapper": True,
+    # Inductor would compile a program for each vector instruction set that the processor has, to try it.
+    "cpp.vec_isa_ok": True,
+    # Compiling torch's headers in advance takes longer than one file gains by it.
+    "cpp_cache_precompile_headers": False,
+}
+
+
+def inductor_for_cpu(graph: Any, inputs: Sequence[Any], options: Dict[str, Any]) -> Callable[..., Any]:
+    """Compiles a graph of Dynamo with inductor. If all inputs are on the CPU, and the graph has no loops, the code is C++ alone.
+
+    Args:
+        graph: the graph module.
+        inputs: its example inputs.
+        options: options of inductor.
+
+    Names: ``torch._inductor.compile_fx.compile_fx`` and ``torch._inductor.config``; options that this version of torch lacks are left out.
+    """
+    # The body of a loop is a module in the graph. Inductor's C++ for loops ends in a segmentation fault.
+    if len(list(graph.modules())) == 1 and all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor)):
+        known = _lookup("torch._inductor.config").get_config_copy()
+        options = {**{name: value for name, value in _CPU_OPTIONS.items() if name in known}, **options}
+    with _numbers_are_tensors(graph):
+        return _lookup("torch._inductor.compile_fx.compile_fx")(graph, inputs, config_patches=options)
+
+
+def _numbers_are_tensors(graph: Any) -> ContextManager[Any]:
+    """Returns a context in which torch does not look for float numbers among the inputs of ``graph``, if there are none.
+
+    For each float64 tensor without dimensions, Dynamo creates a symbol, in case that the code reads its value. If the code does not, the
+    search finds the symbol unused, and all of the tracing starts again. Torch's compilations exclude each other, so the context changes no
+    other one.
+
+    Name: ``torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars``. Without it: tracing takes twice as long.
+    """
+    owner, name = _lookup("torch._functorch._aot_autograd.graph_compile"), "tensorify_python_scalars"
+    nodes = [node for part in graph.modules() for node in getattr(getattr(part, "graph", None), "nodes", ())]
+    if not hasattr(owner, name) or any(node.target == "item" for node in nodes):
+        return nullcontext()
+    return mock.patch.object(owner, name, return_value=None)
 
 
 class TracingErrors(NamedTuple):

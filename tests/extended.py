@@ -1,8 +1,9 @@
 """The tests that ``make test`` leaves out, and what it runs instead.
 
 Compiling or exporting a graph takes seconds, so ``make test`` checks some behaviours on fewer cases. ``make test-extended`` runs the tests
-that match a pattern of ``EXTENDED``; ``.ci/run`` runs ``make test`` and ``make test-extended``. A pattern is a file name, ``::`` and a
-test with its parameters; ``*`` stands for any text. A key names a subject, and those of its cases that ``make test`` still runs.
+that match a pattern of ``EXTENDED``. Run it before a release, and its tests of a subject after a change to the subject. A pattern is a file
+name, ``::`` and a test with its parameters; ``*`` stands for any text. A key names a subject, and those of its cases that ``make test``
+still runs.
 """
 
 import re

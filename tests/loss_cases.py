@@ -209,13 +209,13 @@ def traced(module, backend="eager", dynamic=True):
 
 @contextlib.contextmanager
 def compile_backend(backend="eager"):
-    """In the block, every ``torch.compile`` uses ``backend``, see :func:`traced`, and ignores its argument ``options``."""
+    """In the block, every ``torch.compile`` uses ``backend``, see :func:`traced`, and ignores its arguments ``backend`` and ``options``."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compile_with_options = torch.compile
 
     def compile_without_options(*arguments, options=None, **named):
-        return compile_with_options(*arguments, backend=backend, **named)
+        return compile_with_options(*arguments, **{**named, "backend": backend})
 
     with mock.patch.object(torch, "compile", compile_without_options):
         yield

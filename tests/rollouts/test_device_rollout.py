@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from loss_cases import compile_backend
 from torch import nn
 
 from a2c_compiled import A2CLoss, TrainStep, distributions
@@ -218,11 +219,9 @@ def test_a_compiled_rollout_follows_its_seeds_and_its_policy():
 
 
 @pytest.mark.slow
-def test_many_policies_may_be_compiled_in_one_process(monkeypatch):
+def test_many_policies_may_be_compiled_in_one_process():
     """Also more policies than the number of graphs that torch.compile keeps for one function."""
-    torch_compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *args, options=None, **named: torch_compile(*args, backend="eager", **named))
-    with torch._dynamo.config.patch(recompile_limit=1):
+    with compile_backend(), torch._dynamo.config.patch(recompile_limit=1):
         for width in (3, 4, 5):
             for envs in (CartPole(2), OneByOne(CartPole(2))):
                 rollout = RolloutCollector(envs, make_loss(CartPole, width=width), 2, 0, compile=True).collect()
