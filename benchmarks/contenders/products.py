@@ -1,15 +1,17 @@
 """The matrix products, convolutions and tanh of an update alone: what remains of the update if everything else takes no time.
 
-The operations are those of an eager update, with the shapes and strides of its tensors. Each runs in ATen or oneDNN, whichever is faster.
+The operations are those of an eager update, with the shapes and strides of its tensors. Each runs in ATen or oneDNN, and tanh also as a
+compiled update computes it, whichever is fastest.
 """
 
+import functools
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from a2c_compiled import Rollout, TrainStep
+from a2c_compiled import Rollout, TrainStep, compile_options
 from a2c_compiled._torch_internals import dispatch_mode, onednn_product
 from a2c_compiled.benchmarks.measure.harness import Contender
 from a2c_compiled.benchmarks.measure.timing import time_interleaved
@@ -104,9 +106,27 @@ def _first(result: Any) -> Tensor:
 
 def _fastest(operation: _Operation) -> Callable[[], Any]:
     """Returns the call that runs ``operation`` fastest."""
-    calls = {"ATen": operation.run, **_in_onednn(operation)}
+    calls = _calls(operation)
+    if operation.tanh:
+        products = _calls(operation._replace(tanh=False))
+        calls |= {f"{name}, compiled tanh": functools.partial(_then_tanh, product) for name, product in products.items()}
     times = time_interleaved(calls, samples=15, sample_seconds=1e-3)
     return calls[min(times, key=lambda name: times[name].median)]
+
+
+def _calls(operation: _Operation) -> Dict[str, Callable[[], Any]]:
+    """Returns calls that run ``operation`` in ATen and in oneDNN, by name."""
+    return {"ATen": operation.run, **_in_onednn(operation)}
+
+
+@functools.cache
+def _compiled_tanh() -> Callable[[Tensor], Tensor]:
+    """Returns tanh as a compiled training step computes it."""
+    return torch.compile(torch.tanh, dynamic=True, options=compile_options())
+
+
+def _then_tanh(product: Callable[[], Any]) -> Tensor:
+    return _compiled_tanh()(product())
 
 
 def _in_onednn(operation: _Operation) -> Dict[str, Callable[[], Any]]:

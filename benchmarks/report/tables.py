@@ -30,7 +30,8 @@ HOW_TO_READ = f"""\
 - "speed-up over fastest peer" is the time of the fastest peer divided by the time of the fastest {OURS} mode: above 1, {OURS} is faster.
   "{OURS} / {COPY}" divides the time of the fastest {OURS} mode by the time of the copy. "{OURS}, GB/s" divides the bytes of the copy by the
   time of that mode.
-- `{PRODUCTS}` runs the matrix products, convolutions and tanh of the update, each in the faster of ATen and oneDNN, and nothing else.
+- `{PRODUCTS}` runs the matrix products, convolutions and tanh of the update, each in the faster of ATen and oneDNN, tanh
+  also as in a compiled update, and nothing else.
 - On a GPU, "GPU time" is the sum over the kernels of one call. "time until the call returns" is the time until Python
   continues; the GPU may still be working then.
 - `{OURS} TorchScript` and `{OURS} onnxruntime` are exported graphs without this library's operators: they loop over the steps.
