@@ -279,7 +279,7 @@ _CPU_OPTIONS = {
 }
 
 
-def inductor_for_cpu(graph: Any, inputs: Sequence[Any], options: Dict[str, Any]) -> Callable[..., Any]:
+def compile_with_inductor(graph: Any, inputs: Sequence[Any], options: Dict[str, Any]) -> Callable[..., Any]:
     """Compiles a graph of Dynamo with inductor. If all inputs are on the CPU, and the graph has no loops, the code is C++ alone.
 
     Args:

@@ -36,6 +36,20 @@ class Fault(NamedTuple):
 
 FAULTS = (
     Fault(
+        "a compiled step has no value of a number that changes",
+        "a2c_compiled/_torch_internals.py",
+        'or any(node.target == "item" for node in nodes)',
+        "",
+        ("tests/update/test_compilation.py",),
+    ),
+    Fault(
+        "tanh of compiled code exceeds 1",
+        "a2c_compiled/update/cpu_fusion_pass.py",
+        "(x * numerator / denominator).clamp(-1.0, 1.0)",
+        "x * numerator / denominator",
+        ("tests/update/test_compilation.py",),
+    ),
+    Fault(
         "a GPU without a compiler for Triton raises Triton's error",
         "a2c_compiled/ops/registration.py",
         "if not triton_scan.is_available():",

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 
-from a2c_compiled._torch_internals import ignore_warnings_of_contexts, inductor_for_cpu
+from a2c_compiled._torch_internals import compile_with_inductor, ignore_warnings_of_contexts
 from a2c_compiled.update.eager_errors import eager_error
 
 _COPIES = itertools.count()  # numbers the functions that `compiled` has copied
@@ -62,7 +62,7 @@ class _Inductor:
         self.options = options
 
     def __call__(self, graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return inductor_for_cpu(graph, inputs, self.options)
+        return compile_with_inductor(graph, inputs, self.options)
 
 
 def compiled(

@@ -108,8 +108,8 @@ def _fastest(operation: _Operation) -> Callable[[], Any]:
     """Returns the call that runs ``operation`` fastest."""
     calls = _calls(operation)
     if operation.tanh:
-        products = _calls(operation._replace(tanh=False))
-        calls |= {f"{name}, compiled tanh": functools.partial(_then_tanh, product) for name, product in products.items()}
+        without_tanh = _calls(operation._replace(tanh=False))
+        calls |= {f"{name}, compiled tanh": functools.partial(_then_tanh, product) for name, product in without_tanh.items()}
     times = time_interleaved(calls, samples=15, sample_seconds=1e-3)
     return calls[min(times, key=lambda name: times[name].median)]
 
