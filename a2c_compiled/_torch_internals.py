@@ -307,7 +307,7 @@ def _numbers_are_tensors(graph: Any) -> ContextManager[Any]:
     Name: ``torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars``. Without it: tracing takes twice as long.
     """
     owner, name = _lookup("torch._functorch._aot_autograd.graph_compile"), "tensorify_python_scalars"
-    nodes = [node for part in graph.modules() for node in getattr(getattr(part, "graph", None), "nodes", ())]
+    nodes = [node for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes]
     if not hasattr(owner, name) or any(node.target == "item" for node in nodes):
         return nullcontext()
     return mock.patch.object(owner, name, return_value=None)

@@ -4,7 +4,7 @@ import functools
 import itertools
 import warnings
 from types import FunctionType
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional
 
 import torch
 
@@ -55,16 +55,6 @@ def _own_pass() -> Dict[str, Any]:
     return {"post_grad_custom_post_pass": Float32OnCpu()}
 
 
-class _Inductor:
-    """A backend of torch.compile: inductor, with options for the device of the graph."""
-
-    def __init__(self, options: Dict[str, Any]) -> None:
-        self.options = options
-
-    def __call__(self, graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return compile_with_inductor(graph, inputs, self.options)
-
-
 def compiled(
     function: Callable[..., Any],
     dynamic: Optional[bool] = None,
@@ -89,7 +79,9 @@ def compiled(
     if cuda_graph:
         run = torch.compile(copy, dynamic=dynamic, fullgraph=True, options=options)
     else:
-        run = torch.compile(copy, dynamic=dynamic, fullgraph=True, backend=_Inductor(options))
+        run = torch.compile(
+            copy, dynamic=dynamic, fullgraph=True, backend=functools.partial(compile_with_inductor, options=options)
+        )
 
     def call(*arguments: Any) -> Any:
         try:

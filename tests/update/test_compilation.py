@@ -181,7 +181,11 @@ def test_a_second_copy_of_a_function_is_compiled_for_its_own_first_shape():
 def test_a_step_is_traced_once_and_compiled_to_one_file_of_cpp(monkeypatch):
     """Torch would trace it twice, because the learning rate and the coefficients are float64 tensors without dimensions."""
     traced, inductor = [], compilation.compile_with_inductor
-    monkeypatch.setattr(compilation, "compile_with_inductor", lambda *arguments: traced.append(None) or inductor(*arguments))
+    monkeypatch.setattr(
+        compilation,
+        "compile_with_inductor",
+        lambda *arguments, **options: traced.append(None) or inductor(*arguments, **options),
+    )
     step = a2c_compiled.TrainStep(make_loss(), "sgd", compile=True)
     _, (code,) = run_and_get_code(step, make_rollout())
     assert len(traced) == 1
