@@ -9,6 +9,7 @@ no other path, the function raises an error.
 
 import ctypes
 import functools
+import math
 import pkgutil
 import threading
 import warnings
@@ -293,7 +294,7 @@ def compile_with_inductor(graph: Any, inputs: Sequence[Any], options: Dict[str, 
     if len(list(graph.modules())) == 1 and all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor)):
         known = _lookup("torch._inductor.config").get_config_copy()
         options = {**{name: value for name, value in _CPU_OPTIONS.items() if name in known}, **options}
-    with _numbers_are_tensors(graph):
+    with _numbers_are_tensors(graph), _sums_of_any_size(), _one_table_of_dtypes():
         return _lookup("torch._inductor.compile_fx.compile_fx")(graph, inputs, config_patches=options)
 
 
@@ -306,11 +307,74 @@ def _numbers_are_tensors(graph: Any) -> ContextManager[Any]:
 
     Name: ``torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars``. Without it: tracing takes twice as long.
     """
-    owner, name = _lookup("torch._functorch._aot_autograd.graph_compile"), "tensorify_python_scalars"
+    name = "torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars"
     nodes = [node for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes]
-    if not hasattr(owner, name) or any(node.target == "item" for node in nodes):
+    if _lookup(name) is None or any(node.target == "item" for node in nodes):
         return nullcontext()
-    return mock.patch.object(owner, name, return_value=None)
+    return mock.patch(name, return_value=None)
+
+
+def _sums_of_any_size() -> ContextManager[Any]:
+    """Returns a context in which inductor's code for CPUs adds up numbers in blocks if their count is not known.
+
+    Inductor adds up more than 4,096 numbers in blocks, because the error of one long sum grows. For counts that are not known it compiles
+    one graph for smaller counts and one for larger ones.
+
+    Name: ``torch._inductor.codegen.cpp.CppKernel.need_use_acc_helper``. Without it: two graphs are compiled.
+    """
+    name = "torch._inductor.codegen.cpp.CppKernel.need_use_acc_helper"
+    original = _lookup(name)
+    if original is None:
+        return nullcontext()
+
+    def in_blocks(self: Any, reduction_type: str, dtype: torch.dtype, *arguments: Any) -> bool:
+        count = math.prod((self.call_ranges or ())[self.reduction_depth :])
+        if reduction_type == "sum" and dtype == torch.float and getattr(count, "free_symbols", None):
+            return True
+        return original(self, reduction_type, dtype, *arguments)
+
+    return mock.patch(name, in_blocks)
+
+
+def _one_table_of_dtypes() -> ContextManager[Any]:
+    """Returns a context in which inductor makes its table of dtype rules once. It makes the same table for each operation of each kernel.
+
+    Name: ``torch._inductor.codegen.common.DtypePropagationOpsHandler``. Without it: compiling takes an eighth longer.
+    """
+    name = "torch._inductor.codegen.common.DtypePropagationOpsHandler"
+    rules = _lookup(name)
+    return nullcontext() if rules is None else mock.patch(name, functools.cache(rules))
+
+
+def is_needed(guard: Any) -> bool:
+    """Returns whether compiled code must check ``guard`` at each call. It need not check that functions and classes of torch are the same.
+
+    Args:
+        guard: a guard as ``torch.compile`` passes it to ``guard_filter_fn``.
+
+    Name: the guard types of ``torch._dynamo.guards``. Guards of other names are needed.
+    """
+    return not (guard.is_global and guard.guard_type in _IDENTITIES and guard.name.startswith(_CODE))
+
+
+_IDENTITIES = frozenset(("CLOSURE_MATCH", "FUNCTION_MATCH", "MODULE_MATCH", "BUILTIN_MATCH", "CLASS_MATCH", "DUPLICATE_INPUT"))
+"""Guards that functions, modules and classes are the same objects as when they were traced."""
+
+_CODE = ("G['__import_torch_", "G['__import_torch']", "G['__import_a2c_compiled_", "G['torch']")
+"""How the names of global objects of torch and of this library begin in guards."""
+
+
+def with_variable_sizes(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """Returns an alias of ``tensor`` for which torch.compile compiles code for all sizes of the dimensions ``dims``.
+
+    Name: ``torch._dynamo.maybe_mark_dynamic``. Without it: ``tensor``, and torch compiles for each dimension when its size first changes.
+    """
+    mark = _lookup("torch._dynamo.maybe_mark_dynamic")
+    if mark is None or tensor.requires_grad:
+        return tensor
+    alias = tensor.detach()
+    mark(alias, [dim for dim in dims if dim < tensor.dim()])
+    return alias
 
 
 class TracingErrors(NamedTuple):

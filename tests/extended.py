@@ -347,6 +347,10 @@ EXTENDED = {
         "test_train_step.py::test_traced_optimizers_equal_eager[adamw]",
         "test_train_step.py::test_traced_optimizers_equal_eager[rmsprop-all]",
         "test_train_step.py::test_a_copy_trains_itself_and_not_the_original[pickle-*",
+        *(
+            f"test_train_step.py::test_a_traced_step_notices_what_changes_between_two_calls[{change}*"
+            for change in ("no", "dtype", "eval", "replaced", "cl", "mini", "auto", "sep", "coef", "estim", "num", "threads")
+        ),
         "test_train_step_features.py::test_two_processes_with_half_of_the_environments_equal_one_with_all",
         "test_train_step_features.py::test_traced_minibatches_of_environments_first_equal_eager",
         "test_pages.py::test_the_blocks_of_a_page_run_in_order[torchrl_mujoco.md]",

@@ -209,13 +209,14 @@ def traced(module, backend="eager", dynamic=True):
 
 @contextlib.contextmanager
 def compile_backend(backend="eager"):
-    """In the block, every ``torch.compile`` uses ``backend``, see :func:`traced`, and ignores its arguments ``backend`` and ``options``."""
+    """In the block, every ``torch.compile`` uses ``backend``, see :func:`traced`. Of its ``options``, it takes those of guards alone."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compile_with_options = torch.compile
 
     def compile_without_options(*arguments, options=None, **named):
-        return compile_with_options(*arguments, **{**named, "backend": backend})
+        guards = {name: option for name, option in (options or {}).items() if name == "guard_filter_fn"}
+        return compile_with_options(*arguments, **{**named, "backend": backend}, options=guards or None)
 
     with mock.patch.object(torch, "compile", compile_without_options):
         yield

@@ -153,6 +153,12 @@ class RunLog:
             if self._bar is not None:
                 self._bar.set_postfix_str(text)
 
+    def tell(self, text: str) -> None:
+        """Prints ``text`` above the progress bar, where it stays."""
+        with self._showing():
+            if self._bar is not None and not self._bar.disable:
+                self._bar.write(text, file=sys.stderr)
+
     def close(self) -> None:
         """Closes the files and the progress bar, which stays visible."""
         with self._showing():

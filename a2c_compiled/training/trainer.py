@@ -175,6 +175,7 @@ class Trainer:
         self.lengths: Deque[float] = deque(maxlen=100)
         self.episodes = 0
         self._logged = 0, 0.0  # environment steps and seconds at the last logged row
+        self._first_seconds: Optional[Tuple[float, float]] = None  # of the first rollout and training step, which compile
         self._stop: Optional[StopRequest] = None  # only within run()
         self._greedy_returns: List[np.ndarray] = []  # of each evaluation since the last training step
 
@@ -248,7 +249,7 @@ class Trainer:
                 self.processes.watched(stop),
             ):
                 if compiles(self.config):
-                    log.say("compiling")
+                    log.say("compiling the rollout, then the training step")
                 self._stop = stop
                 while True:
                     is_over = self.is_over()
@@ -257,7 +258,11 @@ class Trainer:
                     stopped = (self.processes.world_size == 1 or self._is_logged) and self.processes.any(bool(stop))
                     if is_over or stopped:
                         break
+                    known = self._first_seconds is not None or not compiles(self.config)
                     rollout, metrics = self.update()
+                    if not known and self._first_seconds is not None:
+                        seconds = "compiled: the first rollout took {:.1f} s, the first training step {:.1f} s"
+                        log.tell(seconds.format(*self._first_seconds))
                     if not self._is_logged and self.processes.world_size > 1:
                         continue  # the processes exchange checkpoint times only when a row is logged
                     if self._is_logged:
@@ -311,11 +316,15 @@ class Trainer:
         self._greedy_returns = []
         left = 1.0 - self.updates / self.total_updates
         self.step.lr.fill_(self.config.lr * (self.config.final_lr + (1.0 - self.config.final_lr) * left))
+        started = time.perf_counter()
         rollout = self.collector.collect()
+        collected = time.perf_counter()
         if self.reward_scale is not None:
             rollout = rollout._replace(reward=self.reward_scale.scale(rollout.reward, rollout.done, rollout.mask))
         self.processes.arrive()
         metrics = self.step(rollout)
+        if self._first_seconds is None:
+            self._first_seconds = collected - started, time.perf_counter() - collected
         update_norms(self.loss, rollout.observation, rollout.mask)  # last: rollout and training step use the same statistics
         self.updates += 1
         if self.updates % EpisodeReturns.MAX_ROLLOUTS == 0:

@@ -4,12 +4,13 @@ import functools
 import itertools
 import warnings
 from types import FunctionType
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 
-from a2c_compiled._torch_internals import compile_with_inductor, ignore_warnings_of_contexts
+from a2c_compiled._torch_internals import compile_with_inductor, ignore_warnings_of_contexts, is_needed, with_variable_sizes
 from a2c_compiled.update.eager_errors import eager_error
+from a2c_compiled.update.rollout import Rollout, mapped
 
 _COPIES = itertools.count()  # numbers the functions that `compiled` has copied
 
@@ -60,6 +61,7 @@ def compiled(
     dynamic: Optional[bool] = None,
     cuda_graph: bool = False,
     eager: Optional[Callable[..., Any]] = None,
+    rollout_dims: Optional[Sequence[int]] = None,
     **options: Any,
 ) -> Callable[..., Any]:
     """Compiles a copy of ``function`` as one graph (``fullgraph=True``), with :func:`compile_options` and ``options``.
@@ -71,17 +73,23 @@ def compiled(
     The copy has a new code object, so that any number of training steps and policies can be compiled in one process. Torch remembers the
     shapes of earlier calls by the name of the code object, and compiles for all shapes what differs from them: this is slower. The name is
     new, too, so that the first shape of each copy is compiled for itself.
+
+    ``rollout_dims`` are dimensions of the tensors in the last argument, a rollout. The second size of one of them is compiled for all sizes
+    of all of them. Without it, torch compiles again when another dimension changes.
     """
-    assert isinstance(function, FunctionType)
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COPIES)}")
-    copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-    options = {**compile_options(cuda_graph), **options}
-    if cuda_graph:
-        run = torch.compile(copy, dynamic=dynamic, fullgraph=True, options=options)
-    else:
-        run = torch.compile(
-            copy, dynamic=dynamic, fullgraph=True, backend=functools.partial(compile_with_inductor, options=options)
-        )
+    settings = {**compile_options(cuda_graph), **options}
+
+    def compiled_copy() -> Callable[..., Any]:
+        assert isinstance(function, FunctionType)
+        code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COPIES)}")
+        copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+        backend = "inductor" if cuda_graph else functools.partial(compile_with_inductor, options=settings)
+        own = {"guard_filter_fn": _needed, **(settings if cuda_graph else {})}
+        return torch.compile(copy, dynamic=dynamic, fullgraph=True, backend=backend, options=own)
+
+    run = compiled_copy()
+    if rollout_dims is not None and dynamic is None:
+        run = _BySizes(run, compiled_copy(), rollout_dims)
 
     def call(*arguments: Any) -> Any:
         try:
@@ -92,3 +100,31 @@ def compiled(
         raise eager_error(function if eager is None else eager, arguments, failure) or failure
 
     return call
+
+
+def _needed(guards: Sequence[Any]) -> List[bool]:
+    """Returns for each guard whether calls check it: the ``guard_filter_fn`` of torch.compile."""
+    return [is_needed(guard) for guard in guards]
+
+
+class _BySizes:
+    """A compiled function whose last argument is a rollout, once for the sizes of the first rollout and once for all sizes.
+
+    Code for constant sizes is faster, so the first sizes keep their graph.
+    """
+
+    def __init__(self, first: Callable[..., Any], others: Callable[..., Any], dims: Sequence[int]) -> None:
+        self._run_first, self._run_others = first, others
+        self._variable = functools.partial(with_variable_sizes, dims=dims)
+        self._first: Optional[torch.Size] = None
+        self._last: Optional[torch.Size] = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        *others, rollout = arguments
+        sizes, last = rollout.reward.shape, self._last
+        self._first, self._last = self._first or sizes, sizes
+        if sizes == self._first:
+            return self._run_first(*arguments)
+        if sizes != last:  # the call may compile. The marks take time, and compiled code does not need them.
+            rollout = Rollout(*(mapped(self._variable, entry) for entry in rollout))
+        return self._run_others(*others, rollout)

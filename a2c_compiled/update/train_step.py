@@ -1,5 +1,6 @@
 """The A2C training step: a pure function of parameters, optimizer state and rollout, and the module that applies it."""
 
+import functools
 import operator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -85,7 +86,8 @@ class TrainStep(CoefficientModule):
         lr: learning rate: a number, or a tensor with one element.
         max_grad_norm: upper limit of the 2-norm of the gradient of all parameters together. None: no clipping.
         compile: True: run as one graph (``torch.compile(fullgraph=True)``), with the errors of eager mode. False: run in eager mode.
-        dynamic: as in ``torch.compile``. None: compile for the first shape; at a second shape, compile once more for all shapes.
+        dynamic: as in ``torch.compile``. None: compile for the first shape; at a second shape, compile once more for all ``T`` and ``N``
+            of at least 2. ``T = 1`` and ``N = 1`` are compiled apart.
         skip_nonfinite: whether to skip an update whose gradient is not finite, as described above. False takes the
             step, which may make parameters NaN.
         minibatches: number of equal parts into which the environments of the rollout are split. The gradients of the parts add up to the
@@ -181,11 +183,12 @@ class TrainStep(CoefficientModule):
         self._tracing: ContextManager[Any] = nullcontext()
         if self._compiles:
             self._tracing = tracing_autograd()  # created once, because creating it takes longer than entering it
-            self._run = compiled(TrainStep._update, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
-            self._run_many = compiled(TrainStep._update_many, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
+            call = functools.partial(compiled, dynamic=self._dynamic)
+            self._run = call(TrainStep._update, cuda_graph=self._cuda_graph, rollout_dims=(0, 1))
+            self._run_many = call(TrainStep._update_many, cuda_graph=self._cuda_graph, rollout_dims=(1, 2))
             # Without a CUDA graph, whose results the next call overwrites: all minibatches read the estimates.
-            self._run_estimates = compiled(TrainStep._with_estimates, dynamic=self._dynamic)
-            self._run_minibatch = compiled(TrainStep._update_minibatch, dynamic=self._dynamic, cuda_graph=self._cuda_graph)
+            self._run_estimates = call(TrainStep._with_estimates, rollout_dims=(0, 1))
+            self._run_minibatch = call(TrainStep._update_minibatch, cuda_graph=self._cuda_graph)
 
     def __getstate__(self) -> Dict[str, Any]:
         """Leaves out the compiled functions, which cannot be copied or pickled. A copy of the step compiles again."""

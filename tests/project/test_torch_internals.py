@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import pkgutil
 import sys
@@ -251,6 +252,33 @@ def test_a_required_name_that_torch_lacks_is_an_error_on_use(without):
     assert all(map(callable, present.ahead_of_time()))
     with pytest.raises(RuntimeError, match=r"use a \.pt2 file"):
         without("torch._inductor.aoti_load_package").ahead_of_time()
+
+
+@pytest.mark.slow
+def test_inductor_compiles_without_the_names_that_make_it_faster(without):
+    names = (
+        "torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars",
+        "torch._inductor.codegen.cpp.CppKernel.need_use_acc_helper",
+        "torch._inductor.codegen.common.DtypePropagationOpsHandler",
+    )
+    x, found = torch.randn(7, 3), pkgutil.resolve_name
+    originals = list(map(found, names))
+    for door in (present, without(*names)):
+        torch._dynamo.reset()
+        backend = functools.partial(door.compile_with_inductor, options={})
+        run = torch.compile(lambda x: (2 * x).tanh().sum(0), fullgraph=True, dynamic=True, backend=backend)
+        torch.testing.assert_close(run(x), (2 * x).tanh().sum(0))
+        assert list(map(found, names)) == originals, "torch is as it was"
+
+
+def test_tensors_of_variable_size_are_aliases_and_stay_what_they_are_where_torch_has_no_marks(without):
+    x, differentiable = torch.zeros(3, 2), torch.zeros(3, requires_grad=True)
+    alias = present.with_variable_sizes(x, (0, 1, 2))
+    assert alias is not x
+    assert alias.data_ptr() == x.data_ptr()
+    assert alias._dynamo_weak_dynamic_indices == {0, 1}
+    assert present.with_variable_sizes(differentiable, (0,)) is differentiable
+    assert without("torch._dynamo.maybe_mark_dynamic").with_variable_sizes(x, (0,)) is x
 
 
 def test_compiling_and_exporting_share_one_lock(without):

@@ -193,11 +193,13 @@ def test_without_a_folder_only_the_progress_bar_is_shown(tmp_path, monkeypatch, 
 def test_the_progress_bar_shows_steps_and_return(tmp_path, capsys):
     with RunLog(tmp_path / "seed_7", 1000, progress=True, tensorboard=False, resume_at=200) as log:
         log.say("compiling the update")
+        log.tell("compiled in 3 s")
         log.write(row(400, **{"return": 123.456}, episode_length=17.0))
         log.write(row(600, **{"return": -0.5}))
     shown = capsys.readouterr().err
     assert "seed_7:  20%" in shown
     assert "compiling the update" in shown
+    assert "\rcompiled in 3 s" in shown, "in a line of its own, above the bar"
     assert "600/1.00k" in shown
     assert "return=-0.5, critic=0.1" in shown
     logged(None, [row(400), {"steps": 400, "greedy_return": 7.0}], progress=True)

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
-from loss_cases import CHOICES, FEATURES, make_loss, make_rollout
+from loss_cases import CHOICES, FEATURES, graphs_compiled, make_loss, make_rollout
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 
 import a2c_compiled
+from a2c_compiled._torch_internals import with_variable_sizes
 from a2c_compiled.update import compilation, cpu_fusion_pass
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compilation")]
@@ -134,6 +135,22 @@ def test_tanh_within_a_product_is_right_to_two_units_in_the_last_place(monkeypat
     actual, (code,) = run_and_get_code(function, x, unit)
     assert "'tanh'" in code
     assert units_in_the_last_place(actual, x.double().tanh()).max() <= 2
+
+
+def added_up(x):
+    return x.sum(0)
+
+
+def test_one_graph_adds_up_any_count_of_numbers_and_long_sums_in_blocks():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    function = compilation.compiled(added_up)
+    for count in (100, 4_000, 5_000, 3_000_017):
+        x = torch.rand(count, generator=torch.Generator().manual_seed(count))
+        actual = function(with_variable_sizes(x, (0,)))
+        torch.testing.assert_close(actual.double(), x.double().sum(), rtol=1e-6, atol=0)
+        assert not hasattr(x, "_dynamo_weak_dynamic_indices"), "the caller's tensor has no mark"
+    assert graphs_compiled() == 1
 
 
 def test_a_callers_own_compiled_function_takes_the_options():

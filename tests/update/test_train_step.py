@@ -1,6 +1,7 @@
 """The training step: torch.optim's updates with clipped gradients, as one pure function, eager and compiled."""
 
 import copy
+import operator
 import pickle
 
 import pytest
@@ -370,9 +371,118 @@ def test_traced_optimizers_equal_eager(name):
 def test_by_default_a_second_shape_compiles_once_more_and_serves_all_further_ones():
     loss = make_loss()
     step, eager = make_step(loss, compile=True), make_step(copy.deepcopy(loss))
-    for count, shape in ((1, (5, 6)), (2, (7, 9)), (2, (10, 11)), (2, (5, 6))):
+    for count, shape in (
+        (1, (5, 6)),
+        (2, (7, 6)),
+        (2, (7, 9)),
+        (2, (10, 11)),
+        (2, (5, 6)),
+        (3, (1, 6)),
+        (3, (1, 9)),
+        (4, (4, 1)),
+    ):
         assert_same_training(step, eager, rollouts(1, shape=shape), 1e-5)
         assert graphs_compiled() == count
+
+
+class Adjustable(nn.Module):
+    """Has everything that a network may read: an attribute, a global variable, training mode, a child that may be replaced."""
+
+    factor = 1.0
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, observation):
+        output = self.network(observation) * self.factor * GLOBAL_FACTOR
+        return output if self.training else output / 2
+
+
+GLOBAL_FACTOR = 1.0
+
+
+def double(step):
+    step.double()
+    return lambda rollout: Rollout(*(x.double() if x is not None and x.is_floating_point() else x for x in rollout))
+
+
+def columns_first(rollout):
+    return Rollout(*(x if x is None else x.transpose(0, 1).contiguous().transpose(0, 1) for x in rollout))
+
+
+def set_factor(step):
+    step.loss.actor_network.factor = 3.0
+
+
+def set_global(step):
+    globals()["GLOBAL_FACTOR"] = 3.0
+
+
+def replace_child(step):
+    step.loss.critic_network.network = nn.Sequential(*step.loss.critic_network.network, nn.Tanh())
+
+
+def set_on(path, value):
+    """Assigns to an attribute of the step, such as ``loss.clip_value``."""
+
+    def change(step):
+        owner, _, name = path.rpartition(".")
+        setattr(operator.attrgetter(owner)(step) if owner else step, name, value)
+
+    return change
+
+
+CHANGES = {
+    "nothing": lambda step: None,
+    "dtype": double,
+    "strides": lambda step: columns_first,
+    "no mask": lambda step: lambda rollout: rollout._replace(mask=None),
+    "evaluation mode": lambda step: step.eval() and None,
+    "attribute": set_factor,
+    "global variable": set_global,
+    "replaced layer": replace_child,
+    "clipping": set_on("max_grad_norm", None),
+    "minibatches": set_on("minibatches", 2),
+    "autocast": set_on("autocast", torch.bfloat16),
+    "nonfinite": set_on("skip_nonfinite", False),
+    "no critic": set_on("loss.critic_coef", None),
+    "no clipped value": set_on("loss.clip_value", None),
+    "separate losses": set_on("loss.separate_losses", True),
+    "coefficient": set_on("loss.value_estimator.gamma", 0.5),
+    "estimator": set_on("loss.value_estimator", estimators.TDLambdaEstimator(0.9, 0.8)),
+    "numerics": lambda step: torch.set_float32_matmul_precision("medium"),
+    "grad mode": lambda step: torch.set_grad_enabled(False) and None,
+    "threads": lambda step: torch.set_num_threads(2),
+}
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    monkeypatch.setitem(globals(), "GLOBAL_FACTOR", 1.0)
+    before = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    for restore, value in zip(
+        (torch.set_grad_enabled, torch.set_num_threads, torch.set_float32_matmul_precision), before, strict=True
+    ):
+        restore(value)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced", "restored")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_traced_step_notices_what_changes_between_two_calls(change):
+    loss = make_loss(networks=[Adjustable(network) for network in make_networks()], clip_value=0.2)
+    step, eager = make_step(loss, compile=True), make_step(copy.deepcopy(loss))
+    data = rollouts(3, options=("log_prob", "state_value", "mask"))
+    assert_same_training(step, eager, data[:1], 1e-5)
+    changed_rollout, expected_rollout = CHANGES[change](step), CHANGES[change](eager)
+    for rollout in data[1:]:
+        actual, expected = (
+            which(rollout if changed is None else changed(rollout))
+            for which, changed in ((step, changed_rollout), (eager, expected_rollout))
+        )
+        assert_same(actual, expected, 2e-2 if change == "autocast" else 1e-5)
 
 
 @pytest.mark.slow
