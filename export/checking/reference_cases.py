@@ -24,6 +24,7 @@ from torch import Tensor
 from a2c_compiled._files import atomic_file
 from a2c_compiled.export.checking.randomness import random_outputs, samples
 from a2c_compiled.export.checking.rounding import RoundingErrors
+from a2c_compiled.export.on_device.runtime import read_arrays
 from a2c_compiled.export.tracing.call import Call, InputsByName
 from a2c_compiled.export.tracing.errors import ExportError
 
@@ -224,17 +225,14 @@ def load_cases(path: Path) -> Dict[str, Case]:
     Raises:
         ValueError: the file has no reference cases, or they cannot be read.
     """
+    if not cases_path(path).is_file():
+        raise ValueError(f"{path}: expected {cases_path(path).name} beside it, which export writes, found none")
     cases: Dict[str, Case] = {}
-    try:
-        # Opened here, because np.load does not close a file that it cannot read.
-        with cases_path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                label, kind, name = key.split("/", 2)
-                getattr(cases.setdefault(label, Case.empty()), kind)[name] = arrays[key]
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected {cases_path(path).name} beside it, which export writes, found none") from None
-    except Exception as error:
-        raise ValueError(f"{cases_path(path)}: not readable ({error})") from error
+    for key, array in read_arrays(cases_path(path)).items():
+        label, kind, name = [*key.split("/", 2), "", ""][:3]
+        if kind not in Case._fields:
+            raise ValueError(f"{cases_path(path)}: expected arrays of reference cases, got one with the name {key!r}")
+        getattr(cases.setdefault(label, Case.empty()), kind)[name] = array
     same = cases.pop(_EVERY_CASE, Case.empty())
     if not cases:
         raise ValueError(f"{cases_path(path)}: expected at least one case, found none")

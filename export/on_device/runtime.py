@@ -241,7 +241,7 @@ class Learner:
         with _reading(path):
             update = _Graph(_checked(path, check), ("TrainStepGraph",), provider, threads)
             policy = _Graph(_beside(update.path, POLICY_ENDING), ("ActingPolicy",), update.provider, threads)
-            return cls(update, policy, _read_arrays(_beside(update.path, STATE_ENDING)), random)
+            return cls(update, policy, read_arrays(_beside(update.path, STATE_ENDING)), random)
 
     def act(self, observation: _Observation, greedy: bool = False, noise: Optional[ArrayLike] = None) -> PolicyOutput:
         """Returns actions of the policy with the current parameters.
@@ -352,7 +352,7 @@ class Learner:
             FileNotFoundError: there is no file at ``path``.
             ValueError: the file is not such a state, or it belongs to another graph. The learner is unchanged.
         """
-        arrays = _read_arrays(_existing(path))
+        arrays = read_arrays(_existing(path))
         if str(arrays.get("graph")) != self._digest:
             raise ValueError(f"path: expected a state that was saved with this very {self._graph.path.name}, got {path}")
         state, lr = self._checked_state(arrays)
@@ -939,12 +939,16 @@ def _beside(path: Path, suffix: str) -> Path:
     return file
 
 
-def _read_arrays(path: Path) -> Dict[str, np.ndarray]:
+def read_arrays(path: Path) -> Dict[str, np.ndarray]:
     """Reads an ``.npz`` file. Raises ValueError if the file is not one."""
     try:
         # Opened here, because np.load does not close a file that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
+            arrays = dict(loaded)
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # of an entry in another format, np.load returns the bytes
+                raise ValueError(f"{name} is not an array")
+        return arrays
     except Exception as error:
         raise ValueError(f"path: expected an .npz file of arrays, got {path} ({error})") from error
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -431,6 +432,12 @@ def altered(**changes):
     return alter
 
 
+def not_an_array(path):
+    """Adds an entry that np.load does not take for an array: it returns the bytes."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("lr", b"0.1")
+
+
 BIAS = "actor_network.0.bias"
 WRONG_STATES = {
     "missing": (os.remove, FileNotFoundError, "path: expected a file, found none"),
@@ -442,6 +449,11 @@ WRONG_STATES = {
         "path: expected an .npz file",
     ),
     "pickled": (altered(lr=np.array({})), ValueError, "path: expected an .npz file"),
+    "not an array": (
+        not_an_array,
+        ValueError,
+        r"path: expected an \.npz file of arrays, got .*state\.npz \(.* is not an array\)",
+    ),
     "no state": (altered(graph=None), ValueError, "path: expected a state that was saved with this very train_step.onnx"),
     "another graph's": (altered(graph=np.array("0" * 64)), ValueError, "path: expected a state that was saved with this very"),
     "without an entry": (altered(**{BIAS: None}), ValueError, rf"got one without {BIAS}"),
