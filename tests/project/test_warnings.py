@@ -53,7 +53,8 @@ SCRIPTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_warning(script, tmp_path):
-    command = [sys.executable, "-W", "error", "-c", SCRIPTS[script]]
+    # Of Python 3.13.0 alone, torch says that later ones are faster.
+    command = [sys.executable, "-W", "error", "-W", "ignore:Guards may run slower:RuntimeWarning", "-c", SCRIPTS[script]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     assert "Warning" not in done.stderr
