@@ -7,6 +7,7 @@ import importlib.util
 import pkgutil
 import sys
 import threading
+import types
 import warnings
 from pathlib import Path
 
@@ -269,6 +270,30 @@ def test_inductor_compiles_without_the_names_that_make_it_faster(without):
         run = torch.compile(lambda x: (2 * x).tanh().sum(0), fullgraph=True, dynamic=True, backend=backend)
         torch.testing.assert_close(run(x), (2 * x).tanh().sum(0))
         assert list(map(found, names)) == originals, "torch is as it was"
+
+
+GUARDS = {
+    "a function of torch": ("CLOSURE_MATCH", True, "G['__import_torch_dot_nn_dot_functional'].linear", False),
+    "a class of this library": ("CLASS_MATCH", True, "G['__import_a2c_compiled_dot_losses_dot_a2c'].A2CLosses", False),
+    "the package": ("MODULE_MATCH", True, "G['torch']", False),
+    "a flag of torch": ("CONSTANT_MATCH", True, "G['__import_torch_dot_backends_dot_mha']._is_fastpath_enabled", True),
+    "hooks of all modules": (
+        "EMPTY_NN_MODULE_HOOKS_DICT",
+        True,
+        "G['__import_torch_dot_nn_dot_modules_dot_module']._hooks",
+        True,
+    ),
+    "a function of another package": ("CLOSURE_MATCH", True, "G['__import_torch_geometric_dot_nn'].scatter", True),
+    "a function of the user": ("CLOSURE_MATCH", True, "G['__import_networks'].scale", True),
+    "a module of the network": ("TYPE_MATCH", False, "L['self']._modules['loss']", True),
+}
+
+
+@pytest.mark.parametrize("case", GUARDS)
+def test_calls_do_not_check_whether_functions_of_torch_are_the_same(case):
+    guard_type, is_global, name, is_needed = GUARDS[case]
+    guard = types.SimpleNamespace(guard_type=guard_type, is_global=is_global, name=name)
+    assert present.is_needed(guard) == is_needed
 
 
 def test_tensors_of_variable_size_are_aliases_and_stay_what_they_are_where_torch_has_no_marks(without):
