@@ -947,7 +947,7 @@ def read_arrays(path: Path) -> Dict[str, np.ndarray]:
             arrays = dict(loaded)
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):  # of an entry in another format, np.load returns the bytes
-                raise ValueError(f"{name} is not an array")
+                raise ValueError(f"expected arrays, got {type(array).__name__} for {name}")
         return arrays
     except Exception as error:
         raise ValueError(f"path: expected an .npz file of arrays, got {path} ({error})") from error
