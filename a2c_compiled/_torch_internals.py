@@ -339,7 +339,7 @@ def _sums_of_any_size() -> ContextManager[Any]:
 def _one_table_of_dtypes() -> ContextManager[Any]:
     """Returns a context in which inductor makes its table of dtype rules once. It makes the same table for each operation of each kernel.
 
-    Name: ``torch._inductor.codegen.common.DtypePropagationOpsHandler``. Without it: compiling a training step takes a second longer.
+    Name: ``torch._inductor.codegen.common.DtypePropagationOpsHandler``. Without it: compiling a training step takes one second of 17 more.
     """
     name = "torch._inductor.codegen.common.DtypePropagationOpsHandler"
     rules = _lookup(name)
