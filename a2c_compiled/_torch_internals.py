@@ -307,11 +307,13 @@ def _numbers_are_tensors(graph: Any) -> ContextManager[Any]:
 
     Name: ``torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars``. Without it: tracing takes twice as long.
     """
-    name = "torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars"
     nodes = [node for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes]
-    if _lookup(name) is None or any(node.target == "item" for node in nodes):
+    if any(node.target == "item" for node in nodes):
         return nullcontext()
-    return mock.patch(name, return_value=None)
+    return _replaced(
+        "torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars",
+        lambda original: lambda *arguments, **named: None,
+    )
 
 
 def _sums_of_any_size() -> ContextManager[Any]:
@@ -322,18 +324,17 @@ def _sums_of_any_size() -> ContextManager[Any]:
 
     Name: ``torch._inductor.codegen.cpp.CppKernel.need_use_acc_helper``. Without it: two graphs are compiled.
     """
-    name = "torch._inductor.codegen.cpp.CppKernel.need_use_acc_helper"
-    original = _lookup(name)
-    if original is None:
-        return nullcontext()
 
-    def in_blocks(self: Any, reduction_type: str, dtype: torch.dtype, *arguments: Any) -> bool:
-        count = math.prod((self.call_ranges or ())[self.reduction_depth :])
-        if reduction_type == "sum" and dtype == torch.float and getattr(count, "free_symbols", None):
-            return True
-        return original(self, reduction_type, dtype, *arguments)
+    def replacement(original: Callable[..., bool]) -> Callable[..., bool]:
+        def in_blocks(self: Any, reduction_type: str, dtype: torch.dtype, *arguments: Any) -> bool:
+            count = math.prod((self.call_ranges or ())[self.reduction_depth :])
+            if reduction_type == "sum" and dtype == torch.float and getattr(count, "free_symbols", None):
+                return True
+            return original(self, reduction_type, dtype, *arguments)
 
-    return mock.patch(name, in_blocks)
+        return in_blocks
+
+    return _replaced("torch._inductor.codegen.cpp.CppKernel.need_use_acc_helper", replacement)
 
 
 def _one_table_of_dtypes() -> ContextManager[Any]:
@@ -341,20 +342,23 @@ def _one_table_of_dtypes() -> ContextManager[Any]:
 
     Name: ``torch._inductor.codegen.common.DtypePropagationOpsHandler``. Without it: compiling a training step takes one second of 17 more.
     """
-    name = "torch._inductor.codegen.common.DtypePropagationOpsHandler"
-    rules = _lookup(name)
-    return nullcontext() if rules is None else mock.patch(name, functools.cache(rules))
+    return _replaced("torch._inductor.codegen.common.DtypePropagationOpsHandler", functools.cache)
 
 
-def is_needed(guard: Any) -> bool:
-    """Returns whether compiled code must check ``guard`` at each call. It need not check that functions and classes of torch are the same.
+def _replaced(name: str, replacement: Callable[[Any], Any]) -> ContextManager[Any]:
+    """Returns a context in which torch's object ``name`` is ``replacement(object)``. If torch has no such object, nothing is replaced."""
+    original = _lookup(name)
+    return nullcontext() if original is None else mock.patch(name, replacement(original))
 
-    Args:
-        guard: a guard as ``torch.compile`` passes it to ``guard_filter_fn``.
+
+def needed_guards(guards: Sequence[Any]) -> List[bool]:
+    """Returns for each guard whether compiled code must check it at each call: the ``guard_filter_fn`` of torch.compile.
+
+    Calls need not check that functions and classes of torch and of this library are the same.
 
     Name: the guard types of ``torch._dynamo.guards``. Guards of other names are needed.
     """
-    return not (guard.is_global and guard.guard_type in _IDENTITIES and guard.name.startswith(_CODE))
+    return [not (guard.is_global and guard.guard_type in _IDENTITIES and guard.name.startswith(_CODE)) for guard in guards]
 
 
 _IDENTITIES = frozenset(("CLOSURE_MATCH", "FUNCTION_MATCH", "MODULE_MATCH", "BUILTIN_MATCH", "CLASS_MATCH", "DUPLICATE_INPUT"))

@@ -248,7 +248,8 @@ class Trainer:
                 stop_requests() as stop,
                 self.processes.watched(stop),
             ):
-                if compiles(self.config):
+                compiling = self._first_seconds is None and compiles(self.config)
+                if compiling:
                     log.say("compiling the rollout, then the training step")
                 self._stop = stop
                 while True:
@@ -258,9 +259,9 @@ class Trainer:
                     stopped = (self.processes.world_size == 1 or self._is_logged) and self.processes.any(bool(stop))
                     if is_over or stopped:
                         break
-                    known = self._first_seconds is not None or not compiles(self.config)
                     rollout, metrics = self.update()
-                    if not known and self._first_seconds is not None:
+                    if compiling and self._first_seconds is not None:
+                        compiling = False
                         seconds = "compiled: the first rollout took {:.1f} s, the first training step {:.1f} s"
                         log.tell(seconds.format(*self._first_seconds))
                     if not self._is_logged and self.processes.world_size > 1:

@@ -4,11 +4,11 @@ import functools
 import itertools
 import warnings
 from types import FunctionType
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 
-from a2c_compiled._torch_internals import compile_with_inductor, ignore_warnings_of_contexts, is_needed, with_variable_sizes
+from a2c_compiled._torch_internals import compile_with_inductor, ignore_warnings_of_contexts, needed_guards, with_variable_sizes
 from a2c_compiled.update.eager_errors import eager_error
 from a2c_compiled.update.rollout import Rollout, mapped
 
@@ -84,7 +84,7 @@ def compiled(
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COPIES)}")
         copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
         backend = "inductor" if cuda_graph else functools.partial(compile_with_inductor, options=settings)
-        own = {"guard_filter_fn": _needed, **(settings if cuda_graph else {})}
+        own = {"guard_filter_fn": needed_guards, **(settings if cuda_graph else {})}
         return torch.compile(copy, dynamic=dynamic, fullgraph=True, backend=backend, options=own)
 
     run = compiled_copy()
@@ -100,11 +100,6 @@ def compiled(
         raise eager_error(function if eager is None else eager, arguments, failure) or failure
 
     return call
-
-
-def _needed(guards: Sequence[Any]) -> List[bool]:
-    """Returns for each guard whether calls check it: the ``guard_filter_fn`` of torch.compile."""
-    return [is_needed(guard) for guard in guards]
 
 
 class _BySizes:

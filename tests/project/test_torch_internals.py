@@ -293,7 +293,7 @@ GUARDS = {
 def test_calls_do_not_check_whether_functions_of_torch_are_the_same(case):
     guard_type, is_global, name, is_needed = GUARDS[case]
     guard = types.SimpleNamespace(guard_type=guard_type, is_global=is_global, name=name)
-    assert present.is_needed(guard) == is_needed
+    assert present.needed_guards([guard]) == [is_needed]
 
 
 def test_tensors_of_variable_size_are_aliases_and_stay_what_they_are_where_torch_has_no_marks(without):
