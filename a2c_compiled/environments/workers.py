@@ -4,6 +4,7 @@ import multiprocessing.connection
 import signal
 import threading
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Iterator
 
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
@@ -52,6 +53,7 @@ def starting_workers() -> Iterator[None]:
         try:
             yield
         except (EOFError, ConnectionError) as error:  # of a pipe to a worker
+            _forget_message(error)
             raise RuntimeError(
                 "env: expected every worker process to make its environment, got one that ended; its own error is above"
             ) from error
@@ -77,9 +79,11 @@ def calling(envs: VectorEnv) -> Iterator[None]:
         if not ended:
             raise
         _terminate(workers)
+        _forget_message(error)
         raise RuntimeError(f"env: expected every worker process to run, got {ended}") from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
         _terminate(workers)
+        _forget_message(error)
         raise
 
 
@@ -97,6 +101,15 @@ def _ended_workers(envs: AsyncVectorEnv) -> str:
         for i, (process, pipe) in enumerate(zip(envs.processes, envs.parent_pipes, strict=True))
         if pipe is not None and process.exitcode is not None
     )
+
+
+def _forget_message(error: BaseException) -> None:
+    """Frees the variables of the calls that raised ``error``, among them the message that could not be sent to a worker.
+
+    The message is a view of an ``io.BytesIO``. When the garbage collector frees both, Python may free the BytesIO first: Python 3.13
+    reports this, and 3.12.1 ends in a segmentation fault (CPython issue 111331).
+    """
+    clear_frames(error.__traceback__)
 
 
 def _terminate(envs: AsyncVectorEnv) -> None:

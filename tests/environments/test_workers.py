@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 
 import gymnasium
 import numpy as np
@@ -90,6 +91,11 @@ def interrupted_step(envs, times):
             timer.join()
 
 
+def variables(error):
+    """The variables of all calls in the traceback of an error."""
+    return [value for frame, _ in traceback.walk_tb(error.__traceback__) for value in frame.f_locals.values()]
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_during_a_step_ends_the_workers_without_waiting_for_them(envs, times):
     started = time.monotonic()
@@ -110,10 +116,12 @@ def test_ctrl_c_while_workers_start_takes_effect_when_they_have_started():
 def test_a_worker_that_ended_is_named(envs):
     os.kill(envs.envs.processes[1].pid, signal.SIGKILL)
     envs.envs.processes[1].join()
-    with pytest.raises(RuntimeError, match=r"^env: expected every worker process to run, got worker 1 with exit status -9$"):
+    message = r"^env: expected every worker process to run, got worker 1 with exit status -9$"
+    with pytest.raises(RuntimeError, match=message) as raised:
         envs.step(actions(0.0, 0.0))
     envs.close()
     assert ended(envs)
+    assert not any(isinstance(value, memoryview) for value in variables(raised.value.__cause__))
 
 
 def test_a_worker_that_ends_during_a_step_is_named(envs):
