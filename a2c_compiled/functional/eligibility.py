@@ -55,8 +55,8 @@ def eligibility_trace(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if kernel_applies(mask, skip_masked, cu_seqlens):
-            outputs = direct(scan_forms.ELIGIBILITY_TRACE, time_dim, gamma, lmbda, x, done, mask=mask)
+        if kernel_applies(mask, skip_masked):
+            outputs = direct(scan_forms.ELIGIBILITY_TRACE, time_dim, gamma, lmbda, x, done, mask=mask, cu_seqlens=cu_seqlens)
             if outputs is not None:
                 return outputs[0]
     values: Dict[str, Tensor] = {}

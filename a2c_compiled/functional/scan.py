@@ -54,7 +54,7 @@ def reverse_scan(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if mask is None and kernel_applies(mask, skip_masked, cu_seqlens):
+        if mask is None and cu_seqlens is None and type(skip_masked) is bool:
             outputs = direct(scan_forms.LINEAR_SCAN, dim, x, decay)
             if outputs is not None:
                 return outputs[0]
@@ -132,8 +132,8 @@ def reward2go(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it returns
     # None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if next_state_value is None and terminated is None and kernel_applies(mask, skip_masked, cu_seqlens):
-            outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done, mask=mask)
+        if next_state_value is None and terminated is None and kernel_applies(mask, skip_masked):
+            outputs = direct(scan_forms.REWARD2GO, time_dim, gamma, reward, done, mask=mask, cu_seqlens=cu_seqlens)
             if outputs is not None:
                 return outputs[0]
     values: Dict[str, Tensor] = {}

@@ -103,9 +103,9 @@ def prepare_steps(
     return PreparedSteps(reward, values, done, trace_cut, bootstrap_cut, dim, mask, order, place)
 
 
-def kernel_applies(mask: Optional[Tensor], skip_masked: Any, cu_seqlens: Optional[Tensor]) -> bool:
+def kernel_applies(mask: Optional[Tensor], skip_masked: Any) -> bool:
     """Returns whether a kernel computes the formula from the caller's tensors alone: it reads a mask, if traces end there."""
-    return cu_seqlens is None and type(skip_masked) is bool and (mask is None or not skip_masked)
+    return type(skip_masked) is bool and (mask is None or not skip_masked)
 
 
 def _order_and_place(mask: Tensor, dim: int) -> tuple[Tensor, Tensor]:

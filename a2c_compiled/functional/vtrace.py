@@ -93,10 +93,10 @@ def vtrace_advantage_estimate(
     # `direct` computes the results for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if kernel_applies(mask, skip_masked, cu_seqlens):
+        if kernel_applies(mask, skip_masked):
             coefficients = gamma, rho_thresh, c_thresh, pg_rho_thresh, lmbda
             steps = log_pi, log_mu, state_value, next_state_value, reward, done, done if terminated is None else terminated
-            outputs = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps, mask=mask)
+            outputs = direct(scan_forms.VTRACE, time_dim, *coefficients, *steps, mask=mask, cu_seqlens=cu_seqlens)
             if outputs is not None:
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value, "log_pi": log_pi, "log_mu": log_mu}

@@ -87,7 +87,7 @@ def run(
     return outputs
 
 
-def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
+def call(form: Form, dim: Any, cu_seqlens: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     """Checks ``inputs`` and computes ``form`` in one C++ call. Returns None if an input does not qualify.
 
     One C++ call takes a fraction of the time of the same checks in Python. The inputs qualify if all of this holds:
@@ -95,6 +95,7 @@ def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     * Values are CPU tensors of one shape, with 1 to 2^18 elements and at most 16 dimensions, of dtype float32 or float64.
     * Coefficients are numbers, zero-dimensional tensors of dtype float32 or float64, or tensors with the dtype and shape of the values.
       Flags are bool and have the shape of the values.
+    * ``cu_seqlens`` is None, or a CPU tensor of dtype int32 or int64 with one dimension, and the form has a flag.
     * No tensor is an instance of a subclass, no value or coefficient is a negated view, and no gradient is needed.
 
     The function also returns None if no extension was built, or if this version of torch has no C interface of DLPack. Do not call it under
@@ -103,9 +104,10 @@ def call(form: Form, dim: Any, *inputs: Any) -> Optional[Tuple[Tensor, ...]]:
     Args:
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.
         dim: the dimension of time, positive or negative.
+        cu_seqlens: None, or the starts of packed sequences, then T: the first flag, which ends the trace, counts as True before each entry.
         inputs: coefficients, values and flags, in the order of the form.
     """
-    return None if _extension is None else _extension.call(_FORM_NUMBERS[form.name], _LARGE, dim, *inputs)
+    return None if _extension is None else _extension.call(_FORM_NUMBERS[form.name], _LARGE, dim, cu_seqlens, *inputs)
 
 
 @functools.cache

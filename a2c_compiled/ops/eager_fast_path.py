@@ -10,7 +10,7 @@ from a2c_compiled.kernels import cpu_scan
 from a2c_compiled.kernels.scan_forms import Form, masked
 
 
-def direct(form: Form, dim: Any, *inputs: Any, mask: Any = None) -> Optional[Tuple[Tensor, ...]]:
+def direct(form: Form, dim: Any, *inputs: Any, mask: Any = None, cu_seqlens: Any = None) -> Optional[Tuple[Tensor, ...]]:
     """Computes ``form`` with the C++ kernel, or returns None if the inputs do not qualify.
 
     At a few hundred steps, the checks, conversions and dispatch in Python take several times as long as the scan. The inputs need
@@ -29,10 +29,13 @@ def direct(form: Form, dim: Any, *inputs: Any, mask: Any = None) -> Optional[Tup
             numbers, zero-dimensional tensors, float32 or float64, or tensors with the dtype and shape of the values. Flags: the
             values' shape, bool.
         mask: another flag, see :func:`a2c_compiled.kernels.scan_forms.masked`, or None.
+        cu_seqlens: the starts of packed sequences, then T, or None. The first flag is then that which ends the trace.
 
     Returns:
         The outputs, each with the shape and dtype of the values, or None.
     """
     if torch.compiler.is_dynamo_compiling() or not dispatch_is_plain():
         return None
-    return cpu_scan.call(form, dim, *inputs) if mask is None else cpu_scan.call(masked(form), dim, *inputs, mask)
+    if mask is not None:
+        form, inputs = masked(form), (*inputs, mask)
+    return cpu_scan.call(form, dim, cu_seqlens, *inputs)

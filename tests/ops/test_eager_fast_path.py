@@ -20,7 +20,7 @@ FUNCTIONS = {
     scan_forms.TD_LAMBDA: F.td_lambda_return_estimate,
     scan_forms.VTRACE: F.vtrace_advantage_estimate,
     scan_forms.ELIGIBILITY_TRACE: F.eligibility_trace,
-    scan_forms.REWARD2GO: lambda gamma, reward, done, dim: F.reward2go(reward, done, gamma, dim),
+    scan_forms.REWARD2GO: lambda gamma, reward, done, dim, **packed: F.reward2go(reward, done, gamma, dim, **packed),
 }
 LAYOUTS = {
     "contiguous": lambda tensor: tensor,
@@ -36,16 +36,16 @@ def make_inputs(form, shape=(3, 7, 2), dtype=torch.float32, layout=lambda tensor
     return [*coefficients, *values, *[layout(torch.rand(shape) < 0.3) for _ in form.flags]]
 
 
-def usual_path(form, dim, inputs, monkeypatch):
+def usual_path(form, dim, inputs, monkeypatch, **packed):
     with monkeypatch.context() as patch:
         patch.setattr(cpu_scan, "call", lambda *_: None)
         if form is scan_forms.VTRACE:
             gamma, rho, c, pg_rho, lmbda, *steps = inputs
-            outputs = F.vtrace_advantage_estimate(gamma, *steps, rho, c, dim, None, pg_rho, lmbda)
+            outputs = F.vtrace_advantage_estimate(gamma, *steps, rho, c, dim, packed.get("cu_seqlens"), pg_rho, lmbda)
         elif form is scan_forms.TD_LAMBDA:
-            outputs = F.td_lambda_return_estimate(*inputs, None, dim)
+            outputs = F.td_lambda_return_estimate(*inputs, None, dim, **packed)
         else:
-            outputs = FUNCTIONS[form](*inputs, dim)
+            outputs = FUNCTIONS[form](*inputs, dim, **packed)
     return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
 
 
@@ -63,6 +63,46 @@ def test_the_fast_path_gives_the_results_and_strides_of_the_usual_path(form, dty
         for one, other in zip(outputs, expected, strict=True):
             assert torch.equal(one, other)
             assert one.stride() == other.stride()
+
+
+@pytest.mark.parametrize("form", [form for form in FUNCTIONS if form.flags], ids=lambda form: form.name)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_fast_path_of_packed_sequences_gives_the_results_and_strides_of_the_usual_path(form, layout, monkeypatch):
+    starts = (
+        torch.tensor([0, 2, 2, 5, 7]),
+        torch.tensor([0, 1, 9, 3, 9], dtype=torch.int32)[::2],
+        torch.tensor([-(2**63), 1, 2**62]),
+    )
+    for dim, cu_seqlens in itertools.product((-2, 1, 0, -1), starts):
+        inputs = make_inputs(form, layout=LAYOUTS[layout])
+        before = [one.clone() for one in inputs[-len(form.flags) :]]
+        outputs = direct(form, dim, *inputs, cu_seqlens=cu_seqlens)
+        expected = usual_path(form, dim, inputs, monkeypatch, cu_seqlens=cu_seqlens)
+        for one, other in zip(outputs, expected, strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+        assert all(map(torch.equal, inputs[-len(form.flags) :], before))
+
+
+@pytest.mark.parametrize(
+    "cu_seqlens",
+    [
+        [0, 7],
+        torch.tensor([0.0, 7.0]),
+        torch.tensor([0, 7], dtype=torch.uint8),
+        torch.tensor([[0, 7]]),
+        torch.tensor([0, 7], device="meta"),
+        torch.nn.Parameter(torch.tensor([0, 7]), requires_grad=False),
+        torch.zeros(0, dtype=torch.int64),
+    ],
+    ids=["list", "floating", "bytes", "two dimensions", "another device", "subclass", "empty"],
+)
+def test_the_fast_path_refuses_starts_of_sequences(cu_seqlens):
+    assert direct(scan_forms.GAE, -2, *make_inputs(scan_forms.GAE), cu_seqlens=cu_seqlens) is None
+
+
+def test_the_fast_path_refuses_packed_sequences_of_a_form_without_flags():
+    assert direct(scan_forms.LINEAR_SCAN, -2, *make_inputs(scan_forms.LINEAR_SCAN), cu_seqlens=torch.tensor([0, 7])) is None
 
 
 def _with(position, change):
@@ -155,7 +195,7 @@ def test_the_function_computes_what_the_fast_path_refuses(name):
 
 
 def test_the_extension_raises_for_malformed_calls():
-    for arguments in ((), (99, 1, 0, torch.zeros(3)), (0, 1, 0, torch.zeros(3))):
+    for arguments in ((), (99, 1, 0, None, torch.zeros(3)), (0, 1, 0, None, torch.zeros(3))):
         with pytest.raises(ValueError, match="call: bad"):
             cpu_scan._extension.call(*arguments)
 

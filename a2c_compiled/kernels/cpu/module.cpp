@@ -155,7 +155,7 @@ struct DLTensor {
 };
 struct DLPack {
   static constexpr uint32_t kMajor = 1;
-  enum { kCpu = 1, kFloat = 2, kBool = 6 };
+  enum { kCpu = 1, kInt = 0, kFloat = 2, kBool = 6 };
   uint32_t major, minor;
   void *previous, *allocate, *from_object, *to_object;
   int (*read)(void* object, DLTensor* tensor);
@@ -171,6 +171,7 @@ struct Torch {
   PyObject* const is_grad_enabled = get(module, "is_grad_enabled");
   PyObject* const is_neg = get(tensor, "is_neg");
   PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+  PyObject* const clone = PyUnicode_InternFromString("clone");
   const DLPack* const dlpack = interface(get(tensor, "__dlpack_c_exchange_api__"));
 
   // Returns an attribute, or nullptr if the object is nullptr or has no such attribute.
@@ -192,8 +193,8 @@ const Torch& torch() {
 // instead raises the error.
 struct Operands {
   const Entry& form;
-  PyObject* const* inputs;
   const int first_flag, num_inputs;
+  PyObject* inputs[kMaxOperands];
   void* data[kMaxOperands];
   Dim time, batch[kMaxDims];
   DLTensor like;  // the last value; values and flags must have its shape, values and coefficient tensors its dtype
@@ -201,12 +202,16 @@ struct Operands {
   int64_t numel;
   double numbers[kMaxOperands];
   PyObject* layout = nullptr;  // a value with the strides of the first flag, or nullptr
+  PyObject* own_flag = nullptr;  // the copy of the first flag that end_sequences() makes
 
-  Operands(const Entry& form, PyObject* const* inputs)
-      : form(form), inputs(inputs), first_flag(form.coefficients + form.values), num_inputs(first_flag + form.flags) {}
+  explicit Operands(const Entry& form)
+      : form(form), first_flag(form.coefficients + form.values), num_inputs(first_flag + form.flags) {}
+  Operands(const Operands&) = delete;
+  ~Operands() { Py_XDECREF(own_flag); }
 
   // Checks all inputs and reads their pointers and strides. Returns false also if there are no elements or more than `max_elements`.
-  bool take(PyObject* time_dim, int64_t max_elements) {
+  bool take(PyObject* const* given, PyObject* time_dim, int64_t max_elements) {
+    std::copy(given, given + num_inputs, inputs);
     if (torch().dlpack == nullptr || !PyLong_CheckExact(time_dim) || !read(inputs[first_flag - 1], &like)) return false;
     if (like.code != DLPack::kFloat || (like.bits != 32 && like.bits != 64) || like.ndim > kMaxDims) return false;
     dim = PyLong_AsSsize_t(time_dim);
@@ -220,6 +225,34 @@ struct Operands {
     for (int k = 0; k < num_inputs; ++k)
       if (!(k < form.coefficients && number(k)) && !input(k, flags)) return false;
     return true;
+  }
+
+  // Replaces the first flag, which ends the trace, by a copy that is also true at the last step of each packed sequence: before each entry of
+  // `cu_seqlens`. Call take() before.
+  bool end_sequences(PyObject* cu_seqlens) {
+    DLTensor starts, flag;
+    if (form.flags == 0 || !read(cu_seqlens, &starts) || starts.code != DLPack::kInt || starts.ndim != 1) return false;
+    if ((starts.bits != 32 && starts.bits != 64) || starts.lanes != 1) return false;
+    own_flag = PyObject_CallMethodObjArgs(inputs[first_flag], torch().clone, nullptr);
+    if (own_flag == nullptr || !read(own_flag, &flag)) return false;
+    inputs[first_flag] = own_flag;
+    place(first_flag, flag.data, flag.strides);
+    for (int64_t i = 0; i < starts.shape[0]; ++i) {
+      const int64_t at = i * starts.strides[0];
+      const int64_t start = starts.bits == 32 ? static_cast<int32_t*>(starts.data)[at] : static_cast<int64_t*>(starts.data)[at];
+      if (start > 0) set(static_cast<uint8_t*>(flag.data) + (std::min(start, time.size) - 1) * time.stride[first_flag], like.ndim - 1);
+    }
+    return true;
+  }
+
+  // Sets the first flag at one time to true, for all indices of the first `dims` batch dimensions.
+  void set(uint8_t* flag, int dims) const {
+    if (dims == 0) {
+      *flag = 1;
+      return;
+    }
+    const Dim& dim = batch[dims - 1];
+    for (int64_t i = 0; i < dim.size; ++i) set(flag + i * dim.stride[first_flag], dims - 1);
   }
 
   // Reads a tensor. Returns false for anything but a CPU tensor with memory, and for an instance of a subclass of Tensor, which may behave
@@ -315,20 +348,22 @@ struct Operands {
   }
 };
 
-// call(form, max_elements, dim, coefficients..., values..., flags...) -> a tuple of the outputs, or None if the inputs do not qualify.
-// All tensors must be plain CPU tensors, and no value or coefficient may need a gradient. Values: one shape, float32 or float64.
+// call(form, max_elements, dim, cu_seqlens, coefficients..., values..., flags...) -> a tuple of the outputs, or None if the inputs do not
+// qualify. All tensors must be plain CPU tensors, and no value or coefficient may need a gradient. Values: one shape, float32 or float64.
 // Coefficients: numbers, zero-dimensional tensors, float32 or float64, or tensors of the values' dtype and shape. Flags: their shape,
-// bool. dim may be negative.
+// bool. dim may be negative. cu_seqlens: None, or one dimension, int32 or int64: a trace also ends before each entry.
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t nargs) {
-  constexpr Py_ssize_t kFirstInput = 3;
+  constexpr Py_ssize_t kFirstInput = 4;
   const long number = nargs > kFirstInput ? PyLong_AsLong(args[0]) : -1;
   if (number < 0 || number >= long(sizeof kForms / sizeof *kForms)) return fail("call: bad form");
   const Entry& form = kForms[number];
-  Operands operands(form, args + kFirstInput);
+  Operands operands(form);
   if (nargs != kFirstInput + operands.num_inputs) return fail("call: bad number of operands");
   const Reference outputs(PyTuple_New(form.operands - operands.num_inputs));
   if (outputs.object == nullptr) return nullptr;
-  if (!operands.take(args[2], PyLong_AsLongLong(args[1])) || !operands.make_outputs(outputs.object) || PyErr_Occurred()) {
+  const bool qualify = operands.take(args + kFirstInput, args[2], PyLong_AsLongLong(args[1])) &&
+                       (args[3] == Py_None || operands.end_sequences(args[3])) && operands.make_outputs(outputs.object);
+  if (!qualify || PyErr_Occurred()) {
     PyErr_Clear();
     Py_RETURN_NONE;
   }
