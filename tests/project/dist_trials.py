@@ -272,6 +272,16 @@ def peers() -> None:
     print("TorchRL and Stable-Baselines3: accelerated; a model converted")
 
 
+def docs() -> None:
+    """A page with a formula and a docstring."""
+    extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_parser"]
+    Path("conf.py").write_text(f"extensions = {extensions}\nhtml_theme = 'furo'\n")
+    Path("index.md").write_text("# Page\n\n```{eval-rst}\n.. autofunction:: a2c_compiled.functional.reward2go\n```\n")
+    python("-m", "sphinx", "--fail-on-warning", "--quiet", ".", "site")
+    assert "next_state_value" in Path("site", "index.html").read_text()
+    print("Sphinx makes a page with a docstring")
+
+
 def loaded(*names: str) -> None:
     """Loads the kernels in a Python without torch."""
     spec = importlib.util.find_spec("a2c_compiled")

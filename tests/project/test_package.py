@@ -176,11 +176,12 @@ def test_without_the_extras_every_module_imports_or_names_the_extra_that_it_need
     assert int(printed.partition(" of ")[0]) >= len(TORCH_ALONE)
 
 
-def test_the_version_and_the_extras_are_documented():
+def test_the_version_and_the_extras_are_documented_and_each_extra_has_a_trial():
     project = dist.PROJECT["project"]
     assert project["version"] == a2c_compiled.__version__
     page = (ROOT / "docs" / "install.md").read_text()
     assert re.findall(r"^\| `(\w+)` \| ", page, re.MULTILINE) == dist.EXTRAS
+    assert all(f"\ndef {extra}(" in dist.TRIALS.read_text() for extra in dist.EXTRAS)
     versions = {f"3.{minor}" for minor in range(11, 14)}
     assert {name.rpartition(" ")[2] for name in project["classifiers"] if "Python :: 3." in name} == versions
     assert project["requires-python"] == ">=3.11,<3.14"
