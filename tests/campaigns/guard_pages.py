@@ -219,6 +219,20 @@ class Prepared:
         form = self.case.form
         return [[self.inputs[name].tensor for name in names] for names in (form.coefficients, form.values, form.flags)]
 
+    def starts(self):
+        """The starts of packed sequences in guarded pages, or None. They end the trace at the last step alone, where it ends anyway."""
+        if not self.case.form.flags or self.chance.random() < 0.5:
+            return None
+        values = torch.tensor(
+            [self.chance.choice((-(2**31), -1, 0, 41_000, 2**31 - 1)) for _ in range(self.chance.randint(1, 4))]
+        )
+        values = torch.cat((values, torch.tensor([self.case.shape[self.case.dim]])))
+        dtype, step = self.chance.choice((torch.int32, torch.int64)), self.chance.choice((1, 2))
+        self.inputs["cu_seqlens"] = Operand(values.shape, (step,), dtype, self.chance.choice(PLACES))
+        self.inputs["cu_seqlens"].tensor.copy_(values)
+        self.inputs["cu_seqlens"].pages.forbid_writing()
+        return self.inputs["cu_seqlens"].tensor
+
     def outputs(self):
         """New outputs in guarded pages."""
         shape, dtype = self.case.shape, self.case.dtype
@@ -273,7 +287,7 @@ def outcome(case):
         written = all(operand.only_the_tensor_is_written() for operand in itertools.chain(*outputs))
         return "right" if written else "bytes beside an output were written"
     if case.path == "call":
-        results = cpu_scan.call(case.form, case.dim, *coefficients, *values, *flags)
+        results = cpu_scan.call(case.form, case.dim, prepared.starts(), *coefficients, *values, *flags)
         if results is None:
             return "call refused the operands"
     elif case.path == "operator":
