@@ -69,19 +69,8 @@ def generalized_advantage_estimate(
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
         if kernel_applies(mask, skip_masked):
-            ends = done, done if terminated is None else terminated
-            outputs = direct(
-                scan_forms.GAE,
-                time_dim,
-                gamma,
-                lmbda,
-                state_value,
-                next_state_value,
-                reward,
-                *ends,
-                mask=mask,
-                cu_seqlens=cu_seqlens,
-            )
+            operands = gamma, lmbda, state_value, next_state_value, reward, done, done if terminated is None else terminated
+            outputs = direct(scan_forms.GAE, time_dim, *operands, mask=mask, cu_seqlens=cu_seqlens)
             if outputs is not None:
                 return ValueEstimate(*outputs)
     values = {"state_value": state_value, "next_state_value": next_state_value}

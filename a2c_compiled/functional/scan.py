@@ -54,7 +54,7 @@ def reverse_scan(
     # `direct` computes the result for small CPU inputs in one C++ call. For all other inputs (gradients, GPU, wrong arguments) it
     # returns None, and the code below runs.
     if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript skips an `if` with this condition alone
-        if mask is None and cu_seqlens is None and type(skip_masked) is bool:
+        if mask is None and cu_seqlens is None and kernel_applies(mask, skip_masked):
             outputs = direct(scan_forms.LINEAR_SCAN, dim, x, decay)
             if outputs is not None:
                 return outputs[0]

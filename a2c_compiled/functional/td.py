@@ -155,10 +155,8 @@ def td_lambda_return_estimate(
     if not torch.jit.is_scripting():
         rolls = rolling_gamma is None or rolling_gamma is True
         if rolls and kernel_applies(mask, skip_masked):
-            ends = done, done if terminated is None else terminated
-            outputs = direct(
-                scan_forms.TD_LAMBDA, time_dim, gamma, lmbda, next_state_value, reward, *ends, mask=mask, cu_seqlens=cu_seqlens
-            )
+            operands = gamma, lmbda, next_state_value, reward, done, done if terminated is None else terminated
+            outputs = direct(scan_forms.TD_LAMBDA, time_dim, *operands, mask=mask, cu_seqlens=cu_seqlens)
             if outputs is not None:
                 return outputs[0]
     values = {"next_state_value": next_state_value}
