@@ -2,10 +2,10 @@
 
 from typing import List, Optional, Sequence
 
-import torch
 from torch import Tensor
 
 from a2c_compiled._torch_internals import all_reduce_sum
+from a2c_compiled.update.packing import joined, parted
 
 
 def group_name_of(process_group: Optional[object]) -> Optional[str]:
@@ -28,6 +28,5 @@ def summed_over_processes(tensors: Sequence[Tensor], group_name: str) -> List[Te
     Returns:
         New tensors with the shapes and dtypes of ``tensors``.
     """
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    sums = all_reduce_sum(flat, group_name).split([tensor.numel() for tensor in tensors])
-    return [part.reshape(tensor.shape).to(tensor.dtype) for part, tensor in zip(sums, tensors, strict=True)]
+    sums = parted(all_reduce_sum(joined(tensors), group_name), tensors)
+    return [total.to(tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]

@@ -18,6 +18,7 @@ from a2c_compiled.update.compilation import compiled
 from a2c_compiled.update.epochs import check_epochs, learning_rates, rows_of, selected, shuffled, with_given
 from a2c_compiled.update.loss_gradients import Derivatives, LossGradients
 from a2c_compiled.update.optimizers import FunctionalOptimizer, Slots
+from a2c_compiled.update.packing import Packing
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments, check_rollout, mapped
 
 
@@ -255,31 +256,26 @@ class TrainStep(CoefficientModule):
     def _updated(
         self, state: TrainState, losses: A2CLosses, derivatives: Derivatives, lr: Tensor
     ) -> Tuple[TrainState, TrainMetrics]:
-        """Clips the gradients and takes an optimizer step. Returns the new state and the metrics."""
-        # As in torch.optim, a parameter without a gradient is not changed, not even by weight decay.
+        """Clips the gradients and takes an optimizer step. Returns the new state and the metrics.
+
+        As in torch.optim, a parameter without a gradient is not changed, not even by weight decay.
+        """
         used = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         grads = [derivative for derivative in derivatives if derivative is not None]
         grad_norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        packing = Packing([state.params[i] for i in used])
+        grads = packing.packed(grads)
         if self.max_grad_norm is not None:
             # The formula of torch.nn.utils.clip_grad_norm_.
             scale = (self.max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0)
             grads = [grad * scale for grad in grads]
         with torch.no_grad():
-            new_state = self._optimized(state, used, grads, lr)
+            old = _mapped(state, lambda tensors: packing.packed([tensors[i] for i in used]))
+            new = TrainState(*self.optimizer.update(old.params, grads, old.slots, old.step, lr))
             if self.skip_nonfinite:
-                new_state = _state_where(grad_norm.isfinite(), new_state, state)
-        return new_state, TrainMetrics(*losses, grad_norm)
-
-    def _optimized(self, state: TrainState, used: List[int], grads: List[Tensor], lr: Tensor) -> TrainState:
-        """Takes an optimizer step for the parameters at the indices ``used``; the other parameters and their state are unchanged."""
-        used_slots = {slot: [tensors[i] for i in used] for slot, tensors in state.slots.items()}
-        new_params, new_slots, step = self.optimizer.update([state.params[i] for i in used], grads, used_slots, state.step, lr)
-        params, slots = list(state.params), {slot: list(tensors) for slot, tensors in state.slots.items()}
-        for position, i in enumerate(used):
-            params[i] = new_params[position]
-            for slot in slots:
-                slots[slot][i] = new_slots[slot][position]
-        return TrainState(params, slots, step)
+                new = _state_where(grad_norm.isfinite(), new, old)
+            new_used = _mapped(new, packing.unpacked)
+        return _with_used(state, used, new_used), TrainMetrics(*losses, grad_norm)
 
     def state(self) -> TrainState:
         """Returns the present parameters, optimizer state and step count. The tensors are not copies."""
@@ -492,6 +488,22 @@ def _state_where(condition: Tensor, new_state: TrainState, old_state: TrainState
         slot: [select(*pair) for pair in zip(new, old_state.slots[slot], strict=True)] for slot, new in new_state.slots.items()
     }
     return TrainState(params, slots, select(new_state.step, old_state.step))
+
+
+def _mapped(state: TrainState, function: Callable[[List[Tensor]], List[Tensor]]) -> TrainState:
+    """Applies ``function`` to the list of parameters and to each list of optimizer state."""
+    return TrainState(function(state.params), {slot: function(tensors) for slot, tensors in state.slots.items()}, state.step)
+
+
+def _with_used(state: TrainState, used: List[int], new: TrainState) -> TrainState:
+    """Returns ``new``, which has the parameters at the indices ``used``, together with the other parameters of ``state``."""
+
+    def replaced(tensors: List[Tensor], new_tensors: List[Tensor]) -> List[Tensor]:
+        by_index = dict(zip(used, new_tensors, strict=True))
+        return [by_index.get(i, tensor) for i, tensor in enumerate(tensors)]
+
+    slots = {slot: replaced(tensors, new.slots[slot]) for slot, tensors in state.slots.items()}
+    return TrainState(replaced(state.params, new.params), slots, new.step)
 
 
 def _tensors(state: TrainState) -> List[Tensor]:
