@@ -108,6 +108,26 @@ struct Cursor {
   }
 };
 
+// The coefficients that are equal for all steps of an inner loop, read once. The compiler would read them again for each step, because for
+// all it knows the outputs overlap them. Along the lanes, the steps before and after have coefficients of their own. Where these steps are
+// missing, the coefficients of the steps here stand for theirs.
+template <class T, class Form>
+struct Fixed {
+  static constexpr int kPitch = Form::kCoefficients + 1;
+  T numbers[3 * kPitch] = {};  // before, here, after
+
+  Fixed() = default;
+  Fixed(const Cursor<T, Form>& cursor, bool in_time, bool has_before, bool has_after) {
+    for (int k = 0; k < Form::kCoefficients; ++k) {
+      const int64_t time = in_time ? 0 : cursor.time[k];
+      numbers[k] = cursor.c[k][has_before ? -time : 0];
+      numbers[kPitch + k] = cursor.c[k][0];
+      numbers[2 * kPitch + k] = cursor.c[k][has_after ? time : 0];
+    }
+  }
+  const T* here() const { return numbers + kPitch; }
+};
+
 // kCount steps that are neighbours along the inner loop, the argument of a form's functions. An operand is loaded only when the form reads
 // it. With kInTime, the inner loop runs along time.
 template <class T, class Form_, Strides kStrides, bool kInTime, int kCount>
@@ -117,6 +137,7 @@ struct Step {
   using Mask = PackMask<T, kCount>;
   using Here = Cursor<T, Form>;
   const Here& cursor;
+  const T* fixed;  // with Strides::kConstant, the coefficients
   int64_t i, shift;  // the index of the first step in the inner loop, and an offset in time
   Mask first, last;  // whether the step is the first and the last of its sequence
   // Whether the memory has steps before and after these. The form ignores what it reads before a first step and after a last one, but must
@@ -125,7 +146,7 @@ struct Step {
 
   // f() returns true for the done flag of an excluded step, so a form ignores the coefficients of that step, as at an episode's end.
   INLINE Real c(int k) const {
-    if constexpr (kStrides == Strides::kConstant) return repeat<Real>(cursor.c[k][kInTime ? 0 : shift * cursor.time[k]]);
+    if constexpr (kStrides == Strides::kConstant) return repeat<Real>(fixed[k]);
     if (kStrides == Strides::kPerStep && cursor.step[k] == 0) return repeat<Real>(cursor.c[k][shift * cursor.time[k]]);
     return load<Real>(cursor.c[k] + index(k, shift));
   }
@@ -151,9 +172,10 @@ struct Step {
     return load_flags<Mask, kCount>(cursor.f[Form::kMask] + index(Here::kFlag + Form::kMask, shift + later)) == Mask{};
   }
   INLINE Step before() const {
-    return {cursor, i, -int64_t(has_before), Mask{}, has_before ? Mask{} : last, false, has_before || has_after};
+    const T* const its_fixed = fixed - Fixed<T, Form>::kPitch;
+    return {cursor, its_fixed, i, -int64_t(has_before), Mask{}, has_before ? Mask{} : last, false, has_before || has_after};
   }
-  INLINE Step after() const { return {cursor, i, has_after, Mask{}, last, false, false}; }
+  INLINE Step after() const { return {cursor, fixed + Fixed<T, Form>::kPitch, i, has_after, Mask{}, last, false, false}; }
 
   // Computes the outputs of these steps and stores them.
   INLINE void finish(const Real* kept, Real y, Real y_after) const {
@@ -227,13 +249,14 @@ void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps)
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = Form::kReverse ? steps - 1 - i : i;
       const bool first = t == 0, last = t == steps - 1;
+      const Fixed<T, Form> fixed = kStrides == Strides::kConstant ? Fixed<T, Form>(row, false, !first, !last) : Fixed<T, Form>();
       // The last vector may overlap the one before it, so it needs the carries from before that.
       if (count >= kCount) store(tail, load<Pack<T, kCount>>(carry + count - kCount));
       in_vectors<kCount>(0, count, [&](auto width, int64_t n) {
         using S = Step<T, Form, kStrides, false, decltype(width)::value>;
         using Real = typename S::Real;
         using Mask = typename S::Mask;
-        const S s{row, n, 0, repeat_condition<Mask>(first), repeat_condition<Mask>(last), !first, !last};
+        const S s{row, fixed.here(), n, 0, repeat_condition<Mask>(first), repeat_condition<Mask>(last), !first, !last};
         const Link<Real> link = begin(s);
         const Real neighbour = load<Real>(n == count - width && width == kCount ? tail : carry + n);
         Real carried = neighbour;
@@ -261,17 +284,18 @@ template <Strides kStrides, bool kInRun, class T, class Form, class Body>
 INLINE void over_steps(
     const Cursor<T, Form>& lane, int64_t from, int64_t to, int64_t steps, const SignedBits<T>* ends, Body body) {
   const int64_t origin = from;
+  const Fixed<T, Form> fixed = kStrides == Strides::kConstant ? Fixed<T, Form>(lane, true, true, true) : Fixed<T, Form>();
   const auto call = [&](auto width, int64_t t) {
     constexpr int kCount = decltype(width)::value;
     using S = Step<T, Form, kStrides, true, kCount>;
     const bool at_start = kCount == 1 && t == 0, at_end = kCount == 1 && t == steps - 1;
     if constexpr (kInRun) {
       using Mask = typename S::Mask;
-      body(S{lane, t, 0, load_mask<Mask>(ends + t - origin - 1), load_mask<Mask>(ends + t - origin), !at_start, !at_end}, t);
+      body(S{lane, fixed.here(), t, 0, load_mask<Mask>(ends + t - origin - 1), load_mask<Mask>(ends + t - origin), !at_start, !at_end}, t);
     } else if constexpr (kCount == 1) {
-      body(S{lane, t, 0, at_start, at_end, !at_start, !at_end}, t);
+      body(S{lane, fixed.here(), t, 0, at_start, at_end, !at_start, !at_end}, t);
     } else {
-      body(S{lane, t, 0, {}, {}, true, true}, t);
+      body(S{lane, fixed.here(), t, 0, {}, {}, true, true}, t);
     }
   };
   const auto call_once = [&](int64_t t) { call(Width<1>(), t); };
