@@ -328,7 +328,7 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     from a2c_compiled.benchmarks.run import SUBJECTS
 
     parser.add_argument(
-        "--quick", action="store_true", help="use few shapes and samples: under two minutes instead of five or more"
+        "--quick", action="store_true", help="use few shapes and samples: about two minutes instead of ten or more"
     )
     parser.add_argument(
         "--threads",

@@ -15,7 +15,7 @@ from a2c_compiled.benchmarks.measure import results
 from a2c_compiled.benchmarks.measure.harness import Case, Row, compare
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Plan
-from a2c_compiled.benchmarks.report import plot, tables
+from a2c_compiled.benchmarks.report import goals, plot, tables
 from a2c_compiled.benchmarks.subjects import (
     bench_estimators,
     bench_images,
@@ -23,6 +23,8 @@ from a2c_compiled.benchmarks.subjects import (
     bench_loss,
     bench_packed,
     bench_policy,
+    bench_startup,
+    bench_training,
     bench_update,
 )
 from a2c_compiled.update import keep_freed_memory
@@ -38,6 +40,8 @@ SUBJECTS: Dict[str, Callable[[Plan], List[Case]]] = {
     "update": bench_update.cases,
     "images": bench_images.cases,
     "policy": bench_policy.cases,
+    "startup": bench_startup.cases,
+    "training": bench_training.cases,
     "integrations": bench_integrations.cases,
 }
 
@@ -73,9 +77,12 @@ def run(plan: Plan, out: AnyPath, subjects: Sequence[str] = tuple(SUBJECTS), thr
                     bar.clear()
                     for table in tables.tables(rows):
                         tqdm.write(table.plain())
+        reached = goals.table(measured.rows, threads)
+        if reached is not None:
+            tqdm.write(reached.plain())
         pictures = plot.draw(measured, out)
         with atomic_file(out / "report.md") as temporary:
-            temporary.write_text(tables.markdown(measured, pictures))
+            temporary.write_text(tables.markdown(measured, pictures, reached))
     return measured
 
 

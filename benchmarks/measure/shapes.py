@@ -49,6 +49,8 @@ class Plan(NamedTuple):
         updates: shapes of the loss and of the whole update.
         images: shapes of the whole update with Atari's images.
         policies: (observations, 1) of the policy.
+        startups: shapes of the first training step in a new process.
+        trainings: shapes of a rollout of CartPole-v1 and its update.
         samples: largest number of samples per contender.
         sample_seconds: shortest duration of a sample.
         budget_seconds: time for all samples of one contender.
@@ -67,6 +69,8 @@ class Plan(NamedTuple):
     updates: Shapes
     images: Shapes
     policies: Shapes
+    startups: Shapes
+    trainings: Shapes
     samples: int = 20
     sample_seconds: float = 0.005
     budget_seconds: float = 0.3
@@ -82,7 +86,7 @@ class Plan(NamedTuple):
 
 
 def full(device: torch.device) -> Plan:
-    """Returns the full plan: a run takes under ten minutes on two CPU cores, under eight minutes with a GPU."""
+    """Returns the full plan: a run takes about ten minutes on two CPU cores, under eight minutes with a GPU."""
     if device.type == "cuda":
         return Plan(
             device,
@@ -94,6 +98,8 @@ def full(device: torch.device) -> Plan:
             updates=((8, 5), (256, 128), (4096, 128)),
             images=((8, 5), (16, 16), (256, 16)),
             policies=((1, 1), (4096, 1)),
+            startups=(),
+            trainings=((1024, 16), (16384, 16)),
             samples=15,
             sample_seconds=0.002,
             budget_seconds=0.12,
@@ -103,18 +109,20 @@ def full(device: torch.device) -> Plan:
     return Plan(
         device,
         estimators=CPU_SHAPES,
-        others=((8, 5), (64, 128), (4096, 128), (16, 2048)),
+        others=((8, 5), (4096, 5), (64, 128), (4096, 128), (16, 2048)),
         over_steps=_sweep_shapes(64, 8, 8192, by_steps=True),
         over_envs=_sweep_shapes(128, 1, 4096, by_steps=False),
         packed=((64, 128), (1024, 128)),
         updates=((8, 5), (64, 128), (256, 128)),
         images=((8, 5), (16, 16)),
         policies=((1, 1), (1024, 1)),
+        startups=((8, 5),),
+        trainings=((1024, 16),),
     )
 
 
 def quick(device: torch.device) -> Plan:
-    """Returns a plan with few shapes and samples: a run takes under two minutes. The sweeps are empty."""
+    """Returns a plan with few shapes and samples: a run takes about two minutes. The sweeps are empty."""
     shape = (64, 128)
     return full(device)._replace(
         estimators=((8, 5), shape),
@@ -125,6 +133,8 @@ def quick(device: torch.device) -> Plan:
         updates=((8, 5),),
         images=((8, 5),),
         policies=((1, 1),),
+        startups=(),
+        trainings=((8, 16),),
         samples=10,
         sample_seconds=0.002,
         budget_seconds=0.1,

@@ -159,15 +159,16 @@ def number(value: float) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def markdown(results: Results, figures: Mapping[str, str]) -> str:
-    """Returns the report in Markdown: machine, tables, figures, first calls, and contenders without a timing.
+def markdown(results: Results, figures: Mapping[str, str], goals: Optional[Table] = None) -> str:
+    """Returns the report in Markdown: machine, goals, tables, figures, first calls, and contenders without a timing.
 
     Args:
         results: the results of a run.
         figures: the caption of each figure by its file name.
+        goals: the table of the goals; None if no goal was measured.
     """
     # The shapes of sweeps are shown in figures, not in tables.
-    tabled = ("estimators", "others", "packed", "updates", "images", "policies")
+    tabled = ("estimators", "others", "packed", "updates", "images", "policies", "startups", "trainings")
     shapes = [tuple(shape) for name in tabled for shape in results.plan[name]]
     parts = [
         "# Benchmarks",
@@ -177,6 +178,7 @@ def markdown(results: Results, figures: Mapping[str, str]) -> str:
         "",
         HOW_TO_READ,
         "",
+        *([] if goals is None else [goals.markdown()]),
     ]
     subjects = dict.fromkeys(row.subject for row in results.rows)
     for subject in subjects:

@@ -1,6 +1,7 @@
 """Measures training on CartPole-v1, also with Stable-Baselines3's A2C: environment steps per second, and the time until it is solved.
 
-``python -m a2c_compiled.benchmarks.subjects.bench_training`` writes ``training.md`` and ``training.json``.
+``python -m a2c_compiled.benchmarks.subjects.bench_training`` writes ``training.md`` and ``training.json``. ``a2c-compiled bench`` measures
+a rollout and its update in torch alone.
 """
 
 import argparse
@@ -19,7 +20,10 @@ from torch import Tensor
 
 from a2c_compiled import Rollout
 from a2c_compiled._files import atomic_file
+from a2c_compiled.benchmarks.contenders.modes import COMPILED, EAGER
+from a2c_compiled.benchmarks.measure.harness import Case, Contender, Make, PreparedCase
 from a2c_compiled.benchmarks.measure.machine import in_words, machine, versions
+from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.measure.timing import Timing, time_interleaved
 from a2c_compiled.benchmarks.report.tables import Table
 from a2c_compiled.environments import CartPole
@@ -32,6 +36,27 @@ ENV = TrainConfig().environment
 GOAL = 475.0
 STEPS = 16
 SB3_EVALUATION_INTERVAL = 5000  # environment steps between two evaluations of SB3's greedy policy
+
+
+def cases(plan: Plan) -> List[Case]:
+    """Returns one case per shape: a rollout and its update, eager and compiled."""
+    return [_case(shape, plan) for shape in plan.trainings]
+
+
+def _case(shape: Shape, plan: Plan) -> Case:
+    num_envs, num_steps = shape
+
+    def make(compile: bool) -> Contender:
+        trainer = _trainer(num_envs, plan.device.type, num_steps, compile=compile)
+
+        def check(result: Any) -> List[Tensor]:
+            check_rollout(result[0])
+            return []
+
+        return Contender(trainer.update, check)
+
+    contenders: Dict[str, Make] = {EAGER: lambda: make(False), **({COMPILED: lambda: make(True)} if plan.compiling else {})}
+    return Case("Training on CartPole-v1", "whole", "[T, N]", shape, lambda: PreparedCase([], contenders))
 
 
 class Speed(NamedTuple):
@@ -178,8 +203,8 @@ def _sb3(num_envs: int, num_steps: int, seed: int = 0) -> Any:
     return A2C("MlpPolicy", make_vec_env(ENV, num_envs, seed), n_steps=num_steps, seed=seed, device="cpu")
 
 
-def _trainer(num_envs: int, device: str, **options: Any) -> Trainer:
-    return Trainer(TrainConfig(num_envs=num_envs, num_steps=STEPS, device=device, **options))
+def _trainer(num_envs: int, device: str, num_steps: int = STEPS, **options: Any) -> Trainer:
+    return Trainer(TrainConfig(num_envs=num_envs, num_steps=num_steps, device=device, **options))
 
 
 def _synchronized(function: Callable[[], object], device: str) -> Callable[[], object]:

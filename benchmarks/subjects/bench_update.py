@@ -67,7 +67,7 @@ def expected(rollout: Rollout, plan: Plan, make_loss: Callable[[torch.device], A
     parts: Any = [part.double() if part is not None and part.is_floating_point() else part for part in rollout]
     oracle = make_step(make_loss(plan.device).double(), compile=False)
     oracle(Rollout(*parts))
-    return _state(oracle)
+    return state(oracle)
 
 
 def make_step(loss: A2CLoss, compile: bool) -> TrainStep:
@@ -77,7 +77,7 @@ def make_step(loss: A2CLoss, compile: bool) -> TrainStep:
 
 def timed(step: TrainStep, rollout: Rollout) -> Contender:
     """Creates the contender that calls ``step``."""
-    return Contender(lambda: step(rollout), lambda _: _state(step))
+    return Contender(lambda: step(rollout), lambda _: state(step))
 
 
 def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
@@ -87,13 +87,13 @@ def _runtime(step: TrainStep, rollout: Rollout) -> Contender:
         learner = Learner.load(path, provider="cpu", threads=torch.get_num_threads())
     arrays = {name: getattr(rollout, name).numpy() for name in learner.rollout_entries}
 
-    def state(_: Any) -> Result:
+    def state_after(_: Any) -> Result:
         with tempfile.TemporaryDirectory() as folder:
             learner.save_state(Path(folder) / "state.npz")
             saved = dict(np.load(Path(folder) / "state.npz"))
         return _named_state(step, {name: torch.from_numpy(array) for name, array in saved.items() if array.dtype.kind == "f"})
 
-    return Contender(lambda: learner.step(arrays), state)
+    return Contender(lambda: learner.step(arrays), state_after)
 
 
 def _aot(step: TrainStep, rollout: Rollout) -> Contender:
@@ -113,7 +113,7 @@ def _aot(step: TrainStep, rollout: Rollout) -> Contender:
 
 
 def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Result:
-    """Returns the result of :func:`_state` from tensors by name."""
+    """Returns the result of :func:`state` from tensors by name."""
     names = step.parameter_names
     return flat([tensors[name] for name in names], [tensors[f"square_avg.{name}"] for name in names])
 
@@ -121,10 +121,10 @@ def _named_state(step: TrainStep, tensors: Dict[str, Tensor]) -> Result:
 def _graph(step: TrainStep, rollout: Rollout) -> Contender:
     """Creates the contender that replays a CUDA graph of ``step``. The state is reset after the warm-up of the capture."""
     start = copy.deepcopy(step.state_dict())
-    return Contender(cuda.captured(lambda: step(rollout), lambda: step.load_state_dict(start)), lambda _: _state(step))
+    return Contender(cuda.captured(lambda: step(rollout), lambda: step.load_state_dict(start)), lambda _: state(step))
 
 
-def _state(step: TrainStep) -> Result:
+def state(step: TrainStep) -> Result:
     """Returns the parameters and the roots of RMSprop's averages."""
     state = step.state()
     return flat(state.params, state.slots["square_avg"])

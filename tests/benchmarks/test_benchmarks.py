@@ -22,9 +22,9 @@ from a2c_compiled.benchmarks.measure.harness import (
 )
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.timing import Timing, time_interleaved
-from a2c_compiled.benchmarks.report import plot, tables
+from a2c_compiled.benchmarks.report import goals, plot, tables
 from a2c_compiled.benchmarks.run import SUBJECTS, run
-from a2c_compiled.benchmarks.subjects import bench_estimators
+from a2c_compiled.benchmarks.subjects import bench_estimators, bench_startup
 from a2c_compiled.benchmarks.subjects.bench_update import make_step
 from a2c_compiled.distributions import Categorical
 
@@ -38,6 +38,7 @@ TINY = shapes.quick(CPU)._replace(
     updates=((2, 3),),
     images=((2, 3),),
     policies=((5, 1),),
+    trainings=((2, 3),),
     samples=3,
     sample_seconds=1e-5,
     budget_seconds=1e-3,
@@ -296,6 +297,51 @@ def test_the_report_has_machine_tables_and_failures(tmp_path):
     assert "![Time.](scaling.png)" in lines
 
 
+def update_row(contender, milliseconds, shape=(64, 128)):
+    return Row("A2C update", "whole", "[T, N]", shape, contender, timing=Timing(milliseconds * 1e-3, 0.0, 1.0))
+
+
+def test_goals_stand_beside_what_the_run_measured():
+    rows = [update_row(f"{OURS} compiled", 5.0), update_row(PRODUCTS, 4.0), update_row("SB3 A2C.train", 20.0)]
+    rows += [update_row(f"{OURS} compiled", 0.11, (8, 5))]
+    rows += [Row("GAE", "forward+backward", "[T, N]", (4096, 5), f"{OURS} eager", timing=Timing(1.0, 1.0, 1.0))]
+    reached = goals.table(rows, threads=1)
+    assert reached.lines == [
+        ["update, 64x128: compiled / products alone", "1.25", "at most 1.15", "no"],
+        ["update, 8x5: compiled, ms", "0.110", "at most 0.12", "yes"],
+        ["update, 64x128: SB3 A2C.train / compiled", "4.00", "at least 4", "yes"],
+    ]
+    assert len(goals.table(rows, threads=2).lines) == 2, "the goal in milliseconds is for one thread"
+    assert "| update, 8x5: compiled, ms | 0.110 | at most 0.12 | yes |" in tables.markdown(stored(), {}, reached)
+    assert goals.table(stored().rows, threads=1) is None
+
+
+def test_every_goal_is_measured_by_the_full_plan():
+    """With rows for every case of the plan, every goal has a value: names and shapes agree."""
+
+    class Asked(dict):
+        def __missing__(self, key):
+            asked.append(key)
+            return 1.0
+
+    asked = []
+    for goal in goals.GOALS:
+        goal.measured(Asked())
+    plan = shapes.full(CPU)
+    listed = {(case.subject, case.layout, case.shape) for subject in SUBJECTS.values() for case in subject(plan)}
+    assert {key[:3] for key in asked} <= listed
+
+
+@pytest.mark.slow
+def test_the_first_training_step_of_a_process_is_measured():
+    (case,) = bench_startup.cases(TINY._replace(startups=((2, 3),)))
+    contenders = case.prepare()
+    imports, *steps = (make() for make in contenders.contenders.values())
+    assert imports.to_result(imports.call()) == []
+    for step in steps:
+        assert relative_error(step.to_result(step.call()), contenders.expected) < case.tolerance
+
+
 def test_device_and_host_times_have_separate_tables():
     rows = [row._replace(device_seconds=1e-6, host_seconds=5e-6) for row in stored().rows]
     titles = [table.title for table in tables.tables(rows, [SHAPE])]
@@ -365,7 +411,7 @@ def test_the_command_has_help(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: a2c-compiled bench" in text
     assert (
-        "any of estimators, sweep, packed, loss, update, images, policy, integrations, separated by commas (default: all)"
+        "any of estimators, sweep, packed, loss, update, images, policy, startup, training, integrations, separated by commas (default: all)"
         in text
     )
 
