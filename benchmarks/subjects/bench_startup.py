@@ -15,12 +15,12 @@ import torch
 
 from a2c_compiled.benchmarks.contenders.modes import COMPILED
 from a2c_compiled.benchmarks.measure import data
-from a2c_compiled.benchmarks.measure.harness import Case, Contender, Make, PreparedCase
+from a2c_compiled.benchmarks.measure.harness import OURS, Case, Contender, Make, PreparedCase
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.subjects.bench_update import expected, make_step, state
 
 EMPTY, WARM = f"{COMPILED}, empty cache", f"{COMPILED}, code on disk"
-IMPORTS = "imports alone"
+IMPORTS = f"{OURS} imports alone"
 """The name of the process that imports the same modules and ends."""
 
 
