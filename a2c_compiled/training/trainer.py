@@ -51,7 +51,7 @@ from a2c_compiled.training.evaluation import EVALUATION_SEED, NetworkPolicy, eva
 from a2c_compiled.training.interruption import StopRequest, stop_requests
 from a2c_compiled.training.log import RunLog
 from a2c_compiled.training.run_folder import folder_lock
-from a2c_compiled.update import Rollout, TrainMetrics, TrainStep, keep_freed_memory
+from a2c_compiled.update import Rollout, TrainMetrics, TrainStep
 
 PATIENCE = 20
 """Training stops with an error when a row is logged after at least this many successive skipped training steps.
@@ -156,7 +156,6 @@ class Trainer:
         self.device = device_of(config)
         if self.device.type == "cpu":
             use_threads(config.threads)
-            keep_freed_memory()  # otherwise the memory of activations is returned to the system after every training step
         self.processes = started_processes(self.device, config.process_timeout)
         self.processes.check_equal({**asdict(self.config), "torch": torch.__version__, "a2c_compiled": version("a2c_compiled")})
         world_size = self.processes.world_size

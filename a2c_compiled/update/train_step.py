@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule, positive_int
 from a2c_compiled._kinds import described, flag, number_or_tensor, optional_flag
 from a2c_compiled._torch_internals import tracing_autograd
+from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.losses.parameter_names import parameter_names_by_location
 from a2c_compiled.update.all_reduce import group_name_of
@@ -79,7 +80,9 @@ class TrainStep(CoefficientModule):
     the loss (``loss.*``) and the optimizer state (``optimizer_state.<name of the state>.<parameter name>``). After a call of :meth:`epochs`
     with a generator, it also contains ``generator_state``.
 
-    The compiled step never waits for the GPU. In eager mode, torch's optimizers read the learning rate on the host and wait for the GPU.
+    With parameters on the CPU, the constructor calls :func:`~a2c_compiled.update.keep_freed_memory`: the process keeps up to 64 MiB of
+    freed memory. The compiled step never waits for the GPU. In eager mode, torch's optimizers read the learning rate on the host and wait
+    for the GPU.
 
     Args:
         loss: the loss whose parameters are trained. Parameters that do not require grad at construction are never changed.
@@ -147,6 +150,8 @@ class TrainStep(CoefficientModule):
         trained = set(self.parameter_names)
         self._places = [(place, name) for place, name in parameter_names_by_location(loss).items() if name in trained]
         params = self._params()
+        if params[0].device.type == "cpu":
+            keep_freed_memory()  # otherwise the memory of activations is returned to the system after every call
         self.optimizer_state = nn.Module()
         for slot, tensors in self.optimizer.init(params).items():
             for name, tensor in zip(self.parameter_names, tensors, strict=True):

@@ -423,15 +423,15 @@ def test_weights_of_other_networks_are_refused(run):
 
 
 @pytest.mark.slow
-def test_the_application_keeps_freed_memory_and_the_library_does_not():
+def test_a_training_step_on_a_cpu_keeps_freed_memory_and_a_loss_does_not():
     code = """
-        from a2c_compiled.kernels.cpu_scan import keep_freed_memory
-        from a2c_compiled.training import TrainConfig, Trainer
+        from a2c_compiled.training import TrainConfig
         from a2c_compiled.training.construction import make_loss, make_step
+        from a2c_compiled.update import keep_freed_memory
         config = TrainConfig(device="cpu")
-        make_step(config, make_loss(config), compile=False)
+        loss = make_loss(config)
         assert keep_freed_memory.cache_info().currsize == 0
-        Trainer(config)
+        make_step(config, loss, compile=False)
         assert keep_freed_memory.cache_info().currsize == 1
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
