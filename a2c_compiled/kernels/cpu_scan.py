@@ -117,7 +117,7 @@ def keep_freed_memory() -> None:
     glibc raises its threshold to follow the largest block that was freed. This function frees a block of just under 32 MiB that is
     never written to. Without this, results of a few MiB return to the system at every call, and the page faults of the next call cost
     several times the scan. Scans call this function before their first large result, and training steps on a CPU when they are made. The
-    function has no effect if the thresholds of glibc
-    are set explicitly, by ``MALLOC_TRIM_THRESHOLD_`` in the environment or by ``mallopt``.
+    function has no effect if the thresholds of glibc are set explicitly, by ``MALLOC_TRIM_THRESHOLD_`` in the environment or by
+    ``mallopt``.
     """
     torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
