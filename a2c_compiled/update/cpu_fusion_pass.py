@@ -1,4 +1,4 @@
-"""A pass over inductor's graphs that replaces float32 operations on a CPU with faster ones: matrix products and tanh."""
+"""A pass over inductor's graphs that replaces float32 operations on a CPU with faster ones: matrix products, sums over rows, and tanh."""
 
 from typing import Any, Optional, Sequence, Tuple, TypeAlias
 
@@ -17,6 +17,8 @@ aten = torch.ops.aten
 # Measured limits. Below this number of multiplications, the longer start of oneDNN costs more time than its product saves. If the inner
 # dimension of a product is the longest, oneDNN is faster only with at least this many rows and columns.
 _MIN_MULTIPLICATIONS, _MIN_ROWS_AND_COLUMNS = 1 << 21, 8
+# From this number of elements on, ATen adds up the rows of a matrix faster than inductor's code.
+_MIN_SUMMED = 1 << 15
 
 # tanh(x) = x * p(x^2) / q(x^2) for |x| <= _SATURATED. For larger |x|, tanh(x) rounds to 1 or -1. The coefficients of p and q, highest power
 # first, minimise the largest relative error: 2e-8 before rounding.
@@ -27,11 +29,11 @@ _DENOMINATOR = (7.78299864e-07, 0.000328725349, 0.0258814283, 0.467153609, 1.0)
 # oneDNN's tanh reads a table. It is fast where one instruction reads 16 entries, and slower than torch's elsewhere.
 _ONEDNN_TANH_IS_FAST = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
-_products, _activations = inductor.PatternMatcherPass(), inductor.PatternMatcherPass()
+_products, _sums, _activations = (inductor.PatternMatcherPass() for _ in range(3))
 
 
 class Float32OnCpu(_Pass):
-    """An inductor pass that replaces float32 matrix products and tanh on a CPU. All instances are equal.
+    """An inductor pass that replaces float32 matrix products, sums over rows, and tanh on a CPU. All instances are equal.
 
     Torch compares the options of compiled functions. Because all instances are equal, torch reuses one compiled graph for equal options.
     """
@@ -44,6 +46,7 @@ class Float32OnCpu(_Pass):
 
     def __call__(self, graph: Graph) -> None:
         _products.apply(graph)
+        _sums.apply(graph)
         _activations.apply(graph)
 
     def uuid(self) -> Any:
@@ -137,6 +140,45 @@ def _replace_mm(match: Match, left: Any, right: Any) -> None:
 )
 def _replace_addmm(match: Match, bias: Any, left: Any, right: Any) -> None:
     match.replace_by_example(_product_with_bias, [left, right, bias])
+
+
+# -- Sums over rows, such as the gradient of a bias --
+
+
+_library.define("sum_of_rows(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _sum_of_rows(x: Tensor) -> Tensor:
+    """Returns the sum of the rows of a matrix, ``[1, columns]``, as ATen computes it: row after row, several columns at a time.
+
+    Inductor's code reads the matrix column after column, far apart in memory, and computes each element anew if it has a formula for it.
+    """
+    return x.sum(0, keepdim=True)
+
+
+def _fake_sum_of_rows(x: Tensor) -> Tensor:
+    return x.new_empty(1, x.size(1))
+
+
+_library.impl("sum_of_rows", _sum_of_rows, "CPU")
+torch.library.register_fake("a2c_compiled::sum_of_rows", _fake_sum_of_rows, lib=_library)
+
+
+def _is_large_sum_of_rows(match: Match) -> bool:
+    x = match.kwargs["x"].meta["val"]
+    is_over_rows = x.dim() == 2 and list(match.kwargs["dims"]) == [0] and match.kwargs["keepdim"] is True
+    return is_over_rows and _is_float32_on_cpu(match) and size_hint(x.size(0)) * size_hint(x.size(1)) >= _MIN_SUMMED
+
+
+@inductor.register_graph_pattern(
+    inductor.CallFunction(
+        aten.sum.dim_IntList, inductor.KeywordArg("x"), inductor.KeywordArg("dims"), inductor.KeywordArg("keepdim")
+    ),
+    extra_check=_is_large_sum_of_rows,
+    pass_dict=_sums,
+)
+def _replace_sum(match: Match, x: Any, dims: Any, keepdim: Any) -> None:
+    match.replace_by_example(torch.ops.a2c_compiled.sum_of_rows, [x])
 
 
 # -- tanh --

@@ -1,4 +1,4 @@
-"""Compiled for a CPU: products in oneDNN, tanh as a rational function, and everything else as it was."""
+"""Compiled for a CPU: products in oneDNN, large sums over rows in ATen, tanh as a rational function, and everything else as it was."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from a2c_compiled.update import compilation, cpu_fusion_pass
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compilation")]
 
-PRODUCT = "torch.ops.a2c_compiled.product"
+PRODUCT, SUM = "torch.ops.a2c_compiled.product", "torch.ops.a2c_compiled.sum_of_rows"
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
 SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-40, 1.2e-38, 3e38, -3e38, 0.625, -0.625, 44.4, 88.8, -89.0)
 RATIONAL = "0.133820385"  # a coefficient
@@ -114,6 +114,7 @@ def test_large_products_run_in_onednn_with_the_same_results_for_every_size(tanh_
     assert code.count("'tanh'") == (2 if tanh_in_onednn else 0), "computed where the products are"
     assert (RATIONAL in code) == (not tanh_in_onednn)
     assert code.count(f"= {PRODUCT}") == 6, "two forward, two to inputs, two to weights; what has 3 columns is left to MKL"
+    assert code.count(f"= {SUM}") == 1, "the gradient of the first bias; that of the last has few columns"
 
 
 @has_onednn
@@ -124,6 +125,7 @@ def test_products_of_other_dtypes_and_small_ones_are_not_rewritten():
             x = torch.randn(rows, 24, dtype=dtype, requires_grad=True)
             actual, (code,) = run_and_get_code(compiled(update.forward), x)
         assert PRODUCT not in code
+        assert SUM not in code
         torch.testing.assert_close(actual, gradients(update.network, x))
 
 
