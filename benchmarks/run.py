@@ -15,7 +15,7 @@ from a2c_compiled.benchmarks.measure import results
 from a2c_compiled.benchmarks.measure.harness import Case, Row, compare
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.shapes import Plan
-from a2c_compiled.benchmarks.report import goals, plot, tables
+from a2c_compiled.benchmarks.report import plot, tables
 from a2c_compiled.benchmarks.subjects import (
     bench_estimators,
     bench_images,
@@ -26,6 +26,7 @@ from a2c_compiled.benchmarks.subjects import (
     bench_startup,
     bench_training,
     bench_update,
+    goals,
 )
 from a2c_compiled.update import keep_freed_memory
 

@@ -22,9 +22,9 @@ from a2c_compiled.benchmarks.measure.harness import (
 )
 from a2c_compiled.benchmarks.measure.results import Results
 from a2c_compiled.benchmarks.measure.timing import Timing, time_interleaved
-from a2c_compiled.benchmarks.report import goals, plot, tables
+from a2c_compiled.benchmarks.report import plot, tables
 from a2c_compiled.benchmarks.run import SUBJECTS, run
-from a2c_compiled.benchmarks.subjects import bench_estimators, bench_startup
+from a2c_compiled.benchmarks.subjects import bench_estimators, bench_startup, goals
 from a2c_compiled.benchmarks.subjects.bench_update import make_step
 from a2c_compiled.distributions import Categorical
 
