@@ -275,11 +275,11 @@ class TrainStep(CoefficientModule):
             scale = (self.max_grad_norm / (grad_norm + 1e-6)).clamp_max(1.0)
             grads = [grad * scale for grad in grads]
         with torch.no_grad():
-            old = _mapped(state, lambda tensors: packing.packed([tensors[i] for i in used]))
+            old = _mapped(lambda tensors: packing.packed([tensors[i] for i in used]), state)
             new = TrainState(*self.optimizer.update(old.params, grads, old.slots, old.step, lr))
             if self.skip_nonfinite:
                 new = _state_where(grad_norm.isfinite(), new, old)
-            new_used = _mapped(new, packing.unpacked)
+            new_used = _mapped(packing.unpacked, new)
         return _with_used(state, used, new_used), TrainMetrics(*losses, grad_norm)
 
     def state(self) -> TrainState:
@@ -482,33 +482,29 @@ def _stacked(parts: Sequence[Any]) -> Any:
     return None if parts[0] is None else torch.stack(list(parts))
 
 
+def _mapped(function: Callable[..., List[Tensor]], *states: TrainState) -> TrainState:
+    """Applies ``function`` to the lists of parameters of all states, and to those of each optimizer state. Keeps the first ``step``."""
+    slots = {slot: function(*(state.slots[slot] for state in states)) for slot in states[0].slots}
+    return TrainState(function(*(state.params for state in states)), slots, states[0].step)
+
+
 def _state_where(condition: Tensor, new_state: TrainState, old_state: TrainState) -> TrainState:
     """Returns ``new_state`` if ``condition``, a 0-d bool tensor, is true, else ``old_state``. The host does not read ``condition``."""
 
-    def select(new: Tensor, old: Tensor) -> Tensor:
-        return new if new is old else torch.where(condition, new, old.detach())
+    def select(new_tensors: List[Tensor], old_tensors: List[Tensor]) -> List[Tensor]:
+        return [torch.where(condition, new, old.detach()) for new, old in zip(new_tensors, old_tensors, strict=True)]
 
-    params = [select(*pair) for pair in zip(new_state.params, old_state.params, strict=True)]
-    slots = {
-        slot: [select(*pair) for pair in zip(new, old_state.slots[slot], strict=True)] for slot, new in new_state.slots.items()
-    }
-    return TrainState(params, slots, select(new_state.step, old_state.step))
-
-
-def _mapped(state: TrainState, function: Callable[[List[Tensor]], List[Tensor]]) -> TrainState:
-    """Applies ``function`` to the list of parameters and to each list of optimizer state."""
-    return TrainState(function(state.params), {slot: function(tensors) for slot, tensors in state.slots.items()}, state.step)
+    return _mapped(select, new_state, old_state)._replace(step=torch.where(condition, new_state.step, old_state.step))
 
 
 def _with_used(state: TrainState, used: List[int], new: TrainState) -> TrainState:
     """Returns ``new``, which has the parameters at the indices ``used``, together with the other parameters of ``state``."""
 
-    def replaced(tensors: List[Tensor], new_tensors: List[Tensor]) -> List[Tensor]:
+    def replaced(new_tensors: List[Tensor], tensors: List[Tensor]) -> List[Tensor]:
         by_index = dict(zip(used, new_tensors, strict=True))
         return [by_index.get(i, tensor) for i, tensor in enumerate(tensors)]
 
-    slots = {slot: replaced(tensors, new.slots[slot]) for slot, tensors in state.slots.items()}
-    return TrainState(replaced(state.params, new.params), slots, new.step)
+    return _mapped(replaced, new, state)
 
 
 def _tensors(state: TrainState) -> List[Tensor]:

@@ -5,7 +5,6 @@
 
 import atexit
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from a2c_compiled.benchmarks.contenders.modes import COMPILED
 from a2c_compiled.benchmarks.measure import data
 from a2c_compiled.benchmarks.measure.harness import OURS, Case, Contender, Make, PreparedCase
+from a2c_compiled.benchmarks.measure.process import run_module
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.subjects.bench_update import expected, make_step, state
 
@@ -34,9 +34,9 @@ def _case(shape: Shape, plan: Plan) -> Case:
         folder = tempfile.TemporaryDirectory(prefix="a2c_compiled_")
         atexit.register(folder.cleanup)
         contenders: Dict[str, Make] = {
-            IMPORTS: lambda: Contender(lambda: _process(None, shape, None), lambda _: [], []),
+            IMPORTS: lambda: Contender(lambda: _process(shape, None), lambda _: [], []),
             EMPTY: lambda: Contender(lambda: _with_empty_cache(shape)),
-            WARM: lambda: Contender(lambda: _process(Path(folder.name), shape, Path(folder.name) / "state.pt")),
+            WARM: lambda: Contender(lambda: _process(shape, Path(folder.name))),
         }
         return PreparedCase(expected(data.rollout(shape, plan.device), plan), contenders)
 
@@ -45,25 +45,17 @@ def _case(shape: Shape, plan: Plan) -> Case:
 
 def _with_empty_cache(shape: Shape) -> Any:
     with tempfile.TemporaryDirectory(prefix="a2c_compiled_") as folder:
-        return _process(Path(folder), shape, Path(folder) / "state.pt")
+        return _process(shape, Path(folder))
 
 
-def _process(cache: Optional[Path], shape: Shape, result: Optional[Path]) -> Any:
-    """Runs the process, with compiled code in ``cache``. Returns the state that the process has written to ``result``."""
-    command = [
-        sys.executable,
-        "-m",
-        "a2c_compiled.benchmarks.subjects.bench_startup",
-        str(torch.get_num_threads()),
-        *map(str, shape),
-    ]
-    folders = {} if cache is None else {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TMPDIR": str(cache)}
-    if result is not None:
-        command.append(str(result))
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **folders}, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the process failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return None if result is None else torch.load(result, weights_only=True)
+def _process(shape: Shape, folder: Optional[Path]) -> Any:
+    """Runs the process, with compiled code and temporary files in ``folder``. Returns the state after the step; None without a folder."""
+    arguments, environment = [str(torch.get_num_threads()), *map(str, shape)], dict(os.environ)
+    if folder is not None:
+        arguments.append(str(folder / "state.pt"))
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder), "TMPDIR": str(folder)}
+    run_module("a2c_compiled.benchmarks.subjects.bench_startup", arguments, environment)
+    return None if folder is None else torch.load(folder / "state.pt", weights_only=True)
 
 
 def main(argv: Sequence[str]) -> None:

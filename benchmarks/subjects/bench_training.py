@@ -8,7 +8,6 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from a2c_compiled._files import atomic_file
 from a2c_compiled.benchmarks.contenders.modes import COMPILED, EAGER
 from a2c_compiled.benchmarks.measure.harness import Case, Contender, Make, PreparedCase
 from a2c_compiled.benchmarks.measure.machine import in_words, machine, versions
+from a2c_compiled.benchmarks.measure.process import run_module
 from a2c_compiled.benchmarks.measure.shapes import Plan, Shape
 from a2c_compiled.benchmarks.measure.timing import Timing, time_interleaved
 from a2c_compiled.benchmarks.report.tables import Table
@@ -164,18 +164,8 @@ def solve_sb3(seed: int) -> Dict[str, float]:
 
 def _in_new_process(options: List[str], environment: Dict[str, str]) -> Dict[str, float]:
     """Runs this file's command line with ``options`` in a new process, and returns the JSON of its last line of output."""
-    command = [
-        sys.executable,
-        "-m",
-        "a2c_compiled.benchmarks.subjects.bench_training",
-        "--threads",
-        str(torch.get_num_threads()),
-        *options,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(options)} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    options = ["--threads", str(torch.get_num_threads()), *options]
+    return json.loads(run_module("a2c_compiled.benchmarks.subjects.bench_training", options, environment).splitlines()[-1])
 
 
 def _trained_run(seed: int, compile: Optional[bool]) -> Dict[str, float]:
