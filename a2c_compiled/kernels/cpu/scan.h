@@ -116,13 +116,12 @@ struct Fixed {
   static constexpr int kPitch = Form::kCoefficients + 1;
   T numbers[3 * kPitch] = {};  // before, here, after
 
-  Fixed() = default;
-  Fixed(const Cursor<T, Form>& cursor, bool in_time, bool has_before, bool has_after) {
+  // `back` and `forth`: whether the coefficients change with time and there is a step before and after.
+  Fixed(const Cursor<T, Form>& cursor, bool back, bool forth) {
     for (int k = 0; k < Form::kCoefficients; ++k) {
-      const int64_t time = in_time ? 0 : cursor.time[k];
-      numbers[k] = cursor.c[k][has_before ? -time : 0];
+      numbers[k] = cursor.c[k][-int64_t(back) * cursor.time[k]];
       numbers[kPitch + k] = cursor.c[k][0];
-      numbers[2 * kPitch + k] = cursor.c[k][has_after ? time : 0];
+      numbers[2 * kPitch + k] = cursor.c[k][int64_t(forth) * cursor.time[k]];
     }
   }
   const T* here() const { return numbers + kPitch; }
@@ -249,7 +248,7 @@ void scan_side_by_side(Cursor<T, Form> cursor, int64_t sequences, int64_t steps)
     for (int64_t i = 0; i < steps; ++i) {
       const int64_t t = Form::kReverse ? steps - 1 - i : i;
       const bool first = t == 0, last = t == steps - 1;
-      const Fixed<T, Form> fixed = kStrides == Strides::kConstant ? Fixed<T, Form>(row, false, !first, !last) : Fixed<T, Form>();
+      const Fixed<T, Form> fixed(row, !first, !last);
       // The last vector may overlap the one before it, so it needs the carries from before that.
       if (count >= kCount) store(tail, load<Pack<T, kCount>>(carry + count - kCount));
       in_vectors<kCount>(0, count, [&](auto width, int64_t n) {
@@ -284,7 +283,7 @@ template <Strides kStrides, bool kInRun, class T, class Form, class Body>
 INLINE void over_steps(
     const Cursor<T, Form>& lane, int64_t from, int64_t to, int64_t steps, const SignedBits<T>* ends, Body body) {
   const int64_t origin = from;
-  const Fixed<T, Form> fixed = kStrides == Strides::kConstant ? Fixed<T, Form>(lane, true, true, true) : Fixed<T, Form>();
+  const Fixed<T, Form> fixed(lane, false, false);
   const auto call = [&](auto width, int64_t t) {
     constexpr int kCount = decltype(width)::value;
     using S = Step<T, Form, kStrides, true, kCount>;
