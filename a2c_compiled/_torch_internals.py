@@ -169,6 +169,15 @@ onednn_product: Optional[Callable[..., Tensor]] = (
 Name: ``torch.ops.mkldnn._linear_pointwise``, in builds of torch with oneDNN. Without it: None, and the pass leaves products unchanged."""
 
 
+def fused_multiply_add(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Computes ``x * y + z``, in a graph of inductor: with one instruction and one rounding, if the processor has the instruction.
+
+    Name: ``torch._inductor.inductor_prims.fma``. Without it: two instructions.
+    """
+    fma = _lookup("torch._inductor.inductor_prims.fma")
+    return x * y + z if fma is None else fma(x, y, z)
+
+
 def parallel_for() -> int:
     """Returns the address of the function that divides a loop among torch's threads, for the C++ kernels.
 

@@ -1,12 +1,17 @@
-"""A pass over inductor's graphs that replaces float32 operations on a CPU with faster ones: matrix products, sums over rows, and tanh."""
+"""A pass over inductor's graphs that replaces float32 operations on a CPU with faster ones: matrix products, sums over rows, and tanh.
 
+It also moves reshapes, see :mod:`a2c_compiled.update.reshapes`.
+"""
+
+import functools
 from typing import Any, Optional, Sequence, Tuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import Graph
 
-from a2c_compiled._torch_internals import inductor_patterns, onednn_product, size_hint
+from a2c_compiled._torch_internals import fused_multiply_add, inductor_patterns, onednn_product, size_hint
+from a2c_compiled.update import reshapes
 
 inductor = inductor_patterns()
 _Pass: Any = inductor.CustomGraphPass
@@ -14,9 +19,13 @@ Match: TypeAlias = Any  # torch._inductor.pattern_matcher.Match
 
 aten = torch.ops.aten
 
-# Measured limits. Below this number of multiplications, the longer start of oneDNN costs more time than its product saves. If the inner
-# dimension of a product is the longest, oneDNN is faster only with at least this many rows and columns.
-_MIN_MULTIPLICATIONS, _MIN_ROWS_AND_COLUMNS = 1 << 21, 8
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+# Measured limits. Below this number of multiplications, the longer start of oneDNN costs more time than its product saves.
+_MIN_MULTIPLICATIONS = 1 << 21
+# If the inner dimension of a product is the longest, oneDNN needs a copy of a factor. This pays off only with wide vectors, which ATen's
+# library may not use, and at least this many rows and columns.
+_MIN_ROWS_AND_COLUMNS = 8
 # From this number of elements on, ATen adds up the rows of a matrix faster than inductor's code.
 _MIN_SUMMED = 1 << 15
 
@@ -25,9 +34,6 @@ _MIN_SUMMED = 1 << 15
 _SATURATED = 9.03
 _NUMERATOR = (1.33665141e-08, 2.06230743e-05, 0.00349668623, 0.133820385, 1.0)
 _DENOMINATOR = (7.78299864e-07, 0.000328725349, 0.0258814283, 0.467153609, 1.0)
-
-# oneDNN's tanh reads a table. It is fast where one instruction reads 16 entries, and slower than torch's elsewhere.
-_ONEDNN_TANH_IS_FAST = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 _products, _sums, _activations = (inductor.PatternMatcherPass() for _ in range(3))
 
@@ -45,13 +51,14 @@ class Float32OnCpu(_Pass):
         return hash(Float32OnCpu)
 
     def __call__(self, graph: Graph) -> None:
+        reshapes.compute_on_matrices(graph)
         _products.apply(graph)
         _sums.apply(graph)
         _activations.apply(graph)
 
     def uuid(self) -> Any:
         """Returns the key of this pass in inductor's cache: a changed pass, or another processor, compiles again."""
-        return inductor.get_hash_for_files((__file__,), str(_ONEDNN_TANH_IS_FAST))
+        return inductor.get_hash_for_files((__file__, reshapes.__file__), str(_HAS_AVX512))
 
 
 def _is_float32_on_cpu(match: Match) -> bool:
@@ -91,16 +98,12 @@ def _sizes(left: Tensor, right: Tensor) -> Tuple[int, int, int]:
     return size_hint(left.size(0)), size_hint(left.size(1)), size_hint(right.size(1))
 
 
-def _pays_off(match: Match) -> bool:
-    """Returns whether oneDNN is faster for this product, by the measured limits."""
-    if not _is_float32_on_cpu(match) or onednn_product is None:
+def _is_for_onednn(left: Tensor, right: Tensor) -> bool:
+    """Returns whether oneDNN is faster for this product than ATen, by the measured limits."""
+    rows, inner, columns = _sizes(left, right)
+    if onednn_product is None or rows * inner * columns < _MIN_MULTIPLICATIONS:
         return False
-    rows, inner, columns = _sizes(*(match.kwargs[name].meta["val"] for name in ("left", "right")))
-    if rows * inner * columns < _MIN_MULTIPLICATIONS:
-        return False
-    if inner > max(rows, columns):
-        return "bias" not in match.kwargs and min(rows, columns) >= _MIN_ROWS_AND_COLUMNS
-    return True
+    return inner <= max(rows, columns) or (_HAS_AVX512 and min(rows, columns) >= _MIN_ROWS_AND_COLUMNS)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -118,28 +121,48 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.ops.a2c_compiled.product(left, right, None, "none")
 
 
+def _is_slow_gradient(left: Tensor, right: Tensor) -> bool:
+    """Returns whether ``left @ right`` is the gradient of a weight with fewer inputs than outputs: a transposed matrix times another."""
+    rows, _, columns = _sizes(left, right)
+    return 1 < columns < rows and size_hint(left.stride(0)) == size_hint(right.stride(1)) == 1
+
+
+def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
+    """Computes ``left @ right`` in ATen, as the transpose of the product of the transposes.
+
+    For 2 to 8 columns, ATen's matrix library takes 2 to 10 times as long for the product itself.
+    """
+    return torch.mm(right.t(), left.t()).t()
+
+
 def _product_with_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.a2c_compiled.product(left, right, bias, "none")
 
 
 @inductor.register_graph_pattern(
     inductor.CallFunction(aten.mm.default, inductor.KeywordArg("left"), inductor.KeywordArg("right")),
-    extra_check=_pays_off,
+    extra_check=_is_float32_on_cpu,
     pass_dict=_products,
 )
 def _replace_mm(match: Match, left: Any, right: Any) -> None:
-    match.replace_by_example(_product, [left, right])
+    values = left.meta["val"], right.meta["val"]
+    if _is_for_onednn(*values):
+        match.replace_by_example(_product, [left, right])
+    elif _is_slow_gradient(*values):
+        match.replace_by_example(_transposed_product, [left, right])
 
 
 @inductor.register_graph_pattern(
     inductor.CallFunction(
         aten.addmm.default, inductor.KeywordArg("bias"), inductor.KeywordArg("left"), inductor.KeywordArg("right")
     ),
-    extra_check=lambda match: _pays_off(match) and match.kwargs["bias"].meta["val"].dim() == 1,
+    extra_check=_is_float32_on_cpu,
     pass_dict=_products,
 )
 def _replace_addmm(match: Match, bias: Any, left: Any, right: Any) -> None:
-    match.replace_by_example(_product_with_bias, [left, right, bias])
+    rows, inner, columns = _sizes(left.meta["val"], right.meta["val"])
+    if inner <= max(rows, columns) and bias.meta["val"].dim() == 1 and _is_for_onednn(left.meta["val"], right.meta["val"]):
+        match.replace_by_example(_product_with_bias, [left, right, bias])
 
 
 # -- Sums over rows, such as the gradient of a bias --
@@ -194,11 +217,8 @@ def _tanh(x: Tensor) -> Tensor:
 
 def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """Returns the value of a polynomial at ``x``. ``coefficients``: highest power first."""
-    first, *others = coefficients
-    value = torch.full_like(x, first)
-    for coefficient in others:
-        value = value * x + coefficient
-    return value
+    first, *others = (torch.full_like(x, coefficient) for coefficient in coefficients)
+    return functools.reduce(lambda value, coefficient: fused_multiply_add(value, x, coefficient), others, first)
 
 
 @inductor.register_graph_pattern(
@@ -207,8 +227,8 @@ def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
 def _replace_tanh(match: Match, x: Any) -> None:
     product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x
     is_product = product.target is torch.ops.a2c_compiled.product.default and len(x.users) == len(product.users) == 1
-    if is_product and _ONEDNN_TANH_IS_FAST:
-        # Argument 3 is the activation. oneDNN's tanh is as accurate, and saves writing the product to memory and reading it again.
+    if is_product and _HAS_AVX512:
+        # oneDNN's tanh reads a table. It is fast where one instruction reads 16 entries. Argument 3 is the activation. oneDNN's tanh is as accurate, and saves writing the product to memory and reading it again.
         product.update_arg(3, "tanh")
         match.output_node().replace_all_uses_with(x)
         match.erase_nodes()

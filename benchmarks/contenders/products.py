@@ -116,7 +116,11 @@ def _fastest(operation: _Operation) -> Callable[[], Any]:
 
 def _calls(operation: _Operation) -> Dict[str, Callable[[], Any]]:
     """Returns calls that run ``operation`` in ATen and in oneDNN, by name."""
-    return {"ATen": operation.run, **_in_onednn(operation)}
+    calls = {"ATen": operation.run, **_in_onednn(operation)}
+    if operation.function is aten.mm.default:
+        left, right = operation.arguments
+        calls["ATen, transposed"] = lambda: torch.mm(right.t(), left.t()).t()
+    return calls
 
 
 @functools.cache

@@ -90,14 +90,14 @@ class Update(nn.Module):
 
 
 @pytest.fixture(params=[True, False])
-def tanh_in_onednn(request, monkeypatch):
-    """As on a processor where oneDNN's tanh is fast, and where it is slow."""
-    monkeypatch.setattr(cpu_fusion_pass, "_ONEDNN_TANH_IS_FAST", request.param)
+def avx512(request, monkeypatch):
+    """As on a processor with AVX-512, where oneDNN's tanh is fast and a copy for its products pays off, and on one without."""
+    monkeypatch.setattr(cpu_fusion_pass, "_HAS_AVX512", request.param)
     return request.param
 
 
 @has_onednn
-def test_large_products_run_in_onednn_with_the_same_results_for_every_size(tanh_in_onednn):
+def test_large_products_run_in_onednn_with_the_same_results_for_every_size(avx512):
     update = Update()
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         step = compiled(update.forward, dynamic=True)
@@ -111,9 +111,11 @@ def test_large_products_run_in_onednn_with_the_same_results_for_every_size(tanh_
                 largest = theirs.abs().max()
                 torch.testing.assert_close(ours.double() / largest, theirs / largest, rtol=0, atol=2e-6)
             update.float()
-    assert code.count("'tanh'") == (2 if tanh_in_onednn else 0), "computed where the products are"
-    assert (RATIONAL in code) == (not tanh_in_onednn)
-    assert code.count(f"= {PRODUCT}") == 6, "two forward, two to inputs, two to weights; what has 3 columns is left to MKL"
+    assert code.count("'tanh'") == (2 if avx512 else 0), "computed where the products are"
+    assert (RATIONAL in code) == (not avx512)
+    assert code.count(f"= {PRODUCT}") == (6 if avx512 else 4), (
+        "two forward, two to inputs, with AVX-512 two to weights; what has 3 columns is left to MKL"
+    )
     assert code.count(f"= {SUM}") == 1, "the gradient of the first bias; that of the last has few columns"
 
 
@@ -131,12 +133,85 @@ def test_products_of_other_dtypes_and_small_ones_are_not_rewritten():
 
 @has_onednn
 def test_tanh_within_a_product_is_right_to_two_units_in_the_last_place(monkeypatch):
-    monkeypatch.setattr(cpu_fusion_pass, "_ONEDNN_TANH_IS_FAST", True)
+    monkeypatch.setattr(cpu_fusion_pass, "_HAS_AVX512", True)
     x = torch.linspace(-10.0, 10.0, 2**19).reshape(-1, 16)
     function, unit = compiled(lambda x, one: (x @ one).tanh(), dynamic=False), torch.eye(16)
     actual, (code,) = run_and_get_code(function, x, unit)
     assert "'tanh'" in code
     assert units_in_the_last_place(actual, x.double().tanh()).max() <= 2
+
+
+class Recorded(cpu_fusion_pass.Float32OnCpu):
+    """The pass, and the graph that it leaves."""
+
+    def __call__(self, graph):
+        super().__call__(graph)
+        self.nodes = [node for node in graph.nodes if node.op == "call_function"]
+
+    def uuid(self):
+        return None  # inductor's cache would skip the pass
+
+    def shapes(self, *operators):
+        """The shapes of the results of ``operators``."""
+        return [tuple(node.meta["val"].shape) for node in self.nodes if node.target in operators]
+
+
+def compiled_with_graph(function, *arguments, dynamic=False):
+    """The results of a function that is compiled with the pass, and the graph after the pass."""
+    torch._dynamo.reset()
+    recorded = Recorded()
+    options = {**a2c_compiled.compile_options(), "post_grad_custom_post_pass": recorded}
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        return torch.compile(function, fullgraph=True, dynamic=dynamic, options=options)(*arguments), recorded
+
+
+aten = torch.ops.aten
+ELEMENTWISE = (aten.tanh.default, aten.relu.default, aten.mul.Tensor, aten.where.self, aten.le.Scalar, aten.sub.Tensor)
+
+
+@pytest.mark.parametrize("rows", [3, 40, 5000])
+@pytest.mark.parametrize("inputs", [1, 2, 4, 8, 63, 64, 65])
+def test_the_gradient_of_a_weight_with_few_inputs_is_a_transposed_product(monkeypatch, inputs, rows):
+    monkeypatch.setattr(cpu_fusion_pass, "_HAS_AVX512", False)
+    layer, x = nn.Linear(inputs, 64, bias=False), torch.randn(rows, inputs)
+    (actual,), graph = compiled_with_graph(lambda x: torch.autograd.grad(layer(x).square().sum(), [layer.weight]), x)
+    (expected,) = torch.autograd.grad(layer.double()(x.double()).square().sum(), [layer.weight])
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-4 * expected.abs().max().item())
+    assert graph.shapes(aten.mm.default)[-1] == ((inputs, 64) if 1 < inputs < 64 else (64, inputs))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.ReLU(), nn.ELU(), nn.SiLU(), nn.GELU(), nn.Sequential(nn.Tanh(), nn.ReLU())])
+def test_activations_between_products_are_computed_once_on_matrices(activation, dynamic):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 16), activation, nn.Linear(16, 16), activation, nn.Linear(16, 2))
+    x = torch.randn(6, 5, 3, requires_grad=True)
+    actual, graph = compiled_with_graph(lambda x: gradients(network, x), x, dynamic=dynamic)
+    for ours, theirs in zip(actual, gradients(network.double(), x.double()), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+    factors = {node for product in graph.nodes if product.target in (aten.mm.default, aten.addmm.default) for node in product.args}
+    reshaped = [node for node in factors if getattr(node, "target", None) in (aten.reshape.default, aten.view.default)]
+    assert len(reshaped) <= 2, "the input, and the gradient of the output"
+    assert all(len(shape) < 3 or shape[-1] != 16 for shape in graph.shapes(*ELEMENTWISE)), "no hidden layer is [T, N, 16]"
+
+
+def test_hidden_layers_that_are_also_used_in_their_own_shape_keep_their_values():
+    torch.manual_seed(0)
+    first, second, scale = nn.Linear(3, 16), nn.Linear(16, 2), torch.randn(5, 1)
+
+    def function(x):
+        hidden = first(x).tanh()
+        over_time = hidden.cumsum(0) + hidden[0]
+        scaled = second(hidden * scale)  # scale has a value for each of 5: it cannot be combined with a matrix
+        converted = second(hidden.double().sinh().float().relu())
+        return second(hidden), over_time, scaled, converted, second(hidden.reshape(-1, 16).relu()), hidden.transpose(0, 1)
+
+    x = torch.randn(6, 5, 3)
+    for dynamic in (False, True):
+        actual, graph = compiled_with_graph(function, x, dynamic=dynamic)
+        for ours, theirs in zip(actual, function(x), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        assert len(graph.shapes(aten.cumsum.default)) == 1
 
 
 def added_up(x):
