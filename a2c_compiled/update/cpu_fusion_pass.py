@@ -70,21 +70,22 @@ def _is_float32_on_cpu(match: Match) -> bool:
 # -- Products --
 
 
-# This operator wraps oneDNN's operator. Inductor would treat the weights of oneDNN's own operator as constants, as in frozen networks.
+# This operator wraps oneDNN's operator. Inductor would treat the weights of oneDNN's own operator as constants, as in frozen networks. For an
+# argument of type str instead of bool, inductor's C++ would include headers that take longer to compile than the whole training step.
 # A module variable holds the library, because torch unregisters the operator when the library object is deleted.
 _library = torch.library.Library("a2c_compiled", "FRAGMENT")
 _library.define(
-    "product(Tensor left, Tensor right, Tensor? bias, str activation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+    "product(Tensor left, Tensor right, Tensor? bias, bool tanh) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )
 
 
-def _onednn_product(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
-    """Computes ``activation(left @ right + bias)``, with ``left`` of shape ``[rows, inner]`` and ``right`` ``[inner, columns]``."""
+def _onednn_product(left: Tensor, right: Tensor, bias: Optional[Tensor], tanh: bool) -> Tensor:
+    """Computes ``left @ right + bias``, or its tanh, with ``left`` of shape ``[rows, inner]`` and ``right`` ``[inner, columns]``."""
     assert onednn_product is not None, "without oneDNN, no product is replaced"
-    return onednn_product(left, right.t(), bias, activation, [], "")
+    return onednn_product(left, right.t(), bias, "tanh" if tanh else "none", [], "")
 
 
-def _fake_product(left: Tensor, right: Tensor, bias: Optional[Tensor], activation: str) -> Tensor:
+def _fake_product(left: Tensor, right: Tensor, bias: Optional[Tensor], tanh: bool) -> Tensor:
     """Returns a tensor with the shape and dtype of the product, for tracing."""
     return left.new_empty(left.size(0), right.size(1))
 
@@ -118,7 +119,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         if rows > columns:
             return _product(right.t(), left.t()).t()
         left = left.clone(memory_format=torch.contiguous_format)
-    return torch.ops.a2c_compiled.product(left, right, None, "none")
+    return torch.ops.a2c_compiled.product(left, right, None, False)
 
 
 def _is_slow_gradient(left: Tensor, right: Tensor) -> bool:
@@ -136,7 +137,7 @@ def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _product_with_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.a2c_compiled.product(left, right, bias, "none")
+    return torch.ops.a2c_compiled.product(left, right, bias, False)
 
 
 @inductor.register_graph_pattern(
@@ -228,8 +229,9 @@ def _replace_tanh(match: Match, x: Any) -> None:
     product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x
     is_product = product.target is torch.ops.a2c_compiled.product.default and len(x.users) == len(product.users) == 1
     if is_product and _HAS_AVX512:
-        # oneDNN's tanh reads a table. It is fast where one instruction reads 16 entries. Argument 3 is the activation. oneDNN's tanh is as accurate, and saves writing the product to memory and reading it again.
-        product.update_arg(3, "tanh")
+        # oneDNN's tanh reads a table, which is fast where one instruction reads 16 entries. It is as accurate, and saves writing the product
+        # to memory and reading it again.
+        product.update_arg(3, True)
         match.output_node().replace_all_uses_with(x)
         match.erase_nodes()
     else:
