@@ -70,13 +70,11 @@ def _is_float32_on_cpu(match: Match) -> bool:
 # -- Products --
 
 
-# This operator wraps oneDNN's operator. Inductor would treat the weights of oneDNN's own operator as constants, as in frozen networks. For an
-# argument of type str instead of bool, inductor's C++ would include headers that take longer to compile than the whole training step.
+# This operator wraps oneDNN's operator. Inductor would treat the weights of oneDNN's own operator as constants, as in frozen networks.
+# The activation is a bool: for a string, inductor's C++ includes headers that take longer to compile than the rest of the training step.
 # A module variable holds the library, because torch unregisters the operator when the library object is deleted.
 _library = torch.library.Library("a2c_compiled", "FRAGMENT")
-_library.define(
-    "product(Tensor left, Tensor right, Tensor? bias, bool tanh) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
-)
+_library.define("product(Tensor left, Tensor right, Tensor? bias, bool tanh) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _onednn_product(left: Tensor, right: Tensor, bias: Optional[Tensor], tanh: bool) -> Tensor:
@@ -229,8 +227,8 @@ def _replace_tanh(match: Match, x: Any) -> None:
     product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x
     is_product = product.target is torch.ops.a2c_compiled.product.default and len(x.users) == len(product.users) == 1
     if is_product and _HAS_AVX512:
-        # oneDNN's tanh reads a table, which is fast where one instruction reads 16 entries. It is as accurate, and saves writing the product
-        # to memory and reading it again.
+        # oneDNN's tanh reads a table, which is fast where one instruction reads 16 entries. It is as accurate, and saves writing the
+        # product to memory and reading it again.
         product.update_arg(3, True)
         match.output_node().replace_all_uses_with(x)
         match.erase_nodes()

@@ -1,9 +1,8 @@
 """A pass over inductor's graphs that moves reshapes in front of elementwise operations."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 aten = torch.ops.aten
@@ -40,7 +39,7 @@ def _is_input_of_product(node: Node) -> bool:
     return node.meta["val"].device.type == "cpu"
 
 
-def _is_elementwise_on(node: Node, shape: Tuple[str, ...], known: Dict[Node, bool]) -> bool:
+def _is_elementwise_on(node: Node, shape: Optional[Tuple[str, ...]], known: Dict[Node, bool]) -> bool:
     """Returns whether ``node`` is computed by elementwise operations alone from tensors of shape ``shape`` that were reshaped.
 
     Args:
@@ -50,12 +49,14 @@ def _is_elementwise_on(node: Node, shape: Tuple[str, ...], known: Dict[Node, boo
     """
     if node not in known:
         if node.target in _RESHAPES:
-            known[node] = _shape(node.args[0]) == shape
+            known[node] = _shape(_matrix_of(node)) == shape
         else:
             is_elementwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) and not node.kwargs
-            operands = [operand for operand in node.all_input_nodes if not _is_number(operand)]
-            known[node] = is_elementwise and all(
-                _shape(operand) == _shape(node) and _is_elementwise_on(operand, shape, known) for operand in operands
+            operands = _tensor_operands(node)
+            known[node] = (
+                is_elementwise
+                and bool(operands)
+                and all(_shape(x) == _shape(node) and _is_elementwise_on(x, shape, known) for x in operands)
             )
     return known[node]
 
@@ -71,13 +72,13 @@ def _move_reshapes(graph: Graph, node: Node, like: Node, unused: List[Node]) -> 
     """
     if node.target in _RESHAPES:
         return
-    for operand in node.all_input_nodes:
-        if not _is_number(operand):
-            _move_reshapes(graph, operand, like, unused)
-    reshapes = [operand for operand in node.all_input_nodes if not _is_number(operand)]
+    for operand in _tensor_operands(node):
+        _move_reshapes(graph, operand, like, unused)
+    operands = {reshape: _matrix_of(reshape) for reshape in _tensor_operands(node)}
+    sizes = next(iter(operands)).args[1]
     with graph.inserting_before(node):
-        matrix = graph.node_copy(node, lambda operand: operand if _is_number(operand) else _matrix_of(operand))
-        reshape = graph.call_function(aten.reshape.default, (matrix, reshapes[0].args[1]))
+        matrix = graph.node_copy(node, lambda operand: operands.get(operand, operand))
+        reshape = graph.call_function(aten.reshape.default, (matrix, sizes))
     reshape.meta = dict(node.meta)
     matrix.meta["val"] = like.meta["val"].new_empty(like.meta["val"].shape, dtype=node.meta["val"].dtype)
     node.replace_all_uses_with(reshape)
@@ -89,12 +90,15 @@ def _matrix_of(reshape: Node) -> Node:
     return reshape.all_input_nodes[0]
 
 
-def _is_number(node: Node) -> bool:
-    """Returns whether the value of ``node`` has no dimensions, so that it can be combined with any shape."""
+def _tensor_operands(node: Node) -> List[Node]:
+    """Returns the operands of ``node`` that have dimensions. Numbers can be combined with any shape."""
+    return [operand for operand in node.all_input_nodes if _shape(operand) != ()]
+
+
+def _shape(node: Node) -> Optional[Tuple[str, ...]]:
+    """Returns the sizes of the value of ``node``, empty for a number, None if torch has not recorded the value.
+
+    Sizes are text, because comparing symbols would add conditions on them to the graph.
+    """
     value = node.meta.get("val")
-    return not isinstance(value, Tensor) or value.dim() == 0
-
-
-def _shape(node: Node) -> Tuple[str, ...]:
-    """Returns the sizes of the value of ``node``, as text: comparing symbols would add conditions on them to the graph."""
-    return tuple(map(str, node.meta["val"].shape))
+    return None if value is None else tuple(map(str, getattr(value, "shape", ())))

@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional
 
 from torch import Tensor
 
-from a2c_compiled._kinds import check_observation, check_tensors
+from a2c_compiled._kinds import check_observation, check_tensors, described
 
 
 class Rollout(NamedTuple):
@@ -50,7 +50,9 @@ _NUM_REQUIRED = _TENSORS.index("log_prob")
 
 
 def check_rollout(rollout: Rollout) -> None:
-    """Raises TypeError, with the name of the entry, unless all entries are tensors. Observations may be tuples of tensors."""
+    """Raises TypeError unless ``rollout`` is a :class:`Rollout` whose entries are tensors. Observations may be tuples of tensors."""
+    if not isinstance(rollout, Rollout):
+        raise TypeError(f"rollout: expected a Rollout, got {described(rollout)}")
     check_observation("observation", rollout.observation)
     check_observation("next_observation", rollout.next_observation)
     check_tensors(_TENSORS, [getattr(rollout, name) for name in _TENSORS], _NUM_REQUIRED)

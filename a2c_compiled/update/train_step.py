@@ -2,14 +2,14 @@
 
 import functools
 import operator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from contextlib import nullcontext
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule, positive_int
-from a2c_compiled._kinds import described, flag, number_or_tensor, optional_flag
+from a2c_compiled._kinds import flag, number_or_tensor, optional_flag
 from a2c_compiled._torch_internals import tracing_autograd
 from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.losses import A2CLoss, A2CLosses
@@ -300,8 +300,8 @@ class TrainStep(CoefficientModule):
             TypeError: ``rollout`` is not a :class:`~a2c_compiled.Rollout`, or a dtype is wrong.
             ValueError: a tensor is missing or has a wrong shape, or ``minibatches`` does not divide the number of environments.
         """
-        with self._calling(rollout):
-            return self._run(self, rollout)
+        check_rollout(rollout)
+        return self._call(self._run, rollout)
 
     def many(self, rollouts: Rollout) -> TrainMetrics:
         """Updates the parameters ``K`` times, from ``K`` rollouts in order. A compiled step runs all updates in one graph.
@@ -317,12 +317,10 @@ class TrainStep(CoefficientModule):
         Raises:
             TypeError, ValueError: see :meth:`forward`.
         """
-        with self._calling(rollouts):
-            if rollouts.reward.dim() == 0 or rollouts.reward.size(0) == 0:
-                raise ValueError(
-                    f"rollouts: expected at least one rollout, got a reward of shape {list(rollouts.reward.shape)}"
-                )
-            return self._run_many(self, rollouts)
+        check_rollout(rollouts)
+        if rollouts.reward.dim() == 0 or rollouts.reward.size(0) == 0:
+            raise ValueError(f"rollouts: expected at least one rollout, got a reward of shape {list(rollouts.reward.shape)}")
+        return self._call(self._run_many, rollouts)
 
     def epochs(
         self,
@@ -370,9 +368,9 @@ class TrainStep(CoefficientModule):
         """
         passes, size = positive_int("epochs", epochs), positive_int("minibatch_size", minibatch_size)
         check_epochs(self.loss, by, self.minibatches, generator, advantage, value_target)
-        with self._calling(rollout):
-            given = None if advantage is None else with_given(rollout, advantage, value_target)
-            arguments = self._run_estimates(self, rollout) if given is None else given
+        check_rollout(rollout)
+        given = None if advantage is None else with_given(rollout, advantage, value_target)
+        arguments = self._call(self._run_estimates, rollout) if given is None else given
         arguments, dim = rows_of(by, arguments, self.loss.value_estimator, rollout.reward)
         count = arguments["advantage"].size(dim)
         if size > count:
@@ -383,8 +381,7 @@ class TrainStep(CoefficientModule):
         indices, counted = shuffled(count, size, passes, generator, rollout.reward.device)
         metrics: List[TrainMetrics] = []
         for rows, rate in zip(zip(indices, counted, strict=True), rates, strict=True):
-            with self._calling(rollout):
-                update_metrics = self._run_minibatch(self, arguments, dim, *rows, rate)
+            update_metrics = self._call(self._run_minibatch, arguments, dim, *rows, rate)
             # A copy, because the next call of a CUDA graph overwrites the metrics.
             metrics.append(TrainMetrics(*map(_copied, update_metrics)) if self._cuda_graph else update_metrics)
         return TrainMetrics(*map(_stacked, zip(*metrics, strict=True)))
@@ -396,16 +393,13 @@ class TrainStep(CoefficientModule):
                 generator.set_state(self._generator_state)
             self._generator, self._generator_state = generator, None
 
-    @contextmanager
-    def _calling(self, rollout: Rollout) -> Iterator[None]:
-        """Context of a call: checks the type of ``rollout`` and lets torch.compile trace autograd. Then clears the autocast cache."""
-        if not isinstance(rollout, Rollout):
-            raise TypeError(f"rollout: expected a Rollout, got {described(rollout)}")
-        check_rollout(rollout)
+    def _call(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls ``run(self, *arguments)`` and lets torch.compile trace autograd. Then clears the autocast cache."""
         with self._tracing:
-            yield
-        if torch.is_autocast_enabled(rollout.reward.device.type):
+            result = run(self, *arguments)
+        if torch.is_autocast_enabled(self.step_count.device.type):
             torch.clear_autocast_cache()  # the cache holds half-precision copies of the old parameters
+        return result
 
     def _update(self, rollout: Rollout) -> TrainMetrics:
         state = self.state()

@@ -183,7 +183,9 @@ def test_the_gradient_of_a_weight_with_few_inputs_is_a_transposed_product(monkey
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("activation", [nn.Tanh(), nn.ReLU(), nn.ELU(), nn.SiLU(), nn.GELU(), nn.Sequential(nn.Tanh(), nn.ReLU())])
+@pytest.mark.parametrize(
+    "activation", [nn.Tanh(), nn.ReLU(), nn.ELU(), nn.SiLU(), nn.GELU(), nn.Sequential(nn.Tanh(), nn.ReLU())]
+)
 def test_activations_between_products_are_computed_once_on_matrices(activation, dynamic):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 16), activation, nn.Linear(16, 16), activation, nn.Linear(16, 2))
@@ -191,7 +193,9 @@ def test_activations_between_products_are_computed_once_on_matrices(activation, 
     actual, graph = compiled_with_graph(lambda x: gradients(network, x), x, dynamic=dynamic)
     for ours, theirs in zip(actual, gradients(network.double(), x.double()), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
-    factors = {node for product in graph.nodes if product.target in (aten.mm.default, aten.addmm.default) for node in product.args}
+    factors = {
+        node for product in graph.nodes if product.target in (aten.mm.default, aten.addmm.default) for node in product.args
+    }
     reshaped = [node for node in factors if getattr(node, "target", None) in (aten.reshape.default, aten.view.default)]
     assert len(reshaped) <= 2, "the input, and the gradient of the output"
     assert all(len(shape) < 3 or shape[-1] != 16 for shape in graph.shapes(*ELEMENTWISE)), "no hidden layer is [T, N, 16]"
@@ -206,7 +210,8 @@ def test_hidden_layers_that_are_also_used_in_their_own_shape_keep_their_values()
         over_time = hidden.cumsum(0) + hidden[0]
         scaled = second(hidden * scale)  # scale has a value for each of 5: it cannot be combined with a matrix
         converted = second(hidden.double().sinh().float().relu())
-        return second(hidden), over_time, scaled, converted, second(hidden.reshape(-1, 16).relu()), hidden.transpose(0, 1)
+        one = (hidden.sum() * 2).reshape(1, 1) @ torch.ones(1, 3)
+        return one, second(hidden), over_time, scaled, converted, second(hidden.reshape(-1, 16).relu()), hidden.transpose(0, 1)
 
     x = torch.randn(6, 5, 3)
     for dynamic in (False, True):
