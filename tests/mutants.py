@@ -50,6 +50,20 @@ FAULTS = (
         ("tests/update/test_compilation.py",),
     ),
     Fault(
+        "a reshape moves in front of an operation with an operand of another shape",
+        "a2c_compiled/update/reshapes.py",
+        "_shape(x) == _shape(node) and _is_elementwise_on(x, shape, known)",
+        "_shape(x) != _shape(node) or _is_elementwise_on(x, shape, known)",
+        ("tests/update/test_compilation.py",),
+    ),
+    Fault(
+        "the gradient of a weight is not transposed back",
+        "a2c_compiled/update/cpu_fusion_pass.py",
+        "return torch.mm(right.t(), left.t()).t()",
+        "return torch.mm(right.t(), left.t()).view(left.size(0), -1)",
+        ("tests/update/test_compilation.py",),
+    ),
+    Fault(
         "a GPU without a compiler for Triton raises Triton's error",
         "a2c_compiled/ops/registration.py",
         "if not triton_scan.is_available():",
