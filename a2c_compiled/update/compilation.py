@@ -24,8 +24,8 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
 
     - Activations between linear layers are computed and stored once, as matrices, and not once for each shape in which they are used.
     - Large float32 matrix products run in oneDNN. oneDNN uses the full vector width of the processor; MKL may not.
-    - The gradient of a float32 weight with fewer inputs than outputs is computed as the transpose of a product. MKL takes up to ten times as
-      long for a product with 2 to 8 columns.
+    - The gradient of a float32 weight with fewer inputs than outputs is computed as the transpose of a product. MKL takes up to ten times
+      as long for a product with 2 to 8 columns.
     - Sums over the rows of large float32 matrices, such as the gradients of biases, run in ATen, which reads the matrix once.
     - ``tanh`` of float32 is a rational function. The error is at most 6.1 units in the last place.
 
@@ -38,14 +38,19 @@ def compile_options(cuda_graph: bool = False) -> Dict[str, Any]:
         A new dict for the argument ``options`` of ``torch.compile``.
     """
     ignore_warnings_of_contexts()
-    options = dict(_own_pass())
+    options = dict(_own_pass(own_operators=True))
     if cuda_graph:
         options["triton.cudagraphs"] = True
     return options
 
 
+def portable_options() -> Dict[str, Any]:
+    """Returns the options of :func:`compile_options` for code that runs without this library."""
+    return dict(_own_pass(own_operators=False))
+
+
 @functools.cache
-def _own_pass() -> Dict[str, Any]:
+def _own_pass(own_operators: bool) -> Dict[str, Any]:
     """Returns the option that adds the inductor pass, or no option if this version of torch does not support the pass."""
     try:
         # Imported here because inductor takes seconds to import, and only callers that compile need it.
@@ -57,7 +62,7 @@ def _own_pass() -> Dict[str, Any]:
             stacklevel=3,
         )
         return {}
-    return {"post_grad_custom_post_pass": Float32OnCpu()}
+    return {"post_grad_custom_post_pass": Float32OnCpu(own_operators)}
 
 
 def compiled(

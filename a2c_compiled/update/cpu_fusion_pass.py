@@ -35,30 +35,40 @@ _SATURATED = 9.03
 _NUMERATOR = (1.33665141e-08, 2.06230743e-05, 0.00349668623, 0.133820385, 1.0)
 _DENOMINATOR = (7.78299864e-07, 0.000328725349, 0.0258814283, 0.467153609, 1.0)
 
-_products, _sums, _activations = (inductor.PatternMatcherPass() for _ in range(3))
+_products, _sums, _gradients, _activations = (inductor.PatternMatcherPass() for _ in range(4))
 
 
 class Float32OnCpu(_Pass):
-    """An inductor pass that replaces float32 matrix products, sums over rows, and tanh on a CPU. All instances are equal.
+    """An inductor pass that replaces float32 matrix products, sums over rows, and tanh on a CPU.
 
-    Torch compares the options of compiled functions. Because all instances are equal, torch reuses one compiled graph for equal options.
+    Torch compares the options of compiled functions. Because equal passes are equal objects, torch reuses one compiled graph for equal
+    options.
+
+    Args:
+        own_operators: whether the code may call operators of this library. Code that runs without the library must not: then products stay
+            in torch's library, and inductor adds up rows.
     """
 
+    def __init__(self, own_operators: bool = True) -> None:
+        self.own_operators = own_operators
+
     def __eq__(self, other: object) -> bool:
-        return type(other) is Float32OnCpu
+        return isinstance(other, Float32OnCpu) and other.own_operators == self.own_operators
 
     def __hash__(self) -> int:
-        return hash(Float32OnCpu)
+        return hash((Float32OnCpu, self.own_operators))
 
     def __call__(self, graph: Graph) -> None:
         reshapes.compute_on_matrices(graph)
-        _products.apply(graph)
-        _sums.apply(graph)
+        if self.own_operators:
+            _products.apply(graph)
+            _sums.apply(graph)
+        _gradients.apply(graph)
         _activations.apply(graph)
 
     def uuid(self) -> Any:
         """Returns the key of this pass in inductor's cache: a changed pass, or another processor, compiles again."""
-        return inductor.get_hash_for_files((__file__, reshapes.__file__), str(_HAS_AVX512))
+        return inductor.get_hash_for_files((__file__, reshapes.__file__), f"{_HAS_AVX512} {self.own_operators}")
 
 
 def _is_float32_on_cpu(match: Match) -> bool:
@@ -97,12 +107,21 @@ def _sizes(left: Tensor, right: Tensor) -> Tuple[int, int, int]:
     return size_hint(left.size(0)), size_hint(left.size(1)), size_hint(right.size(1))
 
 
-def _is_for_onednn(left: Tensor, right: Tensor) -> bool:
+def _factors(match: Match) -> Tuple[Tensor, Tensor]:
+    """Returns the values of the left and of the right factor of a matched product."""
+    return match.kwargs["left"].meta["val"], match.kwargs["right"].meta["val"]
+
+
+def _is_for_onednn(match: Match) -> bool:
     """Returns whether oneDNN is faster for this product than ATen, by the measured limits."""
-    rows, inner, columns = _sizes(left, right)
-    if onednn_product is None or rows * inner * columns < _MIN_MULTIPLICATIONS:
+    if not _is_float32_on_cpu(match) or onednn_product is None:
         return False
-    return inner <= max(rows, columns) or (_HAS_AVX512 and min(rows, columns) >= _MIN_ROWS_AND_COLUMNS)
+    rows, inner, columns = _sizes(*_factors(match))
+    if rows * inner * columns < _MIN_MULTIPLICATIONS:
+        return False
+    if inner > max(rows, columns):
+        return "bias" not in match.kwargs and _HAS_AVX512 and min(rows, columns) >= _MIN_ROWS_AND_COLUMNS
+    return True
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -120,10 +139,39 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.ops.a2c_compiled.product(left, right, None, False)
 
 
-def _is_slow_gradient(left: Tensor, right: Tensor) -> bool:
-    """Returns whether ``left @ right`` is the gradient of a weight with fewer inputs than outputs: a transposed matrix times another."""
+def _product_with_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+    return torch.ops.a2c_compiled.product(left, right, bias, False)
+
+
+@inductor.register_graph_pattern(
+    inductor.CallFunction(aten.mm.default, inductor.KeywordArg("left"), inductor.KeywordArg("right")),
+    extra_check=_is_for_onednn,
+    pass_dict=_products,
+)
+def _replace_mm(match: Match, left: Any, right: Any) -> None:
+    match.replace_by_example(_product, [left, right])
+
+
+@inductor.register_graph_pattern(
+    inductor.CallFunction(
+        aten.addmm.default, inductor.KeywordArg("bias"), inductor.KeywordArg("left"), inductor.KeywordArg("right")
+    ),
+    extra_check=lambda match: _is_for_onednn(match) and match.kwargs["bias"].meta["val"].dim() == 1,
+    pass_dict=_products,
+)
+def _replace_addmm(match: Match, bias: Any, left: Any, right: Any) -> None:
+    match.replace_by_example(_product_with_bias, [left, right, bias])
+
+
+# -- Gradients of weights in ATen --
+
+
+def _is_slow_gradient(match: Match) -> bool:
+    """Returns whether a product is the gradient of a weight with fewer inputs than outputs: a transposed matrix times another."""
+    left, right = _factors(match)
     rows, _, columns = _sizes(left, right)
-    return 1 < columns < rows and size_hint(left.stride(0)) == size_hint(right.stride(1)) == 1
+    is_gradient = size_hint(left.stride(0)) == size_hint(right.stride(1)) == 1
+    return 1 < columns < rows and is_gradient and _is_float32_on_cpu(match)
 
 
 def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
@@ -134,34 +182,13 @@ def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(right.t(), left.t()).t()
 
 
-def _product_with_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-    return torch.ops.a2c_compiled.product(left, right, bias, False)
-
-
 @inductor.register_graph_pattern(
     inductor.CallFunction(aten.mm.default, inductor.KeywordArg("left"), inductor.KeywordArg("right")),
-    extra_check=_is_float32_on_cpu,
-    pass_dict=_products,
+    extra_check=_is_slow_gradient,
+    pass_dict=_gradients,
 )
-def _replace_mm(match: Match, left: Any, right: Any) -> None:
-    values = left.meta["val"], right.meta["val"]
-    if _is_for_onednn(*values):
-        match.replace_by_example(_product, [left, right])
-    elif _is_slow_gradient(*values):
-        match.replace_by_example(_transposed_product, [left, right])
-
-
-@inductor.register_graph_pattern(
-    inductor.CallFunction(
-        aten.addmm.default, inductor.KeywordArg("bias"), inductor.KeywordArg("left"), inductor.KeywordArg("right")
-    ),
-    extra_check=_is_float32_on_cpu,
-    pass_dict=_products,
-)
-def _replace_addmm(match: Match, bias: Any, left: Any, right: Any) -> None:
-    rows, inner, columns = _sizes(left.meta["val"], right.meta["val"])
-    if inner <= max(rows, columns) and bias.meta["val"].dim() == 1 and _is_for_onednn(left.meta["val"], right.meta["val"]):
-        match.replace_by_example(_product_with_bias, [left, right, bias])
+def _replace_gradient(match: Match, left: Any, right: Any) -> None:
+    match.replace_by_example(_transposed_product, [left, right])
 
 
 # -- Sums over rows, such as the gradient of a bias --

@@ -12,6 +12,7 @@ from a2c_compiled.export.formats.pt2 import COMPILED_ENDING, write_program
 from a2c_compiled.export.formats.record import Format
 from a2c_compiled.export.tracing.call import DynamicAxes, ExampleInputs
 from a2c_compiled.export.tracing.program import by_name, exporting_without_logs
+from a2c_compiled.update.compilation import portable_options
 
 
 def export_aot(module: nn.Module, example_inputs: ExampleInputs, path: AnyPath, dynamic_axes: DynamicAxes = ("T", "N")) -> Path:
@@ -50,7 +51,11 @@ def export_aot(module: nn.Module, example_inputs: ExampleInputs, path: AnyPath, 
             package_path=str(temporary),
             # check_lowerbound: AOTInductor records a lower bound of 2 for every size that may vary, although the program accepts 1.
             # With AOTI_RUNTIME_CHECK_INPUTS=1 the package would refuse smaller sizes.
-            inductor_configs={"aot_inductor.metadata": metadata, "aot_inductor.check_lowerbound": False},
+            inductor_configs={
+                "aot_inductor.metadata": metadata,
+                "aot_inductor.check_lowerbound": False,
+                **portable_options(),
+            },
         )
 
     return write_program(module, example_inputs, path, dynamic_axes, COMPILED_ENDING, write, load_aot)

@@ -33,8 +33,9 @@ from tolerances import assert_close
 from torch import nn
 
 from a2c_compiled import distributions, estimators, export
+from a2c_compiled.export.formats.aot import load_aot
 from a2c_compiled.ops import linear_scan
-from a2c_compiled.update import Rollout, TrainStep
+from a2c_compiled.update import Rollout, TrainStep, cpu_fusion_pass
 
 NAN = float("nan")
 
@@ -341,6 +342,25 @@ def test_verification_of_an_update_starts_from_the_exported_state_and_another_on
         for name in update.module.state_names:
             assert np.array_equal(arrays[f"{exported}/inputs/{name}"], update.module.example_inputs[name].numpy())
             assert not np.array_equal(arrays[f"every case/inputs/{name}"], arrays[f"{exported}/inputs/{name}"]), name
+
+
+def test_a_package_is_compiled_with_the_pass_for_cpus_but_without_operators_of_this_library(monkeypatch, tmp_path):
+    operators, run_pass = [], cpu_fusion_pass.Float32OnCpu.__call__
+
+    def noted(self, graph):
+        run_pass(self, graph)
+        operators.extend(str(node.target) for node in graph.nodes if node.op == "call_function")
+
+    monkeypatch.setattr(cpu_fusion_pass.Float32OnCpu, "__call__", noted)
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64)), torch.randn(64, 128, 8)
+    path = export.export_aot(network, {"input": x}, tmp_path / "network.aot.pt2")
+    assert operators
+    assert not any("tanh" in name or "a2c_compiled" in name for name in operators)
+    for inputs in (x, x[:1, :3].contiguous()):
+        (output,) = load_aot(path)(input=inputs).values()
+        torch.testing.assert_close(output.double(), network.double()(inputs.double()), rtol=1e-5, atol=1e-5)
+        network.float()
 
 
 @pytest.mark.xdist_group("update")
