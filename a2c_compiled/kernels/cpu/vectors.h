@@ -201,9 +201,18 @@ INLINE V exponential(V x) {
   const V shifted = x * kPerLog2 + kRound;
   const V k = shifted - kRound;
   const V rest = (x - k * kLog2High) - k * kLog2Low;
-  V sum = repeat<V>(T(kExponential.term[kDegree]));
+  // The sum of the series: of pairs of terms, of pairs of pairs, and so on. One term after the other would take twice as long.
+  constexpr int kPairs = (kDegree + 1) / 2;
+  V sum[kPairs], power = rest;
 #pragma GCC unroll 16
-  for (int i = kDegree - 1; i >= 0; --i) sum = T(kExponential.term[i]) + sum * rest;
+  for (int i = 0; i < kPairs; ++i) sum[i] = T(kExponential.term[2 * i]) + T(kExponential.term[2 * i + 1]) * rest;
+#pragma GCC unroll 16
+  for (int count = kPairs; count > 1; count = (count + 1) / 2) {
+    power *= power;
+#pragma GCC unroll 16
+    for (int i = 0; i < count / 2; ++i) sum[i] = sum[2 * i] + sum[2 * i + 1] * power;
+    if (count % 2) sum[count / 2] = sum[count - 1];
+  }
   Bits bits;
   std::memcpy(&bits, &shifted, sizeof bits);  // the low bits of `shifted` are k
   using Unsigned = std::make_unsigned_t<SignedBits<T>>;
@@ -211,9 +220,9 @@ INLINE V exponential(V x) {
     bits = Bits(Unsigned(bits + kBias) << kMantissa);
   else
     bits = (bits + kBias) << kMantissa;
-  V power;
-  std::memcpy(&power, &bits, sizeof power);
-  return unless(x < kLowest, sum * power);
+  V scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return unless(x < kLowest, sum[0] * scale);
 }
 
 // Exchanges blocks of kBlock numbers: each second block of `a` with the block before it in the other vector, `b`.
