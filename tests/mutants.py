@@ -52,8 +52,8 @@ FAULTS = (
     Fault(
         "a reshape moves in front of an operation with an operand of another shape",
         "a2c_compiled/update/reshapes.py",
-        "_shape(x) == _shape(node) and _is_elementwise_on(x, shape, known)",
-        "_shape(x) != _shape(node) or _is_elementwise_on(x, shape, known)",
+        "if not is_elementwise or {_shape(operand) for operand in operands} != {_shape(node)}:",
+        "if not is_elementwise:",
         ("tests/update/test_compilation.py",),
     ),
     Fault(

@@ -1,6 +1,6 @@
 """A pass over inductor's graphs that moves reshapes in front of elementwise operations."""
 
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Set, Tuple
 
 import torch
 from torch.fx import Graph, Node
@@ -23,13 +23,12 @@ def compute_on_matrices(graph: Graph) -> None:
     Args:
         graph: the graph. It is changed in place.
     """
-    unused: List[Node] = []
     for reshape in list(graph.nodes):
-        if _is_input_of_product(reshape) and _is_elementwise_on(reshape.args[0], _shape(reshape), {}):
-            _move_reshapes(graph, reshape.args[0], reshape, unused)
-            reshape.replace_all_uses_with(_matrix_of(reshape.args[0]))
-    for node in reversed(unused):
-        graph.erase_node(node)
+        operations = _elementwise_operations(reshape) if _is_input_of_product(reshape) else None
+        if operations is not None:
+            for node in [node for node in graph.nodes if node in operations]:
+                _move_reshape(graph, node, reshape)
+            reshape.replace_all_uses_with(_matrix_of(_matrix_of(reshape)))
 
 
 def _is_input_of_product(node: Node) -> bool:
@@ -39,41 +38,36 @@ def _is_input_of_product(node: Node) -> bool:
     return node.meta["val"].device.type == "cpu"
 
 
-def _is_elementwise_on(node: Node, shape: Optional[Tuple[str, ...]], known: Dict[Node, bool]) -> bool:
-    """Returns whether ``node`` is computed by elementwise operations alone from tensors of shape ``shape`` that were reshaped.
+def _elementwise_operations(reshape: Node) -> Optional[Set[Node]]:
+    """Returns the operations that compute the input of ``reshape`` from matrices of its shape that were reshaped.
 
-    Args:
-        node: a node with the same number of elements as ``shape``.
-        shape: from :func:`_shape`.
-        known: results for other nodes.
+    Returns None if one of them is not elementwise, or combines tensors of several shapes.
     """
-    if node not in known:
+    operations: Set[Node] = set()
+    pending = [_matrix_of(reshape)]
+    while pending:
+        node = pending.pop()
         if node.target in _RESHAPES:
-            known[node] = _shape(_matrix_of(node)) == shape
-        else:
-            is_elementwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) and not node.kwargs
+            if _shape(_matrix_of(node)) != _shape(reshape):
+                return None
+        elif node not in operations:
             operands = _tensor_operands(node)
-            known[node] = (
-                is_elementwise
-                and bool(operands)
-                and all(_shape(x) == _shape(node) and _is_elementwise_on(x, shape, known) for x in operands)
-            )
-    return known[node]
+            is_elementwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) and not node.kwargs
+            if not is_elementwise or {_shape(operand) for operand in operands} != {_shape(node)}:
+                return None
+            operations.add(node)
+            pending += operands
+    return operations
 
 
-def _move_reshapes(graph: Graph, node: Node, like: Node, unused: List[Node]) -> None:
-    """Replaces ``node`` by a reshape of the same computation on matrices, see :func:`_is_elementwise_on`.
+def _move_reshape(graph: Graph, node: Node, like: Node) -> None:
+    """Replaces an elementwise operation on reshaped matrices by a reshape of the operation on the matrices.
 
     Args:
         graph: the graph.
-        node: the node.
+        node: the operation.
         like: a node with the shape of the matrices.
-        unused: gets the nodes that are replaced, operands first.
     """
-    if node.target in _RESHAPES:
-        return
-    for operand in _tensor_operands(node):
-        _move_reshapes(graph, operand, like, unused)
     operands = {reshape: _matrix_of(reshape) for reshape in _tensor_operands(node)}
     sizes = next(iter(operands)).args[1]
     with graph.inserting_before(node):
@@ -82,7 +76,7 @@ def _move_reshapes(graph: Graph, node: Node, like: Node, unused: List[Node]) -> 
     reshape.meta = dict(node.meta)
     matrix.meta["val"] = like.meta["val"].new_empty(like.meta["val"].shape, dtype=node.meta["val"].dtype)
     node.replace_all_uses_with(reshape)
-    unused.append(node)
+    graph.erase_node(node)
 
 
 def _matrix_of(reshape: Node) -> Node:

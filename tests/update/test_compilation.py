@@ -221,6 +221,22 @@ def test_hidden_layers_that_are_also_used_in_their_own_shape_keep_their_values()
         assert len(graph.shapes(aten.cumsum.default)) == 1
 
 
+def test_a_long_chain_of_operations_between_products_compiles():
+    """Its length must not reach Python's limit for recursion."""
+    first, second = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def function(x):
+        x = first(x)
+        for _ in range(sys.getrecursionlimit()):
+            x = x + 1
+        return second(x)
+
+    x = torch.ones(4, 5, 2)
+    actual, graph = compiled_with_graph(function, x)
+    torch.testing.assert_close(actual, function(x))
+    assert graph.shapes(aten.add.Tensor) == [(20, 3)] * sys.getrecursionlimit()
+
+
 def added_up(x):
     return x.sum(0)
 
