@@ -35,6 +35,7 @@ _SATURATED = 9.03
 _NUMERATOR = (1.33665141e-08, 2.06230743e-05, 0.00349668623, 0.133820385, 1.0)
 _DENOMINATOR = (7.78299864e-07, 0.000328725349, 0.0258814283, 0.467153609, 1.0)
 
+_MM = inductor.CallFunction(aten.mm.default, inductor.KeywordArg("left"), inductor.KeywordArg("right"))
 _products, _sums, _gradients, _activations = (inductor.PatternMatcherPass() for _ in range(4))
 
 
@@ -143,11 +144,7 @@ def _product_with_bias(left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.a2c_compiled.product(left, right, bias, False)
 
 
-@inductor.register_graph_pattern(
-    inductor.CallFunction(aten.mm.default, inductor.KeywordArg("left"), inductor.KeywordArg("right")),
-    extra_check=_is_for_onednn,
-    pass_dict=_products,
-)
+@inductor.register_graph_pattern(_MM, extra_check=_is_for_onednn, pass_dict=_products)
 def _replace_mm(match: Match, left: Any, right: Any) -> None:
     match.replace_by_example(_product, [left, right])
 
@@ -182,11 +179,7 @@ def _transposed_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(right.t(), left.t()).t()
 
 
-@inductor.register_graph_pattern(
-    inductor.CallFunction(aten.mm.default, inductor.KeywordArg("left"), inductor.KeywordArg("right")),
-    extra_check=_is_slow_gradient,
-    pass_dict=_gradients,
-)
+@inductor.register_graph_pattern(_MM, extra_check=_is_slow_gradient, pass_dict=_gradients)
 def _replace_gradient(match: Match, left: Any, right: Any) -> None:
     match.replace_by_example(_transposed_product, [left, right])
 
@@ -251,7 +244,7 @@ def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     inductor.CallFunction(aten.tanh.default, inductor.KeywordArg("x")), extra_check=_is_float32_on_cpu, pass_dict=_activations
 )
 def _replace_tanh(match: Match, x: Any) -> None:
-    product = x.args[0] if x.target in (aten.view.default, aten.reshape.default) else x
+    product = x.args[0] if x.target in reshapes.RESHAPES else x
     is_product = product.target is torch.ops.a2c_compiled.product.default and len(x.users) == len(product.users) == 1
     if is_product and _HAS_AVX512:
         # oneDNN's tanh reads a table, which is fast where one instruction reads 16 entries. It is as accurate, and saves writing the

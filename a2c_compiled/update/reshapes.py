@@ -7,7 +7,9 @@ from torch.fx import Graph, Node
 
 aten = torch.ops.aten
 
-_RESHAPES = (aten.reshape.default, aten.view.default)
+RESHAPES = (aten.reshape.default, aten.view.default)
+"""The operators of a graph that give a tensor another shape."""
+
 _PRODUCTS = (aten.mm.default, aten.addmm.default)
 
 
@@ -33,7 +35,7 @@ def compute_on_matrices(graph: Graph) -> None:
 
 def _is_input_of_product(node: Node) -> bool:
     """Returns whether ``node`` reshapes a tensor on a CPU to a factor of a matrix product."""
-    if node.target not in _RESHAPES or not any(user.target in _PRODUCTS for user in node.users):
+    if node.target not in RESHAPES or not any(user.target in _PRODUCTS for user in node.users):
         return False
     return node.meta["val"].device.type == "cpu"
 
@@ -47,7 +49,7 @@ def _elementwise_operations(reshape: Node) -> Optional[Set[Node]]:
     pending = [_matrix_of(reshape)]
     while pending:
         node = pending.pop()
-        if node.target in _RESHAPES:
+        if node.target in RESHAPES:
             if _shape(_matrix_of(node)) != _shape(reshape):
                 return None
         elif node not in operations:

@@ -369,8 +369,9 @@ class TrainStep(CoefficientModule):
         passes, size = positive_int("epochs", epochs), positive_int("minibatch_size", minibatch_size)
         check_epochs(self.loss, by, self.minibatches, generator, advantage, value_target)
         check_rollout(rollout)
-        given = None if advantage is None else with_given(rollout, advantage, value_target)
-        arguments = self._call(self._run_estimates, rollout) if given is None else given
+        arguments = (
+            self._call(self._run_estimates, rollout) if advantage is None else with_given(rollout, advantage, value_target)
+        )
         arguments, dim = rows_of(by, arguments, self.loss.value_estimator, rollout.reward)
         count = arguments["advantage"].size(dim)
         if size > count:

@@ -24,6 +24,8 @@ def export_aot(module: nn.Module, example_inputs: ExampleInputs, path: AnyPath, 
     The package holds machine code for the processor or GPU on which it was made. It needs only torch or libtorch of the same version, and
     nothing is compiled when it runs. Call the package like the program of :func:`~a2c_compiled.export.export_pt2`.
 
+    - On a CPU, the code is optimised as with :func:`~a2c_compiled.compile_options`, without operators of this library. There,
+      ``tanh`` of float32 has errors of up to 6.1 units in the last place.
     - Compiling needs a C++ compiler and takes about 10 s.
     - Inputs must be contiguous and have the dtypes of the example inputs. Other inputs give wrong results without an error, unless the
       environment variable ``AOTI_RUNTIME_CHECK_INPUTS=1`` is set.

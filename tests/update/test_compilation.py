@@ -1,4 +1,5 @@
-"""Compiled for a CPU: products in oneDNN, large sums over rows in ATen, tanh as a rational function, and everything else as it was."""
+"""Compiled for a CPU: activations on matrices, products in oneDNN, gradients of weights and large sums over rows in ATen, tanh as a
+rational function, and everything else as it was."""
 
 import copy
 import math

@@ -202,6 +202,7 @@ INLINE V exponential(V x) {
   const V k = shifted - kRound;
   const V rest = (x - k * kLog2High) - k * kLog2Low;
   // The sum of the series: of pairs of terms, of pairs of pairs, and so on. One term after the other would take twice as long.
+  static_assert(kDegree % 2 == 1, "the number of terms is even");
   constexpr int kPairs = (kDegree + 1) / 2;
   V sum[kPairs], power = rest;
 #pragma GCC unroll 16
