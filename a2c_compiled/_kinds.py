@@ -38,7 +38,7 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 def check_tensors(names: Sequence[str], tensors: Sequence[Any], num_required: int) -> None:
     """Raises TypeError unless all ``tensors`` are tensors, or None after the first ``num_required``. ``names`` are the arguments' names."""
     for i, tensor in enumerate(tensors):
-        if type(tensor) is not Tensor and (tensor is not None or i < num_required):
+        if tensor is not None or i < num_required:
             check_tensor(names[i], tensor)
 
 

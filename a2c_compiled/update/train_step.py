@@ -2,8 +2,7 @@
 
 import functools
 import operator
-from contextlib import nullcontext
-from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -186,10 +185,8 @@ class TrainStep(CoefficientModule):
         self._run_many: Callable[[TrainStep, Rollout], TrainMetrics] = TrainStep._update_many
         self._run_estimates: Callable[[TrainStep, Rollout], Dict[str, Any]] = TrainStep._with_estimates
         self._run_minibatch: Callable[..., TrainMetrics] = TrainStep._update_minibatch
-        self._tracing: ContextManager[Any] = nullcontext()
         if self._compiles:
-            self._tracing = tracing_autograd()  # created once, because creating it takes longer than entering it
-            call = functools.partial(compiled, dynamic=self._dynamic)
+            call = functools.partial(compiled, dynamic=self._dynamic, context=tracing_autograd())
             self._run = call(TrainStep._update, cuda_graph=self._cuda_graph, rollout_dims=(0, 1))
             self._run_many = call(TrainStep._update_many, cuda_graph=self._cuda_graph, rollout_dims=(1, 2))
             # Without a CUDA graph, whose results the next call overwrites: all minibatches read the estimates.
@@ -198,7 +195,7 @@ class TrainStep(CoefficientModule):
 
     def __getstate__(self) -> Dict[str, Any]:
         """Leaves out the compiled functions, which cannot be copied or pickled. A copy of the step compiles again."""
-        kept = {name: value for name, value in self.__dict__.items() if not name.startswith(("_run", "_tracing"))}
+        kept = {name: value for name, value in self.__dict__.items() if not name.startswith("_run")}
         return {**kept, "_generator": None, "_generator_state": self._state_of_generator()}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
@@ -284,7 +281,8 @@ class TrainStep(CoefficientModule):
 
     def state(self) -> TrainState:
         """Returns the present parameters, optimizer state and step count. The tensors are not copies."""
-        slots = {slot: [self._slot(slot, name) for name in self.parameter_names] for slot in self.optimizer.slots}
+        buffers = dict(self.optimizer_state.named_buffers())
+        slots = {slot: [buffers[f"{slot}.{name}"] for name in self.parameter_names] for slot in self.optimizer.slots}
         return TrainState(self._params(), slots, self.step_count)
 
     def forward(self, rollout: Rollout) -> TrainMetrics:
@@ -395,9 +393,8 @@ class TrainStep(CoefficientModule):
             self._generator, self._generator_state = generator, None
 
     def _call(self, run: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls ``run(self, *arguments)`` and lets torch.compile trace autograd. Then clears the autocast cache."""
-        with self._tracing:
-            result = run(self, *arguments)
+        """Calls ``run(self, *arguments)``. Then clears the autocast cache."""
+        result = run(self, *arguments)
         if torch.is_autocast_enabled(self.step_count.device.type):
             torch.clear_autocast_cache()  # the cache holds half-precision copies of the old parameters
         return result
@@ -451,9 +448,6 @@ class TrainStep(CoefficientModule):
         parameters: Dict[str, Tensor] = dict(self.loss.named_parameters())
         return [parameters[name] for name in self.parameter_names]
 
-    def _slot(self, slot: str, name: str) -> Tensor:
-        return self.optimizer_state.get_buffer(f"{slot}.{name}")
-
 
 _COUNTERS = ("step_count", "skipped", "skipped_in_a_row")
 
@@ -485,11 +479,12 @@ def _mapped(function: Callable[..., List[Tensor]], *states: TrainState) -> Train
 
 def _state_where(condition: Tensor, new_state: TrainState, old_state: TrainState) -> TrainState:
     """Returns ``new_state`` if ``condition``, a 0-d bool tensor, is true, else ``old_state``. The host does not read ``condition``."""
-
-    def select(new_tensors: List[Tensor], old_tensors: List[Tensor]) -> List[Tensor]:
-        return [torch.where(condition, new, old.detach()) for new, old in zip(new_tensors, old_tensors, strict=True)]
-
-    return _mapped(select, new_state, old_state)._replace(step=torch.where(condition, new_state.step, old_state.step))
+    chosen = _mapped(
+        lambda news, olds: [torch.where(condition, new, old.detach()) for new, old in zip(news, olds, strict=True)],
+        new_state,
+        old_state,
+    )
+    return chosen._replace(step=torch.where(condition, new_state.step, old_state.step))
 
 
 def _with_used(state: TrainState, used: List[int], new: TrainState) -> TrainState:

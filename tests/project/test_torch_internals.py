@@ -255,12 +255,29 @@ def test_a_required_name_that_torch_lacks_is_an_error_on_use(without):
         without("torch._inductor.aoti_load_package").ahead_of_time()
 
 
+def test_without_a_name_every_call_of_a_graph_goes_through_torch(without):
+    def doubled(x):
+        return 2 * x
+
+    x, callback = torch.ones(3), "torch._C._dynamo.eval_frame.get_eval_frame_callback"
+    torch.compile(doubled, backend="eager")(x)
+    (graph,) = present.compiled_graphs(doubled)
+    assert graph.accepts([x])
+    assert not graph.accepts([x.double()])
+    assert torch.equal(graph.run(x), 2 * x)
+    assert present.may_call_graphs()
+    for name in ("torch._C._dynamo.eval_frame._debug_get_cache_entry_list", "torch._dynamo.guards.GuardManagerWrapper"):
+        assert without(name).compiled_graphs(doubled) == []
+    assert not any(without(name).may_call_graphs() for name in (callback, "torch._dynamo.eval_frame"))
+
+
 @pytest.mark.slow
 def test_inductor_compiles_without_the_names_that_make_it_faster(without):
     names = (
         "torch._functorch._aot_autograd.graph_compile.tensorify_python_scalars",
         "torch._inductor.codegen.cpp.CppKernel.need_use_acc_helper",
         "torch._inductor.codegen.common.DtypePropagationOpsHandler",
+        "torch._inductor.codegen.wrapper.PythonWrapperCodegen.codegen_input_size_asserts",
     )
     x, found = torch.randn(7, 3), pkgutil.resolve_name
     originals = list(map(found, names))
@@ -276,6 +293,20 @@ GUARDS = {
     "a function of torch": ("CLOSURE_MATCH", True, "G['__import_torch_dot_nn_dot_functional'].linear", False),
     "a class of this library": ("CLASS_MATCH", True, "G['__import_a2c_compiled_dot_losses_dot_a2c'].A2CLosses", False),
     "the package": ("MODULE_MATCH", True, "G['torch']", False),
+    "a constant of this library": ("CONSTANT_MATCH", True, "G['__import_a2c_compiled_dot_losses_dot_a2c'].LOSSES[0]", False),
+    "a function of the compiled function's module": ("CLOSURE_MATCH", True, "G['_mapped']", False),
+    "a builtin": ("BUILTIN_MATCH", True, "G['__builtins_dict___0']['len']", False),
+    "how a NamedTuple is made": ("ID_MATCH", True, "G['___unnamed_scope_1403_c0']['_tuple_new']", False),
+    "a flag of torch, read in this library": (
+        "CONSTANT_MATCH",
+        True,
+        "G['__import_a2c_compiled_dot_x'].torch.backends.flag",
+        True,
+    ),
+    "a flag of torch, read in the function's module": ("CONSTANT_MATCH", True, "G['torch'].backends.flag", True),
+    "a global variable of code without a module": ("CONSTANT_MATCH", True, "G['___unnamed_scope_1403_c0']['scale']", True),
+    "an object that Dynamo has added": ("CONSTANT_MATCH", True, "G['_139_c0'].scale", True),
+    "a global variable of the main module": ("CONSTANT_MATCH", True, "G['__import___main__'].SCALE", True),
     "a flag of torch": ("CONSTANT_MATCH", True, "G['__import_torch_dot_backends_dot_mha']._is_fastpath_enabled", True),
     "hooks of all modules": (
         "EMPTY_NN_MODULE_HOOKS_DICT",
