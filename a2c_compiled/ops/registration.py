@@ -93,6 +93,10 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
         if not cpu_scan.is_available():
             cpu_scan.warn_once()
             return in_torch(*arguments)
+        check_dtypes(arguments)
+        outputs = cpu_scan.call(form, arguments[-1], None, *arguments[:-1])  # for small scans, this takes half the time of the code below
+        if outputs is not None:
+            return result(outputs)
         if arguments[first_value].dim() > cpu_scan.MAX_DIMENSIONS:
             return in_torch(*arguments)
         check(arguments)
