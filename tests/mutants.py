@@ -38,9 +38,30 @@ FAULTS = (
     Fault(
         "a compiled step has no value of a number that changes",
         "a2c_compiled/_torch_internals.py",
-        'or any(node.target == "item" for node in nodes)',
-        "",
+        'if any(node.target == "item" for node in nodes):',
+        "if False:",
         ("tests/update/test_compilation.py",),
+    ),
+    Fault(
+        "a graph that torch has dropped is called",
+        "a2c_compiled/_torch_internals.py",
+        "guards.cache_entry is not None\n            and ",
+        "",
+        ("tests/update/test_compiled_graphs.py",),
+    ),
+    Fault(
+        "a graph is called although torch.compiler.set_stance says otherwise",
+        "a2c_compiled/_torch_internals.py",
+        'and getattr(stance, "stance", None) == "default"',
+        "",
+        ("tests/update/test_compiled_graphs.py",),
+    ),
+    Fault(
+        "compiled code does not check a global variable of a script",
+        "a2c_compiled/_torch_internals.py",
+        r"(?!_\d|__)",
+        "",
+        ("tests/project/test_torch_internals.py",),
     ),
     Fault(
         "tanh of compiled code exceeds 1",
