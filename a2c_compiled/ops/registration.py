@@ -94,9 +94,8 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
             cpu_scan.warn_once()
             return in_torch(*arguments)
         check_dtypes(arguments)
-        outputs = cpu_scan.call(
-            form, arguments[-1], None, *arguments[:-1]
-        )  # for small scans, this takes half the time of the code below
+        # For small scans, this takes half the time of the code below.
+        outputs = cpu_scan.call(form, arguments[-1], None, *arguments[:-1])
         if outputs is not None:
             return result(outputs)
         if arguments[first_value].dim() > cpu_scan.MAX_DIMENSIONS:
