@@ -256,28 +256,29 @@ def all_reduce_sum(tensor: Tensor, group: Any) -> Tensor:
 # -- torch.compile --
 
 
-def _dynamo_setting(name: str, value: Any, consequence: str) -> ContextManager[Any]:
-    """Returns a context that sets the option ``name`` of ``torch._dynamo.config`` to ``value``.
+def _dynamo_setting(name: str, value: Any, consequence: str, **others: Any) -> ContextManager[Any]:
+    """Returns a context that sets the option ``name`` of ``torch._dynamo.config`` to ``value``, and sets ``others`` if torch has them.
 
-    If torch has no such option: warns, and returns a context that does nothing.
+    If torch has no option ``name``: warns, and returns a context that does nothing.
     """
     patch = _lookup("torch._dynamo.config.patch")
     if patch is None or _lookup(f"torch._dynamo.config.{name}") is None:
         _warn_once(f"_dynamo.config.{name}", consequence)
         return nullcontext()
-    return patch(**{name: value})
+    known = {other: its for other, its in others.items() if _lookup(f"torch._dynamo.config.{other}") is not None}
+    return patch(**{name: value}, **known)
 
 
-def tracing_autograd() -> ContextManager[Any]:
-    """Returns a context in which torch.compile traces calls of ``torch.autograd.grad``. It can be entered again after it was left.
+def tracing_settings() -> ContextManager[Any]:
+    """Returns a context for calls that torch.compile may trace. It can be entered again after it was left.
 
-    Name: ``torch._dynamo.config.trace_autograd_ops``, because a training step computes its gradients inside the compiled function.
-    Without it: the context changes nothing. Versions of torch that always trace these calls still compile a training step; versions that
-    never trace them do not.
+    Names: ``torch._dynamo.config.trace_autograd_ops``, because a training step computes its gradients inside the compiled function. Without
+    it: versions of torch that always trace these calls still compile a training step; versions that never trace them do not.
+    ``torch._dynamo.config.skip_tensor_guards_with_matching_dict_tags``: torch checks a tensor again only if the dict that holds it has
+    changed, but an assignment to ``parameter.data`` changes no dict. Without it: see :func:`_no_checks_of_inputs`.
     """
-    return _dynamo_setting(
-        "trace_autograd_ops", True, "a training step may fail to compile; pass compile=False to run it in eager mode"
-    )
+    consequence = "a training step may fail to compile; pass compile=False to run it in eager mode"
+    return _dynamo_setting("trace_autograd_ops", True, consequence, skip_tensor_guards_with_matching_dict_tags=False)
 
 
 _CPU_OPTIONS = {
@@ -359,11 +360,13 @@ def _one_table_of_dtypes() -> ContextManager[Any]:
 
 
 def _no_checks_of_inputs() -> ContextManager[Any]:
-    """Returns a context in which inductor's code does not check the sizes and strides of the inputs. Dynamo checks them before each call.
+    """Returns a context in which inductor's code does not check sizes and strides of its inputs, if Dynamo checks them before each call.
 
-    Name: ``torch._inductor.codegen.wrapper.PythonWrapperCodegen.codegen_input_size_asserts``. Without it: a small training step takes 5 %
-    more time.
+    Names: ``torch._inductor.codegen.wrapper.PythonWrapperCodegen.codegen_input_size_asserts``, and the setting of
+    :func:`tracing_settings` with which Dynamo checks every tensor. Without one of them: a small training step takes 5 % more time.
     """
+    if getattr(_lookup("torch._dynamo.config"), "skip_tensor_guards_with_matching_dict_tags", True):
+        return nullcontext()
     return _replaced(
         "torch._inductor.codegen.wrapper.PythonWrapperCodegen.codegen_input_size_asserts", lambda original: lambda self: None
     )
@@ -392,7 +395,8 @@ def _replaced(name: str, replacement: Callable[[Any], Any]) -> ContextManager[An
 def needed_guards(guards: Sequence[Any]) -> List[bool]:
     """Returns for each guard whether compiled code must check it at each call: the ``guard_filter_fn`` of torch.compile.
 
-    Calls need not check that functions and classes of torch are the same, nor the global variables of this library, which are constants.
+    Calls need not check that functions and classes of torch are the same, nor that builtins of Python and global variables of this library
+    are, which are constants.
 
     Name: the guard types of ``torch._dynamo.guards``. Guards of other names are needed.
     """
@@ -401,20 +405,21 @@ def needed_guards(guards: Sequence[Any]) -> List[bool]:
 
 def _is_known(guard: Any) -> bool:
     """Returns whether a guard is about a global object that does not change."""
-    if _TORCH.search(guard.name):
+    if _TORCH.match(guard.name):
         return guard.guard_type in _IDENTITIES
     return _CONSTANTS.match(guard.name) is not None
 
 
-_TORCH = re.compile(r"G\['(__import_)?torch(_dot_|'\])|\.torch\b")
-"""In the names of global objects of torch in guards."""
-
 _IDENTITIES = frozenset(("CLOSURE_MATCH", "FUNCTION_MATCH", "MODULE_MATCH", "BUILTIN_MATCH", "CLASS_MATCH", "DUPLICATE_INPUT"))
 """Guards that functions, modules and classes are the same objects as when they were traced."""
 
+_OWN = r"__import_a2c_compiled(_dot_|'\])"
+_TORCH = re.compile(rf"(dict\()?G\['((__import_)?torch(_dot_|'\])|{_OWN}.*\.torch\b)")
+"""The names of objects of torch in guards: of its modules, and of those that this library has imported."""
+
 _CONSTANTS = re.compile(
-    r"(dict\()?G\['(__import_a2c_compiled"  # a global variable of another module of this library
-    r"|(?!_\d|__)"  # a global variable of the module of the compiled function; names that Dynamo adds begin with these characters
+    rf"(dict\()?G\['({_OWN}"  # a global variable of another module of this library
+    r"|(?!_\d|__)"  # a global variable of the module of the compiled function. Names that Dynamo adds begin with _ and a digit, or with __.
     r"|__builtins_dict__"  # a builtin of Python
     r"|___unnamed_scope_\w+'\](\['_tuple_new'\]|$))"  # a function in which a NamedTuple makes its objects
 )
@@ -425,49 +430,63 @@ class CompiledGraph:
     """A graph that torch.compile has made of a function. A call of ``run`` lacks most of torch's work before a graph, which takes 0.1 ms.
 
     Args:
-        function: the compiled function, with positional arguments alone.
+        function: the compiled function.
         entry: torch's entry for the graph.
     """
 
     def __init__(self, function: FunctionType, entry: Any) -> None:
         self._guards, code = entry.guard_manager, entry.code
         self._names = code.co_varnames[: code.co_argcount]
+        self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self.run = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
 
     def accepts(self, arguments: Sequence[Any]) -> bool:
-        """Returns whether everything that torch has assumed about the arguments and the state of the process is true."""
+        """Returns whether torch would call this graph with ``arguments``: whether its guards accept them."""
         guards = self._guards
-        # torch sets cache_entry to None when it drops the graph, for example because a module that the graph was made for no longer exists.
-        return (
-            guards.cache_entry is not None
-            and len(arguments) == len(self._names)
-            and guards.root.check(dict(zip(self._names, arguments, strict=True)))
-        )
+        if guards.cache_entry is None or len(arguments) != len(self._names):  # torch has dropped the graph
+            return False
+        variables = dict(zip(self._names, arguments, strict=True))
+        for name, cell in self._cells.items():
+            variables[name] = cell.cell_contents
+        return bool(guards.root.check(variables))
 
 
-def compiled_graphs(function: FunctionType) -> List[CompiledGraph]:
-    """Returns the graphs that torch.compile has made of ``function``, which has positional arguments alone.
+def compiled_graphs(function: FunctionType, backend: Any) -> List[CompiledGraph]:
+    """Returns the graphs that torch.compile has made of ``function`` with ``backend``, and has not dropped.
 
-    Names: ``torch._C._dynamo.eval_frame._debug_get_cache_entry_list``, and ``torch._dynamo.guards.GuardManagerWrapper`` with its attributes
-    ``cache_entry`` and ``root``. Without one of them: no graphs, so that every call goes through the function that torch.compile returned.
+    Names: ``torch._C._dynamo.eval_frame._debug_get_cache_entry_list``; the attribute ``backend.compiler_fn`` of its entries; and
+    ``torch._dynamo.guards.GuardManagerWrapper`` with its attributes ``root`` and ``cache_entry``, which torch sets to None when it drops a
+    graph. Without one of them: no graphs, so that every call goes through the function that torch.compile returned.
     """
     entries = _lookup("torch._C._dynamo.eval_frame._debug_get_cache_entry_list")
     wrapper = _lookup("torch._dynamo.guards.GuardManagerWrapper")
     if entries is None or wrapper is None or not hasattr(wrapper(), "cache_entry"):
         return []
-    return [CompiledGraph(function, entry) for entry in entries(function.__code__)]
+    return [
+        CompiledGraph(function, entry)
+        for entry in entries(function.__code__)
+        if entry.guard_manager.cache_entry is not None and getattr(entry.backend, "compiler_fn", None) is backend
+    ]
 
 
 def may_call_graphs() -> bool:
-    """Returns whether :class:`CompiledGraph` may be called now: nothing in this thread traces, compiles or changes calls of operators.
+    """Returns whether :class:`CompiledGraph` may be called now: nothing in this thread traces, compiles or intercepts calls.
 
-    Names: those of :func:`dispatch_is_plain`; ``torch._dynamo.eval_frame._stance.stance``, what ``torch.compiler.set_stance`` was given;
-    ``torch._C._dynamo.eval_frame.get_eval_frame_callback``, which is not None in the eager parts of a function that torch has compiled.
-    Without one of them: False.
+    Names: those of :func:`dispatch_is_plain`; ``stance`` and ``backend`` of ``torch._dynamo.eval_frame._stance``, which
+    ``torch.compiler.set_stance`` sets; ``torch._C._dynamo.eval_frame.get_eval_frame_callback``, which returns None unless this is an eager
+    part of a compiled function; ``set_guard_complete_hook`` beside it, a hook with which processes compile together. Without one of them:
+    False.
     """
     callback = _lookup("torch._C._dynamo.eval_frame.get_eval_frame_callback")
+    set_hook = _lookup("torch._C._dynamo.eval_frame.set_guard_complete_hook")
     stance = getattr(_lookup("torch._dynamo.eval_frame"), "_stance", None)
-    return callback is not None and callback() is None and getattr(stance, "stance", None) == "default" and dispatch_is_plain()
+    if callback is None or set_hook is None or getattr(stance, "stance", None) != "default":
+        return False
+    hook = set_hook(None)  # the only way to read it
+    if hook is not None:
+        set_hook(hook)
+        return False
+    return callback() is None and getattr(stance, "backend", None) is None and dispatch_is_plain()
 
 
 def with_variable_sizes(tensor: Tensor, dims: Sequence[int]) -> Tensor:

@@ -98,8 +98,8 @@ def call(form: Form, dim: Any, cu_seqlens: Any, *inputs: Any) -> Optional[Tuple[
     * ``cu_seqlens`` is None, or a CPU tensor of dtype int32 or int64 with one dimension, and the form has a flag.
     * No tensor is an instance of a subclass, no value or coefficient is a negated view, and no gradient is needed.
 
-    The function also returns None if no extension was built, or if this version of torch has no C interface of DLPack. Do not call it under
-    a dispatch mode, a functorch transform or a tracer: these act on operators, and this function calls no operator.
+    The function also returns None if no extension was built, or if this version of torch has no C interface of DLPack. Call it under a
+    dispatch mode, a functorch transform or a tracer only from the kernel of an operator: these act on operators, and this function is none.
 
     Args:
         form: the recurrence to compute, one of :data:`~a2c_compiled.kernels.scan_forms.FORMS`.

@@ -93,11 +93,11 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
         if not cpu_scan.is_available():
             cpu_scan.warn_once()
             return in_torch(*arguments)
-        check_dtypes(arguments)
-        # For small scans, this takes half the time of the code below.
-        outputs = cpu_scan.call(form, arguments[-1], None, *arguments[:-1])
-        if outputs is not None:
-            return result(outputs)
+        if form.flags:  # the outputs of `call` have the strides of Form.empty_outputs only if there is a flag
+            check_dtypes(arguments)  # `call` also accepts numbers, and coefficients of another dtype
+            outputs = cpu_scan.call(form, arguments[-1], None, *arguments[:-1])  # takes half the time of the code below
+            if outputs is not None:
+                return result(outputs)
         if arguments[first_value].dim() > cpu_scan.MAX_DIMENSIONS:
             return in_torch(*arguments)
         check(arguments)

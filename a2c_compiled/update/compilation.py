@@ -1,11 +1,10 @@
-"""The options that the library passes to torch.compile."""
+"""Compiled functions, and the options that the library passes to torch.compile."""
 
 import functools
 import itertools
 import warnings
-from contextlib import nullcontext
 from types import FunctionType
-from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 
@@ -16,6 +15,7 @@ from a2c_compiled._torch_internals import (
     ignore_warnings_of_contexts,
     may_call_graphs,
     needed_guards,
+    tracing_settings,
     with_variable_sizes,
 )
 from a2c_compiled.update.eager_errors import eager_error
@@ -80,7 +80,6 @@ def compiled(
     cuda_graph: bool = False,
     eager: Optional[Callable[..., Any]] = None,
     rollout_dims: Optional[Sequence[int]] = None,
-    context: ContextManager[Any] = nullcontext(),  # noqa: B008 - has no state
     **options: Any,
 ) -> Callable[..., Any]:
     """Compiles a copy of ``function`` as one graph (``fullgraph=True``), with :func:`compile_options` and ``options``.
@@ -96,10 +95,11 @@ def compiled(
     ``rollout_dims`` are dimensions of the tensors in the last argument, a rollout. The second size of one of them is compiled for all sizes
     of all of them. Without it, torch compiles again when another dimension changes.
 
-    A call first looks for a graph that fits, because torch.compile's own way to a graph takes up to 0.1 ms. ``context`` is a context for
-    the calls that go this way, and may compile.
+    A call first looks for a graph that fits, because torch.compile's own way to a graph takes up to 0.1 ms.
     """
     settings = {**compile_options(cuda_graph), **options}
+    backend = "inductor" if cuda_graph else functools.partial(compile_with_inductor, options=settings)
+    tracing = tracing_settings()  # created once, because creating it takes longer than entering it
     copies: List[FunctionType] = []
     graphs: List[CompiledGraph] = []
 
@@ -108,7 +108,6 @@ def compiled(
         code = function.__code__.replace(co_name=f"{function.__name__}_{next(_COPIES)}")
         copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
         copies.append(copy)
-        backend = "inductor" if cuda_graph else functools.partial(compile_with_inductor, options=settings)
         own = {"guard_filter_fn": needed_guards, **(settings if cuda_graph else {})}
         return torch.compile(copy, dynamic=dynamic, fullgraph=True, backend=backend, options=own)
 
@@ -117,7 +116,7 @@ def compiled(
         run = _BySizes(run, compiled_copy(), rollout_dims)
 
     def call_through_torch(*arguments: Any) -> Any:
-        with context:
+        with tracing:
             return run(*arguments)
 
     def call(*arguments: Any) -> Any:
@@ -129,8 +128,8 @@ def compiled(
                     if graph.accepts(arguments):
                         return graph.run(*arguments)
             result = call_through_torch(*arguments)
-            if not cuda_graph:  # torch counts the calls of these
-                graphs[:] = [graph for copy in copies for graph in compiled_graphs(copy)]
+            if not cuda_graph:  # torch numbers the calls of CUDA graphs
+                graphs[:] = [graph for copy in copies for graph in compiled_graphs(copy, backend)]
             return result
         except RuntimeError as error:  # errors of torch.compile are of this class
             failure = error
@@ -150,14 +149,11 @@ class _BySizes:
         self._run_first, self._run_others = first, others
         self._variable = functools.partial(with_variable_sizes, dims=dims)
         self._first: Optional[torch.Size] = None
-        self._last: Optional[torch.Size] = None
 
     def __call__(self, *arguments: Any) -> Any:
         *others, rollout = arguments
-        sizes, last = rollout.reward.shape, self._last
-        self._first, self._last = self._first or sizes, sizes
+        sizes = rollout.reward.shape
+        self._first = self._first or sizes
         if sizes == self._first:
             return self._run_first(*arguments)
-        if sizes != last:  # the call may compile. The marks take time, and compiled code does not need them.
-            rollout = Rollout(*(mapped(self._variable, entry) for entry in rollout))
-        return self._run_others(*others, rollout)
+        return self._run_others(*others, Rollout(*(mapped(self._variable, entry) for entry in rollout)))

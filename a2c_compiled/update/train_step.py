@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule, positive_int
 from a2c_compiled._kinds import flag, number_or_tensor, optional_flag
-from a2c_compiled._torch_internals import tracing_autograd
 from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.losses.parameter_names import parameter_names_by_location
@@ -186,7 +185,7 @@ class TrainStep(CoefficientModule):
         self._run_estimates: Callable[[TrainStep, Rollout], Dict[str, Any]] = TrainStep._with_estimates
         self._run_minibatch: Callable[..., TrainMetrics] = TrainStep._update_minibatch
         if self._compiles:
-            call = functools.partial(compiled, dynamic=self._dynamic, context=tracing_autograd())
+            call = functools.partial(compiled, dynamic=self._dynamic)
             self._run = call(TrainStep._update, cuda_graph=self._cuda_graph, rollout_dims=(0, 1))
             self._run_many = call(TrainStep._update_many, cuda_graph=self._cuda_graph, rollout_dims=(1, 2))
             # Without a CUDA graph, whose results the next call overwrites: all minibatches read the estimates.

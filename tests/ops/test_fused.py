@@ -166,6 +166,17 @@ def test_operator_passes_opcheck(name):
 
 
 @pytest.mark.parametrize("name", [form.name for form in scan_forms.FORMS])
+def test_outputs_have_the_strides_of_the_fake_ones_where_one_operand_has_another_layout(name):
+    form = FORMS[name]
+    tensors = list(operands(form, (6, 9)).values())
+    for k, operand in enumerate(tensors):
+        mixed = [*tensors[:k], transposed(operand) if operand.dim() else operand, *tensors[k + 1 :]]
+        with torch._subclasses.FakeTensorMode() as mode:
+            fakes = run(form, [mode.from_tensor(tensor) for tensor in mixed], -2)
+        assert [fake.stride() for fake in fakes] == [real.stride() for real in run(form, mixed, -2)]
+
+
+@pytest.mark.parametrize("name", [form.name for form in scan_forms.FORMS])
 def test_without_the_extension_the_operator_computes_the_definition(name, monkeypatch):
     form = FORMS[name]
     by_name = operands(form, (40, 9))

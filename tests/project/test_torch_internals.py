@@ -190,14 +190,14 @@ def test_missing_scan_operators_are_none(without):
 def test_compiler_settings_that_torch_lacks_are_left_unchanged(without):
     settings = torch._dynamo.config
     before = settings.recompile_limit, settings.trace_autograd_ops
-    with present.recompile_limit(3), present.tracing_autograd():
+    with present.recompile_limit(3), present.tracing_settings():
         assert (settings.recompile_limit, settings.trace_autograd_ops) == (3, True)
     for missing in (
         ("torch._dynamo.config.patch",),
         ("torch._dynamo.config.recompile_limit", "torch._dynamo.config.trace_autograd_ops"),
     ):
         door = without(*missing)
-        with once(door.recompile_limit, 3), once(door.tracing_autograd):
+        with once(door.recompile_limit, 3), once(door.tracing_settings):
             assert (settings.recompile_limit, settings.trace_autograd_ops) == before
 
 
@@ -260,15 +260,21 @@ def test_without_a_name_every_call_of_a_graph_goes_through_torch(without):
         return 2 * x
 
     x, callback = torch.ones(3), "torch._C._dynamo.eval_frame.get_eval_frame_callback"
-    torch.compile(doubled, backend="eager")(x)
-    (graph,) = present.compiled_graphs(doubled)
+
+    def as_it_is(graph, inputs):
+        return graph
+
+    torch.compile(doubled, backend=as_it_is)(x)
+    (graph,) = present.compiled_graphs(doubled, as_it_is)
+    assert present.compiled_graphs(doubled, None) == [], "graphs of another backend"
     assert graph.accepts([x])
     assert not graph.accepts([x.double()])
     assert torch.equal(graph.run(x), 2 * x)
     assert present.may_call_graphs()
     for name in ("torch._C._dynamo.eval_frame._debug_get_cache_entry_list", "torch._dynamo.guards.GuardManagerWrapper"):
-        assert without(name).compiled_graphs(doubled) == []
-    assert not any(without(name).may_call_graphs() for name in (callback, "torch._dynamo.eval_frame"))
+        assert without(name).compiled_graphs(doubled, as_it_is) == []
+    hook = "torch._C._dynamo.eval_frame.set_guard_complete_hook"
+    assert not any(without(name).may_call_graphs() for name in (callback, hook, "torch._dynamo.eval_frame"))
 
 
 @pytest.mark.slow
@@ -308,6 +314,8 @@ GUARDS = {
     "a global variable of code without a module": ("CONSTANT_MATCH", True, "G['___unnamed_scope_1403_c0']['scale']", True),
     "an object that Dynamo has added": ("CONSTANT_MATCH", True, "G['_139_c0'].scale", True),
     "a global variable of the main module": ("CONSTANT_MATCH", True, "G['__import___main__'].SCALE", True),
+    "a package with a similar name": ("CONSTANT_MATCH", True, "G['__import_a2c_compiled_tasks_dot_net'].SCALE", True),
+    "an attribute with the name of torch": ("CLOSURE_MATCH", True, "G['__import_networks'].library.torch.scale", True),
     "a flag of torch": ("CONSTANT_MATCH", True, "G['__import_torch_dot_backends_dot_mha']._is_fastpath_enabled", True),
     "hooks of all modules": (
         "EMPTY_NN_MODULE_HOOKS_DICT",
