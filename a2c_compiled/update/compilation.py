@@ -115,19 +115,16 @@ def compiled(
     if rollout_dims is not None and dynamic is None:
         run = _BySizes(run, compiled_copy(), rollout_dims)
 
-    def call_through_torch(*arguments: Any) -> Any:
-        with tracing:
-            return run(*arguments)
-
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
-            return call_through_torch(*arguments)
+            return run(*arguments)
         try:
             if graphs and may_call_graphs():
                 for graph in graphs:
                     if graph.accepts(arguments):
                         return graph.run(*arguments)
-            result = call_through_torch(*arguments)
+            with tracing:
+                result = run(*arguments)
             if not cuda_graph:  # torch numbers the calls of CUDA graphs
                 graphs[:] = [graph for copy in copies for graph in compiled_graphs(copy, backend)]
             return result
