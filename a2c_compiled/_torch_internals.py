@@ -443,7 +443,8 @@ class CompiledGraph:
     def accepts(self, arguments: Sequence[Any]) -> bool:
         """Returns whether torch would call this graph with ``arguments``: whether its guards accept them."""
         guards = self._guards
-        if guards.cache_entry is None or len(arguments) != len(self._names):  # torch has dropped the graph
+        # Without an entry, torch has dropped the graph. With fewer arguments, others have their default values.
+        if guards.cache_entry is None or len(arguments) != len(self._names):
             return False
         variables = dict(zip(self._names, arguments, strict=True))
         for name, cell in self._cells.items():

@@ -61,9 +61,8 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
                 f"{form.name}: expected {_named(form, expected or dtypes[torch.float32])}, got {_named(form, actual)}"
             )
 
-    def check(arguments: Tuple[Any, ...]) -> None:
-        """As :func:`check_dtypes`. Raises ValueError unless the operands have one shape. A kernel would read outside of a smaller one."""
-        check_dtypes(arguments)
+    def check_shapes(arguments: Tuple[Any, ...]) -> None:
+        """Raises ValueError unless the operands have one shape. A kernel would read outside of a smaller one."""
         shape = arguments[first_value].shape
         for index, operand in enumerate(arguments[:-1]):
             if operand.shape != shape and (index >= first_value or operand.dim() > 0):
@@ -71,6 +70,11 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
                 raise ValueError(
                     f"{form.name}: expected operands of one shape, and coefficients of no or this shape, got {shapes}"
                 )
+
+    def check(arguments: Tuple[Any, ...]) -> None:
+        """Raises the errors of :func:`check_dtypes` and :func:`check_shapes`."""
+        check_dtypes(arguments)
+        check_shapes(arguments)
 
     def fake(*arguments: Any) -> Any:
         """Returns empty outputs, for fake tensors."""
@@ -93,14 +97,14 @@ def register(form: Form, definition: Callable[..., Any]) -> Callable[..., Any]:
         if not cpu_scan.is_available():
             cpu_scan.warn_once()
             return in_torch(*arguments)
+        check_dtypes(arguments)  # first, because `call` also accepts numbers, and coefficients of another dtype
         if form.flags:  # the outputs of `call` have the strides of Form.empty_outputs only if there is a flag
-            check_dtypes(arguments)  # `call` also accepts numbers, and coefficients of another dtype
             outputs = cpu_scan.call(form, arguments[-1], None, *arguments[:-1])  # takes half the time of the code below
             if outputs is not None:
                 return result(outputs)
         if arguments[first_value].dim() > cpu_scan.MAX_DIMENSIONS:
             return in_torch(*arguments)
-        check(arguments)
+        check_shapes(arguments)
         coefficients, values = arguments[:first_value], arguments[first_value:first_flag]
         return result(cpu_scan.run(form, coefficients, values, arguments[first_flag:-1], arguments[-1]))
 
