@@ -276,9 +276,12 @@ def tracing_settings() -> ContextManager[Any]:
     it: versions of torch that always trace these calls still compile a training step; versions that never trace them do not.
     ``torch._dynamo.config.skip_tensor_guards_with_matching_dict_tags``: torch checks a tensor again only if the dict that holds it has
     changed, but an assignment to ``parameter.data`` changes no dict. Without it: see :func:`_no_checks_of_inputs`.
+    ``torch._dynamo.config.skip_nnmodule_hook_guards``: torch would not notice hooks that are added to a module or removed after the first
+    call. Without it: torch always notices them.
     """
     consequence = "a training step may fail to compile; pass compile=False to run it in eager mode"
-    return _dynamo_setting("trace_autograd_ops", True, consequence, skip_tensor_guards_with_matching_dict_tags=False)
+    checked = {"skip_tensor_guards_with_matching_dict_tags": False, "skip_nnmodule_hook_guards": False}
+    return _dynamo_setting("trace_autograd_ops", True, consequence, **checked)
 
 
 _CPU_OPTIONS = {
@@ -431,25 +434,30 @@ class CompiledGraph:
 
     Args:
         function: the compiled function.
-        entry: torch's entry for the graph.
+        guards: torch's guard manager for the graph.
+        run: calls the graph.
     """
 
-    def __init__(self, function: FunctionType, entry: Any) -> None:
-        self._guards, code = entry.guard_manager, entry.code
+    def __init__(self, function: FunctionType, guards: Any, run: Callable[..., Any]) -> None:
+        self._guards, self.run = guards, run
+        code = function.__code__
         self._names = code.co_varnames[: code.co_argcount]
-        self._cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        self.run = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
+        self._cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
 
     def accepts(self, arguments: Sequence[Any]) -> bool:
         """Returns whether torch would call this graph with ``arguments``: whether its guards accept them."""
-        guards = self._guards
-        # Without an entry, torch has dropped the graph. With fewer arguments, others have their default values.
-        if guards.cache_entry is None or len(arguments) != len(self._names):
-            return False
+        # With fewer arguments, others have their default values.
+        return len(arguments) == len(self._names) and self._accepts(self._variables(arguments))
+
+    def _accepts(self, variables: Dict[str, Any]) -> bool:
+        # Without an entry, torch has dropped the graph.
+        return self._guards.cache_entry is not None and bool(self._guards.root.check(variables))
+
+    def _variables(self, arguments: Sequence[Any]) -> Dict[str, Any]:
         variables = dict(zip(self._names, arguments, strict=True))
         for name, cell in self._cells.items():
             variables[name] = cell.cell_contents
-        return bool(guards.root.check(variables))
+        return variables
 
 
 def compiled_graphs(function: FunctionType, backend: Any) -> List[CompiledGraph]:
@@ -463,11 +471,80 @@ def compiled_graphs(function: FunctionType, backend: Any) -> List[CompiledGraph]
     wrapper = _lookup("torch._dynamo.guards.GuardManagerWrapper")
     if entries is None or wrapper is None or not hasattr(wrapper(), "cache_entry"):
         return []
+
+    def graph_of(entry: Any) -> CompiledGraph:
+        run = FunctionType(entry.code, function.__globals__, function.__name__, None, function.__closure__)
+        return CompiledGraph(function, entry.guard_manager, run)
+
     return [
-        CompiledGraph(function, entry)
+        graph_of(entry)
         for entry in entries(function.__code__)
         if entry.guard_manager.cache_entry is not None and getattr(entry.backend, "compiler_fn", None) is backend
     ]
+
+
+_SAVING = {
+    "GraphWithGuards": "torch._dynamo.aot_compile.AOTCompiledFunction",
+    "GraphCode": "torch._dynamo.aot_compile.BundledAOTAutogradSerializableCallable",
+    "unsavable_guards": "torch._dynamo.guards.CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES",
+    "SourceCode": "torch._inductor.codecache.PyCodeCache",
+    "MachineCode": "torch._inductor.codecache.CppCodeCache",
+}
+
+
+@functools.cache
+def saving_of_graphs() -> Any:
+    """Returns a namespace with the classes and functions that save compiled graphs and load them.
+
+    Names: those in ``_SAVING``, from ``torch._dynamo`` and ``torch._inductor``. ``GraphWithGuards`` is a compiled graph, and ``GraphCode``
+    is its code. ``unsavable_guards`` are the types of guards that torch cannot save. ``SourceCode`` and ``MachineCode`` load inductor's
+    code.
+
+    Raises:
+        RuntimeError: a name is missing. There is no fallback: each process compiles.
+    """
+    return _resolve_all(_SAVING, RuntimeError, ", which saving compiled code needs")
+
+
+@contextmanager
+def saving_settings() -> Iterator[None]:
+    """Context in which torch.compile can compile a function without calling it, with :func:`tracing_settings`, in one thread at a time.
+
+    Name: ``torch._dynamo.config.enable_aot_compile``. Without it: versions of torch without this setting always can.
+    """
+    setting = "torch._dynamo.config.enable_aot_compile"
+    can_compile = nullcontext() if _lookup(setting) is None else _lookup("torch._dynamo.config.patch")(enable_aot_compile=True)
+    with tracing_lock(), tracing_settings(), can_compile, _sources_of_defaults_are_picklable():
+        yield
+
+
+def _sources_of_defaults_are_picklable() -> ContextManager[Any]:
+    """Returns a context in which torch pickles the place of a default value with the arguments of its class alone.
+
+    Before torch 2.13, torch pickles all fields, but the class does not accept all of them.
+
+    Name: ``torch._dynamo.source.DefaultsSource``. Without it: nothing is changed.
+    """
+    source = _lookup("torch._dynamo.source.DefaultsSource")
+    if source is None:
+        return nullcontext()
+    return mock.patch.object(source, "__reduce__", lambda self: (source, (self.base, self.idx_key, self.is_kw)))
+
+
+def guards_of(graph: Any) -> Any:
+    """Returns torch's guard manager of a ``GraphWithGuards``, see :func:`saving_of_graphs`.
+
+    Name: ``_artifacts.guard_manager`` of the class. There is no fallback.
+    """
+    return graph._artifacts.guard_manager
+
+
+def load_library(loader: Any, path: Path) -> Any:
+    """Loads machine code of a graph. ``loader``: the class that inductor has chosen, a subclass of ``MachineCode``.
+
+    Name: ``MachineCode._load_library``, which sets what the code needs from Python. There is no fallback.
+    """
+    return loader._load_library(str(path), path.stem)
 
 
 def may_call_graphs() -> bool:

@@ -45,9 +45,30 @@ FAULTS = (
     Fault(
         "a graph that torch has dropped is called",
         "a2c_compiled/_torch_internals.py",
-        "if guards.cache_entry is None or len",
-        "if len",
+        "self._guards.cache_entry is not None and ",
+        "",
         ("tests/update/test_compiled_graphs.py",),
+    ),
+    Fault(
+        "loaded code is used for another function",
+        "a2c_compiled/update/saved_code.py",
+        "if found is not value and (",
+        "if False and (",
+        ("tests/update/test_saved_code.py",),
+    ),
+    Fault(
+        "code of other sources is loaded",
+        "a2c_compiled/update/saved_code.py",
+        "if _source_digest(module) != digest:",
+        "if False:",
+        ("tests/update/test_saved_code.py",),
+    ),
+    Fault(
+        "code is loaded for another processor",
+        "a2c_compiled/update/saved_code.py",
+        'missing = sorted(set(about["features"]) - _processor_features())',
+        "missing = []",
+        ("tests/update/test_saved_code.py",),
     ),
     Fault(
         "a graph is called although torch.compiler.set_stance says otherwise",

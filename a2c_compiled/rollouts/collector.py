@@ -18,7 +18,7 @@ from a2c_compiled.rollouts.device_rollout import DeviceRollout
 from a2c_compiled.rollouts.episode_returns import EpisodeReturns
 from a2c_compiled.rollouts.hidden_state import HiddenState, advanced, with_hidden_states
 from a2c_compiled.rollouts.tensor_groups import group_of, prefixed
-from a2c_compiled.update.compilation import compiled
+from a2c_compiled.update.compilation import CompiledFunction
 from a2c_compiled.update.rollout import Rollout, mapped
 
 
@@ -91,7 +91,7 @@ class RolloutCollector:
                 "last_next_observation: expected False unless the environments have autoreset mode NEXT_STEP and the networks no hidden"
                 " states, got True"
             )
-        self._act: Callable[..., PolicyOutput] = compiled(act) if compile else act
+        self._act: Callable[..., PolicyOutput] = CompiledFunction(act) if compile else act
         self._observation: Any = self.envs.reset(seed)
 
     @property

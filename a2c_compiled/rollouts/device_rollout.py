@@ -11,7 +11,7 @@ from a2c_compiled.environments import EnvironmentState, EnvironmentStep, TensorE
 from a2c_compiled.losses import A2CLoss
 from a2c_compiled.rollouts.acting import act
 from a2c_compiled.rollouts.hidden_state import HiddenState, advanced, with_hidden_states
-from a2c_compiled.update.compilation import compiled
+from a2c_compiled.update.compilation import CompiledFunction
 from a2c_compiled.update.rollout import Rollout
 
 Carry = List[Any]
@@ -131,7 +131,7 @@ def _compiled_scan() -> Callable[..., Tuple[Carry, Fields]]:
     """
     operator = scan_operator()
     if operator is None:
-        return compiled(_loop)
+        return CompiledFunction(_loop)
     scan, options = operator
 
     def scanned(loss: A2CLoss, transition: Transition, carry: Carry, noise: Tensor) -> Tuple[Carry, Fields]:
@@ -142,7 +142,7 @@ def _compiled_scan() -> Callable[..., Tuple[Carry, Fields]]:
 
         return scan(body, [tensor.clone() for tensor in carry], noise)
 
-    return compiled(scanned, eager=_loop, **options)
+    return CompiledFunction(scanned, eager=_loop, **options)
 
 
 class _CapturedLoop:
@@ -154,7 +154,7 @@ class _CapturedLoop:
     def __init__(self, loss: A2CLoss, transition: Transition, carry: Carry, noise: Tensor) -> None:
         self.noise = noise.clone()
         self._carry = [tensor.clone() for tensor in carry]
-        step = compiled(_step)
+        step = CompiledFunction(_step)
         side_stream = torch.cuda.Stream()
         side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side_stream):  # compile and warm up before the capture

@@ -7,18 +7,20 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import torch
 from torch import Tensor, nn
 
+from a2c_compiled._files import AnyPath
 from a2c_compiled._hyperparameters import NOT_NEGATIVE, POSITIVE, CoefficientModule, positive_int
 from a2c_compiled._kinds import flag, number_or_tensor, optional_flag
 from a2c_compiled.kernels.cpu_scan import keep_freed_memory
 from a2c_compiled.losses import A2CLoss, A2CLosses
 from a2c_compiled.losses.parameter_names import parameter_names_by_location
 from a2c_compiled.update.all_reduce import group_name_of
-from a2c_compiled.update.compilation import compiled
+from a2c_compiled.update.compilation import CompiledFunction
 from a2c_compiled.update.epochs import check_epochs, learning_rates, rows_of, selected, shuffled, with_given
 from a2c_compiled.update.loss_gradients import Derivatives, LossGradients
 from a2c_compiled.update.optimizers import FunctionalOptimizer, Slots
 from a2c_compiled.update.packing import Packing
 from a2c_compiled.update.rollout import Rollout, as_loss_arguments, check_rollout, mapped
+from a2c_compiled.update.saved_code import read_graphs, write_graphs
 
 
 class TrainMetrics(NamedTuple):
@@ -185,7 +187,7 @@ class TrainStep(CoefficientModule):
         self._run_estimates: Callable[[TrainStep, Rollout], Dict[str, Any]] = TrainStep._with_estimates
         self._run_minibatch: Callable[..., TrainMetrics] = TrainStep._update_minibatch
         if self._compiles:
-            call = functools.partial(compiled, dynamic=self._dynamic)
+            call = functools.partial(CompiledFunction, dynamic=self._dynamic, keep_examples=True)
             self._run = call(TrainStep._update, cuda_graph=self._cuda_graph, rollout_dims=(0, 1))
             self._run_many = call(TrainStep._update_many, cuda_graph=self._cuda_graph, rollout_dims=(1, 2))
             # Without a CUDA graph, whose results the next call overwrites: all minibatches read the estimates.
@@ -390,6 +392,71 @@ class TrainStep(CoefficientModule):
             if self._generator_state is not None:
                 generator.set_state(self._generator_state)
             self._generator, self._generator_state = generator, None
+
+    def save_compiled(self, path: AnyPath) -> None:
+        """Saves the compiled code of the calls so far, so that :meth:`load_compiled` spares another process the compilation.
+
+        >>> step(rollout)  # compiles, in 10 to 20 seconds
+        >>> step.save_compiled("step.code")
+
+        The file holds the code for the present settings of the training step and of torch: training or evaluation mode, coefficients that
+        are None, number of threads, autocast. It holds no parameters and no state; those are in ``state_dict``. The code is compiled
+        again for the file, in 5 to 10 seconds for each graph.
+
+        Args:
+            path: the file. It is written atomically.
+
+        Raises:
+            TypeError: ``path`` is not a path.
+            ValueError: the training step is in eager mode, has parameters on another device than the CPU, has a process group, or has
+                compiled nothing yet.
+            RuntimeError: torch cannot save the code, for example because a network's class is defined inside a function; or this
+                version of torch cannot save any.
+            OSError: the file cannot be written.
+        """
+        functions = self._compiled_functions()
+        graphs = {name: function.saved_graphs(self) for name, function in functions.items()}
+        if not any(graphs.values()):
+            raise ValueError("save_compiled: expected a call that has compiled code before, got none")
+        write_graphs(path, graphs)
+
+    def load_compiled(self, path: AnyPath) -> None:
+        """Loads the file that :meth:`save_compiled` has written. A call that fits its code does not compile.
+
+        >>> step = TrainStep(loss)  # in another process, with the same arguments
+        >>> step.load_compiled("step.code")
+        >>> step(rollout)  # does not compile
+
+        A call uses the code if torch.compile would use it: if classes and settings of loss, networks and optimizer, shapes and settings of
+        torch are those of the call that was compiled. Otherwise it compiles, as without the file, and a RuntimeWarning says why.
+
+        The file is a program: loading it runs code that it contains. Load only files of your own.
+
+        Args:
+            path: the file.
+
+        Raises:
+            TypeError: ``path`` is not a path.
+            ValueError: the training step is in eager mode, has parameters on another device than the CPU, or has a process group;
+                or the file is not of this kind, or was written with another version of torch or Python, for a processor with features
+                that this one lacks, or with other source code of this library or of a module with a network's class.
+            RuntimeError: this version of torch cannot load compiled code, or cannot load this machine code.
+            OSError: the file cannot be read.
+        """
+        functions = self._compiled_functions()
+        for name, graphs in read_graphs(path).items():
+            functions[name].load_graphs(graphs)
+
+    def _compiled_functions(self) -> Dict[str, CompiledFunction]:
+        """Returns the compiled functions whose code can be saved, by the names of their attributes. Raises ValueError if it cannot be."""
+        if not self._compiles:
+            raise ValueError("compile: expected True for compiled code in files, got False")
+        device = self.step_count.device
+        if device.type != "cpu":
+            raise ValueError(f"device: expected parameters on the CPU for compiled code in files, got {device}")
+        if self._group_name is not None:
+            raise ValueError(f"process_group: expected None for compiled code in files, got {self._group_name}")
+        return {name: value for name, value in vars(self).items() if isinstance(value, CompiledFunction)}
 
     def _call(self, run: Callable[..., Any], *arguments: Any) -> Any:
         """Calls ``run(self, *arguments)``. Then clears the autocast cache."""

@@ -338,6 +338,13 @@ def test_calls_do_not_check_whether_functions_of_torch_are_the_same(case):
     assert present.needed_guards([guard]) == [is_needed]
 
 
+@pytest.mark.parametrize("name", present._SAVING.values())
+def test_without_a_name_compiled_code_is_not_saved(name, without):
+    door = without(name)
+    with pytest.raises(RuntimeError, match=f"^torch .* has no {name}, which saving compiled code needs$"):
+        door.saving_of_graphs()
+
+
 def test_tensors_of_variable_size_are_aliases_and_stay_what_they_are_where_torch_has_no_marks(without):
     x, differentiable = torch.zeros(3, 2), torch.zeros(3, requires_grad=True)
     alias = present.with_variable_sizes(x, (0, 1, 2))

@@ -18,7 +18,7 @@ from a2c_compiled.distributions import (
 from a2c_compiled.environments import Pendulum
 from a2c_compiled.rollouts import RolloutCollector
 from a2c_compiled.rollouts.acting import act
-from a2c_compiled.update.compilation import compiled
+from a2c_compiled.update.compilation import CompiledFunction
 
 FEATURES, ENVS = 3, 200
 SATURATED = [TanhNormal(1), TanhNormal(3, [-1.0, 0.0, 2.0], 3.0), Composite(Categorical(3), TanhNormal(2)), Normal(21)]
@@ -84,7 +84,7 @@ def test_a_compiled_policy_records_the_score_of_the_loss(distribution: Distribut
     for dtype in (torch.float32, torch.bfloat16):
         loss = make_loss(distribution, dtype)
         observation = torch.randn(ENVS, FEATURES).to(dtype)
-        output = compiled(act)(loss, observation)
+        output = CompiledFunction(act)(loss, observation)
         assert kl_approx(loss, observation, output.action, output.log_prob) < 1e-6
 
 

@@ -245,7 +245,7 @@ def added_up(x):
 def test_one_graph_adds_up_any_count_of_numbers_and_long_sums_in_blocks():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    function = compilation.compiled(added_up)
+    function = compilation.CompiledFunction(added_up)
     for count in (100, 4_000, 5_000, 3_000_017):
         x = torch.rand(count, generator=torch.Generator().manual_seed(count))
         actual = function(with_variable_sizes(x, (0,)))
@@ -291,7 +291,7 @@ def test_a_second_copy_of_a_function_is_compiled_for_its_own_first_shape():
         inputs.extend(node.meta["val"] for node in graph.nodes if node.op == "placeholder")
 
     for length in (5, 7):
-        copy = compilation.compiled(doubled, post_grad_custom_pre_pass=noted)
+        copy = compilation.CompiledFunction(doubled, post_grad_custom_pre_pass=noted)
         assert torch.equal(copy(torch.ones(length)), torch.full((length,), 2.0))
     assert [tuple(x.shape) for x in inputs] == [(5,), (7,)], "a number of elements is a symbol"
 

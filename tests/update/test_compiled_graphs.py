@@ -1,7 +1,6 @@
 """A compiled function calls its graphs itself, and calls the graph that torch would call."""
 
 import contextlib
-import inspect
 
 import pytest
 import torch
@@ -31,14 +30,14 @@ def counted(monkeypatch, function):
     context = Entered()
     with monkeypatch.context() as patch:
         patch.setattr(compilation, "tracing_settings", lambda: context)
-        run = compilation.compiled(function)
+        run = compilation.CompiledFunction(function)
 
     def call(*arguments):
         before = context.times
         torch.testing.assert_close(run(*arguments), function(*arguments))
         return context.times > before
 
-    call.copies = inspect.getclosurevars(run).nonlocals["copies"]
+    call.copies = run._copies
     return call
 
 
@@ -94,7 +93,7 @@ def test_functions_with_free_variables_find_their_graphs(monkeypatch):
 
 def test_new_memory_of_a_parameter_is_noticed():
     layer, x = torch.nn.Linear(3, 3), torch.rand(2, 3)
-    run = compilation.compiled(lambda module, x: module(x))
+    run = compilation.CompiledFunction(lambda module, x: module(x))
     for _ in range(2):
         torch.testing.assert_close(run(layer, x), layer(x))
     layer.weight.data = layer.weight.data.t().clone().t()  # other strides
@@ -127,7 +126,7 @@ def test_processes_that_compile_together_look_for_graphs_together(goes_through_t
 
 
 def test_a_compiled_function_inside_another_one_is_traced():
-    run, x = compilation.compiled(scaled), torch.rand(3)
+    run, x = compilation.CompiledFunction(scaled), torch.rand(3)
     run(x, 2.0)
     outer = torch.compile(lambda x: run(x, 2.0) + 1, fullgraph=True)
     for _ in range(2):
@@ -135,7 +134,7 @@ def test_a_compiled_function_inside_another_one_is_traced():
 
 
 def test_a_compiled_function_in_an_eager_part_of_another_one():
-    run, x = compilation.compiled(scaled), torch.rand(3)
+    run, x = compilation.CompiledFunction(scaled), torch.rand(3)
     run(x, 2.0)
 
     @torch.compile

@@ -12,7 +12,7 @@ from torch import nn
 
 from a2c_compiled import A2CLoss, TrainStep, _torch_internals, distributions, environments, estimators
 from a2c_compiled.rollouts import RolloutCollector
-from a2c_compiled.update.compilation import compiled
+from a2c_compiled.update.compilation import CompiledFunction
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +161,9 @@ def test_the_error_of_torch_compile_stays_if_eager_mode_raises_none():
 
     with compile_backend():
         for function in (reads_data, breaks):
-            assert isinstance(error_of(partial(compiled(function), torch.ones(3))), torch._dynamo.exc.TorchDynamoException)
+            assert isinstance(
+                error_of(partial(CompiledFunction(function), torch.ones(3))), torch._dynamo.exc.TorchDynamoException
+            )
 
 
 @pytest.mark.parametrize("missing", ["torch._subclasses.fake_tensor.FakeTensorMode", "torch._dynamo.exc.TorchDynamoException"])

@@ -452,6 +452,9 @@ CHANGES = {
     "coefficient": set_on("loss.value_estimator.gamma", 0.5),
     "estimator": set_on("loss.value_estimator", estimators.TDLambdaEstimator(0.9, 0.8)),
     "numerics": lambda step: torch.set_float32_matmul_precision("medium"),
+    "added hook": lambda step: (
+        step.loss.actor_network.register_forward_hook(lambda module, inputs, output: 2 * output) and None
+    ),
     "grad mode": lambda step: torch.set_grad_enabled(False) and None,
     "threads": lambda step: torch.set_num_threads(2),
 }
@@ -468,14 +471,35 @@ def restored(monkeypatch):
         restore(value)
 
 
+def adjustable_steps(number):
+    """Returns a compiled training step and an eager one, and rollouts."""
+    loss = make_loss(networks=[Adjustable(network) for network in make_networks()], clip_value=0.2)
+    data = rollouts(number, options=("log_prob", "state_value", "mask"))
+    return make_step(loss, compile=True), make_step(copy.deepcopy(loss)), data
+
+
+@pytest.fixture(scope="module", params=["compiled", pytest.param("loaded", marks=pytest.mark.xdist_group("saved code"))])
+def code(request, tmp_path_factory):
+    """The file of the compiled code of an adjustable training step. None if it is to be compiled."""
+    if request.param == "compiled":
+        return None
+    path = tmp_path_factory.mktemp("code") / "step.code"
+    step, _, (rollout,) = adjustable_steps(1)
+    step(rollout)
+    step.save_compiled(path)
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced", "restored")
+@pytest.mark.filterwarnings("ignore:a2c_compiled. no loaded code fits:RuntimeWarning")
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_traced_step_notices_what_changes_between_two_calls(change):
-    loss = make_loss(networks=[Adjustable(network) for network in make_networks()], clip_value=0.2)
-    step, eager = make_step(loss, compile=True), make_step(copy.deepcopy(loss))
-    data = rollouts(3, options=("log_prob", "state_value", "mask"))
+def test_a_traced_step_notices_what_changes_between_two_calls(code, change):
+    step, eager, data = adjustable_steps(3)
+    if code is not None:
+        step.load_compiled(code)
     assert_same_training(step, eager, data[:1], 1e-5)
+    assert graphs_compiled() == (code is None)
     changed_rollout, expected_rollout = CHANGES[change](step), CHANGES[change](eager)
     for rollout in data[1:]:
         actual, expected = (
