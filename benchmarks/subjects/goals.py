@@ -6,7 +6,7 @@ from a2c_compiled.benchmarks.contenders.modes import COMPILED, EAGER
 from a2c_compiled.benchmarks.measure.harness import PRODUCTS, Row
 from a2c_compiled.benchmarks.measure.shapes import Shape
 from a2c_compiled.benchmarks.report.tables import Table, number
-from a2c_compiled.benchmarks.subjects.bench_startup import EMPTY, IMPORTS, WARM
+from a2c_compiled.benchmarks.subjects.bench_startup import EMPTY, IMPORTS, SAVED, WARM
 
 _Key = Tuple[str, str, Shape, str]  # subject, layout, shape, contender
 
@@ -75,6 +75,7 @@ GOALS = (
     ),
     Goal("first training step after imports, empty cache, s", 10.0, _after_imports(EMPTY)),
     Goal("first training step after imports, code on disk, s", 2.5, _after_imports(WARM)),
+    Goal("first training step after imports, load_compiled, s", 2.5, _after_imports(SAVED)),
     Goal("V-trace / GAE, 4096x128, [T, N]", 1.8, _vtrace_over_gae("[T, N]")),
     Goal("V-trace / GAE, 4096x128, [N, T]", 2.0, _vtrace_over_gae("[N, T]")),
     *(
