@@ -133,8 +133,8 @@ class CompiledFunction:
             index, chosen = self._choice(arguments)
             return self._runs[index](*chosen)
         try:
-            if self._graphs and may_call_graphs():
-                for graph in self._graphs:
+            if (self._loaded or self._graphs) and may_call_graphs():
+                for graph in itertools.chain(self._loaded, self._graphs):
                     if graph.accepts(arguments):
                         return graph.run(*arguments)
                 if self._loaded:
@@ -152,7 +152,7 @@ class CompiledFunction:
             result = self._runs[index](*arguments)
         if not self._cuda_graph:  # torch numbers the calls of CUDA graphs
             number = len(self._graphs)
-            self._graphs = [*self._loaded, *(graph for copy in self._copies for graph in compiled_graphs(copy, self._backend))]
+            self._graphs = [graph for copy in self._copies for graph in compiled_graphs(copy, self._backend)]
             if self._keep_examples and len(self._graphs) > number:
                 self._examples.append(_Example(arguments))
         return result
@@ -204,7 +204,6 @@ class CompiledFunction:
             self._loaded += [LoadedGraph(self._copies[0], graph) for graph in saved]
         except Exception as error:  # torch and the system's loader raise errors of many types
             raise RuntimeError(f"load_compiled: expected code that loads, got {type(error).__name__}: {error}") from error
-        self._graphs = [*self._loaded, *self._graphs]
 
 
 class _Example:
