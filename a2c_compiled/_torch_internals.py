@@ -49,6 +49,7 @@ def _warn_once(name: str, consequence: str) -> None:
 
 _included_keys = _lookup("torch._C._dispatch_tls_local_include_set")
 _assert_async = _lookup("torch._assert_async")
+_any_global_hook = _lookup("torch.nn.modules.module._has_any_global_hook")
 
 
 def _read_idle_key_sets() -> Set[int]:
@@ -134,6 +135,14 @@ def module_has_hooks(module: nn.Module) -> bool:
         return bool(own_hooks) or nn.modules.module._has_any_global_hook()
     except AttributeError:
         return True
+
+
+def hooks_of_all_modules() -> bool:
+    """Returns whether there are hooks for the calls of all modules, see ``torch.nn.modules.module.register_module_forward_hook``.
+
+    Name: ``torch.nn.modules.module._has_any_global_hook``. Without it: False, and compiled code does not notice new ones.
+    """
+    return _any_global_hook is not None and _any_global_hook()
 
 
 def call_is_plain(module: nn.Module) -> bool:
@@ -439,7 +448,7 @@ class CompiledGraph:
     """
 
     def __init__(self, function: FunctionType, guards: Any, run: Callable[..., Any]) -> None:
-        self._guards, self.run = guards, run
+        self.guards, self.run = guards, run
         code = function.__code__
         self._names = code.co_varnames[: code.co_argcount]
         self._cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
@@ -451,7 +460,7 @@ class CompiledGraph:
 
     def _accepts(self, variables: Dict[str, Any]) -> bool:
         # Without an entry, torch has dropped the graph.
-        return self._guards.cache_entry is not None and bool(self._guards.root.check(variables))
+        return self.guards.cache_entry is not None and bool(self.guards.root.check(variables))
 
     def _variables(self, arguments: Sequence[Any]) -> Dict[str, Any]:
         variables = dict(zip(self._names, arguments, strict=True))

@@ -13,6 +13,7 @@ from a2c_compiled._torch_internals import (
     CompiledGraph,
     compile_with_inductor,
     compiled_graphs,
+    hooks_of_all_modules,
     ignore_warnings_of_contexts,
     may_call_graphs,
     needed_guards,
@@ -21,7 +22,7 @@ from a2c_compiled._torch_internals import (
 )
 from a2c_compiled.update.eager_errors import eager_error
 from a2c_compiled.update.rollout import Rollout, mapped
-from a2c_compiled.update.saved_code import LoadedGraph, SavedGraph, saved_graph
+from a2c_compiled.update.saved_code import LoadedGraph, SavedGraph, saved_graph, source_digest
 
 _COPIES = itertools.count()  # numbers the functions that `compiled` has copied
 
@@ -91,6 +92,8 @@ class CompiledFunction:
     of all of them. Without it, torch compiles again when another dimension changes. Code for constant sizes is faster, so the first sizes
     keep their graph, in a copy of its own.
 
+    While there are hooks for all modules, calls run in eager mode.
+
     A call first looks for a graph that fits, because torch.compile's own way to a graph takes up to 0.1 ms.
 
     With ``keep_examples``, :meth:`saved_graphs` can save the graphs. The first argument of each call is then the same module.
@@ -126,12 +129,16 @@ class CompiledFunction:
         self._graphs: List[CompiledGraph] = []
         self._loaded: List[LoadedGraph] = []
         self._keep_examples = keep_examples
+        if keep_examples:
+            source_digest()
         self._examples: List[_Example] = []  # the first call of each graph
 
     def __call__(self, *arguments: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             index, chosen = self._choice(arguments)
             return self._runs[index](*chosen)
+        if hooks_of_all_modules():  # torch does not notice when they are added or removed
+            return self._eager(*arguments)
         try:
             if (self._loaded or self._graphs) and may_call_graphs():
                 for graph in itertools.chain(self._loaded, self._graphs):
@@ -151,9 +158,9 @@ class CompiledFunction:
         with self._tracing:
             result = self._runs[index](*arguments)
         if not self._cuda_graph:  # torch numbers the calls of CUDA graphs
-            number = len(self._graphs)
+            before = [graph.guards for graph in self._graphs]
             self._graphs = [graph for copy in self._copies for graph in compiled_graphs(copy, self._backend)]
-            if self._keep_examples and len(self._graphs) > number:
+            if self._keep_examples and any(graph.guards not in before for graph in self._graphs):
                 self._examples.append(_Example(arguments))
         return result
 
@@ -176,6 +183,11 @@ class CompiledFunction:
             return 0, arguments
         return 1, (*others, Rollout(*(mapped(self._variable, entry) for entry in rollout)))
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether :meth:`saved_graphs` returns any graph."""
+        return bool(self._loaded or self._examples)
+
     def saved_graphs(self, owner: nn.Module) -> List[SavedGraph]:
         """Compiles graphs that can be saved, for the arguments of each call that has compiled one.
 
@@ -197,11 +209,15 @@ class CompiledFunction:
         """Lets calls use saved graphs. Other sizes are then compiled for all sizes.
 
         Raises:
+            ValueError: see :class:`~a2c_compiled.update.saved_code.LoadedGraph`.
             RuntimeError: this process cannot load the code.
         """
         self._first_sizes = self._first_sizes or torch.Size()
+        present = [graph.saved for graph in self._loaded]
         try:
-            self._loaded += [LoadedGraph(self._copies[0], graph) for graph in saved]
+            self._loaded += [LoadedGraph(self._copies[0], graph) for graph in saved if graph not in present]
+        except ValueError:
+            raise
         except Exception as error:  # torch and the system's loader raise errors of many types
             raise RuntimeError(f"load_compiled: expected code that loads, got {type(error).__name__}: {error}") from error
 

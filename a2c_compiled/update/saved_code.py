@@ -6,7 +6,6 @@ A file is a zip archive of ``about.json``, which is read and checked before anyt
 import functools
 import hashlib
 import importlib
-import inspect
 import io
 import json
 import pickle
@@ -18,8 +17,8 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 from unittest import mock
 
 import torch
@@ -45,15 +44,18 @@ class SavedGraph(NamedTuple):
 
     Fields:
         code: torch's pickle of the graph and of its guards.
+        guards: the guards as text. The pickle has modules and classes by name, so after loading torch expects their present values.
         identities: pickle of a dict: for each expression, the function, class or module that it must have as its value.
+        definitions: pickle of a dict: the functions and classes of other modules than this library's and torch's, with their digests, by
+            their names.
         libraries: the machine code of the graph, by the digest of its source.
-        modules: the modules whose functions the graph was made of, without torch and Python's own.
     """
 
     code: bytes
+    guards: str
     identities: bytes
+    definitions: bytes
     libraries: Dict[str, bytes]
-    modules: List[str]
 
 
 class LoadedGraph(CompiledGraph):
@@ -62,27 +64,40 @@ class LoadedGraph(CompiledGraph):
     Args:
         function: the function that was compiled.
         saved: the graph.
+
+    Raises:
+        ValueError: the graph was compiled with other definitions of functions or classes, or with other values of variables.
     """
 
     def __init__(self, function: FunctionType, saved: SavedGraph) -> None:
+        for name, (definition, digest) in pickle.loads(saved.definitions).items():
+            if _definition_digest(definition) != digest:
+                raise ValueError(
+                    f"path: expected compiled code of {name} as it is, got code of another definition; save it again"
+                )
         with saving_settings(), _given_libraries(saved.libraries):
             loaded = saving_of_graphs().GraphWithGuards.deserialize(saved.code, function.__globals__)
         super().__init__(function, guards_of(loaded), loaded.fn)
-        self.saved = saved
         self._identities = [
             (expression, compile(expression, "<guard>", "eval"), value)
             for expression, value in pickle.loads(saved.identities).items()
         ]
+        guards = _text(self.guards)
+        for here, there in zip(guards.splitlines(), saved.guards.splitlines(), strict=False):
+            if here != there:
+                raise ValueError(
+                    f"path: expected compiled code for {_condition(here)}, got code for {_condition(there)}; save it again"
+                )
+        self.saved = saved._replace(guards=guards)
 
     def _accepts(self, variables: Dict[str, Any]) -> bool:
-        return bool(self._guards.root.check(variables)) and not self._changed_object(variables)
+        return bool(self.guards.root.check(variables)) and not self._changed_object(variables)
 
     def refusal(self, arguments: Sequence[Any]) -> str:
         """Returns the first condition that ``arguments`` do not meet, as torch writes it. Empty if the graph accepts them."""
         variables = self._variables(arguments)
-        checked = self._guards.root.check_verbose(variables)
-        conditions = ["" if checked.result else checked.verbose_code_parts[0], self._changed_object(variables)]
-        return re.sub(r"\s+#.*", "", next(filter(None, conditions), ""), flags=re.DOTALL).strip()
+        checked = self.guards.root.check_verbose(variables)
+        return self._changed_object(variables) if checked.result else _condition(checked.verbose_code_parts[0])
 
     def _changed_object(self, variables: Dict[str, Any]) -> str:
         """Returns the first expression that is not the object that it was. Empty if there is none."""
@@ -113,15 +128,20 @@ def saved_graph(
         RuntimeError: the graph depends on something that a file cannot hold, such as a function that is defined inside another one.
     """
     identities: Dict[str, Any] = {}
+    definitions: Dict[str, Tuple[Any, str]] = {}
     libraries: Dict[str, bytes] = {}
 
     def guards_that_torch_saves(guards: Sequence[Any]) -> List[bool]:
         kept = needed_guards(guards)
         for i, guard in enumerate(guards):
-            if kept[i] and _is_unsavable(guard):
-                kept[i] = False
-                if not _is_constant(guard):
-                    identities[guard.orig_guard.name] = guard.value
+            if kept[i] and guard.has_value:
+                is_unsavable = _is_unsavable(guard)
+                kept[i] = not is_unsavable
+                if (is_unsavable or _is_definition(guard.value)) and not _is_constant(guard):
+                    identities[guard.orig_guard.name] = _checked_importable(guard.value)
+                for definition in _definitions_of(guard):
+                    name = f"{definition.__module__}.{definition.__qualname__}"
+                    definitions[name] = definition, _definition_digest(definition)
         return kept
 
     def backend_that_saves(graph: Any, inputs: Sequence[Any]) -> Any:
@@ -131,15 +151,31 @@ def saved_graph(
         with saving_settings(), _recorded_libraries(libraries):
             compiled = compile_with(function, guards_that_torch_saves, backend_that_saves).aot_compile((tuple(arguments), {}))
         sources = compiled.source_info().inlined_sources
-        modules = {source.module for source in sources} | {_module_of(value) for value in identities.values()}
+        _check_definitions(sources, [definition for definition, _ in definitions.values()])
         sources.clear()  # they hold the text of each module once for each function
         code = saving_of_graphs().GraphWithGuards.serialize(compiled).serialized_data
-        modules = {_PACKAGE if module.startswith(f"{_PACKAGE}.") else module for module in filter(_may_change, modules)}
-        return LoadedGraph(function, SavedGraph(code, _pickled(identities), libraries, sorted(modules)))
+        guards = ""  # unknown until the graph is loaded
+        saved = SavedGraph(code, guards, _pickled(identities), _pickled(definitions), libraries)
+        return LoadedGraph(function, saved)
     except Exception as error:  # torch raises errors of many types
+        reason = " ".join(str(error).split())[:300]
         raise RuntimeError(
-            f"save_compiled: expected a graph that torch can save, got {type(error).__name__}: {error}"
+            f"save_compiled: expected a graph that can be saved, got {type(error).__name__}: {reason}"
         ) from error
+
+
+# -- Guards --
+
+
+def _text(guards: Any) -> str:
+    """Returns guards as text that is equal in all processes: without addresses, and without the folders of files in remarks."""
+    text = re.sub(r"(___check_\w+\(.*), \d+\)", r"\1)", str(guards))
+    return re.sub(r"0x[0-9a-f]+", "", re.sub(r"# [^#\n]*/([^/#\n]+:\d+ in )", r"# \1", text))
+
+
+def _condition(line: str) -> str:
+    """Returns the condition in a line of guards, without its kind and without remarks."""
+    return re.sub(r"\s+# .*", "", re.sub(r"^[| +-]*([A-Z_]+: )?", "", line), flags=re.DOTALL).strip()
 
 
 def _is_unsavable(guard: Any) -> bool:
@@ -151,14 +187,33 @@ def _is_unsavable(guard: Any) -> bool:
 
 
 def _is_constant(guard: Any) -> bool:
-    """Returns whether the object of a guard is the same in every process with equal sources: a part of Python, of torch or of a class."""
+    """Returns whether the object of a guard is the same in every process in which the graph may be used."""
     imported = re.match(r"G\['__import_(\w+?)(_dot_|'\])", guard.orig_guard.name)
     if imported:
         return not _may_change(imported[1])
     if re.match(r"G\['_\d+_c\d+'\]", guard.orig_guard.name):  # a name that Dynamo has made, with the address of the object
         return not _may_change(_module_of(guard.value))
-    # A method, which cannot be pickled if a decorator has replaced it.
-    return guard.orig_guard.name.startswith("dict(type(") and not _is_importable(guard.value)
+    # A method. The digest of its class contains it.
+    return guard.orig_guard.name.startswith("dict(type(")
+
+
+# -- Definitions of functions and classes --
+
+
+def _is_definition(value: Any) -> bool:
+    """Returns whether ``value`` is a function, a class or a module."""
+    in_c = isinstance(value, BuiltinFunctionType) and isinstance(value.__self__, (type, ModuleType))
+    return in_c or isinstance(value, (FunctionType, type, ModuleType))
+
+
+def _definitions_of(guard: Any) -> Iterator[Any]:
+    """Returns what a module may define in another way: the value of a guard, if it is a function; or its class and the base classes."""
+    value = guard.value
+    classes = value.__mro__ if isinstance(value, type) else type(value).__mro__
+    functions = [value] if isinstance(value, FunctionType) and not _is_constant(guard) else []
+    for definition in (*classes, *functions):
+        if _may_change(_module_of(definition)):
+            yield _checked_importable(definition)
 
 
 def _module_of(value: Any) -> str:
@@ -167,8 +222,62 @@ def _module_of(value: Any) -> str:
 
 
 def _may_change(module: str) -> bool:
-    """Returns whether the source of a module may change while Python and torch have the same versions."""
-    return module.partition(".")[0] not in (*sys.stdlib_module_names, "torch")
+    """Returns whether a module may differ although Python, torch and this library have the same sources."""
+    return module.partition(".")[0] not in (*sys.stdlib_module_names, "torch", _PACKAGE)
+
+
+def _checked_importable(value: Any) -> Any:
+    """Returns ``value``. Raises ValueError unless it is an object that another process finds by its name."""
+    try:
+        if pickle.loads(_pickled(value)) == value:
+            return value
+    except (pickle.PicklingError, AttributeError, TypeError, ImportError):
+        pass
+    name = getattr(value, "__qualname__", None) or repr(value)
+    raise ValueError(f"expected functions and classes that a module defines under their names, got {_module_of(value)}.{name}")
+
+
+def _definition_digest(value: Any) -> str:
+    """Returns the digest of what a function or a class does: its code, not its place in a file, and not the values of variables."""
+    return _digest(*_parts(value, []))
+
+
+def _parts(value: Any, seen: List[Any]) -> Iterator[Any]:
+    """Returns the parts of the digest of a function, a class, or something that holds functions."""
+    if any(value is other for other in seen):
+        return
+    seen.append(value)
+    if isinstance(value, CodeType):
+        yield from (value.co_code, value.co_names, value.co_varnames, value.co_freevars, value.co_exceptiontable)
+        for constant in value.co_consts:
+            yield from _parts(constant, seen) if isinstance(constant, CodeType) else [repr(constant)]
+    elif isinstance(value, FunctionType):
+        yield from _parts(value.__code__, seen)
+        for cell in value.__closure__ or ():
+            yield from _parts(cell.cell_contents, seen)
+    elif isinstance(value, (staticmethod, classmethod, MethodType)):
+        yield from _parts(value.__func__, seen)
+    elif isinstance(value, property):
+        yield from (part for function in (value.fget, value.fset) for part in _parts(function, seen))
+    elif isinstance(value, type) and _may_change(value.__module__):
+        for name, attribute in sorted(vars(value).items()):
+            yield name
+            yield from _parts(attribute, seen)
+
+
+def _check_definitions(sources: Any, definitions: Sequence[Any]) -> None:
+    """Raises ValueError unless ``definitions`` contain each function that was compiled, except those of torch, Python and this library."""
+    lines: Set[Tuple[str, int]] = set()
+    for definition in definitions:
+        parts: List[Any] = []
+        list(_parts(definition, parts))
+        lines |= {(definition.__module__, part.co_firstlineno) for part in parts if isinstance(part, CodeType)}
+    for source in sources:
+        if _may_change(source.module) and (source.module, source.firstlineno) not in lines:
+            place = f"line {source.firstlineno} of {source.module}"
+            raise ValueError(
+                f"expected functions of classes and modules, got the one in {place}, which is reached in another way"
+            )
 
 
 class _Pickler(pickle.Pickler):
@@ -182,16 +291,6 @@ def _pickled(value: Any) -> bytes:
     buffer = io.BytesIO()
     _Pickler(buffer).dump(value)
     return buffer.getvalue()
-
-
-def _is_importable(value: Any) -> bool:
-    """Returns whether ``value`` is a function, class or module that another process finds by its name."""
-    if not (inspect.isroutine(value) or isinstance(value, (type, ModuleType))):
-        return False
-    try:
-        return bool(pickle.loads(_pickled(value)) == value)
-    except (pickle.PicklingError, AttributeError, TypeError, ImportError):
-        return False
 
 
 # -- Machine code --
@@ -259,20 +358,24 @@ def _given_libraries(libraries: Dict[str, bytes]) -> Iterator[None]:
 # -- Files --
 
 
-def write_graphs(path: AnyPath, graphs: Dict[str, List[SavedGraph]]) -> None:
-    """Writes graphs, by the names of their functions, to a file."""
-    modules = {_PACKAGE, *(module for saved in graphs.values() for graph in saved for module in graph.modules)}
-    about = {
-        "format": _FORMAT,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "features": sorted(_processor_features()),
-        "sources": {module: _source_digest(module) for module in sorted(modules)},
-    }
-    with atomic_file(as_path("path", path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
+def write_graphs(path: AnyPath, graphs: Callable[[], Dict[str, List[SavedGraph]]]) -> None:
+    """Writes graphs to a file.
+
+    Args:
+        path: the file.
+        graphs: returns the graphs by the names of their functions. It is called when the file can be written.
+
+    Raises:
+        TypeError: ``path`` is not a path.
+        OSError: the file cannot be written.
+    """
+    path = as_path("path", path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a file, got the folder {path}")
+    about = {**_this_process(), "features": sorted(_processor_features())}
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("about.json", json.dumps(about, indent=1))
-        file.writestr("graphs.pickle", pickle.dumps(graphs))
+        file.writestr("graphs.pickle", pickle.dumps(graphs()))
 
 
 def read_graphs(path: AnyPath) -> Dict[str, List[SavedGraph]]:
@@ -297,11 +400,7 @@ def _check_about(about: Any) -> None:
     """Raises ValueError unless code with the description ``about`` may run in this process."""
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise ValueError(f"path: expected compiled code in format {_FORMAT}, got another format; save it again")
-    for name, here in (
-        ("torch", str(torch.__version__)),
-        ("python", platform.python_version()),
-        ("machine", platform.machine()),
-    ):
+    for name, here in _this_process().items():
         if about[name] != here:
             raise ValueError(f"path: expected compiled code for {name} {here}, got code for {about[name]}; save it again")
     missing = sorted(set(about["features"]) - _processor_features())
@@ -309,11 +408,24 @@ def _check_about(about: Any) -> None:
         raise ValueError(
             f"path: expected compiled code for this processor, got code for one with {', '.join(missing)}; save it again"
         )
-    for module, digest in about["sources"].items():
-        if _source_digest(module) != digest:
-            raise ValueError(
-                f"path: expected compiled code of the module {module} as it is, got code of another source; save it again"
-            )
+
+
+def _this_process() -> Dict[str, Any]:
+    """Returns what must be equal in the process that saves code and in the one that loads it."""
+    return {
+        "format": _FORMAT,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        _PACKAGE: source_digest(),
+    }
+
+
+@functools.cache
+def source_digest() -> str:
+    """Returns the digest of the source of this library. Called before code is compiled, because a newer version may be installed later."""
+    root = Path(__file__).parents[1]
+    return _digest(*(f"{path.relative_to(root)}\0{path.read_text()}" for path in sorted(root.rglob("*.py"))))
 
 
 def _processor_features() -> Set[str]:
@@ -324,18 +436,3 @@ def _processor_features() -> Set[str]:
         capabilities: Dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return {name for name, value in capabilities.items() if value is True}
     return {name for line in lines if line.startswith(("flags", "Features")) for name in line.partition(":")[2].split()}
-
-
-def _source_digest(module: str) -> str:
-    """Returns the digest of the source of a module; of this library, that of all its modules.
-
-    Raises:
-        ValueError: the module cannot be imported, or has no source.
-    """
-    if module == _PACKAGE:
-        root = Path(__file__).parents[1]
-        return _digest(*(f"{path.relative_to(root)}\0{path.read_text()}" for path in sorted(root.rglob("*.py"))))
-    try:
-        return _digest(inspect.getsource(importlib.import_module(module)))
-    except (ImportError, OSError, TypeError) as error:
-        raise ValueError(f"compiled code: expected the module {module} with its source, got {error}") from None

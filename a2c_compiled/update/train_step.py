@@ -415,10 +415,9 @@ class TrainStep(CoefficientModule):
             OSError: the file cannot be written.
         """
         functions = self._compiled_functions()
-        graphs = {name: function.saved_graphs(self) for name, function in functions.items()}
-        if not any(graphs.values()):
+        if not any(function.has_graphs for function in functions.values()):
             raise ValueError("save_compiled: expected a call that has compiled code before, got none")
-        write_graphs(path, graphs)
+        write_graphs(path, lambda: {name: function.saved_graphs(self) for name, function in functions.items()})
 
     def load_compiled(self, path: AnyPath) -> None:
         """Loads the file that :meth:`save_compiled` has written. A call that fits its code does not compile.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from loss_cases import assert_same, compile_backend, graphs_compiled, make_loss, make_networks, make_rollout
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch_step import LR, OPTIMIZERS, TorchStep, parameters_of
 
 from a2c_compiled import A2CLosses, estimators
@@ -433,6 +434,13 @@ def set_on(path, value):
     return change
 
 
+GLOBAL_HOOKS = []  # to be removed after the test
+
+
+def doubled_output(module, inputs, output):
+    return 2 * output if isinstance(module, Adjustable) else None
+
+
 CHANGES = {
     "nothing": lambda step: None,
     "dtype": double,
@@ -452,9 +460,8 @@ CHANGES = {
     "coefficient": set_on("loss.value_estimator.gamma", 0.5),
     "estimator": set_on("loss.value_estimator", estimators.TDLambdaEstimator(0.9, 0.8)),
     "numerics": lambda step: torch.set_float32_matmul_precision("medium"),
-    "added hook": lambda step: (
-        step.loss.actor_network.register_forward_hook(lambda module, inputs, output: 2 * output) and None
-    ),
+    "added hook": lambda step: step.loss.actor_network.register_forward_hook(doubled_output) and None,
+    "added hook of all modules": lambda step: GLOBAL_HOOKS.append(register_module_forward_hook(doubled_output)),
     "grad mode": lambda step: torch.set_grad_enabled(False) and None,
     "threads": lambda step: torch.set_num_threads(2),
 }
@@ -465,6 +472,8 @@ def restored(monkeypatch):
     monkeypatch.setitem(globals(), "GLOBAL_FACTOR", 1.0)
     before = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_float32_matmul_precision()
     yield
+    while GLOBAL_HOOKS:
+        GLOBAL_HOOKS.pop().remove()
     for restore, value in zip(
         (torch.set_grad_enabled, torch.set_num_threads, torch.set_float32_matmul_precision), before, strict=True
     ):
