@@ -260,9 +260,9 @@ def _parts(value: Any, seen: List[Any]) -> Iterator[Any]:
     elif isinstance(value, property):
         yield from (part for function in (value.fget, value.fset) for part in _parts(function, seen))
     elif isinstance(value, type) and _may_change(value.__module__):
-        for name, attribute in sorted(vars(value).items()):
-            yield name
-            yield from _parts(attribute, seen)
+        for name in sorted(vars(value)):  # those without functions are left out: pickle adds one to a class
+            parts = list(_parts(vars(value)[name], seen))
+            yield from [name, *parts] if parts else []
 
 
 def _check_definitions(sources: Any, definitions: Sequence[Any]) -> None:

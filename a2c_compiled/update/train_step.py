@@ -410,7 +410,7 @@ class TrainStep(CoefficientModule):
             TypeError: ``path`` is not a path.
             ValueError: the training step is in eager mode, has parameters on another device than the CPU, has a process group, or has
                 compiled nothing yet.
-            RuntimeError: torch cannot save the code, for example because a network's class is defined inside a function; or this
+            RuntimeError: the code cannot be saved, for example because a network's class is defined inside a function; or this
                 version of torch cannot save any.
             OSError: the file cannot be written.
         """
@@ -437,9 +437,10 @@ class TrainStep(CoefficientModule):
         Raises:
             TypeError: ``path`` is not a path.
             ValueError: the training step is in eager mode, has parameters on another device than the CPU, or has a process group;
-                or the file is not of this kind, or was written with another version of torch or Python, for a processor with features
-                that this one lacks, or with other source code of this library or of a module with a network's class.
-            RuntimeError: this version of torch cannot load compiled code, or cannot load this machine code.
+                or the file is not of this kind, or was written with another version of torch, Python or this library, or for a processor
+                with features that this one lacks; or a class or function that the networks use has other code, or a global variable that
+                they read has another value.
+            RuntimeError: this process cannot load the code, or this version of torch cannot load any.
             OSError: the file cannot be read.
         """
         functions = self._compiled_functions()
