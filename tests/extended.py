@@ -360,7 +360,6 @@ EXTENDED = {
         "test_train_step.py::test_a_traced_step_notices_what_changes_between_two_calls[loaded-added hook of*",
         "test_saved_code.py::test_code_is_saved_in_evaluation_mode_and_for_doubles",
         "test_saved_code.py::test_code_is_not_used_if_the_module_changes_after_it_is_loaded[an *",
-        "test_saved_code.py::test_code_is_not_used_if_the_module_changes_after_it_is_loaded[a default*",
         "test_saved_code.py::test_code_is_not_used_for_a_network_with_another_function[scaled]",
     ),
     "update: inductor compiles one training step; others are traced": (

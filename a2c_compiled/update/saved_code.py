@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 from unittest import mock
 
@@ -238,7 +238,7 @@ def _checked_importable(value: Any) -> Any:
 
 
 def _definition_digest(value: Any) -> str:
-    """Returns the digest of what a function or a class does: its code, not its place in a file, and not the values of variables."""
+    """Returns the digest of what a function or a class does: code and default values. The place in a file and other values do not count."""
     return _digest(*_parts(value, []))
 
 
@@ -250,9 +250,13 @@ def _parts(value: Any, seen: List[Any]) -> Iterator[Any]:
     if isinstance(value, CodeType):
         yield from (value.co_code, value.co_names, value.co_varnames, value.co_freevars, value.co_exceptiontable)
         for constant in value.co_consts:
-            yield from _parts(constant, seen) if isinstance(constant, CodeType) else [repr(constant)]
+            # The order of a set differs between processes.
+            entries = sorted(map(repr, constant)) if isinstance(constant, frozenset) else [repr(constant)]
+            yield from _parts(constant, seen) if isinstance(constant, CodeType) else entries
     elif isinstance(value, FunctionType):
         yield from _parts(value.__code__, seen)
+        for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+            yield repr(default) if isinstance(default, (bool, int, float, str, NoneType)) else type(default)
         for cell in value.__closure__ or ():
             yield from _parts(cell.cell_contents, seen)
     elif isinstance(value, (staticmethod, classmethod, MethodType)):

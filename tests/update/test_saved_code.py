@@ -1,5 +1,6 @@
 """Files of compiled code: another process does not compile, gets the same results, and is refused what does not fit it."""
 
+import contextlib
 import copy
 import importlib
 import json
@@ -196,12 +197,7 @@ CODE_FOR = "path: expected compiled code for {}, got code for {}; save it again"
 CHANGES = {
     "a function": ("scaled", lambda networks: networks.doubled, AS_IT_IS.format("scaled"), f"{PLACE}scaled is the same object"),
     "the code of a function": ("scaled.__code__", lambda networks: networks.doubled.__code__, AS_IT_IS.format("scaled"), None),
-    "a default value": (
-        "shifted.__defaults__",
-        lambda networks: (0.75,),
-        CODE_FOR.format(rf"{PLACE}shifted.__defaults__\[0\] == 0.75", rf"{PLACE}shifted.__defaults__\[0\] == 0.5"),
-        rf"{PLACE}shifted.__defaults__\[0\] == 0.5",
-    ),
+    "a default value": ("shifted.__defaults__", lambda networks: (0.75,), AS_IT_IS.format("shifted"), None),
     "a number": (
         "SCALE",
         lambda networks: 3.0,
@@ -219,12 +215,6 @@ CHANGES = {
         lambda networks: networks.F.relu,
         None,
         f"{PLACE}ACTIVATION is the same object",
-    ),
-    "a variable with a builtin": (
-        "LARGEST",
-        lambda networks: min,
-        None,
-        f"(.*{PLACE}LARGEST, .*builtin.*|{PLACE}LARGEST is the same object)",
     ),
     "an attribute of a class": (
         "Network.gain",
@@ -273,7 +263,7 @@ def test_code_is_not_used_if_the_module_has_changed_before_it_is_loaded(name, ne
             step.load_compiled(code_of_a_user)
 
 
-# torch takes the methods of a class and the code of a function for constant, also without a file.
+# torch takes the methods of a class, the code of a function and, in some versions, its default values for constant, also without a file.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (*_, reason) in CHANGES.items() if reason is not None])
 def test_code_is_not_used_if_the_module_changes_after_it_is_loaded(name, networks, code_of_a_user, monkeypatch):
@@ -281,6 +271,22 @@ def test_code_is_not_used_if_the_module_changes_after_it_is_loaded(name, network
     step.load_compiled(code_of_a_user)
     _, reason = change(networks, monkeypatch, name)
     assert_compiles(step, eager, reason)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a2c_compiled. no loaded code fits:RuntimeWarning")
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_code_is_not_used_for_another_builtin(is_loaded, networks, code_of_a_user, monkeypatch):
+    step, eager = step_of(networks), step_of(networks, compile=False)
+    if is_loaded:
+        step.load_compiled(code_of_a_user)
+    monkeypatch.setattr(networks, "LARGEST", min)
+    if not is_loaded:
+        with contextlib.suppress(ValueError):  # refused in some versions of torch
+            step.load_compiled(code_of_a_user)
+    with compile_backend():
+        assert_same(step(make_rollout()), eager(make_rollout()), 1e-5)
+        assert graphs_compiled() == 1
 
 
 @pytest.mark.slow
