@@ -540,6 +540,20 @@ def _sources_of_defaults_are_picklable() -> ContextManager[Any]:
     return mock.patch.object(source, "__reduce__", lambda self: (source, (self.base, self.idx_key, self.is_kw)))
 
 
+def compile_without_call(compiled_function: Any, arguments: Sequence[Any]) -> Any:
+    """Compiles the result of ``torch.compile`` for ``arguments``. Returns a ``GraphWithGuards``, see :func:`saving_of_graphs`.
+
+    Name: ``torch._dynamo.exc.TensorifyScalarRestartAnalysis``. torch raises it when it has found out which numbers must be constants, and
+    starts again if it compiles for a call, but not here. Without it: the error is passed on.
+    """
+    restart = _lookup("torch._dynamo.exc.TensorifyScalarRestartAnalysis")
+    restarts = () if restart is None else (restart,)
+    try:
+        return compiled_function.aot_compile((tuple(arguments), {}))
+    except restarts:
+        return compiled_function.aot_compile((tuple(arguments), {}))
+
+
 def guards_of(graph: Any) -> Any:
     """Returns torch's guard manager of a ``GraphWithGuards``, see :func:`saving_of_graphs`.
 

@@ -26,6 +26,7 @@ import torch
 from a2c_compiled._files import AnyPath, as_path, atomic_file
 from a2c_compiled._torch_internals import (
     CompiledGraph,
+    compile_without_call,
     guards_of,
     load_library,
     needed_guards,
@@ -94,10 +95,16 @@ class LoadedGraph(CompiledGraph):
         return bool(self.guards.root.check(variables)) and not self._changed_object(variables)
 
     def refusal(self, arguments: Sequence[Any]) -> str:
-        """Returns the first condition that ``arguments`` do not meet, as torch writes it. Empty if the graph accepts them."""
+        """Returns the first condition that ``arguments`` do not meet, as torch writes it. Empty if the graph accepts them.
+
+        Torch checks all conditions on sizes and strides together.
+        """
         variables = self._variables(arguments)
         checked = self.guards.root.check_verbose(variables)
-        return self._changed_object(variables) if checked.result else _condition(checked.verbose_code_parts[0])
+        if checked.result:
+            return self._changed_object(variables)
+        conditions = checked.verbose_code_parts
+        return _condition(conditions[0]) if len(conditions) == 1 else "conditions on sizes and strides"
 
     def _changed_object(self, variables: Dict[str, Any]) -> str:
         """Returns the first expression that is not the object that it was. Empty if there is none."""
@@ -149,7 +156,7 @@ def saved_graph(
 
     try:
         with saving_settings(), _recorded_libraries(libraries):
-            compiled = compile_with(function, guards_that_torch_saves, backend_that_saves).aot_compile((tuple(arguments), {}))
+            compiled = compile_without_call(compile_with(function, guards_that_torch_saves, backend_that_saves), arguments)
         sources = compiled.source_info().inlined_sources
         _check_definitions(sources, [definition for definition, _ in definitions.values()])
         sources.clear()  # they hold the text of each module once for each function

@@ -410,6 +410,7 @@ class TrainStep(CoefficientModule):
             TypeError: ``path`` is not a path.
             ValueError: the training step is in eager mode, has parameters on another device than the CPU, has a process group, or has
                 compiled nothing yet.
+            IsADirectoryError: ``path`` is a folder.
             RuntimeError: the code cannot be saved, for example because a network's class is defined inside a function; or this
                 version of torch cannot save any.
             OSError: the file cannot be written.

@@ -110,6 +110,18 @@ def test_code_is_saved_in_evaluation_mode_and_for_doubles(tmp_path):
         assert graphs_compiled() == 0
 
 
+@pytest.mark.slow
+def test_code_for_numbers_that_may_change_is_saved(tmp_path):
+    path, rollout, step = tmp_path / "step.code", make_rollout(), make_step(dynamic=True)
+    step(rollout)
+    step.save_compiled(path)
+    loaded, eager = make_step(dynamic=True), make_step(compile=False)
+    loaded.load_compiled(path)
+    with compile_backend():
+        assert_same(loaded(rollout), eager(rollout), 1e-5)
+        assert graphs_compiled() == 0
+
+
 # Code of users
 
 
