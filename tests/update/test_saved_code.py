@@ -39,8 +39,14 @@ def calls(step):
     return {**found, **parameters_of(step.loss)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_earlier_shapes():
+    """torch remembers shapes and numbers of earlier tests, and may compile for all of them what is then different."""
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="module")
-def step():
+def step(without_earlier_shapes):
     """A compiled training step that was called."""
     step = make_step()
     calls(step)

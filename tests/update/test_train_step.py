@@ -492,6 +492,7 @@ def code(request, tmp_path_factory):
     """The file of the compiled code of an adjustable training step. None if it is to be compiled."""
     if request.param == "compiled":
         return None
+    torch._dynamo.reset()  # torch remembers shapes and numbers of earlier tests
     path = tmp_path_factory.mktemp("code") / "step.code"
     step, _, (rollout,) = adjustable_steps(1)
     step(rollout)
