@@ -97,7 +97,7 @@ def test_a_loaded_step_saves_its_code_again_and_compiles_other_shapes(path, tmp_
         step.save_compiled(again)
         assert saved_code.read_graphs(again) == saved_code.read_graphs(path)
         column = make_rollout((1, 1))  # T = 1 and N = 1 are compiled apart
-        with pytest.warns(RuntimeWarning, match=f"{COMPILES}tensor .* expected 5, actual 1"):
+        with pytest.warns(RuntimeWarning, match=f"{COMPILES}(tensor .* expected 5, actual 1|conditions on sizes and strides)"):
             assert_same(step(column), eager(column), 1e-5)
         assert graphs_compiled() == 1
 
