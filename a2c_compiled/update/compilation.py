@@ -120,10 +120,11 @@ class CompiledFunction:
             return torch.compile(copy, dynamic=dynamic, fullgraph=True, backend=backend, options=own)
 
         self._compile = compile_copy
-        by_sizes = rollout_dims is not None and dynamic is None
-        self._copies = [_copy(function) for _ in range(2 if by_sizes else 1)]
+        self._variable: Optional[Callable[[Tensor], Tensor]] = None
+        if rollout_dims is not None and dynamic is None:
+            self._variable = functools.partial(with_variable_sizes, dims=rollout_dims)
+        self._copies = [_copy(function) for _ in range(1 if self._variable is None else 2)]
         self._runs = [compile_copy(copy, needed_guards, self._backend) for copy in self._copies]
-        self._variable = functools.partial(with_variable_sizes, dims=rollout_dims or ()) if by_sizes else None
         self._first_sizes: Optional[torch.Size] = None
         self._tracing = tracing_settings()  # created once, because creating it takes longer than entering it
         self._graphs: List[CompiledGraph] = []

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import pickle
 import platform
@@ -18,7 +19,7 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tuple
 from unittest import mock
 
 import torch
@@ -84,7 +85,8 @@ class LoadedGraph(CompiledGraph):
             for expression, value in pickle.loads(saved.identities).items()
         ]
         guards = _text(self.guards)
-        for here, there in zip(guards.splitlines(), saved.guards.splitlines(), strict=False):
+        saved_guards = saved.guards or guards  # none are known where the graph was just compiled
+        for here, there in itertools.zip_longest(guards.splitlines(), saved_guards.splitlines(), fillvalue="fewer conditions"):
             if here != there:
                 raise ValueError(
                     f"path: expected compiled code for {_condition(here)}, got code for {_condition(there)}; save it again"
@@ -135,7 +137,7 @@ def saved_graph(
         RuntimeError: the graph depends on something that a file cannot hold, such as a function that is defined inside another one.
     """
     identities: Dict[str, Any] = {}
-    definitions: Dict[str, Tuple[Any, str]] = {}
+    definitions: Dict[str, Any] = {}
     libraries: Dict[str, bytes] = {}
 
     def guards_that_torch_saves(guards: Sequence[Any]) -> List[bool]:
@@ -148,7 +150,8 @@ def saved_graph(
                     identities[guard.orig_guard.name] = _checked_importable(guard.value)
                 for definition in _definitions_of(guard):
                     name = f"{definition.__module__}.{definition.__qualname__}"
-                    definitions[name] = definition, _definition_digest(definition)
+                    if name not in definitions:
+                        definitions[name] = _checked_importable(definition)
         return kept
 
     def backend_that_saves(graph: Any, inputs: Sequence[Any]) -> Any:
@@ -158,12 +161,12 @@ def saved_graph(
         with saving_settings(), _recorded_libraries(libraries):
             compiled = compile_without_call(compile_with(function, guards_that_torch_saves, backend_that_saves), arguments)
         sources = compiled.source_info().inlined_sources
-        _check_definitions(sources, [definition for definition, _ in definitions.values()])
+        _check_definitions(sources, definitions.values())
         sources.clear()  # they hold the text of each module once for each function
         code = saving_of_graphs().GraphWithGuards.serialize(compiled).serialized_data
+        digests = {name: (definition, _definition_digest(definition)) for name, definition in definitions.items()}
         guards = ""  # unknown until the graph is loaded
-        saved = SavedGraph(code, guards, _pickled(identities), _pickled(definitions), libraries)
-        return LoadedGraph(function, saved)
+        return LoadedGraph(function, SavedGraph(code, guards, _pickled(identities), _pickled(digests), libraries))
     except Exception as error:  # torch raises errors of many types
         reason = " ".join(str(error).split())[:300]
         raise RuntimeError(
@@ -220,7 +223,7 @@ def _definitions_of(guard: Any) -> Iterator[Any]:
     functions = [value] if isinstance(value, FunctionType) and not _is_constant(guard) else []
     for definition in (*classes, *functions):
         if _may_change(_module_of(definition)):
-            yield _checked_importable(definition)
+            yield definition
 
 
 def _module_of(value: Any) -> str:
@@ -276,7 +279,7 @@ def _parts(value: Any, seen: List[Any]) -> Iterator[Any]:
             yield from [name, *parts] if parts else []
 
 
-def _check_definitions(sources: Any, definitions: Sequence[Any]) -> None:
+def _check_definitions(sources: Any, definitions: Iterable[Any]) -> None:
     """Raises ValueError unless ``definitions`` contain each function that was compiled, except those of torch, Python and this library."""
     lines: Set[Tuple[str, int]] = set()
     for definition in definitions:

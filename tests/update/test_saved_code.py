@@ -409,6 +409,17 @@ def test_code_that_does_not_load_is_refused(path, tmp_path):
         make_step().load_compiled(tmp_path / "step.code")
 
 
+@pytest.mark.slow
+def test_code_with_fewer_conditions_is_refused(path, tmp_path):
+    graphs = saved_code.read_graphs(path)["_run"]
+    fewer = [graph._replace(guards=graph.guards.rstrip().rpartition("\n")[0]) for graph in graphs]
+    saved_code.write_graphs(tmp_path / "step.code", lambda: {"_run": fewer})
+    with pytest.raises(
+        ValueError, match=r"^path: expected compiled code for .*, got code for fewer conditions; save it again$"
+    ):
+        make_step().load_compiled(tmp_path / "step.code")
+
+
 @pytest.mark.parametrize("method", ["save_compiled", "load_compiled"])
 def test_a_step_without_compiled_code_is_refused(method, tmp_path):
     with pytest.raises(ValueError, match=r"^compile: expected True for compiled code in files, got False$"):
